@@ -1,0 +1,66 @@
+"""Find, name, fix and watch the systematic failures of a deployed image classifier.
+
+>>> from defuse import Client
+>>> with Client() as client:  # doctest: +SKIP
+...     run = client.wait_for_run("first")
+...     print(client.regions("first")[0])
+"""
+
+from defuse.client import Client
+from defuse.errors import (
+    AlreadyExists,
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    DefuseError,
+    Internal,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    StoreFull,
+    Unavailable,
+)
+from defuse.values import (
+    Annotation,
+    Correction,
+    Dataset,
+    Estimate,
+    Model,
+    Preprocessing,
+    Region,
+    RegionChange,
+    RegionPictures,
+    Release,
+    Run,
+    SearchCounts,
+)
+from defuse.version import VERSION
+
+__version__ = VERSION
+__all__ = [
+    "VERSION",
+    "AlreadyExists",
+    "Annotation",
+    "Cancelled",
+    "Client",
+    "Conflict",
+    "Correction",
+    "Dataset",
+    "DeadlineExceeded",
+    "DefuseError",
+    "Estimate",
+    "Internal",
+    "InvalidInput",
+    "Model",
+    "NotFound",
+    "NotReady",
+    "Preprocessing",
+    "Region",
+    "RegionChange",
+    "RegionPictures",
+    "Release",
+    "Run",
+    "SearchCounts",
+    "StoreFull",
+    "Unavailable",
+]

@@ -1,0 +1,81 @@
+"""The commands, put together, and what happens when one of them fails."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from defuse.cli import corrections, models, regions, runs
+from defuse.cli.output import complain
+from defuse.errors import DefuseError
+from defuse.version import VERSION
+
+app = typer.Typer(
+    name="defuse",
+    help="Find, name, fix and watch the systematic failures of a deployed image classifier.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(models.app, name="models")
+app.add_typer(runs.app, name="runs")
+app.add_typer(regions.app, name="regions")
+app.command()(regions.annotate)
+app.command()(corrections.correct)
+app.command()(corrections.release)
+app.command()(corrections.rollback)
+app.command()(runs.report)
+
+
+def main() -> None:
+    """Run the command line; a refusal is one line on standard error and status 1."""
+    try:
+        app()
+    except DefuseError as error:
+        complain(error)
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def up() -> None:
+    """Start Redis, Triton and the services on this machine; ctrl-C stops them."""
+    _become("services", [])
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Argument(help="Class folders or an .npz; by default 5,000 MNIST digits.")
+    ] = None,
+    report: Annotated[Path, typer.Option(help="Directory of the report.")] = Path("demo-report"),
+) -> None:
+    """Run the main job once on real images and real servers."""
+    _become("services.demo", [*([str(data)] if data else []), "--report", str(report)])
+
+
+def _become(module: str, arguments: list[str]) -> NoReturn:
+    """Run a module of the services in place of this process; say so where they are not installed."""
+    import os
+
+    if find_spec("services") is None:
+        typer.echo(
+            "defuse: this command runs the services, which are not installed here; install them from the checkout "
+            "(pip install -e '.[stack,demo]') or use `docker compose up`",
+            err=True,
+        )
+        raise typer.Exit(1)
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606  # the same program, other module

@@ -1,0 +1,96 @@
+"""`defuse regions` and `defuse annotate`: what was found, and what people say it is."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from defuse.cli.output import JsonOption, console, print_json, print_table, record
+from defuse.cli.runs import RunArgument
+from defuse.client import Client
+from defuse.errors import InvalidInput
+from defuse.pictures import contact_sheet
+from defuse.values import Region
+
+app = typer.Typer(help="Misclassification regions of a run.", no_args_is_help=True)
+RegionArgument = Annotated[str, typer.Argument(metavar="REGION", help="Id of the region, for instance r1.")]
+
+
+@app.command(name="list")
+def list_(run: RunArgument, as_json: JsonOption = False) -> None:
+    """List the regions of a run by weight, the largest first."""
+    with Client() as client:
+        regions = client.regions(run)
+    _print(regions, as_json=as_json)
+
+
+@app.command()
+def show(
+    run: RunArgument,
+    region: RegionArgument,
+    out: Annotated[Path | None, typer.Option(help="File of the contact sheet; by default RUN-REGION.png here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a region, and write a contact sheet of its pictures."""
+    with Client() as client:
+        pictures = client.region(run, region)
+    sheet = out or Path(f"{run}-{region}.png")
+    contact_sheet(pictures).save(sheet)
+    if as_json:
+        print_json({**record(pictures.region), "contact_sheet": str(sheet)})
+    else:
+        _print([pictures.region], as_json=False)
+        console.print(f"suggested: {pictures.region.suggested_label} ({pictures.region.suggestion_reason})")
+        console.print(f"contact sheet: {sheet.resolve()}", soft_wrap=True)
+
+
+def annotate(
+    run: RunArgument,
+    region: Annotated[str | None, typer.Argument(metavar="REGION", help="Id of the region, for instance r1.")] = None,
+    label: Annotated[str | None, typer.Option(help="Class that every image of the region shows.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="invalid, mixed or unsure, instead of a label.")] = None,
+    suggested: Annotated[bool, typer.Option("--suggested", help="Accept the suggested labels.")] = False,
+    annotator: Annotated[str | None, typer.Option(help="Who says so; by default the user's name.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a region shows; with --suggested and no region, accept every suggestion that has no verdict yet."""
+    if sum(bool(choice) for choice in (label, verdict, suggested)) != 1:
+        raise InvalidInput("give one of --label, --verdict and --suggested")
+    if region is None and not suggested:
+        raise InvalidInput("name the region, or accept every suggestion with --suggested")
+    with Client() as client:
+        if suggested:
+            wanted = _to_suggest(client, run, region)
+            done = [client.annotate(run, r.id, label=r.suggested_label, annotator=annotator) for r in wanted]
+        else:
+            done = [
+                client.annotate(run, str(region), label=label or "", verdict=verdict or "label", annotator=annotator)
+            ]
+    _print(done, as_json=as_json)
+
+
+def _to_suggest(client: Client, run: str, region: str | None) -> list[Region]:
+    if region is not None:
+        return [client.region(run, region).region]
+    return [found for found in client.regions(run) if found.annotation is None]
+
+
+def _print(regions: list[Region], *, as_json: bool) -> None:
+    if as_json:
+        print_json([{**record(region), "region": region.id} for region in regions])
+        return
+    rows = [
+        (
+            region.id,
+            f"{region.weight:.3f}",
+            region.size,
+            region.true_label,
+            region.predicted_label,
+            region.error_rate,
+            region.annotation.label if region.annotation and region.annotation.label else region.suggested_label,
+            region.state,
+        )
+        for region in regions
+    ]
+    columns = ("region", "weight", "size", "true", "predicted", "error rate", "label or suggestion", "state")
+    print_table(columns, rows, caption="by weight, the largest first")

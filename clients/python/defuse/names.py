@@ -1,0 +1,61 @@
+"""Resource names: `models/{model}`, `runs/{run}/regions/{region}` and so on, in one place for both sides of the wire."""
+
+import re
+
+from defuse.errors import InvalidInput
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def check_id(kind: str, value: str) -> str:
+    """Return the id, or raise InvalidInput that names it."""
+    if not _ID.fullmatch(value):
+        raise InvalidInput(
+            f"{kind} id {value!r} is not valid: use 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit",
+            reason="INVALID_ID",
+        )
+    return value
+
+
+def model(model_id: str) -> str:
+    return f"models/{check_id('model', model_id)}"
+
+
+def model_version(model_name: str, version: int) -> str:
+    return f"{model_name}/versions/{version}"
+
+
+def dataset(dataset_id: str) -> str:
+    return f"datasets/{check_id('dataset', dataset_id)}"
+
+
+def run(run_id: str) -> str:
+    return f"runs/{check_id('run', run_id)}"
+
+
+def region(run_id: str, region_id: str) -> str:
+    return f"{run(run_id)}/regions/{check_id('region', region_id)}"
+
+
+def correction(run_id: str, correction_id: str) -> str:
+    return f"{run(run_id)}/corrections/{check_id('correction', correction_id)}"
+
+
+def last(name: str) -> str:
+    """Return the id at the end of a resource name."""
+    return name.rsplit("/", 1)[-1]
+
+
+def parent(name: str) -> str:
+    """Return the resource that a nested resource belongs to: `runs/a` of `runs/a/regions/r1`; nothing of `runs/a`."""
+    return "/".join(name.split("/")[:-2])
+
+
+def check(name: str, pattern: str) -> str:
+    """Return a resource name that has the shape of `pattern`, for instance `runs/*`; raise InvalidInput otherwise."""
+    parts, wanted = name.split("/"), pattern.split("/")
+    if len(parts) != len(wanted) or any(w not in {"*", p} for p, w in zip(parts, wanted, strict=True)):
+        raise InvalidInput(f"{name!r} is not a resource name of the form {pattern!r}", reason="INVALID_NAME")
+    for collection, part in zip(parts[::2], parts[1::2], strict=True):
+        check_id(collection.rstrip("s"), part)
+    return name

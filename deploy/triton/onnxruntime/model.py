@@ -1,0 +1,71 @@
+"""A Triton backend named `onnxruntime`, in Python: serves the same repository entries as NVIDIA's C++ backend.
+
+Runs inside the wheel's Triton, in an environment of its own. Each instance opens `<version>/model.onnx` and answers all
+requests of a batch with one run of the graph.
+"""
+
+import json
+import os
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """One instance of one version of a model."""
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._inputs = [entry["name"] for entry in config["input"]]
+        self._outputs = [entry["name"] for entry in config["output"]]
+        self._batches = int(config.get("max_batch_size", 0)) > 0
+        self._warm_up(config["input"])
+
+    def execute(self, requests):
+        try:
+            return self._answer(requests)
+        except Exception as error:  # whatever a request provokes is the answer to it
+            failure = pb_utils.TritonError(str(error))
+            return [pb_utils.InferenceResponse(error=failure) for _ in requests]
+
+    def _answer(self, requests):
+        if not self._batches:
+            return [self._respond(self._run(self._feed([request]))) for request in requests]
+        sizes = [self._array(request, self._inputs[0]).shape[0] for request in requests]
+        outputs = self._run(self._feed(requests))
+        cuts = np.cumsum(sizes)[:-1]
+        parts = zip(*(np.split(output, cuts) for output in outputs))
+        return [self._respond(part) for part in parts]
+
+    def _feed(self, requests):
+        return {
+            name: np.concatenate([self._array(request, name) for request in requests]) for name in self._inputs
+        }
+
+    def _run(self, feed):
+        return self._session.run(self._outputs, feed)
+
+    def _respond(self, outputs):
+        tensors = [pb_utils.Tensor(name, output) for name, output in zip(self._outputs, outputs)]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _warm_up(self, inputs):
+        """Run once, so that the first caller does not wait for it and a graph that cannot run is refused at load."""
+        batch = [1] if self._batches else []
+        self._run(
+            {
+                entry["name"]: np.zeros(
+                    [*batch, *map(int, entry["dims"])], pb_utils.triton_string_to_numpy(entry["data_type"])
+                )
+                for entry in inputs
+            }
+        )
+
+    @staticmethod
+    def _array(request, name):
+        return pb_utils.get_input_tensor_by_name(request, name).as_numpy()

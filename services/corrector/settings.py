@@ -1,0 +1,19 @@
+"""Settings of the corrector."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from services.runtime.settings import Settings
+
+
+class CorrectorSettings(Settings):
+    """What the corrector needs beyond every service's settings."""
+
+    triton_repository: Path = Field(
+        Path("/var/lib/defuse/models"), description="Triton's model repository; the corrector is its one writer."
+    )
+    device: str = Field(
+        "auto", pattern="^(auto|cpu|cuda(:[0-9]+)?)$", description="`cuda` if there is one, else `cpu`."
+    )
+    threads: int = Field(0, ge=0, description="Threads of torch on the CPU; 0 leaves the choice to torch.")

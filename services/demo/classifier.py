@@ -1,0 +1,92 @@
+"""The classifier of the demo: a small convolutional network of the kind that a team deploys."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Array = npt.NDArray[Any]
+_EPOCHS = 12
+_BATCH = 64
+_LEARNING_RATE = 2e-3
+
+
+class Classifier(nn.Module):
+    """Two convolutions and two linear layers; images (n, c, h, w), normalised, to logits (n, k)."""
+
+    def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        height, width, channels = image_shape
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+        )
+        size = 64 * (height // 4) * (width // 4)
+        self.head = nn.Sequential(nn.Linear(size, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.features(images))
+        return logits
+
+
+def statistics(images: Array) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel of images (n, h, w, c) uint8, scaled to [0, 1]."""
+    pixels = images.reshape(-1, images.shape[-1]) / 255  # (n*h*w, c)
+    return pixels.mean(axis=0).tolist(), np.maximum(pixels.std(axis=0), 1e-3).tolist()
+
+
+def train(
+    images: Array, labels: Array, *, classes: int, seed: int, on_epoch: Callable[[int, int, float], None]
+) -> Classifier:
+    """Train on images (n, h, w, c) uint8 with labels (n,); `on_epoch(epoch, epochs, loss)` is told how it goes."""
+    torch.manual_seed(seed)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in statistics(images))
+    inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std  # (n, c, h, w)
+    targets = torch.from_numpy(labels)
+    network = Classifier(images.shape[1:], classes)
+    optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=_EPOCHS)
+    order = torch.Generator().manual_seed(seed)
+    for epoch in range(1, _EPOCHS + 1):
+        for rows in torch.split(torch.randperm(len(targets), generator=order), _BATCH):
+            loss = F.cross_entropy(network(inputs[rows]), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step()
+        annealing.step()
+        on_epoch(epoch, _EPOCHS, float(loss.detach()))
+    return network.eval()
+
+
+def to_onnx(network: Classifier, image_shape: tuple[int, int, int]) -> bytes:
+    """Export the network for images (h, w, c), any batch size; input `images`, output `logits`."""
+    height, width, channels = image_shape
+    example = torch.zeros(2, channels, height, width)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.export calls what torch deprecates
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            opset_version=18,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+
+    return bytes(program.model_proto.SerializeToString())

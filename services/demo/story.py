@@ -1,0 +1,114 @@
+"""The main job as a user would do it, through the public client."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from defuse import Client, Correction, Dataset, Estimate, Model, Preprocessing, Region, Release, Run
+from defuse.report import write_report
+from services.demo import classifier
+from services.demo.data import DemoData
+from services.demo.display import Display
+
+SEED = 0
+_LAMBDA = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the demo shows at its end."""
+
+    run: Run
+    correction: Correction | None
+    release: Release | None
+    report: Path
+
+
+def tell(client: Client, data: DemoData, *, name: str, cache: Path, report: Path, display: Display) -> Outcome:
+    """Train and serve a classifier, find and group its failures, correct it, release it, and report."""
+    model = serve_classifier(client, data, name=name, cache=cache, display=display)
+    dataset = _upload(client, data, display)
+    run = _search(client, model, dataset, name, display)
+    correction, release = None, None
+    if regions := _annotate(client, run, display):
+        correction = _correct(client, run, regions, display)
+        release = client.release(run.id, correction.id)
+        display.say(f"released: callers of {model.id} get version {release.version} now")
+    return Outcome(run=run, correction=correction, release=release, report=write_report(client, run.id, report))
+
+
+def serve_classifier(client: Client, data: DemoData, *, name: str, cache: Path, display: Display) -> Model:
+    """Train the classifier, or take it from the cache, and register it."""
+    train = data.images.splits["train"]
+    file = cache / f"classifier-{_cache_key(data)}.onnx"
+    with display.stage("training a classifier") as stage:
+        if not file.exists():
+            network = classifier.train(
+                train.images,
+                train.labels,
+                classes=len(data.classes),
+                seed=SEED,
+                on_epoch=lambda epoch, epochs, loss: stage(epoch / epochs, f"epoch {epoch}, loss {loss:.3f}"),
+            )
+            partial = file.with_suffix(".partial")
+            partial.write_bytes(classifier.to_onnx(network, train.images.shape[1:]))
+            partial.replace(file)
+        stage(1.0, "cached" if not stage.moved else "trained")
+    mean, std = classifier.statistics(train.images)
+    with display.stage("serving it from Triton"):
+        return client.add_model(name, file, data.classes, Preprocessing(mean=mean, std=std))
+
+
+def _cache_key(data: DemoData) -> str:
+    """Return what the trained classifier depends on: the images, the recipe, and torch."""
+    recipe = Path(classifier.__file__).read_bytes()
+    return hashlib.sha256(recipe + f"{data.digest}:{torch.__version__}".encode()).hexdigest()[:16]
+
+
+def _upload(client: Client, data: DemoData, display: Display) -> Dataset:
+    with display.stage("handing over the images") as stage:
+        return client.add_dataset(
+            data.path, seed=SEED, on_progress=lambda sent, total: stage(sent / total, f"{sent // 1024} KiB")
+        )
+
+
+def _search(client: Client, model: Model, dataset: Dataset, name: str, display: Display) -> Run:
+    client.create_run(name, model=model.id, dataset=dataset.id, seed=SEED)
+    with display.stages() as show:
+        run = client.wait_for_run(name, on_change=lambda run: show(run.state, run.progress, run.note))
+    if run.state != "succeeded":
+        raise RuntimeError(f"run {run.id} {run.state}: {run.error}")
+    display.say(run.note)
+    return run
+
+
+def _annotate(client: Client, run: Run, display: Display) -> list[Region]:
+    """Accept every suggested label, and say so: in earnest a person looks at the pictures."""
+    regions = client.regions(run.id)
+    for region in regions:
+        client.annotate(run.id, region.id, label=region.suggested_label, annotator="demo (suggestion accepted)")
+    display.regions(regions)
+    if regions:
+        display.say("accepted the suggested label of every region (a person would look at each contact sheet)")
+    return regions
+
+
+def _correct(client: Client, run: Run, regions: list[Region], display: Display) -> Correction:
+    started = client.create_correction(run.id, region_weight=_LAMBDA, seed=SEED)
+    with display.stage(f"correcting with {len(regions)} regions, lambda {_LAMBDA}") as stage:
+        correction = client.wait_for_correction(
+            run.id, started.id, on_change=lambda state: stage(state.progress, state.note)
+        )
+    if correction.state != "succeeded":
+        raise RuntimeError(f"correction {correction.id} failed: {correction.error}")
+    return correction
+
+
+def figures(correction: Correction) -> list[tuple[str, Estimate, Estimate]]:
+    """Return the rows of the demo's table: what, before, after."""
+    return [
+        ("test images", correction.test_before, correction.test_after),
+        ("held-out region images", correction.regions_before, correction.regions_after),
+    ]

@@ -1,0 +1,39 @@
+"""`python -m services.distiller`: failures -> mixture -> regions."""
+
+import functools
+
+from defuse.v1 import distiller_service_pb2, distiller_service_pb2_grpc, work_pb2
+
+from services.distiller import worker
+from services.distiller.service import DistillerService
+from services.distiller.settings import DistillerSettings
+from services.runtime.dependencies import Dependencies
+from services.runtime.queue import DISTILL
+from services.runtime.server import Service, serve
+from services.runtime.worker import Stage, Worker
+
+
+def build(settings: DistillerSettings) -> Service:
+    """Wire the distiller."""
+    needs = Dependencies.of(settings)
+    tools = worker.Tools(store=needs.store, inference=needs.inference)
+    stages = {
+        DISTILL: Stage(
+            kind=work_pb2.DistillWork,
+            subject=lambda work: work.run.name,
+            handle=functools.partial(worker.distill, tools),
+        )
+    }
+    return Service(
+        names=[distiller_service_pb2.DESCRIPTOR.services_by_name["DistillerService"].full_name],
+        register=lambda server: distiller_service_pb2_grpc.add_DistillerServiceServicer_to_server(
+            DistillerService(tools), server
+        ),
+        checks=needs.checks,
+        loops=[Worker(needs.queue, stages).run],
+        close=needs.queue.close,
+    )
+
+
+if __name__ == "__main__":
+    serve("distiller", DistillerSettings.load(), build)

@@ -1,0 +1,43 @@
+"""DistillerService: translates and delegates."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import numpy as np
+from defuse import names, tensors
+from defuse.errors import InvalidInput
+from defuse.v1 import distiller_service_pb2 as pb
+from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
+
+from services.distiller.mixture import Array
+from services.distiller.regions import sample
+from services.distiller.worker import Tools, decoder
+from services.runtime import catalog
+from services.runtime.catalog import Catalog
+from services.runtime.inference import as_stored
+
+MAX_SAMPLES = 256
+
+
+class DistillerService(pb_grpc.DistillerServiceServicer):
+    """Fresh images from the regions of a run."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    async def SampleRegion(
+        self, request: pb.SampleRegionRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.SampleRegionResponse:
+        if not 1 <= request.count <= MAX_SAMPLES:
+            raise InvalidInput(f"count is {request.count}; ask for 1 to {MAX_SAMPLES} images")
+        images = await asyncio.to_thread(self._sample, request.region, request.count, request.seed)
+        return pb.SampleRegionResponse(images=tensors.images_to_proto(images))
+
+    def _sample(self, region: str, count: int, seed: int) -> Array:
+        reader = Catalog(self._tools.store)
+        reader.region(region)
+        run = reader.run(names.parent(region))
+        arrays = self._tools.store.read_arrays(catalog.region_arrays(region))
+        z = sample(arrays["mean"], arrays["covariance"], count, np.random.default_rng(seed))
+        return as_stored(decoder(self._tools.store, run)(z))

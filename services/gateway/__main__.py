@@ -1,0 +1,59 @@
+"""`python -m services.gateway`: the public door."""
+
+from defuse.v1 import (
+    corrector_service_pb2_grpc,
+    distiller_service_pb2_grpc,
+    gateway_service_pb2,
+    gateway_service_pb2_grpc,
+)
+
+from services.gateway.corrections import Corrections
+from services.gateway.datasets import Datasets
+from services.gateway.events import EventLoop
+from services.gateway.files import Files
+from services.gateway.regions import Regions
+from services.gateway.runs import Runs
+from services.gateway.service import GatewayService, Rooms
+from services.gateway.settings import GatewaySettings
+from services.runtime.catalog import Catalog
+from services.runtime.dependencies import Dependencies
+from services.runtime.peers import Peer
+from services.runtime.server import Service, serve
+
+
+def build(settings: GatewaySettings) -> Service:
+    """Wire the gateway."""
+    needs = Dependencies.of(settings)
+    files = Files(needs.store, max_bytes=settings.max_file_bytes)
+    runs = Runs(needs.queue, needs.store, needs.inference)
+    regions = Regions(needs.store)
+    corrections = Corrections(needs.queue, Catalog(needs.store), runs, regions)
+    rooms = Rooms(
+        store=needs.store,
+        files=files,
+        datasets=Datasets(needs.store, files),
+        runs=runs,
+        regions=regions,
+        corrections=corrections,
+        corrector=Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub),
+        distiller=Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub),
+    )
+
+    async def close() -> None:
+        await rooms.corrector.close()
+        await rooms.distiller.close()
+        await needs.queue.close()
+
+    return Service(
+        names=[gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name],
+        register=lambda server: gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(
+            GatewayService(rooms), server
+        ),
+        checks=needs.checks,
+        loops=[EventLoop(needs.queue, needs.store, runs, corrections).run],
+        close=close,
+    )
+
+
+if __name__ == "__main__":
+    serve("gateway", GatewaySettings.load(), build)

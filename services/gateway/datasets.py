@@ -1,0 +1,79 @@
+"""Data sets: made once from a file or a URL, found again by content and seed."""
+
+import hashlib
+from typing import IO, Any, cast
+
+import fsspec
+from defuse import names
+from defuse.errors import InvalidInput
+from defuse.v1 import dataset_pb2
+
+from services.gateway.files import Files
+from services.runtime.images import SPLITS, ParsedImages, parse_images
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog
+
+_REMOTE = ("s3://", "gs://", "az://", "http://", "https://")
+
+
+class Datasets:
+    """Creates data sets."""
+
+    def __init__(self, store: ArtifactStore, files: Files) -> None:
+        self._store = store
+        self._files = files
+
+    def create(self, *, file_digest: str, uri: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
+        """Return the data set of an uploaded file, or of a URL; the same content and seed give the same one."""
+        if bool(file_digest) == bool(uri):
+            raise InvalidInput("give either the digest of an uploaded file or a URL", reason="BAD_DATASET")
+        if uri:
+            with _open(uri) as file:
+                return self._create(
+                    file, hashlib.file_digest(cast("Any", file), "sha256").hexdigest(), display_name or uri, seed
+                )
+        self._files.size(file_digest)
+        with self._store.open(catalog.file(file_digest)) as file:
+            return self._create(file, file_digest, display_name, seed)
+
+    def _create(self, file: IO[bytes], digest: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
+        name = names.dataset(hashlib.sha256(f"{digest}:{seed}".encode()).hexdigest()[:16])
+        if not self._store.exists(catalog.dataset(name)):
+            file.seek(0)
+            parsed = parse_images(file, seed=seed)
+            for split in SPLITS:
+                arrays = {"x": parsed.splits[split].images, "y": parsed.splits[split].labels}
+                self._store.write_arrays(catalog.split(name, split), arrays)
+            # Written last: a data set exists once it is whole.
+            self._store.write_message(catalog.dataset(name), _record(name, display_name, parsed))
+        return Catalog(self._store).dataset(name)
+
+
+def _open(uri: str) -> IO[bytes]:
+    if not uri.startswith(_REMOTE):
+        raise InvalidInput(
+            f"{uri!r} is no URL of a kind that the services read ({', '.join(_REMOTE)}); upload local files",
+            reason="BAD_URI",
+        )
+    try:
+        file: IO[bytes] = fsspec.open(uri, "rb").open()
+    except (OSError, ImportError, ValueError) as error:
+        raise InvalidInput(f"{uri!r} cannot be read: {error}", reason="BAD_URI") from error
+    return file
+
+
+def _record(name: str, display_name: str, parsed: ParsedImages) -> dataset_pb2.Dataset:
+    record = dataset_pb2.Dataset(
+        name=name,
+        display_name=display_name,
+        image_shape=parsed.splits["train"].images.shape[1:],
+        classes=parsed.classes,
+        label_count=1 + max(int(split.labels.max()) for split in parsed.splits.values()),
+        splits=[
+            dataset_pb2.Split(name=split, size=len(images.labels), cut_by_seed=images.cut_by_seed)
+            for split, images in parsed.splits.items()
+        ],
+    )
+    record.create_time.GetCurrentTime()
+    return record

@@ -1,0 +1,67 @@
+"""What the stages say, folded into runs and corrections: each event is recorded in the store before it has an effect."""
+
+import asyncio
+
+from defuse.errors import DefuseError, NotFound
+from defuse.v1 import work_pb2
+
+from services.gateway.corrections import Corrections
+from services.gateway.runs import Runs
+from services.runtime import catalog, telemetry
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.queue import EVENTS, MAX_DELIVERIES, Delivery, Queue
+from services.runtime.worker import RETRY_S, patiently
+
+
+class EventLoop:
+    """Reads the stream `events`."""
+
+    def __init__(self, queue: Queue, store: ArtifactStore, runs: Runs, corrections: Corrections) -> None:
+        self._queue = queue
+        self._store = store
+        self._runs = runs
+        self._corrections = corrections
+
+    async def run(self) -> None:
+        await patiently(lambda: self._queue.open([EVENTS]))
+        while True:
+            delivery = await patiently(lambda: self._queue.receive([EVENTS]))
+            if delivery:
+                await self._apply(delivery)
+
+    async def _apply(self, delivery: Delivery) -> None:
+        event = work_pb2.Event()
+        if delivery.count > MAX_DELIVERIES:
+            await patiently(lambda: self._queue.give_up(delivery, delivery.last_error))
+            return
+        try:
+            delivery.decode(event)
+            await self._record(event)
+            await patiently(lambda: self._fold(event))
+        except NotFound:
+            telemetry.log().warning("event_without_subject", subject=event.subject)
+        except DefuseError as error:
+            telemetry.log().warning("event_waits", error=error.message, retry_s=RETRY_S)
+            await asyncio.sleep(RETRY_S)
+            return  # not acknowledged: it is delivered again
+        await patiently(lambda: self._queue.acknowledge(delivery))
+
+    async def _record(self, event: work_pb2.Event) -> None:
+        """Write an event to the store, once; progress is not worth keeping."""
+        key = _event_key(event)
+        if key and not await asyncio.to_thread(self._store.exists, key):
+            await asyncio.to_thread(self._store.write_message, key, event)
+
+    async def _fold(self, event: work_pb2.Event) -> None:
+        if "/corrections/" in event.subject:
+            await self._corrections.apply(event)
+        else:
+            await self._runs.apply(event)
+
+
+def _event_key(event: work_pb2.Event) -> str | None:
+    kind = event.WhichOneof("kind")
+    if kind == "progress" or not event.subject:
+        return None
+    suffix = f"-{event.shard_identified.shard:05d}" if kind == "shard_identified" else ""
+    return catalog.event(event.subject, f"{kind}{suffix}")

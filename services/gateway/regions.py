@@ -1,0 +1,90 @@
+"""Regions with what people said of them: one stored object an annotation, the latest one counts."""
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+from defuse import names
+from defuse.errors import InvalidInput
+from defuse.v1 import annotation_pb2, correction_pb2, region_pb2, run_pb2
+
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog
+
+Array = npt.NDArray[Any]
+_LABEL = annotation_pb2.Annotation.VERDICT_LABEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What an annotator looks at, (n, h, w, c) uint8 each."""
+
+    exemplars: Array
+    sources: Array
+
+
+class Regions:
+    """Finds and annotates regions of runs that have succeeded."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+        self._catalog = Catalog(store)
+
+    def distillation(self, run: run_pb2.Run) -> region_pb2.Distillation:
+        """Return all regions of a run with their latest annotations."""
+        found = self._store.read_message(catalog.distillation(run.name), region_pb2.Distillation)
+        for region in found.regions:
+            self._annotate_from_store(region)
+        return found
+
+    def get(self, name: str) -> region_pb2.Region:
+        return self._annotate_from_store(self._catalog.region(name))
+
+    def pictures(self, name: str) -> Pictures:
+        arrays = self._store.read_arrays(catalog.region_arrays(name))
+        return Pictures(exemplars=arrays["exemplars"], sources=arrays["exemplar_sources"])
+
+    def annotate(self, annotation: annotation_pb2.Annotation) -> region_pb2.Region:
+        """Store a verdict; raise InvalidInput for a label that the model does not have."""
+        region = self._catalog.region(annotation.region)
+        self._check(annotation)
+        stored = annotation_pb2.Annotation()
+        stored.CopyFrom(annotation)
+        stored.create_time.GetCurrentTime()
+        # Nanoseconds first, so that the keys sort by time.
+        key = f"{catalog.annotations(region.name)}/{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.pb"
+        self._store.write_message(key, stored)
+        return self.get(region.name)
+
+    def labelled(self, run: run_pb2.Run) -> list[correction_pb2.LabelledRegion]:
+        """Return the regions whose latest verdict is a label."""
+        return [
+            correction_pb2.LabelledRegion(region=region.name, label=region.annotation.label)
+            for region in self.distillation(run).regions
+            if region.annotation.verdict == _LABEL
+        ]
+
+    def _check(self, annotation: annotation_pb2.Annotation) -> None:
+        if not annotation.verdict:
+            raise InvalidInput(
+                "the verdict is missing; give a label, or invalid, mixed or unsure", reason="BAD_VERDICT"
+            )
+        if annotation.verdict != _LABEL:
+            return
+        run = self._catalog.run(names.parent(annotation.region))
+        classes = self._catalog.model(run.config.model).classes
+        if annotation.label not in classes:
+            raise InvalidInput(
+                f"label {annotation.label!r} is no class of {names.last(run.config.model)!r}; its classes are "
+                f"{', '.join(classes[:50])}",
+                reason="LABELS_OUTSIDE_CLASSES",
+            )
+
+    def _annotate_from_store(self, region: region_pb2.Region) -> region_pb2.Region:
+        keys = [key for key in self._store.keys(catalog.annotations(region.name)) if key.endswith(".pb")]
+        if keys:
+            region.annotation.CopyFrom(self._store.read_message(keys[-1], annotation_pb2.Annotation))
+        return region

@@ -1,0 +1,186 @@
+"""GatewayService: translates and delegates."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from defuse import VERSION, names, tensors
+from defuse.errors import InvalidInput
+from defuse.v1 import (
+    corrector_service_pb2,
+    corrector_service_pb2_grpc,
+    distiller_service_pb2,
+    distiller_service_pb2_grpc,
+)
+from defuse.v1 import (
+    gateway_service_pb2 as pb,
+)
+from defuse.v1 import (
+    gateway_service_pb2_grpc as pb_grpc,
+)
+
+from services.gateway.corrections import Corrections
+from services.gateway.datasets import Datasets
+from services.gateway.files import Files
+from services.gateway.regions import Regions
+from services.gateway.runs import Runs, check_distilled
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog
+from services.runtime.peers import Peer
+from services.runtime.queue import SCHEMA
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rooms:
+    """What the methods delegate to."""
+
+    store: ArtifactStore
+    files: Files
+    datasets: Datasets
+    runs: Runs
+    regions: Regions
+    corrections: Corrections
+    corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
+    distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
+
+
+class GatewayService(pb_grpc.GatewayServiceServicer):
+    """The public door."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._catalog = Catalog(rooms.store)
+
+    async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
+        return pb.GetVersionResponse(version=VERSION, schema=SCHEMA)
+
+    async def UploadFile(
+        self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Context
+    ) -> pb.UploadFileResponse:
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            raise InvalidInput("the upload has no messages; send the digest and the content", reason="EMPTY_UPLOAD")
+        size = await self._rooms.files.receive(first.digest, _chunks(first, request_iterator))
+        return pb.UploadFileResponse(digest=first.digest, size=size)
+
+    async def GetFile(self, request: pb.GetFileRequest, context: Context) -> pb.GetFileResponse:
+        return pb.GetFileResponse(size=await asyncio.to_thread(self._rooms.files.size, request.digest))
+
+    async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.CreateModelResponse:
+        wanted = corrector_service_pb2.RegisterModelRequest(model=request.model, file_digest=request.file_digest)
+        answer = await self._rooms.corrector.call(lambda stub, **how: stub.RegisterModel(wanted, **how))
+        return pb.CreateModelResponse(model=answer.model)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        return pb.GetModelResponse(model=await asyncio.to_thread(self._catalog.model, request.name))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=await asyncio.to_thread(self._models))
+
+    async def ListReleases(self, request: pb.ListReleasesRequest, context: Context) -> pb.ListReleasesResponse:
+        model = await asyncio.to_thread(self._catalog.model, request.model)
+        return pb.ListReleasesResponse(releases=await asyncio.to_thread(self._catalog.releases, model.name))
+
+    async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
+        wanted = corrector_service_pb2.RestorePreviousRequest(model=request.model)
+        answer = await self._rooms.corrector.call(lambda stub, **how: stub.RestorePrevious(wanted, **how))
+        return pb.RollbackModelResponse(release=answer.release)
+
+    async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
+        dataset = await asyncio.to_thread(
+            self._rooms.datasets.create,
+            file_digest=request.file_digest,
+            uri=request.uri,
+            display_name=request.display_name,
+            seed=request.seed,
+        )
+        return pb.CreateDatasetResponse(dataset=dataset)
+
+    async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.GetDatasetResponse:
+        return pb.GetDatasetResponse(dataset=await asyncio.to_thread(self._catalog.dataset, request.name))
+
+    async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
+        return pb.CreateRunResponse(run=await self._rooms.runs.create(request.run_id, request.config))
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=await self._rooms.runs.get(request.name))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        return pb.ListRunsResponse(runs=await self._rooms.runs.list())
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
+        async for run in self._rooms.runs.watch(request.name):
+            yield pb.WatchRunResponse(run=run)
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
+        return pb.CancelRunResponse(run=await self._rooms.runs.cancel(request.name))
+
+    async def ListRegions(self, request: pb.ListRegionsRequest, context: Context) -> pb.ListRegionsResponse:
+        run = await self._rooms.runs.get(request.run)
+        check_distilled(run)
+        found = await asyncio.to_thread(self._rooms.regions.distillation, run)
+        return pb.ListRegionsResponse(
+            regions=found.regions, failures=found.failures, failures_without_region=found.failures_without_region
+        )
+
+    async def GetRegion(self, request: pb.GetRegionRequest, context: Context) -> pb.GetRegionResponse:
+        region = await asyncio.to_thread(self._rooms.regions.get, request.name)
+        pictures = await asyncio.to_thread(self._rooms.regions.pictures, request.name)
+        return pb.GetRegionResponse(
+            region=region,
+            exemplars=tensors.images_to_proto(pictures.exemplars),
+            sources=tensors.images_to_proto(pictures.sources),
+        )
+
+    async def SampleRegionImages(
+        self, request: pb.SampleRegionImagesRequest, context: Context
+    ) -> pb.SampleRegionImagesResponse:
+        wanted = distiller_service_pb2.SampleRegionRequest(
+            region=request.region, count=request.count, seed=request.seed
+        )
+        answer = await self._rooms.distiller.call(lambda stub, **how: stub.SampleRegion(wanted, **how))
+        return pb.SampleRegionImagesResponse(images=answer.images)
+
+    async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Context) -> pb.AnnotateRegionResponse:
+        region = await asyncio.to_thread(self._rooms.regions.annotate, request.annotation)
+        return pb.AnnotateRegionResponse(region=region)
+
+    async def CreateCorrection(
+        self, request: pb.CreateCorrectionRequest, context: Context
+    ) -> pb.CreateCorrectionResponse:
+        return pb.CreateCorrectionResponse(correction=await self._rooms.corrections.create(request.run, request.config))
+
+    async def GetCorrection(self, request: pb.GetCorrectionRequest, context: Context) -> pb.GetCorrectionResponse:
+        return pb.GetCorrectionResponse(correction=await self._rooms.corrections.get(request.name))
+
+    async def ListCorrections(self, request: pb.ListCorrectionsRequest, context: Context) -> pb.ListCorrectionsResponse:
+        return pb.ListCorrectionsResponse(corrections=await self._rooms.corrections.list(request.run))
+
+    async def WatchCorrection(
+        self, request: pb.WatchCorrectionRequest, context: Context
+    ) -> AsyncIterator[pb.WatchCorrectionResponse]:
+        async for correction in self._rooms.corrections.watch(request.name):
+            yield pb.WatchCorrectionResponse(correction=correction)
+
+    async def ReleaseCorrection(
+        self, request: pb.ReleaseCorrectionRequest, context: Context
+    ) -> pb.ReleaseCorrectionResponse:
+        correction = await self._rooms.corrections.get(request.name)
+        wanted = corrector_service_pb2.PublishCorrectionRequest(correction=correction.name)
+        answer = await self._rooms.corrector.call(lambda stub, **how: stub.PublishCorrection(wanted, **how))
+        return pb.ReleaseCorrectionResponse(release=answer.release)
+
+    def _models(self) -> list[Any]:
+        names_ = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(catalog.model(key))]
+        return [self._catalog.model(names.model(names.last(name))) for name in names_]
+
+
+async def _chunks(first: pb.UploadFileRequest, rest: AsyncIterator[pb.UploadFileRequest]) -> AsyncIterator[bytes]:
+    yield first.chunk
+    async for message in rest:
+        yield message.chunk

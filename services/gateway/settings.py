@@ -1,0 +1,13 @@
+"""Settings of the gateway."""
+
+from pydantic import Field
+
+from services.runtime.settings import Settings
+
+
+class GatewaySettings(Settings):
+    """What the gateway needs beyond every service's settings."""
+
+    corrector_url: str = Field("127.0.0.1:8013", description="HOST:PORT of the corrector.")
+    distiller_url: str = Field("127.0.0.1:8012", description="HOST:PORT of the distiller.")
+    max_file_bytes: int = Field(8 * 1024**3, gt=0, description="Largest file that a client may upload.")

@@ -1,0 +1,48 @@
+"""`python -m services.generator`: image -> latent -> perturbation -> image -> failure."""
+
+import functools
+from typing import Any
+
+from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, work_pb2
+
+from services.generator import worker
+from services.generator.service import GeneratorService
+from services.generator.settings import GeneratorSettings
+from services.generator.workbench import Workbench
+from services.runtime.dependencies import Dependencies
+from services.runtime.devices import device_of, limit_threads
+from services.runtime.queue import IDENTIFY, PREPARE
+from services.runtime.server import Service, serve
+from services.runtime.worker import Stage, Worker
+
+
+def build(settings: GeneratorSettings) -> Service:
+    """Wire the generator."""
+    limit_threads(settings.threads)
+    needs = Dependencies.of(settings, in_flight=settings.triton_requests_in_flight)
+    bench = Workbench(needs.store, needs.inference, device_of(settings.device))
+    stages: dict[str, Stage[Any]] = {
+        IDENTIFY: Stage(
+            kind=work_pb2.IdentifyWork,
+            subject=lambda work: work.run.name,
+            handle=functools.partial(worker.identify, bench),
+        ),
+        PREPARE: Stage(
+            kind=work_pb2.PrepareWork,
+            subject=lambda work: work.run.name,
+            handle=functools.partial(worker.prepare, bench),
+        ),
+    }
+    return Service(
+        names=[generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"].full_name],
+        register=lambda server: generator_service_pb2_grpc.add_GeneratorServiceServicer_to_server(
+            GeneratorService(bench), server
+        ),
+        checks=needs.checks,
+        loops=[Worker(needs.queue, stages).run],
+        close=needs.queue.close,
+    )
+
+
+if __name__ == "__main__":
+    serve("generator", GeneratorSettings.load(), build)

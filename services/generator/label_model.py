@@ -1,0 +1,165 @@
+"""A latent label model: which label a latent has according to the data.
+
+A classifier on latents, trained on draws of the encoder's posterior of labelled training images. It never sees the
+classifier under test, and it sees no more of an image than the VAE kept, so it can judge whether a perturbed latent
+still is a picture of its source's label.
+"""
+
+import json
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_WIDTH = 192
+_STEPS = 1200
+_BATCH = 256
+_RATE = 4e-3
+_WEIGHT_DECAY = 0.05
+_HELD_OUT = 0.1  # share of the images that only measure
+_SD_FLOOR = 1e-3  # a dimension without any spread is left as it is
+
+
+class LabelModel(nn.Module):
+    """Two hidden layers on standardised latents; `mean` and `sd` (d,) travel with the weights.
+
+    `held_out_accuracy` is in [0, 1], higher is better: accuracy on posterior means of images kept from training.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, latent_dim: int, n_classes: int, *, held_out_accuracy: float = float("nan")) -> None:
+        super().__init__()
+        self.latent_dim, self.n_classes, self.held_out_accuracy = latent_dim, n_classes, held_out_accuracy
+        self.register_buffer("mean", torch.zeros(latent_dim))
+        self.register_buffer("sd", torch.ones(latent_dim))
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, n_classes)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return logits (n, k) of latents z (n, d)."""
+        logits: Tensor = self.layers((z - self.mean) / self.sd)  # (n, d) -> (n, k)
+        return logits
+
+
+def train_label_model(
+    mu: npt.NDArray[np.float32],
+    sigma: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.integer],
+    n_classes: int,
+    *,
+    seed: int,
+    device: torch.device | str,
+) -> LabelModel:
+    """Fit a LabelModel to draws mu + sigma * eps of (n, d) posteriors with labels (n,) in 0..n_classes-1.
+
+    Logits are adjusted by the log class frequencies while training (Menon et al. 2021, arXiv:2007.07314), so a rare
+    label is not doubted for being rare; a label without images is never believed. ValueError: shapes or labels that
+    do not fit.
+    """
+    _check(mu, sigma, labels, n_classes)
+    generator = torch.Generator().manual_seed(seed)
+    held_out = _held_out(labels, generator)  # (n,) bool
+    kept = [torch.tensor(a[~held_out], device=device) for a in (mu.astype(np.float32), sigma.astype(np.float32))]
+    y = torch.tensor(labels[~held_out].astype(np.int64), device=device)
+    model = _new_model(kept[0], kept[1], n_classes, generator).to(device)
+    _fit(model, kept[0], kept[1], y, generator)
+    model.held_out_accuracy = _accuracy(model, mu[held_out], labels[held_out])
+    return model.eval()
+
+
+def probability_of(
+    model: LabelModel, z: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float32]:
+    """Return the probability (n,) that each latent z (n, d) has its label (n,)."""
+    probabilities = _probabilities(model, z)  # (n, k)
+    chosen: npt.NDArray[np.float32] = probabilities[np.arange(len(z)), labels]  # (n,)
+    return chosen
+
+
+def to_bytes(model: LabelModel) -> bytes:
+    """Return weights, standardisation and held-out accuracy as one safetensors file."""
+    fields = {name: getattr(model, name) for name in ("latent_dim", "n_classes", "held_out_accuracy")}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return safetensors.torch.save(tensors, metadata={"label_model": json.dumps(fields)})
+
+
+def from_bytes(data: bytes) -> LabelModel:
+    """Return the model of a file that `to_bytes` wrote, on the CPU, in eval mode. ValueError: another file."""
+    try:
+        size = int.from_bytes(data[:8], "little")  # of the JSON header
+        fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["label_model"])
+        with torch.device("meta"):
+            model = LabelModel(**fields)
+        model.load_state_dict(safetensors.torch.load(data), assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"these {len(data)} bytes are no label model ({error}): write one with to_bytes") from error
+    return model.eval()
+
+
+def _check(
+    mu: npt.NDArray[np.float32], sigma: npt.NDArray[np.float32], labels: npt.NDArray[np.integer], n_classes: int
+) -> None:
+    if mu.ndim != 2 or mu.shape != sigma.shape or labels.shape != mu.shape[:1] or len(mu) < 2:
+        raise ValueError(f"mu {mu.shape}, sigma {sigma.shape}, labels {labels.shape}: give (n, d), (n, d), (n,), n > 1")
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(f"labels are {labels.min()}..{labels.max()}: give class ids from 0 to {n_classes - 1}")
+
+
+def _held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> npt.NDArray[np.bool_]:
+    """Choose a tenth of each class (n,), and at least one image in all; a class of few images is all trained on."""
+    order = torch.randperm(len(labels), generator=generator).numpy()
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        chosen[rows[: int(_HELD_OUT * len(rows))]] = True
+    chosen[order[0]] |= not chosen.any()
+    return chosen
+
+
+def _new_model(mu: Tensor, sigma: Tensor, n_classes: int, generator: torch.Generator) -> LabelModel:
+    """Return a model with drawn weights that standardises by the sd of the *draws*.
+
+    The sd of mu alone would blow up the noise of dead dimensions, where mu is constant and sigma is one.
+    """
+    with torch.device("meta"):  # no draw from the global generator
+        model = LabelModel(mu.shape[1], n_classes)
+    model = model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        bound = 1 / parameter[0].numel() ** 0.5 if parameter.ndim == 2 else 0.0  # biases start at zero
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    model.mean.copy_(mu.mean(dim=0))
+    model.sd.copy_((mu.var(dim=0, correction=0) + (sigma**2).mean(dim=0)).sqrt().clamp_min(_SD_FLOOR))  # (d,)
+    return model
+
+
+def _fit(model: LabelModel, mu: Tensor, sigma: Tensor, y: Tensor, generator: torch.Generator) -> None:
+    counts = torch.bincount(y, minlength=model.n_classes)  # (k,)
+    log_prior = torch.where(counts > 0, counts / len(y), 1.0).log()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=_WEIGHT_DECAY)
+    for step in range(_STEPS):
+        optimizer.param_groups[0]["lr"] = _RATE * (1 - step / _STEPS)
+        rows = torch.randint(len(y), (_BATCH,), generator=generator).to(y.device)
+        eps = torch.randn((_BATCH, mu.shape[1]), generator=generator).to(y.device)
+        logits = model(mu[rows] + sigma[rows] * eps)  # (b, k)
+        loss = F.cross_entropy(logits + log_prior, y[rows])
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+
+def _accuracy(model: LabelModel, mu: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> float:
+    return float((_probabilities(model, mu).argmax(axis=1) == labels).mean())
+
+
+def _probabilities(model: LabelModel, z: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    with torch.inference_mode():
+        probabilities = model(torch.tensor(z, dtype=torch.float32, device=model.mean.device)).softmax(dim=1)
+    return cast("npt.NDArray[np.float32]", probabilities.cpu().numpy())  # (n, k)

@@ -1,0 +1,193 @@
+"""Where each record lies in the artifact store, and how it is read back.
+
+The key of a record is its resource name, so a person finds in the store what the API names. Owners write: the gateway
+`files`, `datasets`, `runs/*/run.pb`, events and annotations; the generator `vaes`, `runs/*/sources` and failures; the
+distiller regions; the corrector models and what a correction leaves.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from defuse import names
+from defuse.errors import InvalidInput, NotFound
+from defuse.v1 import dataset_pb2, model_pb2, region_pb2, release_pb2, run_pb2
+
+from services.runtime.artifacts import ArtifactStore
+
+Array = npt.NDArray[Any]
+
+
+def file(digest: str) -> str:
+    return f"files/{digest}"
+
+
+def model(name: str) -> str:
+    return f"{name}/model.pb"
+
+
+def model_file(name: str, version: int) -> str:
+    return f"{names.model_version(name, version)}/model.onnx"
+
+
+def model_version(name: str, version: int) -> str:
+    return f"{names.model_version(name, version)}/version.pb"
+
+
+def releases(name: str) -> str:
+    return f"{name}/releases"
+
+
+def dataset(name: str) -> str:
+    return f"{name}/dataset.pb"
+
+
+def split(name: str, split_name: str) -> str:
+    return f"{name}/{split_name}.safetensors"
+
+
+def run(name: str) -> str:
+    return f"{name}/run.pb"
+
+
+def event(name: str, key: str) -> str:
+    return f"{name}/events/{key}.pb"
+
+
+def sources(run_name: str) -> str:
+    """Indices and posteriors of the images that a run searches, and the scale of its latents."""
+    return f"{run_name}/sources.safetensors"
+
+
+def vae(config: run_pb2.RunConfig, part: str) -> str:
+    """A part of the VAE that a run uses: runs on the same data with the same VAE configuration share one."""
+    identity = config.dataset.encode() + b"|" + config.vae.SerializeToString(deterministic=True)
+    return f"vaes/{hashlib.sha256(identity).hexdigest()[:16]}/{part}"
+
+
+def label_model(run_name: str) -> str:
+    return f"{run_name}/label_model.safetensors"
+
+
+def failures(run_name: str, shard: int) -> str:
+    return f"{run_name}/failures/{shard:05d}.safetensors"
+
+
+def shard_counts(run_name: str, shard: int) -> str:
+    return f"{run_name}/failures/{shard:05d}.pb"
+
+
+def distillation(run_name: str) -> str:
+    return f"{run_name}/distillation.pb"
+
+
+def region_arrays(region_name: str) -> str:
+    return f"{region_name}/region.safetensors"
+
+
+def annotations(region_name: str) -> str:
+    return f"{region_name}/annotations"
+
+
+def correction(name: str) -> str:
+    return f"{name}/correction.pb"
+
+
+def corrected_file(correction_name: str) -> str:
+    return f"{correction_name}/model.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """One split, with labels as class ids of a model."""
+
+    # (n, h, w, c) uint8
+    images: Array
+    # (n,) int64
+    labels: Array
+
+
+class Catalog:
+    """Reads the records that more than one service needs."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+
+    def model(self, name: str) -> model_pb2.Model:
+        """Return a model with its present champion; raise NotFound for an unknown name."""
+        try:
+            message = self.store.read_message(model(names.check(name, "models/*")), model_pb2.Model)
+        except NotFound as error:
+            raise NotFound(
+                f"there is no model {names.last(name)!r}; register it with `defuse models add`",
+                reason="MODEL_NOT_FOUND",
+            ) from error
+        message.champion_version = self.releases(name)[-1].version
+        return message
+
+    def releases(self, name: str) -> list[release_pb2.Release]:
+        """Return the releases of a model, oldest first."""
+        keys = self.store.keys(releases(name))
+        return [self.store.read_message(key, release_pb2.Release) for key in keys if key.endswith(".pb")]
+
+    def dataset(self, name: str) -> dataset_pb2.Dataset:
+        """Return a data set; raise NotFound for an unknown name."""
+        try:
+            return self.store.read_message(dataset(names.check(name, "datasets/*")), dataset_pb2.Dataset)
+        except NotFound as error:
+            raise NotFound(f"there is no data set {names.last(name)!r}", reason="DATASET_NOT_FOUND") from error
+
+    def run(self, name: str) -> run_pb2.Run:
+        """Return a run as it was created; raise NotFound for an unknown name."""
+        try:
+            return self.store.read_message(run(names.check(name, "runs/*")), run_pb2.Run)
+        except NotFound as error:
+            raise NotFound(f"there is no run {names.last(name)!r}", reason="RUN_NOT_FOUND") from error
+
+    def region(self, name: str) -> region_pb2.Region:
+        """Return a region as the distiller left it; raise NotFound for an unknown name."""
+        names.check(name, "runs/*/regions/*")
+        self.run(names.parent(name))
+        try:
+            regions = self.store.read_message(distillation(names.parent(name)), region_pb2.Distillation).regions
+        except NotFound:
+            regions = []  # type: ignore[assignment]  # not distilled yet: no regions
+        for region in regions:
+            if region.name == name:
+                return region
+        known = ", ".join(names.last(region.name) for region in regions) or "none"
+        raise NotFound(
+            f"run {names.last(names.parent(name))!r} has no region {names.last(name)!r}; it has: {known}",
+            reason="REGION_NOT_FOUND",
+        )
+
+    def split(self, dataset_name: str, split_name: str, model: model_pb2.Model) -> LabelledImages:
+        """Return a split with its labels as the model's class ids."""
+        arrays = self.store.read_arrays(split(dataset_name, split_name))
+        table = label_map(self.dataset(dataset_name), model)
+        return LabelledImages(images=arrays["x"], labels=table[arrays["y"]])
+
+
+def label_map(dataset: dataset_pb2.Dataset, model: model_pb2.Model) -> npt.NDArray[np.int64]:
+    """Return the model's class id for each label of a data set.
+
+    Class names decide where the data set has any; folders named by number and plain ids are class ids. Raises
+    InvalidInput for labels that the model does not have.
+    """
+    count = len(model.classes)
+    if dataset.classes and set(dataset.classes) <= set(model.classes):
+        return np.array([list(model.classes).index(name) for name in dataset.classes], np.int64)
+    if all(name.isdecimal() for name in dataset.classes):
+        ids = [int(name) for name in dataset.classes] or list(range(dataset.label_count))
+        unknown = [str(value) for value in ids if value >= count]
+    else:
+        ids, unknown = [], sorted(set(dataset.classes) - set(model.classes))
+    if unknown:
+        raise InvalidInput(
+            f"the data set has labels that model {names.last(model.name)!r} does not have: {', '.join(unknown[:10])}; "
+            f"the model's classes are {', '.join(model.classes[:20])}",
+            reason="LABELS_OUTSIDE_CLASSES",
+        )
+    return np.array(ids, np.int64)

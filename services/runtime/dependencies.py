@@ -1,0 +1,39 @@
+"""The servers that a service leans on, made from its settings."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.inference import InferenceClient
+from services.runtime.queue import Queue
+from services.runtime.server import Check
+from services.runtime.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dependencies:
+    """Redis, Triton and the artifact store. Making them opens no connection."""
+
+    queue: Queue
+    inference: InferenceClient
+    store: ArtifactStore
+
+    @classmethod
+    def of(cls, settings: Settings, *, in_flight: int = 4) -> Self:
+        timeout_s = settings.dependency_timeout_s
+        return cls(
+            queue=Queue(settings.redis_url, claim_after_s=settings.claim_after_s, timeout_s=timeout_s),
+            inference=InferenceClient(settings.triton_url, check_timeout_s=timeout_s, in_flight=in_flight),
+            store=ArtifactStore(settings.store_url),
+        )
+
+    @property
+    def checks(self) -> Mapping[str, Check]:
+        """What health asks."""
+        return {
+            "redis": self.queue.check,
+            "triton": lambda: asyncio.to_thread(self.inference.check),
+            "store": lambda: asyncio.to_thread(self.store.check),
+        }

@@ -1,0 +1,89 @@
+"""What happens around every call: errors become statuses with their reasons, and each call is measured and logged."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from defuse.errors import DefuseError, Internal, Unavailable, to_status
+from grpc_status import rpc_status
+
+from services.runtime import telemetry
+from services.runtime.queue import GONE
+
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns what a method raises into a status; a caller never sees a stack trace."""
+
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        wrap = _streaming if handler.response_streaming else _unary
+        kind = "stream" if handler.request_streaming else "unary"
+        answer = "stream" if handler.response_streaming else "unary"
+        make = getattr(grpc, f"{kind}_{answer}_rpc_method_handler")
+        inner = getattr(handler, f"{kind}_{answer}")
+        return make(wrap(method, inner), handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(method: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        start = time.perf_counter()
+        try:
+            response = await inner(request, context)
+        except Exception as error:  # noqa: BLE001  # everything becomes a status
+            await _abort(context, method, start, error)
+        _measure(method, "OK", start)
+        return response
+
+    return call
+
+
+def _streaming(method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        start = time.perf_counter()
+        try:
+            # The health service answers with a coroutine that writes to the context.
+            answer: Any = inner(request, context)
+            if hasattr(answer, "__aiter__"):
+                async for response in answer:
+                    yield response
+            else:
+                await answer
+        except Exception as error:  # noqa: BLE001  # everything becomes a status
+            await _abort(context, method, start, error)
+        _measure(method, "OK", start)
+
+    return call
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, start: float, error: Exception) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    known = _known(error)
+    status = rpc_status.to_status(to_status(known))
+    _measure(method, status.code.name, start)
+    if isinstance(known, Internal):
+        telemetry.log().error("call_failed", method=method, exc_info=error)
+    else:
+        telemetry.log().info("call_refused", method=method, reason=known.reason, error=known.message)
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def _known(error: Exception) -> DefuseError:
+    if isinstance(error, DefuseError):
+        return error
+    if isinstance(error, GONE):
+        return Unavailable(
+            f"Redis does not answer ({error}); it must be started before this call can be answered",
+            reason="REDIS_UNAVAILABLE",
+        )
+    return Internal("an unexpected error; the server's log has the details under this call's time")
+
+
+def _measure(method: str, code: str, start: float) -> None:
+    telemetry.RPC_SECONDS.labels(method, code).observe(time.perf_counter() - start)

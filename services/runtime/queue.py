@@ -1,0 +1,213 @@
+"""Queues on Redis Streams: at least once, with the dead looked after.
+
+One stream a stage, one consumer group a stream. A message stays on its stream until it is acknowledged, and is deleted
+with the acknowledgement: a stream holds exactly what is not done yet, so nothing unacknowledged can be trimmed away. A
+worker renews its claim with heartbeats; a message without them is taken over by a living worker. After `MAX_DELIVERIES`
+a message is moved to the stream's dead letters with its last error, from where it can be replayed.
+"""
+
+import os
+import socket
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+import redis.exceptions
+from defuse.errors import Internal, Unavailable
+from google.protobuf.message import DecodeError, Message
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+# Every key that Defuse has in Redis begins like this.
+KEY = "defuse:"
+PREPARE, IDENTIFY, DISTILL, CORRECT, EVENTS = (
+    f"{KEY}stream:{stage}" for stage in ("prepare", "identify", "distill", "correct", "events")
+)
+GROUP = "workers"
+MAX_DELIVERIES = 5
+SCHEMA = 1
+# What redis-py raises while a server is away, starting, or shutting down.
+GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One message in the hands of this worker."""
+
+    stream: str
+    id: str
+    payload: bytes
+    schema: int
+    # How often it was handed to a worker, this time included.
+    count: int
+    # What the last worker that gave up on it said.
+    last_error: str
+
+    def decode(self, message: Message) -> None:
+        """Fill `message`; raise Internal for a payload of another schema or no protobuf at all."""
+        if self.schema != SCHEMA:
+            raise Internal(f"message {self.id} has schema {self.schema}, this service reads {SCHEMA}; upgrade together")
+        try:
+            message.ParseFromString(self.payload)
+        except DecodeError as error:
+            raise Internal(f"message {self.id} of {self.stream} is no {message.DESCRIPTOR.name}: {error}") from error
+
+
+class Queue:
+    """The streams of one Redis server."""
+
+    def __init__(self, url: str, *, claim_after_s: float = 15.0, timeout_s: float = 5.0) -> None:
+        self.url = url
+        self.claim_after_s = claim_after_s
+        self.consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        # No retries inside the client: the callers say what waits and what fails.
+        self.redis: Any = redis.asyncio.Redis.from_url(
+            url,
+            protocol=2,
+            socket_connect_timeout=timeout_s,
+            socket_timeout=timeout_s + 1.0,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    async def check(self) -> None:
+        """Raise Unavailable unless Redis answers."""
+        try:
+            await self.redis.ping()
+        except GONE as error:
+            raise self.unavailable(error) from error
+
+    def unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"Redis at {self.url} does not answer ({error}); start it or set DEFUSE_REDIS_URL",
+            reason="REDIS_UNAVAILABLE",
+        )
+
+    async def send(self, stream: str, message: Message) -> None:
+        await self.redis.xadd(stream, fields(message))
+
+    async def open(self, streams: Iterable[str]) -> None:
+        """Create the streams and their groups where they are missing."""
+        for stream in streams:
+            try:
+                await self.redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
+            except redis.exceptions.ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    async def receive(self, streams: Sequence[str], *, block_ms: int = 1000) -> Delivery | None:
+        """Return one message, one of a dead worker first; None when none came within `block_ms`."""
+        try:
+            return await self._stale(streams) or await self._new(streams, block_ms)
+        except redis.exceptions.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self.open(streams)  # a Redis that lost its data
+            return None
+
+    async def heartbeat(self, delivery: Delivery) -> None:
+        """Tell the others that this worker still works on a message."""
+        await self.redis.xclaim(delivery.stream, GROUP, self.consumer, 0, [delivery.id], justid=True)
+
+    async def acknowledge(self, delivery: Delivery, *, then: tuple[str, Message] | None = None) -> None:
+        """Remove a message whose effect is stored and, in the same transaction, send what follows from it."""
+        async with self.redis.pipeline(transaction=True) as pipe:
+            if then:
+                pipe.xadd(then[0], fields(then[1]))
+            _remove(pipe, delivery)
+            await pipe.execute()
+
+    async def give_up(self, delivery: Delivery, error: str, *, then: tuple[str, Message] | None = None) -> None:
+        """Move a message to the dead letters of its stream and, in the same transaction, send what follows from it."""
+        async with self.redis.pipeline(transaction=True) as pipe:
+            letter = {"payload": delivery.payload, "schema": delivery.schema, "error": error, "id": delivery.id}
+            pipe.xadd(dead_letters(delivery.stream), letter)
+            if then:
+                pipe.xadd(then[0], fields(then[1]))
+            _remove(pipe, delivery)
+            await pipe.execute()
+
+    async def note_error(self, delivery: Delivery, error: str) -> None:
+        """Keep what went wrong beside a message that will be delivered again."""
+        await self.redis.hset(_errors(delivery.stream), delivery.id, error)
+
+    async def replay(self, stream: str) -> int:
+        """Put every dead letter of a stream back on it; return how many there were."""
+        letters = await self.redis.xrange(dead_letters(stream))
+        for letter_id, letter in letters:
+            async with self.redis.pipeline(transaction=True) as pipe:
+                pipe.xadd(stream, {"payload": letter[b"payload"], "schema": letter[b"schema"]})
+                pipe.xdel(dead_letters(stream), letter_id)
+                await pipe.execute()
+        return len(letters)
+
+    async def sizes(self, stream: str) -> tuple[int, int, int]:
+        """Return how many messages of a stream are not done, are in some worker's hands, and are dead."""
+        pending = await self.redis.xpending(stream, GROUP)
+        return await self.redis.xlen(stream), pending["pending"], await self.redis.xlen(dead_letters(stream))
+
+    async def close(self) -> None:
+        await self.redis.aclose()
+
+    async def _new(self, streams: Sequence[str], block_ms: int) -> Delivery | None:
+        # One stream after the other, so that never more than one message waits in this worker's hands; then all of
+        # them at once, where what comes is left for the next call.
+        for stream in streams:
+            answer = await self.redis.xreadgroup(GROUP, self.consumer, {stream: ">"}, count=1)
+            if answer:
+                [(_, [(message_id, values)])] = answer
+                return _delivery(stream, message_id, values)
+        await self.redis.xread({stream: "$" for stream in streams}, count=1, block=block_ms)
+        return None
+
+    async def _stale(self, streams: Sequence[str]) -> Delivery | None:
+        for stream in streams:
+            idle_ms = int(self.claim_after_s * 1000)
+            answer = await self.redis.xautoclaim(stream, GROUP, self.consumer, idle_ms, count=1)
+            for message_id, values in answer[1]:
+                if values:  # None for a message that was deleted while it was pending
+                    return await self._with_history(_delivery(stream, message_id, values))
+        return None
+
+    async def _with_history(self, delivery: Delivery) -> Delivery:
+        [entry] = await self.redis.xpending_range(delivery.stream, GROUP, delivery.id, delivery.id, 1)
+        error = await self.redis.hget(_errors(delivery.stream), delivery.id)
+        return Delivery(
+            stream=delivery.stream,
+            id=delivery.id,
+            payload=delivery.payload,
+            schema=delivery.schema,
+            count=entry["times_delivered"],
+            last_error=(error or b"the worker died").decode(),
+        )
+
+
+def fields(message: Message) -> dict[Any, Any]:
+    """Return what a stream entry holds for a message."""
+    return {"payload": message.SerializeToString(deterministic=True), "schema": SCHEMA}
+
+
+def dead_letters(stream: str) -> str:
+    return f"{stream}:dead"
+
+
+def _errors(stream: str) -> str:
+    return f"{stream}:errors"
+
+
+def _remove(pipe: Any, delivery: Delivery) -> None:
+    pipe.xack(delivery.stream, GROUP, delivery.id)
+    pipe.xdel(delivery.stream, delivery.id)
+    pipe.hdel(_errors(delivery.stream), delivery.id)
+
+
+def _delivery(stream: str, message_id: bytes, values: dict[bytes, bytes]) -> Delivery:
+    return Delivery(
+        stream=stream,
+        id=message_id.decode(),
+        payload=values.get(b"payload", b""),
+        schema=int(values.get(b"schema", b"0")),
+        count=1,
+        last_error="",
+    )

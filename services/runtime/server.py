@@ -1,0 +1,119 @@
+"""What any service process is: a gRPC server with health, reflection, metrics, mapped errors, and a drain on SIGTERM."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+from defuse.errors import DefuseError, Unavailable
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.runtime import telemetry
+from services.runtime.interceptors import ErrorInterceptor
+from services.runtime.settings import Settings
+
+S = TypeVar("S", bound=Settings)
+Check = Callable[[], Awaitable[None]]
+CHECK_EVERY_S = 1.0
+# A chunk of images and its envelope; larger things are streamed.
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What a service's `build` hands over."""
+
+    # Full names of the gRPC services, for health and reflection.
+    names: Sequence[str]
+    # Adds the servicers to the server.
+    register: Callable[[grpc.aio.Server], None]
+    # Raise DefuseError while a dependency does not answer.
+    checks: Mapping[str, Check]
+    # Loops that run as long as the process.
+    loops: Sequence[Callable[[], Awaitable[None]]] = ()
+    close: Callable[[], Awaitable[None]] | None = field(default=None)
+
+
+def serve(name: str, settings: S, build: Callable[[S], Service]) -> None:
+    """Run a service until SIGTERM or SIGINT."""
+    telemetry.configure_logging(name, level=settings.log_level, log_format=settings.log_format)
+    asyncio.run(_serve(settings, build))
+
+
+async def _serve(settings: S, build: Callable[[S], Service]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    service = build(settings)
+    async with _listening(settings, service) as healths:
+        tasks = [asyncio.create_task(_forever(loop)) for loop in service.loops]
+        tasks.append(asyncio.create_task(_watch(service, healths)))
+        stopped = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in [stopped, *tasks]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if service.close:
+        await service.close()
+    for task in done - {stopped}:
+        task.result()  # a loop that ended did so with a defect: end the process with it
+
+
+@contextlib.asynccontextmanager
+async def _listening(settings: Settings, service: Service) -> AsyncIterator[health.aio.HealthServicer]:
+    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
+    healths = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    service.register(server)
+    reflection.enable_server_reflection([*service.names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    await _set_health(service, healths, serving=False)
+    address = f"{settings.host}:{settings.port}"
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise Unavailable(f"cannot listen on {address}: is DEFUSE_PORT taken? ({error})") from error
+    metrics, metrics_port = telemetry.start_metrics_server(settings.host, settings.metrics_port)
+    await server.start()
+    telemetry.log().info("listening", address=f"{settings.host}:{port}", metrics_port=metrics_port)
+    try:
+        yield healths
+    finally:
+        await healths.enter_graceful_shutdown()
+        telemetry.log().info("draining", grace_s=settings.drain_s)
+        await server.stop(settings.drain_s)
+        metrics.shutdown()
+
+
+async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
+    await loop()
+
+
+async def _watch(service: Service, healths: health.aio.HealthServicer) -> None:
+    """Keep health true: SERVING while every dependency answers."""
+    serving: bool | None = None
+    while True:
+        faults = [fault for fault in [await _fault(check) for check in service.checks.values()] if fault]
+        if serving is not (not faults):
+            serving = not faults
+            await _set_health(service, healths, serving=serving)
+            telemetry.log().info("health", serving=serving, faults=faults)
+        await asyncio.sleep(CHECK_EVERY_S)
+
+
+async def _fault(check: Check) -> str | None:
+    try:
+        await check()
+    except DefuseError as error:
+        return error.message
+    return None
+
+
+async def _set_health(service: Service, healths: Any, *, serving: bool) -> None:
+    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    for name in ("", *service.names):
+        await healths.set(name, status)

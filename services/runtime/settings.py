@@ -1,0 +1,60 @@
+"""Settings that every service has: read from `DEFUSE_*` variables or a TOML file, checked at start."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+PREFIX = "DEFUSE_"
+
+
+class Settings(BaseSettings):
+    """What each service is told from outside. A variable wins over the file that `DEFUSE_SETTINGS_FILE` names."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(0, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics; 0 takes a free one.")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis server with append-only file and noeviction.")
+    triton_url: str = Field("127.0.0.1:8001", description="HOST:PORT of Triton's gRPC API.")
+    store_url: str = Field("file:///var/lib/defuse/store", description="fsspec URL of the artifact store.")
+    claim_after_s: float = Field(
+        15.0, gt=0, description="Seconds without a heartbeat after which a message of a dead worker is taken over."
+    )
+    dependency_timeout_s: float = Field(
+        5.0, gt=0, description="Seconds that Redis or Triton may take to answer a check."
+    )
+    drain_s: float = Field(10.0, ge=0, description="Seconds that calls in flight are given when the service stops.")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
+    log_format: str = Field("json", pattern="^(json|text)$", description="`json` for machines, `text` for people.")
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the settings; end the process with one line a fault, by the variable's name, when they are not valid."""
+        try:
+            return cls()
+        except ValidationError as error:
+            report_and_exit(error)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get(f"{PREFIX}SETTINGS_FILE")
+        if file and not Path(file).is_file():
+            sys.stderr.write(f"{PREFIX}SETTINGS_FILE: there is no file {file!r}\n")
+            sys.exit(2)
+        toml: tuple[Any, ...] = (TomlConfigSettingsSource(settings_cls, Path(file)),) if file else ()
+        return (sources["init_settings"], sources["env_settings"], *toml)
+
+
+def report_and_exit(error: ValidationError) -> NoReturn:
+    """End the process with one line for each setting that is not valid, by the name of its variable."""
+    for fault in error.errors():
+        name = PREFIX + "_".join(str(part) for part in fault["loc"]).upper()
+        sys.stderr.write(f"{name}: {fault['msg']} (got {fault['input']!r})\n")
+    sys.exit(2)

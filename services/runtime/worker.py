@@ -1,0 +1,190 @@
+"""The loop that turns messages into stored effects, one heavy job at a time, off the event loop.
+
+What a handler may raise decides what becomes of its message:
+- Unavailable, StoreFull: an operator must act; the worker says so, waits, and tries again;
+- Cancelled: nothing more to do;
+- any other DefuseError: trying again is of no use; the subject fails with the error's sentence;
+- anything else: a defect or a poisoned message; it is delivered again, five times at most, then it is a dead letter.
+"""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+from defuse.errors import Cancelled, DefuseError, StoreFull, Unavailable
+from defuse.v1 import run_pb2, work_pb2
+from google.protobuf.message import Message
+
+from services.runtime import telemetry
+from services.runtime.queue import EVENTS, GONE, KEY, MAX_DELIVERIES, Delivery, Queue
+
+RETRY_S = 2.0
+W = TypeVar("W", bound=Message)
+T = TypeVar("T")
+
+
+class Job:
+    """What a handler, running in a thread, can ask of the worker and tell it."""
+
+    def __init__(self, subject: str, publish: Callable[[work_pb2.Event], None]) -> None:
+        self.subject = subject
+        self._publish = publish
+        self._cancelled = threading.Event()
+
+    def progress(self, fraction: float, note: str, *, state: "run_pb2.Run.State.ValueType" = 0) -> None:  # type: ignore[assignment]  # 0 is unset
+        """Tell the gateway how far the work is; a report that is lost does no harm."""
+        step = work_pb2.StageProgress(state=state, progress=fraction, note=note)
+        self._publish(work_pb2.Event(subject=self.subject, progress=step))
+
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def check_cancelled(self) -> None:
+        """Raise Cancelled once somebody asked for it."""
+        if self.cancelled():
+            raise Cancelled(f"{self.subject} was cancelled")
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[W]):
+    """What is done with the messages of one stream."""
+
+    kind: type[W]
+    # Name of the run or correction that a message belongs to.
+    subject: Callable[[W], str]
+    # Does the work, stores its effect, returns the event that says so. Doing it twice has one effect.
+    handle: Callable[[W, Job], work_pb2.Event]
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Make a call to Redis, again and again while Redis is away."""
+    while True:
+        try:
+            return await call()
+        except GONE as error:
+            telemetry.log().warning("redis_away", error=str(error), retry_s=RETRY_S)
+            await asyncio.sleep(RETRY_S)
+
+
+class Worker:
+    """Handles the messages of some stages, one at a time."""
+
+    def __init__(self, queue: Queue, stages: Mapping[str, Stage[Any]]) -> None:
+        self._queue = queue
+        self._stages = stages
+
+    async def run(self) -> None:
+        """Work until the task is cancelled; a message in hand then stays pending and is taken over by another worker."""
+        streams = list(self._stages)
+        await patiently(lambda: self._queue.open(streams))
+        while True:
+            delivery = await patiently(lambda: self._queue.receive(streams))
+            if delivery:
+                await self._work(delivery)
+            else:
+                await self._measure()
+
+    async def _work(self, delivery: Delivery) -> None:
+        stage = self._stages[delivery.stream]
+        work = stage.kind()
+        try:
+            delivery.decode(work)
+        except DefuseError as error:
+            telemetry.MESSAGES.labels(delivery.stream, "dead").inc()
+            await patiently(lambda e=error: self._queue.give_up(delivery, e.message, then=_failed("", e.message)))  # type: ignore[misc]
+            return
+        subject = stage.subject(work)
+        with structlog.contextvars.bound_contextvars(subject=subject, message=delivery.id, stream=delivery.stream):
+            if delivery.count > MAX_DELIVERIES:
+                await self._bury(delivery, subject)
+                return
+            with telemetry.MESSAGE_SECONDS.labels(delivery.stream).time():
+                outcome = await self._handle(stage, work, delivery, subject)
+            telemetry.MESSAGES.labels(delivery.stream, outcome).inc()
+            telemetry.log().info("message_handled", outcome=outcome, delivery=delivery.count)
+
+    async def _handle(self, stage: Stage[Any], work: Message, delivery: Delivery, subject: str) -> str:
+        loop = asyncio.get_running_loop()
+        job = Job(subject, lambda event: self._publish_from_thread(loop, event))
+        heartbeat = asyncio.create_task(self._heartbeat(delivery, job))
+        try:
+            event = await self._handle_while_servers_are_away(stage, work, job)
+        except Cancelled:
+            await patiently(lambda: self._queue.acknowledge(delivery))
+            return "cancelled"
+        except DefuseError as error:
+            telemetry.log().warning("stage_failed", error=error.message, reason=error.reason)
+            failed = _failed(subject, error.message)
+            await patiently(lambda: self._queue.acknowledge(delivery, then=failed))
+            return "failed"
+        except asyncio.CancelledError:
+            job.cancel()  # the process is stopping: the thread ends soon, the message stays pending
+            raise
+        except Exception as error:  # noqa: BLE001  # a defect: kept beside the message, which comes again
+            telemetry.log().exception("handler_raised", delivery=delivery.count)
+            text = f"{type(error).__name__}: {error}"
+            await patiently(lambda: self._queue.note_error(delivery, text))
+            return "raised"
+        finally:
+            heartbeat.cancel()
+        await patiently(lambda: self._queue.acknowledge(delivery, then=(EVENTS, event)))
+        return "done"
+
+    async def _handle_while_servers_are_away(self, stage: Stage[Any], work: Message, job: Job) -> work_pb2.Event:
+        while True:
+            try:
+                return await asyncio.to_thread(stage.handle, work, job)
+            except (Unavailable, StoreFull) as error:
+                telemetry.log().warning("waiting", error=error.message, retry_s=RETRY_S)
+                await self._publish(
+                    work_pb2.Event(
+                        subject=job.subject, progress=work_pb2.StageProgress(note=f"waiting: {error.message}")
+                    )
+                )
+                await asyncio.sleep(RETRY_S)
+                job.check_cancelled()
+
+    async def _heartbeat(self, delivery: Delivery, job: Job) -> None:
+        while True:
+            with suppress(*GONE):
+                await self._queue.heartbeat(delivery)
+                if await self._queue.redis.exists(cancel_key(job.subject)):
+                    job.cancel()
+            await asyncio.sleep(min(1.0, self._queue.claim_after_s / 3))
+
+    async def _bury(self, delivery: Delivery, subject: str) -> None:
+        error = f"given up after {MAX_DELIVERIES} deliveries; the last error was: {delivery.last_error}"
+        telemetry.log().error("dead_letter", error=error)
+        telemetry.MESSAGES.labels(delivery.stream, "dead").inc()
+        await patiently(lambda: self._queue.give_up(delivery, error, then=_failed(subject, error)))
+
+    async def _publish(self, event: work_pb2.Event) -> None:
+        with suppress(*GONE):
+            await self._queue.send(EVENTS, event)
+
+    def _publish_from_thread(self, loop: asyncio.AbstractEventLoop, event: work_pb2.Event) -> None:
+        asyncio.run_coroutine_threadsafe(self._publish(event), loop)
+
+    async def _measure(self) -> None:
+        for stream in self._stages:
+            with suppress(*GONE):
+                backlog, pending, dead = await self._queue.sizes(stream)
+                telemetry.BACKLOG.labels(stream).set(backlog)
+                telemetry.PENDING.labels(stream).set(pending)
+                telemetry.DEAD.labels(stream).set(dead)
+
+
+def cancel_key(subject: str) -> str:
+    """Return the key whose presence asks the workers of a run or correction to stop."""
+    return f"{KEY}cancelled:{subject}"
+
+
+def _failed(subject: str, error: str) -> tuple[str, work_pb2.Event]:
+    return EVENTS, work_pb2.Event(subject=subject, failed=work_pb2.StageFailed(error=error))

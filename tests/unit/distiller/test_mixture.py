@@ -1,0 +1,89 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from services.distiller.mixture import Mixture, fit_mixture, mahalanobis_squared
+
+Array = npt.NDArray[Any]
+CENTRES = np.array([[-4.0, 0.0], [4.0, 0.0], [0.0, 6.0]])
+SIZES = (200, 120, 80)
+
+
+def planted(seed: int = 0) -> tuple[Array, Array]:
+    """Plant three round clouds of unequal size; return latents (400, 2) and their cloud (400,)."""
+    cloud = np.repeat(np.arange(3), SIZES)
+    return CENTRES[cloud] + 0.5 * np.random.default_rng(seed).standard_normal((len(cloud), 2)), cloud
+
+
+def fit(seed: int = 0, max_components: int = 10) -> Mixture:
+    return fit_mixture(planted()[0], max_components=max_components, seed=seed)
+
+
+def cloud_of(mixture: Mixture) -> Array:
+    """Return the nearest planted centre of each component."""
+    distance = np.linalg.norm(mixture.means[:, None] - CENTRES[None], axis=2)  # (K, 3)
+    return np.asarray(distance.argmin(axis=1))
+
+
+def test_planted_clouds_are_found_one_to_one() -> None:
+    """The number of components is found, and each is a cloud with its weight, mean, covariance and members."""
+    mixture = fit()
+    assert sorted(cloud_of(mixture)) == [0, 1, 2]
+    clouds = cloud_of(mixture)
+    np.testing.assert_allclose(mixture.weights, np.array(SIZES)[clouds] / 400, atol=0.01)
+    np.testing.assert_allclose(mixture.means, CENTRES[clouds], atol=0.2)
+    np.testing.assert_allclose(mixture.covariances, np.tile(0.25 * np.eye(2), (3, 1, 1)), atol=0.12)
+    np.testing.assert_array_equal(clouds[mixture.members], planted()[1])
+
+
+def test_unseen_latents_are_assigned_to_their_cloud() -> None:
+    """Latents that were not fitted get the component of the largest posterior; none at all get none."""
+    mixture = fit()
+    unseen, cloud = planted(seed=9)
+    np.testing.assert_array_equal(cloud_of(mixture)[mixture.assign(unseen)], cloud)
+    assert mixture.assign(np.zeros((0, 2))).shape == (0,)
+
+
+def test_assignment_weighs_shape_and_weight() -> None:
+    """Half way between two means the wider component wins; between equal shapes the heavier one does."""
+    middle = np.zeros((1, 2))
+    means = np.array([[-1.0, 0.0], [1.0, 0.0]])
+    narrow_and_wide = np.array([0.05 * np.eye(2), np.eye(2)])
+    equal = np.tile(np.eye(2), (2, 1, 1))
+    members = np.zeros(0, int)
+    wider = Mixture(weights=np.array([0.5, 0.5]), means=means, covariances=narrow_and_wide, members=members)
+    heavier = Mixture(weights=np.array([0.7, 0.3]), means=means, covariances=equal, members=members)
+    assert wider.assign(middle) == [1]
+    assert heavier.assign(middle) == [0]
+
+
+def test_same_seed_same_mixture() -> None:
+    """A fit is its data and its seed, also for a seed that scikit-learn would refuse."""
+    for seed in (3, 2**63 + 11):
+        first, second = fit(seed), fit(seed)
+        np.testing.assert_array_equal(first.means, second.means)
+        np.testing.assert_array_equal(first.members, second.members)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_fewer_latents_than_components(count: int) -> None:
+    """The truncation never exceeds the number of latents."""
+    mixture = fit_mixture(planted()[0][:count], max_components=10, seed=0)
+    assert len(mixture.members) == count
+    assert len(mixture.weights) <= count
+
+
+def test_truncation_bounds_the_components() -> None:
+    """There are never more components than asked for."""
+    assert len(fit(max_components=2).weights) == 2
+
+
+def test_mahalanobis_distance() -> None:
+    """The distance is in units of the covariance: (x - m)' C^-1 (x - m)."""
+    covariance = np.array([[2.0, 0.6], [0.6, 1.0]])
+    latents, mean = np.random.default_rng(0).standard_normal((7, 2)), np.array([0.3, -1.0])
+    step = latents - mean
+    expected = (step @ np.linalg.inv(covariance) * step).sum(axis=1)
+    np.testing.assert_allclose(mahalanobis_squared(latents, mean, covariance), expected)

@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 Array = npt.NDArray[Any]
+# A small data set has few batches; weights move by steps.
+MIN_EPOCHS, MIN_STEPS = 2, 300
 # Rows of a data set, by position, as the classifier's input.
 Fetch = Callable[[Array], Array]
 
@@ -19,6 +21,7 @@ Fetch = Callable[[Array], Array]
 class Schedule:
     """How long and how fast. Adam with a cosine from `learning_rate` to zero."""
 
+    # 0 takes at least `MIN_EPOCHS`, and as many as give `MIN_STEPS`.
     epochs: int
     learning_rate: float
     region_weight: float
@@ -89,7 +92,8 @@ def _batch_size(schedule: Schedule) -> int:
 def _batches(count: int, size: int, schedule: Schedule) -> Iterator[Array]:
     """Yield full batches of row positions; the last of an epoch is filled up with rows of the same epoch."""
     generator = np.random.default_rng([schedule.seed, 0])
-    for _ in range(schedule.epochs):
+    epochs = schedule.epochs or max(MIN_EPOCHS, -(-MIN_STEPS * size // count))
+    for _ in range(epochs):
         order = generator.permutation(count)
         filled = np.resize(order, -(-count // size) * size)
         yield from filled.reshape(-1, size)

@@ -13,7 +13,7 @@ NEWEST_OPSET = 28  # the last one the table was tested with; a later one may add
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
 
-class UnsupportedOperator(ValueError):  # noqa: N818  (the name is the interface's)
+class UnsupportedOperator(ValueError):
     """The graph holds a node that cannot be run in torch. The caller exports the model without it."""
 
 

@@ -74,8 +74,8 @@ class Releases:
             previous = self._replaced_by(model)
             if not previous:
                 raise NotReady(
-                    f"model {names.last(model_name)!r} serves version {model.champion_version}, its first: there is none "
-                    "before it",
+                    f"model {names.last(model_name)!r} serves version {model.champion_version}, its first; "
+                    "there is none before it",
                     reason="NO_PREVIOUS_VERSION",
                 )
             self._repository.serve(model, names.last(model.name), [previous])

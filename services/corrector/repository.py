@@ -4,7 +4,6 @@ A version is an immutable directory: it is written under a temporary name and re
 said in `config.pbtxt` by a `specific` policy; a changed policy takes effect when the model is loaded again.
 """
 
-import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -55,7 +54,7 @@ class TritonRepository:
         config = self._root / model_id / "config.pbtxt"
         partial = config.with_suffix(f".{uuid.uuid4().hex[:8]}.partial")
         partial.write_text(text_format.MessageToString(triton_config(model, model_id, versions)))
-        os.replace(partial, config)
+        partial.replace(config)
         self._inference.load(model_id)
 
     def withdraw(self, model_id: str) -> None:

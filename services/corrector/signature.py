@@ -34,7 +34,7 @@ def _parse(file: bytes) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except Exception as error:  # the parser and the checker raise classes of their own, and bare ones
         raise InvalidInput(
-            f"the file of {len(file)} bytes is no valid ONNX model ({str(error).splitlines()[0][:200]}); export it again",
+            f"the file of {len(file)} bytes is no ONNX model ({str(error).splitlines()[0][:200]}); export it again",
             reason="NOT_ONNX",
         ) from error
     return model
@@ -56,7 +56,7 @@ def _check_declaration(model: model_pb2.Model) -> None:
         )
     if len(declared.mean) != len(declared.std) or any(value <= 0 for value in declared.std):
         raise InvalidInput(
-            f"mean {list(declared.mean)} and std {list(declared.std)} must have one value per channel each, std above 0",
+            f"mean {list(declared.mean)} and std {list(declared.std)} need one value per channel each, std above 0",
             reason="BAD_PREPROCESSING",
         )
 
@@ -117,8 +117,8 @@ def _read_output(model: model_pb2.Model, graph: onnx.GraphProto, file: bytes) ->
         raise InvalidInput(f"ONNX Runtime cannot run the file: {error}", reason="NOT_RUNNABLE") from error
     if output.shape != (batch, len(model.classes)):
         raise InvalidInput(
-            f"for {batch} images the model answers {output.shape}, where ({batch}, {len(model.classes)}) is expected for "
-            f"the {len(model.classes)} declared classes; declare the classes that it has",
+            f"for {batch} images the model answers {output.shape}, where ({batch}, {len(model.classes)}) is expected "
+            f"for the {len(model.classes)} declared classes; declare the classes that it has",
             reason="CLASS_COUNT_MISMATCH",
         )
     model.output_name = graph.output[0].name

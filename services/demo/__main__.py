@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
+from defuse import Client, DefuseError
 from rich.console import Console
 
-from defuse import Client, DefuseError
 from services.demo import data, story
 from services.demo.display import Display
 from services.runtime.stack import LocalStack, StackSettings

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
 from defuse.errors import NotReady
 from defuse.uploads import chunks, dataset_file, digest_of
+
 from services.runtime.images import ParsedImages, parse_images
 
 

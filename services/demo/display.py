@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from defuse import Estimate, Region
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-from defuse import Estimate, Region
 
 
 class Stage:
@@ -17,6 +16,9 @@ class Stage:
         self._progress = progress
         self._task = task
         self.moved = False
+
+    def finish(self) -> None:
+        self._progress.update(self._task, completed=1.0)
 
     def __call__(self, fraction: float, note: str = "") -> None:
         self._progress.update(self._task, completed=fraction, note=note[:60])
@@ -38,7 +40,7 @@ class Display:
         with _bars(self._console) as progress:
             stage = Stage(progress, progress.add_task(title, total=1.0, note=""))
             yield stage
-            progress.update(stage._task, completed=1.0)  # noqa: SLF001
+            stage.finish()
 
     @contextmanager
     def stages(self) -> Iterator[Callable[[str, float, str], None]]:

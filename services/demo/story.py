@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
 from defuse import Client, Correction, Dataset, Estimate, Model, Preprocessing, Region, Release, Run
 from defuse.report import write_report
+
 from services.demo import classifier
 from services.demo.data import DemoData
 from services.demo.display import Display
 
 SEED = 0
-_LAMBDA = 0.3
+_LAMBDA = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

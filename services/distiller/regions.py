@@ -57,7 +57,7 @@ def find_regions(
         if len(fitted) < min_support:
             components += 1
             continue
-        # In many dimensions the variational fit hardly empties a component again, so a truncation that few points cannot
+        # In many dimensions the variational fit hardly empties a component again: a truncation that few points cannot
         # fill would cut them into the neighbourhoods of single sources.
         truncation = min(max_components, max(1, len(fitted) // (2 * min_support)))
         found = list(_components(latent, fitted, others, truncation=truncation, seed=seed))

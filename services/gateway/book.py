@@ -1,4 +1,4 @@
-"""Records that change while work goes on, in Redis: each change is compare-and-set, together with the work it starts."""
+"""Records that change while work goes on, in Redis: a change is compare-and-set, with the work it starts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from services.runtime.queue import KEY, Queue, fields
 
-# How soon a watcher sees a change. Polled, because it holds across gateways and reconnects, where a message could be lost.
+# How soon a watcher sees a change. Polled: that holds across gateways and reconnects, where a message could be lost.
 _POLL_S = 0.2
 
 R = TypeVar("R", bound=Message)

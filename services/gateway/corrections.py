@@ -14,8 +14,7 @@ from services.runtime.catalog import Catalog
 from services.runtime.queue import CORRECT, KEY, Queue
 
 ENDED = (correction_pb2.Correction.STATE_SUCCEEDED, correction_pb2.Correction.STATE_FAILED)
-_DEFAULT_EPOCHS = 2
-_DEFAULT_LEARNING_RATE = 5e-4
+_DEFAULT_LEARNING_RATE = 2e-4
 
 
 class Corrections:
@@ -107,13 +106,13 @@ def complete(config: correction_pb2.CorrectionConfig) -> correction_pb2.Correcti
         )
     if config.epochs < 0 or not 0 <= config.learning_rate <= 1:
         raise InvalidInput(
-            f"epochs is {config.epochs} and learning_rate {config.learning_rate}; epochs must be at least 1, the learning "
-            "rate above 0 and at most 1",
+            f"epochs is {config.epochs} and learning_rate {config.learning_rate}; epochs must be at least 1, the "
+            "learning rate above 0 and at most 1",
             reason="OUT_OF_BOUNDS",
         )
     return correction_pb2.CorrectionConfig(
         region_weight=config.region_weight,
-        epochs=config.epochs or _DEFAULT_EPOCHS,
+        epochs=config.epochs,
         learning_rate=config.learning_rate or _DEFAULT_LEARNING_RATE,
         seed=config.seed,
     )

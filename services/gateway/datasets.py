@@ -9,10 +9,10 @@ from defuse.errors import InvalidInput
 from defuse.v1 import dataset_pb2
 
 from services.gateway.files import Files
-from services.runtime.images import SPLITS, ParsedImages, parse_images
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
+from services.runtime.images import SPLITS, ParsedImages, parse_images
 
 _REMOTE = ("s3://", "gs://", "az://", "http://", "https://")
 

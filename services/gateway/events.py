@@ -1,4 +1,4 @@
-"""What the stages say, folded into runs and corrections: each event is recorded in the store before it has an effect."""
+"""What the stages say, folded into runs and corrections; each event is in the store before it has an effect."""
 
 import asyncio
 

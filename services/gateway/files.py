@@ -21,7 +21,7 @@ class Files:
         self._max_bytes = max_bytes
 
     async def receive(self, digest: str, chunks: AsyncIterator[bytes]) -> int:
-        """Store a file and return its size; raise InvalidInput, storing nothing, when its content has another digest."""
+        """Store a file and return its size; raise InvalidInput, storing nothing, when the digest is another."""
         key = catalog.file(_checked(digest))
         if await asyncio.to_thread(self._store.exists, key):
             return await asyncio.to_thread(self._store.size, key)

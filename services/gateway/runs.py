@@ -89,7 +89,7 @@ class Runs:
         return await self.book.apply(event.subject, lambda run: fold(run, event))
 
     def _claim_name(self, run: run_pb2.Run) -> None:
-        """Record the run; a record that a gateway left which died right then, with the same configuration, is taken on."""
+        """Record the run; take on the record, with the same configuration, of a gateway that died right then."""
         key = catalog.run(run.name)
         if not self._store.exists(key):
             self._store.write_message(key, _as_created(run))
@@ -203,8 +203,8 @@ def _summary(run: run_pb2.Run) -> str:
     counts = run.counts
     searched = counts.sources - counts.sources_wrong_on_image - counts.sources_wrong_on_reconstruction
     return (
-        f"{run.region_count} regions from {counts.failures} failures: {counts.decodes} perturbations of {searched} images "
-        f"at radius {run.config.search.radius_sd:g} sd; {counts.candidates} were misclassified, "
+        f"{run.region_count} regions from {counts.failures} failures: {counts.decodes} perturbations of {searched} "
+        f"images at radius {run.config.search.radius_sd:g} sd; {counts.candidates} were misclassified, "
         f"{counts.rejected_by_label_model} of them no longer showed their label"
     )
 

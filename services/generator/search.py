@@ -1,6 +1,6 @@
 """Search around real images for latents that decode to images the classifier gets wrong.
 
-`z = mu + r * sd_agg * eps`, eps ~ N(0, I): the noise is centred and in units of the aggregate latent standard deviation.
+`z = mu + r * sd_agg * eps`, eps ~ N(0, I): the noise is centred and in units of the aggregate latent sd.
 Every eps is a pure function of (seed, source, round, draw), so that the failures found do not depend on how the sources
 are cut into shards and batches, nor on how many workers share them.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.special import ndtri
 
 Array = npt.NDArray[Any]
-# Logits differ by rounding between batch sizes; an answer closer than this to the decision is no failure, and no success.
+# Logits differ by rounding between batch sizes; an answer this close to the decision is no failure, and no success.
 MARGIN_EPSILON = 1e-3
 # Batches that are decoded before the first of their answers is looked at.
 _AHEAD = 3

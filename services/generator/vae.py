@@ -32,7 +32,7 @@ _RANGES = {"latent_dim": (1, 512), "width": (8, 256), "epochs": (1, 10_000), "ba
 _RANGES_REAL = {"learning_rate": (1e-6, 0.1), "beta": (0.0, 100.0)}
 
 
-class TrainingCancelled(Exception):  # noqa: N818 - an order obeyed, not an error
+class TrainingCancelled(Exception):
     """Training stopped because the caller asked for it; no model is returned."""
 
 

@@ -152,7 +152,7 @@ def _same_kind(pictures: list[tuple[str, Image.Image]]) -> Array:
     for name, picture in pictures:
         if picture.size != first.size:
             raise InvalidInput(
-                f"{name!r} has {_size(picture)} pixels, {first_name!r} has {_size(first)}; all images must have one size",
+                f"{name!r} has {_size(picture)} pixels, {first_name!r} has {_size(first)}; all must have one size",
                 reason="MIXED_SIZES",
             )
     gray = all(picture.mode in {"1", "L", "LA"} for _, picture in pictures)

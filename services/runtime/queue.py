@@ -158,7 +158,7 @@ class Queue:
             if answer:
                 [(_, [(message_id, values)])] = answer
                 return _delivery(stream, message_id, values)
-        await self.redis.xread({stream: "$" for stream in streams}, count=1, block=block_ms)
+        await self.redis.xread(dict.fromkeys(streams, "$"), count=1, block=block_ms)
         return None
 
     async def _stale(self, streams: Sequence[str]) -> Delivery | None:

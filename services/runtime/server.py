@@ -1,4 +1,4 @@
-"""What any service process is: a gRPC server with health, reflection, metrics, mapped errors, and a drain on SIGTERM."""
+"""What any service process is: a gRPC server with health, reflection, metrics, mapped errors and a drain."""
 
 import asyncio
 import contextlib

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import grpc
 import redis
@@ -55,7 +55,7 @@ class LocalStack:
         self._addresses: dict[str, str] = {}
         self._lock: IO[str] | None = None
 
-    def __enter__(self) -> "LocalStack":
+    def __enter__(self) -> Self:
         self._lock = _own(self._home)
         try:
             self._start()

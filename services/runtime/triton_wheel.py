@@ -91,8 +91,8 @@ def _check_platform() -> None:
     fits = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"} and glibc >= (2, 35)
     if not fits or sys.version_info[:2] > (3, 13):
         raise NotReady(
-            f"there is no Triton wheel for {platform.platform()} with Python {platform.python_version()} (it needs Linux on "
-            "x86-64 or arm64, glibc 2.35 and Python 3.11 to 3.13); use `docker compose up`, or set DEFUSE_TRITON_URL",
+            f"there is no Triton wheel for {platform.platform()} with Python {platform.python_version()} (it needs "
+            "Linux on x86-64 or arm64, glibc 2.35 and Python 3.11 to 3.13); use compose, or set DEFUSE_TRITON_URL",
             reason="NO_TRITON_WHEEL",
         )
 

@@ -81,7 +81,7 @@ class Worker:
         self._stages = stages
 
     async def run(self) -> None:
-        """Work until the task is cancelled; a message in hand then stays pending and is taken over by another worker."""
+        """Work until the task is cancelled; a message in hand stays pending and is taken over by another."""
         streams = list(self._stages)
         await patiently(lambda: self._queue.open(streams))
         while True:

@@ -18,10 +18,12 @@ from defuse.uploads import CHUNK_BYTES, chunks, dataset_file, digest_of
 from defuse.v1 import (
     annotation_pb2,
     correction_pb2,
-    gateway_service_pb2 as pb,
     gateway_service_pb2_grpc,
     model_pb2,
     run_pb2,
+)
+from defuse.v1 import (
+    gateway_service_pb2 as pb,
 )
 from defuse.values import (
     Correction,
@@ -147,7 +149,7 @@ class Client:
         vae: dict[str, Any] | None = None,
         mixture: dict[str, Any] | None = None,
     ) -> Run:
-        """Start a run; `search`, `vae` and `mixture` name the fields of their messages that differ from the defaults."""
+        """Start a run; `search`, `vae` and `mixture` hold the settings that differ from the defaults."""
         config = run_pb2.RunConfig(
             model=names.model(model),
             model_version=model_version,

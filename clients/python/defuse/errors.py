@@ -12,7 +12,7 @@
     ├── DeadlineExceeded    the answer took longer than the caller allowed
     └── Internal            a defect of ours
 
-Every error says what happened, with the value, and what to do. `reason` is a constant for programs (`REGION_NOT_FOUND`).
+Every error says what happened, with the value, and what to do. `reason` is for programs (`REGION_NOT_FOUND`).
 The table at the end maps classes to gRPC status codes; servers read it one way, clients the other.
 """
 

@@ -1,4 +1,4 @@
-"""Resource names: `models/{model}`, `runs/{run}/regions/{region}` and so on, in one place for both sides of the wire."""
+"""Resource names: `models/{model}`, `runs/{run}/regions/{region}` and so on, for both sides of the wire."""
 
 import re
 
@@ -11,7 +11,7 @@ def check_id(kind: str, value: str) -> str:
     """Return the id, or raise InvalidInput that names it."""
     if not _ID.fullmatch(value):
         raise InvalidInput(
-            f"{kind} id {value!r} is not valid: use 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit",
+            f"{kind} id {value!r} is refused: use 1 to 63 letters, digits, '.', '_' or '-', a letter or digit first",
             reason="INVALID_ID",
         )
     return value

@@ -103,7 +103,7 @@ def test_the_loss_reported_is_the_mixed_loss() -> None:
     logits = [network()(torch.from_numpy(part.inputs[part.fetched[0]])) for part in (data, added)]
     labels = [torch.from_numpy(part.labels[part.fetched[0]]) for part in (data, added)]
     first, second = (F.cross_entropy(a, b) for a, b in zip(logits, labels, strict=True))
-    assert losses[0] == pytest.approx(float(0.7 * first + 0.3 * second), rel=1e-5)
+    assert losses[0] == pytest.approx(0.7 * first.item() + 0.3 * second.item(), rel=1e-5)
 
 
 def test_lambda_0_is_plain_training() -> None:

@@ -96,22 +96,38 @@ def test_held_out_failures_are_never_fitted(grouping: Grouping, failures: dict[s
         assert region.weight == other.weight
 
 
-def test_min_support(failures: dict[str, Array]) -> None:
-    """A component below the least number of failures is no region; its failures are counted as without one."""
-    usable = failures["held_out"] == 0
-    sizes = [int((usable & (failures["cluster"] == cluster)).sum()) for cluster in range(4)]
-    grouping = group(failures, min_support=sizes[1])
-    assert [len(region.members) for region in grouping.regions] == sizes[:2]
-    assert (grouping.failures, grouping.failures_without_region) == (sum(sizes), sizes[2] + sizes[3])
-    assert grouping.components == 4
+def test_min_support() -> None:
+    """A component or a confusion below the least number of failures is no region; its failures have none."""
+    failures = planted(
+        (
+            Cluster(confusion=(0, 1), centre=(-4, 0), size=130),
+            Cluster(confusion=(0, 1), centre=(4, 0), size=12),
+            Cluster(confusion=(2, 1), centre=(-4, 0), size=19),
+        ),
+        held_out_share=0.0,
+    )
+    grouping = group(failures, min_support=20)
+    [region] = grouping.regions
+    assert len(region.members) == 130
+    assert (grouping.failures, grouping.failures_without_region, grouping.components) == (161, 31, 3)
+    assert len(group(failures, min_support=12).regions) == 3
+
+
+def test_few_failures_are_not_cut_into_sources() -> None:
+    """One round cloud in many dimensions stays in pieces of twice the least support on average, at most."""
+    latent = np.random.default_rng(0).standard_normal((100, 24)).astype(np.float32)
+    labels = np.zeros(100, int)
+    failures = {"latent": latent, "true_label": labels, "predicted_label": labels + 1, "held_out": labels}
+    assert group(failures, min_support=40, max_components=10).components == 1
+    assert group(failures, min_support=15, max_components=10).components <= 3
 
 
 def test_weights_are_shares_of_all_failures(grouping: Grouping) -> None:
-    """A region's weight is the share of the usable failures that it explains; with what is in no region, all of them."""
+    """A region's weight is its share of the usable failures; with what is in no region, they are all of them."""
     for region in grouping.regions:
-        assert abs(region.weight - len(region.members) / grouping.failures) < 0.02
+        assert abs(region.weight - len(region.members) / grouping.failures) < 0.03
     total = sum(region.weight for region in grouping.regions)
-    assert abs(total + grouping.failures_without_region / grouping.failures - 1) < 0.02
+    assert abs(total + grouping.failures_without_region / grouping.failures - 1) < 0.05
     assert total <= 1
 
 

@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both make .venv first.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell $(name) --version >/dev/null 2>&1 && echo $(name))))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test lint unit contract scenario format clean
+
+# The main job on real images and real servers. DATA: class folders or an .npz; by default 5,000 handwritten digits.
+demo: $(INSTALLED)
+	$(BIN)/python -m services.demo $(DATA) --report demo-report
+
+test: lint unit contract scenario
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+
+unit contract scenario: $(INSTALLED)
+	$(BIN)/python -m pytest tests/$@ $(PYTEST)
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard protos/*.py protos/defuse/v1/*.proto)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[stack,demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-report clients/python/defuse/v1

@@ -1,0 +1,65 @@
+import pytest
+from defuse import names
+from defuse.errors import InvalidInput
+
+
+def test_names_are_built_from_ids() -> None:
+    """Each kind of resource has its form."""
+    assert names.model("tiny") == "models/tiny"
+    assert names.model_version("models/tiny", 3) == "models/tiny/versions/3"
+    assert names.dataset("d1") == "datasets/d1"
+    assert names.run("first") == "runs/first"
+    assert names.region("first", "r1") == "runs/first/regions/r1"
+    assert names.correction("first", "c1") == "runs/first/corrections/c1"
+
+
+def test_names_are_taken_apart() -> None:
+    """The last part and the parent of a name are found again."""
+    assert names.last("runs/first/regions/r1") == "r1"
+    assert names.last("runs/first") == "first"
+    assert names.parent("runs/first/regions/r1") == "runs/first"
+    assert names.parent("runs/first") == ""
+
+
+@pytest.mark.parametrize("value", ["a", "A.b_c-9", "0", "x" * 63])
+def test_valid_ids(value: str) -> None:
+    """An id is 1 to 63 letters, digits, dots, underscores or hyphens, the first a letter or a digit."""
+    assert names.check_id("run", value) == value
+
+
+@pytest.mark.parametrize("value", ["", "-a", ".", "..", "_a", "a/b", "a b", "ä", "a\n", "x" * 64, "a\x00"])
+def test_bad_ids(value: str) -> None:
+    """Anything else is refused with the kind and itself, so that no id is a path, an option or a line."""
+    for build in (names.model, names.dataset, names.run):
+        with pytest.raises(InvalidInput) as caught:
+            build(value)
+        assert repr(value) in caught.value.message
+        assert caught.value.reason == "INVALID_ID"
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("runs/first", "runs/*"), ("runs/first/corrections/c1", "runs/*/corrections/*")]
+)
+def test_names_of_the_right_form(name: str, pattern: str) -> None:
+    """A name of the form is returned."""
+    assert names.check(name, pattern) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "INVALID_NAME"),
+        ("first", "INVALID_NAME"),
+        ("models/first", "INVALID_NAME"),
+        ("runs/first/regions/r1", "INVALID_NAME"),
+        ("/runs/first", "INVALID_NAME"),
+        ("runs/first/", "INVALID_NAME"),
+        ("runs/", "INVALID_ID"),
+        ("runs/..", "INVALID_ID"),
+    ],
+)
+def test_names_of_another_form(name: str, reason: str) -> None:
+    """A name of another form, or with a bad id, is refused with itself or the id."""
+    with pytest.raises(InvalidInput) as caught:
+        names.check(name, "runs/*")
+    assert caught.value.reason == reason

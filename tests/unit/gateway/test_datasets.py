@@ -1,0 +1,99 @@
+import hashlib
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from defuse.errors import InvalidInput, NotFound
+from defuse.v1 import dataset_pb2
+
+from services.gateway.datasets import Datasets
+from services.gateway.files import Files
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+
+
+@pytest.fixture
+def datasets(store: ArtifactStore) -> Datasets:
+    return Datasets(store, Files(store, max_bytes=10**6))
+
+
+def upload(store: ArtifactStore, count: int = 40, **more: Any) -> str:
+    """Store an `.npz` of `count` training images whose pixel is their number; return its digest."""
+    images = np.tile(np.arange(count, dtype=np.uint8)[:, None, None], (1, 8, 10))
+    buffer = io.BytesIO()
+    np.savez(buffer, x_train=images, y_train=np.arange(count) % 3, **more)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    store.write_bytes(catalog.file(digest), buffer.getvalue())
+    return digest
+
+
+def create(datasets: Datasets, digest: str, seed: int = 0) -> dataset_pb2.Dataset:
+    return datasets.create(file_digest=digest, uri="", display_name="planted", seed=seed)
+
+
+def test_a_data_set_says_what_it_holds(datasets: Datasets, store: ArtifactStore) -> None:
+    """The record has shape, labels, splits and their origin; the arrays lie in the store."""
+    dataset = create(datasets, upload(store, class_names=["ant", "bee", "cat"]))
+    assert (list(dataset.image_shape), dataset.label_count) == ([8, 10, 1], 3)
+    assert (list(dataset.classes), dataset.display_name) == (["ant", "bee", "cat"], "planted")
+    assert [(split.name, split.size, split.cut_by_seed) for split in dataset.splits] == [
+        ("train", 24, False),
+        ("val", 8, True),
+        ("test", 8, True),
+    ]
+    pixels = []
+    for split in dataset.splits:
+        arrays = store.read_arrays(catalog.split(dataset.name, split.name))
+        np.testing.assert_array_equal(arrays["y"], arrays["x"][:, 0, 0, 0] % 3)
+        pixels += list(arrays["x"][:, 0, 0, 0])
+    assert sorted(pixels) == list(range(40))
+
+
+def test_the_same_content_and_seed_are_the_same_data_set(datasets: Datasets, store: ArtifactStore) -> None:
+    """A data set is named by its content and its seed."""
+    digest = upload(store)
+    first = create(datasets, digest)
+    assert create(datasets, digest) == first
+    names = {first.name, create(datasets, digest, seed=1).name, create(datasets, upload(store, count=50)).name}
+    assert len(names) == 3
+
+
+def test_a_data_set_that_was_half_written_is_written_again(datasets: Datasets, store: ArtifactStore) -> None:
+    """A process that died among the splits leaves no data set; the next one makes it whole."""
+    digest = upload(store)
+    name = create(datasets, digest).name
+    store._fs.rm(f"{store._root}/{catalog.dataset(name)}")
+    store._fs.rm(f"{store._root}/{catalog.split(name, 'test')}")
+    assert create(datasets, digest).name == name
+    assert len(store.read_arrays(catalog.split(name, "test"))["y"]) == 8
+
+
+@pytest.mark.parametrize(("digest", "uri"), [("", ""), ("a" * 64, "s3://bucket/images.zip")])
+def test_either_a_file_or_a_url(digest: str, uri: str, datasets: Datasets) -> None:
+    """Neither, or both, are refused."""
+    with pytest.raises(InvalidInput, match="either"):
+        datasets.create(file_digest=digest, uri=uri, display_name="", seed=0)
+
+
+@pytest.mark.parametrize("uri", ["/etc/passwd", "file:///etc/passwd", "local://etc/passwd", "simplecache::s3://a/b"])
+def test_files_of_the_server_are_not_read(uri: str, datasets: Datasets) -> None:
+    """A caller cannot name a file on the server's disk."""
+    with pytest.raises(InvalidInput, match="upload local files"):
+        datasets.create(file_digest="", uri=uri, display_name="", seed=0)
+
+
+def test_a_file_that_was_not_uploaded(datasets: Datasets) -> None:
+    """A digest without a file is named."""
+    with pytest.raises(NotFound, match="aaaa"):
+        create(datasets, "a" * 64)
+
+
+def test_data_that_is_refused_leaves_no_data_set(datasets: Datasets, store: ArtifactStore) -> None:
+    """A file with bad data is refused every time."""
+    digest = hashlib.sha256(b"no archive").hexdigest()
+    store.write_bytes(catalog.file(digest), b"no archive")
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="npz"):
+            create(datasets, digest)
+    assert store.keys("datasets") == []

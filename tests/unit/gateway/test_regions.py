@@ -1,0 +1,97 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from defuse.errors import InvalidInput, NotFound
+from defuse.v1 import annotation_pb2, model_pb2, region_pb2, release_pb2, run_pb2
+
+from services.gateway.regions import Regions
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+
+RUN = run_pb2.Run(name="runs/first", config={"model": "models/tiny"})
+R1, R2 = "runs/first/regions/r1", "runs/first/regions/r2"
+
+
+@pytest.fixture
+def regions(store: ArtifactStore) -> Regions:
+    """Leave a run with two regions, of a model with two classes."""
+    store.write_message("models/tiny/model.pb", model_pb2.Model(name="models/tiny", classes=["ant", "bee"]))
+    store.write_message("models/tiny/releases/1.pb", release_pb2.Release(model="models/tiny", version=1))
+    store.write_message(catalog.run(RUN.name), RUN)
+    found = [region_pb2.Region(name=name, true_label="ant") for name in (R1, R2)]
+    store.write_message(catalog.distillation(RUN.name), region_pb2.Distillation(run=RUN.name, regions=found))
+    return Regions(store)
+
+
+def verdict(kind: str, region: str = R1, **more: Any) -> annotation_pb2.Annotation:
+    return annotation_pb2.Annotation(
+        region=region,
+        verdict=annotation_pb2.Annotation.Verdict.Value(f"VERDICT_{kind}"),
+        **({"annotator": "ada"} | more),
+    )
+
+
+def test_a_region_nobody_annotated(regions: Regions) -> None:
+    """Without a verdict a region has no annotation, and nothing is labelled."""
+    assert not regions.get(R1).HasField("annotation")
+    assert regions.labelled(RUN) == []
+
+
+def test_an_annotation_is_kept(regions: Regions) -> None:
+    """A verdict comes back with its region, with who said it and when, and leaves other regions alone."""
+    answer = regions.annotate(verdict("LABEL", label="bee"))
+    assert answer == regions.get(R1) == regions.distillation(RUN).regions[0]
+    assert (answer.true_label, answer.annotation.label, answer.annotation.annotator) == ("ant", "bee", "ada")
+    assert answer.annotation.create_time.seconds > 0
+    assert not regions.get(R2).HasField("annotation")
+
+
+def test_the_latest_verdict_counts(regions: Regions, store: ArtifactStore) -> None:
+    """Every verdict is kept as an object of its own; the last one is what is shown and trained with."""
+    for kind, label in (("LABEL", "bee"), ("UNSURE", ""), ("LABEL", "ant")):
+        regions.annotate(verdict(kind, label=label))
+    assert regions.get(R1).annotation.label == "ant"
+    assert len(store.keys(catalog.annotations(R1))) == 3
+    regions.annotate(verdict("INVALID"))
+    assert regions.labelled(RUN) == []
+
+
+def test_only_labels_are_trained_with(regions: Regions) -> None:
+    """Regions whose verdict is no label are left out of correction."""
+    regions.annotate(verdict("MIXED"))
+    regions.annotate(verdict("LABEL", region=R2, label="bee"))
+    assert [(region.region, region.label) for region in regions.labelled(RUN)] == [(R2, "bee")]
+
+
+@pytest.mark.parametrize("label", ["", "cat", "Bee"])
+def test_a_label_outside_the_classes(label: str, regions: Regions, store: ArtifactStore) -> None:
+    """A label that the model does not have is refused with the ones that it has, and not stored."""
+    with pytest.raises(InvalidInput, match="ant, bee") as caught:
+        regions.annotate(verdict("LABEL", label=label))
+    assert caught.value.reason == "LABELS_OUTSIDE_CLASSES"
+    assert store.keys(catalog.annotations(R1)) == []
+
+
+def test_a_missing_verdict(regions: Regions) -> None:
+    """An annotation without a verdict is refused."""
+    with pytest.raises(InvalidInput, match="verdict"):
+        regions.annotate(verdict("UNSPECIFIED"))
+
+
+def test_an_unknown_region(regions: Regions) -> None:
+    """An unknown region is refused with the ones that the run has."""
+    for ask in (lambda name: regions.annotate(verdict("UNSURE", region=name)), regions.get):
+        with pytest.raises(NotFound, match=r"r9.*r1, r2"):
+            ask("runs/first/regions/r9")
+
+
+def test_pictures_of_a_region(regions: Regions, store: ArtifactStore) -> None:
+    """The pictures are those that the distiller chose."""
+    arrays = {
+        name: np.full((2, 8, 8, 1), value, np.uint8) for value, name in enumerate(("exemplars", "exemplar_sources"))
+    }
+    store.write_arrays(catalog.region_arrays(R1), arrays)
+    pictures = regions.pictures(R1)
+    np.testing.assert_array_equal(pictures.exemplars, arrays["exemplars"])
+    np.testing.assert_array_equal(pictures.sources, arrays["exemplar_sources"])

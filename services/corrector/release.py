@@ -44,6 +44,7 @@ class Releases:
                     f"model {model_id!r} is registered already; correct and release it, or choose another name",
                     reason="MODEL_EXISTS",
                 )
+            self._repository.remove(model_id)  # what a registration that was refused left behind
             self._write_version(model, 1, file, correction="")
             self._repository.serve(model, model_id, [1])
             self._record(model.name, release_pb2.Release.KIND_REGISTERED, version=1, previous=0)

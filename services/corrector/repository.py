@@ -60,6 +60,10 @@ class TritonRepository:
     def withdraw(self, model_id: str) -> None:
         """Stop serving a model and remove its directory."""
         self._inference.unload(model_id)
+        self.remove(model_id)
+
+    def remove(self, model_id: str) -> None:
+        """Remove the directory of a model that is not served."""
         shutil.rmtree(self._root / model_id, ignore_errors=True)
 
 

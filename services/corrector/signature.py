@@ -1,5 +1,7 @@
 """What an ONNX file takes and gives, checked against what its owner declared."""
 
+import math
+
 import numpy as np
 import onnx
 from defuse.errors import InvalidInput
@@ -48,6 +50,9 @@ def _check_declaration(model: model_pb2.Model) -> None:
     declared = model.preprocessing
     if not declared.layout:
         raise InvalidInput("the layout is not declared; use NCHW or NHWC", reason="BAD_PREPROCESSING")
+    numbers = [declared.low, declared.high, *declared.mean, *declared.std]
+    if not all(math.isfinite(number) for number in numbers):
+        raise InvalidInput(f"range, mean and std must be finite, not {numbers}", reason="BAD_PREPROCESSING")
     if not declared.low < declared.high:
         raise InvalidInput(
             f"the range {declared.low},{declared.high} is empty; the first value is what pixel 0 becomes, the second "

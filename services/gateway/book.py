@@ -73,19 +73,23 @@ class Book(Generic[R]):
         return [self._parse(data) for data in values if data is not None]
 
     async def apply(self, name: str, change: Callable[[R], Sequence[Work]], *, releasing: str | None = None) -> R:
-        """Change a record and start the work that follows, both or neither; again when somebody else was faster."""
+        """Change a record and start the work that follows, both or neither; again when somebody else was faster.
+
+        `releasing` is a key that is freed if this record holds it.
+        """
         key = _key(name)
         while True:
             async with self._queue.redis.pipeline(transaction=True) as pipe:
                 try:
-                    await pipe.watch(key)
+                    await pipe.watch(key, *([releasing] if releasing else []))
                     record = await self.get(name)
+                    holds = releasing and await pipe.get(releasing) == name.encode()
                     works = change(record)
                     pipe.multi()
                     pipe.set(key, record.SerializeToString())
                     for stream, message in works:
                         pipe.xadd(stream, fields(message))
-                    if releasing:
+                    if holds:
                         pipe.delete(releasing)
                     await pipe.execute()
                 except redis.exceptions.WatchError:

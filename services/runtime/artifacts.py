@@ -16,7 +16,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 from defuse.errors import Internal, NotFound, StoreFull, Unavailable
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 # A quota and a file-size limit are full disks to the one who writes.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -78,25 +78,29 @@ class ArtifactStore:
             raise
 
     def read_bytes(self, key: str) -> bytes:
-        try:
+        with self._finding(key):
             data: bytes = self._fs.cat_file(self._path(key))
-        except FileNotFoundError as error:
-            raise NotFound(f"the artifact store {self.url} has no {key}", reason="ARTIFACT_NOT_FOUND") from error
         return data
 
     def size(self, key: str) -> int:
-        return int(self._fs.size(self._path(key)))
+        with self._finding(key):
+            return int(self._fs.size(self._path(key)))
 
     def open(self, key: str) -> Any:
         """Open an artifact for reading, seekable."""
-        return self._fs.open(self._path(key), "rb")
+        with self._finding(key):
+            return self._fs.open(self._path(key), "rb")
 
     def write_message(self, key: str, message: Message) -> None:
         self.write_bytes(key, message.SerializeToString(deterministic=True))
 
     def read_message(self, key: str, kind: type[M]) -> M:
         message = kind()
-        message.ParseFromString(self.read_bytes(key))
+        data = self.read_bytes(key)
+        try:
+            message.ParseFromString(data)
+        except DecodeError as error:
+            raise Internal(f"{key} in {self.url} is no {kind.__name__} ({error}); restore it from a copy") from error
         return message
 
     def write_arrays(self, key: str, arrays: Arrays) -> None:
@@ -112,6 +116,13 @@ class ArtifactStore:
                 f"{key} in {self.url} is not a safetensors file ({error}); restore it from a copy"
             ) from error
         return arrays
+
+    @contextmanager
+    def _finding(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise NotFound(f"the artifact store {self.url} has no {key}", reason="ARTIFACT_NOT_FOUND") from error
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 from defuse.errors import InvalidInput
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 Array = npt.NDArray[Any]
 SPLITS = ("train", "val", "test")
@@ -20,6 +21,10 @@ _CLASSES_FILE = "classes.txt"
 # Share of the training images that becomes a split which the data does not have.
 _CUT_SHARE = 0.2
 MIN_SIDE, MAX_SIDE = 8, 128
+# What a member of an archive raises whose bytes were changed.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
+# Modes whose values fit in bytes.
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,7 @@ def parse_images(file: IO[bytes], *, seed: int) -> ParsedImages:
         )
     for name, split in found.items():
         _check_split(name, split, like=found["train"])
+        _check_labels(name, split.labels, classes)
     return ParsedImages(splits=_complete(found, seed), classes=classes)
 
 
@@ -68,7 +74,7 @@ def _read_npz(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], list[st
         try:
             with archive.open(name) as member:
                 arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, *_DAMAGED) as error:
             raise InvalidInput(f"array {name!r} cannot be read: {error}", reason="BAD_DATASET") from error
     splits = {}
     for alias, split in _ALIASES.items():
@@ -117,8 +123,9 @@ def _read_folders(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], lis
 def _image_files(archive: zipfile.ZipFile) -> list[tuple[str, str, str]]:
     """Return (split, class folder, member) of every picture; without split folders all of them are training images."""
     files = []
+    around = _around(archive)
     for name in sorted(archive.namelist()):
-        path = PurePosixPath(name)
+        path = PurePosixPath(name.removeprefix(around))
         if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
             continue
         if len(path.parts) < 2:
@@ -130,10 +137,22 @@ def _image_files(archive: zipfile.ZipFile) -> list[tuple[str, str, str]]:
     return files
 
 
+def _around(archive: zipfile.ZipFile) -> str:
+    """Return the folder, with its slash, that lies around the split folders; nothing where they are at the top."""
+    paths = [PurePosixPath(name) for name in archive.namelist()]
+    tops = {path.parts[0] for path in paths if path.parts}
+    within = {path.parts[1].lower() for path in paths if len(path.parts) > 2}
+    return f"{tops.pop()}/" if len(tops) == 1 and within & set(_ALIASES) else ""
+
+
 def _declared_classes(archive: zipfile.ZipFile) -> list[str]:
-    if _CLASSES_FILE not in archive.namelist():
+    name = _around(archive) + _CLASSES_FILE
+    if name not in archive.namelist():
         return []
-    lines = archive.read(_CLASSES_FILE).decode().splitlines()
+    try:
+        lines = archive.read(name).decode().splitlines()
+    except (UnicodeDecodeError, *_DAMAGED) as error:
+        raise InvalidInput(f"{name!r} is no text in UTF-8: {error}", reason="BAD_DATASET") from error
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -141,8 +160,13 @@ def _picture(archive: zipfile.ZipFile, name: str) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(archive.read(name)))
         picture.load()
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, *_DAMAGED) as error:
         raise InvalidInput(f"{name!r} is no picture that can be read: {error}", reason="BAD_DATASET") from error
+    if picture.mode not in _MODES:
+        raise InvalidInput(
+            f"{name!r} has values of more than eight bits (mode {picture.mode}); store it with eight",
+            reason="BAD_DATASET",
+        )
     return picture
 
 
@@ -180,8 +204,16 @@ def _check_split(name: str, split: SplitImages, *, like: SplitImages) -> None:
             "supported",
             reason="BAD_IMAGE_SHAPE",
         )
-    if split.labels.min() < 0:
-        raise InvalidInput(f"split {name!r} has label {split.labels.min()}; labels start at 0", reason="BAD_DATASET")
+
+
+def _check_labels(name: str, labels: Array, classes: Sequence[str]) -> None:
+    if labels.min() < 0:
+        raise InvalidInput(f"split {name!r} has label {labels.min()}; labels start at 0", reason="BAD_DATASET")
+    if classes and labels.max() >= len(classes):
+        raise InvalidInput(
+            f"split {name!r} has label {labels.max()}, but there are {len(classes)} class names, for labels from 0",
+            reason="LABELS_OUTSIDE_CLASSES",
+        )
 
 
 def _complete(found: dict[str, SplitImages], seed: int) -> dict[str, SplitImages]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -39,6 +40,11 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             report_and_exit(error)
+        except tomllib.TOMLDecodeError as error:
+            sys.stderr.write(
+                f"{PREFIX}SETTINGS_FILE: {os.environ[f'{PREFIX}SETTINGS_FILE']} is no TOML file: {error}\n"
+            )
+            sys.exit(2)
 
     @classmethod
     def settings_customise_sources(

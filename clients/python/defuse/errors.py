@@ -109,12 +109,15 @@ CODES: dict[type[DefuseError], grpc.StatusCode] = {
     Internal: grpc.StatusCode.INTERNAL,
 }
 _CLASSES = {code: cls for cls, code in CODES.items()}
+_LONGEST = 1500
 
 
 def to_status(error: DefuseError) -> status_pb2.Status:
     """Return the rich status that carries an error over the wire."""
-    code, _ = CODES.get(type(error), grpc.StatusCode.INTERNAL).value
-    status = status_pb2.Status(code=code, message=error.message)
+    known = next((cls for cls in type(error).__mro__ if cls in CODES), Internal)
+    code, _ = CODES[known].value
+    # A status travels in the headers' 8 KiB: of another server's long words the first ones must do.
+    status = status_pb2.Status(code=code, message=error.message[:_LONGEST])
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
     return status
 
@@ -126,6 +129,8 @@ def from_rpc_error(error: grpc.RpcError, *, address: str) -> DefuseError:
         return Unavailable(f"nothing answers at {address} ({details}); is the stack up? `defuse up` starts one")
     cls = _CLASSES.get(code, Internal)
     status = _rich_status(error)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not status:  # gRPC's own: a message beyond its limit
+        return InvalidInput(f"{details}; send less at once", reason="MESSAGE_TOO_LARGE")
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):

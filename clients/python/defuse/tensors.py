@@ -18,7 +18,7 @@ def images_from_proto(message: tensor_pb2.ImageTensor) -> npt.NDArray[np.uint8]:
     """Decode images (n, h, w, c); raise InvalidInput when shape and bytes disagree."""
     if not message.shape:
         return np.zeros((0, 0, 0, 0), np.uint8)
-    if len(message.shape) != 4 or math.prod(message.shape) != len(message.data):
+    if len(message.shape) != 4 or min(message.shape) < 0 or math.prod(message.shape) != len(message.data):
         raise InvalidInput(
             f"images of shape {tuple(message.shape)} need {math.prod(message.shape)} bytes in four dimensions "
             f"(n, h, w, c); the message holds {len(message.data)}"
@@ -33,7 +33,7 @@ def floats_to_proto(values: npt.NDArray[np.floating]) -> tensor_pb2.FloatTensor:
 
 def floats_from_proto(message: tensor_pb2.FloatTensor) -> npt.NDArray[np.float32]:
     """Decode real numbers; raise InvalidInput when shape and bytes disagree."""
-    if 4 * math.prod(message.shape) != len(message.data):
+    if min(message.shape, default=0) < 0 or 4 * math.prod(message.shape) != len(message.data):
         raise InvalidInput(
             f"a tensor of shape {tuple(message.shape)} needs {4 * math.prod(message.shape)} bytes; "
             f"the message holds {len(message.data)}"

@@ -14,7 +14,7 @@ from services.corrector.repository import TritonRepository
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
-from unit.conftest import RememberingTriton, build_onnx_classifier, declare
+from tests.unit.conftest import RememberingTriton, build_onnx_classifier, declare
 
 NAME = "models/tiny"
 Kind = release_pb2.Release

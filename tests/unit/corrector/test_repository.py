@@ -8,7 +8,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from services.corrector.repository import TritonRepository, candidate_id, check_model_id, triton_config
-from unit.conftest import RememberingTriton
+from tests.unit.conftest import RememberingTriton
 
 Declare = Callable[..., model_pb2.Model]
 

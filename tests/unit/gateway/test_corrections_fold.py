@@ -70,9 +70,9 @@ def test_nothing_changes_a_correction_that_has_ended(end: work_pb2.Event) -> Non
 
 
 def test_defaults() -> None:
-    """What is 0 takes its default; lambda 0 is a value."""
+    """What is 0 takes its default; lambda 0 is a value, and epochs 0 are left to the corrector."""
     whole = complete(correction_pb2.CorrectionConfig(seed=9))
-    assert (whole.region_weight, whole.epochs, whole.learning_rate, whole.seed) == (0.0, 2, 5e-4, 9)
+    assert (whole.region_weight, whole.epochs, whole.learning_rate, whole.seed) == (0.0, 0, 2e-4, 9)
     given = correction_pb2.CorrectionConfig(region_weight=0.5, epochs=7, learning_rate=0.1, seed=1)
     assert complete(given) == given
 

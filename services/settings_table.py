@@ -1,0 +1,44 @@
+"""The table of all settings for docs/operations.md: `python -m services.settings_table`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic_settings import BaseSettings
+
+from services.corrector.settings import CorrectorSettings
+from services.distiller.settings import DistillerSettings
+from services.gateway.settings import GatewaySettings
+from services.generator.settings import GeneratorSettings
+from services.runtime.settings import PREFIX, Settings
+from services.runtime.stack import StackSettings
+
+_OWN: dict[str, type[BaseSettings]] = {
+    "generator": GeneratorSettings,
+    "distiller": DistillerSettings,
+    "corrector": CorrectorSettings,
+    "gateway": GatewaySettings,
+    "the local stack": StackSettings,
+}
+
+
+def settings_table() -> str:
+    """Return the settings of every service as a Markdown table, those of all services first."""
+    rows = [_row(name, "every service", Settings) for name in Settings.model_fields]
+    for owner, cls in _OWN.items():
+        rows += [_row(name, owner, cls) for name in cls.model_fields if name not in Settings.model_fields]
+    return "\n".join(["| variable | of | default | meaning |", "| --- | --- | --- | --- |", *rows])
+
+
+def _row(name: str, owner: str, cls: type[BaseSettings]) -> str:
+    field = cls.model_fields[name]
+    shown = "" if field.default is None else f"`{_default(field.default)}`"
+    return f"| `{PREFIX}{name.upper()}` | {owner} | {shown} | {field.description} |"
+
+
+def _default(value: Any) -> str:
+    return str(value).replace(str(Path.home()), "~")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{settings_table()}\n")

@@ -1,0 +1,69 @@
+"""What the scenarios share: one planted classifier, served and searched once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.runtime.catalog import Catalog
+from services.runtime.inference import InferenceClient
+from tests.conftest import Stack
+from tests.planted import CLASSES, Planted, plant
+
+MODEL = "planted"
+# Small enough for two cores: the spot is wide, so a rough VAE finds it.
+SEARCH = ("--vae-epochs", "15", "--draws", "20")
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return plant(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="session")
+def served(stack: Stack, planted: Planted) -> str:
+    """The planted classifier, registered as a user would do it."""
+    if MODEL not in {model["id"] for model in stack.defuse("models", "list")}:
+        stack.defuse(
+            *("models", "add", MODEL, "--onnx", planted.onnx, "--classes", ",".join(CLASSES)),
+            *("--mean", planted.mean, "--std", planted.std, "--range", "0,1", "--layout", "NCHW"),
+        )
+    return MODEL
+
+
+@pytest.fixture(scope="session")
+def undisturbed(stack: Stack, planted: Planted, served: str) -> Any:
+    """A run that nobody disturbs: what the disturbed ones must equal."""
+    return stack.defuse(
+        *("runs", "create", "--model", served, "--data", planted.data, "--name", "undisturbed"), *SEARCH, "--wait"
+    )
+
+
+def failures(stack: Stack, run: str) -> dict[str, Any]:
+    """Return all failures of a run, in the order of their sources, whatever its shards were."""
+    keys = [key for key in stack.store.keys(f"runs/{run}/failures") if key.endswith(".safetensors")]
+    shards = [stack.store.read_arrays(key) for key in keys]
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def same_failures(stack: Stack, one: str, other: str) -> bool:
+    """Say whether two runs found the same failures: identities equal, latents up to rounding."""
+    a, b = failures(stack, one), failures(stack, other)
+    identical = all(np.array_equal(a[name], b[name]) for name in ("source", "round", "draw", "predicted_label"))
+    return identical and len(a["source"]) > 0 and np.allclose(a["latent"], b["latent"], atol=1e-4)
+
+
+def accuracy(stack: Stack, images: Any, labels: Any, version: int) -> float:
+    """Return the accuracy of a version, asked through Triton."""
+    client = InferenceClient(stack.state["addresses"]["triton"])
+    model = Catalog(stack.store).model(f"models/{MODEL}")
+    logits = client.classifier(model, version=version).classify_stored(images)
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of one's own as the current one: where contact sheets go."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,127 @@
+"""Whatever happens to the processes, a run ends with the failures of an undisturbed one."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Stack, eventually
+from tests.planted import Planted
+from tests.scenario.conftest import SEARCH, same_failures
+
+Start = Callable[[str], None]
+
+
+@pytest.fixture
+def start(local_stack: Stack, planted: Planted, served: str, undisturbed: Any) -> Start:
+    """Start a run like the undisturbed one, in smaller shards, so that there is a middle to disturb."""
+
+    def start_run(name: str) -> None:
+        with local_stack.client() as client:
+            client.create_run(
+                name,
+                model=served,
+                dataset=undisturbed["dataset"],
+                search={"draws_per_source": int(SEARCH[3]), "shard_size": 50},
+                vae={"epochs": int(SEARCH[1])},
+            )
+
+    return start_run
+
+
+def _reach(stack: Stack, run: str, state: str, *, shards: int = 0) -> None:
+    with stack.client() as client:
+        eventually(lambda: client.run(run).state == state and client.run(run).progress * 20 >= shards, within_s=120)
+
+
+def _finish(stack: Stack, run: str) -> None:
+    with stack.client() as client:
+        ended = client.wait_for_run(run, timeout_s=240)
+    assert ended.state == "succeeded", ended.error
+    assert same_failures(stack, "undisturbed", run)
+
+
+def test_a_killed_generator(local_stack: Stack, start: Start) -> None:
+    """Kill -9 of the generator in mid-search loses nothing and changes nothing."""
+    start("generator-killed")
+    _reach(local_stack, "generator-killed", "identifying", shards=1)
+    local_stack.kill("generator")
+    _finish(local_stack, "generator-killed")
+
+
+def test_a_killed_distiller(local_stack: Stack, start: Start) -> None:
+    """Kill -9 of the distiller while it groups: another one takes the message, with the same regions."""
+    start("distiller-killed")
+    _reach(local_stack, "distiller-killed", "distilling")
+    local_stack.kill("distiller")
+    _finish(local_stack, "distiller-killed")
+    regions = [
+        [(r["id"], r["size"], r["true_label"]) for r in local_stack.defuse("regions", "list", run)]
+        for run in ("undisturbed", "distiller-killed")
+    ]
+    assert regions[0] == regions[1]
+
+
+def test_a_killed_redis(local_stack: Stack, start: Start) -> None:
+    """Kill -9 of Redis in mid-search: the run waits, and goes on where it was."""
+    start("redis-killed")
+    _reach(local_stack, "redis-killed", "identifying", shards=1)
+    local_stack.kill("redis")
+    _finish(local_stack, "redis-killed")
+
+
+def test_two_generators_find_what_one_finds(local_stack: Stack, start: Start) -> None:
+    """A second generator on the same run takes a part of the shards and changes no failure."""
+    addresses = local_stack.state["addresses"]
+    environment = {
+        **os.environ,
+        "DEFUSE_REDIS_URL": f"redis://{addresses['redis']}/0",
+        "DEFUSE_TRITON_URL": addresses["triton"],
+        "DEFUSE_STORE_URL": local_stack.store.url,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "services.generator"], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as second:
+        assert second.stderr
+        assert any('"serving": true' in line for line in second.stderr)
+        start("two-generators")
+        _finish(local_stack, "two-generators")
+        second.terminate()
+        log = second.stderr.read()
+    assert '"outcome": "done"' in log
+
+
+def test_a_killed_corrector(local_stack: Stack, start: Start) -> None:
+    """Kill -9 of the corrector in mid-training: the correction is made all the same."""
+    start("corrector-killed")
+    _finish(local_stack, "corrector-killed")
+    local_stack.defuse("annotate", "corrector-killed", "--suggested")
+    with local_stack.client() as client:
+        correction = client.create_correction("corrector-killed", region_weight=0.1)
+        eventually(lambda: client.correction("corrector-killed", correction.id).progress > 0.1, within_s=120)
+        local_stack.kill("corrector")
+        ended = client.wait_for_correction("corrector-killed", correction.id, timeout_s=240)
+    assert ended.state == "succeeded", ended.error
+    assert ended.regions_after.value > ended.regions_before.value
+
+
+def test_a_silent_triton_is_named(local_stack: Stack, undisturbed: Any) -> None:
+    """A run cannot be started while Triton does not answer; the error names it."""
+    triton = local_stack.state["pids"]["triton"]
+    os.kill(triton, signal.SIGSTOP)
+    try:
+        said = local_stack.defuse(
+            *("runs", "create", "--model", undisturbed["model"], "--name", "no-triton"),
+            *("--data", "https://127.0.0.1:9/images.npz"),
+            status=1,
+        )
+        assert "127.0.0.1:9" in said
+        with local_stack.client() as client, pytest.raises(Exception, match="Triton at") as refused:
+            client.create_run("no-triton", model=undisturbed["model"], dataset=undisturbed["dataset"])
+        assert refused.value.reason == "TRITON_UNAVAILABLE"
+    finally:
+        os.kill(triton, signal.SIGCONT)

@@ -1,0 +1,73 @@
+"""The story of the README, by the command line: find the planted spot, group it, close it, ship it, undo it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import Stack
+from tests.planted import TRUE, WRONG, Planted
+from tests.scenario.conftest import MODEL, accuracy
+
+SPOT = (str(TRUE), str(WRONG))
+
+
+def test_the_spot_is_the_first_region(stack: Stack, undisturbed: Any) -> None:
+    """The planted confusion is found and is the heaviest region; its label is suggested."""
+    assert undisturbed["state"] == "succeeded"
+    regions = stack.defuse("regions", "list", "undisturbed")
+    assert (regions[0]["true_label"], regions[0]["predicted_label"]) == SPOT
+    assert regions[0]["suggested_label"] == str(TRUE)
+    assert regions[0]["error_rate"]["low"] > 0.3
+    assert [region["weight"] for region in regions] == sorted((r["weight"] for r in regions), reverse=True)
+
+
+def test_a_region_is_shown_with_a_contact_sheet(stack: Stack, undisturbed: Any, workdir: Path) -> None:
+    """`regions show` writes and names a picture to annotate from."""
+    shown = stack.defuse("regions", "show", "undisturbed", "r1")
+    with Image.open(workdir / shown["contact_sheet"]) as sheet:
+        assert sheet.width > 400
+        assert np.asarray(sheet).std() > 10
+
+
+def test_fresh_images_come_from_the_region(stack: Stack, undisturbed: Any) -> None:
+    """Sampling a region gives the asked number of images of the run's shape, the same for the same seed."""
+    with stack.client() as client:
+        images = client.sample_region("undisturbed", "r1", 5, seed=3)
+        again = client.sample_region("undisturbed", "r1", 5, seed=3)
+    assert images.shape == (5, 28, 28, 1)
+    assert np.array_equal(images, again)
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_the_spot_is_closed_released_and_undone(local_stack: Stack, planted: Planted, tmp_path: Path) -> None:
+    """Annotate, correct, release: version 2 reads real held-out images of the spot; rollback gives version 1."""
+    stack = local_stack
+    spot_labels = np.full(len(planted.spot), TRUE)
+    assert accuracy(stack, planted.spot, spot_labels, version=1) < 0.3
+    stack.defuse("annotate", "undisturbed", "r1", "--label", str(TRUE), "--annotator", "tester")
+    stack.defuse("annotate", "undisturbed", "--suggested")
+    corrected = stack.defuse("correct", "undisturbed", "--lambda", "0.1", "--wait")
+    assert corrected["state"] == "succeeded"
+    assert corrected["regions"][0]["before"]["value"] < 0.2
+    assert corrected["regions"][0]["after"]["value"] > 0.6
+    assert max(corrected["parity"].values()) < 1e-3
+    assert set(corrected["parity"]) == {"1", "2", "256"}
+
+    released = stack.defuse("release", "undisturbed")
+    assert (released["version"], released["previous_version"]) == (2, 1)
+    assert accuracy(stack, planted.spot, spot_labels, version=2) > 0.8
+    before = accuracy(stack, planted.others, planted.other_labels, version=1)
+    assert accuracy(stack, planted.others, planted.other_labels, version=2) > before - 0.03
+
+    page = Path(stack.defuse("report", "undisturbed", "--out", tmp_path / "report")["html"])
+    assert "data:image/png;base64" in page.read_text()
+    assert "Correction c1" in page.read_text()
+
+    assert stack.defuse("rollback", MODEL)["version"] == 1
+    assert stack.defuse("models", "list")[0]["champion_version"] == 1
+    kinds = [release.kind for release in stack.client().releases(MODEL)]
+    assert kinds == ["registered", "released", "rolled_back"]
+    assert "rolled back" not in stack.defuse("rollback", MODEL, status=1)

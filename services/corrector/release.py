@@ -44,7 +44,7 @@ class Releases:
                     f"model {model_id!r} is registered already; correct and release it, or choose another name",
                     reason="MODEL_EXISTS",
                 )
-            self._repository.remove(model_id)  # what a registration that was refused left behind
+            self._clear(model)
             self._write_version(model, 1, file, correction="")
             self._repository.serve(model, model_id, [1])
             self._record(model.name, release_pb2.Release.KIND_REGISTERED, version=1, previous=0)
@@ -95,6 +95,17 @@ class Releases:
             self._repository.add_version(model_id, version, file)
             self._repository.serve(model, model_id, [version])
             return model_id, version
+
+    def _clear(self, model: model_pb2.Model) -> None:
+        """Remove what a registration that was refused left behind; a directory of somebody else's is not touched."""
+        model_id = names.last(model.name)
+        if self._store.exists(catalog.model_version(model.name, 1)):
+            self._repository.remove(model_id)
+        elif self._repository.versions(model_id):
+            raise AlreadyExists(
+                f"the Triton repository has a model {model_id!r} that is not registered here; choose another name",
+                reason="MODEL_EXISTS",
+            )
 
     def _check_publishable(self, model: model_pb2.Model, correction: correction_pb2.Correction) -> None:
         for release in self._catalog.releases(model.name):

@@ -126,7 +126,7 @@ def _image_files(archive: zipfile.ZipFile) -> list[tuple[str, str, str]]:
     around = _around(archive)
     for name in sorted(archive.namelist()):
         path = PurePosixPath(name.removeprefix(around))
-        if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
+        if not _is_picture(path):
             continue
         if len(path.parts) < 2:
             raise InvalidInput(f"{name!r} lies in no class folder", reason="BAD_DATASET")
@@ -137,9 +137,15 @@ def _image_files(archive: zipfile.ZipFile) -> list[tuple[str, str, str]]:
     return files
 
 
+def _is_picture(path: PurePosixPath) -> bool:
+    """Say whether a member counts; what systems hide beside pictures does not."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in _SUFFIXES and not hidden
+
+
 def _around(archive: zipfile.ZipFile) -> str:
     """Return the folder, with its slash, that lies around the split folders; nothing where they are at the top."""
-    paths = [PurePosixPath(name) for name in archive.namelist()]
+    paths = [path for path in map(PurePosixPath, archive.namelist()) if _is_picture(path) or path.name == _CLASSES_FILE]
     tops = {path.parts[0] for path in paths if path.parts}
     within = {path.parts[1].lower() for path in paths if len(path.parts) > 2}
     return f"{tops.pop()}/" if len(tops) == 1 and within & set(_ALIASES) else ""

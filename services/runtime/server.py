@@ -19,6 +19,7 @@ from services.runtime.settings import Settings
 S = TypeVar("S", bound=Settings)
 Check = Callable[[], Awaitable[None]]
 CHECK_EVERY_S = 1.0
+_CANCEL_AGAIN_S = 0.5
 # A chunk of images and its envelope; larger things are streamed.
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
@@ -54,9 +55,7 @@ async def _serve(settings: S, build: Callable[[S], Service]) -> None:
         tasks.append(asyncio.create_task(_watch(service, healths)))
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in [stopped, *tasks]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end([stopped, *tasks])
     if service.close:
         await service.close()
     for task in done - {stopped}:
@@ -91,6 +90,15 @@ async def _listening(settings: Settings, service: Service) -> AsyncIterator[heal
 
 async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
     await loop()
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they are done: a client whose server goes away at that moment can swallow a cancellation."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 async def _watch(service: Service, healths: health.aio.HealthServicer) -> None:

@@ -113,7 +113,8 @@ class Worker:
     async def _handle(self, stage: Stage[Any], work: Message, delivery: Delivery, subject: str) -> str:
         loop = asyncio.get_running_loop()
         job = Job(subject, lambda event: self._publish_from_thread(loop, event))
-        heartbeat = asyncio.create_task(self._heartbeat(delivery, job))
+        over = asyncio.Event()
+        heartbeat = asyncio.create_task(self._heartbeat(delivery, job, over))
         try:
             event = await self._handle_while_servers_are_away(stage, work, job)
         except Cancelled:
@@ -133,7 +134,9 @@ class Worker:
             await patiently(lambda: self._queue.note_error(delivery, text))
             return "raised"
         finally:
-            heartbeat.cancel()
+            # Not cancelled: a cancellation that the Redis client swallows would renew the claim for ever.
+            over.set()
+            await asyncio.wait([heartbeat])
         await patiently(lambda: self._queue.acknowledge(delivery, then=(EVENTS, event)))
         return "done"
 
@@ -151,13 +154,14 @@ class Worker:
                 await asyncio.sleep(RETRY_S)
                 job.check_cancelled()
 
-    async def _heartbeat(self, delivery: Delivery, job: Job) -> None:
-        while True:
+    async def _heartbeat(self, delivery: Delivery, job: Job, over: asyncio.Event) -> None:
+        while not over.is_set():
             with suppress(*GONE):
                 await self._queue.heartbeat(delivery)
                 if await self._queue.redis.exists(cancel_key(job.subject)):
                     job.cancel()
-            await asyncio.sleep(min(1.0, self._queue.claim_after_s / 3))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), min(1.0, self._queue.claim_after_s / 3))
 
     async def _bury(self, delivery: Delivery, subject: str) -> None:
         error = f"given up after {MAX_DELIVERIES} deliveries; the last error was: {delivery.last_error}"

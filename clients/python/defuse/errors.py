@@ -109,7 +109,7 @@ CODES: dict[type[DefuseError], grpc.StatusCode] = {
     Internal: grpc.StatusCode.INTERNAL,
 }
 _CLASSES = {code: cls for cls, code in CODES.items()}
-_LONGEST = 1500
+_LONGEST_BYTES = 600
 
 
 def to_status(error: DefuseError) -> status_pb2.Status:
@@ -117,9 +117,14 @@ def to_status(error: DefuseError) -> status_pb2.Status:
     known = next((cls for cls in type(error).__mro__ if cls in CODES), Internal)
     code, _ = CODES[known].value
     # A status travels in the headers' 8 KiB: of another server's long words the first ones must do.
-    status = status_pb2.Status(code=code, message=error.message[:_LONGEST])
+    status = status_pb2.Status(code=code, message=_cut(error.message))
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
     return status
+
+
+def _cut(text: str) -> str:
+    """Return the beginning of a text; it travels twice, once with up to nine bytes for a character of three."""
+    return text.encode()[:_LONGEST_BYTES].decode(errors="ignore")
 
 
 def from_rpc_error(error: grpc.RpcError, *, address: str) -> DefuseError:

@@ -215,10 +215,14 @@ def test_class_folders_below_split_folders() -> None:
     assert not any(split.cut_by_seed for split in parsed.splits.values())
 
 
-def test_one_folder_around_everything() -> None:
-    """A folder around the splits changes nothing: what lies under `test` never becomes training data."""
-    members = folders("train/", 5) | folders("val/", 3) | folders("test/", 2)
-    inside = parse(zipped({f"pets/{name}": content for name, content in members.items()}))
+@pytest.mark.parametrize("beside", [None, "__MACOSX/pets/train/cat/._000.png", "README.md"])
+def test_one_folder_around_everything(beside: str | None) -> None:
+    """A folder around the splits changes nothing: what lies under `test` never becomes training data.
+
+    Nor does what a Mac, or a person, puts beside that folder.
+    """
+    members = folders("pets/train/", 5) | folders("pets/val/", 3) | folders("pets/test/", 2)
+    inside = parse(zipped(members | ({beside: b"x"} if beside else {})))
     assert {name: len(split.labels) for name, split in inside.splits.items()} == {"train": 10, "val": 6, "test": 4}
     assert list(inside.classes) == ["ant", "cat"]
 

@@ -136,12 +136,13 @@ def test_a_class_below_a_known_one() -> None:
     assert from_rpc_error(seen, address="here:1").message == "no model 'x'"
 
 
-def test_a_long_sentence_arrives() -> None:
+@pytest.mark.parametrize("letter", ["x", "ř", "字"])
+def test_a_long_sentence_arrives(letter: str) -> None:
     """However long a sentence is, for instance with another server's words in it, class and reason arrive."""
-    seen = error_of(InvalidInput("x" * 30_000, reason="LONG"))
+    seen = error_of(InvalidInput(letter * 30_000, reason="LONG"))
     read = from_rpc_error(seen, address="here:1")
     assert (type(read), read.reason) == (InvalidInput, "LONG")
-    assert read.message.startswith("x" * 200)
+    assert read.message.startswith(letter * 200)
 
 
 @pytest.mark.parametrize("gone", [redis.exceptions.ConnectionError("refused"), redis.exceptions.TimeoutError("late")])

@@ -1,0 +1,192 @@
+"""What the queue promises, on a real Redis."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from defuse.errors import InvalidInput, Unavailable
+from defuse.v1 import work_pb2
+
+from services.runtime.queue import EVENTS, MAX_DELIVERIES, PREPARE, Delivery, Queue, dead_letters
+from services.runtime.worker import Job, Stage, Worker, cancel_key
+
+Work = work_pb2.PrepareWork
+IDLE_S = 0.05
+
+
+def work(name: str) -> Work:
+    return Work(run={"name": f"runs/{name}"})
+
+
+def name_of(delivery: Delivery) -> str:
+    message = Work()
+    delivery.decode(message)
+    return message.run.name
+
+
+def story(url: str, tell: Callable[[Queue, Queue], Awaitable[None]]) -> None:
+    """Tell a story of two workers of one group."""
+
+    async def run() -> None:
+        queues = [Queue(url, claim_after_s=IDLE_S) for _ in range(2)]
+        for queue in queues:
+            await queue.open([PREPARE, EVENTS])
+        try:
+            await tell(*queues)
+        finally:
+            for queue in queues:
+                await queue.close()
+
+    asyncio.run(run())
+
+
+async def next_of(queue: Queue, stream: str = PREPARE) -> Delivery:
+    async with asyncio.timeout(10):
+        while True:
+            if delivery := await queue.receive([stream], block_ms=20):
+                return delivery
+
+
+def test_each_message_goes_to_one_worker(redis_url: str) -> None:
+    """Two workers share a stream; what is acknowledged is gone from it."""
+
+    async def tell(one: Queue, other: Queue) -> None:
+        await one.send(PREPARE, work("a"))
+        await one.send(PREPARE, work("b"))
+        first, second = await next_of(one), await next_of(other)
+        assert {name_of(first), name_of(second)} == {"runs/a", "runs/b"}
+        await one.acknowledge(first)
+        await other.acknowledge(second)
+        assert await one.sizes(PREPARE) == (0, 0, 0)
+
+    story(redis_url, tell)
+
+
+def test_the_message_of_a_dead_worker_is_taken_over(redis_url: str) -> None:
+    """Without heartbeats a message comes to another worker, counted; with them it does not."""
+
+    async def tell(one: Queue, other: Queue) -> None:
+        await one.send(PREPARE, work("a"))
+        held = await next_of(one)
+        for _ in range(5):
+            await asyncio.sleep(IDLE_S / 2)
+            await one.heartbeat(held)
+            assert await other.receive([PREPARE], block_ms=1) is None
+        taken = await next_of(other)
+        assert (name_of(taken), taken.count, taken.id) == ("runs/a", 2, held.id)
+
+    story(redis_url, tell)
+
+
+def test_what_follows_is_sent_with_the_acknowledgement(redis_url: str) -> None:
+    """The event of a finished message is on its stream when the message is gone."""
+
+    async def tell(one: Queue, other: Queue) -> None:
+        await one.send(PREPARE, work("a"))
+        event = work_pb2.Event(subject="runs/a", prepared={"source_count": 3})
+        await one.acknowledge(await next_of(one), then=(EVENTS, event))
+        read = work_pb2.Event()
+        (await next_of(other, EVENTS)).decode(read)
+        assert read == event
+
+    story(redis_url, tell)
+
+
+def handled(url: str, handle: Callable[[Work, Job], work_pb2.Event], until: Callable[[Queue], Awaitable[bool]]) -> None:
+    """Run a worker on one message until a condition holds."""
+
+    async def tell(queue: Queue, observer: Queue) -> None:
+        stage = Stage(kind=Work, subject=lambda message: message.run.name, handle=handle)
+        task = asyncio.create_task(Worker(queue, {PREPARE: stage}).run())
+        await observer.send(PREPARE, work("a"))
+        try:
+            async with asyncio.timeout(60):
+                while not await until(observer):
+                    await asyncio.sleep(0.02)
+        finally:
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.5)
+
+    story(url, tell)
+
+
+async def failure_of(queue: Queue) -> str:
+    """Return why the subject failed; nothing while it did not."""
+    for _, values in await queue.redis.xrange(EVENTS):
+        event = work_pb2.Event.FromString(values[b"payload"])
+        if event.HasField("failed"):
+            return event.failed.error
+    return ""
+
+
+def test_a_poisoned_message_becomes_a_dead_letter(redis_url: str) -> None:
+    """After five deliveries that ended in a defect the subject fails with the last error; the letter is replayed."""
+    tried = []
+
+    def handle(_: Work, __: Job) -> work_pb2.Event:
+        tried.append(1)
+        raise ZeroDivisionError("planted")
+
+    async def until(queue: Queue) -> bool:
+        return bool(await failure_of(queue))
+
+    handled(redis_url, handle, until)
+    assert len(tried) == MAX_DELIVERIES
+
+    async def replayed(one: Queue, _: Queue) -> None:
+        [(_id, letter)] = await one.redis.xrange(dead_letters(PREPARE))
+        assert b"planted" in letter[b"error"]
+        assert "planted" in await failure_of(one)
+        assert await one.replay(PREPARE) == 1
+        assert name_of(await next_of(one)) == "runs/a"
+
+    story(redis_url, replayed)
+
+
+def test_a_refusal_is_not_tried_again(redis_url: str) -> None:
+    """An error that says what the caller must change ends the subject at once."""
+    tried = []
+
+    def handle(_: Work, __: Job) -> work_pb2.Event:
+        tried.append(1)
+        raise InvalidInput("change this")
+
+    async def until(queue: Queue) -> bool:
+        return await failure_of(queue) == "change this"
+
+    handled(redis_url, handle, until)
+    assert len(tried) == 1
+
+
+def test_a_server_that_is_away_is_waited_for(redis_url: str) -> None:
+    """While Triton is away the work waits, says so, and goes on, without using up its deliveries."""
+    tried = []
+
+    def handle(message: Work, _: Job) -> work_pb2.Event:
+        tried.append(1)
+        if len(tried) == 1:
+            raise Unavailable("Triton is away")
+        return work_pb2.Event(subject=message.run.name, prepared={"source_count": 1})
+
+    async def until(queue: Queue) -> bool:
+        entries = await queue.redis.xrange(EVENTS)
+        events = [work_pb2.Event.FromString(values[b"payload"]) for _, values in entries]
+        return [event.WhichOneof("kind") for event in events] == ["progress", "prepared"] and bool(
+            "Triton is away" in events[0].progress.note
+        )
+
+    handled(redis_url, handle, until)
+
+
+def test_a_cancelled_job_is_told(redis_url: str) -> None:
+    """A handler learns that its subject was cancelled; its message is then gone, without a word."""
+
+    def handle(_: Work, job: Job) -> work_pb2.Event:
+        while True:
+            job.check_cancelled()
+
+    async def until(queue: Queue) -> bool:
+        await queue.redis.set(cancel_key("runs/a"), "1")
+        return await queue.sizes(PREPARE) == (0, 0, 0)
+
+    handled(redis_url, handle, until)

@@ -1,25 +1,30 @@
 """What every service process promises: health that is true, reflection, and an end when it is asked to."""
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
+from defuse import Client, StoreFull, Unavailable
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.conftest import ROOT, running_stack
+from tests.conftest import ROOT, eventually, running_stack
 
+Start = Callable[[str], tuple[str, "subprocess.Popen[str]"]]
 SERVICES = {"generator": "Generator", "distiller": "Distiller", "corrector": "Corrector", "gateway": "Gateway"}
 
 
-@pytest.fixture(params=SERVICES)
-def lonely(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str, "subprocess.Popen[str]"]]:
-    """A service whose Redis and Triton are not there: its name, address and process."""
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a service whose Redis and Triton are not there; give its address and process."""
     environment = {
         **os.environ,
         "DEFUSE_REDIS_URL": "redis://127.0.0.1:9/0",
@@ -27,17 +32,24 @@ def lonely(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
         "DEFUSE_STORE_URL": f"file://{tmp_path}/store",
         "DEFUSE_TRITON_REPOSITORY": str(tmp_path / "models"),
     }
-    command = [sys.executable, "-m", f"services.{request.param}"]
-    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        address = next(json.loads(line)["address"] for line in process.stderr if '"listening"' in line)
-        yield request.param, address, process
-        process.kill()
+    with contextlib.ExitStack() as stack:
+
+        def started(name: str) -> tuple[str, "subprocess.Popen[str]"]:
+            command = [sys.executable, "-m", f"services.{name}"]
+            process = stack.enter_context(
+                subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            )
+            stack.callback(process.kill)
+            assert process.stderr
+            return next(json.loads(line)["address"] for line in process.stderr if '"listening"' in line), process
+
+        yield started
 
 
-def test_a_service_without_its_servers(lonely: tuple[str, str, "subprocess.Popen[str]"]) -> None:
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_without_its_servers(start: Start, name: str) -> None:
     """It is NOT_SERVING and says why, answers reflection, and ends on SIGTERM."""
-    name, address, process = lonely
+    address, process = start(name)
     with grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -51,6 +63,25 @@ def test_a_service_without_its_servers(lonely: tuple[str, str, "subprocess.Popen
     assert any("Triton at 127.0.0.1:9" in fault for fault in faults)
     process.terminate()
     assert process.wait(30) == 0
+
+
+def test_redis_that_is_down_is_named_to_the_caller(start: Start) -> None:
+    """A call that needs Redis is refused with where it should be; it can be made again."""
+    address, _ = start("gateway")
+    with Client(address) as client, pytest.raises(Unavailable, match=r"Redis.*127\.0\.0\.1:9") as refused:
+        client.runs()
+    assert refused.value.reason == "REDIS_UNAVAILABLE"
+
+
+def test_a_full_disk_is_named_to_the_caller(start: Start, tmp_path: Path) -> None:
+    """An upload into a store without room is refused with what to do, and leaves nothing behind."""
+    address, process = start("gateway")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+    np.savez(tmp_path / "images.npz", x_train=np.zeros((100, 28, 28), np.uint8), y_train=np.arange(100) % 10)
+    with Client(address) as client, pytest.raises(StoreFull, match=r"has no room.*free space") as refused:
+        client.add_dataset(tmp_path / "images.npz")
+    assert str(tmp_path / "store") in refused.value.message
+    assert not list((tmp_path / "store" / "files").iterdir())
 
 
 def test_nothing_outlives_the_stack(tmp_path: Path) -> None:
@@ -81,6 +112,4 @@ def test_a_second_stack_in_the_same_directory(tmp_path: Path) -> None:
 
 
 def _gone(pid: int, within_s: float) -> None:
-    from tests.conftest import eventually
-
     eventually(lambda: not Path(f"/proc/{pid}").exists(), within_s=within_s)

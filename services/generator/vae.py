@@ -1,21 +1,17 @@
-"""A small convolutional variational autoencoder: images to latents and back, its training, its files.
+"""A small convolutional variational autoencoder: images to latents and back, and its training.
 
 Kingma & Welling 2014, "Auto-Encoding Variational Bayes" (arXiv:1312.6114); the KL weight `beta` is Higgins et al. 2017.
 Figures that led to the defaults are in docs/method.md.
 """
 
 import itertools
-import json
 import math
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +22,6 @@ SD_FLOOR = 1e-3
 _LOG_SIGMA_RANGE = (-6.0, 3.0)  # keeps sigma and the KL finite, far outside of what trained encoders return
 _MAX_GRADIENT_NORM = 200.0  # of a loss summed over pixels; reached in the first steps only
 _WARMUP = 0.15  # share of the steps on which the learning rate rises
-_OPSET = 18
 
 _RANGES = {"latent_dim": (1, 512), "width": (8, 256), "epochs": (1, 10_000), "batch_size": (1, 8192)}
 _RANGES_REAL = {"learning_rate": (1e-6, 0.1), "beta": (0.0, 100.0)}
@@ -174,7 +169,7 @@ def _widths(config: VaeConfig) -> list[int]:
 
 def new_vae(config: VaeConfig, generator: torch.Generator) -> Vae:
     """Return a Vae on the CPU with weights drawn from `generator` only (the global one is not touched)."""
-    vae = _empty_vae(config).to_empty(device="cpu")
+    vae = empty_vae(config).to_empty(device="cpu")
     for name, parameter in vae.named_parameters():
         is_zero = name.endswith(("bias", "last.weight"))  # residual blocks begin as the identity
         bound = 0.0 if is_zero else 1 / math.sqrt(parameter[0].numel())  # one over the root of the fan-in
@@ -182,7 +177,7 @@ def new_vae(config: VaeConfig, generator: torch.Generator) -> Vae:
     return vae
 
 
-def _empty_vae(config: VaeConfig) -> Vae:
+def empty_vae(config: VaeConfig) -> Vae:
     with torch.device("meta"):  # no memory, and no draw from the global generator
         return Vae(config)
 
@@ -280,57 +275,3 @@ def encode_images(
         parts = [vae.encode(_to_tensor(images[i : i + batch_size], device)) for i in range(0, len(images), batch_size)]
     mu, sigma = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))  # 2 x (n, d)
     return mu, sigma
-
-
-def to_bytes(vae: Vae) -> bytes:
-    """Return weights and config as one safetensors file."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
-    data: bytes = safetensors.torch.save(tensors, metadata={"vae": json.dumps(asdict(vae.config))})
-    return data
-
-
-def from_bytes(data: bytes) -> Vae:
-    """Return the Vae of a file that `to_bytes` wrote, on the CPU, in eval mode. ValueError: another file."""
-    try:
-        size = int.from_bytes(data[:8], "little")  # of the JSON header: https://huggingface.co/docs/safetensors
-        fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["vae"])
-        vae = _empty_vae(VaeConfig(**fields | {"image_shape": tuple(fields["image_shape"])}))
-        vae.load_state_dict(safetensors.torch.load(data), assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"these {len(data)} bytes are no VAE file ({error}): write one with to_bytes") from error
-    return vae.eval()
-
-
-def encoder_onnx(vae: Vae) -> bytes:
-    """Return an ONNX model: images (n, c, h, w) in [0, 1] -> mu, sigma (n, d); any n."""
-    return _to_onnx(_Half(vae, vae.encode), vae.config.image_shape, ["images"], ["mu", "sigma"])
-
-
-def decoder_onnx(vae: Vae) -> bytes:
-    """Return an ONNX model: z (n, d) -> images (n, c, h, w) in [0, 1]; any n."""
-    return _to_onnx(_Half(vae, vae.decode), (vae.config.latent_dim,), ["z"], ["images"])
-
-
-class _Half(nn.Module):
-    """One direction of a Vae as the module that the exporter wants."""
-
-    def __init__(self, vae: Vae, direction: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.vae, self.direction = vae, direction
-
-    def forward(self, x: Tensor) -> Any:
-        return self.direction(x)
-
-
-def _to_onnx(half: nn.Module, shape: tuple[int, ...], inputs: list[str], outputs: list[str]) -> bytes:
-    example = torch.zeros(2, *shape, device=next(half.parameters()).device)  # a batch of one would become a constant
-    n = torch.export.Dim("n")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.export calls what torch deprecates
-        program = torch.onnx.export(
-            half.eval(), (example,), None, input_names=inputs, output_names=outputs, opset_version=_OPSET,
-            dynamo=True, dynamic_shapes=({0: n},), verbose=False
-        )  # fmt: skip
-    if program is None:
-        raise RuntimeError("torch.onnx.export gave no program: install the torch version that constraints.txt names")
-    return bytes(program.model_proto.SerializeToString())

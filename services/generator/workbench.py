@@ -7,7 +7,7 @@ import torch
 from defuse.errors import NotFound, NotReady
 from defuse.v1 import model_pb2, run_pb2
 
-from services.generator import label_model, vae
+from services.generator import label_model, vae, vae_files
 from services.generator.search import Array, Models
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -77,7 +77,7 @@ class Workbench:
 
     def _vae(self, key: str) -> vae.Vae:
         try:
-            return vae.from_bytes(self.store.read_bytes(key)).to(self.device).eval()
+            return vae_files.from_bytes(self.store.read_bytes(key)).to(self.device).eval()
         except NotFound as error:
             raise NotReady(
                 "the VAE of this run is not trained yet; wait until it identifies", reason="NO_VAE"

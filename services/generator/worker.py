@@ -7,7 +7,7 @@ import numpy as np
 from defuse.errors import Cancelled
 from defuse.v1 import run_pb2, work_pb2
 
-from services.generator import label_model, vae
+from services.generator import label_model, vae, vae_files
 from services.generator.search import Counts, Failures, Law, Sources, choose_sources, is_held_out, search
 from services.generator.workbench import VAE, PreparedRun, Workbench
 from services.runtime import catalog, telemetry
@@ -49,12 +49,12 @@ def identify(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> work_pb
 def _trained_vae(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
     key = catalog.vae(run.config, VAE)
     if not bench.store.exists(key):
-        bench.store.write_bytes(key, vae.to_bytes(_train_vae(bench, run, train, job)))
+        bench.store.write_bytes(key, vae_files.to_bytes(_train_vae(bench, run, train, job)))
     # What lies in the store is what everybody uses, also where two workers trained it at the same time.
-    network = bench.vae(key)
-    for part, export in (("encoder.onnx", vae.encoder_onnx), ("decoder.onnx", vae.decoder_onnx)):
+    network, stored = bench.vae(key), bench.store.read_bytes(key)
+    for part, export in (("encoder.onnx", vae_files.encoder_onnx), ("decoder.onnx", vae_files.decoder_onnx)):
         if not bench.store.exists(catalog.vae(run.config, part)):
-            bench.store.write_bytes(catalog.vae(run.config, part), export(vae.from_bytes(vae.to_bytes(network))))
+            bench.store.write_bytes(catalog.vae(run.config, part), export(vae_files.from_bytes(stored)))
     return network
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from services.generator import vae as subject
+from services.generator import vae_files
 
 Trained = tuple[subject.Vae, list[subject.EpochReport]]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 17, 33), (1, 9, 128), (3, 128, 64)]
@@ -75,7 +76,7 @@ def test_any_shape_goes_in_and_comes_out(shape: tuple[int, int, int]) -> None:
 def test_same_seed_same_weights_and_another_seed_others() -> None:
     """Training is its configuration and its seed."""
     images, config = bars(64), config_for()
-    first, second, other = (subject.to_bytes(train(images, config, seed=seed)) for seed in (3, 3, 4))
+    first, second, other = (vae_files.to_bytes(train(images, config, seed=seed)) for seed in (3, 3, 4))
     assert first == second
     assert first != other
 
@@ -83,7 +84,7 @@ def test_same_seed_same_weights_and_another_seed_others() -> None:
 def test_the_global_generator_is_left_alone() -> None:
     """Training and loading draw nothing from torch's global generator, which belongs to others."""
     before = torch.get_rng_state()
-    subject.from_bytes(subject.to_bytes(train(bars(64), config_for())))
+    vae_files.from_bytes(vae_files.to_bytes(train(bars(64), config_for())))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -130,7 +131,7 @@ def test_onnx_gives_what_torch_gives(shape: tuple[int, int, int]) -> None:
     vae = fresh(shape)
     encoder, decoder = (
         onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        for data in (subject.encoder_onnx(vae), subject.decoder_onnx(vae))
+        for data in (vae_files.encoder_onnx(vae), vae_files.decoder_onnx(vae))
     )
     for n in (1, 2, 7):
         draws = torch.Generator().manual_seed(n)
@@ -145,7 +146,7 @@ def test_onnx_gives_what_torch_gives(shape: tuple[int, int, int]) -> None:
 def test_bytes_round_trip(trained: Trained) -> None:
     """A file gives back the config and, bit for bit, the decoder."""
     vae, _ = trained
-    again = subject.from_bytes(subject.to_bytes(vae))
+    again = vae_files.from_bytes(vae_files.to_bytes(vae))
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     assert again.config == vae.config
     assert torch.equal(again.decode(z), vae.decode(z))
@@ -155,7 +156,7 @@ def test_bytes_round_trip(trained: Trained) -> None:
 def test_other_files_are_refused(data: bytes) -> None:
     """What to_bytes did not write is a ValueError, a pickle included."""
     with pytest.raises(ValueError, match="no VAE file"):
-        subject.from_bytes(data)
+        vae_files.from_bytes(data)
 
 
 def test_training_stops_when_asked() -> None:

@@ -30,12 +30,15 @@ class InferenceClient:
         self._client: Any = triton.InferenceServerClient(url)
 
     def check(self) -> None:
-        """Raise Unavailable unless Triton is ready."""
+        """Raise Unavailable unless Triton answers.
+
+        Asks whether it is live: readiness is false while any model is loaded or unloaded, which concerns nobody else.
+        """
         try:
-            ready = self._client.is_server_ready(client_timeout=self._check_timeout_s)
+            live = self._client.is_server_live(client_timeout=self._check_timeout_s)
         except InferenceServerException as error:
             raise self._error(error) from error
-        if not ready:
+        if not live:
             raise Unavailable(f"Triton at {self.url} is starting or stopping", reason="TRITON_UNAVAILABLE")
 
     def load(self, model_id: str) -> None:

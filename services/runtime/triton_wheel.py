@@ -39,6 +39,7 @@ class TritonWheel:
             "--model-control-mode=explicit",
             "--load-model=*",
             "--exit-on-error=false",
+            "--strict-readiness=false",
             "--disable-auto-complete-config",
             f"--grpc-port={grpc_port}",
             f"--http-port={http_port}",

@@ -1,24 +1,20 @@
 """The client of the gateway: one method a call, deadlines by default, errors by class."""
 
 import getpass
-import json
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
 from defuse import names, tensors
-from defuse.errors import InvalidInput, NotFound, Unavailable, from_rpc_error
-from defuse.uploads import CHUNK_BYTES, chunks, dataset_file, digest_of
+from defuse.connection import Connection, find_gateway
+from defuse.errors import InvalidInput
+from defuse.uploads import dataset_file, upload_bytes, upload_file
 from defuse.v1 import (
     annotation_pb2,
     correction_pb2,
-    gateway_service_pb2_grpc,
     model_pb2,
     run_pb2,
 )
@@ -36,11 +32,10 @@ from defuse.values import (
     Run,
 )
 
-_MAX_MESSAGE_BYTES = 8 * 1024 * 1024
-_RECONNECT_S = 1.0
 # Registering and releasing load a model in Triton.
 _LOAD_DEADLINE_S = 150.0
-_UPLOAD_DEADLINE_S = 3600.0
+# The services read a whole data set, perhaps from a URL, before they answer.
+_DATASET_DEADLINE_S = 3600.0
 _VERDICTS = {"label", "invalid", "mixed", "unsure"}
 T = TypeVar("T")
 
@@ -56,11 +51,8 @@ class Client:
     """
 
     def __init__(self, address: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self.address = address or _find_gateway()
-        self._timeout_s = timeout_s
-        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-        self._channel = grpc.insecure_channel(self.address, options=options)
-        self._stub: Any = gateway_service_pb2_grpc.GatewayServiceStub(self._channel)
+        self._connection = Connection(address or find_gateway(), timeout_s=timeout_s)
+        self.address = self._connection.address
 
     def __enter__(self) -> Self:
         return self
@@ -70,11 +62,11 @@ class Client:
 
     def close(self) -> None:
         """Close the connection."""
-        self._channel.close()
+        self._connection.close()
 
     def version(self) -> str:
         """Return the version of the system that answers."""
-        return str(self._call("GetVersion", pb.GetVersionRequest()).version)
+        return str(self._connection.call("GetVersion", pb.GetVersionRequest()).version)
 
     # Models.
 
@@ -97,26 +89,26 @@ class Client:
             preprocessing=(preprocessing or Preprocessing()).to_proto(),
             output=model_pb2.Model.Output.Value(f"OUTPUT_{output.upper()}"),
         )
-        request = pb.CreateModelRequest(model=model, file_digest=self._upload_bytes(file))
-        return Model.from_proto(self._call("CreateModel", request, timeout_s=_LOAD_DEADLINE_S).model)
+        request = pb.CreateModelRequest(model=model, file_digest=upload_bytes(self._connection, file))
+        return Model.from_proto(self._connection.call("CreateModel", request, timeout_s=_LOAD_DEADLINE_S).model)
 
     def model(self, model_id: str) -> Model:
         """Return a model."""
-        return Model.from_proto(self._call("GetModel", pb.GetModelRequest(name=names.model(model_id))).model)
+        return Model.from_proto(self._connection.call("GetModel", pb.GetModelRequest(name=names.model(model_id))).model)
 
     def models(self) -> list[Model]:
         """Return all models, by id."""
-        return [Model.from_proto(model) for model in self._call("ListModels", pb.ListModelsRequest()).models]
+        return [Model.from_proto(model) for model in self._connection.call("ListModels", pb.ListModelsRequest()).models]
 
     def releases(self, model_id: str) -> list[Release]:
         """Return the releases of a model, oldest first."""
-        answer = self._call("ListReleases", pb.ListReleasesRequest(model=names.model(model_id)))
+        answer = self._connection.call("ListReleases", pb.ListReleasesRequest(model=names.model(model_id)))
         return [Release.from_proto(release) for release in answer.releases]
 
     def rollback(self, model_id: str) -> Release:
         """Give callers the version before the present one."""
         request = pb.RollbackModelRequest(model=names.model(model_id))
-        return Release.from_proto(self._call("RollbackModel", request, timeout_s=_LOAD_DEADLINE_S).release)
+        return Release.from_proto(self._connection.call("RollbackModel", request, timeout_s=_LOAD_DEADLINE_S).release)
 
     # Data sets.
 
@@ -131,9 +123,11 @@ class Client:
             request = pb.CreateDatasetRequest(uri=str(source), display_name=str(source), seed=seed)
         else:
             with dataset_file(Path(source)) as path:
-                digest = self._upload_file(path, on_progress)
+                digest = upload_file(self._connection, path, on_progress)
             request = pb.CreateDatasetRequest(file_digest=digest, display_name=str(source), seed=seed)
-        return Dataset.from_proto(self._call("CreateDataset", request, timeout_s=_UPLOAD_DEADLINE_S).dataset)
+        return Dataset.from_proto(
+            self._connection.call("CreateDataset", request, timeout_s=_DATASET_DEADLINE_S).dataset
+        )
 
     # Runs.
 
@@ -159,20 +153,20 @@ class Client:
             vae=_message(run_pb2.VaeConfig, vae),
             mixture=_message(run_pb2.MixtureConfig, mixture),
         )
-        return Run.from_proto(self._call("CreateRun", pb.CreateRunRequest(run_id=run_id, config=config)).run)
+        return Run.from_proto(self._connection.call("CreateRun", pb.CreateRunRequest(run_id=run_id, config=config)).run)
 
     def run(self, run_id: str) -> Run:
         """Return a run."""
-        return Run.from_proto(self._call("GetRun", pb.GetRunRequest(name=names.run(run_id))).run)
+        return Run.from_proto(self._connection.call("GetRun", pb.GetRunRequest(name=names.run(run_id))).run)
 
     def runs(self) -> list[Run]:
         """Return all runs, newest first."""
-        return [Run.from_proto(run) for run in self._call("ListRuns", pb.ListRunsRequest()).runs]
+        return [Run.from_proto(run) for run in self._connection.call("ListRuns", pb.ListRunsRequest()).runs]
 
     def watch_run(self, run_id: str, *, timeout_s: float | None = None) -> Iterator[Run]:
         """Yield a run now and whenever it changes, until it has ended; lost connections are made again."""
         request = pb.WatchRunRequest(name=names.run(run_id))
-        for answer in self._watch("WatchRun", request, timeout_s):
+        for answer in self._connection.watch("WatchRun", request, timeout_s):
             yield Run.from_proto(answer.run)
 
     def wait_for_run(
@@ -186,24 +180,24 @@ class Client:
 
     def cancel_run(self, run_id: str) -> Run:
         """Stop a run."""
-        return Run.from_proto(self._call("CancelRun", pb.CancelRunRequest(name=names.run(run_id))).run)
+        return Run.from_proto(self._connection.call("CancelRun", pb.CancelRunRequest(name=names.run(run_id))).run)
 
     # Regions.
 
     def regions(self, run_id: str) -> list[Region]:
         """Return the regions of a run by weight, descending."""
-        answer = self._call("ListRegions", pb.ListRegionsRequest(run=names.run(run_id)))
+        answer = self._connection.call("ListRegions", pb.ListRegionsRequest(run=names.run(run_id)))
         return [Region.from_proto(region) for region in answer.regions]
 
     def region(self, run_id: str, region_id: str) -> RegionPictures:
         """Return a region with pictures."""
-        answer = self._call("GetRegion", pb.GetRegionRequest(name=names.region(run_id, region_id)))
+        answer = self._connection.call("GetRegion", pb.GetRegionRequest(name=names.region(run_id, region_id)))
         return RegionPictures.from_proto(answer)
 
     def sample_region(self, run_id: str, region_id: str, count: int = 16, *, seed: int = 0) -> npt.NDArray[np.uint8]:
         """Draw fresh images (count, h, w, c) from a region."""
         request = pb.SampleRegionImagesRequest(region=names.region(run_id, region_id), count=count, seed=seed)
-        return tensors.images_from_proto(self._call("SampleRegionImages", request).images)
+        return tensors.images_from_proto(self._connection.call("SampleRegionImages", request).images)
 
     def annotate(
         self, run_id: str, region_id: str, *, label: str = "", verdict: str = "label", annotator: str | None = None
@@ -217,7 +211,9 @@ class Client:
             label=label,
             annotator=annotator or getpass.getuser(),
         )
-        return Region.from_proto(self._call("AnnotateRegion", pb.AnnotateRegionRequest(annotation=annotation)).region)
+        return Region.from_proto(
+            self._connection.call("AnnotateRegion", pb.AnnotateRegionRequest(annotation=annotation)).region
+        )
 
     # Corrections.
 
@@ -228,17 +224,19 @@ class Client:
         config = correction_pb2.CorrectionConfig(
             region_weight=region_weight, epochs=epochs, learning_rate=learning_rate, seed=seed
         )
-        answer = self._call("CreateCorrection", pb.CreateCorrectionRequest(run=names.run(run_id), config=config))
+        answer = self._connection.call(
+            "CreateCorrection", pb.CreateCorrectionRequest(run=names.run(run_id), config=config)
+        )
         return Correction.from_proto(answer.correction)
 
     def correction(self, run_id: str, correction_id: str) -> Correction:
         """Return a correction."""
         request = pb.GetCorrectionRequest(name=names.correction(run_id, correction_id))
-        return Correction.from_proto(self._call("GetCorrection", request).correction)
+        return Correction.from_proto(self._connection.call("GetCorrection", request).correction)
 
     def corrections(self, run_id: str) -> list[Correction]:
         """Return the corrections of a run, oldest first."""
-        answer = self._call("ListCorrections", pb.ListCorrectionsRequest(run=names.run(run_id)))
+        answer = self._connection.call("ListCorrections", pb.ListCorrectionsRequest(run=names.run(run_id)))
         return [Correction.from_proto(correction) for correction in answer.corrections]
 
     def wait_for_correction(
@@ -251,68 +249,16 @@ class Client:
     ) -> Correction:
         """Wait until a correction has ended and return it."""
         request = pb.WatchCorrectionRequest(name=names.correction(run_id, correction_id))
-        for answer in self._watch("WatchCorrection", request, timeout_s):
+        for answer in self._connection.watch("WatchCorrection", request, timeout_s):
             on_change(Correction.from_proto(answer.correction))
         return self.correction(run_id, correction_id)
 
     def release(self, run_id: str, correction_id: str) -> Release:
         """Publish a correction as a new version of its model."""
         request = pb.ReleaseCorrectionRequest(name=names.correction(run_id, correction_id))
-        return Release.from_proto(self._call("ReleaseCorrection", request, timeout_s=_LOAD_DEADLINE_S).release)
-
-    # How calls are made.
-
-    def _call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
-        try:
-            return getattr(self._stub, method)(request, timeout=timeout_s or self._timeout_s)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, address=self.address) from error
-
-    def _watch(self, method: str, request: Any, timeout_s: float | None) -> Iterator[Any]:
-        """Yield a stream's messages; connect again while the gateway or Redis is away."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                yield from getattr(self._stub, method)(request, timeout=left)
-            except grpc.RpcError as error:
-                known = from_rpc_error(error, address=self.address)
-                if not isinstance(known, Unavailable) or (left is not None and left <= 0):
-                    raise known from error
-                time.sleep(_RECONNECT_S)
-            else:
-                return
-
-    def _upload_bytes(self, content: bytes) -> str:
-        digest = digest_of([content])
-        parts = [content[begin : begin + CHUNK_BYTES] for begin in range(0, len(content), CHUNK_BYTES)]
-        return self._upload(digest, lambda: iter(parts))
-
-    def _upload_file(self, path: Path, on_progress: Callable[[int, int], None]) -> str:
-        total = path.stat().st_size
-
-        def counted() -> Iterator[bytes]:
-            sent = 0
-            for chunk in chunks(path):
-                yield chunk
-                sent += len(chunk)
-                on_progress(sent, total)
-
-        return self._upload(digest_of(chunks(path)), counted)
-
-    def _upload(self, digest: str, content: Callable[[], Iterator[bytes]]) -> str:
-        try:
-            self._call("GetFile", pb.GetFileRequest(digest=digest))
-        except NotFound:
-            requests = _upload_requests(digest, content())
-            self._call("UploadFile", requests, timeout_s=_UPLOAD_DEADLINE_S)
-        return digest
-
-
-def _upload_requests(digest: str, content: Iterator[bytes]) -> Iterator[pb.UploadFileRequest]:
-    yield pb.UploadFileRequest(digest=digest)
-    for chunk in content:
-        yield pb.UploadFileRequest(chunk=chunk)
+        return Release.from_proto(
+            self._connection.call("ReleaseCorrection", request, timeout_s=_LOAD_DEADLINE_S).release
+        )
 
 
 def _message(kind: Callable[..., T], values: dict[str, Any] | None) -> T:
@@ -327,17 +273,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
-
-
-def _find_gateway() -> str:
-    """Return the address in `DEFUSE_GATEWAY`, or of the local stack of this user."""
-    if address := os.environ.get("DEFUSE_GATEWAY"):
-        return address
-    state = Path(os.environ.get("DEFUSE_HOME", Path.home() / ".defuse")) / "stack.json"
-    try:
-        return str(json.loads(state.read_text())["addresses"]["gateway"])
-    except (OSError, ValueError, KeyError) as error:
-        raise Unavailable(
-            f"no gateway is known: DEFUSE_GATEWAY is not set and {state} names none; start a stack with `defuse up`",
-            reason="NO_GATEWAY",
-        ) from error

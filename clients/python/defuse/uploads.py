@@ -1,15 +1,18 @@
-"""Users' files on their way to the gateway: in chunks, named by their content."""
+"""Users' files on their way to the gateway: in chunks, named by their content, sent only if it is not there yet."""
 
 import hashlib
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from defuse.errors import InvalidInput
+from defuse.connection import Connection
+from defuse.errors import InvalidInput, NotFound
+from defuse.v1 import gateway_service_pb2 as pb
 
 CHUNK_BYTES = 512 * 1024
+_UPLOAD_DEADLINE_S = 3600.0
 # The earliest time that a zip can hold: the same folder is always the same file.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -39,6 +42,40 @@ def dataset_file(source: Path) -> Iterator[Path]:
             yield _zipped(source, Path(directory) / "images.zip")
     else:
         raise InvalidInput(f"there is no file or directory {str(source)!r}")
+
+
+def upload_bytes(connection: Connection, content: bytes) -> str:
+    """Send content that is in memory; return its digest."""
+    parts = [content[begin : begin + CHUNK_BYTES] for begin in range(0, len(content), CHUNK_BYTES)]
+    return _upload(connection, digest_of([content]), lambda: iter(parts))
+
+
+def upload_file(connection: Connection, path: Path, on_progress: Callable[[int, int], None]) -> str:
+    """Send a file; return its digest. `on_progress` is told the bytes sent and the bytes in all."""
+    total = path.stat().st_size
+
+    def counted() -> Iterator[bytes]:
+        sent = 0
+        for chunk in chunks(path):
+            yield chunk
+            sent += len(chunk)
+            on_progress(sent, total)
+
+    return _upload(connection, digest_of(chunks(path)), counted)
+
+
+def _upload(connection: Connection, digest: str, content: Callable[[], Iterator[bytes]]) -> str:
+    try:
+        connection.call("GetFile", pb.GetFileRequest(digest=digest))
+    except NotFound:
+        connection.call("UploadFile", _requests(digest, content()), timeout_s=_UPLOAD_DEADLINE_S)
+    return digest
+
+
+def _requests(digest: str, content: Iterator[bytes]) -> Iterator[pb.UploadFileRequest]:
+    yield pb.UploadFileRequest(digest=digest)
+    for chunk in content:
+        yield pb.UploadFileRequest(chunk=chunk)
 
 
 def _zipped(source: Path, target: Path) -> Path:

@@ -1,0 +1,66 @@
+"""A connection to a gateway: where it is, deadlines, streams that survive its absence, errors by class."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from defuse.errors import Unavailable, from_rpc_error
+from defuse.v1 import gateway_service_pb2_grpc
+
+_MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+_RECONNECT_S = 1.0
+
+
+class Connection:
+    """Calls the methods of a gateway by name; `timeout_s` is the deadline of calls that answer at once."""
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+        self._channel = grpc.insecure_channel(address, options=options)
+        self._stub: Any = gateway_service_pb2_grpc.GatewayServiceStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
+        """Return the answer to a request, or to an iterator of requests; raise a DefuseError."""
+        try:
+            return getattr(self._stub, method)(request, timeout=timeout_s or self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, address=self.address) from error
+
+    def watch(self, method: str, request: Any, timeout_s: float | None) -> Iterator[Any]:
+        """Yield a stream's messages; connect again while the gateway or Redis is away."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                yield from getattr(self._stub, method)(request, timeout=left)
+            except grpc.RpcError as error:
+                known = from_rpc_error(error, address=self.address)
+                if not isinstance(known, Unavailable) or (left is not None and left <= 0):
+                    raise known from error
+                time.sleep(_RECONNECT_S)
+            else:
+                return
+
+
+def find_gateway() -> str:
+    """Return the address in `DEFUSE_GATEWAY`, or of the local stack of this user."""
+    if address := os.environ.get("DEFUSE_GATEWAY"):
+        return address
+    state = Path(os.environ.get("DEFUSE_HOME", Path.home() / ".defuse")) / "stack.json"
+    try:
+        return str(json.loads(state.read_text())["addresses"]["gateway"])
+    except (OSError, ValueError, KeyError) as error:
+        raise Unavailable(
+            f"no gateway is known: DEFUSE_GATEWAY is not set and {state} names none; start a stack with `defuse up`",
+            reason="NO_GATEWAY",
+        ) from error

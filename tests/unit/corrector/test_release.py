@@ -14,7 +14,8 @@ from services.corrector.repository import TritonRepository
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
-from tests.unit.conftest import RememberingTriton, build_onnx_classifier, declare
+from tests.onnx_files import build_onnx_classifier, declare
+from tests.unit.conftest import RememberingTriton
 
 NAME = "models/tiny"
 Kind = release_pb2.Release

@@ -15,6 +15,8 @@ from tritonclient.utils import InferenceServerException
 Array = npt.NDArray[Any]
 # What Triton answers while it starts, stops, or is not there.
 _AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"}
+# In answers about a version that was unloaded, whose status is UNAVAILABLE too; never while one is loaded again.
+_UNLOADED = "not at ready state"
 # Probabilities below this are taken as this before their logarithm.
 _LEAST_PROBABILITY = 1e-12
 
@@ -85,13 +87,16 @@ class InferenceClient:
 
     def _error(self, error: InferenceServerException) -> DefuseError:
         text, status = error.message(), error.status()
-        if status in _AWAY:
+        if status in _AWAY and _UNLOADED not in text:
             return Unavailable(
                 f"Triton at {self.url} does not answer ({text}); start it or set DEFUSE_TRITON_URL",
                 reason="TRITON_UNAVAILABLE",
             )
-        if "not found" in text or "not ready" in text:
-            return NotReady(f"Triton at {self.url} does not serve this model: {text}", reason="MODEL_NOT_SERVED")
+        if "not found" in text or "not ready" in text or _UNLOADED in text:
+            return NotReady(
+                f"Triton at {self.url} does not serve this model ({text}); load it, or name a version that is served",
+                reason="MODEL_NOT_SERVED",
+            )
         return Internal(f"Triton at {self.url} refused the request: {text}", reason="TRITON_REFUSED")
 
 

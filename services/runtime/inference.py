@@ -48,7 +48,12 @@ class InferenceClient:
         try:
             self._client.load_model(model_id, client_timeout=self.timeout_s)
         except InferenceServerException as error:
-            raise self._error(error) from error
+            if isinstance(known := self._error(error), Unavailable):
+                raise known from error
+            words = error.message().partition("\n")[0]
+            raise NotReady(
+                f"Triton at {self.url} cannot load {model_id} ({words}); its log says more", reason="MODEL_NOT_READY"
+            ) from error
         if not self._client.is_model_ready(model_id, client_timeout=self._check_timeout_s):
             raise NotReady(
                 f"Triton loaded {model_id} but does not serve it; its log says why", reason="MODEL_NOT_READY"

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-from defuse.errors import DefuseError, NotReady
+from defuse.errors import NotReady
 from defuse.v1 import model_pb2
 
 from services.corrector.repository import TritonRepository
@@ -137,8 +137,10 @@ def test_a_file_that_cannot_be_opened(repository: TritonRepository, inference: I
     """Loading what is no ONNX file fails, in Triton's words, and leaves the server as it was."""
     model = read_signature(declare("models/broken"), build_onnx_classifier())
     repository.add_version("broken", 1, b"no model")
-    with pytest.raises(DefuseError, match="broken"):
+    with pytest.raises(NotReady, match="cannot load broken") as caught:
         repository.serve(model, "broken", [1])
+    assert caught.value.reason == "MODEL_NOT_READY"
+    assert "INVALID_PROTOBUF" in caught.value.message
     repository.remove("broken")
     inference.check()
 

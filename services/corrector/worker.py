@@ -8,7 +8,7 @@ import onnx
 import torch
 from defuse import names
 from defuse.errors import InvalidInput
-from defuse.v1 import correction_pb2, model_pb2, run_pb2, tensor_pb2, work_pb2
+from defuse.v1 import correction_pb2, model_pb2, tensor_pb2, work_pb2
 
 from services.corrector.curriculum import Array, RegionData, RegionImages, region_images
 from services.corrector.export import BatchParity, export
@@ -18,13 +18,12 @@ from services.corrector.release import Releases
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog, LabelledImages
+from services.runtime.decoder import read_decoder
 from services.runtime.inference import Classifier, InferenceClient, as_floats, preprocess
 from services.runtime.intervals import estimate
-from services.runtime.sessions import in_batches, onnx_function
 from services.runtime.worker import Job
 
 IMAGES_PER_REGION = 256
-_DECODE_BATCH = 256
 # Of the progress of a correction.
 _TRAINING_SHARE = 0.8
 
@@ -68,7 +67,7 @@ def _correct(tools: Tools, work: work_pb2.CorrectWork, job: Job) -> correction_p
     reader = Catalog(tools.store)
     model = reader.model(work.run.config.model)
     job.progress(0.01, "drawing images from the regions")
-    decode = _decoder(tools.store, work.run)
+    decode = read_decoder(tools.store, work.run.config)
     train = reader.split(work.run.config.dataset, "train", model)
     regions = _training_images(tools, work, model, decode)
     network = _deployed(tools.store, model, work.correction.base_version)
@@ -88,11 +87,6 @@ def _correct(tools: Tools, work: work_pb2.CorrectWork, job: Job) -> correction_p
     result.parity.extend(_parity(entry) for entry in parity)
     result.candidate, result.candidate_version = candidate, version
     return result
-
-
-def _decoder(store: ArtifactStore, run: run_pb2.Run) -> Callable[[Array], Array]:
-    decode = onnx_function(store.read_bytes(catalog.vae(run.config, "decoder.onnx")))
-    return lambda z: in_batches(lambda part: decode(part)[0], z.astype(np.float32), _DECODE_BATCH)
 
 
 def _training_images(

@@ -12,9 +12,10 @@ from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 
 from services.distiller.mixture import Array
 from services.distiller.regions import sample
-from services.distiller.worker import Tools, decoder
+from services.distiller.worker import Tools
 from services.runtime import catalog
 from services.runtime.catalog import Catalog
+from services.runtime.decoder import read_decoder
 from services.runtime.inference import as_stored
 
 MAX_SAMPLES = 256
@@ -40,4 +41,4 @@ class DistillerService(pb_grpc.DistillerServiceServicer):
         run = reader.run(names.parent(region))
         arrays = self._tools.store.read_arrays(catalog.region_arrays(region))
         z = sample(arrays["mean"], arrays["covariance"], count, np.random.default_rng(seed))
-        return as_stored(decoder(self._tools.store, run)(z))
+        return as_stored(read_decoder(self._tools.store, run.config)(z))

@@ -1,6 +1,5 @@
 """The distiller's stage: collect a run's failures, group them, measure and store the regions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +11,12 @@ from services.distiller.regions import FoundRegion, Grouping, exemplars, find_re
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
+from services.runtime.decoder import read_decoder
 from services.runtime.inference import InferenceClient, as_stored
 from services.runtime.intervals import estimate
-from services.runtime.sessions import in_batches, onnx_function
 from services.runtime.worker import Job
 
 EXEMPLARS = 16
-_DECODE_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +37,6 @@ def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Even
     event = work_pb2.Event(subject=run.name)
     event.distilled.region_count = len(distillation.regions)
     return event
-
-
-def decoder(store: ArtifactStore, run: run_pb2.Run) -> Callable[[Array], Array]:
-    """Return the decoder of a run's VAE: latents (n, d) to images (n, c, h, w) in [0, 1]."""
-    decode = onnx_function(store.read_bytes(catalog.vae(run.config, "decoder.onnx")))
-    return lambda z: in_batches(lambda part: decode(part)[0], z.astype(np.float32), _DECODE_BATCH)
 
 
 def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.Distillation:
@@ -118,7 +110,7 @@ def _error_rate(
     generator = np.random.default_rng([run.config.seed, seed])
     z = sample(found.mean, found.covariance, run.config.mixture.fresh_decodes, generator)
     classifier = tools.inference.classifier(model, version=run.config.model_version)
-    logits = classifier.classify(decoder(tools.store, run)(z))
+    logits = classifier.classify(read_decoder(tools.store, run.config)(z))
     return estimate(int((logits.argmax(axis=1) != found.true_label).sum()), len(z))
 
 
@@ -132,7 +124,7 @@ def _store_arrays(tools: Tools, run: run_pb2.Run, name: str, found: FoundRegion,
         "source": failures["source"][found.members],
         "held_out_latent": failures["latent"][found.held_out_members],
         "held_out_source": failures["source"][found.held_out_members],
-        "exemplars": as_stored(decoder(tools.store, run)(failures["latent"][shown])),
+        "exemplars": as_stored(read_decoder(tools.store, run.config)(failures["latent"][shown])),
         "exemplar_sources": real[failures["source"][shown]],
     }
     tools.store.write_arrays(catalog.region_arrays(name), arrays)

@@ -5,6 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -76,10 +77,14 @@ def _read_npz(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], list[st
                 arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
         except (ValueError, *_DAMAGED) as error:
             raise InvalidInput(f"array {name!r} cannot be read: {error}", reason="BAD_DATASET") from error
-    splits = {}
-    for alias, split in _ALIASES.items():
-        if f"x_{alias}" in arrays:
-            splits[split] = _npz_split(arrays, alias)
+    present = [alias for alias in _ALIASES if f"x_{alias}" in arrays]
+    for one, other in combinations(present, 2):
+        if _ALIASES[one] == _ALIASES[other]:
+            raise InvalidInput(
+                f"the file has x_{one} and x_{other}, which both mean the split {_ALIASES[one]!r}; keep one of them",
+                reason="BAD_DATASET",
+            )
+    splits = {_ALIASES[alias]: _npz_split(arrays, alias) for alias in present}
     return splits, [str(name) for name in arrays.get("class_names", [])]
 
 

@@ -62,10 +62,8 @@ def refused(file: bytes, reason: str) -> str:
 
 def test_npz_with_all_splits() -> None:
     """Splits that are there are taken as they are, gray images get their channel, and nothing is cut."""
-    file = npz(
-        x_train=numbered(5), y_train=np.arange(5), x_val=numbered(3), y_val=[2, 1, 0], x_test=numbered(2), y_test=[1, 1]
-    )
-    parsed = parse(file)
+    labels = {"y_train": np.arange(5), "y_val": [2, 1, 0], "y_test": [1, 1]}
+    parsed = parse(npz(x_train=numbered(5), x_val=numbered(3), x_test=numbered(2), **labels))
     assert list(parsed.splits) == ["train", "val", "test"]
     assert parsed.splits["train"].images.shape == (5, 8, 10, 1)
     np.testing.assert_array_equal(parsed.splits["val"].labels, [2, 1, 0])
@@ -81,6 +79,13 @@ def test_other_names_of_the_validation_split(alias: str) -> None:
     parsed = parse(file)
     assert len(parsed.splits["val"].labels) == 3
     assert (parsed.splits["val"].cut_by_seed, parsed.splits["test"].cut_by_seed) == (False, True)
+
+
+@pytest.mark.parametrize(("one", "other"), [("val", "valid"), ("valid", "validation")])
+def test_a_split_that_is_there_twice(one: str, other: str) -> None:
+    """Two arrays that mean one split are refused, both by name: neither wins over the other."""
+    arrays = {f"{kind}_{split}": numbered(9) for kind in "xy" for split in ("train", one, other)}
+    assert f"x_{one} and x_{other}," in refused(npz(**arrays), "BAD_DATASET")
 
 
 def test_colour_and_class_names() -> None:

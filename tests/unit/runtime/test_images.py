@@ -10,7 +10,7 @@ import pytest
 from defuse.errors import InvalidInput
 from PIL import Image
 
-from services.runtime.images import ParsedImages, parse_images
+from services.runtime.images import SPLITS, ParsedImages, parse_images
 
 Array = npt.NDArray[Any]
 
@@ -64,21 +64,19 @@ def test_npz_with_all_splits() -> None:
     """Splits that are there are taken as they are, gray images get their channel, and nothing is cut."""
     labels = {"y_train": np.arange(5), "y_val": [2, 1, 0], "y_test": [1, 1]}
     parsed = parse(npz(x_train=numbered(5), x_val=numbered(3), x_test=numbered(2), **labels))
-    assert list(parsed.splits) == ["train", "val", "test"]
+    assert [(name, split.cut_by_seed) for name, split in parsed.splits.items()] == [(name, False) for name in SPLITS]
     assert parsed.splits["train"].images.shape == (5, 8, 10, 1)
     np.testing.assert_array_equal(parsed.splits["val"].labels, [2, 1, 0])
     np.testing.assert_array_equal(parsed.splits["test"].images[:, 0, 0, 0], [0, 1])
-    assert not any(split.cut_by_seed for split in parsed.splits.values())
     assert list(parsed.classes) == []
 
 
 @pytest.mark.parametrize("alias", ["valid", "validation"])
 def test_other_names_of_the_validation_split(alias: str) -> None:
     """`valid` and `validation` mean `val`."""
-    file = npz(x_train=numbered(10), y_train=np.zeros(10, int), **{f"x_{alias}": numbered(3), f"y_{alias}": [0, 0, 0]})
-    parsed = parse(file)
-    assert len(parsed.splits["val"].labels) == 3
-    assert (parsed.splits["val"].cut_by_seed, parsed.splits["test"].cut_by_seed) == (False, True)
+    named = {f"x_{alias}": numbered(3), f"y_{alias}": [0, 0, 0]}
+    splits = parse(npz(x_train=numbered(10), y_train=np.zeros(10, int), **named)).splits
+    assert (len(splits["val"].labels), splits["val"].cut_by_seed, splits["test"].cut_by_seed) == (3, False, True)
 
 
 @pytest.mark.parametrize(("one", "other"), [("val", "valid"), ("valid", "validation")])
@@ -286,8 +284,7 @@ def test_a_damaged_picture_of_any_kind(content: bytes) -> None:
 
 def test_a_picture_of_more_than_eight_bits() -> None:
     """A picture whose values do not fit in bytes is refused by its name, not shown white."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 10), 30_000, np.uint16)).save(buffer, "PNG")
+    Image.fromarray(np.full((8, 10), 30_000, np.uint16)).save(buffer := io.BytesIO(), "PNG")
     assert "cat/deep.png" in refused(zipped(folders() | {"cat/deep.png": buffer.getvalue()}), "BAD_DATASET")
 
 

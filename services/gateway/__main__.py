@@ -31,7 +31,7 @@ def build(settings: GatewaySettings) -> Service:
     rooms = Rooms(
         store=needs.store,
         files=files,
-        datasets=Datasets(needs.store, files),
+        datasets=Datasets(needs.store, files, max_bytes=settings.max_file_bytes),
         runs=runs,
         regions=regions,
         corrections=corrections,

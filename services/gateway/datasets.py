@@ -1,38 +1,35 @@
 """Data sets: made once from a file or a URL, found again by content and seed."""
 
 import hashlib
-from typing import IO, Any, cast
+from typing import IO
 
-import fsspec
 from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import dataset_pb2
 
 from services.gateway.files import Files
+from services.gateway.urls import fetched
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.images import SPLITS, ParsedImages, parse_images
 
-_REMOTE = ("s3://", "gs://", "az://", "http://", "https://")
-
 
 class Datasets:
     """Creates data sets."""
 
-    def __init__(self, store: ArtifactStore, files: Files) -> None:
+    def __init__(self, store: ArtifactStore, files: Files, *, max_bytes: int) -> None:
         self._store = store
         self._files = files
+        self._max_bytes = max_bytes
 
     def create(self, *, file_digest: str, uri: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
         """Return the data set of an uploaded file, or of a URL; the same content and seed give the same one."""
         if bool(file_digest) == bool(uri):
             raise InvalidInput("give either the digest of an uploaded file or a URL", reason="BAD_DATASET")
         if uri:
-            with _open(uri) as file:
-                return self._create(
-                    file, hashlib.file_digest(cast("Any", file), "sha256").hexdigest(), display_name or uri, seed
-                )
+            with fetched(uri, max_bytes=self._max_bytes) as (file, digest):
+                return self._create(file, digest, display_name or uri, seed)
         self._files.size(file_digest)
         with self._store.open(catalog.file(file_digest)) as file:
             return self._create(file, file_digest, display_name, seed)
@@ -40,7 +37,6 @@ class Datasets:
     def _create(self, file: IO[bytes], digest: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
         name = names.dataset(hashlib.sha256(f"{digest}:{seed}".encode()).hexdigest()[:16])
         if not self._store.exists(catalog.dataset(name)):
-            file.seek(0)
             parsed = parse_images(file, seed=seed)
             for split in SPLITS:
                 arrays = {"x": parsed.splits[split].images, "y": parsed.splits[split].labels}
@@ -48,19 +44,6 @@ class Datasets:
             # Written last: a data set exists once it is whole.
             self._store.write_message(catalog.dataset(name), _record(name, display_name, parsed))
         return Catalog(self._store).dataset(name)
-
-
-def _open(uri: str) -> IO[bytes]:
-    if not uri.startswith(_REMOTE):
-        raise InvalidInput(
-            f"{uri!r} is no URL of a kind that the services read ({', '.join(_REMOTE)}); upload local files",
-            reason="BAD_URI",
-        )
-    try:
-        file: IO[bytes] = fsspec.open(uri, "rb").open()
-    except (OSError, ImportError, ValueError) as error:
-        raise InvalidInput(f"{uri!r} cannot be read: {error}", reason="BAD_URI") from error
-    return file
 
 
 def _record(name: str, display_name: str, parsed: ParsedImages) -> dataset_pb2.Dataset:

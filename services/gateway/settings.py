@@ -10,4 +10,4 @@ class GatewaySettings(Settings):
 
     corrector_url: str = Field("127.0.0.1:8013", description="HOST:PORT of the corrector.")
     distiller_url: str = Field("127.0.0.1:8012", description="HOST:PORT of the distiller.")
-    max_file_bytes: int = Field(8 * 1024**3, gt=0, description="Largest file that a client may upload.")
+    max_file_bytes: int = Field(8 * 1024**3, gt=0, description="Largest file that a client may upload or name by URL.")

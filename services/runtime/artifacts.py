@@ -18,8 +18,10 @@ import safetensors.numpy
 from defuse.errors import Internal, NotFound, StoreFull, Unavailable
 from google.protobuf.message import DecodeError, Message
 
+from services.runtime.file_systems import naming_the_extra
+
 # A quota and a file-size limit are full disks to the one who writes.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 M = TypeVar("M", bound=Message)
@@ -30,7 +32,8 @@ class ArtifactStore:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        with naming_the_extra(self.url):
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
 
     def check(self) -> None:
         """Raise Unavailable unless the store can be reached."""
@@ -70,7 +73,7 @@ class ArtifactStore:
             self._fs.mv(temporary, path)
         except BaseException as error:
             self._discard(temporary)
-            if isinstance(error, OSError) and error.errno in _FULL:
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise StoreFull(
                     f"the artifact store {self.url} has no room for {key} ({error.strerror}); free space there and the "
                     "work goes on"

@@ -15,7 +15,7 @@ from services.runtime.artifacts import ArtifactStore
 
 @pytest.fixture
 def datasets(store: ArtifactStore) -> Datasets:
-    return Datasets(store, Files(store, max_bytes=10**6))
+    return Datasets(store, Files(store, max_bytes=10**7), max_bytes=10**7)
 
 
 def upload(store: ArtifactStore, count: int = 40, **more: Any) -> str:

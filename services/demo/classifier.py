@@ -1,7 +1,9 @@
 """The classifier of the demo: a small convolutional network of the kind that a team deploys."""
 
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -74,8 +76,7 @@ def to_onnx(network: Classifier, image_shape: tuple[int, int, int]) -> bytes:
     """Export the network for images (h, w, c), any batch size; input `images`, output `logits`."""
     height, width, channels = image_shape
     example = torch.zeros(2, channels, height, width)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.export calls what torch deprecates
+    with _quiet_exporter():
         program = torch.onnx.export(
             network,
             (example,),
@@ -88,5 +89,18 @@ def to_onnx(network: Classifier, image_shape: tuple[int, int, int]) -> bytes:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
-
     return bytes(program.model_proto.SerializeToString())
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep from the user of the demo what is no news: torchvision, which nothing here needs, is not installed."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.export calls what torch deprecates
+            yield
+    finally:
+        registration.setLevel(level)

@@ -71,7 +71,7 @@ def test_a_stream_goes_on_after_an_absence(connection: Connection, gateway: Gate
 
 
 def test_a_stream_ends_when_the_caller_has_waited_long_enough() -> None:
-    """A gateway that does not come back is an error once the time is over: that it is away, or that it took too long."""
+    """A gateway that does not come back is an error when the time is over: it is away, or took too long."""
     absent = Connection(f"127.0.0.1:{free_port()}", timeout_s=10)
     with pytest.raises((Unavailable, DeadlineExceeded)):
         list(absent.watch("WatchRun", pb.WatchRunRequest(name="runs/a"), 0))

@@ -18,9 +18,7 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(path, _options(config), providers=_providers(args))
         self._inputs = [entry["name"] for entry in config["input"]]
         self._outputs = [entry["name"] for entry in config["output"]]
         self._batches = int(config.get("max_batch_size", 0)) > 0
@@ -69,3 +67,26 @@ class TritonPythonModel:
     @staticmethod
     def _array(request, name):
         return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+
+
+def _options(config):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = _intra_op_threads(config)
+    return options
+
+
+def _intra_op_threads(config):
+    """Return what `parameters` of config.pbtxt says under the name that NVIDIA's backend reads; 0 is one per core."""
+    count = config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value", "0")
+    if not count.isdecimal():
+        raise ValueError(f"parameter intra_op_thread_count is {count!r}; give a whole number, 0 for one thread per core")
+    return int(count)
+
+
+def _providers(args):
+    """Return where the graph runs: on the GPU that Triton gives the instance, if this ONNX Runtime can use one."""
+    cpu = "CPUExecutionProvider"
+    if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return [("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}), cpu]
+    return [cpu]

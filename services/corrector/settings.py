@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.runtime.settings import Settings
+from services.runtime.transport_settings import TransportSettings
 
 
-class CorrectorSettings(Settings):
+class CorrectorSettings(TransportSettings):
     """What the corrector needs beyond every service's settings."""
 
     triton_repository: Path = Field(

@@ -1,7 +1,7 @@
 """Settings of the distiller."""
 
-from services.runtime.settings import Settings
+from services.runtime.transport_settings import TransportSettings
 
 
-class DistillerSettings(Settings):
-    """The distiller needs no more than every service's settings."""
+class DistillerSettings(TransportSettings):
+    """The distiller needs no more than every service that classifies."""

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from services.runtime.settings import Settings
+from services.runtime.transport_settings import TransportSettings
 
 
-class GeneratorSettings(Settings):
+class GeneratorSettings(TransportSettings):
     """What the generator needs beyond every service's settings."""
 
     device: str = Field(

@@ -10,6 +10,8 @@ from services.runtime.inference import InferenceClient
 from services.runtime.queue import Queue
 from services.runtime.server import Check
 from services.runtime.settings import Settings
+from services.runtime.transport import GRPC
+from services.runtime.transport_settings import TransportSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +25,16 @@ class Dependencies:
     @classmethod
     def of(cls, settings: Settings, *, in_flight: int = 4) -> Self:
         timeout_s = settings.dependency_timeout_s
+        inference = InferenceClient(
+            settings.triton_url,
+            check_timeout_s=timeout_s,
+            in_flight=in_flight,
+            # Who has no such setting sends no images.
+            transport=settings.triton_transport if isinstance(settings, TransportSettings) else GRPC,
+        )
         return cls(
             queue=Queue(settings.redis_url, claim_after_s=settings.claim_after_s, timeout_s=timeout_s),
-            inference=InferenceClient(settings.triton_url, check_timeout_s=timeout_s, in_flight=in_flight),
+            inference=inference,
             store=ArtifactStore(settings.store_url),
         )
 

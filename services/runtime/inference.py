@@ -1,35 +1,61 @@
-"""Triton over gRPC: several requests in flight, one preprocessing per classifier, errors that say what to do."""
+"""Triton, asked over gRPC: images in [0, 1] in, logits out, one preprocessing per classifier."""
 
-import threading
+import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tritonclient.grpc as triton
 from defuse import names
-from defuse.errors import DefuseError, Internal, NotReady, Unavailable
+from defuse.errors import NotReady, Unavailable
 from defuse.v1 import model_pb2
 from tritonclient.utils import InferenceServerException
 
-Array = npt.NDArray[Any]
-# What Triton answers while it starts, stops, or is not there.
-_AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"}
-# In answers about a version that was unloaded, whose status is UNAVAILABLE too; never while one is loaded again.
-_UNLOADED = "not at ready state"
+from services.runtime.transport import AUTO, Array, Request, Wanted
+from services.runtime.transport_choice import TransportChoice
+from services.runtime.transport_slots import RequestsInFlight
+from services.runtime.triton_errors import meaning_of
+
 # Probabilities below this are taken as this before their logarithm.
 _LEAST_PROBABILITY = 1e-12
+_LOGIT_BYTES = 4
+# What a process that ends gives requests under way; their callers are gone.
+_CLOSE_GRACE_S = 2.0
 
 
 class InferenceClient:
-    """A connection to one Triton server. Safe to use from several threads."""
+    """A connection to one Triton server. Making one opens no connection. Safe to use from several threads."""
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0, check_timeout_s: float = 5.0, in_flight: int = 4) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 60.0,
+        check_timeout_s: float = 5.0,
+        in_flight: int = 4,
+        transport: Wanted = AUTO,
+    ) -> None:
         self.url = url
         self.timeout_s = timeout_s
         self._check_timeout_s = check_timeout_s
-        self._slots = threading.BoundedSemaphore(in_flight)
         self._client: Any = triton.InferenceServerClient(url)
+        self._choice = TransportChoice(transport, self._client, url, timeout_s=check_timeout_s)
+        self._in_flight = RequestsInFlight(self._client, self._choice, url, count=in_flight, timeout_s=timeout_s)
+        # At exit too: shared memory outlives a process that does not give it back.
+        self._closing = weakref.finalize(self, _close, self._in_flight, self._client)
+
+    @property
+    def transport(self) -> str:
+        """Name of the way that images take; tried out now, if no image was sent yet.
+
+        Raises Unavailable while Triton does not answer, or when it refuses the transport that was asked for.
+        """
+        return self._choice.name()
+
+    def close(self) -> None:
+        """Give back the memory shared with Triton and end the connection. Happens at exit by itself."""
+        self._closing()
 
     def check(self) -> None:
         """Raise Unavailable unless Triton answers.
@@ -39,7 +65,7 @@ class InferenceClient:
         try:
             live = self._client.is_server_live(client_timeout=self._check_timeout_s)
         except InferenceServerException as error:
-            raise self._error(error) from error
+            raise meaning_of(error, self.url) from error
         if not live:
             raise Unavailable(f"Triton at {self.url} is starting or stopping", reason="TRITON_UNAVAILABLE")
 
@@ -48,7 +74,7 @@ class InferenceClient:
         try:
             self._client.load_model(model_id, client_timeout=self.timeout_s)
         except InferenceServerException as error:
-            if isinstance(known := self._error(error), Unavailable):
+            if isinstance(known := meaning_of(error, self.url), Unavailable):
                 raise known from error
             words = error.message().partition("\n")[0]
             raise NotReady(
@@ -63,46 +89,20 @@ class InferenceClient:
         try:
             self._client.unload_model(model_id, client_timeout=self.timeout_s)
         except InferenceServerException as error:
-            raise self._error(error) from error
+            raise meaning_of(error, self.url) from error
 
     def classifier(self, model: model_pb2.Model, *, version: int, model_id: str | None = None) -> "Classifier":
         """Return a model at a version; `model_id` where it is served under another name."""
         return Classifier(self, model, version=version, model_id=model_id or names.last(model.name))
 
-    def infer(self, model_id: str, version: int, inputs: list[Any], output: str) -> "Future[Array]":
-        """Send one request; wait first while too many are in flight."""
-        answer: Future[Array] = Future()
-        self._slots.acquire()
+    def infer(self, request: Request, images: Any, write: Callable[[Any, Any], None]) -> "Future[Array]":
+        """Send one request, whose input `write(images, input)` fills; wait first while too many are in flight."""
+        return self._in_flight.send(request, images, write)
 
-        def done(result: Any, error: InferenceServerException | None) -> None:
-            self._slots.release()
-            if error:
-                answer.set_exception(self._error(error))
-            else:
-                answer.set_result(result.as_numpy(output))
 
-        try:
-            self._client.async_infer(
-                model_id, inputs, callback=done, model_version=str(version), client_timeout=self.timeout_s
-            )
-        except InferenceServerException as error:
-            self._slots.release()
-            raise self._error(error) from error
-        return answer
-
-    def _error(self, error: InferenceServerException) -> DefuseError:
-        text, status = error.message(), error.status()
-        if status in _AWAY and _UNLOADED not in text:
-            return Unavailable(
-                f"Triton at {self.url} does not answer ({text}); start it or set DEFUSE_TRITON_URL",
-                reason="TRITON_UNAVAILABLE",
-            )
-        if "not found" in text or "not ready" in text or _UNLOADED in text:
-            return NotReady(
-                f"Triton at {self.url} does not serve this model ({text}); load it, or name a version that is served",
-                reason="MODEL_NOT_SERVED",
-            )
-        return Internal(f"Triton at {self.url} refused the request: {text}", reason="TRITON_REFUSED")
+def _close(in_flight: RequestsInFlight, client: Any) -> None:
+    in_flight.close(_CLOSE_GRACE_S)
+    client.close()
 
 
 class Classifier:
@@ -114,13 +114,17 @@ class Classifier:
         self._model_id = model_id
         self._client = client
 
-    def submit(self, images: Array) -> "PendingLogits":
-        """Send images (n, c, h, w) in [0, 1], in as many requests as the model's batch size needs."""
+    def submit(self, images: Any) -> "PendingLogits":
+        """Send images (n, c, h, w) in [0, 1], in as many requests as the model's batch size needs.
+
+        Images are a numpy array or anything that DLPack knows, such as a torch tensor on a CUDA device; they may be
+        changed once this returns. Waits while too many requests are in flight, whoever sent them.
+        """
         limit = self.model.fixed_batch_size or self.model.max_batch_size
         parts = [self._request(images[begin : begin + limit]) for begin in range(0, len(images), limit)]
-        return PendingLogits(parts, self.model)
+        return PendingLogits(parts, self)
 
-    def classify(self, images: Array) -> Array:
+    def classify(self, images: Any) -> Array:
         """Return the logits (n, k) of images (n, c, h, w) in [0, 1]."""
         return self.submit(images).result()
 
@@ -129,30 +133,41 @@ class Classifier:
         pending = [
             self.submit(as_floats(images[begin : begin + batch_size])) for begin in range(0, len(images), batch_size)
         ]
-        return np.concatenate([part.result() for part in pending])
+        return np.concatenate([no_logits(self.model), *(part.result() for part in pending)])
 
-    def _request(self, images: Array) -> "tuple[Future[Array], int]":
+    def _request(self, images: Any) -> "tuple[Future[Array], int]":
+        count, model = len(images), self.model
+        rows = model.fixed_batch_size or count
+        request = Request(
+            model_id=self._model_id,
+            version=self.version,
+            input_name=model.input_name,
+            datatype=model.input_datatype,
+            shape=input_shape((rows, *images.shape[1:]), model),
+            output_name=model.output_name,
+            output_bytes=rows * len(model.classes) * _LOGIT_BYTES,
+        )
+        return self._client.infer(request, images, self._write), count
+
+    def _write(self, images: Any, out: Any) -> None:
+        """Write the input; a batch size of the graph's own is filled up with the last image."""
         count = len(images)
-        if self.model.fixed_batch_size > count:
-            padding = np.repeat(images[-1:], self.model.fixed_batch_size - count, axis=0)
-            images = np.concatenate([images, padding])  # (fixed_batch_size, c, h, w)
-        array = preprocess(images, self.model)
-        tensor = triton.InferInput(self.model.input_name, list(array.shape), self.model.input_datatype)
-        tensor.set_data_from_numpy(array)
-        return self._client.infer(self._model_id, self.version, [tensor], self.model.output_name), count
+        preprocess(images, self.model, out=out[:count])
+        out[count:] = out[count - 1]
 
 
 class PendingLogits:
     """Requests that are on their way."""
 
-    def __init__(self, parts: "list[tuple[Future[Array], int]]", model: model_pb2.Model) -> None:
+    def __init__(self, parts: "list[tuple[Future[Array], int]]", classifier: Classifier) -> None:
         self._parts = parts
-        self._model = model
+        self._classifier = classifier  # whose client, dropped, would end what is on its way
 
     def result(self) -> Array:
         """Wait for all answers; return logits (n, k), or log-probabilities where the model answers probabilities."""
-        outputs = np.concatenate([future.result()[:count] for future, count in self._parts])
-        if self._model.output == model_pb2.Model.OUTPUT_PROBABILITIES:
+        model = self._classifier.model
+        outputs = np.concatenate([no_logits(model), *(future.result()[:count] for future, count in self._parts)])
+        if model.output == model_pb2.Model.OUTPUT_PROBABILITIES:
             outputs = np.log(np.maximum(outputs, _LEAST_PROBABILITY))
         return np.asarray(outputs, np.float32)
 
@@ -168,16 +183,45 @@ def as_stored(images: Array) -> Array:
     return np.asarray(np.rint(np.clip(images, 0, 1) * 255), np.uint8).transpose(0, 2, 3, 1)
 
 
-def preprocess(images: Array, model: model_pb2.Model) -> Array:
-    """Return the classifier's input for images (n, c, h, w) in [0, 1], as the model declares it."""
-    declared = model.preprocessing
-    scaled = declared.low + images * np.float32(declared.high - declared.low)
-    if declared.mean:
-        mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (declared.mean, declared.std))
-        scaled = (scaled - mean) / std
-    if declared.layout == model_pb2.Preprocessing.LAYOUT_NHWC:
-        scaled = scaled.transpose(0, 2, 3, 1)  # (n, h, w, c)
+def no_logits(model: model_pb2.Model) -> Array:
+    """Return the logits (0, k) of no images."""
+    return np.zeros((0, len(model.classes)), np.float32)
+
+
+def input_shape(shape: tuple[int, ...], model: model_pb2.Model) -> tuple[int, ...]:
+    """Return the shape of the classifier's input for images of shape (n, c, h, w)."""
+    n, c, h, w = shape
+    return (n, h, w, c) if _channels_last(model) else (n, c, h, w)
+
+
+def preprocess(images: Any, model: model_pb2.Model, *, out: Any = None) -> Any:
+    """Return the classifier's input for images (n, c, h, w) in [0, 1], as the model declares it.
+
+    Written to `out` where that is given. Arrays of numpy and tensors of torch know all that is asked of them here.
+    """
+    if out is None:
+        out = np.empty(input_shape(images.shape, model), np.uint8 if model.input_datatype == "UINT8" else np.float32)
+    target = out.swapaxes(1, 3).swapaxes(2, 3) if _channels_last(model) else out  # (n, c, h, w)
     if model.input_datatype == "UINT8":
-        scaled = np.rint(np.clip(scaled, 0, 255))
-    dtype = np.uint8 if model.input_datatype == "UINT8" else np.float32
-    return np.ascontiguousarray(scaled, dtype=dtype)
+        scaled = images * 1.0  # a copy: bytes cannot hold what comes before rounding
+        _normalise(scaled, model.preprocessing)
+        target[...] = scaled.clip(0, 255).round()
+    else:
+        target[...] = images
+        _normalise(target, model.preprocessing)
+    return out
+
+
+def _normalise(pixels: Any, declared: model_pb2.Preprocessing) -> None:
+    """Bring pixels (n, c, h, w) from [0, 1] to the declared range, mean and standard deviation, in place."""
+    if declared.high - declared.low != 1:
+        pixels *= declared.high - declared.low
+    if declared.low:
+        pixels += declared.low
+    for channel, (mean, std) in enumerate(zip(declared.mean, declared.std, strict=True)):
+        pixels[:, channel] -= mean
+        pixels[:, channel] /= std
+
+
+def _channels_last(model: model_pb2.Model) -> bool:
+    return model.preprocessing.layout == model_pb2.Preprocessing.LAYOUT_NHWC

@@ -1,22 +1,31 @@
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from defuse.errors import Unavailable
 from defuse.v1 import model_pb2
 
 from services.runtime.inference import Classifier, InferenceClient, as_floats, as_stored, preprocess
 from services.runtime.processes import free_port
+from services.runtime.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY, Request, Wanted
 
 Array = npt.NDArray[Any]
 
 
 def model(layout: str = "NCHW", datatype: str = "FP32", **more: Any) -> model_pb2.Model:
     declared = {"layout": f"LAYOUT_{layout}", "low": 0.0, "high": 1.0} | more.pop("preprocessing", {})
-    fields = {"name": "models/tiny", "input_name": "image", "output_name": "logits", "max_batch_size": 4} | more
+    fields = {
+        "name": "models/tiny",
+        "input_name": "image",
+        "output_name": "logits",
+        "max_batch_size": 4,
+        "classes": ["a", "b"],
+    } | more
     return model_pb2.Model(
         preprocessing=model_pb2.Preprocessing(**declared), input_datatype=datatype, image_shape=[2, 3, 1], **fields
     )
@@ -88,14 +97,16 @@ class Echo:
     """Stands where the connection to Triton stands: answers each image with its number since the start."""
 
     def __init__(self) -> None:
-        self.requests: list[tuple[str, int, list[int], str, str]] = []
+        self.requests: list[Request] = []
+        self.inputs: list[Array] = []
 
-    def infer(self, model_id: str, version: int, inputs: list[Any], output: str) -> "Future[Array]":
-        [tensor] = inputs
-        before = sum(shape[0] for _, _, shape, _, _ in self.requests)
-        self.requests.append((model_id, version, tensor.shape(), tensor.datatype(), output))
+    def infer(self, request: Request, images: Array, write: Callable[[Array, Array], None]) -> "Future[Array]":
+        before = sum(one.shape[0] for one in self.requests)
+        self.requests.append(request)
+        self.inputs.append(np.full(request.shape, np.nan, request.dtype))
+        write(images, self.inputs[-1])
         answer: Future[Array] = Future()
-        answer.set_result(np.arange(before, before + tensor.shape()[0], dtype=np.float32)[:, None] + [0.0, 0.5])
+        answer.set_result(np.arange(before, before + request.shape[0], dtype=np.float32)[:, None] + [0.0, 0.5])
         return answer
 
 
@@ -108,17 +119,34 @@ def test_many_images_are_cut_into_requests() -> None:
     echo = Echo()
     logits = classifier(echo, model()).classify(random_images(10))
     np.testing.assert_allclose(logits[:, 0], np.arange(10))
-    assert echo.requests[0] == ("tiny-candidate", 3, [4, 3, 4, 5], "FP32", "logits")
-    assert [shape[0] for _, _, shape, _, _ in echo.requests] == [4, 4, 2]
+    assert echo.requests[0] == Request(
+        model_id="tiny-candidate",
+        version=3,
+        input_name="image",
+        datatype="FP32",
+        shape=(4, 3, 4, 5),
+        output_name="logits",
+        output_bytes=4 * 2 * 4,
+    )
+    assert [request.shape[0] for request in echo.requests] == [4, 4, 2]
     assert logits.dtype == np.float32
 
 
 def test_fixed_batch_size_is_filled_up() -> None:
     """A graph with a batch size of its own gets exactly that many images a request; what was added is not answered."""
-    echo = Echo()
-    logits = classifier(echo, model(fixed_batch_size=4, max_batch_size=0)).classify(random_images(6))
-    assert [shape[0] for _, _, shape, _, _ in echo.requests] == [4, 4]
+    echo, images = Echo(), random_images(6)
+    logits = classifier(echo, model(fixed_batch_size=4, max_batch_size=0)).classify(images)
+    np.testing.assert_array_equal(np.concatenate(echo.inputs), images[[0, 1, 2, 3, 4, 5, 5, 5]])
     np.testing.assert_allclose(logits[:, 0], np.arange(6))
+
+
+def test_no_images_have_no_logits() -> None:
+    """No images are classified without a question, as no rows with a column for each class."""
+    echo = Echo()
+    asked = classifier(echo, model())
+    for logits in (asked.classify(random_images(0)), asked.classify_stored(np.zeros((0, 4, 5, 3), np.uint8))):
+        assert (logits.shape, logits.dtype) == ((0, 2), np.float32)
+    assert not echo.requests
 
 
 def test_probabilities_become_logarithms() -> None:
@@ -137,10 +165,27 @@ def test_stored_images_are_classified_in_order() -> None:
     np.testing.assert_allclose(logits[:, 0], np.arange(11))
 
 
-def test_triton_that_is_not_there() -> None:
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("datatype", ["FP32", "UINT8"])
+def test_input_is_written_where_it_is_wanted(layout: str, datatype: str) -> None:
+    """Input goes into given memory, an array of numpy or a tensor of torch, and the images stay as they are."""
+    mean, std = [0.5, 0.1, -0.2], [2.0, 0.5, 0.25]
+    declared = model(layout, datatype, preprocessing={"low": -1.0, "high": 200.0, "mean": mean, "std": std})
+    images = random_images(2)
+    before, expected = images.copy(), preprocess(images, declared)
+    array, tensor = np.empty_like(expected), torch.empty(expected.shape, dtype=torch.from_numpy(expected).dtype)
+    assert preprocess(images, declared, out=array) is array
+    preprocess(torch.from_numpy(images), declared, out=tensor)
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("transport", [AUTO, GRPC, SYSTEM_SHARED_MEMORY])
+def test_triton_that_is_not_there(transport: Wanted) -> None:
     """Whatever is asked of it, an absent Triton is Unavailable at once, by its address and its setting."""
     address = f"127.0.0.1:{free_port()}"
-    client = InferenceClient(address, timeout_s=20, check_timeout_s=20, in_flight=1)
+    client = InferenceClient(address, timeout_s=20, check_timeout_s=20, in_flight=1, transport=transport)
     begin = time.monotonic()
     for ask in (
         client.check,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tritonclient.utils import InferenceServerException
 
 from services.runtime import telemetry
 from services.runtime.transport import SYSTEM_SHARED_MEMORY, Array, HostMemory, Refused, Request, Room, dtype_of
@@ -34,6 +35,8 @@ class SystemSharedMemory:
     name = SYSTEM_SHARED_MEMORY
 
     def __init__(self, client: Any, url: str, *, timeout_s: float) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
         self._regions = Regions(
             url,
             register=lambda name, size: client.register_system_shared_memory(
@@ -43,10 +46,11 @@ class SystemSharedMemory:
         )
 
     def try_out(self) -> None:
-        """Register a small region, once what dead processes left is gone."""
+        """Register a small region; where that works, remove what dead processes left."""
         self.memory(_TRIAL).release()
-        for name in remove_orphans():
-            self._regions.remove(name, lambda: None)
+        remove_orphans()
+        with suppress(InferenceServerException):  # the next process tries again
+            self._unregister_orphans()
 
     def memory(self, room: Room) -> "SystemMemory":
         room = Room(input_bytes=_rounded(room.input_bytes), output_bytes=_rounded(room.output_bytes))
@@ -68,6 +72,13 @@ class SystemSharedMemory:
 
     def close(self) -> None:
         self._regions.remove_leaving()
+
+    def _unregister_orphans(self) -> None:
+        """Unregister regions without a file in /dev/shm, which this Triton shares: others' have one all the time."""
+        known = self._client.get_system_shared_memory_status(client_timeout=self._timeout_s).regions
+        for name in known:
+            if name.startswith(PREFIX) and not (DIRECTORY / name).exists():
+                self._regions.remove(name, lambda: None)
 
 
 class SystemMemory(HostMemory):
@@ -128,8 +139,8 @@ class RegionFile:
         self._file.close()
 
 
-def remove_orphans() -> list[str]:
-    """Remove the files of processes that were killed; return their names.
+def remove_orphans() -> None:
+    """Remove the files of processes that were killed.
 
     The lock tells, not the process id in the name: containers that share /dev/shm do not share those.
     """
@@ -140,7 +151,6 @@ def remove_orphans() -> list[str]:
             names.append(path.name)
     if names:
         telemetry.log().info("shared_memory_orphans_removed", names=names)
-    return names
 
 
 @contextmanager

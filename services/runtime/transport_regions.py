@@ -1,5 +1,6 @@
 """The shared memory that is registered at one Triton, and what it takes to unregister it."""
 
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +11,10 @@ from tritonclient.utils import InferenceServerException
 from services.runtime.transport import Refused
 from services.runtime.triton_errors import is_away, meaning_of
 
+# Triton lets go of a request's memory a moment after it has answered.
+_LETTING_GO_S = 1.0
+_POLL_S = 0.001
+
 
 class Regions:
     """Registers and unregisters regions of one kind. Safe to use from several threads."""
@@ -18,6 +23,7 @@ class Regions:
         self._url = url
         self._register = register
         self._unregister = unregister
+        # Regions of requests that were given up, which may still run.
         self._leaving: deque[tuple[str, Callable[[], None]]] = deque()
 
     def add(self, name: str, *details: Any) -> None:
@@ -31,26 +37,33 @@ class Regions:
             raise Refused(f"Triton at {self._url} does not take it ({error.message()})") from error
 
     def remove(self, name: str, free: Callable[[], None]) -> None:
-        """Unregister a region and free it, or do both later if Triton does not answer or still uses it."""
-        self.remove_later(name, free)
-        self.remove_leaving()
+        """Unregister a region that no request uses any more, and free it."""
+        deadline = time.monotonic() + _LETTING_GO_S
+        while refusal := self._refusal(name, free):
+            if is_away(refusal) or time.monotonic() > deadline:
+                self.remove_later(name, free)
+                return
+            time.sleep(_POLL_S)
 
     def remove_later(self, name: str, free: Callable[[], None]) -> None:
-        """Unregister and free a region with the next one that comes or goes."""
+        """Unregister and free a region, which a request may still use, once Triton lets go of it."""
         self._leaving.append((name, free))
 
     def remove_leaving(self) -> None:
-        """Unregister what Triton lets go of: it keeps a region while a request uses it, also one that was given up."""
-        kept = []
-        with suppress(IndexError):  # of a deque that another thread empties
-            while True:
+        """Unregister what Triton has let go of."""
+        with suppress(IndexError):  # another thread may empty the deque
+            for _ in range(len(self._leaving)):
                 name, free = self._leaving.popleft()
-                try:
-                    self._unregister(name)
-                except InferenceServerException as error:
-                    kept.append((name, free))
-                    if is_away(error):
-                        break
-                else:
-                    free()
-        self._leaving.extend(kept)
+                if refusal := self._refusal(name, free):
+                    self.remove_later(name, free)
+                    if is_away(refusal):
+                        return
+
+    def _refusal(self, name: str, free: Callable[[], None]) -> InferenceServerException | None:
+        """Unregister a region and free it; return why not, if not."""
+        try:
+            self._unregister(name)
+        except InferenceServerException as error:
+            return error
+        free()
+        return None

@@ -107,6 +107,6 @@ def images(count: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).random((count, *SHAPE), np.float32)
 
 
-def own_files(pid: int | None = None) -> list[str]:
+def shared_files(pid: int | None = None) -> list[str]:
     """Return the names of the memory that a process, this one if none is named, shares."""
     return sorted(path.name for path in DIRECTORY.glob(f"defuse-{pid or os.getpid()}-*"))

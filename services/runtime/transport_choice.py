@@ -22,9 +22,9 @@ from services.runtime.transport import (
     Wanted,
 )
 
-# Measured on two shared cores, medians of interleaved rounds, four requests in flight, gRPC against system shared memory:
-# 256 images of 28x28, 57,000 against 87,000 images/s (1.3 and 0.5 ms of this process's CPU a batch); 256 of 3x224x224, 440
-# against 1,490; 16 of 28x28, 15,200 against 21,300; one image of 28x28 at a time, 1,670 against 1,650: never the slower.
+# Measured on two shared cores, medians of interleaved rounds, four requests in flight, gRPC against system shared
+# memory: 256 images of 28x28, 57,000 against 87,000 images/s (1.3 and 0.5 ms of this process's CPU a batch); 256 of
+# 224x224x3, 440 against 1,490; 16 of 28x28, 15,200 against 21,300; single images of 28x28, 1,670 against 1,650.
 _BEST_FIRST = (CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY, GRPC)
 
 

@@ -1,7 +1,7 @@
 """What every transport promises, on the real Triton: the same answers, and none lost when Triton is killed."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -13,7 +13,7 @@ from defuse.errors import Unavailable
 from services.runtime.inference import InferenceClient
 from services.runtime.transport import CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY
 from tests.conftest import eventually
-from tests.restartable_triton import Served, images, own_files, restartable_triton
+from tests.restartable_triton import Served, images, restartable_triton, shared_files
 
 # Growing, shrinking, more than a request takes (256), none.
 SIZES = (1, 7, 200, 30, 600, 0, 2)
@@ -24,6 +24,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Start a Triton of this file's own."""
     with restartable_triton(tmp_path_factory.mktemp("transport")) as found:
         yield found
+
+
+@pytest.fixture
+def own_files() -> Callable[[], list[str]]:
+    """Give the names of the memory that this process shares, but for what clients of other tests hold."""
+    before = set(shared_files())
+    return lambda: [name for name in shared_files() if name not in before]
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def test_images_may_change_once_they_are_sent(served: Served, shared: InferenceC
         np.testing.assert_allclose(answer.result(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_auto_shares_memory_with_a_triton_on_this_host(served: Served) -> None:
+def test_auto_shares_memory_with_a_triton_on_this_host(served: Served, own_files: Callable[[], list[str]]) -> None:
     """Left to itself the client takes system shared memory here, on a CPU, and its regions are registered."""
     with closing(InferenceClient(served.address)) as client:
         served.classifier(client).classify(images(3))
@@ -72,7 +79,9 @@ def test_auto_shares_memory_with_a_triton_on_this_host(served: Served) -> None:
         assert len(own_files()) == 1
 
 
-def test_many_threads_share_few_slots(served: Served, shared: InferenceClient) -> None:
+def test_many_threads_share_few_slots(
+    served: Served, shared: InferenceClient, own_files: Callable[[], list[str]]
+) -> None:
     """Threads that each send more than there are slots before they look at an answer get their own answers, all."""
     classifier = served.classifier(shared)
 
@@ -88,7 +97,9 @@ def test_many_threads_share_few_slots(served: Served, shared: InferenceClient) -
             assert len(own_files()) <= 2
 
 
-def test_a_client_goes_on_after_triton_was_started_again(served: Served, shared: InferenceClient) -> None:
+def test_a_client_goes_on_after_triton_was_started_again(
+    served: Served, shared: InferenceClient, own_files: Callable[[], list[str]]
+) -> None:
     """A Triton that came back knows no region: the first request hears so, registers anew and is answered."""
     classifier, batch = served.classifier(shared), images(50)
     expected = classifier.classify(batch)
@@ -100,7 +111,9 @@ def test_a_client_goes_on_after_triton_was_started_again(served: Served, shared:
     assert served.regions() == own_files() != before
 
 
-def test_no_answer_is_lost_or_wrong_while_triton_is_killed(served: Served, shared: InferenceClient) -> None:
+def test_no_answer_is_lost_or_wrong_while_triton_is_killed(
+    served: Served, shared: InferenceClient, own_files: Callable[[], list[str]]
+) -> None:
     """Callers under way hear that Triton is away; who asks again is answered, with the right logits."""
     classifier, stop = served.classifier(shared), threading.Event()
     batches = [images(20 + thread, seed=thread) for thread in range(4)]

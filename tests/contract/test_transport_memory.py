@@ -4,7 +4,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -16,7 +16,7 @@ from onnx import helper
 from services.runtime.inference import InferenceClient
 from services.runtime.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY
 from tests.conftest import ROOT, eventually
-from tests.restartable_triton import Served, images, own_files, restartable_triton
+from tests.restartable_triton import Served, images, restartable_triton, shared_files
 
 # Seconds of a loop in ONNX Runtime.
 ROUNDS = 2_000_000
@@ -47,13 +47,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
+def own_files() -> Callable[[], list[str]]:
+    """Give the names of the memory that this process shares, but for what clients of other tests hold."""
+    before = set(shared_files())
+    return lambda: [name for name in shared_files() if name not in before]
+
+
+@pytest.fixture
 def shared(served: Served) -> Iterator[InferenceClient]:
     """A client that shares memory with Triton, two requests in flight."""
     with closing(InferenceClient(served.address, in_flight=2, transport=SYSTEM_SHARED_MEMORY)) as client:
         yield client
 
 
-def test_memory_is_used_again_and_grows(served: Served, shared: InferenceClient) -> None:
+def test_memory_is_used_again_and_grows(
+    served: Served, shared: InferenceClient, own_files: Callable[[], list[str]]
+) -> None:
     """Requests one after the other use one region; a larger batch replaces it, a smaller one does not."""
     classifier, seen = served.classifier(shared), []
     for count in (10, 20, 200, 10):
@@ -75,7 +84,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_images_go_over_grpc_when_shared_memory_runs_out(served: Served) -> None:
+def test_images_go_over_grpc_when_shared_memory_runs_out(served: Served, own_files: Callable[[], list[str]]) -> None:
     """Left to itself the client sends what finds no place in /dev/shm, and all after it, over gRPC."""
     with closing(InferenceClient(served.address, in_flight=1)) as client:
         classifier, batch = served.classifier(client), images(200)
@@ -94,7 +103,9 @@ def test_shared_memory_that_was_asked_for_runs_out(served: Served, shared: Infer
     assert classifier.classify(images(200)).shape == (200, 3)
 
 
-def test_memory_of_a_request_that_was_given_up_is_not_used_again(served: Served) -> None:
+def test_memory_of_a_request_that_was_given_up_is_not_used_again(
+    served: Served, own_files: Callable[[], list[str]]
+) -> None:
     """Triton may write to it yet: the next request gets other memory, and Triton lets go of the old in the end."""
     slow = served.put("slow", patient_classifier(), ("a", "b"))
     with closing(InferenceClient(served.address, in_flight=1, timeout_s=1)) as client:
@@ -117,7 +128,7 @@ def test_memory_of_a_request_that_was_given_up_is_not_used_again(served: Served)
         eventually(gone)
 
 
-def test_closing_leaves_nothing(served: Served) -> None:
+def test_closing_leaves_nothing(served: Served, own_files: Callable[[], list[str]]) -> None:
     """A closed client has no file in /dev/shm and no region at Triton; who asks it then, or waits, hears of it."""
     client = InferenceClient(served.address, in_flight=2)
     classifier = served.classifier(client)
@@ -135,20 +146,20 @@ def test_closing_leaves_nothing(served: Served) -> None:
 def test_a_service_that_is_stopped_leaves_nothing(served: Served) -> None:
     """After SIGTERM nothing of the process is left, here or at Triton."""
     with service(served) as process:
-        assert len(own_files(process.pid)) == 1
+        assert len(shared_files(process.pid)) == 1
         process.terminate()
         assert process.wait(30) == 0
-    assert own_files(process.pid) == served.regions(process.pid) == []
+    assert shared_files(process.pid) == served.regions(process.pid) == []
 
 
 def test_what_a_killed_process_left_is_removed(served: Served) -> None:
     """After kill -9 the next process that shares memory with Triton removes what is left, here and at Triton."""
     with service(served) as process:
         process.kill()
-    assert len(served.regions(process.pid)) == len(own_files(process.pid)) == 1
+    assert len(served.regions(process.pid)) == len(shared_files(process.pid)) == 1
     with closing(InferenceClient(served.address)) as client:
         assert client.transport == SYSTEM_SHARED_MEMORY
-    assert own_files(process.pid) == served.regions(process.pid) == []
+    assert shared_files(process.pid) == served.regions(process.pid) == []
 
 
 def service(served: Served) -> "subprocess.Popen[str]":

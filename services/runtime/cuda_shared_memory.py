@@ -42,7 +42,7 @@ class CudaSharedMemory:
         return CudaMemory(region, room, self._regions)
 
     def close(self) -> None:
-        self._regions.remove_leaving()
+        self._regions.close()
 
 
 class CudaRegion:

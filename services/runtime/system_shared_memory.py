@@ -71,7 +71,7 @@ class SystemSharedMemory:
         return SystemMemory(file, room, self._regions)
 
     def close(self) -> None:
-        self._regions.remove_leaving()
+        self._regions.close()
 
     def _unregister_orphans(self) -> None:
         """Unregister regions without a file in /dev/shm, which this Triton shares: others' have one all the time."""

@@ -107,7 +107,7 @@ class Transport(Protocol):
         """Return memory for a request; raise as `try_out` does."""
 
     def close(self) -> None:
-        """Give back what Triton still held at an earlier attempt."""
+        """Give back what was abandoned, as far as Triton is done with it."""
 
 
 class HostMemory:

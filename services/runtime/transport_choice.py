@@ -39,7 +39,8 @@ class TransportChoice:
         }
         self._wanted = wanted
         self._url = url
-        self._offers = [makers[name]() for name in (_BEST_FIRST if wanted == AUTO else (wanted,))]
+        self._all = [makers[name]() for name in (_BEST_FIRST if wanted == AUTO else (wanted,))]
+        self._offers = list(self._all)
         self._refusals: dict[str, str] = {}
         self._chosen = False
         self._lock = threading.Lock()
@@ -59,8 +60,8 @@ class TransportChoice:
                     self._drop(transport, refusal)
 
     def close(self) -> None:
-        for offer in self._offers:
-            offer.close()
+        for transport in self._all:
+            transport.close()
 
     def _transport(self) -> Transport:
         with self._lock:

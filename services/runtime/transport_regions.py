@@ -49,15 +49,22 @@ class Regions:
         """Unregister and free a region, which a request may still use, once Triton lets go of it."""
         self._leaving.append((name, free))
 
-    def remove_leaving(self) -> None:
-        """Unregister what Triton has let go of."""
+    def remove_leaving(self) -> bool:
+        """Unregister what Triton has let go of; say whether it still uses some."""
         with suppress(IndexError):  # another thread may empty the deque
             for _ in range(len(self._leaving)):
                 name, free = self._leaving.popleft()
                 if refusal := self._refusal(name, free):
                     self.remove_later(name, free)
                     if is_away(refusal):
-                        return
+                        return False
+        return bool(self._leaving)
+
+    def close(self) -> None:
+        """Unregister all that Triton lets go of soon; the next process finds what is left."""
+        deadline = time.monotonic() + _LETTING_GO_S
+        while self.remove_leaving() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def _refusal(self, name: str, free: Callable[[], None]) -> InferenceServerException | None:
         """Unregister a region and free it; return why not, if not."""

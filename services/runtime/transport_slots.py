@@ -81,7 +81,7 @@ class RequestsInFlight:
         idle = self._idle(time.monotonic() + grace_s)
         for slot in self._slots:
             if memory := slot.swap(None):
-                (memory.release if slot in idle else memory.abandon)()
+                memory.abandon()
         self._choice.close()
         for slot in idle:
             self._free.put(slot)  # for who waits for one

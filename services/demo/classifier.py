@@ -1,9 +1,6 @@
 """The classifier of the demo: a small convolutional network of the kind that a team deploys."""
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from services.runtime import onnx_export
 
 Array = npt.NDArray[Any]
 _EPOCHS = 12
@@ -50,7 +49,13 @@ def statistics(images: Array) -> tuple[list[float], list[float]]:
 
 
 def train(
-    images: Array, labels: Array, *, classes: int, seed: int, on_epoch: Callable[[int, int, float], None]
+    images: Array,
+    labels: Array,
+    *,
+    classes: int,
+    seed: int,
+    on_epoch: Callable[[int, int, float], None],
+    epochs: int = _EPOCHS,
 ) -> Classifier:
     """Train on images (n, h, w, c) uint8 with labels (n,); `on_epoch(epoch, epochs, loss)` is told how it goes."""
     torch.manual_seed(seed)
@@ -59,48 +64,20 @@ def train(
     targets = torch.from_numpy(labels)
     network = Classifier(images.shape[1:], classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
-    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=_EPOCHS)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     order = torch.Generator().manual_seed(seed)
-    for epoch in range(1, _EPOCHS + 1):
+    for epoch in range(1, epochs + 1):
         for rows in torch.split(torch.randperm(len(targets), generator=order), _BATCH):
             loss = F.cross_entropy(network(inputs[rows]), targets[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
         annealing.step()
-        on_epoch(epoch, _EPOCHS, float(loss.detach()))
+        on_epoch(epoch, epochs, float(loss.detach()))
     return network.eval()
 
 
 def to_onnx(network: Classifier, image_shape: tuple[int, int, int]) -> bytes:
     """Export the network for images (h, w, c), any batch size; input `images`, output `logits`."""
     height, width, channels = image_shape
-    example = torch.zeros(2, channels, height, width)
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            network,
-            (example,),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-            opset_version=18,
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
-    return bytes(program.model_proto.SerializeToString())
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep from the user of the demo what is no news: torchvision, which nothing here needs, is not installed."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch.export calls what torch deprecates
-            yield
-    finally:
-        registration.setLevel(level)
+    return onnx_export.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])

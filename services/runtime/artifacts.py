@@ -5,9 +5,16 @@ nothing read from the store can run code.
 """
 
 import errno
+import hashlib
+import os
+import shutil
+import tempfile
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -16,9 +23,11 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 from defuse.errors import Internal, NotFound, StoreFull, Unavailable
+from fsspec.implementations.local import LocalFileSystem
 from google.protobuf.message import DecodeError, Message
 
 from services.runtime.file_systems import naming_the_extra
+from services.runtime.mapped import mapped_arrays
 
 # A quota and a file-size limit are full disks to the one who writes.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -80,6 +89,24 @@ class ArtifactStore:
                 ) from error
             raise
 
+    def create_bytes(self, key: str, data: bytes) -> None:
+        """Write an artifact that several may make at the same time: the first stays, the others change nothing.
+
+        On a local file system for certain; elsewhere two that write within the same moment can still both write.
+        """
+        if self.exists(key):
+            return
+        if not isinstance(self._fs, LocalFileSystem):
+            self.write_bytes(key, data)
+            return
+        own = f"{key}.{uuid.uuid4().hex}.partial"
+        self.write_bytes(own, data)
+        try:
+            with suppress(FileExistsError):
+                os.link(self._path(own), self._path(key))
+        finally:
+            self._discard(self._path(own))
+
     def read_bytes(self, key: str) -> bytes:
         with self._finding(key):
             data: bytes = self._fs.cat_file(self._path(key))
@@ -120,6 +147,44 @@ class ArtifactStore:
             ) from error
         return arrays
 
+    def map_arrays(self, key: str) -> dict[str, npt.NDArray[Any]]:
+        """Return arrays whose rows are read from disk when they are used: memory is bounded whatever their size.
+
+        An artifact of a remote store is fetched once, into a directory that ends with the process.
+        """
+        return mapped_arrays(self._local(key), whose=f"{key} in {self.url}")
+
+    def remove(self, key: str) -> None:
+        """Remove an artifact that nobody will ask for again."""
+        self._discard(self._path(key))
+
+    @cached_property
+    def _copies(self) -> Path:
+        directory = Path(tempfile.mkdtemp(prefix="defuse-"))
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        return directory
+
+    def _local(self, key: str) -> Path:
+        path = self._path(key)
+        if isinstance(self._fs, LocalFileSystem):
+            return Path(path)
+        copy = self._copies / hashlib.sha256(path.encode()).hexdigest()
+        if not copy.exists():
+            partial = copy.with_suffix(f".{uuid.uuid4().hex}.partial")
+            try:
+                with self._finding(key):
+                    self._fs.get_file(path, str(partial))
+                partial.replace(copy)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                if error.errno in FULL:
+                    raise StoreFull(
+                        f"{self._copies} has no room for a copy of {key} ({error.strerror}); free space there and the "
+                        "work goes on"
+                    ) from error
+                raise
+        return copy
+
     @contextmanager
     def _finding(self, key: str) -> Iterator[None]:
         try:
@@ -131,5 +196,6 @@ class ArtifactStore:
         return f"{self._root}/{key}"
 
     def _discard(self, path: str) -> None:
-        if self._fs.exists(path):
-            self._fs.rm(path)
+        with suppress(FileNotFoundError):  # also where somebody else removes it at this moment
+            if self._fs.exists(path):
+                self._fs.rm(path)

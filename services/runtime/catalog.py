@@ -57,8 +57,13 @@ def event(name: str, key: str) -> str:
 
 
 def sources(run_name: str) -> str:
-    """Indices and posteriors of the images that a run searches, and the scale of its latents."""
+    """Which images a run searches, and the scale of its latents."""
     return f"{run_name}/sources.safetensors"
+
+
+def shard_sources(run_name: str, shard: int) -> str:
+    """Posteriors of the sources of one shard, and how the classifier reads them unperturbed."""
+    return f"{run_name}/sources/{shard:05d}.safetensors"
 
 
 def vae(config: run_pb2.RunConfig, part: str) -> str:
@@ -67,16 +72,36 @@ def vae(config: run_pb2.RunConfig, part: str) -> str:
     return f"vaes/{hashlib.sha256(identity).hexdigest()[:16]}/{part}"
 
 
-def label_model(run_name: str) -> str:
-    return f"{run_name}/label_model.safetensors"
+def label_model(config: run_pb2.RunConfig) -> str:
+    """What validity is told from depends on VAE, seed and the model's classes: runs that share them share it."""
+    return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.safetensors")
 
 
-def failures(run_name: str, shard: int) -> str:
-    return f"{run_name}/failures/{shard:05d}.safetensors"
+def reference(config: run_pb2.RunConfig) -> str:
+    """Labelled training images in latent space; shared like the label model."""
+    return vae(config, f"{names.last(config.model)}-{config.seed}/reference.safetensors")
 
 
-def shard_counts(run_name: str, shard: int) -> str:
-    return f"{run_name}/failures/{shard:05d}.pb"
+def preflight(run_name: str) -> str:
+    return f"{run_name}/preflight.pb"
+
+
+def plan(run_name: str, round_: int) -> str:
+    """How many perturbations of each source a round decodes, and what all rounds before it gave."""
+    return f"{run_name}/plans/{round_:03d}.safetensors"
+
+
+def failures(run_name: str, round_: int, shard: int) -> str:
+    return f"{run_name}/failures/{round_:03d}-{shard:05d}.safetensors"
+
+
+def shard_tally(run_name: str, round_: int, shard: int) -> str:
+    """What one shard gave per source in one round, failures or not: what the next plan is made of."""
+    return f"{run_name}/tallies/{round_:03d}-{shard:05d}.safetensors"
+
+
+def shard_counts(run_name: str, round_: int, shard: int) -> str:
+    return f"{run_name}/counts/{round_:03d}-{shard:05d}.pb"
 
 
 def distillation(run_name: str) -> str:
@@ -164,8 +189,8 @@ class Catalog:
         )
 
     def split(self, dataset_name: str, split_name: str, model: model_pb2.Model) -> LabelledImages:
-        """Return a split with its labels as the model's class ids."""
-        arrays = self.store.read_arrays(split(dataset_name, split_name))
+        """Return a split with its labels as the model's class ids; images stay on disk until they are used."""
+        arrays = self.store.map_arrays(split(dataset_name, split_name))
         table = label_map(self.dataset(dataset_name), model)
         return LabelledImages(images=arrays["x"], labels=table[arrays["y"]])
 

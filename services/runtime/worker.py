@@ -23,6 +23,8 @@ from services.runtime import telemetry
 from services.runtime.queue import EVENTS, GONE, KEY, MAX_DELIVERIES, Delivery, Queue
 
 RETRY_S = 2.0
+# How long the wish to stop a run or correction is remembered.
+CANCEL_MARK_S = 7 * 24 * 3600
 W = TypeVar("W", bound=Message)
 T = TypeVar("T")
 
@@ -122,7 +124,7 @@ class Worker:
             return "cancelled"
         except DefuseError as error:
             telemetry.log().warning("stage_failed", error=error.message, reason=error.reason)
-            failed = _failed(subject, error.message)
+            failed = _failed(subject, error.message, error.reason)
             await patiently(lambda: self._queue.acknowledge(delivery, then=failed))
             return "failed"
         except asyncio.CancelledError:
@@ -190,5 +192,5 @@ def cancel_key(subject: str) -> str:
     return f"{KEY}cancelled:{subject}"
 
 
-def _failed(subject: str, error: str) -> tuple[str, work_pb2.Event]:
-    return EVENTS, work_pb2.Event(subject=subject, failed=work_pb2.StageFailed(error=error))
+def _failed(subject: str, error: str, reason: str = "INTERNAL") -> tuple[str, work_pb2.Event]:
+    return EVENTS, work_pb2.Event(subject=subject, failed=work_pb2.StageFailed(error=error, reason=reason))

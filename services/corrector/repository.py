@@ -88,6 +88,8 @@ def triton_config(model: model_pb2.Model, model_id: str, versions: Sequence[int]
     image = [channels, height, width] if nchw else [height, width, channels]
     batch = [model.fixed_batch_size] if model.fixed_batch_size else []
     config = model_config_pb2.ModelConfig(name=model_id, backend="onnxruntime", max_batch_size=model.max_batch_size)
+    # One instance uses all cores by itself; Triton's default of two makes them compete.
+    config.instance_group.add(count=1)
     config.version_policy.specific.versions[:] = sorted(versions)
     config.input.add(
         name=model.input_name,

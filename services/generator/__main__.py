@@ -5,13 +5,13 @@ from typing import Any
 
 from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, work_pb2
 
-from services.generator import worker
+from services.generator import preparation, worker
 from services.generator.service import GeneratorService
 from services.generator.settings import GeneratorSettings
 from services.generator.workbench import Workbench
 from services.runtime.dependencies import Dependencies
 from services.runtime.devices import device_of, limit_threads
-from services.runtime.queue import IDENTIFY, PREPARE
+from services.runtime.queue import IDENTIFY, PLAN, PREPARE
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker
 
@@ -27,16 +27,21 @@ def build(settings: GeneratorSettings) -> Service:
             subject=lambda work: work.run.name,
             handle=functools.partial(worker.identify, bench),
         ),
+        PLAN: Stage(
+            kind=work_pb2.PlanWork,
+            subject=lambda work: work.run.name,
+            handle=functools.partial(worker.plan, bench),
+        ),
         PREPARE: Stage(
             kind=work_pb2.PrepareWork,
             subject=lambda work: work.run.name,
-            handle=functools.partial(worker.prepare, bench),
+            handle=functools.partial(preparation.prepare, bench),
         ),
     }
     return Service(
         names=[generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"].full_name],
         register=lambda server: generator_service_pb2_grpc.add_GeneratorServiceServicer_to_server(
-            GeneratorService(bench), server
+            GeneratorService(bench, needs.queue), server
         ),
         checks=needs.checks,
         loops=[Worker(needs.queue, stages).run],

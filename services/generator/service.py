@@ -8,34 +8,41 @@ import grpc
 import numpy as np
 from defuse import names, tensors
 from defuse.errors import InvalidInput
-from defuse.v1 import failure_pb2, run_pb2
 from defuse.v1 import generator_service_pb2 as pb
 from defuse.v1 import generator_service_pb2_grpc as pb_grpc
+from defuse.v1 import run_pb2, work_pb2
 
-from services.generator import vae
-from services.generator.workbench import VAE, Workbench
+from services.generator import cost
+from services.generator.codec import Array, Codec, as_pixels
+from services.generator.following import Position, follow
+from services.generator.workbench import Workbench
 from services.runtime import catalog
 from services.runtime.inference import as_stored
+from services.runtime.queue import EVENTS, Queue
+from services.runtime.worker import CANCEL_MARK_S, cancel_key
 
-_POLL_S = 0.5
+MAX_FRAMES = 256
+MAX_IMAGE_BYTES = 1 << 20
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GeneratorService(pb_grpc.GeneratorServiceServicer):
     """Failures as they are found, and the VAE as a service."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, queue: Queue) -> None:
         self._bench = bench
+        self._queue = queue
 
     async def Identify(self, request: pb.IdentifyRequest, context: Context) -> AsyncIterator[pb.IdentifyResponse]:
+        begin = Position.of(request.resume_token)
         run = await asyncio.to_thread(self._bench.catalog.run, request.run)
-        while not await asyncio.to_thread(self._bench.store.exists, catalog.sources(run.name)):
-            await asyncio.sleep(_POLL_S)
-        prepared = await asyncio.to_thread(self._bench.prepared, run)
-        for shard in range(-(-len(prepared.index) // run.config.search.shard_size)):
-            while not await asyncio.to_thread(self._bench.store.exists, catalog.shard_counts(run.name, shard)):
-                await asyncio.sleep(_POLL_S)
-            yield await asyncio.to_thread(self._shard, run, shard)
+        try:
+            async for response in follow(self._bench, run, begin):
+                yield response
+        except (asyncio.CancelledError, GeneratorExit):
+            if request.cancel_run:
+                await asyncio.shield(self._cancel(run.name))
+            raise
 
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
         images = tensors.images_from_proto(request.images)
@@ -47,47 +54,67 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         images = await asyncio.to_thread(self._decode, request.run, latents)
         return pb.DecodeResponse(images=tensors.images_to_proto(images))
 
-    def _shard(self, run: run_pb2.Run, shard: int) -> pb.IdentifyResponse:
-        arrays = self._bench.store.read_arrays(catalog.failures(run.name, shard))
-        rows = [{name: array[i] for name, array in arrays.items()} for i in range(len(arrays["source"]))]
-        return pb.IdentifyResponse(shard=shard, failures=[_failure(run, row) for row in rows])
+    async def Interpolate(self, request: pb.InterpolateRequest, context: Context) -> pb.InterpolateResponse:
+        ends = tensors.images_from_proto(request.ends)
+        images, labels = await asyncio.to_thread(self._interpolate, request.run, ends, request.frames)
+        return pb.InterpolateResponse(images=tensors.images_to_proto(images), predicted_labels=labels.tolist())
 
-    def _encode(self, run_name: str, images: Any) -> tuple[Any, Any]:
-        network = self._network(run_name)
-        channels, height, width = network.config.image_shape
-        if images.shape[1:] != (height, width, channels):
-            raise InvalidInput(
-                f"the VAE of {names.last(run_name)!r} takes images of {height}x{width}x{channels}, not "
-                f"{'x'.join(str(size) for size in images.shape[1:])}"
-            )
-        return vae.encode_images(network, images, device=self._bench.device, batch_size=len(images))
+    async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
+        return pb.EstimateResponse(estimate=await asyncio.to_thread(cost.estimate, self._bench, request.config))
 
-    def _decode(self, run_name: str, latents: Any) -> Any:
-        network = self._network(run_name)
-        if latents.ndim != 2 or latents.shape[1] != network.config.latent_dim or not np.isfinite(latents).all():
+    async def _cancel(self, run_name: str) -> None:
+        """Stop a run as its owner would: its workers stop at their next batch. One that has ended stays as it is."""
+        ended = [catalog.event(run_name, kind) for kind in ("distilled", "failed", "cancelled")]
+        if any([await asyncio.to_thread(self._bench.store.exists, key) for key in ended]):
+            return
+        await self._queue.redis.set(cancel_key(run_name), "1", ex=CANCEL_MARK_S)
+        await self._queue.send(EVENTS, work_pb2.Event(subject=run_name, cancelled=work_pb2.Cancelled()))
+
+    def _encode(self, run_name: str, images: Array) -> tuple[Array, Array]:
+        _, pair = self._opened(run_name)
+        _check_images(run_name, pair, images)
+        _check_size(len(images), pair)
+        return pair.encode_stored(images)
+
+    def _decode(self, run_name: str, latents: Array) -> Array:
+        _, pair = self._opened(run_name)
+        if latents.ndim != 2 or latents.shape[1] != pair.latent_dim or not np.isfinite(latents).all():
             raise InvalidInput(
-                f"the VAE of {names.last(run_name)!r} takes finite latents of shape (n, {network.config.latent_dim}), "
+                f"the VAE of {names.last(run_name)!r} takes finite latents of shape (n, {pair.latent_dim}), "
                 f"not {latents.shape}"
             )
-        return as_stored(self._bench.decode(network, latents))
+        _check_size(len(latents), pair)
+        return as_stored(pair.decode(latents))
 
-    def _network(self, run_name: str) -> vae.Vae:
+    def _interpolate(self, run_name: str, ends: Array, frames: int) -> tuple[Array, Array]:
+        run, pair = self._opened(run_name)
+        _check_images(run_name, pair, ends)
+        if len(ends) != 2 or not 2 <= frames <= MAX_FRAMES:
+            raise InvalidInput(
+                f"give two images and 2 to {MAX_FRAMES} frames for a walk between them, not {len(ends)} images and "
+                f"{frames} frames"
+            )
+        _check_size(frames, pair)
+        first, last = pair.encode(as_pixels(ends))[0]
+        share = np.linspace(0, 1, frames, dtype=np.float32)[:, None]
+        images = pair.decode((1 - share) * first + share * last)  # (frames, c, h, w)
+        return as_stored(images), self._bench.classifier(run).classify(images).argmax(axis=1)
+
+    def _opened(self, run_name: str) -> tuple[run_pb2.Run, Codec]:
         run = self._bench.catalog.run(run_name)
-        return self._bench.vae(catalog.vae(run.config, VAE))
+        return run, self._bench.codec(run.config)
 
 
-def _failure(run: run_pb2.Run, row: dict[str, Any]) -> failure_pb2.Failure:
-    return failure_pb2.Failure(
-        run=run.name,
-        source=int(row["source"]),
-        round=int(row["round"]),
-        draw=int(row["draw"]),
-        true_label=int(row["true_label"]),
-        predicted_label=int(row["predicted_label"]),
-        margin=float(row["margin"]),
-        radius_sd=float(row["radius_sd"]),
-        label_probability=float(row["label_probability"]),
-        latent=row["latent"].tolist(),
-        model_version=run.config.model_version,
-        held_out=bool(row["held_out"]),
-    )
+def _check_images(run_name: str, pair: Codec, images: Array) -> None:
+    channels, height, width = pair.image_shape
+    if images.shape[1:] != (height, width, channels):
+        raise InvalidInput(
+            f"the VAE of {names.last(run_name)!r} takes images of {height}x{width}x{channels}, not "
+            f"{'x'.join(str(size) for size in images.shape[1:])}"
+        )
+
+
+def _check_size(count: int, pair: Codec) -> None:
+    most = MAX_IMAGE_BYTES // int(np.prod(pair.image_shape))
+    if count > most:
+        raise InvalidInput(f"{count} images are more than one answer holds; ask for at most {most} at a time")

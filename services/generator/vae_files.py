@@ -1,19 +1,16 @@
 """A VAE as files: its weights for the search, its two halves as ONNX for everybody else."""
 
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from services.generator.vae import Vae, VaeConfig, empty_vae
-
-_OPSET = 18
+from services.runtime.onnx_export import to_onnx
 
 
 def to_bytes(vae: Vae) -> bytes:
@@ -37,12 +34,12 @@ def from_bytes(data: bytes) -> Vae:
 
 def encoder_onnx(vae: Vae) -> bytes:
     """Return an ONNX model: images (n, c, h, w) in [0, 1] -> mu, sigma (n, d); any n."""
-    return _to_onnx(_Half(vae, vae.encode), vae.config.image_shape, ["images"], ["mu", "sigma"])
+    return to_onnx(_Half(vae, vae.encode), vae.config.image_shape, inputs=["images"], outputs=["mu", "sigma"])
 
 
 def decoder_onnx(vae: Vae) -> bytes:
     """Return an ONNX model: z (n, d) -> images (n, c, h, w) in [0, 1]; any n."""
-    return _to_onnx(_Half(vae, vae.decode), (vae.config.latent_dim,), ["z"], ["images"])
+    return to_onnx(_Half(vae, vae.decode), (vae.config.latent_dim,), inputs=["z"], outputs=["images"])
 
 
 class _Half(nn.Module):
@@ -54,17 +51,3 @@ class _Half(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.direction(x)
-
-
-def _to_onnx(half: nn.Module, shape: tuple[int, ...], inputs: list[str], outputs: list[str]) -> bytes:
-    example = torch.zeros(2, *shape, device=next(half.parameters()).device)  # a batch of one would become a constant
-    n = torch.export.Dim("n")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.export calls what torch deprecates
-        program = torch.onnx.export(
-            half.eval(), (example,), None, input_names=inputs, output_names=outputs, opset_version=_OPSET,
-            dynamo=True, dynamic_shapes=({0: n},), verbose=False
-        )  # fmt: skip
-    if program is None:
-        raise RuntimeError("torch.onnx.export gave no program: install the torch version that constraints.txt names")
-    return bytes(program.model_proto.SerializeToString())

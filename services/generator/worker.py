@@ -1,145 +1,120 @@
-"""The generator's stages: `prepare` trains the VAE and encodes the sources, `identify` searches one shard of them."""
+"""The stages of the search: `identify` searches one shard in one round, `plan` says where the next round looks."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
-from defuse.errors import Cancelled
 from defuse.v1 import run_pb2, work_pb2
 
-from services.generator import label_model, vae, vae_files
-from services.generator.search import Counts, Failures, Law, Sources, choose_sources, is_held_out, search
-from services.generator.workbench import VAE, PreparedRun, Workbench
+from services.generator import plans
+from services.generator.codec import Array
+from services.generator.draws import Orders
+from services.generator.examination import Examination, examine
+from services.generator.failures import Counts
+from services.generator.plans import Plan
+from services.generator.search import ShardResult, search
+from services.generator.workbench import (
+    SEARCHED_SPLIT,
+    Workbench,
+    law_of,
+    real_images,
+    shard_slice,
+)
 from services.runtime import catalog, telemetry
-from services.runtime.catalog import LabelledImages
-from services.runtime.inference import as_floats
 from services.runtime.worker import Job
-
-SEARCHED_SPLIT = "val"
-_ENCODE_BATCH = 512
-_TRAINING_SHARE = 0.9  # of the progress of `prepare`
-
-
-def prepare(bench: Workbench, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
-    """Train or load the run's VAE and its label model, encode its sources, and store all of it."""
-    run = work.run
-    train = bench.images(run, "train")
-    network = _trained_vae(bench, run, train, job)
-    job.progress(_TRAINING_SHARE, "encoding the images", state=run_pb2.Run.STATE_PREPARING)
-    prepared = _store_sources(bench, run, network, train, job)
-    event = work_pb2.Event(subject=run.name)
-    event.prepared.source_count = len(prepared.index)
-    return event
 
 
 def identify(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
-    """Search one shard and store its failures; a shard that is stored already is not searched again."""
-    run = work.run
-    key = catalog.shard_counts(run.name, work.shard)
+    """Search one shard and store what it gave; a shard that is stored already is not searched again."""
+    run, round_, shard = work.run, work.round, work.shard
+    key = catalog.shard_counts(run.name, round_, shard)
     if not bench.store.exists(key):
-        failures, counts = _search_shard(bench, work, job)
-        bench.store.write_arrays(catalog.failures(run.name, work.shard), failures.arrays())
-        bench.store.write_message(key, run_pb2.SearchCounts(**asdict(counts)))
+        result = _search_shard(bench, work, job)
+        bench.store.write_arrays(catalog.failures(run.name, round_, shard), result.failures.arrays())
+        bench.store.write_arrays(catalog.shard_tally(run.name, round_, shard), _tally(result, bench, run, shard))
+        # Written last: a shard is searched once its counts are there.
+        bench.store.write_message(key, run_pb2.SearchCounts(**asdict(result.counts)))
     event = work_pb2.Event(subject=run.name)
-    event.shard_identified.shard = work.shard
+    event.shard_identified.shard = shard
+    event.shard_identified.round = round_
     event.shard_identified.counts.CopyFrom(bench.store.read_message(key, run_pb2.SearchCounts))
     return event
 
 
-def _trained_vae(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
-    key = catalog.vae(run.config, VAE)
-    if not bench.store.exists(key):
-        bench.store.write_bytes(key, vae_files.to_bytes(_train_vae(bench, run, train, job)))
-    # What lies in the store is what everybody uses, also where two workers trained it at the same time.
-    network, stored = bench.vae(key), bench.store.read_bytes(key)
-    for part, export in (("encoder.onnx", vae_files.encoder_onnx), ("decoder.onnx", vae_files.decoder_onnx)):
-        if not bench.store.exists(catalog.vae(run.config, part)):
-            bench.store.write_bytes(catalog.vae(run.config, part), export(vae_files.from_bytes(stored)))
-    return network
-
-
-def _train_vae(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
-    try:
-        return vae.train_vae(
-            train.images,
-            _vae_config(run, train),
-            seed=run.config.vae.seed,
-            device=bench.device,
-            on_epoch=_report(job),
-            should_stop=job.cancelled,
-        )
-    except vae.TrainingCancelled as error:
-        raise Cancelled(f"{run.name} was cancelled") from error
-
-
-def _vae_config(run: run_pb2.Run, train: LabelledImages) -> vae.VaeConfig:
-    height, width, channels = train.images.shape[1:]
-    wanted = run.config.vae
-    given = {"latent_dim": wanted.latent_dim, "epochs": wanted.epochs, "beta": wanted.beta}
-    overrides = {name: value for name, value in given.items() if value}
-    return vae.VaeConfig.for_shape((channels, height, width), len(train.images), **overrides)
-
-
-def _report(job: Job) -> Callable[[vae.EpochReport], None]:
-    def on_epoch(report: vae.EpochReport) -> None:
-        job.progress(
-            _TRAINING_SHARE * report.epoch / report.epochs,
-            f"training the VAE, epoch {report.epoch} of {report.epochs}, ELBO {report.elbo:.1f}",
-            state=run_pb2.Run.STATE_PREPARING,
-        )
-
-    return on_epoch
-
-
-def _store_sources(
-    bench: Workbench, run: run_pb2.Run, network: vae.Vae, train: LabelledImages, job: Job
-) -> PreparedRun:
-    config = run.config
-    mu, sigma = vae.encode_images(network, train.images, device=bench.device, batch_size=_ENCODE_BATCH)
+def plan(bench: Workbench, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
+    """Plan a round and store the plan; a plan that is stored already is not made again."""
     job.check_cancelled()
-    labels = label_model.train_label_model(
-        mu, sigma, train.labels, len(bench.model(run).classes), seed=config.seed, device=bench.device
+    run, key = work.run, catalog.plan(work.run.name, work.round)
+    if not bench.store.exists(key):
+        bench.store.write_arrays(key, plans.make_plan(bench, run, work.round, work.shard_count).arrays())
+    event = work_pb2.Event(subject=run.name)
+    event.round_planned.round = work.round
+    event.round_planned.decodes = int(bench.store.map_arrays(key)["plan.decodes"].sum())
+    return event
+
+
+def _search_shard(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> ShardResult:
+    run = work.run
+    bench.use_all_threads()
+    examined, mu = _examined(bench, work, job)
+    result = search(
+        bench.sources(run, work.shard, mu),
+        _orders(bench, work, examined),
+        law_of(run),
+        bench.models(run, bench.prepared(run).sd_agg),
+        bench.checks(run),
+        classes=len(bench.model(run).classes),
+        on_batch=lambda _: job.check_cancelled(),
     )
-    searched = bench.images(run, SEARCHED_SPLIT)
-    index = choose_sources(seed=config.seed, count=len(searched.labels), limit=config.search.max_sources)
-    source_mu, _ = vae.encode_images(network, searched.images[index], device=bench.device, batch_size=_ENCODE_BATCH)
-    held_out = is_held_out(seed=config.seed, source=index, fraction=config.search.held_out_fraction)
-    prepared = PreparedRun(index=index, mu=source_mu, sd_agg=vae.aggregate_sd(mu), held_out=held_out.astype(np.uint8))
-    bench.store.write_bytes(catalog.label_model(run.name), label_model.to_bytes(labels))
-    bench.store.write_arrays(catalog.sources(run.name), prepared.arrays())
-    return prepared
+    if work.round == 0:
+        _count_sources(result.counts, examined)
+    telemetry.DECODES.inc(result.counts.decodes)
+    telemetry.FAILURES.inc(result.counts.failures)
+    return result
 
 
-def _search_shard(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[Failures, Counts]:
-    run, prepared = work.run, bench.prepared(work.run)
-    shard = slice(work.begin, work.end)
-    index = prepared.index[shard]
-    searched = bench.images(run, SEARCHED_SPLIT)
-    sources = Sources(
-        index=index,
-        images=as_floats(searched.images[index]),
-        labels=searched.labels[index],
-        mu=prepared.mu[shard],
-        held_out=prepared.held_out[shard],
-    )
-
-    def on_batch(_: float) -> None:
-        if job.cancelled():
-            raise Cancelled(f"{run.name} was cancelled")
-
-    failures, counts = search(sources, _law(run), bench.models(run), on_batch=on_batch)
-    telemetry.DECODES.inc(counts.decodes)
-    telemetry.FAILURES.inc(counts.failures)
-    return failures, counts
+def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[Examination, Array]:
+    """Return how the classifier reads the shard's sources, and their latents; found out once, in the first round."""
+    run, key = work.run, catalog.shard_sources(work.run.name, work.shard)
+    if not bench.store.exists(key):
+        searched = bench.images(run, SEARCHED_SPLIT)
+        index = np.array(bench.prepared(run).index[shard_slice(run, work.shard)])
+        images = real_images(searched, index)
+        mu, _ = bench.codec(run.config).encode_stored(images)
+        examined = examine(
+            images,
+            searched.labels[index],
+            mu,
+            bench.models(run, bench.prepared(run).sd_agg),
+            batch_size=run.config.search.batch_size,
+            check=job.check_cancelled,
+        )
+        bench.store.write_arrays(key, {"mu": mu, **examined.arrays()})
+    return plans.read_examination(bench, run, work.shard)
 
 
-def _law(run: run_pb2.Run) -> Law:
-    wanted = run.config.search
-    return Law(
-        seed=run.config.seed,
-        radius_sd=wanted.radius_sd,
-        draws=wanted.draws_per_source,
-        max_failures_per_source=wanted.max_failures_per_source,
-        min_label_probability=wanted.min_label_probability,
-        batch_size=wanted.batch_size,
-    )
+def _orders(bench: Workbench, work: work_pb2.IdentifyWork, examined: Examination) -> Orders:
+    if work.round == 0:
+        return plans.first_orders(work.run, examined)
+    stored = Plan.of(bench.store.map_arrays(catalog.plan(work.run.name, work.round)))
+    return plans.later_orders(stored, work.run, work.round, work.shard)
+
+
+def _count_sources(counts: Counts, examined: Examination) -> None:
+    """Count what looking at the sources themselves took, and which were left out."""
+    counts.sources_wrong_on_image = int((~examined.right_on_image).sum())
+    counts.sources_wrong_on_reconstruction = int((examined.right_on_image & ~examined.searchable).sum())
+    counts.decodes_again += counts.sources
+    counts.encodes += counts.sources
+    counts.classifications += 2 * counts.sources
+
+
+def _tally(result: ShardResult, bench: Workbench, run: run_pb2.Run, shard: int) -> dict[str, Array]:
+    index = bench.prepared(run).index[shard_slice(run, shard)]
+    found = np.bincount(np.searchsorted(index, result.failures.source), minlength=len(index))
+    tally = {
+        "decodes": result.decodes,
+        "failures": found.astype(np.int32),
+        "margin_sum": result.margin_sum,
+        "margin_square_sum": result.margin_square_sum,
+    }
+    return tally | {f"sums.{name}": array for name, array in result.directions.arrays().items()}

@@ -1,0 +1,124 @@
+"""Images to latents and back, whoever made the pair: our VAE, or two ONNX files of the user's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from services.generator.vae import Vae
+
+Array = npt.NDArray[Any]
+OnnxFunction = Callable[..., list[Array]]
+# Images of one forward pass where the caller has no batches of its own.
+_BATCH = 512
+
+
+SD_FLOOR = 1e-3
+"""Least aggregate sd. A dead latent dimension (mu constant) would otherwise divide by zero in a radius or a density."""
+
+
+class UnfitPair(ValueError):
+    """An encoder and a decoder that do not fit the images, or each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """An encoder and a decoder as functions of arrays.
+
+    The arithmetic is float32 throughout, also where bfloat16 would be faster: two decodes of one latent, in whatever
+    batch and on whatever machine, must be the same picture up to rounding, or a failure could not be found again.
+    """
+
+    # images (n, c, h, w) float32 in [0, 1] -> mu, sigma (n, d)
+    encode: Callable[[Array], tuple[Array, Array]]
+    # z (n, d) -> images (n, c, h, w) float32 in [0, 1]
+    decode: Callable[[Array], Array]
+    latent_dim: int
+    # channels, height, width
+    image_shape: tuple[int, int, int]
+
+    def encode_stored(self, images: Array) -> tuple[Array, Array]:
+        """Return mu and sigma (n, d) of stored images (n, h, w, c) uint8, a bounded number of them at a time."""
+        parts = [self.encode(as_pixels(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
+        nothing = np.zeros((0, self.latent_dim), np.float32)
+        mu, sigma = zip(*parts, strict=True) if parts else ((nothing,), (nothing,))
+        return np.concatenate(mu), np.concatenate(sigma)
+
+
+def aggregate_sd(mu: Array) -> Array:
+    """Return the sd of posterior means (n, d) over images, per dimension (d,), never below SD_FLOOR.
+
+    Dead dimensions stay, at the floor: a step there moves nothing that the decoder reads, and dividing by it is safe.
+    """
+    return np.asarray(np.maximum(np.std(mu, axis=0, dtype=np.float64), SD_FLOOR), np.float32)
+
+
+def of_vae(vae: Vae, device: torch.device) -> Codec:
+    """Return a trained VAE as a codec on a device.
+
+    Channels last: 64 us an image instead of 74 with contiguous weights, where ONNX Runtime needs 73 (MNIST's decoder,
+    2 cores with AVX-512, medians).
+    """
+    network = vae.to(device).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+
+    @torch.inference_mode()
+    def encode(images: Array) -> tuple[Array, Array]:
+        mu, sigma = network.encode(torch.from_numpy(images).to(device, memory_format=torch.channels_last))
+        return mu.cpu().numpy(), sigma.cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(z: Array) -> Array:
+        images: Array = network.decode(torch.from_numpy(z).to(device)).contiguous().cpu().numpy()
+        return images
+
+    return Codec(encode=encode, decode=decode, latent_dim=vae.config.latent_dim, image_shape=vae.config.image_shape)
+
+
+def of_onnx(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int, int, int]) -> Codec:
+    """Return a user's pair as a codec; raise UnfitPair, with the shapes, where it does not do what one must.
+
+    The encoder's second output is sigma; without one, the posterior is a point.
+    """
+
+    def encode(images: Array) -> tuple[Array, Array]:
+        mu, *rest = encoder(images)
+        return mu, rest[0] if rest else np.zeros_like(mu)
+
+    def decode(z: Array) -> Array:
+        return decoder(z)[0]
+
+    mu, sigma = _tried("encoder", encode, np.full((2, *image_shape), 0.5, np.float32))
+    if mu.ndim != 2 or len(mu) != 2 or sigma.shape != mu.shape:
+        raise UnfitPair(
+            f"the encoder answers mu {mu.shape} and sigma {sigma.shape} for two images of {image_shape}; both must be "
+            "(n, d)"
+        )
+    images = _tried("decoder", decode, mu.astype(np.float32))
+    if images.shape != (2, *image_shape):
+        raise UnfitPair(f"the decoder answers {images.shape} for two latents, where {(2, *image_shape)} is needed")
+    if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+        raise UnfitPair(
+            f"the decoder answers values from {images.min():g} to {images.max():g}; pixels must lie in [0, 1]"
+        )
+    # What a decoder that ends linearly leaves above white or below black cannot be stored, so the search never sees it.
+    return Codec(
+        encode=encode,
+        decode=lambda z: np.clip(decode(z), 0, 1),
+        latent_dim=mu.shape[1],
+        image_shape=image_shape,
+    )
+
+
+def as_pixels(images: Array) -> Array:
+    """Return stored images (n, h, w, c) uint8 as (n, c, h, w) float32 in [0, 1]."""
+    return np.divide(images.transpose(0, 3, 1, 2), np.float32(255), dtype=np.float32, order="C")
+
+
+def _tried(part: str, function: Callable[[Array], Any], example: Array) -> Any:
+    try:
+        return function(example)
+    except Exception as error:  # ONNX Runtime's classes have no common base but Exception
+        raise UnfitPair(f"the {part} cannot take {example.dtype} {example.shape}: {error}") from error

@@ -1,0 +1,118 @@
+"""What a search finds and counts, as arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """Decoded perturbations that the classifier gets wrong, as arrays over m of them; `Failure` in the contract."""
+
+    source: Array
+    round: Array
+    draw: Array
+    true_label: Array
+    predicted_label: Array
+    # Logit of the true class minus the largest other one, negative.
+    margin: Array
+    # norm((z - mu) / sd_agg) / sqrt(d)
+    radius_sd: Array
+    typicality: Array
+    label_probability: Array
+    neighbour_agreement: Array
+    round_trip_sd: Array
+    oracle_margin: Array
+    # (m, d)
+    latent: Array
+    held_out: Array
+
+    @classmethod
+    def of(cls, **arrays: Array) -> "Failures":
+        """Make failures of arrays over m of them, in the types in which they are stored; what is not told yet is 0."""
+        count = len(arrays["source"])
+        told = {name: arrays.get(name, np.zeros(count)) for name in _TYPES}
+        return cls(latent=arrays["latent"], **{name: array.astype(_TYPES[name]) for name, array in told.items()})
+
+    @classmethod
+    def none(cls, latent_dim: int) -> "Failures":
+        return cls.of(source=np.zeros(0), latent=np.zeros((0, latent_dim), np.float32))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Failures]") -> "Failures":
+        """Return the failures of one or more parts, one after the other."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    def arrays(self) -> dict[str, Array]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def take(self, keep: Array | slice) -> "Failures":
+        """Return the failures that a mask, an index or a slice selects."""
+        return Failures(**{name: array[keep] for name, array in self.arrays().items()})
+
+    def recording(self, **values: Array) -> "Failures":
+        """Return the same failures with what was measured on them, (m,) each."""
+        return replace(self, **{name: value.astype(_TYPES[name]) for name, value in values.items()})
+
+
+_TYPES: dict[str, type] = {
+    "source": np.int64,
+    "round": np.int32,
+    "draw": np.int32,
+    "true_label": np.int32,
+    "predicted_label": np.int32,
+    "margin": np.float32,
+    "radius_sd": np.float32,
+    "typicality": np.float32,
+    "label_probability": np.float32,
+    "neighbour_agreement": np.float32,
+    "round_trip_sd": np.float32,
+    "oracle_margin": np.float32,
+    "held_out": np.uint8,
+}
+# The count that a check which does not pass adds to, by the field that records it.
+_REASONS = {
+    "radius_sd": "rejected_by_radius",
+    "typicality": "rejected_by_typicality",
+    "label_probability": "rejected_by_label_model",
+    "neighbour_agreement": "rejected_by_neighbours",
+    "round_trip_sd": "rejected_by_round_trip",
+    "oracle_margin": "rejected_by_oracle",
+    "confirmation": "rejected_by_confirmation",
+}
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """What was tried and what became of it; `SearchCounts` in the contract."""
+
+    sources: int = 0
+    sources_wrong_on_image: int = 0
+    sources_wrong_on_reconstruction: int = 0
+    decodes: int = 0
+    candidates: int = 0
+    screened_out: int = 0
+    rejected_by_radius: int = 0
+    rejected_by_typicality: int = 0
+    rejected_by_label_model: int = 0
+    rejected_by_neighbours: int = 0
+    rejected_by_round_trip: int = 0
+    rejected_by_oracle: int = 0
+    rejected_by_confirmation: int = 0
+    rejected_by_source_limit: int = 0
+    failures: int = 0
+    # Decodes of reconstructions and confirmations, beside `decodes`, which are perturbations.
+    decodes_again: int = 0
+    encodes: int = 0
+    classifications: int = 0
+
+    def reject(self, reason: str, count: int) -> None:
+        """Count candidates that did not pass a check."""
+        name = _REASONS[reason]
+        setattr(self, name, getattr(self, name) + count)

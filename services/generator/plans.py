@@ -1,0 +1,131 @@
+"""The plan of a round, made of what all rounds before it gave: who is searched how much, and in which direction."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from defuse.v1 import run_pb2
+
+from services.generator import budget
+from services.generator.budget import DirectionSums, Tally
+from services.generator.codec import Array
+from services.generator.draws import Orders
+from services.generator.examination import Examination
+from services.generator.workbench import SEARCHED_SPLIT, Workbench, is_adaptive, shard_slice
+from services.runtime import catalog
+
+# Tallies add up over rounds; what is known of the unperturbed sources does not change.
+_SUMMED = ("decodes", "failures", "margin_sum", "margin_square_sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One round of a run, as arrays over its n sources, and what it was made of."""
+
+    # (n,) perturbations to decode
+    decodes: Array
+    # (k, d)
+    directions: Array
+    tally: Tally
+    sums: DirectionSums
+    # (k, k) failures so far by true and predicted label
+    confusions: Array
+
+    def arrays(self) -> dict[str, Array]:
+        parts = {"plan": {"decodes": self.decodes, "directions": self.directions, "confusions": self.confusions}}
+        parts |= {"tally": self.tally.arrays(), "sums": self.sums.arrays()}
+        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+
+    @classmethod
+    def of(cls, arrays: dict[str, Array]) -> "Plan":
+        """Return the plan that `arrays` wrote."""
+
+        def part(name: str) -> dict[str, Array]:
+            return {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
+
+        return cls(tally=Tally(**part("tally")), sums=DirectionSums(**part("sums")), **part("plan"))
+
+
+def make_plan(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -> Plan:
+    """Plan a round from the results of the one before, all shards of which are stored."""
+    tally, sums, confusions = _so_far(bench, run, round_, shard_count)
+    wanted = run.config.search
+    budget_left = wanted.draws_per_source * int(tally.searchable.sum()) - int(tally.decodes.sum())
+    decodes = budget.allocate(
+        tally,
+        decodes=budget_left // (wanted.rounds - round_),
+        limit=wanted.max_failures_per_source,
+        uniform_decodes=wanted.draws_per_source,
+    )
+    return Plan(decodes=decodes, directions=sums.directions(), tally=tally, sums=sums, confusions=confusions)
+
+
+def first_orders(run: run_pb2.Run, examined: Examination) -> Orders:
+    """Return what the first round does with the sources of one shard: it prefers none of them."""
+    adaptive = is_adaptive(run)
+    return Orders(
+        round_=0,
+        decodes=budget.uniform(examined.searchable, 1 if adaptive else run.config.search.draws_per_source),
+        found=np.zeros(len(examined.searchable), np.int32),
+        reconstruction_margin=examined.reconstruction_margin,
+        screen=adaptive,
+    )
+
+
+def later_orders(plan: Plan, run: run_pb2.Run, round_: int, shard: int) -> Orders:
+    """Return what a plan says of one shard."""
+    part = shard_slice(run, shard)
+    return Orders(
+        round_=round_,
+        decodes=np.array(plan.decodes[part]),
+        found=np.array(plan.tally.failures[part]),
+        reconstruction_margin=np.array(plan.tally.reconstruction_margin[part]),
+        directions=np.array(plan.directions),
+        screen=True,
+    )
+
+
+def read_examination(bench: Workbench, run: run_pb2.Run, shard: int) -> tuple[Examination, Array]:
+    """Return how the classifier reads the sources of a shard, and their posterior means (n, d)."""
+    arrays = bench.store.read_arrays(catalog.shard_sources(run.name, shard))
+    mu = arrays.pop("mu")
+    return Examination(**arrays), mu
+
+
+def _so_far(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -> tuple[Tally, DirectionSums, Array]:
+    """Return what all rounds before this one gave, in source order: per source, per class, and per confusion."""
+    shards = [bench.store.read_arrays(catalog.shard_tally(run.name, round_ - 1, s)) for s in range(shard_count)]
+    latest = {name: np.concatenate([shard[name] for shard in shards]) for name in _SUMMED}
+    sums = [DirectionSums(**{f.name: shard[f"sums.{f.name}"] for f in fields(DirectionSums)}) for shard in shards]
+    confusions = _confusions(bench, run, round_ - 1, shard_count)
+    if round_ == 1:
+        known = _first(bench, run, shard_count, latest)
+    else:
+        before = Plan.of(bench.store.read_arrays(catalog.plan(run.name, round_ - 1)))
+        known = {name: array for name, array in before.tally.arrays().items() if name not in _SUMMED}
+        latest = {name: getattr(before.tally, name) + latest[name] for name in _SUMMED}
+        sums, confusions = [before.sums, *sums], before.confusions + confusions
+    labels = bench.images(run, SEARCHED_SPLIT).labels[bench.prepared(run).index]
+    alike = {"confusion_failures": confusions[labels, known["runner_up"]]}
+    return Tally(**latest, **known | alike), sum(sums[1:], start=sums[0]), confusions
+
+
+def _first(bench: Workbench, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
+    """Return what the first round found out once and for all."""
+    examined = [read_examination(bench, run, shard)[0] for shard in range(shard_count)]
+    return {
+        "searchable": np.concatenate([part.searchable for part in examined]),
+        "reconstruction_margin": np.concatenate([part.reconstruction_margin for part in examined]),
+        "runner_up": np.concatenate([part.runner_up for part in examined]),
+        "first_decodes": latest["decodes"],
+        "first_failures": latest["failures"],
+    }
+
+
+def _confusions(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -> Array:
+    """Count the failures of one round by true and predicted label, (k, k)."""
+    classes = len(bench.model(run).classes)
+    counted = np.zeros((classes, classes), np.int32)
+    for shard in range(shard_count):
+        arrays = bench.store.read_arrays(catalog.failures(run.name, round_, shard))
+        np.add.at(counted, (arrays["true_label"], arrays["predicted_label"]), 1)
+    return counted

@@ -1,0 +1,204 @@
+"""The stage `prepare`: is the run worth its time, its VAE, and what validity is told from."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import safetensors.numpy
+from defuse.errors import Cancelled, NotFound, NotReady
+from defuse.v1 import run_pb2, work_pb2
+
+from services.generator import label_model, noise, vae, vae_files, vae_training
+from services.generator.codec import Array, Codec, aggregate_sd
+from services.generator.examination import Refused, check_accuracy, check_reconstructions, examine
+from services.generator.validity import MAX_REFERENCES, Reference
+from services.generator.workbench import (
+    DECODER,
+    ENCODER,
+    SEARCHED_SPLIT,
+    VAE,
+    PreparedRun,
+    Workbench,
+    real_images,
+)
+from services.runtime import catalog
+from services.runtime.catalog import LabelledImages
+from services.runtime.intervals import estimate
+from services.runtime.worker import Job
+
+# Labelled images that preflight looks at, and training images that label model and latent scale are told from: bounds
+# the time and memory of both, whatever the size of the data set.
+_PREFLIGHT_IMAGES = 2_000
+_TRAINING_LATENTS = 50_000
+CHECKPOINTS = "checkpoints"
+_TRAINING_SHARE = 0.9  # of the progress of `prepare`
+
+
+def prepare(bench: Workbench, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
+    """Check that the run is worth its time, train or take its VAE, and store what the search needs."""
+    run = work.run
+    bench.use_all_threads()
+    if not bench.store.exists(catalog.preflight(run.name)):
+        try:
+            bench.store.write_message(catalog.preflight(run.name), _prepare(bench, run, job))
+        except Refused as error:
+            raise NotReady(str(error), reason=error.reason) from error
+    event = work_pb2.Event(subject=run.name)
+    event.prepared.source_count = len(bench.prepared(run).index)
+    event.prepared.preflight.CopyFrom(bench.store.read_message(catalog.preflight(run.name), run_pb2.Preflight))
+    return event
+
+
+def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
+    searched = bench.images(run, SEARCHED_SPLIT)
+    index = noise.choose(seed=run.config.seed, count=len(searched.labels), limit=run.config.search.max_sources)
+    sample = index[noise.choose(seed=run.config.seed, count=len(index), limit=_PREFLIGHT_IMAGES)]
+    _say(job, 0.0, "asking the served classifier about labelled images")
+    right = _read_correctly(bench, run, searched, sample)
+    check_accuracy(right, len(sample), declared=run.config.preflight.declared_accuracy)
+    train = bench.images(run, "train")
+    pair = _codec(bench, run, train, job)
+    _say(job, _TRAINING_SHARE, "describing the training images in latent space")
+    sd_agg, believed = _describe(bench, run, pair, train)
+    job.check_cancelled()
+    _say(job, 0.95, "asking about unperturbed reconstructions")
+    read = examine(
+        real_images(searched, sample),
+        searched.labels[sample],
+        pair.encode_stored(real_images(searched, sample))[0],
+        bench.models(run, sd_agg),
+        batch_size=run.config.search.batch_size,
+        check=job.check_cancelled,
+    )
+    kept, of = int(read.searchable.sum()), int(read.right_on_image.sum())
+    check_reconstructions(kept, of, allowed_loss=run.config.preflight.max_reconstruction_loss)
+    held_out = noise.is_held_out(seed=run.config.seed, source=index, fraction=run.config.search.held_out_fraction)
+    prepared = PreparedRun(index=index, sd_agg=sd_agg, held_out=held_out.astype(np.uint8))
+    bench.store.write_arrays(catalog.sources(run.name), prepared.arrays())
+    return run_pb2.Preflight(
+        accuracy=estimate(right, len(sample)),
+        reconstruction_accuracy=estimate(kept, of),
+        label_model_accuracy=believed,
+    )
+
+
+def _read_correctly(bench: Workbench, run: run_pb2.Run, images: LabelledImages, rows: Array) -> int:
+    logits = bench.classifier(run).classify_stored(real_images(images, rows))
+    return int((logits.argmax(axis=1) == images.labels[rows]).sum())
+
+
+def _describe(bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
+    """Store label model and reference; return the latents' scale (d,) and the label model's held-out accuracy."""
+    keys = catalog.label_model(run.config), catalog.reference(run.config)
+    if not all(bench.store.exists(key) for key in keys):
+        believed, reference = _described(bench, run, pair, train)
+        bench.store.create_bytes(keys[0], label_model.to_bytes(believed))
+        bench.store.create_bytes(keys[1], safetensors.numpy.save(dict(reference.arrays())))
+    # What lies in the store is what everybody uses, as it is with the VAE.
+    believed = label_model.from_bytes(bench.store.read_bytes(keys[0]))
+    return bench.store.read_arrays(keys[1])["sd_agg"], believed.held_out_accuracy
+
+
+def _described(
+    bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledImages
+) -> tuple[label_model.LabelModel, Reference]:
+    """Learn from labelled training images which latents carry which label."""
+    seed = run.config.seed
+    rows = noise.choose(seed=seed, count=len(train.labels), limit=_TRAINING_LATENTS)
+    mu, sigma = pair.encode_stored(train.images[rows])
+    labels, sd_agg = train.labels[rows], aggregate_sd(mu)
+    classes = len(bench.model(run).classes)
+    believed = label_model.train_label_model(mu, sigma, labels, classes, seed=seed, device=bench.device)
+    few = noise.choose(seed=seed ^ 1, count=len(rows), limit=MAX_REFERENCES)
+    return believed, Reference.of(mu[few], sigma[few], labels[few], sd_agg)
+
+
+def _codec(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
+    """Return the run's encoder and decoder, brought by the user or trained, once for all runs that share them."""
+    keys = {part: catalog.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
+    if run.config.vae.encoder_digest:
+        if not bench.store.exists(keys[DECODER]):
+            _take_pair(bench, run, keys)
+        return bench.codec(run.config)
+    if not bench.store.exists(keys[VAE]):
+        bench.store.create_bytes(keys[VAE], vae_files.to_bytes(_trained(bench, run, train, job)))
+        for key in _checkpoints(bench, catalog.vae(run.config, CHECKPOINTS)):
+            bench.store.remove(key)
+    # What lies in the store is what everybody uses, also where two workers trained it at the same time.
+    stored = bench.store.read_bytes(keys[VAE])
+    for part, export in ((ENCODER, vae_files.encoder_onnx), (DECODER, vae_files.decoder_onnx)):
+        if not bench.store.exists(keys[part]):
+            bench.store.create_bytes(keys[part], export(vae_files.from_bytes(stored)))
+    return bench.codec(run.config)
+
+
+def _take_pair(bench: Workbench, run: run_pb2.Run, keys: dict[str, str]) -> None:
+    bench.given_codec(run.config)  # refuses what does not fit
+    wanted = run.config.vae
+    encoder, decoder = (
+        bench.store.read_bytes(catalog.file(digest)) for digest in (wanted.encoder_digest, wanted.decoder_digest)
+    )
+    bench.store.create_bytes(keys[ENCODER], encoder)
+    bench.store.create_bytes(keys[DECODER], decoder)
+
+
+def _trained(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
+    """Train the run's VAE, from the last checkpoint where a worker died."""
+    prefix = catalog.vae(run.config, CHECKPOINTS)
+
+    def on_checkpoint(epoch: int, checkpoint: bytes) -> None:
+        bench.store.write_bytes(f"{prefix}/{epoch:05d}", checkpoint)
+        for key in _checkpoints(bench, prefix)[:-1]:
+            bench.store.remove(key)
+
+    try:
+        return vae_training.train_vae(
+            train.images,
+            vae_config(run.config.vae, train.images.shape),
+            seed=run.config.vae.seed,
+            device=bench.device,
+            on_epoch=_report(job),
+            should_stop=job.cancelled,
+            resume=_last_checkpoint(bench, prefix),
+            on_checkpoint=on_checkpoint,
+        )
+    except vae_training.TrainingCancelled as error:
+        raise Cancelled(f"{run.name} was cancelled") from error
+    except FloatingPointError as error:
+        raise NotReady(
+            f"the VAE cannot be trained on these images ({error}); try another vae.beta or vae.latent_dim, or bring an "
+            "encoder and a decoder of your own",
+            reason="VAE_DIVERGED",
+        ) from error
+
+
+def _checkpoints(bench: Workbench, prefix: str) -> list[str]:
+    """Return the keys of checkpoints, the last epoch last; what a killed worker was writing is none."""
+    return [key for key in bench.store.keys(prefix) if key.rsplit("/", 1)[-1].isdecimal()]
+
+
+def _last_checkpoint(bench: Workbench, prefix: str) -> tuple[int, bytes] | None:
+    for key in reversed(_checkpoints(bench, prefix)):
+        with suppress(NotFound):  # another run that trains the same VAE has gone on, and removed it
+            return int(key.rsplit("/", 1)[-1]), bench.store.read_bytes(key)
+    return None
+
+
+def vae_config(wanted: run_pb2.VaeConfig, images: tuple[int, ...]) -> vae.VaeConfig:
+    """Return architecture and schedule for training images of a shape (n, h, w, c)."""
+    count, height, width, channels = images
+    given = {"latent_dim": wanted.latent_dim, "epochs": wanted.epochs, "beta": wanted.beta}
+    overrides = {name: value for name, value in given.items() if value}
+    return vae.VaeConfig.for_shape((channels, height, width), count, **overrides)
+
+
+def _report(job: Job) -> Callable[[vae_training.EpochReport], None]:
+    def on_epoch(report: vae_training.EpochReport) -> None:
+        note = f"training the VAE, epoch {report.epoch} of {report.epochs}, ELBO {report.elbo:.1f}"
+        _say(job, _TRAINING_SHARE * report.epoch / report.epochs, note)
+
+    return on_epoch
+
+
+def _say(job: Job, share: float, note: str) -> None:
+    job.progress(share, note, state=run_pb2.Run.STATE_PREPARING)

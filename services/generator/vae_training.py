@@ -1,0 +1,150 @@
+"""Training of a VAE: the weighted ELBO, one cycle of Adam, a checkpoint after every epoch."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from services.generator.vae import Vae, VaeConfig, check_images, new_vae, to_tensor
+
+_MAX_GRADIENT_NORM = 200.0  # of a loss summed over pixels; reached in the first steps only
+_WARMUP = 0.15  # share of the steps on which the learning rate rises
+
+
+class TrainingCancelled(Exception):
+    """Training stopped because the caller asked for it; no model is returned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """Means over one epoch, in nats an image; `epoch` counts from 1 to `epochs`."""
+
+    epoch: int
+    epochs: int
+    reconstruction: float  # -log p(x|z)
+    kl: float  # KL(q(z|x) || N(0, I)), unweighted
+
+    @property
+    def elbo(self) -> float:
+        return -self.reconstruction - self.kl
+
+
+class _Training:
+    """What a training is at the end of an epoch: weights, moments of Adam, and where the draws are."""
+
+    def __init__(self, config: VaeConfig, seed: int, device: torch.device | str) -> None:
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU, so that any device sees the same draws
+        self.vae = new_vae(config, self.generator).to(device).train()
+        self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+
+    def to_bytes(self) -> bytes:
+        """Return a checkpoint as a safetensors file."""
+        moments = self.optimizer.state_dict()["state"]
+        tensors = {f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()}
+        tensors |= {f"adam.{index}.{name}": value for index, state in moments.items() for name, value in state.items()}
+        tensors["draws"] = self.generator.get_state()
+        return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+    def restore(self, checkpoint: bytes) -> None:
+        """Go on where `to_bytes` left off."""
+        tensors = safetensors.torch.load(checkpoint)
+        self.generator.set_state(tensors.pop("draws"))
+        weights = {name.removeprefix("vae."): tensor for name, tensor in tensors.items() if name.startswith("vae.")}
+        self.vae.load_state_dict(weights)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, index, moment = name.split(".")
+                moments.setdefault(int(index), {})[moment] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+
+
+def train_vae(
+    images: npt.NDArray[np.uint8],
+    config: VaeConfig,
+    *,
+    seed: int,
+    device: torch.device | str,
+    on_epoch: Callable[[EpochReport], None],
+    should_stop: Callable[[], bool],
+    resume: tuple[int, bytes] | None = None,
+    on_checkpoint: Callable[[int, bytes], None] = lambda _epoch, _checkpoint: None,
+) -> Vae:
+    """Maximise the weighted ELBO on uint8 images (n, h, w, c); return the model on `device`, in eval mode.
+
+    Every draw comes from `seed`: same seed, same weights on one machine with as many threads. `on_epoch` is called
+    after each epoch, `should_stop` before each batch. `on_checkpoint` is given the number of finished epochs and a
+    file after each of them; the last such pair, as `resume`, goes on to the same weights. ValueError: images that the
+    config does not describe. TrainingCancelled: `should_stop` said so. FloatingPointError: the loss left the finite
+    numbers.
+    """
+    check_images(images, config)
+    training = _Training(config, seed, device)
+    vae, optimizer, generator = training.vae, training.optimizer, training.generator
+    finished = 0
+    if resume:
+        finished = resume[0]
+        training.restore(resume[1])
+    for epoch in range(finished, config.epochs):
+        totals, order = np.zeros(2), torch.randperm(len(images), generator=generator).numpy()  # (2,), (n,)
+        for start in range(0, len(images), config.batch_size):
+            if should_stop():
+                raise TrainingCancelled(f"VAE training was cancelled in epoch {epoch + 1} of {config.epochs}")
+            rate = config.learning_rate * one_cycle((epoch + start / len(images)) / config.epochs)
+            batch = to_tensor(images[order[start : start + config.batch_size]], device)  # (b, c, h, w)
+            totals += _step(vae, optimizer, batch, rate, generator)
+        if not np.isfinite(totals).all():
+            raise FloatingPointError(f"the loss is {totals} in epoch {epoch + 1}: lower learning_rate {rate:.1e}")
+        reconstruction, kl = (totals / len(images)).tolist()
+        on_checkpoint(epoch + 1, training.to_bytes())
+        on_epoch(EpochReport(epoch=epoch + 1, epochs=config.epochs, reconstruction=reconstruction, kl=kl))
+    return vae.eval()
+
+
+def seconds_per_image(images: npt.NDArray[np.uint8], config: VaeConfig, *, device: torch.device | str) -> float:
+    """Measure one training step on batches of `images`, after a first one that is not counted."""
+    training = _Training(config, 0, device)
+    batches = [images[i : i + config.batch_size] for i in range(0, len(images), config.batch_size)]
+    begin, counted = time.perf_counter(), 0
+    for position, batch in enumerate([batches[0], *batches]):
+        if position == 1:
+            begin = time.perf_counter()
+        _step(training.vae, training.optimizer, to_tensor(batch, device), config.learning_rate, training.generator)
+        counted += len(batch) if position else 0
+    return (time.perf_counter() - begin) / counted
+
+
+def one_cycle(progress: float) -> float:
+    """Return the share of the peak learning rate: linear up, cosine down (Smith & Topin 2018, arXiv:1708.07120)."""
+    if progress < _WARMUP:
+        return 0.04 + 0.96 * progress / _WARMUP
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP))
+
+
+def gaussian_kl(mu: Tensor, sigma: Tensor) -> Tensor:
+    """KL(N(mu, diag(sigma^2)) || N(0, I)) in nats (n,) of (n, d): Kingma & Welling, appendix B."""
+    return 0.5 * (mu**2 + sigma**2 - 1 - 2 * sigma.log()).sum(dim=1)  # (n, d) -> (n,)
+
+
+def _step(
+    vae: Vae, optimizer: torch.optim.Optimizer, images: Tensor, rate: float, generator: torch.Generator
+) -> npt.NDArray[np.float64]:
+    """Take one step on images (b, c, h, w); return the summed reconstruction loss and KL (2,) in nats."""
+    optimizer.param_groups[0]["lr"] = rate
+    mu, sigma = vae.encode(images)
+    eps = torch.randn(mu.shape, generator=generator).to(mu.device)  # (b, d)
+    logits = vae.decode_logits(mu + sigma * eps)
+    reconstruction = F.binary_cross_entropy_with_logits(logits, images, reduction="sum")
+    kl = gaussian_kl(mu, sigma).sum()
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward((reconstruction + vae.config.beta * kl) / len(images))
+    nn.utils.clip_grad_norm_(vae.parameters(), _MAX_GRADIENT_NORM)
+    optimizer.step()
+    return np.array([reconstruction.item(), kl.item()])

@@ -1,0 +1,184 @@
+"""Whether a perturbed latent still is a picture of its source's label, as far as can be told without a person.
+
+A VAE blurs, and a step can cross a true class boundary: a decoded image that nobody could read is no failure of the
+classifier. These signals come from labelled training images alone; none of them has seen the classifier under test.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import logsumexp
+
+from services.generator.codec import SD_FLOOR
+
+Array = npt.NDArray[Any]
+NEIGHBOURS = 10
+# Training images that typicality and neighbours are told from, drawn by seed: bounds memory and time.
+MAX_REFERENCES = 20_000
+# Latents of one block of a neighbour search: a block's distances are block x MAX_REFERENCES numbers.
+_BLOCK = 512
+# Least variance of a density, in squared aggregate sds: points that lie in a plane would have none.
+_LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """The least and largest values with which a perturbation counts: ValidityConfig of the contract."""
+
+    max_radius_sd: float
+    min_typicality: float
+    min_label_probability: float
+    min_neighbour_agreement: float
+    max_round_trip_sd: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Labelled training images in latent space: r of them, and a Gaussian of the aggregate posterior for each class."""
+
+    # (r, d) posterior means in aggregate latent sds
+    latent: Array
+    # (r,) class ids
+    label: Array
+    # (r,) log densities of these latents under the aggregate posterior, ascending
+    log_density: Array
+    # (c,) log shares of the classes that have images
+    log_share: Array
+    # (c, d)
+    mean: Array
+    # (c, d, d) inverses of the lower Cholesky factors of the covariances
+    whitening: Array
+    # (d,)
+    sd_agg: Array
+
+    @classmethod
+    def of(cls, mu: Array, sigma: Array, label: Array, sd_agg: Array) -> "Reference":
+        """Describe training images by their posteriors mu, sigma (r, d) and labels (r,)."""
+        x, noise = (mu / sd_agg).astype(np.float64), (sigma / sd_agg).astype(np.float64)
+        classes = np.unique(label)
+        # A dead dimension has the posterior that a VAE gives it, the prior's, also where a user's pair tells points.
+        least = np.where(sd_agg <= SD_FLOOR, SD_FLOOR**-2, _LEAST_VARIANCE)
+        pooled = _covariance(x, noise, least)
+        shares = np.array([(label == name).mean() for name in classes])
+        parts = [_posterior(x[label == name], noise[label == name], least, pooled) for name in classes]
+        described = {
+            "log_share": np.log(shares),
+            "mean": np.stack([mean for mean, _ in parts]),
+            "whitening": np.stack([np.linalg.inv(np.linalg.cholesky(covariance)) for _, covariance in parts]),
+            "sd_agg": sd_agg,
+        }
+        density = np.sort(_log_density(x, described["log_share"], described["mean"], described["whitening"]))
+        return cls(latent=x.astype(np.float32), label=label, log_density=density, **described)
+
+    def arrays(self) -> dict[str, Array]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def typicality(self, z: Array) -> Array:
+        """Return the share of training images that are less typical than each latent z (n, d): (n,)."""
+        density = _log_density(z / self.sd_agg, self.log_share, self.mean, self.whitening)
+        return np.asarray(np.searchsorted(self.log_density, density) / len(self.log_density))
+
+    def neighbour_agreement(self, z: Array, label: Array, device: torch.device) -> Array:
+        """Return the share of the nearest training images of z (n, d) that carry its label (n,): (n,)."""
+        if not len(z):
+            return np.zeros(0)
+        centre, centred = self._centred
+        reference = torch.from_numpy(centred).to(device)  # (r, d)
+        squares, count = (reference**2).sum(dim=1), min(NEIGHBOURS, len(reference))
+        agreement = []
+        for begin in range(0, len(z), _BLOCK):
+            x = torch.from_numpy((z[begin : begin + _BLOCK] / self.sd_agg - centre).astype(np.float32)).to(device)
+            # Largest first: minus the squared distance, but for what a latent has in common with all references.
+            nearest = (2 * x @ reference.T - squares).topk(count, dim=1).indices.cpu().numpy()  # (b, count)
+            agreement.append((self.label[nearest] == label[begin : begin + _BLOCK, None]).mean(axis=1))
+        return np.concatenate(agreement)
+
+    @functools.cached_property
+    def _centred(self) -> tuple[Array, Array]:
+        """Return the references' mean (d,) and the references around it; far from it, float32 knows no distances."""
+        centre = self.latent.mean(axis=0, dtype=np.float64)
+        return centre, (self.latent - centre).astype(np.float32)
+
+
+def radius_sd(z: Array, mu: Array, sd_agg: Array) -> Array:
+    """Return `norm((z - mu) / sd_agg) / sqrt(d)`, (n,): the size of a step from mu to z (n, d)."""
+    # A latent dimension that the VAE does not use has no scale, and no step was made along it.
+    scale = np.where(sd_agg > 0, sd_agg, 1)
+    return np.asarray(np.linalg.norm((z - mu) / scale, axis=1) / np.sqrt(z.shape[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One signal: how it is measured on candidates, and which values pass."""
+
+    # Field of the failure that records the value.
+    field: str
+    measure: Callable[[Any], Array]
+    passes: Callable[[Array], Array]
+
+
+def latent_checks(
+    thresholds: Thresholds,
+    *,
+    reference: Reference,
+    label_probability: Callable[[Array, Array], Array],
+    device: torch.device,
+) -> list[Check]:
+    """Return the checks that need nothing but a candidate's latent, the cheap ones first."""
+    return [
+        Check(field="radius_sd", measure=lambda c: c.radius_sd, passes=lambda v: v <= thresholds.max_radius_sd),
+        Check(
+            field="label_probability",
+            measure=lambda c: label_probability(c.latent, c.true_label),
+            passes=lambda v: v >= thresholds.min_label_probability,
+        ),
+        Check(
+            field="typicality",
+            measure=lambda c: reference.typicality(c.latent),
+            passes=lambda v: v >= thresholds.min_typicality,
+        ),
+        Check(
+            field="neighbour_agreement",
+            measure=lambda c: reference.neighbour_agreement(c.latent, c.true_label, device),
+            passes=lambda v: v >= thresholds.min_neighbour_agreement,
+        ),
+    ]
+
+
+def screening_check(thresholds: Thresholds, *, label_probability: Callable[[Array, Array], Array]) -> Check:
+    """Return what a draw must pass to be decoded at all: the one signal that is both cheap and decisive."""
+
+    def probability_within_radius(candidates: Any) -> Array:
+        near = candidates.radius_sd <= thresholds.max_radius_sd
+        return np.where(near, label_probability(candidates.latent, candidates.true_label), 0.0)
+
+    return Check(
+        field="label_probability",
+        measure=probability_within_radius,
+        passes=lambda v: v >= thresholds.min_label_probability,
+    )
+
+
+def _posterior(x: Array, noise: Array, least: Array, pooled: Array) -> tuple[Array, Array]:
+    """Return mean and covariance of the posteriors of one class; few images lean on the pooled covariance."""
+    weight = len(x) / (len(x) + x.shape[1])
+    return x.mean(axis=0), weight * _covariance(x, noise, least) + (1 - weight) * pooled
+
+
+def _covariance(x: Array, noise: Array, least: Array) -> Array:
+    """Return the covariance (d, d) of posteriors with means x and sds `noise` (n, d), and a least variance (d,)."""
+    return np.asarray(np.cov(x.T, bias=True).reshape(x.shape[1], -1) + np.diag((noise**2).mean(axis=0) + least))
+
+
+def _log_density(x: Array, log_share: Array, mean: Array, whitening: Array) -> Array:
+    """Return the log density (n,) of x (n, d) under the mixture of the classes' Gaussians, up to a constant."""
+    parts = []
+    for share, centre, root in zip(log_share, mean, whitening, strict=True):
+        distance = (((x - centre) @ root.T) ** 2).sum(axis=1)  # (n,)
+        parts.append(share + np.log(np.diagonal(root)).sum() - 0.5 * distance)
+    return np.asarray(logsumexp(np.stack(parts, axis=1), axis=1))  # (n, c) -> (n,)

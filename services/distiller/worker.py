@@ -41,7 +41,7 @@ def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Even
 
 def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.Distillation:
     run = work.run
-    failures = _collect(tools.store, run, work.shard_count)
+    failures = _collect(tools.store, work)
     job.progress(0.1, f"grouping {len(failures['source'])} failures", state=run_pb2.Run.STATE_DISTILLING)
     grouping = _group(run, failures)
     model = Catalog(tools.store).model(run.config.model)
@@ -65,10 +65,16 @@ def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.D
     )
 
 
-def _collect(store: ArtifactStore, run: run_pb2.Run, shard_count: int) -> dict[str, Array]:
-    """Return the failures of a run as arrays, in the order of their sources."""
-    shards = [store.read_arrays(catalog.failures(run.name, shard)) for shard in range(shard_count)]
-    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+def _collect(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str, Array]:
+    """Return the failures of a run as arrays, in the order of their sources, rounds and draws."""
+    shards = [
+        store.read_arrays(catalog.failures(work.run.name, round_, shard))
+        for round_ in range(work.round_count)
+        for shard in range(work.shard_count)
+    ]
+    failures = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    order = np.lexsort((failures["draw"], failures["round"], failures["source"]))
+    return {name: array[order] for name, array in failures.items()}
 
 
 def _group(run: run_pb2.Run, failures: dict[str, Array]) -> Grouping:
@@ -116,7 +122,7 @@ def _error_rate(
 
 def _store_arrays(tools: Tools, run: run_pb2.Run, name: str, found: FoundRegion, failures: dict[str, Array]) -> None:
     shown = exemplars(found.members, EXEMPLARS)
-    real = tools.store.read_arrays(catalog.split(run.config.dataset, "val"))["x"]
+    real = tools.store.map_arrays(catalog.split(run.config.dataset, "val"))["x"]
     arrays = {
         "mean": found.mean,
         "covariance": found.covariance,

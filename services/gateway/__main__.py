@@ -1,16 +1,19 @@
 """`python -m services.gateway`: the public door."""
 
+import grpc
 from defuse.v1 import (
     corrector_service_pb2_grpc,
     distiller_service_pb2_grpc,
     gateway_service_pb2,
     gateway_service_pb2_grpc,
+    generator_service_pb2_grpc,
 )
 
 from services.gateway.corrections import Corrections
 from services.gateway.datasets import Datasets
 from services.gateway.events import EventLoop
 from services.gateway.files import Files
+from services.gateway.passing import SERVICE, GeneratorPassage
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs
 from services.gateway.service import GatewayService, Rooms
@@ -36,19 +39,26 @@ def build(settings: GatewaySettings) -> Service:
         regions=regions,
         corrections=corrections,
         corrector=Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub),
+        generator=Peer(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub),
         distiller=Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub),
     )
+
+    passage = GeneratorPassage(settings.generator_url)
+
+    def register(server: grpc.aio.Server) -> None:
+        gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(rooms), server)
+        server.add_generic_rpc_handlers((passage,))
 
     async def close() -> None:
         await rooms.corrector.close()
         await rooms.distiller.close()
+        await rooms.generator.close()
+        await passage.close()
         await needs.queue.close()
 
     return Service(
-        names=[gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name],
-        register=lambda server: gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(
-            GatewayService(rooms), server
-        ),
+        names=[gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name, SERVICE.full_name],
+        register=register,
         checks=needs.checks,
         loops=[EventLoop(needs.queue, needs.store, runs, corrections).run],
         close=close,

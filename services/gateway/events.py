@@ -63,5 +63,13 @@ def _event_key(event: work_pb2.Event) -> str | None:
     kind = event.WhichOneof("kind")
     if kind == "progress" or not event.subject:
         return None
-    suffix = f"-{event.shard_identified.shard:05d}" if kind == "shard_identified" else ""
-    return catalog.event(event.subject, f"{kind}{suffix}")
+    return catalog.event(event.subject, f"{kind}{_occurrence(event)}")
+
+
+def _occurrence(event: work_pb2.Event) -> str:
+    """Return what tells apart events of one kind that a run has more than one of."""
+    if event.HasField("shard_identified"):
+        return f"-{event.shard_identified.round:03d}-{event.shard_identified.shard:05d}"
+    if event.HasField("round_planned"):
+        return f"-{event.round_planned.round:03d}"
+    return ""

@@ -6,47 +6,20 @@ from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 from defuse import names
-from defuse.errors import AlreadyExists, InvalidInput, NotReady
+from defuse.errors import AlreadyExists, InvalidInput, NotFound, NotReady
 from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
 from google.protobuf.message import Message
 
 from services.gateway.book import Book, Work
+from services.gateway.run_config import complete
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog, label_map
 from services.runtime.inference import InferenceClient
-from services.runtime.queue import DISTILL, IDENTIFY, PREPARE, Queue
-from services.runtime.worker import cancel_key
+from services.runtime.queue import DISTILL, IDENTIFY, PLAN, PREPARE, Queue
+from services.runtime.worker import CANCEL_MARK_S, cancel_key
 
 ENDED = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
-_CANCEL_MARK_S = 7 * 24 * 3600
-_SEARCH_DEFAULTS = run_pb2.SearchConfig(
-    radius_sd=0.5,
-    draws_per_source=50,
-    max_failures_per_source=5,
-    min_label_probability=0.9,
-    held_out_fraction=0.3,
-    shard_size=256,
-    batch_size=512,
-)
-_MIXTURE_DEFAULTS = run_pb2.MixtureConfig(max_components=10, min_support=15, fresh_decodes=200)
-# Least and largest value of what a caller may set, for values that are not 0.
-_BOUNDS = {
-    "search.radius_sd": (1e-6, 3.0),
-    "search.draws_per_source": (1, 100_000),
-    "search.max_failures_per_source": (1, 100_000),
-    "search.min_label_probability": (1e-9, 1 - 1e-9),
-    "search.held_out_fraction": (1e-9, 1 - 1e-9),
-    "search.max_sources": (1, 2**62),
-    "search.shard_size": (1, 1_000_000),
-    "search.batch_size": (1, 65_536),
-    "mixture.max_components": (1, 1000),
-    "mixture.min_support": (2, 1_000_000),
-    "mixture.fresh_decodes": (1, 100_000),
-    "vae.latent_dim": (2, 256),
-    "vae.epochs": (1, 10_000),
-    "vae.beta": (1e-6, 1e3),
-}
 
 
 class Runs:
@@ -61,12 +34,18 @@ class Runs:
 
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
         """Check a configuration against the model, the data and the served classifier, and start a run."""
-        run = run_pb2.Run(name=names.run(run_id), config=complete(config), state=run_pb2.Run.STATE_PREPARING)
+        name = names.run(run_id)
+        run = run_pb2.Run(name=name, config=await self.checked(config), state=run_pb2.Run.STATE_PREPARING)
         run.create_time.GetCurrentTime()
         run.update_time.CopyFrom(run.create_time)
-        await asyncio.to_thread(self._check, run.config)
         await asyncio.to_thread(self._claim_name, run)
         return await self.book.create(run, (PREPARE, work_pb2.PrepareWork(run=_as_created(run))))
+
+    async def checked(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
+        """Return a configuration with its defaults and versions filled in, checked against what it names."""
+        whole = complete(config)
+        await asyncio.to_thread(self._check, whole)
+        return whole
 
     async def get(self, name: str) -> run_pb2.Run:
         return await self.book.get(names.check(name, "runs/*"))
@@ -80,9 +59,12 @@ class Runs:
 
     async def cancel(self, name: str) -> run_pb2.Run:
         """Stop a run; its workers stop at their next batch."""
-        await self.get(name)
-        await self._queue.redis.set(cancel_key(name), "1", ex=_CANCEL_MARK_S)
-        return await self.apply(work_pb2.Event(subject=name, cancelled=work_pb2.Cancelled()))
+        if (run := await self.get(name)).state in ENDED:
+            return run
+        event = work_pb2.Event(subject=name, cancelled=work_pb2.Cancelled())
+        await asyncio.to_thread(self._store.write_message, catalog.event(name, "cancelled"), event)
+        await self._queue.redis.set(cancel_key(name), "1", ex=CANCEL_MARK_S)
+        return await self.apply(event)
 
     async def apply(self, event: work_pb2.Event) -> run_pb2.Run:
         """Fold an event into the state of its run."""
@@ -98,14 +80,35 @@ class Runs:
 
     def _check(self, config: run_pb2.RunConfig) -> None:
         model = self._catalog.model(config.model)
-        dataset = self._catalog.dataset(config.dataset)
         config.model_version = config.model_version or model.champion_version
-        _check_fit(model, dataset)
-        height, width, channels = model.image_shape
+        _check_fit(model, self._catalog.dataset(config.dataset))
+        self._check_pair(config.vae)
         self._inference.check()
-        # One real answer says more than readiness: the version is loaded, and takes what the model declares.
-        classifier = self._inference.classifier(model, version=config.model_version)
+        self._check_served(model, config.model_version)
+        if config.validity.oracle:
+            oracle = self._catalog.model(config.validity.oracle)
+            config.validity.oracle_version = config.validity.oracle_version or oracle.champion_version
+            _check_oracle(oracle, model)
+            if (oracle.name, config.validity.oracle_version) == (model.name, config.model_version):
+                raise InvalidInput(
+                    f"the oracle is version {config.model_version} of {names.last(model.name)!r}, the model under "
+                    "test, which agrees with itself; name a second, stronger model",
+                    reason="UNFIT_ORACLE",
+                )
+            self._check_served(oracle, config.validity.oracle_version)
+
+    def _check_served(self, model: model_pb2.Model, version: int) -> None:
+        """Ask for one real answer, which says more than readiness: the version is loaded and takes what it declares."""
+        height, width, channels = model.image_shape
+        classifier = self._inference.classifier(model, version=version)
         classifier.classify(np.zeros((1, channels, height, width), np.float32))
+
+    def _check_pair(self, vae: run_pb2.VaeConfig) -> None:
+        if bool(vae.encoder_digest) != bool(vae.decoder_digest):
+            raise InvalidInput("an encoder and a decoder are given together or not at all", reason="UNFIT_VAE")
+        for digest in filter(None, (vae.encoder_digest, vae.decoder_digest)):
+            if not self._store.exists(catalog.file(digest)):
+                raise NotFound(f"no file {digest} was uploaded; upload the ONNX file first", reason="FILE_NOT_FOUND")
 
 
 def fold(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
@@ -121,29 +124,19 @@ def fold(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
         works = _on_prepared(run, event.prepared)
     elif kind == "shard_identified" and run.state == run_pb2.Run.STATE_IDENTIFYING:
         works = _on_shard(run, event.shard_identified)
+    elif kind == "round_planned" and run.state == run_pb2.Run.STATE_IDENTIFYING:
+        works = _on_plan(run, event.round_planned)
     elif kind == "distilled" and run.state == run_pb2.Run.STATE_DISTILLING:
         run.region_count = event.distilled.region_count
         _enter(run, run_pb2.Run.STATE_SUCCEEDED, _summary(run))
     elif kind == "failed":
-        run.error = event.failed.error
+        run.error, run.error_reason = event.failed.error, event.failed.reason
         _enter(run, run_pb2.Run.STATE_FAILED, "")
     elif kind == "cancelled":
         _enter(run, run_pb2.Run.STATE_CANCELLED, "cancelled")
     if run.state != before:
         run.update_time.GetCurrentTime()
     return works
-
-
-def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
-    """Return a configuration with its defaults filled in; raise InvalidInput that names a value out of its bounds."""
-    for path, (least, largest) in _BOUNDS.items():
-        section, name = path.split(".")
-        value = getattr(getattr(config, section), name)
-        if value and not least <= value <= largest:
-            raise InvalidInput(f"{path} is {value}; it must lie between {least} and {largest}", reason="OUT_OF_BOUNDS")
-    whole = run_pb2.RunConfig(search=_SEARCH_DEFAULTS, mixture=_MIXTURE_DEFAULTS)
-    whole.MergeFrom(config)
-    return whole
 
 
 def _check_fit(model: model_pb2.Model, dataset: dataset_pb2.Dataset) -> None:
@@ -156,6 +149,16 @@ def _check_fit(model: model_pb2.Model, dataset: dataset_pb2.Dataset) -> None:
         )
 
 
+def _check_oracle(oracle: model_pb2.Model, model: model_pb2.Model) -> None:
+    if list(oracle.classes) != list(model.classes) or list(oracle.image_shape) != list(model.image_shape):
+        raise InvalidInput(
+            f"oracle {names.last(oracle.name)!r} reads {len(oracle.classes)} classes in images of "
+            f"{_shape(oracle.image_shape)}, the model {len(model.classes)} in {_shape(model.image_shape)}; classes, in "
+            "their order, and images must be the same",
+            reason="UNFIT_ORACLE",
+        )
+
+
 def _on_progress(run: run_pb2.Run, progress: work_pb2.StageProgress) -> None:
     if progress.state == run.state:
         run.progress = progress.progress
@@ -164,33 +167,61 @@ def _on_progress(run: run_pb2.Run, progress: work_pb2.StageProgress) -> None:
 
 
 def _on_prepared(run: run_pb2.Run, prepared: work_pb2.Prepared) -> list[Work]:
-    size, count = run.config.search.shard_size, prepared.source_count
-    run.shard_count = math.ceil(count / size)
-    decodes = count * run.config.search.draws_per_source
-    _enter(run, run_pb2.Run.STATE_IDENTIFYING, f"up to {decodes} perturbations of {count} images")
+    run.shard_count = math.ceil(prepared.source_count / run.config.search.shard_size)
+    run.preflight.CopyFrom(prepared.preflight)
+    decodes = prepared.source_count * run.config.search.draws_per_source
+    _enter(run, run_pb2.Run.STATE_IDENTIFYING, f"up to {decodes} perturbations of {prepared.source_count} images")
+    return _shards(run)
+
+
+def _shards(run: run_pb2.Run) -> list[Work]:
+    """Return the work of the round that is under way."""
     created = _as_created(run)
     return [
-        (
-            IDENTIFY,
-            work_pb2.IdentifyWork(run=created, shard=shard, begin=shard * size, end=min((shard + 1) * size, count)),
-        )
-        for shard in range(run.shard_count)
+        (IDENTIFY, work_pb2.IdentifyWork(run=created, shard=shard, round=run.round)) for shard in range(run.shard_count)
     ]
 
 
+def _on_plan(run: run_pb2.Run, planned: work_pb2.RoundPlanned) -> list[Work]:
+    if planned.round != run.round + 1 or len(run.finished_shards) < run.shard_count:
+        return []
+    if planned.decodes == 0:
+        return _distill(run)
+    run.round = planned.round
+    run.finished_shards[:] = []
+    return _shards(run)
+
+
 def _on_shard(run: run_pb2.Run, done: work_pb2.ShardIdentified) -> list[Work]:
-    if done.shard in run.finished_shards:
+    if done.round != run.round or done.shard in run.finished_shards:
         return []
     run.finished_shards[:] = sorted([*run.finished_shards, done.shard])
     for field in run_pb2.SearchCounts.DESCRIPTOR.fields:
         total = getattr(run.counts, field.name) + getattr(done.counts, field.name)
         setattr(run.counts, field.name, total)
-    run.progress = len(run.finished_shards) / run.shard_count
-    run.note = f"{run.counts.failures} failures in {run.counts.decodes} perturbations"
+    rounds = _rounds(run)
+    run.progress = (run.round + len(run.finished_shards) / run.shard_count) / rounds
+    run.note = (
+        f"round {run.round + 1} of {rounds}: {run.counts.failures} failures in {run.counts.decodes} perturbations"
+    )
     if len(run.finished_shards) < run.shard_count:
         return []
+    if run.round + 1 == rounds:
+        return _distill(run)
+    work = work_pb2.PlanWork(run=_as_created(run), round=run.round + 1, shard_count=run.shard_count)
+    return [(PLAN, work)]
+
+
+def _rounds(run: run_pb2.Run) -> int:
+    """Return how many rounds the search has at most."""
+    search = run.config.search
+    return 1 if search.strategy == run_pb2.SearchConfig.STRATEGY_UNIFORM else search.rounds
+
+
+def _distill(run: run_pb2.Run) -> list[Work]:
     _enter(run, run_pb2.Run.STATE_DISTILLING, f"grouping {run.counts.failures} failures")
-    return [(DISTILL, work_pb2.DistillWork(run=_as_created(run), shard_count=run.shard_count))]
+    work = work_pb2.DistillWork(run=_as_created(run), shard_count=run.shard_count, round_count=run.round + 1)
+    return [(DISTILL, work)]
 
 
 def _enter(run: run_pb2.Run, state: run_pb2.Run.State.ValueType, note: str) -> None:
@@ -202,11 +233,16 @@ def _enter(run: run_pb2.Run, state: run_pb2.Run.State.ValueType, note: str) -> N
 def _summary(run: run_pb2.Run) -> str:
     counts = run.counts
     searched = counts.sources - counts.sources_wrong_on_image - counts.sources_wrong_on_reconstruction
+    dropped = counts.candidates - counts.failures - counts.rejected_by_source_limit
     return (
         f"{run.region_count} regions from {counts.failures} failures: {counts.decodes} perturbations of {searched} "
-        f"images at radius {run.config.search.radius_sd:g} sd; {counts.candidates} were misclassified, "
-        f"{counts.rejected_by_label_model} of them no longer showed their label"
+        f"images at radius {run.config.search.radius_sd:g} sd in {_times(run.round + 1, 'round')}; {counts.candidates} "
+        f"were misclassified, {dropped} of them not valid or not confirmed"
     )
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _as_created(run: run_pb2.Run) -> run_pb2.Run:

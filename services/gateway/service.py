@@ -13,6 +13,8 @@ from defuse.v1 import (
     corrector_service_pb2_grpc,
     distiller_service_pb2,
     distiller_service_pb2_grpc,
+    generator_service_pb2,
+    generator_service_pb2_grpc,
 )
 from defuse.v1 import (
     gateway_service_pb2 as pb,
@@ -47,6 +49,7 @@ class Rooms:
     corrections: Corrections
     corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
     distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
+    generator: "Peer[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
 
 
 class GatewayService(pb_grpc.GatewayServiceServicer):
@@ -106,6 +109,11 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
         return pb.CreateRunResponse(run=await self._rooms.runs.create(request.run_id, request.config))
+
+    async def EstimateRun(self, request: pb.EstimateRunRequest, context: Context) -> pb.EstimateRunResponse:
+        wanted = generator_service_pb2.EstimateRequest(config=await self._rooms.runs.checked(request.config))
+        answer = await self._rooms.generator.call(lambda stub, **how: stub.Estimate(wanted, **how))
+        return pb.EstimateRunResponse(estimate=answer.estimate)
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         return pb.GetRunResponse(run=await self._rooms.runs.get(request.name))

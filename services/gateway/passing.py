@@ -1,0 +1,61 @@
+"""GeneratorService at the public door: calls are passed through as bytes, never decoded."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from defuse.errors import from_rpc_error
+from defuse.v1 import generator_service_pb2
+
+from services.runtime.server import MAX_MESSAGE_BYTES
+
+# What is offered to other teams; `Estimate` takes a configuration that the gateway has checked.
+_OFFERED = ("Identify", "Encode", "Decode", "Interpolate")
+SERVICE = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
+
+
+class GeneratorPassage(grpc.GenericRpcHandler):
+    """Passes the calls of GeneratorService to a generator, with deadline and cancellation."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._channel: Any = grpc.aio.insecure_channel(
+            url, options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+        )
+        self._handlers = {
+            f"/{SERVICE.full_name}/{method.name}": self._handler(method)
+            for method in SERVICE.methods
+            if method.name in _OFFERED
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """Return the handler of a method; None for those of other services."""
+        return self._handlers.get(handler_call_details.method)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    def _handler(self, method: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+        path = f"/{SERVICE.full_name}/{method.name}"
+        if not method.server_streaming:
+
+            async def unary(request: bytes, context: Any) -> bytes:
+                try:
+                    answer: bytes = await self._channel.unary_unary(path)(request, timeout=context.time_remaining())
+                except grpc.aio.AioRpcError as error:
+                    raise from_rpc_error(error, address=self._url) from error
+                return answer
+
+            return grpc.unary_unary_rpc_method_handler(unary)
+
+        async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            call = self._channel.unary_stream(path)(request, timeout=context.time_remaining())
+            try:
+                async for answer in call:
+                    yield answer
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error, address=self._url) from error
+            finally:
+                call.cancel()  # a caller that went away ends the work behind the stream too
+
+        return grpc.unary_stream_rpc_method_handler(stream)

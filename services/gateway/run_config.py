@@ -1,0 +1,71 @@
+"""The configuration of a run: defaults of what its creator left out, bounds of what he set."""
+
+import math
+
+from defuse.errors import InvalidInput
+from defuse.v1 import run_pb2
+
+_SEARCH_DEFAULTS = run_pb2.SearchConfig(
+    radius_sd=0.5,
+    draws_per_source=50,
+    max_failures_per_source=5,
+    held_out_fraction=0.3,
+    shard_size=4096,
+    batch_size=256,
+    strategy=run_pb2.SearchConfig.STRATEGY_ADAPTIVE,
+    noise=run_pb2.SearchConfig.NOISE_GAUSSIAN,
+    rounds=8,
+)
+# How each was measured: docs/method.md, "Validity".
+_VALIDITY_DEFAULTS = run_pb2.ValidityConfig(
+    max_radius_sd=1.0,
+    min_typicality=0.01,
+    min_label_probability=0.998,
+    min_neighbour_agreement=0.8,
+    max_round_trip_sd=1.0,
+)
+_ANY_RADIUS_SD = 1e9
+_PREFLIGHT_DEFAULTS = run_pb2.PreflightConfig(declared_accuracy=0.5, max_reconstruction_loss=0.1)
+_MIXTURE_DEFAULTS = run_pb2.MixtureConfig(max_components=10, min_support=15, fresh_decodes=200)
+# Least and largest value of what a caller may set. A setting without presence that is 0 takes its default.
+_BOUNDS = {
+    "search.radius_sd": (1e-6, 3.0),
+    "search.draws_per_source": (1, 10_000),
+    "search.max_failures_per_source": (1, 1_000),
+    "search.held_out_fraction": (1e-9, 1 - 1e-9),
+    "search.max_sources": (1, 2**62),
+    "search.shard_size": (1, 1_000_000),
+    "search.batch_size": (1, 65_536),
+    "search.rounds": (2, 100),
+    "search.strategy": (run_pb2.SearchConfig.STRATEGY_ADAPTIVE, run_pb2.SearchConfig.STRATEGY_UNIFORM),
+    "search.noise": (run_pb2.SearchConfig.NOISE_GAUSSIAN, run_pb2.SearchConfig.NOISE_RELEASED),
+    "validity.max_radius_sd": (0, 1e9),
+    "validity.min_typicality": (0, 1),
+    "validity.min_label_probability": (0, 1),
+    "validity.min_neighbour_agreement": (0, 1),
+    "validity.max_round_trip_sd": (0, 1e6),
+    "preflight.declared_accuracy": (0, 1),
+    "preflight.max_reconstruction_loss": (0, 1),
+    "mixture.max_components": (1, 1000),
+    "mixture.min_support": (2, 1_000_000),
+    "mixture.fresh_decodes": (1, 100_000),
+    "vae.latent_dim": (2, 256),
+    "vae.epochs": (1, 10_000),
+    "vae.beta": (1e-6, 1e3),
+}
+
+
+def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
+    """Return a configuration with its defaults filled in; raise InvalidInput that names a value out of its bounds."""
+    for path, (least, largest) in _BOUNDS.items():
+        section, name = path.split(".")
+        value = getattr(getattr(config, section), name)
+        if (value and not least <= value <= largest) or math.isnan(value):
+            raise InvalidInput(f"{path} is {value}; it must lie between {least} and {largest}", reason="OUT_OF_BOUNDS")
+    whole = run_pb2.RunConfig(
+        search=_SEARCH_DEFAULTS, mixture=_MIXTURE_DEFAULTS, validity=_VALIDITY_DEFAULTS, preflight=_PREFLIGHT_DEFAULTS
+    )
+    if config.search.noise == run_pb2.SearchConfig.NOISE_RELEASED:
+        whole.validity.max_radius_sd = _ANY_RADIUS_SD  # its steps are not in units of the latent's spread
+    whole.MergeFrom(config)
+    return whole

@@ -3,7 +3,7 @@
 import getpass
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,19 +11,18 @@ import numpy.typing as npt
 from defuse import names, tensors
 from defuse.connection import Connection, find_gateway
 from defuse.errors import InvalidInput
-from defuse.uploads import dataset_file, upload_bytes, upload_file
-from defuse.v1 import (
-    annotation_pb2,
-    correction_pb2,
-    model_pb2,
-    run_pb2,
-)
+from defuse.latent_space import LatentSpace
+from defuse.run_settings import RunSettings, run_config
+from defuse.uploads import dataset_file, read_file, upload_bytes, upload_file
+from defuse.v1 import annotation_pb2, correction_pb2, generator_service_pb2, model_pb2
 from defuse.v1 import (
     gateway_service_pb2 as pb,
 )
 from defuse.values import (
     Correction,
+    CostEstimate,
     Dataset,
+    FailureBatch,
     Model,
     Preprocessing,
     Region,
@@ -37,7 +36,7 @@ _LOAD_DEADLINE_S = 150.0
 # The services read a whole data set, perhaps from a URL, before they answer.
 _DATASET_DEADLINE_S = 3600.0
 _VERDICTS = {"label", "invalid", "mixed", "unsure"}
-T = TypeVar("T")
+_ESTIMATE_DEADLINE_S = 120.0
 
 
 class Client:
@@ -82,7 +81,7 @@ class Client:
         """Register a classifier and serve it as version 1; `output` is `logits` or `probabilities`."""
         if output not in {"logits", "probabilities"}:
             raise InvalidInput(f"output {output!r} is unknown; use logits or probabilities")
-        file = onnx if isinstance(onnx, bytes) else _read(Path(onnx))
+        file = onnx if isinstance(onnx, bytes) else read_file(Path(onnx))
         model = model_pb2.Model(
             name=names.model(model_id),
             classes=classes,
@@ -131,29 +130,18 @@ class Client:
 
     # Runs.
 
-    def create_run(
-        self,
-        run_id: str,
-        *,
-        model: str,
-        dataset: str,
-        model_version: int = 0,
-        seed: int = 0,
-        search: dict[str, Any] | None = None,
-        vae: dict[str, Any] | None = None,
-        mixture: dict[str, Any] | None = None,
-    ) -> Run:
-        """Start a run; `search`, `vae` and `mixture` hold the settings that differ from the defaults."""
-        config = run_pb2.RunConfig(
-            model=names.model(model),
-            model_version=model_version,
-            dataset=names.dataset(dataset),
-            seed=seed,
-            search=_message(run_pb2.SearchConfig, search),
-            vae=_message(run_pb2.VaeConfig, vae),
-            mixture=_message(run_pb2.MixtureConfig, mixture),
-        )
+    def create_run(self, run_id: str, *, model: str, dataset: str, **settings: Any) -> Run:
+        """Start a run. `settings` are those of `RunSettings`: what differs from the defaults."""
+        config = run_config(self._connection, RunSettings(model=model, dataset=dataset, **settings))
         return Run.from_proto(self._connection.call("CreateRun", pb.CreateRunRequest(run_id=run_id, config=config)).run)
+
+    def estimate_run(self, *, model: str, dataset: str, **settings: Any) -> CostEstimate:
+        """Say what a run with these settings would cost, without starting it; takes a few seconds."""
+        config = run_config(self._connection, RunSettings(model=model, dataset=dataset, **settings))
+        answer = self._connection.call(
+            "EstimateRun", pb.EstimateRunRequest(config=config), timeout_s=_ESTIMATE_DEADLINE_S
+        )
+        return CostEstimate.from_proto(answer.estimate)
 
     def run(self, run_id: str) -> Run:
         """Return a run."""
@@ -181,6 +169,26 @@ class Client:
     def cancel_run(self, run_id: str) -> Run:
         """Stop a run."""
         return Run.from_proto(self._connection.call("CancelRun", pb.CancelRunRequest(name=names.run(run_id))).run)
+
+    def failures(self, run_id: str, *, resume_token: str = "", cancel_run: bool = False) -> Iterator[FailureBatch]:
+        """Yield a run's failures as they are found, until its search has ended; a slow reader is waited for.
+
+        Lost connections are made again where they broke off; `resume_token` of a batch does the same in another
+        process. With `cancel_run` the run is cancelled when the iterator is closed before its end.
+        """
+        request = generator_service_pb2.IdentifyRequest(run=names.run(run_id), resume_token=resume_token)
+        try:
+            for answer in self._connection.watch("Identify", request, None):
+                yield FailureBatch.from_proto(answer)
+                request.resume_token = answer.resume_token
+        except GeneratorExit:
+            if cancel_run:  # said by a call of its own: a connection that is lost must not cancel anything
+                self.cancel_run(run_id)
+            raise
+
+    def latent_space(self, run_id: str) -> LatentSpace:
+        """Return the run's VAE: encode, decode, interpolate."""
+        return LatentSpace(self._connection, run_id)
 
     # Regions.
 
@@ -259,17 +267,3 @@ class Client:
         return Release.from_proto(
             self._connection.call("ReleaseCorrection", request, timeout_s=_LOAD_DEADLINE_S).release
         )
-
-
-def _message(kind: Callable[..., T], values: dict[str, Any] | None) -> T:
-    try:
-        return kind(**(values or {}))
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"settings {values} are not valid: {error}") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from defuse.errors import Unavailable, from_rpc_error
-from defuse.v1 import gateway_service_pb2_grpc
+from defuse.v1 import gateway_service_pb2_grpc, generator_service_pb2_grpc
 
 _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 _RECONNECT_S = 1.0
@@ -24,7 +24,10 @@ class Connection:
         self._timeout_s = timeout_s
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         self._channel = grpc.insecure_channel(address, options=options)
-        self._stub: Any = gateway_service_pb2_grpc.GatewayServiceStub(self._channel)
+        self._stubs: list[Any] = [
+            gateway_service_pb2_grpc.GatewayServiceStub(self._channel),
+            generator_service_pb2_grpc.GeneratorServiceStub(self._channel),
+        ]
 
     def close(self) -> None:
         self._channel.close()
@@ -32,17 +35,21 @@ class Connection:
     def call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         """Return the answer to a request, or to an iterator of requests; raise a DefuseError."""
         try:
-            return getattr(self._stub, method)(request, timeout=timeout_s or self._timeout_s)
+            return self._method(method)(request, timeout=timeout_s or self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=self.address) from error
 
     def watch(self, method: str, request: Any, timeout_s: float | None) -> Iterator[Any]:
-        """Yield a stream's messages; connect again while the gateway or Redis is away."""
+        """Yield a stream's messages; connect again while the gateway or Redis is away.
+
+        A request that the reader changes as it goes, to say where it is, is sent as it then is.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            call = self._method(method)(request, timeout=left)
             try:
-                yield from getattr(self._stub, method)(request, timeout=left)
+                yield from call
             except grpc.RpcError as error:
                 known = from_rpc_error(error, address=self.address)
                 if not isinstance(known, Unavailable) or (left is not None and left <= 0):
@@ -50,6 +57,12 @@ class Connection:
                 time.sleep(_RECONNECT_S)
             else:
                 return
+            finally:
+                call.cancel()  # a reader that stops reading ends the call
+
+    def _method(self, name: str) -> Any:
+        """Return a method of either service that a gateway offers; their methods have different names."""
+        return next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
 
 
 def find_gateway() -> str:

@@ -4,11 +4,13 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from defuse.errors import InvalidInput
 from defuse.values import Images, RegionPictures
 
 # Pixels: side of one image on a sheet, space between images, height of a line of text.
@@ -28,6 +30,37 @@ def enlarged(pixels: npt.NDArray[np.uint8], side: int = _SIDE) -> Image.Image:
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.NEAREST).convert("RGB")
+
+
+def read_picture(path: Path, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Return a picture file as (h, w, c) uint8 of a shape; raise InvalidInput for any other file."""
+    try:
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("L" if shape[2] == 1 else "RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidInput(f"{path} is no picture that can be read: {error}") from error
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.shape != tuple(shape):
+        raise InvalidInput(
+            f"{path} has {pixels.shape[0]}x{pixels.shape[1]} pixels, the model takes {shape[0]}x{shape[1]}"
+        )
+    return pixels
+
+
+def write_animation(path: Path, images: Images, labels: Sequence[str], *, frame_ms: int = 80) -> None:
+    """Write frames (n, h, w, c) as a GIF that goes there and back, each with its label below."""
+    frames = [_labelled(pixels, label) for pixels, label in zip(images, labels, strict=True)]
+    there_and_back = [*frames, *frames[-2:0:-1]]
+    first, *others = there_and_back
+    first.save(path, save_all=True, append_images=others, duration=frame_ms, loop=0)
+
+
+def _labelled(pixels: npt.NDArray[np.uint8], label: str) -> Image.Image:
+    picture = enlarged(pixels, 2 * _SIDE)
+    frame = Image.new("RGB", (picture.width, picture.height + _LINE + _GAP), _PAPER)
+    frame.paste(picture)
+    ImageDraw.Draw(frame).text((_GAP, picture.height + 2), label, _INK, font_size=14)
+    return frame
 
 
 def data_uri(pixels: npt.NDArray[np.uint8]) -> str:

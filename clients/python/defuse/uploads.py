@@ -32,6 +32,14 @@ def digest_of(pieces: Iterable[bytes]) -> str:
     return content.hexdigest()
 
 
+def read_file(path: Path) -> bytes:
+    """Return the content of a user's file; raise InvalidInput, naming it, where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
+
+
 @contextmanager
 def dataset_file(source: Path) -> Iterator[Path]:
     """Give the file to send for a data set: the `.npz` itself, or a zip of the directory, made for the occasion."""

@@ -1,5 +1,7 @@
 """`defuse runs`: searches for failures."""
 
+import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,25 +10,47 @@ import typer
 
 from defuse.cli.output import JsonOption, Show, console, print_json, print_table, progress, record
 from defuse.client import Client
+from defuse.pictures import read_picture, write_animation
 from defuse.report import write_report
-from defuse.values import Dataset, Run
+from defuse.values import Dataset, Failure, Run
 
 app = typer.Typer(help="Searches for failures.", no_args_is_help=True)
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")]
 FAILED = 2
 
 
+ModelOption = Annotated[str, typer.Option(help="Model under test.")]
+DataOption = Annotated[str, typer.Option(help="Class folders, an .npz, or a URL that the services can read.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of every draw.")]
+DrawsOption = Annotated[int, typer.Option(help="Budget: perturbations per image, on average; 0 takes the default.")]
+SourcesOption = Annotated[int, typer.Option(help="Images to search around; 0 takes all.")]
+
+
 @app.command()
 def create(
-    model: Annotated[str, typer.Option(help="Model under test.")],
-    data: Annotated[str, typer.Option(help="Class folders, an .npz, or a URL that the services can read.")],
+    model: ModelOption,
+    data: DataOption,
     name: Annotated[str | None, typer.Option(help="Name of the run; by default model and time.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    seed: SeedOption = 0,
     model_version: Annotated[int, typer.Option(help="Version under test; 0 takes the one that callers get.")] = 0,
     radius: Annotated[float, typer.Option(help="Step size in latent standard deviations; 0 takes the default.")] = 0.0,
-    draws: Annotated[int, typer.Option(help="Perturbations per image; 0 takes the default.")] = 0,
-    max_sources: Annotated[int, typer.Option(help="Images to search around; 0 takes all.")] = 0,
+    draws: DrawsOption = 0,
+    max_sources: SourcesOption = 0,
+    strategy: Annotated[str, typer.Option(help="Where to look: `adaptive` or `uniform`.")] = "adaptive",
+    noise: Annotated[str, typer.Option(help="Law of the steps: `gaussian` or `released`.")] = "gaussian",
     vae_epochs: Annotated[int, typer.Option(help="Epochs of the VAE; 0 takes what fits the data.")] = 0,
+    encoder: Annotated[Path | None, typer.Option(help="ONNX encoder of your own; needs --decoder.")] = None,
+    decoder: Annotated[Path | None, typer.Option(help="ONNX decoder of your own; needs --encoder.")] = None,
+    min_label_probability: Annotated[
+        float | None, typer.Option(help="Of the source's label, by the latent label model; default 0.998.")
+    ] = None,
+    oracle: Annotated[str, typer.Option(help="Model that must read the source's label in every failure.")] = "",
+    declared_accuracy: Annotated[
+        float | None, typer.Option(help="Refuse the run when the served model contradicts it; default 0.5.")
+    ] = None,
+    max_reconstruction_loss: Annotated[
+        float | None, typer.Option(help="Refuse the run when the VAE loses more of the images; default 0.1.")
+    ] = None,
     min_support: Annotated[int, typer.Option(help="Failures that make a region; 0 takes the default.")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended.")] = False,
     as_json: JsonOption = False,
@@ -41,14 +65,84 @@ def create(
             dataset=dataset.id,
             model_version=model_version,
             seed=seed,
-            search={"radius_sd": radius, "draws_per_source": draws, "max_sources": max_sources},
-            vae={"epochs": vae_epochs},
+            search={
+                "radius_sd": radius,
+                "draws_per_source": draws,
+                "max_sources": max_sources,
+                "strategy": strategy,
+                "noise": noise,
+            },
+            vae={"epochs": vae_epochs, "encoder": encoder, "decoder": decoder},
+            validity={"min_label_probability": min_label_probability, "oracle": oracle},
+            preflight={"declared_accuracy": declared_accuracy, "max_reconstruction_loss": max_reconstruction_loss},
             mixture={"min_support": min_support},
         )
         if wait:
             run = _wait(client, name)
     _print(run, as_json=as_json)
     _exit_unless_well(run)
+
+
+@app.command()
+def estimate(
+    model: ModelOption,
+    data: DataOption,
+    seed: SeedOption = 0,
+    draws: DrawsOption = 0,
+    max_sources: SourcesOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would cost, from a few seconds of the real work, without starting it."""
+    with Client() as client:
+        dataset = _upload(client, data, seed)
+        cost = client.estimate_run(
+            model=model, dataset=dataset.id, search={"draws_per_source": draws, "max_sources": max_sources}
+        )
+    if as_json:
+        print_json(record(cost))
+        return
+    facts = {
+        "images": cost.sources,
+        "perturbations": f"up to {cost.decodes}, {cost.decodes_per_s:.0f} a second",
+        "training of the VAE": f"{cost.training_s:.0f} s" if cost.training_s else "none, it is there",
+        "search": f"about {cost.search_s:.0f} s with one generator",
+    }
+    print_table(("a run of", model), list(facts.items()), caption="")
+
+
+@app.command()
+def failures(name: RunArgument, as_json: JsonOption = False) -> None:
+    """Print a run's failures as they are found, one a line; --json prints all that is known of each."""
+    with Client() as client:
+        for batch in client.failures(name):
+            for failure in batch.failures:
+                sys.stdout.write(f"{_line(failure, as_json=as_json)}\n")
+            sys.stdout.flush()
+
+
+@app.command()
+def interpolate(
+    name: RunArgument,
+    first: Annotated[Path, typer.Argument(help="Picture where the walk begins.")],
+    last: Annotated[Path, typer.Argument(help="Picture where it ends.")],
+    out: Annotated[Path, typer.Option(help="Animation to write.")] = Path("walk.gif"),
+    frames: Annotated[int, typer.Option(help="Frames, both ends included.")] = 30,
+    as_json: JsonOption = False,
+) -> None:
+    """Animate the walk in latent space between two pictures, each frame with what the model answers."""
+    with Client() as client:
+        run = client.run(name)
+        model = client.model(run.model)
+        shape = model.image_shape
+        walk = client.latent_space(name).interpolate(
+            read_picture(first, shape), read_picture(last, shape), frames=frames
+        )
+    labels = [model.classes[label] for label in walk.predicted_labels]
+    write_animation(out, walk.images, labels)
+    if as_json:
+        print_json({"animation": str(out), "predicted_labels": labels})
+    else:
+        console.print(f"{len(labels)} frames, answered {' '.join(labels)}: {out.resolve()}", soft_wrap=True)
 
 
 @app.command()
@@ -121,11 +215,27 @@ def _print(run: Run, *, as_json: bool) -> None:
     facts: dict[str, Any] = {
         "state": run.state,
         "model": f"{run.model} version {run.model_version}",
+        "preflight": _preflight(run),
         "failures": run.counts.failures,
         "regions": run.region_count,
         "note": run.error or run.note,
     }
     print_table((run.id, ""), list(facts.items()), caption="")
+
+
+def _preflight(run: Run) -> str:
+    if not run.preflight:
+        return "under way"
+    return f"accuracy {run.preflight.accuracy}, on reconstructions {run.preflight.reconstruction_accuracy}"
+
+
+def _line(failure: Failure, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({**vars(failure), "latent": failure.latent.tolist()})
+    return (
+        f"source {failure.source} round {failure.round} draw {failure.draw}: {failure.true_label} taken for "
+        f"{failure.predicted_label}, margin {failure.margin:.2f}"
+    )
 
 
 def _exit_unless_well(run: Run) -> None:

@@ -7,7 +7,11 @@ from typing import Any, Self
 
 from defuse import names
 from defuse.v1 import run_pb2
+from defuse.values.estimate import Estimate
 from defuse.values.plain import moment, settings, word
+
+# Of a run's configuration, each a message of settings.
+SECTIONS = ("search", "vae", "validity", "preflight", "mixture")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +21,48 @@ class SearchCounts:
     sources: int
     sources_wrong_on_image: int
     sources_wrong_on_reconstruction: int
+    # Perturbations that were not decoded, since their latents are no longer their label.
+    screened_out: int
+    # Perturbations decoded and classified.
     decodes: int
+    # Of these, the ones that the classifier got wrong.
     candidates: int
+    # Candidates by the first check that they did not pass.
+    rejected_by_radius: int
     rejected_by_label_model: int
+    rejected_by_typicality: int
+    rejected_by_neighbours: int
+    rejected_by_round_trip: int
+    rejected_by_oracle: int
+    rejected_by_confirmation: int
     rejected_by_source_limit: int
     failures: int
+    # What it took beside the perturbations.
+    decodes_again: int
+    encodes: int
+    classifications: int
 
     @classmethod
     def from_proto(cls, message: run_pb2.SearchCounts) -> Self:
         return cls(**{field.name: getattr(message, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What was measured before the search, on labelled images."""
+
+    accuracy: Estimate
+    # Of the images read correctly, the share whose unperturbed reconstruction is read correctly too.
+    reconstruction_accuracy: Estimate
+    label_model_accuracy: float
+
+    @classmethod
+    def from_proto(cls, message: run_pb2.Preflight) -> Self:
+        return cls(
+            accuracy=Estimate.from_proto(message.accuracy),
+            reconstruction_accuracy=Estimate.from_proto(message.reconstruction_accuracy),
+            label_model_accuracy=message.label_model_accuracy,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +79,10 @@ class Run:
     progress: float
     note: str
     error: str
+    # The error for programs, for instance VAE_TOO_COARSE.
+    error_reason: str
+    # None while the run is prepared.
+    preflight: Preflight | None
     counts: SearchCounts
     region_count: int
     config: Mapping[str, Any]
@@ -61,9 +102,11 @@ class Run:
             progress=message.progress,
             note=message.note,
             error=message.error,
+            error_reason=message.error_reason,
+            preflight=Preflight.from_proto(message.preflight) if message.HasField("preflight") else None,
             counts=SearchCounts.from_proto(message.counts),
             region_count=message.region_count,
-            config={section: settings(getattr(config, section)) for section in ("search", "vae", "mixture")},
+            config={section: settings(getattr(config, section)) for section in SECTIONS},
             create_time=moment(message.create_time),
             update_time=moment(message.update_time),
         )

@@ -1,0 +1,73 @@
+"""The settings of a run as its creator gives them, and as they are sent."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from defuse import names
+from defuse.connection import Connection
+from defuse.errors import InvalidInput
+from defuse.uploads import read_file, upload_bytes
+from defuse.v1 import run_pb2
+
+T = TypeVar("T")
+Section = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run is made with. The sections hold what differs from the defaults, by the names of the contract.
+
+    search: radius_sd, draws_per_source, strategy ("adaptive" or "uniform"), noise ("gaussian" or "released"), ...
+    vae: latent_dim, epochs, beta, seed; or `encoder` and `decoder`, the paths of two ONNX files.
+    validity: min_label_probability, min_neighbour_agreement, min_typicality, max_radius_sd, max_round_trip_sd, and
+        `oracle`, the id of a second, stronger model.
+    preflight: declared_accuracy, max_reconstruction_loss.
+    mixture: max_components, min_support, fresh_decodes.
+    """
+
+    model: str
+    dataset: str
+    model_version: int = 0
+    seed: int = 0
+    search: Section = field(default_factory=dict)
+    vae: Section = field(default_factory=dict)
+    validity: Section = field(default_factory=dict)
+    preflight: Section = field(default_factory=dict)
+    mixture: Section = field(default_factory=dict)
+
+
+def run_config(connection: Connection, settings: RunSettings) -> run_pb2.RunConfig:
+    """Return what is sent; upload the files that the settings name."""
+    vae = dict(settings.vae)
+    for part in ("encoder", "decoder"):
+        if path := vae.pop(part, None):
+            vae[f"{part}_digest"] = upload_bytes(connection, read_file(Path(path)))
+    validity = dict(settings.validity)
+    if oracle := validity.get("oracle"):
+        validity["oracle"] = names.model(oracle)
+    return run_pb2.RunConfig(
+        model=names.model(settings.model),
+        model_version=settings.model_version,
+        dataset=names.dataset(settings.dataset),
+        seed=settings.seed,
+        search=_message(run_pb2.SearchConfig, _with_enums(settings.search)),
+        vae=_message(run_pb2.VaeConfig, vae),
+        validity=_message(run_pb2.ValidityConfig, validity),
+        preflight=_message(run_pb2.PreflightConfig, settings.preflight),
+        mixture=_message(run_pb2.MixtureConfig, settings.mixture),
+    )
+
+
+def _with_enums(search: Section) -> dict[str, Any]:
+    """Return the section with the contract's name for a word such as `uniform`."""
+    words = {name: search[name] for name in ("strategy", "noise") if search.get(name)}
+    return {**search, **{name: f"{name.upper()}_{word.upper()}" for name, word in words.items()}}
+
+
+def _message(kind: Callable[..., T], values: Section) -> T:
+    try:
+        return kind(**{name: value for name, value in values.items() if value is not None})
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"settings {dict(values)} are not valid: {error}") from error

@@ -1,0 +1,67 @@
+"""What every section of the benchmark measures with, and how much of everything."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from defuse.v1 import model_pb2
+
+from benchmarks.stand import Data, Search, Stand
+
+# Failures of one source that count, and decodes a source of the uniform search.
+CAP = 5
+UNIFORM_DRAWS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much of everything, by default and for `--smoke`."""
+
+    images: int
+    sources: int
+    classifier_epochs: int
+    repeats: int
+    batches: int
+    failures: int
+    released_s: float
+    vae: dict[str, Any]
+    preflight: dict[str, Any]
+
+
+FULL = Sizes(
+    images=0,
+    sources=10_000,
+    classifier_epochs=3,
+    repeats=5,
+    batches=24,
+    failures=1000,
+    released_s=120,
+    vae={},
+    preflight={},
+)
+SMOKE = Sizes(
+    images=1000,
+    sources=150,
+    classifier_epochs=2,
+    repeats=1,
+    batches=2,
+    failures=5,
+    released_s=1,
+    vae={"epochs": 3},
+    preflight={"declared_accuracy": 0.0, "max_reconstruction_loss": 1.0},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What every section measures with."""
+
+    stand: Stand
+    data: Data
+    dataset: str
+    model: model_pb2.Model
+    sizes: Sizes
+
+    def prepared(self, name: str, model: model_pb2.Model | None = None, **sections: dict[str, Any]) -> Search:
+        search = {"max_sources": self.sizes.sources} | sections.pop("search", {})
+        given = {"vae": self.sizes.vae, "preflight": self.sizes.preflight, "search": search} | sections
+        return self.stand.prepare(name, self.stand.configure(model or self.model, self.dataset, **given))

@@ -1,0 +1,96 @@
+"""How fast: decode alone, classify alone, both together, the whole search, and the released recipe."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.identify.bench import UNIFORM_DRAWS, Bench
+from benchmarks.identify.peer import better_threads
+from benchmarks.stand import Array
+from services.generator import pipeline
+from services.generator.codec import as_pixels
+from services.generator.workbench import SEARCHED_SPLIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Latents:
+    z: Array
+
+
+def throughput(bench: Bench) -> dict[str, Any]:
+    """Decode alone, classify alone, both in the bare pipeline, and the whole search, each against its limit."""
+    search = bench.prepared("throughput", search={"draws_per_source": UNIFORM_DRAWS})
+    config = search.run.config
+    pair, submit = bench.stand.bench.codec(config), bench.stand.bench.classifier(search.run).submit
+    decoders = bench.stand.bench.decoders
+    size, draw = config.search.batch_size, np.random.default_rng(0)
+    images = as_pixels(bench.data.images[SEARCHED_SPLIT][:size])
+    z = draw.standard_normal((size, pair.latent_dim)).astype(np.float32)
+    decoded = pair.decode(z)
+
+    def classify() -> None:
+        waiting = [submit(decoded) for _ in range(bench.sizes.batches)]
+        for answer in waiting:
+            answer.result()
+
+    def bare() -> None:
+        makers = bench.sizes.batches * [lambda: _Latents(z=z)]
+        for _ in pipeline.classified(makers, pair.decode, submit, decoders):
+            pass
+
+    def times(action: Callable[[], Any]) -> Callable[[], None]:
+        def repeated() -> None:
+            for done in [decoders.pool.submit(action) for _ in range(bench.sizes.batches)]:
+                done.result()
+
+        return repeated
+
+    work = {
+        "decode": times(lambda: pair.decode(z)),
+        "classify": classify,
+        "encode": times(lambda: pair.encode(images)),
+        "bare": bare,
+    }
+    rates = _interleaved(work, images=size * bench.sizes.batches, repeats=bench.sizes.repeats)
+    rates["encode"] *= len(images) / size
+    on_gpu = bench.stand.bench.device.type == "cuda"
+    limit = min(rates["decode"], rates["classify"]) if on_gpu else 1 / (1 / rates["decode"] + 1 / rates["classify"])
+    search.until(sys.maxsize)
+    counts = search.counts
+    least_s = [
+        (counts.decodes + counts.decodes_again) / rates["decode"],
+        counts.encodes / rates["encode"],
+        counts.classifications / rates["classify"],
+    ]
+    limit_s = max(least_s) if on_gpu else sum(least_s)
+    threads, pace = better_threads(bench, search)
+    return {
+        "decode_only_per_s": round(rates["decode"]),
+        "classify_only_per_s": round(rates["classify"]),
+        "encode_only_per_s": round(rates["encode"]),
+        "decodes_per_s": round(rates["bare"]),
+        "limit_per_s": round(limit),
+        "fraction_of_limit": round(rates["bare"] / limit, 3),
+        "full_decodes_per_s": round(counts.decodes / search.seconds),
+        "fraction_of_limit_full": round(limit_s / search.seconds, 3),
+        "released_recipe_per_s": round(pace.decodes_per_s),
+        "released_recipe_threads": threads,
+        "speedup_vs_released": round(rates["bare"] / pace.decodes_per_s, 2),
+    }
+
+
+def _interleaved(work: dict[str, Callable[[], None]], *, images: int, repeats: int) -> dict[str, float]:
+    """Return the median rate of each kind of work, measured in turns, after one turn that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(repeats + 1):
+        for name, action in work.items():
+            begin = time.perf_counter()
+            action()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: images / statistics.median(values) for name, values in seconds.items()}

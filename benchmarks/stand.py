@@ -1,0 +1,252 @@
+"""The test stand: real images, real classifiers on a real Triton, and the generator's own stages without the queue."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from defuse import names
+from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
+
+from services.corrector.release import Releases
+from services.corrector.repository import TritonRepository
+from services.demo import classifier
+from services.gateway.run_config import complete
+from services.generator import noise, preparation, vae, vae_files, vae_training, worker
+from services.generator.workbench import VAE, Workbench
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.images import SPLITS, parse_images
+from services.runtime.inference import InferenceClient
+from services.runtime.servers import start_triton
+from services.runtime.stack import StackSettings
+from services.runtime.triton_wheel import ensure_triton
+from services.runtime.worker import Job
+
+Array = npt.NDArray[Any]
+READY_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Labelled images, cut into the splits of a data set, and where they came from."""
+
+    name: str
+    # Split to images (n, h, w, c) uint8 and labels (n,).
+    images: dict[str, Array]
+    labels: dict[str, Array]
+
+    @property
+    def classes(self) -> int:
+        return 1 + max(int(labels.max()) for labels in self.labels.values())
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.images["train"].shape[1:]
+        return height, width, channels
+
+    def key(self) -> str:
+        """Return what the images hash to."""
+        content = hashlib.sha256()
+        for split in SPLITS:
+            content.update(self.images[split].tobytes())
+        return content.hexdigest()[:16]
+
+
+def read(path: Path, *, limit: int = 0) -> Data:
+    """Read an .npz or a zip of class folders; `limit` keeps so many images of each split, by seed, for a short run."""
+    with path.open("rb") as file:
+        splits = parse_images(file, seed=0).splits
+    return Data(
+        name=path.stem,
+        images={name: split.images[_few(len(split.labels), limit)] for name, split in splits.items()},
+        labels={name: split.labels[_few(len(split.labels), limit)] for name, split in splits.items()},
+    )
+
+
+def _few(count: int, limit: int) -> Array:
+    return noise.choose(seed=0, count=count, limit=limit)
+
+
+@dataclass(kw_only=True)
+class Stand:
+    """A Triton server, a store, and the generator's stages on both."""
+
+    store: ArtifactStore
+    inference: InferenceClient
+    releases: Releases
+    cache: Path
+    bench: Workbench
+    # Prefix of the runs' names, so that a store can be used again.
+    started: str = field(default_factory=lambda: time.strftime("%H%M%S"))
+
+    def register(self, name: str, data: Data, labels: Array, *, seed: int, epochs: int) -> model_pb2.Model:
+        """Train the demo's classifier on labels of the training images, or take it from the cache, and serve it."""
+        file = self.cache / f"{name}-{data.key()}-{_digest(labels)}-{seed}-{epochs}.onnx"
+        if not file.exists():
+            network = classifier.train(
+                data.images["train"], labels, classes=data.classes, seed=seed, epochs=epochs, on_epoch=lambda *_: None
+            )
+            file.write_bytes(classifier.to_onnx(network, data.image_shape))
+        mean, std = classifier.statistics(data.images["train"])
+        declared = model_pb2.Model(
+            name=names.model(name),
+            classes=[str(label) for label in range(data.classes)],
+            preprocessing=model_pb2.Preprocessing(layout="LAYOUT_NCHW", low=0, high=1, mean=mean, std=std),
+        )
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        self.store.write_bytes(catalog.file(digest), content)
+        return self.releases.register(declared, digest)
+
+    def add_dataset(self, name: str, data: Data) -> str:
+        """Put a data set in the store; return its resource name."""
+        record = dataset_pb2.Dataset(
+            name=names.dataset(name), image_shape=data.image_shape, label_count=data.classes, display_name=data.name
+        )
+        for split in SPLITS:
+            arrays = {"x": data.images[split], "y": data.labels[split]}
+            self.store.write_arrays(catalog.split(record.name, split), arrays)
+        self.store.write_message(catalog.dataset(record.name), record)
+        return record.name
+
+    def configure(self, model: model_pb2.Model, dataset: str, **sections: dict[str, Any]) -> run_pb2.RunConfig:
+        """Return a whole configuration; `sections` are those of the contract, with what differs from the defaults."""
+        config = run_pb2.RunConfig(model=model.name, model_version=1, dataset=dataset, **sections)  # type: ignore[arg-type]
+        return complete(config)
+
+    def train_vae(self, data: Data, config: run_pb2.RunConfig) -> float:
+        """Train the VAE of a configuration, or take it from the cache; return the seconds that training took."""
+        recipe = b"".join(Path(module.__file__).read_bytes() for module in (vae, vae_training))
+        recipe += (
+            config.vae.SerializeToString(deterministic=True) + f"{torch.get_num_threads()}{self.bench.device}".encode()
+        )
+        kept = self.cache / f"vae-{data.key()}-{hashlib.sha256(recipe).hexdigest()[:8]}"
+        if not (kept / "seconds").exists():
+            begin = time.perf_counter()
+            network = vae_training.train_vae(
+                data.images["train"],
+                preparation.vae_config(config.vae, data.images["train"].shape),
+                seed=config.vae.seed,
+                device=self.bench.device,
+                on_epoch=lambda report: print(f"VAE, epoch {report.epoch} of {report.epochs}", flush=True),
+                should_stop=lambda: False,
+            )
+            kept.mkdir(exist_ok=True)
+            (kept / VAE).write_bytes(vae_files.to_bytes(network))
+            (kept / "seconds").write_text(str(time.perf_counter() - begin))
+        self.store.write_bytes(catalog.vae(config, VAE), (kept / VAE).read_bytes())
+        return float((kept / "seconds").read_text())
+
+    def prepare(self, name: str, config: run_pb2.RunConfig) -> "Search":
+        """Prepare a run as the generator does."""
+        run = run_pb2.Run(name=names.run(f"{name}-{self.started}"), config=config)
+        self.store.write_message(catalog.run(run.name), run)
+        event = preparation.prepare(self.bench, work_pb2.PrepareWork(run=run), _job(run))
+        shards = -(-event.prepared.source_count // config.search.shard_size)
+        return Search(
+            stand=self,
+            run=run,
+            shards=shards,
+            preflight=event.prepared.preflight,
+        )
+
+
+@dataclass(kw_only=True)
+class Search:
+    """A prepared run, searched round by round as gateway and generator do it, in this process."""
+
+    stand: Stand
+    run: run_pb2.Run
+    shards: int
+    preflight: run_pb2.Preflight
+    counts: run_pb2.SearchCounts = field(default_factory=run_pb2.SearchCounts)
+    rounds_done: int = 0
+    # Seconds of the search itself.
+    seconds: float = 0.0
+
+    def step(self) -> bool:
+        """Search one more round; return whether there was one."""
+        search = self.run.config.search
+        rounds = 1 if search.strategy == run_pb2.SearchConfig.STRATEGY_UNIFORM else search.rounds
+        if self.rounds_done == rounds:
+            return False
+        begin = time.perf_counter()
+        if self.rounds_done:
+            work = work_pb2.PlanWork(run=self.run, round=self.rounds_done, shard_count=self.shards)
+            if not worker.plan(self.stand.bench, work, _job(self.run)).round_planned.decodes:
+                return False
+        for shard in range(self.shards):
+            work_ = work_pb2.IdentifyWork(run=self.run, shard=shard, round=self.rounds_done)
+            done = worker.identify(self.stand.bench, work_, _job(self.run)).shard_identified.counts
+            for entry in run_pb2.SearchCounts.DESCRIPTOR.fields:
+                setattr(self.counts, entry.name, getattr(self.counts, entry.name) + getattr(done, entry.name))
+        self.rounds_done += 1
+        self.seconds += time.perf_counter() - begin
+        return True
+
+    def until(self, failures: int) -> "Search":
+        """Search until so many failures are found, or to the end."""
+        while self.step() and self.counts.failures < failures:
+            pass
+        return self
+
+    def failures(self) -> dict[str, Array]:
+        """Return what was found so far."""
+        keys = [
+            catalog.failures(self.run.name, round_, shard)
+            for round_ in range(self.rounds_done)
+            for shard in range(self.shards)
+        ]
+        parts = [self.stand.store.read_arrays(key) for key in keys]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@contextmanager
+def standing(device: str, *, threads: int) -> Iterator[Stand]:
+    """Start Triton; stop it when the block ends. torch uses `threads` threads, Triton one thread a core."""
+    torch.set_num_threads(threads)
+    cache = StackSettings().cache.expanduser()
+    (cache / "benchmarks").mkdir(parents=True, exist_ok=True)
+    wheel = ensure_triton(cache, print)
+    with tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home_:
+        home = Path(home_)
+        triton = start_triton(wheel, repository=home / "models", backends=home / "backends", log=home / "triton.log")
+        try:
+            triton.child.wait_ready(time.monotonic() + READY_S)
+            store = ArtifactStore(f"file://{home}/store")
+            inference = InferenceClient(triton.address)
+            yield Stand(
+                store=store,
+                inference=inference,
+                releases=Releases(store, TritonRepository(home / "models", inference), home / "models"),
+                cache=cache / "benchmarks",
+                bench=Workbench(store, inference, torch.device(device)),
+            )
+            inference.close()
+        finally:
+            triton.child.stop(5.0)
+
+
+def distinct_sources(failures: dict[str, Array]) -> int:
+    return len(np.unique(failures["source"]))
+
+
+def confusions(failures: dict[str, Array]) -> set[tuple[int, int]]:
+    """Return the (true, predicted) pairs among failures."""
+    return set(zip(failures["true_label"].tolist(), failures["predicted_label"].tolist(), strict=True))
+
+
+def _job(run: run_pb2.Run) -> Job:
+    return Job(run.name, lambda _: None)
+
+
+def _digest(array: Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:8]

@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 from defuse.errors import NotReady
 from defuse.v1 import model_pb2
+from hypothesis import settings
 
 from services.runtime.artifacts import ArtifactStore
 from tests.onnx_files import build_onnx_classifier, declare
+
+# An example may take as long as a busy machine needs.
+settings.register_profile("defuse", deadline=None)
+settings.load_profile("defuse")
 
 
 class RememberingTriton:

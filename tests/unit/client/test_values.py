@@ -8,7 +8,9 @@ from defuse.v1 import (
     annotation_pb2,
     correction_pb2,
     dataset_pb2,
+    failure_pb2,
     gateway_service_pb2,
+    generator_service_pb2,
     model_pb2,
     region_pb2,
     release_pb2,
@@ -18,14 +20,18 @@ from defuse.v1 import (
 from defuse.values import (
     Annotation,
     Correction,
+    CostEstimate,
     Dataset,
     Estimate,
+    FailureBatch,
     Model,
+    Preflight,
     Preprocessing,
     Region,
     RegionPictures,
     Release,
     Run,
+    SearchCounts,
 )
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -122,8 +128,61 @@ def test_run(state: str) -> None:
     )
     assert (run.counts.sources, run.counts.failures, run.create_time) == (7, 3, WHEN)
     assert run.config["search"]["radius_sd"] == 0.5
-    assert set(run.config) == {"search", "vae", "mixture"}
+    assert set(run.config) == {"search", "vae", "validity", "preflight", "mixture"}
     assert run.ended == (run.state in {"succeeded", "failed", "cancelled"})
+
+
+def test_counts_are_those_of_the_contract() -> None:
+    """Every count of the contract is told, each under its own name."""
+    names = [field.name for field in run_pb2.SearchCounts.DESCRIPTOR.fields]
+    planted = {name: number for number, name in enumerate(names)}
+    assert vars(SearchCounts.from_proto(run_pb2.SearchCounts(**planted))) == planted
+
+
+def test_preflight_and_the_reason_of_a_refusal() -> None:
+    """What preflight measured is there once it was measured; a refused run says why, for programs too."""
+    assert Run.from_proto(run_pb2.Run(name="runs/first")).preflight is None
+    measured = run_pb2.Preflight(accuracy=HALF, reconstruction_accuracy=HALF, label_model_accuracy=0.75)
+    message = run_pb2.Run(name="runs/first", error="mush", error_reason="VAE_TOO_COARSE", preflight=measured)
+    run = Run.from_proto(message)
+    assert (run.error, run.error_reason) == ("mush", "VAE_TOO_COARSE")
+    half = Estimate.from_proto(HALF)
+    assert run.preflight == Preflight(accuracy=half, reconstruction_accuracy=half, label_model_accuracy=0.75)
+
+
+def test_failures() -> None:
+    """A failure has all that the contract says of it, its latent as an array; a batch says where to go on."""
+    fields = {
+        "source": 7,
+        "round": 2,
+        "draw": 3,
+        "true_label": 1,
+        "predicted_label": 4,
+        "margin": -0.5,
+        "radius_sd": 0.25,
+        "typicality": 0.75,
+        "label_probability": 0.5,
+        "neighbour_agreement": 1.0,
+        "round_trip_sd": 0.125,
+        "oracle_margin": 2.0,
+        "model_version": 9,
+        "held_out": True,
+    }
+    message = failure_pb2.Failure(run="runs/first", latent=[0.5, -1.5], **fields)
+    batch = FailureBatch.from_proto(
+        generator_service_pb2.IdentifyResponse(failures=[message], shard=3, resume_token="2.3.1")
+    )
+    [failure] = batch.failures
+    found = vars(failure)
+    np.testing.assert_array_equal(found.pop("latent"), np.array([0.5, -1.5], np.float32), strict=True)
+    assert found == fields
+    assert batch.resume_token == "2.3.1"
+
+
+def test_cost_estimate() -> None:
+    """What a run would cost is told in numbers."""
+    fields = {"sources": 100, "decodes": 5000, "decodes_per_s": 250.0, "training_s": 30.0, "search_s": 20.8}
+    assert vars(CostEstimate.from_proto(run_pb2.CostEstimate(**fields))) == fields
 
 
 def test_region_nobody_annotated() -> None:

@@ -178,3 +178,13 @@ def test_a_store_that_cannot_be_reached(tmp_path: Path, store: ArtifactStore) ->
         ArtifactStore(f"file://{tmp_path}/file/store").check()
     store.check()
     assert (tmp_path / "store").is_dir()
+
+
+def test_what_is_removed_is_gone(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact is removed once; somebody who removes it at the same moment does no harm."""
+    store.write_bytes("a/key", b"old")
+    for _ in range(2):
+        store.remove("a/key")
+        assert not store.exists("a/key")
+    monkeypatch.setattr(store._fs, "exists", lambda _: True)  # it was there a moment ago
+    store.remove("a/key")

@@ -1,0 +1,169 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from services.generator.draws import CANDIDATES, Draws, Law, Orders, Sources, draws, perturbations
+from services.generator.failures import Counts
+from services.generator.noise import released, standard_normal
+from services.generator.validity import Check, radius_sd
+from tests.unit.generator.world import DIM, LAW, SD, check, cut, orders, planted_sources
+
+Array = npt.NDArray[Any]
+RELEASED = replace(LAW, released=True)
+HALF = check("label_probability", lambda z: z[:, 1] > 0)
+# Nearly nothing passes: whole slots are left without a valid draw.
+FEW = check("label_probability", lambda z: z[:, 1] > 0.9)
+DIRECTIONS = np.array([[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]])
+
+
+def drawn(
+    sources: Sources, wanted: Orders, law: Law = LAW, screening: Check | None = None
+) -> tuple[dict[str, Array], Counts]:
+    """Return all draws one after the other, with what was screened out."""
+    parts = [make() for make in draws(sources, wanted, law, SD, screening)]
+    assert all(len(part.row) <= law.batch_size for part in parts)
+    names = [name for name in Draws.__dataclass_fields__ if name != "screened_out"]
+    counts = Counts(screened_out=sum(part.screened_out for part in parts))
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}, counts
+
+
+def slots_of(sources: Sources, wanted: Orders) -> tuple[Array, Array, Array, Array]:
+    """Return every draw that a screened search may take: row (s,), and draw, eps and z of each slot (s, CANDIDATES)."""
+    row = np.repeat(np.arange(len(sources.index)), wanted.decodes)
+    draw = np.concatenate([np.arange(count * CANDIDATES) for count in wanted.decodes])
+    wide = np.repeat(row, CANDIDATES)
+    mu, source = sources.mu[wide], sources.index[wide]
+    eps, z = perturbations(LAW, SD, mu=mu, source=source, round_=wanted.round_, draw=draw)
+    by_slot = (-1, CANDIDATES)
+    return row, draw.reshape(by_slot), eps.reshape(*by_slot, DIM), z.reshape(*by_slot, DIM)
+
+
+def test_a_step_is_in_units_of_the_aggregate_deviation() -> None:
+    """A perturbation is mu + r * sd_agg * eps, eps the noise of its identity."""
+    source, draw, mu = np.array([4, 4, 9]), np.array([0, 1, 1]), np.ones((3, DIM), np.float32)
+    eps, z = perturbations(LAW, SD, mu=mu, source=source, round_=2, draw=draw)
+    np.testing.assert_array_equal(eps, standard_normal(seed=LAW.seed, source=source, round_=2, draw=draw, dim=DIM))
+    np.testing.assert_allclose(z, mu + LAW.radius_sd * SD * eps, rtol=1e-6)
+    assert z.dtype == np.float32
+
+
+def test_the_released_law_steps_by_its_noise_alone() -> None:
+    """The released code adds its noise to the latent as it is: neither radius nor scale have an effect."""
+    source, draw, mu = np.arange(5), np.zeros(5, int), np.ones((5, DIM), np.float32)
+    noise = released(seed=LAW.seed, source=source, round_=0, draw=draw, dim=DIM)
+    for law, sd_agg in ((RELEASED, SD), (replace(RELEASED, radius_sd=3.0), 7 * SD)):
+        eps, z = perturbations(law, sd_agg, mu=mu, source=source, round_=0, draw=draw)
+        np.testing.assert_array_equal(eps, noise)
+        np.testing.assert_allclose(z, mu + noise, rtol=1e-6)
+
+
+def test_radii_follow_their_law() -> None:
+    """The squared radius is radius_sd**2 times a chi-square of d degrees over d: its root mean square is radius_sd."""
+    source, mu = np.arange(5000), np.full((5000, DIM), 2.0, np.float32)
+    _, z = perturbations(LAW, SD, mu=mu, source=source, round_=0, draw=np.zeros(5000, int))
+    radius = radius_sd(z, mu, SD)
+    assert np.sqrt((radius**2).mean()) == pytest.approx(LAW.radius_sd, rel=0.02)
+    assert stats.kstest(DIM * (radius / LAW.radius_sd) ** 2, stats.chi2(DIM).cdf).pvalue > 0.01
+
+
+def test_uniform_search_decodes_every_draw() -> None:
+    """Without screening each source gets its draws from 0 on, in source order, whatever a check would say of them."""
+    sources = planted_sources(4)
+    found, counts = drawn(sources, orders(sources, np.array([3, 0, 1, 2])), screening=FEW)
+    np.testing.assert_array_equal(found["row"], [0, 0, 0, 2, 3, 3])
+    np.testing.assert_array_equal(found["draw"], [0, 1, 2, 0, 0, 1])
+    assert counts.screened_out == 0
+
+
+def test_a_slot_decodes_its_most_promising_valid_draw() -> None:
+    """Of a slot's draws the valid one is taken that steps furthest against the direction of its source's class."""
+    sources = replace(planted_sources(), labels=np.arange(20) % 2)
+    wanted = orders(sources, 5, round_=3, directions=DIRECTIONS, screen=True)
+    found, counts = drawn(sources, wanted, screening=HALF)
+    row, draw, eps, z = slots_of(sources, wanted)
+    promise = -np.einsum("scd,sd->sc", eps, DIRECTIONS[sources.labels[row]])
+    valid = z[..., 1] > 0
+    best = np.where(valid, promise, -np.inf).argmax(axis=1)
+    some = valid.any(axis=1)
+    assert 0 < some.sum() < len(row)
+    slots = np.arange(len(row))[some]
+    np.testing.assert_array_equal(found["row"], row[some])
+    np.testing.assert_array_equal(found["draw"], draw[slots, best[some]])
+    np.testing.assert_array_equal(found["z"], z[slots, best[some]])
+    # Ruled out is what was asked about in vain: all that promised more than what was taken.
+    better = promise > np.where(some, promise[np.arange(len(row)), best], -np.inf)[:, None]
+    assert counts.screened_out == better.sum() == (better & ~valid).sum()
+
+
+def test_without_a_direction_the_first_valid_draw_is_taken() -> None:
+    """Where nothing is known of directions, a slot takes its draws in order: the first that passes."""
+    sources = planted_sources()
+    wanted = orders(sources, 5, screen=True)
+    found, counts = drawn(sources, wanted, screening=HALF)
+    _, draw, _, z = slots_of(sources, wanted)
+    valid = z[..., 1] > 0
+    first, some = valid.argmax(axis=1), valid.any(axis=1)
+    np.testing.assert_array_equal(found["draw"], draw[some, first[some]])
+    assert counts.screened_out == np.where(some, first, CANDIDATES).sum()
+
+
+def test_nothing_is_decoded_where_nothing_is_valid() -> None:
+    """A slot none of whose draws passes is not decoded, and all of them are counted as screened out."""
+    sources = planted_sources(6)
+    nothing = check("label_probability", lambda z: np.zeros(len(z), bool))
+    found, counts = drawn(sources, orders(sources, 4, directions=DIRECTIONS, screen=True), screening=nothing)
+    assert (len(found["z"]), counts.screened_out) == (0, 6 * 4 * CANDIDATES)
+
+
+def test_screening_is_told_latent_label_and_radius() -> None:
+    """What screens a draw sees its latent, its source's label and the length of its step."""
+    sources = replace(planted_sources(), labels=np.arange(20) % 2)
+
+    def near_and_of_class_one(candidates: Any) -> Array:
+        return np.where((candidates.radius_sd < 0.6) & (candidates.true_label == 1), 1.0, 0.0)
+
+    screening = Check(field="label_probability", measure=near_and_of_class_one, passes=lambda v: v > 0.5)
+    found, _ = drawn(sources, orders(sources, screen=True), screening=screening)
+    assert len(found["row"]) > 20
+    assert (found["row"] % 2 == 1).all()
+    assert radius_sd(found["z"], sources.mu[found["row"]], SD).max() < 0.6
+
+
+@given(
+    decodes=st.lists(st.integers(0, 5), min_size=6, max_size=6).filter(any),
+    border=st.integers(0, 6),
+    batch_size=st.integers(1, 40),
+    screen=st.booleans(),
+)
+def test_shards_and_batches_change_no_draw(decodes: list[int], border: int, batch_size: int, screen: bool) -> None:
+    """What is drawn of a source does not depend on the sources beside it, nor on the size of the batches."""
+    sources = planted_sources(6)
+    wanted = orders(sources, np.array(decodes), directions=DIRECTIONS, screen=screen)
+    whole, counts = drawn(sources, wanted, replace(LAW, batch_size=1000), HALF)
+    parts = []
+    for rows in (slice(border), slice(border, None)):
+        makers = draws(cut(sources, rows), cut(wanted, rows), replace(LAW, batch_size=batch_size), SD, HALF)
+        parts += [
+            (sources.index[rows][part.row], part.draw, part.z, part.screened_out) for part in (m() for m in makers)
+        ]
+    *got, screened_out = zip(*parts, strict=True)
+    expected = (sources.index[whole["row"]], whole["draw"], whole["z"])
+    for arrays, want in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(np.concatenate(arrays), want)
+    assert sum(screened_out) == counts.screened_out
+
+
+def test_no_draw_is_taken_twice() -> None:
+    """Slots of a source share no draw, and another round draws anew."""
+    sources = planted_sources()
+    first, second = (
+        drawn(sources, orders(sources, round_=round_, directions=DIRECTIONS, screen=True))[0] for round_ in (1, 2)
+    )
+    assert len(set(zip(first["row"], first["draw"], strict=True))) == len(first["row"]) == 20 * 12
+    assert np.abs(first["eps"] - second["eps"]).min() > 0

@@ -1,0 +1,213 @@
+"""What becomes of a candidate: each check rejects what it should, under its name; the first one that fails counts."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from services.generator.failures import Counts
+from services.generator.pipeline import rounded
+from services.generator.search import MARGIN_EPSILON
+from services.generator.validity import radius_sd
+from tests.unit.generator.world import (
+    LAW,
+    SD,
+    Answered,
+    Array,
+    answering,
+    check,
+    checks,
+    decode,
+    encode,
+    models,
+    orders,
+    planes,
+    planted_sources,
+    searched,
+)
+
+REASONS = [field for field in vars(Counts()) if field.startswith("rejected_by_")]
+# Every planted crossing, in the order of sources and draws.
+EVERYTHING = searched().failures
+# Calls that this takes, before the second, separate ones.
+FIRST_CALLS = -(-240 // LAW.batch_size)
+
+
+def rejections(counts: Counts) -> dict[str, int]:
+    return {reason: value for reason in REASONS if (value := getattr(counts, reason))}
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ("radius_sd", "rejected_by_radius"),
+        ("label_probability", "rejected_by_label_model"),
+        ("typicality", "rejected_by_typicality"),
+        ("neighbour_agreement", "rejected_by_neighbours"),
+    ],
+)
+def test_a_check_of_latents_rejects_under_its_name(field: str, reason: str) -> None:
+    """What a check of latents does not pass is no failure and is counted; what passes has the value recorded."""
+    result = searched(checked=checks(check(field, lambda z: z[:, 1] > 0)))
+    expected = EVERYTHING.take(EVERYTHING.latent[:, 1] > 0)
+    np.testing.assert_array_equal(result.failures.latent, expected.latent)
+    np.testing.assert_array_equal(result.failures.draw, expected.draw)
+    np.testing.assert_array_equal(getattr(result.failures, field), 1.0)
+    rejected = len(EVERYTHING.source) - len(expected.source)
+    assert rejected > 10
+    assert rejections(result.counts) == {reason: rejected}
+
+
+def test_the_first_check_that_fails_counts() -> None:
+    """A candidate that fails several checks is counted under the first of them, and later ones never see it."""
+    seen: list[Array] = []
+
+    def late(z: Array) -> Array:
+        seen.append(z)
+        return z[:, 2] > 0
+
+    result = searched(checked=checks(check("typicality", lambda z: z[:, 1] > 0), check("label_probability", late)))
+    first, second = EVERYTHING.latent[:, 1] > 0, EVERYTHING.latent[:, 2] > 0
+    assert rejections(result.counts) == {
+        "rejected_by_typicality": (~first).sum(),
+        "rejected_by_label_model": (first & ~second).sum(),
+    }
+    np.testing.assert_array_equal(seen[0], EVERYTHING.latent[first])
+    np.testing.assert_array_equal(result.failures.latent, EVERYTHING.latent[first & second])
+
+
+def test_what_does_not_come_back_is_rejected_by_its_round_trip() -> None:
+    """The picture that would be stored, encoded again, must be near its latent; how near is recorded."""
+    shift = np.array([[0.3, 0.0, 0.0]], np.float32)
+
+    def forgetful(images: Array) -> tuple[Array, Array]:
+        mu, sigma = encode(images)
+        return np.where(mu[:, 1:2] > 0, mu, mu + shift), sigma
+
+    result = searched(asked=models(encode=forgetful), checked=checks(max_round_trip_sd=0.1))
+    expected = EVERYTHING.take(encode(rounded(decode(EVERYTHING.latent)))[0][:, 1] > 0)
+    np.testing.assert_array_equal(result.failures.latent, expected.latent)
+    stored = encode(rounded(decode(expected.latent)))[0]
+    np.testing.assert_allclose(result.failures.round_trip_sd, radius_sd(stored, expected.latent, SD), atol=1e-6)
+    assert rejections(result.counts) == {"rejected_by_round_trip": len(EVERYTHING.source) - len(expected.source)}
+
+
+def test_the_oracle_must_read_the_label() -> None:
+    """What a second classifier does not read as the source's label is no failure; its margin is recorded."""
+
+    def by_x1(images: Array) -> Array:
+        x1 = images[:, 0, 0, 1]
+        return np.stack([3 * x1, np.zeros_like(x1)], axis=1)
+
+    result = searched(asked=models(oracle=answering(by_x1)))
+    margin = 3 * rounded(EVERYTHING.latent)[:, 1]
+    expected = EVERYTHING.take(margin > MARGIN_EPSILON)
+    np.testing.assert_array_equal(result.failures.latent, expected.latent)
+    np.testing.assert_allclose(result.failures.oracle_margin, margin[margin > MARGIN_EPSILON], rtol=1e-5)
+    assert rejections(result.counts) == {"rejected_by_oracle": (margin <= MARGIN_EPSILON).sum()}
+    assert not searched().failures.oracle_margin.any()
+
+
+class Fickle:
+    """A classifier that answers the first `calls` calls as the plane does, and then in its own way."""
+
+    def __init__(self, calls: int, *later: float) -> None:
+        self.calls, self.later = itertools.count(-calls), later
+
+    def __call__(self, images: Array) -> Answered:
+        x = images.reshape(len(images), -1)
+        if next(self.calls) < 0:
+            return Answered(np.stack([x[:, 0], -x[:, 0], np.full(len(x), -9.0)], axis=1))
+        return Answered(np.where(x[:, 1:2] > 0, [[-1.0, 1.0, -9.0]], [self.later]))
+
+
+@pytest.mark.parametrize(
+    "later",
+    [(1.0, 0.0, 0.0), (0.0, MARGIN_EPSILON / 2, 0.0), (0.0, 0.0, 1.0)],
+    ids=["right", "within rounding", "wrong in another way"],
+)
+def test_an_answer_that_changes_is_no_failure(later: tuple[float, float, float]) -> None:
+    """Where a second, separate call gives another answer, nothing is stored, and the candidate is counted."""
+    result = searched(asked=models(submit=Fickle(FIRST_CALLS, *later)))
+    expected = EVERYTHING.take(EVERYTHING.latent[:, 1] > 0.5 / 255)
+    np.testing.assert_array_equal(result.failures.latent, expected.latent)
+    assert rejections(result.counts) == {"rejected_by_confirmation": len(EVERYTHING.source) - len(expected.source)}
+
+
+def test_a_picture_that_is_right_once_it_is_stored_is_no_failure() -> None:
+    """Eight bits are what everybody will see: what they make right is not stored, and counted."""
+    grey = 100.4 / 255
+
+    def hair_fine(images: Array) -> Array:
+        x0 = images[:, 0, 0, 0]
+        return np.stack([1e3 * (grey - x0), np.zeros_like(x0)], axis=1)
+
+    # Half a bit beyond the boundary: 100.45 of 255 is wrong, and 100, as which it is stored, is right.
+    sources = planted_sources(2)
+    mu = np.zeros_like(sources.mu)
+    mu[:, 0] = [100.45 / 255, 101 / 255]
+    still = replace(LAW, radius_sd=1e-9)
+    found = searched(replace(sources, mu=mu), orders(sources, 3), still, models(hair_fine))
+    assert (found.failures.source == sources.index[1]).all()
+    assert (found.counts.candidates, found.counts.failures) == (6, 3)
+    assert rejections(found.counts) == {"rejected_by_confirmation": 3}
+
+
+def test_of_the_second_look_too_the_first_reason_counts() -> None:
+    """Round trip, oracle and confirmation each ask only about what the ones before let pass."""
+    asked = models(
+        encode=lambda images: (encode(images)[0] + 9.0, encode(images)[1]),
+        oracle=answering(lambda images: np.full((len(images), 2), [0.0, 1.0])),
+        submit=Fickle(FIRST_CALLS, 1.0, 0.0, 0.0),
+    )
+    count = len(EVERYTHING.source)
+    assert rejections(searched(asked=asked, checked=checks(max_round_trip_sd=1.0)).counts) == {
+        "rejected_by_round_trip": count
+    }
+    asked = replace(asked, submit=Fickle(FIRST_CALLS, 1.0, 0.0, 0.0))
+    assert rejections(searched(asked=asked).counts) == {"rejected_by_oracle": count}
+
+
+def test_first_failures_of_each_source_are_kept() -> None:
+    """The limit per source keeps the first draws of what was confirmed, those of earlier rounds counted."""
+    sources, law = planted_sources(), replace(LAW, max_failures_per_source=2)
+    half = EVERYTHING.take(EVERYTHING.latent[:, 1] > 0)
+    for earlier in range(4):
+        wanted = orders(sources, found=np.full(20, earlier))
+        result = searched(sources, wanted, law, checked=checks(check("typicality", lambda z: z[:, 1] > 0)))
+        expected = [
+            (source, draw)
+            for source in np.unique(half.source)
+            for draw in half.draw[half.source == source][: max(2 - earlier, 0)]
+        ]
+        assert list(zip(result.failures.source, result.failures.draw, strict=True)) == expected
+        assert result.counts.rejected_by_source_limit == len(half.source) - len(expected) > 0
+
+
+def test_every_candidate_is_accounted_for() -> None:
+    """Candidates are failures or have one reason; what was decoded, encoded and classified is counted."""
+
+    def noisy(images: Array) -> tuple[Array, Array]:
+        mu, sigma = encode(images)
+        return mu + np.sin(1000 * mu[:, 2:]), sigma
+
+    sources = planted_sources()
+    result = searched(
+        sources,
+        orders(sources, 40),
+        replace(LAW, max_failures_per_source=1),
+        models(encode=noisy, oracle=answering(lambda images: planes(images[..., 1:2].repeat(3, axis=3) + 0.5))),
+        checks(
+            check("label_probability", lambda z: z[:, 1] > -1.2),
+            check("typicality", lambda z: z[:, 2] > -2.0),
+            max_round_trip_sd=0.7,
+        ),
+    )
+    counts = result.counts
+    assert counts.candidates == counts.failures + sum(rejections(counts).values())
+    assert len(rejections(counts)) == 5
+    assert counts.failures == len(result.failures.source) > 3
+    again = counts.candidates - counts.rejected_by_label_model - counts.rejected_by_typicality
+    assert (counts.decodes, counts.decodes_again, counts.encodes) == (800, again, again)
+    assert counts.classifications == 800 + 2 * again  # the model under test and the oracle

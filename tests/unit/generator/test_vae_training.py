@@ -1,0 +1,164 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.generator import vae_files
+from services.generator.codec import of_vae
+from services.generator.vae import Vae, VaeConfig
+from services.generator.vae_training import (
+    EpochReport,
+    TrainingCancelled,
+    gaussian_kl,
+    one_cycle,
+    seconds_per_image,
+    train_vae,
+)
+from tests.unit.generator.bars import bars, config_for
+
+Trained = tuple[Vae, list[EpochReport]]
+Checkpoints = list[tuple[int, bytes]]
+
+
+def train(
+    images: Any,
+    config: VaeConfig,
+    seed: int = 1,
+    on_epoch: Callable[[EpochReport], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    **more: Any,
+) -> Vae:
+    return train_vae(images, config, seed=seed, device="cpu", on_epoch=on_epoch, should_stop=should_stop, **more)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    reports: list[EpochReport] = []
+    vae = train(bars(512), config_for(epochs=14, beta=0.2), on_epoch=reports.append)
+    return vae, reports
+
+
+def stopped_after(epochs: int, config: VaeConfig) -> Checkpoints:
+    """Train until so many epochs are over, as a worker that dies then; return what it left."""
+    left: Checkpoints = []
+    with pytest.raises(TrainingCancelled):
+        train(
+            bars(70),
+            config,
+            should_stop=lambda: len(left) == epochs,
+            on_checkpoint=lambda epoch, data: left.append((epoch, data)),
+        )
+    return left
+
+
+def test_kl_is_that_of_torch_distributions() -> None:
+    """The analytic KL equals the one of an independent implementation."""
+    draws = torch.Generator().manual_seed(0)
+    mu, sigma = torch.randn(5, 3, generator=draws), torch.rand(5, 3, generator=draws) + 0.1
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mu, sigma), normal(torch.zeros(3), torch.ones(3))).sum(dim=1)
+    torch.testing.assert_close(gaussian_kl(mu, sigma), expected)
+
+
+def test_same_seed_same_weights_and_another_seed_others() -> None:
+    """Training is its configuration and its seed."""
+    images, config = bars(64), config_for()
+    first, second, other = (vae_files.to_bytes(train(images, config, seed=seed)) for seed in (3, 3, 4))
+    assert first == second
+    assert first != other
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_training_goes_on_from_its_checkpoint_to_the_same_weights(epochs: int) -> None:
+    """Stopped after an epoch and resumed, training gives bit for bit the weights of one that was never stopped."""
+    config = config_for()
+    left = stopped_after(epochs, config)
+    assert [epoch for epoch, _ in left] == list(range(1, epochs + 1))
+    reports: list[EpochReport] = []
+    whole = train(bars(70), config)
+    resumed = train(bars(70), config, resume=left[-1], on_epoch=reports.append)
+    assert [report.epoch for report in reports] == list(range(epochs + 1, 4))
+    assert vae_files.to_bytes(resumed) == vae_files.to_bytes(whole)
+
+
+def test_a_checkpoint_of_the_last_epoch_is_the_model() -> None:
+    """A training that died after its last epoch has nothing left to do."""
+    config, left = config_for(), Checkpoints()
+    whole = train(bars(70), config, on_checkpoint=lambda epoch, data: left.append((epoch, data)))
+    assert [epoch for epoch, _ in left] == [1, 2, 3]
+    resumed = train(bars(70), config, resume=left[-1], should_stop=lambda: pytest.fail("a batch was trained"))
+    assert vae_files.to_bytes(resumed) == vae_files.to_bytes(whole)
+
+
+def test_a_checkpoint_is_taken_over_whatever_the_seed() -> None:
+    """What goes on is the checkpoint's: weights, moments and draws, none of them those of the new start."""
+    config = config_for()
+    left = stopped_after(1, config)[-1]
+    first, second = (vae_files.to_bytes(train(bars(70), config, seed=seed, resume=left)) for seed in (1, 2))
+    assert first == second
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    """Training draws nothing from torch's global generator, which belongs to others."""
+    before = torch.get_rng_state()
+    train(bars(64), config_for())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_elbo_rises_and_every_epoch_is_reported(trained: Trained) -> None:
+    """One report an epoch, in order, whose ELBO is its parts and ends higher than it began."""
+    _, reports = trained
+    assert [(r.epoch, r.epochs) for r in reports] == [(e, 14) for e in range(1, 15)]
+    assert reports[-1].elbo > reports[0].elbo
+    assert reports[-1].elbo == pytest.approx(-reports[-1].reconstruction - reports[-1].kl)
+    assert reports[-1].kl > 0
+
+
+def test_planted_factors_are_reconstructed(trained: Trained) -> None:
+    """Unseen bars come back with their height and brightness, far better than the mean image would do."""
+    pair, images = of_vae(trained[0], torch.device("cpu")), bars(100, seed=9)
+    decoded = pair.decode(pair.encode_stored(images)[0]).transpose(0, 2, 3, 1)
+    truth = images / 255
+    assert ((decoded - truth) ** 2).mean() < 0.1 * truth.var(axis=0).mean()
+
+
+def test_training_stops_when_asked() -> None:
+    """should_stop is asked between batches: no epoch completes after it says so."""
+    reports: list[EpochReport] = []
+    asked: list[int] = []
+
+    def stop_at_third_batch() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    with pytest.raises(TrainingCancelled, match="epoch 2 of 3"):
+        train(bars(64), config_for(), on_epoch=reports.append, should_stop=stop_at_third_batch)
+    assert len(reports) == 1
+
+
+@pytest.mark.parametrize(
+    "images", [bars(4).astype(np.float32), bars(4)[:, :, :9], bars(4)[..., 0], bars(0)], ids=["type", "w", "rank", "n"]
+)
+def test_images_that_do_not_fit_are_refused(images: Any) -> None:
+    """Images of another type, shape or number than the config says are a ValueError, before any training."""
+    with pytest.raises(ValueError, match="give uint8"):
+        train(images, config_for(), should_stop=lambda: pytest.fail("a batch was trained"))
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    """One cycle: from nearly nothing up to the peak, then down to nothing."""
+    shares = [one_cycle(step / 100) for step in range(101)]
+    peak = shares.index(max(shares))
+    assert shares[:peak] == sorted(shares[:peak])
+    assert shares[peak:] == sorted(shares[peak:], reverse=True)
+    assert [shares[0], shares[peak], shares[-1]] == pytest.approx([0.04, 1, 0])
+    assert 10 <= peak <= 20
+
+
+@pytest.mark.parametrize("count", [5, 32, 70])
+def test_a_training_step_is_measured(count: int) -> None:
+    """The seconds an image are measured on whatever number of batches there is, and are of this world."""
+    seconds = seconds_per_image(bars(count), config_for(), device="cpu")
+    assert 0 < seconds < 60

@@ -23,7 +23,6 @@ def load_with_threads(served: Served, name: str, count: str) -> None:
     """Load the classifier under a name, with one instance, as if an operator had written the entry."""
     served.repository.add_version(name, 1, (served.entry("tiny") / "1" / "model.onnx").read_bytes())
     config = triton_config(served.model, name, [1])
-    config.instance_group.add(count=1, kind="KIND_CPU")
     config.parameters["intra_op_thread_count"].string_value = count
     (served.entry(name) / "config.pbtxt").write_text(text_format.MessageToString(config))
     InferenceClient(served.address).load(name)

@@ -41,10 +41,11 @@ def undisturbed(stack: Stack, planted: Planted, served: str) -> Any:
 
 
 def failures(stack: Stack, run: str) -> dict[str, Any]:
-    """Return all failures of a run, in the order of their sources, whatever its shards were."""
-    keys = [key for key in stack.store.keys(f"runs/{run}/failures") if key.endswith(".safetensors")]
-    shards = [stack.store.read_arrays(key) for key in keys]
-    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    """Return all failures of a run, in the order of sources, rounds and draws, whatever its shards were."""
+    shards = [stack.store.read_arrays(key) for key in stack.store.keys(f"runs/{run}/failures")]
+    found = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    order = np.lexsort((found["draw"], found["round"], found["source"]))
+    return {name: array[order] for name, array in found.items()}
 
 
 def same_failures(stack: Stack, one: str, other: str) -> bool:

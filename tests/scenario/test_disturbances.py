@@ -1,6 +1,7 @@
 """Whatever happens to the processes, a run ends with the failures of an undisturbed one."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,9 +34,9 @@ def start(local_stack: Stack, planted: Planted, served: str, undisturbed: Any) -
     return start_run
 
 
-def _reach(stack: Stack, run: str, state: str, *, shards: int = 0) -> None:
+def _reach(stack: Stack, run: str, state: str, *, sources: int = 0) -> None:
     with stack.client() as client:
-        eventually(lambda: client.run(run).state == state and client.run(run).progress * 20 >= shards, within_s=120)
+        eventually(lambda: client.run(run).state == state and client.run(run).counts.sources >= sources, within_s=120)
 
 
 def _finish(stack: Stack, run: str) -> None:
@@ -48,9 +49,27 @@ def _finish(stack: Stack, run: str) -> None:
 def test_a_killed_generator(local_stack: Stack, start: Start) -> None:
     """Kill -9 of the generator in mid-search loses nothing and changes nothing."""
     start("generator-killed")
-    _reach(local_stack, "generator-killed", "identifying", shards=1)
+    _reach(local_stack, "generator-killed", "identifying", sources=1)
     local_stack.kill("generator")
     _finish(local_stack, "generator-killed")
+
+
+def test_a_generator_killed_in_training(local_stack: Stack, start: Start, undisturbed: Any) -> None:
+    """Kill -9 while the VAE is trained: training goes on from the last epoch that was finished."""
+    epochs: list[int] = []
+    with local_stack.client() as client:
+        client.create_run(
+            "trainer-killed", model=undisturbed["model"], dataset=undisturbed["dataset"], vae={"epochs": 9}
+        )
+        for run in client.watch_run("trainer-killed", timeout_s=240):
+            if found := re.search(r"training the VAE, epoch (\d+) of 9", run.note):
+                epochs.append(int(found[1]))
+                if len(epochs) == 3:
+                    local_stack.kill("generator")
+            if run.state != "preparing":
+                client.cancel_run("trainer-killed")
+    assert epochs == sorted(set(epochs)), "an epoch was trained twice"
+    assert epochs[-1] == 9
 
 
 def test_a_killed_distiller(local_stack: Stack, start: Start) -> None:
@@ -69,7 +88,7 @@ def test_a_killed_distiller(local_stack: Stack, start: Start) -> None:
 def test_a_killed_redis(local_stack: Stack, start: Start) -> None:
     """Kill -9 of Redis in mid-search: the run waits, and goes on where it was."""
     start("redis-killed")
-    _reach(local_stack, "redis-killed", "identifying", shards=1)
+    _reach(local_stack, "redis-killed", "identifying", sources=1)
     local_stack.kill("redis")
     _finish(local_stack, "redis-killed")
 

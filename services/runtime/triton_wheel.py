@@ -102,15 +102,15 @@ def _install(environment: Path, requirements: Path, say: Callable[[str], None]) 
     shutil.rmtree(environment, ignore_errors=True)
     venv.EnvBuilder(with_pip=True, symlinks=True).create(environment)
     command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--progress-bar", "off"]
-    process = subprocess.Popen(
-        [*command, "-r", str(requirements)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
     lines = []
-    for line in process.stdout or ():
-        lines.append(line.rstrip())
-        if line.startswith(("Collecting", "Installing")):
-            say(f"  {line.strip()}")
-    if process.wait():
+    with subprocess.Popen(
+        [*command, "-r", str(requirements)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            if line.startswith(("Collecting", "Installing")):
+                say(f"  {line.strip()}")
+    if process.returncode:
         shutil.rmtree(environment, ignore_errors=True)
         tail = "\n".join(lines[-5:])
         raise NotReady(f"Triton could not be installed; pip said:\n{tail}", reason="TRITON_INSTALL_FAILED")

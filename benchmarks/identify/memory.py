@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.stand import Array, Data, Stand, read, standing
 from services.demo.data import digits
+from services.generator import noise
 from services.runtime.stack import StackSettings
 
 _SAMPLE_S = 0.02
@@ -23,16 +24,17 @@ def main() -> None:
     parser.add_argument("sources", type=int)
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args()
-    data = read(arguments.data or digits(StackSettings().cache.expanduser() / "demo"))
+    path = arguments.data or digits(StackSettings().cache.expanduser() / "demo")
     with standing("cpu", threads=os.cpu_count() or 1) as stand:
-        print(json.dumps(searched(stand, data, arguments.sources)))
+        print(json.dumps(searched(stand, read(path), arguments.sources)))
 
 
 def searched(stand: Stand, data: Data, sources: int, trained: int = _TRAINED) -> dict[str, float]:
     """Search around so many images; return how many there were and the peak of this process."""
-    small = {name: slice(None, trained) for name in ("train", "test")}
-    images = {name: data.images[name][part] for name, part in small.items()}
-    labels = {name: data.labels[name][part] for name, part in small.items()}
+    # By seed: images that lie sorted by label would leave classes out.
+    rows = {name: noise.choose(seed=1, count=len(data.labels[name]), limit=trained) for name in ("train", "test")}
+    images = {name: data.images[name][chosen] for name, chosen in rows.items()}
+    labels = {name: data.labels[name][chosen] for name, chosen in rows.items()}
     few = Data(name=data.name, images=images | {"val": images["test"]}, labels=labels | {"val": labels["test"]})
     model = stand.register("copies", few, few.labels["train"], seed=0, epochs=1)
     dataset = stand.add_dataset("copies", _copies(few, data, sources))

@@ -1,7 +1,8 @@
 """What the contracts are checked on: plain logs, the protos, a Triton of the suite's own."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from services.runtime.inference import InferenceClient
 from services.runtime.servers import start_triton
 from services.runtime.stack import StackSettings
 from services.runtime.telemetry import configure_logging
+from services.runtime.transport import SYSTEM_SHARED_MEMORY
 from services.runtime.triton_wheel import ensure_triton
+from tests.restartable_triton import Served, restartable_triton, shared_files
 
 TRITON_READY_S = 120.0
 
@@ -53,3 +56,24 @@ def inference(triton_root: Path) -> Iterator[InferenceClient]:
 def repository(triton_root: Path, inference: InferenceClient) -> TritonRepository:
     """Give the repository of that Triton server."""
     return TritonRepository(triton_root / "models", inference)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Start a Triton of a file's own, which its tests may kill and start again."""
+    with restartable_triton(tmp_path_factory.mktemp("served")) as found:
+        yield found
+
+
+@pytest.fixture
+def own_files() -> Callable[[], list[str]]:
+    """Give the names of the memory that this process shares, but for what clients of other tests hold."""
+    before = set(shared_files())
+    return lambda: [name for name in shared_files() if name not in before]
+
+
+@pytest.fixture
+def shared(served: Served) -> Iterator[InferenceClient]:
+    """A client that shares memory with Triton, two requests in flight."""
+    with closing(InferenceClient(served.address, in_flight=2, transport=SYSTEM_SHARED_MEMORY)) as client:
+        yield client

@@ -1,6 +1,5 @@
 """The entries of config.pbtxt that the embedded onnxruntime backend reads, on the real Triton."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,7 @@ from google.protobuf import text_format
 
 from services.corrector.repository import triton_config
 from services.runtime.inference import InferenceClient
-from tests.restartable_triton import Served, restartable_triton
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Start a Triton of this file's own."""
-    with restartable_triton(tmp_path_factory.mktemp("backend")) as found:
-        yield found
+from tests.restartable_triton import Served
 
 
 def load_with_threads(served: Served, name: str, count: str) -> None:

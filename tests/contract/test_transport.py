@@ -1,7 +1,7 @@
 """What every transport promises, on the real Triton: the same answers, and none lost when Triton is killed."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -13,31 +13,10 @@ from defuse.errors import Unavailable
 from services.runtime.inference import InferenceClient
 from services.runtime.transport import CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY
 from tests.conftest import eventually
-from tests.restartable_triton import Served, images, restartable_triton, shared_files
+from tests.restartable_triton import Served, images
 
 # Growing, shrinking, more than a request takes (256), none.
 SIZES = (1, 7, 200, 30, 600, 0, 2)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Start a Triton of this file's own."""
-    with restartable_triton(tmp_path_factory.mktemp("transport")) as found:
-        yield found
-
-
-@pytest.fixture
-def own_files() -> Callable[[], list[str]]:
-    """Give the names of the memory that this process shares, but for what clients of other tests hold."""
-    before = set(shared_files())
-    return lambda: [name for name in shared_files() if name not in before]
-
-
-@pytest.fixture
-def shared(served: Served) -> Iterator[InferenceClient]:
-    """A client that shares memory with Triton, two requests in flight."""
-    with closing(InferenceClient(served.address, in_flight=2, transport=SYSTEM_SHARED_MEMORY)) as client:
-        yield client
 
 
 def test_every_transport_gives_the_same_logits(served: Served, shared: InferenceClient) -> None:

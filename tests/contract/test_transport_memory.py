@@ -16,7 +16,7 @@ from onnx import helper
 from services.runtime.inference import InferenceClient
 from services.runtime.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY
 from tests.conftest import ROOT, eventually
-from tests.restartable_triton import Served, images, restartable_triton, shared_files
+from tests.restartable_triton import Served, images, shared_files
 
 # Seconds of a loop in ONNX Runtime.
 ROUNDS = 2_000_000
@@ -37,27 +37,6 @@ def build(settings):
 
 serve("probe", TransportSettings.load(), build)
 """
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Start a Triton of this file's own."""
-    with restartable_triton(tmp_path_factory.mktemp("transport")) as found:
-        yield found
-
-
-@pytest.fixture
-def own_files() -> Callable[[], list[str]]:
-    """Give the names of the memory that this process shares, but for what clients of other tests hold."""
-    before = set(shared_files())
-    return lambda: [name for name in shared_files() if name not in before]
-
-
-@pytest.fixture
-def shared(served: Served) -> Iterator[InferenceClient]:
-    """A client that shares memory with Triton, two requests in flight."""
-    with closing(InferenceClient(served.address, in_flight=2, transport=SYSTEM_SHARED_MEMORY)) as client:
-        yield client
 
 
 def test_memory_is_used_again_and_grows(

@@ -66,8 +66,7 @@ def _rates(bench: Bench, search: Search) -> dict[str, float]:
             answer.result()
 
     def bare() -> None:
-        makers = batches * [lambda: _Latents(z=z)]
-        for _ in pipeline.classified(makers, pair.decode, submit, decoders):
+        for _ in pipeline.classified(batches * [_Latents(z=z)], pair.decode, submit, decoders):
             pass
 
     def side_by_side(action: Callable[[], Any]) -> None:

@@ -220,7 +220,9 @@ def _with_breadth(gains: _Gains, tally: Tally, breadth: float, decodes: int) -> 
 def _most_worth(gains: _Gains, weight: float, decodes: int) -> Array:
     """Return a mask (n, j) of the `decodes` entries of largest worth, ties in source order; worth falls with j."""
     worth = (gains.failures + weight * gains.breadth).ravel()
-    chosen = np.zeros(len(worth), bool)
-    order = np.argsort(-worth, kind="stable")[:decodes]
-    chosen[order[worth[order] > 0]] = True
+    chosen = worth > 0
+    if chosen.sum() > decodes:
+        least = np.partition(worth, -decodes)[-decodes]
+        chosen = worth > least
+        chosen[np.flatnonzero(worth == least)[: decodes - chosen.sum()]] = True
     return chosen.reshape(gains.failures.shape)

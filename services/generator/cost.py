@@ -59,9 +59,9 @@ def _decodes_per_s(bench: Workbench, run: run_pb2.Run, pair: Codec) -> float:
     z = np.random.default_rng(0).standard_normal((size, pair.latent_dim)).astype(np.float32)
 
     submit = bench.classifier(run).submit
-    for _ in pipeline.classified(_WARM_UP * [lambda: _Batch(z=z)], pair.decode, submit, bench.decoders):
+    for _ in pipeline.classified(_WARM_UP * [_Batch(z=z)], pair.decode, submit, bench.decoders):
         pass
     begin = time.perf_counter()
-    for _ in pipeline.classified(_MEASURED * [lambda: _Batch(z=z)], pair.decode, submit, bench.decoders):
+    for _ in pipeline.classified(_MEASURED * [_Batch(z=z)], pair.decode, submit, bench.decoders):
         pass
     return size * _MEASURED / (time.perf_counter() - begin)

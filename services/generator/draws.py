@@ -4,18 +4,23 @@ Every eps is a pure function of (seed, source, round, draw): nothing that is fou
 into shards and batches, nor on how many workers share them.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
 
 from services.generator import noise
-from services.generator.failures import Array, Failures
-from services.generator.validity import Check, radius_sd
+from services.generator.failures import Array
+from services.generator.validity import radius_sd
 
 # Of so many draws the one that leads most towards a failure is decoded, once the plan knows a direction.
 CANDIDATES = 4
+# Batches whose slots one maker looks at: the label model is asked in larger batches, for fewer calls.
+_BATCHES_OF_SLOTS = 4
+
+Screening = Callable[[Array, Array, Array], Array]
+"""Latents (n, d), their labels and radii (n,) -> which are worth decoding, (n,) bool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +83,17 @@ class Draws:
     draw: Array
     eps: Array  # (b, d)
     z: Array  # (b, d)
-    # Draws that did not pass the screening on the way to these.
-    screened_out: int
+
+    def take(self, rows: Array | slice) -> "Draws":
+        return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def __add__(self, other: "Draws") -> "Draws":
+        return Draws(
+            **{
+                field.name: np.concatenate([getattr(self, field.name), getattr(other, field.name)])
+                for field in fields(self)
+            }
+        )
 
 
 def perturbations(
@@ -91,74 +105,84 @@ def perturbations(
 
 
 def draws(
-    sources: Sources, orders: Orders, law: Law, sd_agg: Array, screening: Check | None
-) -> Iterator[Callable[[], Draws]]:
-    """Yield makers of the perturbations to decode, in source order.
+    sources: Sources, orders: Orders, law: Law, sd_agg: Array, screening: Screening | None
+) -> Iterator[Callable[[], tuple[Draws, int]]]:
+    """Yield makers of the perturbations to decode, in source order, and of how many were screened out on the way.
 
     Each decode has a slot of draws of its own: one, or where the plan knows better than chance which to take, several,
-    of which the most promising valid one is decoded. A slot without a valid draw is not decoded.
+    of which the most promising valid one is decoded. A slot without a valid draw is not decoded, so that makers make
+    different numbers of draws.
     """
     rows = np.repeat(np.arange(len(sources.index)), orders.decodes)  # (slots,)
     slot = np.arange(len(rows)) - np.repeat(np.cumsum(orders.decodes) - orders.decodes, orders.decodes)
-    for begin in range(0, len(rows), law.batch_size):
-        part = slice(begin, begin + law.batch_size)
-        yield partial(_batch, sources, orders, law, sd_agg, screening, rows[part], slot[part])
+    size = _BATCHES_OF_SLOTS * law.batch_size
+    for begin in range(0, len(rows), size):
+        part = slice(begin, begin + size)
+        yield partial(_slots, sources, orders, law, sd_agg, screening, rows[part], slot[part])
 
 
-def _batch(
+def filled(parts: Iterable[Draws], size: int) -> Iterator[Draws]:
+    """Yield the same draws in batches of `size`, the rest at the end."""
+    rest: Draws | None = None
+    for part in parts:
+        rest = part if rest is None else rest + part
+        while len(rest.row) >= size:
+            yield rest.take(slice(size))
+            rest = rest.take(slice(size, None))
+    if rest is not None and len(rest.row):
+        yield rest
+
+
+def _slots(
     sources: Sources,
     orders: Orders,
     law: Law,
     sd_agg: Array,
-    screening: Check | None,
+    screening: Screening | None,
     row: Array,
     slot: Array,
-) -> Draws:
+) -> tuple[Draws, int]:
     width = CANDIDATES if orders.screen else 1
     draw = (slot[:, None] * width + np.arange(width)).ravel()  # (slots * width,)
     wide = np.repeat(row, width)
     eps, z = perturbations(
         law, sd_agg, mu=sources.mu[wide], source=sources.index[wide], round_=orders.round_, draw=draw
     )
-    chosen, out = (np.arange(len(row)), 0) if width == 1 else _chosen(sources, orders, sd_agg, screening, wide, eps, z)
-    return Draws(row=wide[chosen], draw=draw[chosen], eps=eps[chosen], z=z[chosen], screened_out=out)
+    drawn = Draws(row=wide, draw=draw, eps=eps, z=z)
+    if width == 1:
+        return drawn, 0
+    chosen, screened_out = _chosen(sources, orders, sd_agg, screening, wide, eps, z)
+    return drawn.take(chosen), screened_out
 
 
 def _chosen(
     sources: Sources,
     orders: Orders,
     sd_agg: Array,
-    screening: Check | None,
+    screening: Screening | None,
     row: Array,
     eps: Array,
     z: Array,
 ) -> tuple[Array, int]:
     """Return for each slot the position of its most promising draw that passes, ascending, and how many did not."""
-    promise = np.zeros(len(row)) if orders.directions is None else _promise(eps, orders.directions[sources.labels[row]])
+    radius = radius_sd(z, sources.mu[row], sd_agg)
+    promise = np.zeros(len(row)) if orders.directions is None else _promise(eps, orders.directions, sources.labels[row])
     order = np.argsort(-promise.reshape(-1, CANDIDATES), axis=1, kind="stable")  # (slots, CANDIDATES)
     positions = np.take_along_axis(np.arange(len(row)).reshape(-1, CANDIDATES), order, axis=1)
     chosen, screened_out = np.full(len(positions), -1), 0
     for rank in range(CANDIDATES):  # the label model is asked for the next best only where the better ones failed
         open_ = np.flatnonzero(chosen < 0)
         tried = positions[open_, rank]
-        passed = _screened(screening, sources, sd_agg, row[tried], z[tried])
+        passed = _all(tried) if screening is None else screening(z[tried], sources.labels[row[tried]], radius[tried])
         screened_out += int((~passed).sum())
         chosen[open_[passed]] = tried[passed]
     return chosen[chosen >= 0], screened_out
 
 
-def _promise(eps: Array, direction: Array) -> Array:
+def _all(rows: Array) -> Array:
+    return np.ones(len(rows), bool)
+
+
+def _promise(eps: Array, directions: Array, labels: Array) -> Array:
     """Return how far each step leads against its class's direction, in which margins rise."""
-    return np.asarray(-np.einsum("nd,nd->n", eps, direction))
-
-
-def _screened(screening: Check | None, sources: Sources, sd_agg: Array, row: Array, z: Array) -> Array:
-    if screening is None or not len(row):
-        return np.ones(len(row), bool)
-    candidates = replace(
-        Failures.none(z.shape[1]),
-        latent=z,
-        true_label=sources.labels[row],
-        radius_sd=radius_sd(z, sources.mu[row], sd_agg),
-    )
-    return np.asarray(screening.passes(screening.measure(candidates)))
+    return np.asarray(-np.einsum("nd,nd->n", eps, directions[labels]))

@@ -73,7 +73,8 @@ def examine(
             check()
             yield partial(batch_of, slice(begin, begin + batch_size))
 
-    answers = pipeline.classified(makers(), models.decode, models.submit, models.decoders)
+    batches = pipeline.made(makers(), models.decoders)
+    answers = pipeline.classified(batches, models.decode, models.submit, models.decoders)
     parts = [_read(batch, logits) for batch, logits in answers]
     nothing = {"image_margin": np.zeros(0), "reconstruction_margin": np.zeros(0), "runner_up": np.zeros(0, np.int64)}
     return Examination(**{name: np.concatenate([part[name] for part in [*parts, nothing]]) for name in nothing})

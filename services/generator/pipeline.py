@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ class Latents(Protocol):
 
 
 B = TypeVar("B", bound=Latents)
+T = TypeVar("T")
 
 
 class Decoders:
@@ -42,48 +44,36 @@ class Decoders:
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="decoder", initializer=at_start)
 
 
-def classified(
-    makers: Iterable[Callable[[], B]],
-    decode: Callable[[Array], Array],
-    submit: Callable[[Array], Pending],
-    decoders: Decoders,
-) -> Iterator[tuple[B, Array]]:
-    """Yield what each maker makes with the logits (n, k) of its decoded latents, in order.
-
-    A batch without latents comes with no logits, (0, 1). Makers are called in the decoders' threads.
-    """
-    waiting: deque[Future[tuple[B, Pending]]] = deque()
+def made(makers: Iterable[Callable[[], T]], decoders: Decoders) -> Iterator[T]:
+    """Yield what each maker makes, in order; they are called in the decoders' threads, a few ahead."""
+    waiting: deque[Future[T]] = deque()
     try:
         for make in makers:
-            waiting.append(decoders.pool.submit(_sent, make, decode, submit))
+            waiting.append(decoders.pool.submit(make))
             if len(waiting) > _AHEAD * decoders.count:
-                yield _arrived(waiting.popleft())
+                yield waiting.popleft().result()
         while waiting:
-            yield _arrived(waiting.popleft())
+            yield waiting.popleft().result()
     finally:  # whoever stops early leaves nothing that waits
         for future in waiting:
             future.cancel()
 
 
-class _Nothing:
-    """The answer to no latents."""
+def classified(
+    batches: Iterable[B],
+    decode: Callable[[Array], Array],
+    submit: Callable[[Array], Pending],
+    decoders: Decoders,
+) -> Iterator[tuple[B, Array]]:
+    """Yield each batch with the logits (n, k) of its decoded latents, in order."""
+    for batch, pending in made((partial(_sent, batch, decode, submit) for batch in batches), decoders):
+        yield batch, pending.result()
 
-    def result(self) -> Array:
-        return np.zeros((0, 1), np.float32)
 
-
-def _sent(
-    make: Callable[[], B], decode: Callable[[Array], Array], submit: Callable[[Array], Pending]
-) -> tuple[B, Pending]:
-    batch = make()
-    return batch, submit(decode(batch.z)) if len(batch.z) else _Nothing()
+def _sent(batch: B, decode: Callable[[Array], Array], submit: Callable[[Array], Pending]) -> tuple[B, Pending]:
+    return batch, submit(decode(batch.z))
 
 
 def rounded(images: Array) -> Array:
     """Return images (n, c, h, w) in [0, 1] as they are after having been stored with eight bits."""
     return np.asarray(np.rint(images * np.float32(255)) / np.float32(255), np.float32)
-
-
-def _arrived(sent: "Future[tuple[B, Pending]]") -> tuple[B, Array]:
-    batch, pending = sent.result()
-    return batch, pending.result()

@@ -4,14 +4,14 @@ Perturbations are decoded and classified; what is misclassified is a candidate, 
 again by a second, separate call is a failure.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from services.generator import pipeline
 from services.generator.budget import DirectionSums
-from services.generator.draws import Draws, Law, Orders, Sources, draws, perturbations
+from services.generator.draws import Draws, Law, Orders, Screening, Sources, draws, filled, perturbations
 from services.generator.failures import Array, Counts, Failures
 from services.generator.pipeline import Pending
 from services.generator.validity import Check, radius_sd
@@ -43,8 +43,8 @@ class Checks:
 
     # Told from the latent alone.
     latent: Sequence[Check]
-    # The one that also screens draws before they are decoded; None screens nothing.
-    screening: Check | None
+    # Says which draws are worth decoding; None screens nothing.
+    screening: Screening | None
     max_round_trip_sd: float
 
 
@@ -78,12 +78,12 @@ def search(
     counts = Counts(sources=len(sources.index) if orders.round_ == 0 else 0)
     sums, tally = _no_directions(classes, sources.mu.shape[1]), np.zeros((3, len(sources.index)))
     found = [Failures.none(sources.mu.shape[1])]
-    batches = draws(sources, orders, law, models.sd_agg, checks.screening)
+    parts = pipeline.made(draws(sources, orders, law, models.sd_agg, checks.screening), models.decoders)
+    batches = filled(_counted(parts, counts), law.batch_size)
     total = max(int(orders.decodes.sum()), 1)
     for batch, logits in pipeline.classified(batches, models.decode, models.submit, models.decoders):
         margin = margins(logits, sources.labels[batch.row])
         counts.decodes += len(batch.z)
-        counts.screened_out += batch.screened_out
         for sum_, value in zip(tally, (np.ones_like(margin), margin, margin**2), strict=True):
             np.add.at(sum_, batch.row, value)
         if orders.screen:
@@ -103,6 +103,12 @@ def search(
         margin_square_sum=tally[2],
         directions=sums,
     )
+
+
+def _counted(parts: Iterable[tuple[Draws, int]], counts: Counts) -> Iterator[Draws]:
+    for part, screened_out in parts:
+        counts.screened_out += screened_out
+        yield part
 
 
 def margins(logits: Array, labels: Array) -> Array:

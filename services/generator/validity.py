@@ -150,18 +150,19 @@ def latent_checks(
     ]
 
 
-def screening_check(thresholds: Thresholds, *, label_probability: Callable[[Array, Array], Array]) -> Check:
-    """Return what a draw must pass to be decoded at all: the one signal that is both cheap and decisive."""
+def screening(
+    thresholds: Thresholds, *, label_probability: Callable[[Array, Array], Array]
+) -> Callable[[Array, Array, Array], Array]:
+    """Return what says of latents (n, d), labels and radii (n,) which are worth decoding at all.
 
-    def probability_within_radius(candidates: Any) -> Array:
-        near = candidates.radius_sd <= thresholds.max_radius_sd
-        return np.where(near, label_probability(candidates.latent, candidates.true_label), 0.0)
+    The label model is the one signal that is both cheap and decisive.
+    """
 
-    return Check(
-        field="label_probability",
-        measure=probability_within_radius,
-        passes=lambda v: v >= thresholds.min_label_probability,
-    )
+    def passes(z: Array, label: Array, radius: Array) -> Array:
+        likely = label_probability(z, label) >= thresholds.min_label_probability
+        return np.asarray(likely & (radius <= thresholds.max_radius_sd))
+
+    return passes
 
 
 def _posterior(x: Array, noise: Array, least: Array, pooled: Array) -> tuple[Array, Array]:

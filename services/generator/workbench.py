@@ -13,7 +13,7 @@ from services.generator.codec import Array, Codec, UnfitPair
 from services.generator.draws import Law, Sources
 from services.generator.pipeline import Decoders
 from services.generator.search import Checks, Models
-from services.generator.validity import Reference, Thresholds, latent_checks, screening_check
+from services.generator.validity import Reference, Thresholds, latent_checks, screening
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog, LabelledImages
@@ -147,7 +147,7 @@ class Workbench:
         probability = functools.partial(label_model.probability_of, labels)
         return Checks(
             latent=latent_checks(thresholds, reference=reference, label_probability=probability, device=self.device),
-            screening=screening_check(thresholds, label_probability=probability),
+            screening=screening(thresholds, label_probability=probability),
             max_round_trip_sd=thresholds.max_round_trip_sd,
         )
 

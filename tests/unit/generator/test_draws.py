@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,29 +9,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from services.generator.draws import CANDIDATES, Draws, Law, Orders, Sources, draws, perturbations
-from services.generator.failures import Counts
+from services.generator.draws import CANDIDATES, Draws, Law, Orders, Screening, Sources, draws, filled, perturbations
 from services.generator.noise import released, standard_normal
-from services.generator.validity import Check, radius_sd
-from tests.unit.generator.world import DIM, LAW, SD, check, cut, orders, planted_sources
+from services.generator.validity import radius_sd
+from tests.unit.generator.world import DIM, LAW, SD, cut, orders, planted_sources
 
 Array = npt.NDArray[Any]
 RELEASED = replace(LAW, released=True)
-HALF = check("label_probability", lambda z: z[:, 1] > 0)
+
+
+def rule(passes: Callable[[Array], Array]) -> Screening:
+    """Return a screening by a rule on latents (n, d) alone."""
+    return lambda z, label, radius: passes(z)
+
+
+HALF = rule(lambda z: z[:, 1] > 0)
 # Nearly nothing passes: whole slots are left without a valid draw.
-FEW = check("label_probability", lambda z: z[:, 1] > 0.9)
+FEW = rule(lambda z: z[:, 1] > 0.9)
 DIRECTIONS = np.array([[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]])
 
 
-def drawn(
-    sources: Sources, wanted: Orders, law: Law = LAW, screening: Check | None = None
-) -> tuple[dict[str, Array], Counts]:
-    """Return all draws one after the other, with what was screened out."""
-    parts = [make() for make in draws(sources, wanted, law, SD, screening)]
-    assert all(len(part.row) <= law.batch_size for part in parts)
-    names = [name for name in Draws.__dataclass_fields__ if name != "screened_out"]
-    counts = Counts(screened_out=sum(part.screened_out for part in parts))
-    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}, counts
+def drawn(sources: Sources, wanted: Orders, law: Law = LAW, screening: Screening | None = None) -> tuple[Draws, int]:
+    """Return all draws one after the other, and how many were screened out."""
+    parts, screened_out = zip(*(make() for make in draws(sources, wanted, law, SD, screening)), strict=True)
+    (whole,) = filled(parts, 100_000) if any(len(part.row) for part in parts) else [parts[0]]
+    return whole, sum(screened_out)
 
 
 def slots_of(sources: Sources, wanted: Orders) -> tuple[Array, Array, Array, Array]:
@@ -75,17 +78,17 @@ def test_radii_follow_their_law() -> None:
 def test_uniform_search_decodes_every_draw() -> None:
     """Without screening each source gets its draws from 0 on, in source order, whatever a check would say of them."""
     sources = planted_sources(4)
-    found, counts = drawn(sources, orders(sources, np.array([3, 0, 1, 2])), screening=FEW)
-    np.testing.assert_array_equal(found["row"], [0, 0, 0, 2, 3, 3])
-    np.testing.assert_array_equal(found["draw"], [0, 1, 2, 0, 0, 1])
-    assert counts.screened_out == 0
+    found, screened_out = drawn(sources, orders(sources, np.array([3, 0, 1, 2])), screening=FEW)
+    np.testing.assert_array_equal(found.row, [0, 0, 0, 2, 3, 3])
+    np.testing.assert_array_equal(found.draw, [0, 1, 2, 0, 0, 1])
+    assert screened_out == 0
 
 
 def test_a_slot_decodes_its_most_promising_valid_draw() -> None:
     """Of a slot's draws the valid one is taken that steps furthest against the direction of its source's class."""
     sources = replace(planted_sources(), labels=np.arange(20) % 2)
     wanted = orders(sources, 5, round_=3, directions=DIRECTIONS, screen=True)
-    found, counts = drawn(sources, wanted, screening=HALF)
+    found, screened_out = drawn(sources, wanted, screening=HALF)
     row, draw, eps, z = slots_of(sources, wanted)
     promise = -np.einsum("scd,sd->sc", eps, DIRECTIONS[sources.labels[row]])
     valid = z[..., 1] > 0
@@ -93,46 +96,46 @@ def test_a_slot_decodes_its_most_promising_valid_draw() -> None:
     some = valid.any(axis=1)
     assert 0 < some.sum() < len(row)
     slots = np.arange(len(row))[some]
-    np.testing.assert_array_equal(found["row"], row[some])
-    np.testing.assert_array_equal(found["draw"], draw[slots, best[some]])
-    np.testing.assert_array_equal(found["z"], z[slots, best[some]])
+    np.testing.assert_array_equal(found.row, row[some])
+    np.testing.assert_array_equal(found.draw, draw[slots, best[some]])
+    np.testing.assert_array_equal(found.z, z[slots, best[some]])
     # Ruled out is what was asked about in vain: all that promised more than what was taken.
     better = promise > np.where(some, promise[np.arange(len(row)), best], -np.inf)[:, None]
-    assert counts.screened_out == better.sum() == (better & ~valid).sum()
+    assert screened_out == better.sum() == (better & ~valid).sum()
 
 
 def test_without_a_direction_the_first_valid_draw_is_taken() -> None:
     """Where nothing is known of directions, a slot takes its draws in order: the first that passes."""
     sources = planted_sources()
     wanted = orders(sources, 5, screen=True)
-    found, counts = drawn(sources, wanted, screening=HALF)
+    found, screened_out = drawn(sources, wanted, screening=HALF)
     _, draw, _, z = slots_of(sources, wanted)
     valid = z[..., 1] > 0
     first, some = valid.argmax(axis=1), valid.any(axis=1)
-    np.testing.assert_array_equal(found["draw"], draw[some, first[some]])
-    assert counts.screened_out == np.where(some, first, CANDIDATES).sum()
+    np.testing.assert_array_equal(found.draw, draw[some, first[some]])
+    assert screened_out == np.where(some, first, CANDIDATES).sum()
 
 
 def test_nothing_is_decoded_where_nothing_is_valid() -> None:
     """A slot none of whose draws passes is not decoded, and all of them are counted as screened out."""
     sources = planted_sources(6)
-    nothing = check("label_probability", lambda z: np.zeros(len(z), bool))
-    found, counts = drawn(sources, orders(sources, 4, directions=DIRECTIONS, screen=True), screening=nothing)
-    assert (len(found["z"]), counts.screened_out) == (0, 6 * 4 * CANDIDATES)
+    nothing = rule(lambda z: np.zeros(len(z), bool))
+    found, screened_out = drawn(sources, orders(sources, 4, directions=DIRECTIONS, screen=True), screening=nothing)
+    assert (len(found.z), screened_out) == (0, 6 * 4 * CANDIDATES)
 
 
 def test_screening_is_told_latent_label_and_radius() -> None:
     """What screens a draw sees its latent, its source's label and the length of its step."""
     sources = replace(planted_sources(), labels=np.arange(20) % 2)
 
-    def near_and_of_class_one(candidates: Any) -> Array:
-        return np.where((candidates.radius_sd < 0.6) & (candidates.true_label == 1), 1.0, 0.0)
+    def near_and_of_class_one(z: Array, label: Array, radius: Array) -> Array:
+        assert len(z) == len(label) == len(radius)
+        return (radius < 0.6) & (label == 1)
 
-    screening = Check(field="label_probability", measure=near_and_of_class_one, passes=lambda v: v > 0.5)
-    found, _ = drawn(sources, orders(sources, screen=True), screening=screening)
-    assert len(found["row"]) > 20
-    assert (found["row"] % 2 == 1).all()
-    assert radius_sd(found["z"], sources.mu[found["row"]], SD).max() < 0.6
+    found, _ = drawn(sources, orders(sources, screen=True), screening=near_and_of_class_one)
+    assert len(found.row) > 20
+    assert (found.row % 2 == 1).all()
+    assert radius_sd(found.z, sources.mu[found.row], SD).max() < 0.6
 
 
 @given(
@@ -145,18 +148,32 @@ def test_shards_and_batches_change_no_draw(decodes: list[int], border: int, batc
     """What is drawn of a source does not depend on the sources beside it, nor on the size of the batches."""
     sources = planted_sources(6)
     wanted = orders(sources, np.array(decodes), directions=DIRECTIONS, screen=screen)
-    whole, counts = drawn(sources, wanted, replace(LAW, batch_size=1000), HALF)
-    parts = []
+    whole, screened_out = drawn(sources, wanted, replace(LAW, batch_size=1000), HALF)
+    parts, left_out = [], 0
     for rows in (slice(border), slice(border, None)):
         makers = draws(cut(sources, rows), cut(wanted, rows), replace(LAW, batch_size=batch_size), SD, HALF)
-        parts += [
-            (sources.index[rows][part.row], part.draw, part.z, part.screened_out) for part in (m() for m in makers)
-        ]
-    *got, screened_out = zip(*parts, strict=True)
-    expected = (sources.index[whole["row"]], whole["draw"], whole["z"])
-    for arrays, want in zip(got, expected, strict=True):
+        for part, out in (make() for make in makers):
+            parts.append((sources.index[rows][part.row], part.draw, part.z))
+            left_out += out
+    expected = (sources.index[whole.row], whole.draw, whole.z)
+    for arrays, want in zip(zip(*parts, strict=True), expected, strict=True):
         np.testing.assert_array_equal(np.concatenate(arrays), want)
-    assert sum(screened_out) == counts.screened_out
+    assert left_out == screened_out
+
+
+@given(sizes=st.lists(st.integers(0, 7), max_size=8), size=st.integers(1, 9))
+def test_batches_are_filled_and_nothing_is_lost(sizes: list[int], size: int) -> None:
+    """Draws of any parts come in full batches, in order; only the last one may be smaller, and none is empty."""
+    rows = np.arange(sum(sizes))
+    whole = Draws(row=rows, draw=rows + 1, eps=rows[:, None] + 2.0, z=rows[:, None] + 3.0)
+    ends = np.cumsum(sizes, dtype=int)
+    batches = list(filled([whole.take(slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)], size))
+    lengths = [len(batch.row) for batch in batches]
+    assert lengths[:-1] == [size] * (len(batches) - 1)
+    assert all(0 < length <= size for length in lengths)
+    for name in ("row", "draw", "eps", "z"):
+        got = np.concatenate([getattr(batch, name) for batch in batches] or [getattr(whole, name)])
+        np.testing.assert_array_equal(got, getattr(whole, name))
 
 
 def test_no_draw_is_taken_twice() -> None:
@@ -165,5 +182,5 @@ def test_no_draw_is_taken_twice() -> None:
     first, second = (
         drawn(sources, orders(sources, round_=round_, directions=DIRECTIONS, screen=True))[0] for round_ in (1, 2)
     )
-    assert len(set(zip(first["row"], first["draw"], strict=True))) == len(first["row"]) == 20 * 12
-    assert np.abs(first["eps"] - second["eps"]).min() > 0
+    assert len(set(zip(first.row, first.draw, strict=True))) == len(first.row) == 20 * 12
+    assert np.abs(first.eps - second.eps).min() > 0

@@ -1,12 +1,13 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from services.generator.pipeline import Decoders, classified, rounded
+from services.generator.pipeline import Decoders, classified, made, rounded
 from services.runtime.inference import as_floats, as_stored
 
 Array = npt.NDArray[np.float32]
@@ -52,19 +53,14 @@ class Models:
         return Answer(images + 1, self)
 
     def answers(self, batches: list[Batch], decoders: Decoders) -> Iterator[tuple[Batch, Array]]:
-        return classified([made(batch) for batch in batches], self.decode, self.submit, decoders)
+        return classified(batches, self.decode, self.submit, decoders)
 
 
 @pytest.fixture(params=[1, 2, 5])
 def decoders(request: pytest.FixtureRequest) -> Iterator[Decoders]:
-    made = Decoders(request.param)
-    yield made
-    made.pool.shutdown()
-
-
-def made(batch: Batch) -> Callable[[], Batch]:
-    """Return what makes a batch when it is its turn."""
-    return lambda: batch
+    threads = Decoders(request.param)
+    yield threads
+    threads.pool.shutdown()
 
 
 def batches(*sizes: int) -> list[Batch]:
@@ -72,25 +68,31 @@ def batches(*sizes: int) -> list[Batch]:
 
 
 def test_answers_come_with_their_batches_in_order(decoders: Decoders) -> None:
-    """Each batch comes back with the logits of its own decoded latents; an empty one with none."""
+    """Each batch comes back with the logits of its own decoded latents."""
     models = Models()
-    answers = list(models.answers(batches(2, 0, 1, 3, 0, 2, 2, 2), decoders))
+    answers = list(models.answers(batches(2, 4, 1, 3, 4, 2, 2, 2), decoders))
     assert [batch.name for batch, _ in answers] == [str(number) for number in range(8)]
     for batch, logits in answers:
-        assert len(logits) == len(batch.z)
-        np.testing.assert_array_equal(logits, (10 * batch.z + 1)[:, : logits.shape[1]])
-    assert models.sent == models.asked == 6
+        np.testing.assert_array_equal(logits, 10 * batch.z + 1)
+    assert models.sent == models.asked == 8
+
+
+def test_what_is_made_comes_in_order(decoders: Decoders) -> None:
+    """Makers are called in the decoders' threads, and what they make comes in their order."""
+    threads = list(made([threading.get_ident] * 20, decoders))
+    assert threading.get_ident() not in threads
+    assert list(made([partial(int, number) for number in range(20)], decoders)) == list(range(20))
 
 
 def test_decoding_runs_ahead_a_little(decoders: Decoders) -> None:
     """Batches are begun before the first answer is looked at, but never many more than there are decoders."""
     taken = 0
 
-    def counted() -> Iterator[Callable[[], Batch]]:
+    def counted() -> Iterator[Batch]:
         nonlocal taken
         for batch in batches(*[1] * 100):
             taken += 1
-            yield made(batch)
+            yield batch
 
     models = Models()
     ahead = [taken - number for number, _ in enumerate(classified(counted(), models.decode, models.submit, decoders))]

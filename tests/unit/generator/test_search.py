@@ -89,7 +89,7 @@ def test_shards_and_batches_change_nothing(border: int, batch_size: int, round_:
         sources, np.arange(20) % 7 * 2, round_=round_, found=np.arange(20) % 3, directions=DIRECTIONS, screen=screen
     )
     half = check("label_probability", lambda z: z[:, 1] > -0.5)
-    checked = checks(half, screening=half)
+    checked = checks(half, screening=lambda z, label, radius: z[:, 1] > -0.5)
     whole = searched(sources, wanted, law, checked=checked)
     parts = [
         searched(cut(sources, rows), cut(wanted, rows), replace(law, batch_size=batch_size), checked=checked)

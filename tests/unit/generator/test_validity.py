@@ -15,7 +15,7 @@ from services.generator.validity import (
     Thresholds,
     latent_checks,
     radius_sd,
-    screening_check,
+    screening,
 )
 
 Array = npt.NDArray[Any]
@@ -223,9 +223,6 @@ def test_thresholds_that_let_everything_pass(reference: Reference) -> None:
 
 def test_screening_asks_for_label_and_radius() -> None:
     """A draw is decoded when its label is believed and its step is small enough; nothing else is asked."""
-    found = candidates(
-        np.array([[-2.0, 99.0, 1.0], [2.0, 0.0, 1.0], [-2.0, 0.0, 1.0]], np.float32),
-        np.array([3, 3, 3]),
-        np.array([1.0, 0.1, 1.01]),
-    )
-    assert passed(screening_check(THRESHOLDS, label_probability=probability), found) == [True, False, False]
+    z = np.array([[-2.0, 99.0, 1.0], [2.0, 0.0, 1.0], [-2.0, 0.0, 1.0]], np.float32)
+    passes = screening(THRESHOLDS, label_probability=probability)
+    assert passes(z, np.array([3, 3, 3]), np.array([1.0, 0.1, 1.01])).tolist() == [True, False, False]

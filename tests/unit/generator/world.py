@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from services.generator.draws import Law, Orders, Sources
+from services.generator.draws import Law, Orders, Screening, Sources
 from services.generator.pipeline import Decoders
 from services.generator.search import Checks, Models, ShardResult, search
 from services.generator.validity import Check
@@ -58,7 +58,7 @@ def models(classify: Callable[[Array], Array] = planes, **others: Any) -> Models
     return replace(plain, **others)
 
 
-def checks(*latent: Check, screening: Check | None = None, max_round_trip_sd: float = np.inf) -> Checks:
+def checks(*latent: Check, screening: Screening | None = None, max_round_trip_sd: float = np.inf) -> Checks:
     return Checks(latent=latent, screening=screening, max_round_trip_sd=max_round_trip_sd)
 
 

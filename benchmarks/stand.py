@@ -117,9 +117,9 @@ class Stand:
         self.store.write_message(catalog.dataset(record.name), record)
         return record.name
 
-    def configure(self, model: model_pb2.Model, dataset: str, **sections: dict[str, Any]) -> run_pb2.RunConfig:
+    def configure(self, model: model_pb2.Model, dataset: str, **sections: Any) -> run_pb2.RunConfig:
         """Return a whole configuration; `sections` are those of the contract, with what differs from the defaults."""
-        config = run_pb2.RunConfig(model=model.name, model_version=1, dataset=dataset, **sections)  # type: ignore[arg-type]
+        config = run_pb2.RunConfig(model=model.name, model_version=1, dataset=dataset, **sections)
         return complete(config)
 
     def train_vae(self, data: Data, config: run_pb2.RunConfig) -> float:

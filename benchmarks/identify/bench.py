@@ -21,6 +21,8 @@ class Sizes:
     classifier_epochs: int
     repeats: int
     batches: int
+    # Searches whose figures are pooled.
+    seeds: int
     failures: int
     released_s: float
     vae: dict[str, Any]
@@ -33,6 +35,7 @@ FULL = Sizes(
     classifier_epochs=3,
     repeats=5,
     batches=24,
+    seeds=5,
     failures=1000,
     released_s=120,
     vae={},
@@ -44,6 +47,7 @@ SMOKE = Sizes(
     classifier_epochs=2,
     repeats=1,
     batches=2,
+    seeds=1,
     failures=5,
     released_s=1,
     vae={"epochs": 3},
@@ -61,7 +65,7 @@ class Bench:
     model: model_pb2.Model
     sizes: Sizes
 
-    def prepared(self, name: str, model: model_pb2.Model | None = None, **sections: dict[str, Any]) -> Search:
+    def prepared(self, name: str, model: model_pb2.Model | None = None, **sections: Any) -> Search:
         search = {"max_sources": self.sizes.sources} | sections.pop("search", {})
         given = {"vae": self.sizes.vae, "preflight": self.sizes.preflight, "search": search} | sections
         return self.stand.prepare(name, self.stand.configure(model or self.model, self.dataset, **given))

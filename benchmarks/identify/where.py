@@ -1,45 +1,87 @@
 """Where it looks: the same failures with fewer decodes, and the first of them sooner."""
 
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.identify.bench import CAP, UNIFORM_DRAWS, Bench
 from benchmarks.identify.peer import better_threads, run_released
-from benchmarks.stand import Array, confusions, distinct_sources
+from benchmarks.stand import Array, Search, confusions, distinct_sources
 from services.generator.workbench import SEARCHED_SPLIT
 
 _FINE_ROUNDS = 24  # fine enough to stop soon after the failures of the uniform search
 _TRUTH_DRAWS = 60
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A uniform search, and ours until it found as many failures; the latter's failures cut to that number."""
+
+    uniform: Search
+    ours: Search
+    theirs: dict[str, Array]
+    own: dict[str, Array]
+
+    @property
+    def confusions(self) -> tuple[int, int]:
+        return len(confusions(self.own)), len(confusions(self.theirs))
+
+    @property
+    def sources(self) -> tuple[int, int]:
+        return distinct_sources(self.own), distinct_sources(self.theirs)
+
+
 def budget(bench: Bench) -> dict[str, Any]:
-    """Find as many valid failures as a uniform search with fewer decodes, as broadly."""
-    uniform = bench.prepared("uniform", search={"strategy": "STRATEGY_UNIFORM", "draws_per_source": UNIFORM_DRAWS})
-    uniform.until(sys.maxsize)
-    ours = bench.prepared("ours", search={"draws_per_source": UNIFORM_DRAWS, "rounds": _FINE_ROUNDS})
-    ours.until(uniform.counts.failures)
-    theirs, own = uniform.failures(), _first(ours.failures(), uniform.counts.failures)
-    ratio = uniform.counts.decodes / max(ours.counts.decodes, 1)
-    knowing = _knowing_decodes(bench, uniform.counts.failures)
-    gain = uniform.counts.decodes - ours.counts.decodes
+    """Find as many valid failures as a uniform search with fewer decodes, as broadly; over seeds, and all together."""
+    pairs = [_searched(bench, seed) for seed in range(bench.sizes.seeds)]
+    failures, uniform_decodes, own_decodes = (
+        [pair.uniform.counts.failures for pair in pairs],
+        [pair.uniform.counts.decodes for pair in pairs],
+        [pair.ours.counts.decodes for pair in pairs],
+    )
+    knowing = _knowing_decodes(bench, failures[0])
+    radius = {side: np.concatenate([getattr(pair, side)["radius_sd"] for pair in pairs]) for side in ("theirs", "own")}
     return {
-        "uniform_failures": uniform.counts.failures,
-        "uniform_decodes": uniform.counts.decodes,
-        "own_failures": ours.counts.failures,
-        "own_decodes": ours.counts.decodes,
-        "budget_ratio": round(ratio, 2),
-        "budget_ratio_all_decodes": round(
-            (uniform.counts.decodes + uniform.counts.decodes_again) / (ours.counts.decodes + ours.counts.decodes_again),
-            2,
-        ),
-        "distinct_sources_ratio": round(distinct_sources(own) / max(distinct_sources(theirs), 1), 3),
-        "distinct_confusions_ratio": round(len(confusions(own)) / max(len(confusions(theirs)), 1), 3),
-        "oracle_share": round(gain / max(uniform.counts.decodes - knowing, 1), 3),
-        "median_radius_uniform": round(float(np.median(theirs["radius_sd"])), 3) if len(theirs["source"]) else None,
-        "median_radius_own": round(float(np.median(own["radius_sd"])), 3) if len(own["source"]) else None,
+        "uniform_failures": failures,
+        "uniform_decodes": uniform_decodes,
+        "own_failures": [pair.ours.counts.failures for pair in pairs],
+        "own_decodes": own_decodes,
+        "budget_ratio": _pooled(zip(uniform_decodes, own_decodes, strict=True)),
+        "budget_ratio_all_decodes": _pooled((_all_decodes(pair.uniform), _all_decodes(pair.ours)) for pair in pairs),
+        "distinct_sources_ratio": _pooled(pair.sources for pair in pairs),
+        "distinct_confusions_ratio": _pooled(pair.confusions for pair in pairs),
+        "distinct_sources_ratios": [_pooled([pair.sources]) for pair in pairs],
+        "distinct_confusions_ratios": [_pooled([pair.confusions]) for pair in pairs],
+        "oracle_share": round((uniform_decodes[0] - own_decodes[0]) / max(uniform_decodes[0] - knowing, 1), 3),
+        "median_radius_uniform": round(float(np.median(radius["theirs"])), 3) if len(radius["theirs"]) else None,
+        "median_radius_own": round(float(np.median(radius["own"])), 3) if len(radius["own"]) else None,
     }
+
+
+def _searched(bench: Bench, seed: int) -> _Pair:
+    uniform = bench.prepared(
+        f"uniform-{seed}",
+        seed=seed,
+        search={"strategy": "STRATEGY_UNIFORM", "draws_per_source": UNIFORM_DRAWS},
+    ).until(sys.maxsize)
+    ours = bench.prepared(
+        f"ours-{seed}", seed=seed, search={"draws_per_source": UNIFORM_DRAWS, "rounds": _FINE_ROUNDS}
+    ).until(uniform.counts.failures)
+    own = _first(ours.failures(), uniform.counts.failures)
+    return _Pair(uniform=uniform, ours=ours, theirs=uniform.failures(), own=own)
+
+
+def _all_decodes(search: Search) -> int:
+    return int(search.counts.decodes + search.counts.decodes_again)
+
+
+def _pooled(pairs: Iterable[tuple[int, int]]) -> float:
+    """Return the sum of the first over the sum of the second numbers."""
+    over, under = (sum(numbers) for numbers in zip(*pairs, strict=True))
+    return round(over / max(under, 1), 3)
 
 
 def _first(failures: dict[str, Array], count: int) -> dict[str, Array]:

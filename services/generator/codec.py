@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from services.generator.pipeline import Images
 from services.generator.vae import Vae
 
 Array = npt.NDArray[Any]
@@ -32,10 +33,10 @@ class Codec:
     batch and on whatever machine, must be the same picture up to rounding, or a failure could not be found again.
     """
 
-    # images (n, c, h, w) float32 in [0, 1] -> mu, sigma (n, d)
-    encode: Callable[[Array], tuple[Array, Array]]
-    # z (n, d) -> images (n, c, h, w) float32 in [0, 1]
-    decode: Callable[[Array], Array]
+    # images (n, c, h, w) float32 in [0, 1], arrays or tensors on any device -> mu, sigma (n, d)
+    encode: Callable[[Images], tuple[Array, Array]]
+    # z (n, d) -> images (n, c, h, w) float32 in [0, 1], where they were made: what a GPU decodes stays there
+    decode: Callable[[Array], Images]
     latent_dim: int
     # channels, height, width
     image_shape: tuple[int, int, int]
@@ -65,14 +66,13 @@ def of_vae(vae: Vae, device: torch.device) -> Codec:
     network = vae.to(device).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     @torch.inference_mode()
-    def encode(images: Array) -> tuple[Array, Array]:
-        mu, sigma = network.encode(torch.from_numpy(images).to(device, memory_format=torch.channels_last))
+    def encode(images: Images) -> tuple[Array, Array]:
+        mu, sigma = network.encode(torch.as_tensor(images).to(device, memory_format=torch.channels_last))
         return mu.cpu().numpy(), sigma.cpu().numpy()
 
     @torch.inference_mode()
-    def decode(z: Array) -> Array:
-        images: Array = network.decode(torch.from_numpy(z).to(device)).contiguous().cpu().numpy()
-        return images
+    def decode(z: Array) -> Images:
+        return network.decode(torch.from_numpy(z).to(device)).contiguous()
 
     return Codec(encode=encode, decode=decode, latent_dim=vae.config.latent_dim, image_shape=vae.config.image_shape)
 
@@ -83,8 +83,8 @@ def of_onnx(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int
     The encoder's second output is sigma; without one, the posterior is a point.
     """
 
-    def encode(images: Array) -> tuple[Array, Array]:
-        mu, *rest = encoder(images)
+    def encode(images: Images) -> tuple[Array, Array]:
+        mu, *rest = encoder(as_array(images))
         return mu, rest[0] if rest else np.zeros_like(mu)
 
     def decode(z: Array) -> Array:
@@ -110,6 +110,11 @@ def of_onnx(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int
         latent_dim=mu.shape[1],
         image_shape=image_shape,
     )
+
+
+def as_array(images: Images) -> Array:
+    """Return decoded images as an array of the host."""
+    return images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
 
 
 def as_pixels(images: Array) -> Array:

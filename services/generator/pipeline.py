@@ -6,10 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+# A numpy array, or a torch tensor on the device of the decoder.
+Images = Any
 # Batches that are under way for each decoder thread; bounds the memory of a search.
 _AHEAD = 2
 
@@ -61,8 +62,8 @@ def made(makers: Iterable[Callable[[], T]], decoders: Decoders) -> Iterator[T]:
 
 def classified(
     batches: Iterable[B],
-    decode: Callable[[Array], Array],
-    submit: Callable[[Array], Pending],
+    decode: Callable[[Array], Images],
+    submit: Callable[[Images], Pending],
     decoders: Decoders,
 ) -> Iterator[tuple[B, Array]]:
     """Yield each batch with the logits (n, k) of its decoded latents, in order."""
@@ -70,10 +71,10 @@ def classified(
         yield batch, pending.result()
 
 
-def _sent(batch: B, decode: Callable[[Array], Array], submit: Callable[[Array], Pending]) -> tuple[B, Pending]:
+def _sent(batch: B, decode: Callable[[Array], Images], submit: Callable[[Images], Pending]) -> tuple[B, Pending]:
     return batch, submit(decode(batch.z))
 
 
-def rounded(images: Array) -> Array:
-    """Return images (n, c, h, w) in [0, 1] as they are after having been stored with eight bits."""
-    return np.asarray(np.rint(images * np.float32(255)) / np.float32(255), np.float32)
+def rounded(images: Images) -> Images:
+    """Return images (n, c, h, w) in [0, 1] as they are after having been stored with eight bits, where they are."""
+    return (images * 255).round() / 255

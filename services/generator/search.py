@@ -13,7 +13,7 @@ from services.generator import pipeline
 from services.generator.budget import DirectionSums
 from services.generator.draws import Draws, Law, Orders, Screening, Sources, draws, filled, perturbations
 from services.generator.failures import Array, Counts, Failures
-from services.generator.pipeline import Pending
+from services.generator.pipeline import Images, Pending
 from services.generator.validity import Check, radius_sd
 
 # Logits differ by rounding between batch sizes; an answer this close to the decision is no failure, and no success.
@@ -25,16 +25,16 @@ class Models:
     """What the search asks: functions, so that it knows neither Triton nor torch."""
 
     # (n, d) -> (n, c, h, w) in [0, 1]
-    decode: Callable[[Array], Array]
+    decode: Callable[[Array], Images]
     # (n, c, h, w) -> mu, sigma (n, d)
-    encode: Callable[[Array], tuple[Array, Array]]
+    encode: Callable[[Images], tuple[Array, Array]]
     # (n, c, h, w) -> logits (n, k), later
-    submit: Callable[[Array], Pending]
+    submit: Callable[[Images], Pending]
     # (d,) standard deviation of mu over the training split
     sd_agg: Array
     decoders: pipeline.Decoders
     # The same as `submit`, of a second classifier.
-    oracle: Callable[[Array], Pending] | None = None
+    oracle: Callable[[Images], Pending] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

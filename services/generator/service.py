@@ -13,7 +13,7 @@ from defuse.v1 import generator_service_pb2_grpc as pb_grpc
 from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import cost
-from services.generator.codec import Array, Codec, as_pixels
+from services.generator.codec import Array, Codec, as_array, as_pixels
 from services.generator.following import Position, follow
 from services.generator.workbench import Workbench
 from services.runtime import catalog
@@ -84,7 +84,7 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
                 f"not {latents.shape}"
             )
         _check_size(len(latents), pair)
-        return as_stored(pair.decode(latents))
+        return as_stored(as_array(pair.decode(latents)))
 
     def _interpolate(self, run_name: str, ends: Array, frames: int) -> tuple[Array, Array]:
         run, pair = self._opened(run_name)
@@ -98,7 +98,7 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         first, last = pair.encode(as_pixels(ends))[0]
         share = np.linspace(0, 1, frames, dtype=np.float32)[:, None]
         images = pair.decode((1 - share) * first + share * last)  # (frames, c, h, w)
-        return as_stored(images), self._bench.classifier(run).classify(images).argmax(axis=1)
+        return as_stored(as_array(images)), self._bench.classifier(run).classify(images).argmax(axis=1)
 
     def _opened(self, run_name: str) -> tuple[run_pb2.Run, Codec]:
         run = self._bench.catalog.run(run_name)

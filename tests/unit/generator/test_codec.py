@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from services.generator.codec import SD_FLOOR, Codec, UnfitPair, aggregate_sd, as_pixels, of_onnx, of_vae
+from services.generator.codec import SD_FLOOR, Codec, UnfitPair, aggregate_sd, as_array, as_pixels, of_onnx, of_vae
 from services.generator.vae import VaeConfig, new_vae
 from services.runtime.inference import as_floats, as_stored
 from services.runtime.sessions import onnx_function
@@ -77,7 +77,7 @@ def test_an_unfit_pair_is_refused_with_its_shapes(encoder: bytes, decoder: bytes
 
 
 def test_a_trained_vae_is_a_codec(of_torch: Codec) -> None:
-    """A VAE answers, on arrays, what its network answers on tensors, in float32."""
+    """A VAE answers what its network answers, in float32; its pictures stay on its device, and may come back there."""
     config = VaeConfig.for_shape((1, 12, 10), 100, latent_dim=4, width=16)
     network = new_vae(config, torch.Generator().manual_seed(0)).eval()
     images = torch.rand(5, 1, 12, 10, generator=torch.Generator().manual_seed(1))
@@ -87,8 +87,10 @@ def test_a_trained_vae_is_a_codec(of_torch: Codec) -> None:
     mu, sigma = of_torch.encode(images.numpy())
     for got, want in zip((mu, sigma, of_torch.decode(mu)), (*expected, decoded), strict=True):
         np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
-        assert got.dtype == np.float32
-    assert of_torch.decode(mu).flags.c_contiguous
+    assert of_torch.decode(mu).is_contiguous()
+    assert as_array(of_torch.decode(mu)).dtype == np.float32
+    for got, want in zip(of_torch.encode(images), (mu, sigma), strict=True):
+        np.testing.assert_array_equal(got, want)
     assert (of_torch.latent_dim, of_torch.image_shape) == (4, (1, 12, 10))
 
 

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from services.generator.pipeline import Decoders, classified, made, rounded
 from services.runtime.inference import as_floats, as_stored
@@ -164,9 +165,12 @@ def test_nothing_to_classify(decoders: Decoders) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rounded_images_are_as_if_stored(seed: int) -> None:
-    """Rounding gives what comes back from eight bits, and once more nothing else."""
+    """Rounding gives what comes back from eight bits, and once more nothing else; a tensor stays one."""
     images = np.random.default_rng(seed).random((3, 1, 8, 8), np.float32)
     once = rounded(images)
     np.testing.assert_array_equal(once, as_floats(as_stored(images)))
     np.testing.assert_array_equal(rounded(once), once)
     assert 0 < np.abs(once - images).max() <= 0.5 / 255 + 1e-7
+    tensor = rounded(torch.from_numpy(images))
+    assert isinstance(tensor, torch.Tensor)
+    np.testing.assert_allclose(tensor.numpy(), once, rtol=1e-6)

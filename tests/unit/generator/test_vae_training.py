@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.generator import vae_files
-from services.generator.codec import of_vae
+from services.generator.codec import as_array, of_vae
 from services.generator.vae import Vae, VaeConfig
 from services.generator.vae_training import (
     EpochReport,
@@ -119,7 +119,7 @@ def test_elbo_rises_and_every_epoch_is_reported(trained: Trained) -> None:
 def test_planted_factors_are_reconstructed(trained: Trained) -> None:
     """Unseen bars come back with their height and brightness, far better than the mean image would do."""
     pair, images = of_vae(trained[0], torch.device("cpu")), bars(100, seed=9)
-    decoded = pair.decode(pair.encode_stored(images)[0]).transpose(0, 2, 3, 1)
+    decoded = as_array(pair.decode(pair.encode_stored(images)[0])).transpose(0, 2, 3, 1)
     truth = images / 255
     assert ((decoded - truth) ** 2).mean() < 0.1 * truth.var(axis=0).mean()
 

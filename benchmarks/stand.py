@@ -63,12 +63,12 @@ class Data:
 def read(path: Path, *, limit: int = 0) -> Data:
     """Read an .npz or a zip of class folders; `limit` keeps so many images of each split, by seed, for a short run."""
     with path.open("rb") as file:
-        splits = parse_images(file, seed=0).splits
-    return Data(
-        name=path.stem,
-        images={name: split.images[_few(len(split.labels), limit)] for name, split in splits.items()},
-        labels={name: split.labels[_few(len(split.labels), limit)] for name, split in splits.items()},
-    )
+        splits = {
+            name: split.take(_few(len(split.labels), limit))
+            for name, split in parse_images(file, seed=0).splits.items()
+        }
+        images = {name: split.images for name, split in splits.items()}
+    return Data(name=path.stem, images=images, labels={name: split.labels for name, split in splits.items()})
 
 
 def _few(count: int, limit: int) -> Array:

@@ -38,7 +38,7 @@ class Planted:
 def plant(directory: Path) -> Planted:
     """Train the classifier and write the files."""
     found = read(digits(directory), seed=0)
-    splits = found.images.splits
+    splits = found.splits
     train, test = splits["train"], splits["test"]
     boldness = _boldness(train.images[train.labels == TRUE])
     threshold = float(np.quantile(boldness, 1 - _BOLD_SHARE))

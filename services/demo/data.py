@@ -1,6 +1,7 @@
 """The images of the demo: the digits that a package ships, or what the user names."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 from defuse.errors import NotReady
 from defuse.uploads import chunks, dataset_file, digest_of
 
-from services.runtime.images import ParsedImages, parse_images
+from services.runtime.catalog import LabelledImages
+from services.runtime.images import parse_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +20,8 @@ class DemoData:
     path: Path
     # Of the content: the key of what is cached.
     digest: str
-    images: ParsedImages
-
-    @property
-    def classes(self) -> list[str]:
-        if self.images.classes:
-            return list(self.images.classes)
-        largest = max(int(split.labels.max()) for split in self.images.splits.values())
-        return [str(label) for label in range(largest + 1)]
+    splits: Mapping[str, LabelledImages]
+    classes: Sequence[str]
 
 
 def read(path: Path, *, seed: int) -> DemoData:
@@ -33,8 +29,17 @@ def read(path: Path, *, seed: int) -> DemoData:
     with dataset_file(path) as packed:
         digest = digest_of(chunks(packed))
         with packed.open("rb") as file:
-            images = parse_images(file, seed=seed)
-    return DemoData(path=path, digest=hashlib.sha256(f"{digest}:{seed}".encode()).hexdigest()[:16], images=images)
+            parsed = parse_images(file, seed=seed)
+            splits = {
+                name: LabelledImages(images=split.images, labels=split.labels) for name, split in parsed.splits.items()
+            }
+    count = 1 + max(int(split.labels.max()) for split in splits.values())
+    return DemoData(
+        path=path,
+        digest=hashlib.sha256(f"{digest}:{seed}".encode()).hexdigest()[:16],
+        splits=splits,
+        classes=parsed.classes or [str(label) for label in range(count)],
+    )
 
 
 def digits(cache: Path) -> Path:

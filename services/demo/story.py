@@ -41,7 +41,7 @@ def tell(client: Client, data: DemoData, *, name: str, cache: Path, report: Path
 
 def serve_classifier(client: Client, data: DemoData, *, name: str, cache: Path, display: Display) -> Model:
     """Train the classifier, or take it from the cache, and register it."""
-    train = data.images.splits["train"]
+    train = data.splits["train"]
     file = cache / f"classifier-{_cache_key(data)}.onnx"
     with display.stage("training a classifier") as stage:
         if not file.exists():

@@ -3,6 +3,7 @@
 import hashlib
 from typing import IO
 
+import numpy as np
 from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import dataset_pb2
@@ -12,7 +13,8 @@ from services.gateway.urls import fetched
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
-from services.runtime.images import SPLITS, ParsedImages, parse_images
+from services.runtime.images import SPLITS, ParsedImages, SplitImages, parse_images
+from services.runtime.streamed import StreamedArray
 
 
 class Datasets:
@@ -39,18 +41,25 @@ class Datasets:
         if not self._store.exists(catalog.dataset(name)):
             parsed = parse_images(file, seed=seed)
             for split in SPLITS:
-                arrays = {"x": parsed.splits[split].images, "y": parsed.splits[split].labels}
-                self._store.write_arrays(catalog.split(name, split), arrays)
+                self._store.write_streamed(catalog.split(name, split), _arrays(parsed.splits[split]))
             # Written last: a data set exists once it is whole.
             self._store.write_message(catalog.dataset(name), _record(name, display_name, parsed))
         return Catalog(self._store).dataset(name)
+
+
+def _arrays(split: SplitImages) -> dict[str, StreamedArray]:
+    shape = (len(split.labels), *split.image_shape)
+    return {
+        "x": StreamedArray(shape=shape, dtype=np.uint8, parts=split.parts()),
+        "y": StreamedArray.whole(split.labels),
+    }
 
 
 def _record(name: str, display_name: str, parsed: ParsedImages) -> dataset_pb2.Dataset:
     record = dataset_pb2.Dataset(
         name=name,
         display_name=display_name,
-        image_shape=parsed.splits["train"].images.shape[1:],
+        image_shape=parsed.splits["train"].image_shape,
         classes=parsed.classes,
         label_count=1 + max(int(split.labels.max()) for split in parsed.splits.values()),
         splits=[

@@ -4,17 +4,16 @@ Not every web server lets a file be read in parts, as a zip is; and what is hash
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 import fsspec
-from defuse.errors import InvalidInput, StoreFull
+from defuse.errors import InvalidInput
 from fsspec.asyn import sync
 
-from services.runtime.artifacts import FULL
 from services.runtime.file_systems import naming_the_extra
+from services.runtime.scratch import append, scratch_file
 
 _PROTOCOLS = ("s3", "gs", "az", "http", "https")
 _CHUNK_BYTES = 1024 * 1024
@@ -30,8 +29,7 @@ def fetched(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
     kind of URL is missing, StoreFull when there is no room for the temporary file.
     """
     protocol = _protocol(uri)
-    # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
-    with tempfile.TemporaryFile(prefix="defuse-", buffering=0) as target:
+    with scratch_file() as target:
         with naming_the_extra(uri), _file_system(protocol) as file_system:
             digest = _copy(file_system, uri, target, max_bytes)
         target.seek(0)
@@ -72,7 +70,7 @@ def _copy(file_system: Any, uri: str, target: IO[bytes], max_bytes: int) -> str:
         if size > max_bytes:
             raise InvalidInput(f"{uri!r} is larger than {max_bytes} bytes, the limit", reason="TOO_LARGE")
         content.update(chunk)
-        _write(target, chunk)
+        append(target, chunk)
     return content.hexdigest()
 
 
@@ -86,17 +84,4 @@ def _chunks(file_system: Any, uri: str) -> Iterator[bytes]:
         raise InvalidInput(
             f"{uri!r} cannot be read ({type(cause).__name__}: {cause}); is it right, and may the services read it?",
             reason="BAD_URI",
-        ) from error
-
-
-def _write(target: IO[bytes], chunk: bytes) -> None:
-    rest = memoryview(chunk)
-    try:
-        while rest:
-            rest = rest[target.write(rest) :]
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise StoreFull(
-            f"{tempfile.gettempdir()} has no room for the data set ({error.strerror}); free space there or set TMPDIR"
         ) from error

@@ -4,7 +4,6 @@ An artifact is written whole or not at all, and never changed. Arrays are safete
 nothing read from the store can run code.
 """
 
-import errno
 import hashlib
 import os
 import shutil
@@ -22,15 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
-from defuse.errors import Internal, NotFound, StoreFull, Unavailable
+from defuse.errors import Internal, NotFound, Unavailable
 from fsspec.implementations.local import LocalFileSystem
 from google.protobuf.message import DecodeError, Message
 
 from services.runtime.file_systems import naming_the_extra
+from services.runtime.full_disk import naming_the_full_disk
 from services.runtime.mapped import mapped_arrays
-
-# A quota and a file-size limit are full disks to the one who writes.
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from services.runtime.streamed import StreamedArray, write_streamed
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 M = TypeVar("M", bound=Message)
@@ -75,19 +73,15 @@ class ArtifactStore:
     def writing(self, key: str) -> Iterator[Any]:
         """Open an artifact for writing; it appears under its key when the block ends without an error."""
         path, temporary = self._path(key), self._path(f"{key}.{uuid.uuid4().hex}.partial")
-        try:
-            self._fs.makedirs(self._fs._parent(path), exist_ok=True)  # noqa: SLF001  # fsspec has no public name for it
-            with self._fs.open(temporary, "wb") as file:
-                yield file
-            self._fs.mv(temporary, path)
-        except BaseException as error:
-            self._discard(temporary)
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise StoreFull(
-                    f"the artifact store {self.url} has no room for {key} ({error.strerror}); free space there and the "
-                    "work goes on"
-                ) from error
-            raise
+        with naming_the_full_disk(f"the artifact store {self.url}", key):
+            try:
+                self._fs.makedirs(self._fs._parent(path), exist_ok=True)  # noqa: SLF001  # fsspec has no public name
+                with self._fs.open(temporary, "wb") as file:
+                    yield file
+                self._fs.mv(temporary, path)
+            except BaseException:
+                self._discard(temporary)
+                raise
 
     def create_bytes(self, key: str, data: bytes) -> None:
         """Write an artifact that several may make at the same time: the first stays, the others change nothing.
@@ -137,6 +131,11 @@ class ArtifactStore:
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         self.write_bytes(key, safetensors.numpy.save(contiguous))
 
+    def write_streamed(self, key: str, arrays: Mapping[str, StreamedArray]) -> None:
+        """Write arrays that never are in memory as a whole; they are read like any others."""
+        with self.writing(key) as file:
+            write_streamed(file, arrays)
+
     def read_arrays(self, key: str) -> dict[str, npt.NDArray[Any]]:
         data = self.read_bytes(key)
         try:
@@ -172,16 +171,11 @@ class ArtifactStore:
         if not copy.exists():
             partial = copy.with_suffix(f".{uuid.uuid4().hex}.partial")
             try:
-                with self._finding(key):
+                with self._finding(key), naming_the_full_disk(str(self._copies), f"a copy of {key}"):
                     self._fs.get_file(path, str(partial))
                 partial.replace(copy)
-            except OSError as error:
+            except BaseException:
                 partial.unlink(missing_ok=True)
-                if error.errno in FULL:
-                    raise StoreFull(
-                        f"{self._copies} has no room for a copy of {key} ({error.strerror}); free space there and the "
-                        "work goes on"
-                    ) from error
                 raise
         return copy
 

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from defuse.errors import Internal, NotFound
 
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 # https://huggingface.co/docs/safetensors: the types that artifacts have.
-_TYPES = {
+TYPES = {
     "BOOL": np.bool_,
     "U8": np.uint8,
     "I8": np.int8,
@@ -27,10 +27,10 @@ def mapped_arrays(path: Path, *, whose: str) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a file, read-only; raise NotFound without it, Internal for another kind, naming `whose`."""
     try:
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            size = int.from_bytes(file.read(LENGTH_BYTES), "little")
             header = json.loads(file.read(size))
         return {
-            name: _mapped(path, _LENGTH_BYTES + size, entry) for name, entry in header.items() if name != "__metadata__"
+            name: _mapped(path, LENGTH_BYTES + size, entry) for name, entry in header.items() if name != "__metadata__"
         }
     except FileNotFoundError as error:
         raise NotFound(f"there is no {whose}", reason="ARTIFACT_NOT_FOUND") from error
@@ -39,7 +39,7 @@ def mapped_arrays(path: Path, *, whose: str) -> dict[str, npt.NDArray[Any]]:
 
 
 def _mapped(path: Path, offset: int, entry: dict[str, Any]) -> npt.NDArray[Any]:
-    dtype, shape = _TYPES[entry["dtype"]], tuple(entry["shape"])
+    dtype, shape = TYPES[entry["dtype"]], tuple(entry["shape"])
     if 0 in shape:
         return np.zeros(shape, dtype)  # nothing cannot be mapped
     begin, _ = entry["data_offsets"]

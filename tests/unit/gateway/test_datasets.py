@@ -1,16 +1,25 @@
 import hashlib
 import io
+import tracemalloc
+import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import safetensors.numpy
 from defuse.errors import InvalidInput, NotFound
 from defuse.v1 import dataset_pb2
+from PIL import Image
 
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
+
+Array = npt.NDArray[Any]
+MEBIBYTE = 1 << 20
 
 
 @pytest.fixture
@@ -96,4 +105,80 @@ def test_data_that_is_refused_leaves_no_data_set(datasets: Datasets, store: Arti
     for _ in range(2):
         with pytest.raises(InvalidInput, match="npz"):
             create(datasets, digest)
+    assert store.keys("datasets") == []
+
+
+def random_images(count: int, *shape: int) -> Array:
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def bring(store: ArtifactStore, write: Callable[..., None], images: Array, labels: Array) -> str:
+    """Put a file of images and labels where an upload lies; return its digest."""
+    buffer = io.BytesIO()
+    write(buffer, images, labels)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    store.write_bytes(catalog.file(digest), buffer.getvalue())
+    return digest
+
+
+def npz(file: Any, images: Array, labels: Array) -> None:
+    np.savez(file, x_train=images, y_train=labels)
+
+
+def compressed_npz(file: Any, images: Array, labels: Array) -> None:
+    np.savez_compressed(file, x_train=images, y_train=labels)
+
+
+def npz_by_columns(file: Any, images: Array, labels: Array) -> None:
+    np.savez_compressed(file, x_train=np.asfortranarray(images), y_train=labels)
+
+
+def zipped_folders(file: Any, images: Array, labels: Array) -> None:
+    """Write bitmaps in folders named by label, in an order of names that is that of the images."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            with archive.open(f"{label}/{number:05d}.bmp", "w") as member:
+                Image.fromarray(image).save(member, "BMP")
+
+
+@pytest.mark.parametrize("write", [npz, compressed_npz, npz_by_columns, zipped_folders])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_splits_are_cut_and_stored_to_the_byte(
+    datasets: Datasets, store: ArtifactStore, write: Callable[..., None], seed: int
+) -> None:
+    """Of images in several parts, each split holds those that the seed's permutation gives it, as one array."""
+    images, labels = random_images(1203, 30, 32, 3), np.arange(1203) * 3 // 1203
+    name = create(datasets, bring(store, write, images, labels), seed).name
+    order = np.random.default_rng(seed).permutation(1203)
+    for split, rows in {"val": order[:240], "test": order[240:480], "train": order[480:]}.items():
+        expected = {"x": images[np.sort(rows)], "y": labels[np.sort(rows)]}
+        assert store.read_bytes(catalog.split(name, split)) == safetensors.numpy.save(expected)
+
+
+@pytest.mark.parametrize("write", [npz, compressed_npz, npz_by_columns, zipped_folders])
+def test_images_are_never_in_memory_as_a_whole(
+    datasets: Datasets, store: ArtifactStore, write: Callable[..., None]
+) -> None:
+    """A data set of 64 MiB is made in a fraction of that."""
+    count = 64 * MEBIBYTE // (64 * 64 * 3)
+    digest = bring(store, write, random_images(count, 64, 64, 3), np.arange(count) * 3 // count)
+    tracemalloc.start()
+    try:
+        create(datasets, digest)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * MEBIBYTE
+
+
+def test_a_damaged_file_leaves_nothing(datasets: Datasets, store: ArtifactStore) -> None:
+    """What is wrong with the last image of the last split is found before the first split is stored."""
+    buffer = io.BytesIO()
+    images = random_images(40, 8, 8)
+    np.savez(buffer, x_train=images, y_train=np.zeros(40, int), x_test=images + 1, y_test=np.zeros(40, int))
+    content = buffer.getvalue().replace((images + 1)[-1].tobytes(), bytes(64))
+    digest = hashlib.sha256(content).hexdigest()
+    store.write_bytes(catalog.file(digest), content)
+    with pytest.raises(InvalidInput, match=r"'x_test\.npy' cannot be read"):
+        create(datasets, digest)
     assert store.keys("datasets") == []

@@ -1,0 +1,94 @@
+"""One array of an `.npz`, whatever its size: an `.npz` is a zip of `.npy` files, whose rows follow one another."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import IO, Any
+
+import numpy as np
+
+from services.runtime.images.splits import PART_BYTES, Array
+from services.runtime.scratch import append, scratch_file
+
+# What a member of an archive raises whose bytes were changed.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class ArchivedArray:
+    """An array that is read through when it is made, so that nothing is wrong with it when it is read again.
+
+    Raises one of `DAMAGED`, or ValueError for what is no array of numbers.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        self._archive, self._name = archive, name
+        with archive.open(name) as member:
+            self.shape, self._in_columns, self.dtype = _header(member)
+            size = sum(map(len, _chunks(member)))
+        promised = math.prod(self.shape) * self.dtype.itemsize
+        if size < promised:
+            raise ValueError(f"it holds {size} bytes, where {promised} are promised")
+
+    def whole(self) -> Array:
+        """Return the array in memory."""
+        with self._archive.open(self._name) as member:
+            array: Array = np.lib.format.read_array(member, allow_pickle=False)
+        return array
+
+    def rows(self, wanted: Array) -> Iterator[Array]:
+        """Yield the rows at ascending positions, as many at a time as `PART_BYTES` hold, but at least one."""
+        begin = 0
+        for part in self._scattered() if self._in_columns else self._consecutive():
+            first, last = np.searchsorted(wanted, (begin, begin + len(part)))
+            if first < last:
+                yield part[wanted[first:last] - begin]
+            begin += len(part)
+
+    def _consecutive(self) -> Iterator[Array]:
+        with self._archive.open(self._name) as member:
+            _header(member)
+            for part in self._slices():
+                count = part.stop - part.start
+                data = member.read(count * self._row_bytes)
+                yield np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+
+    def _scattered(self) -> Iterator[Array]:
+        return (self._mapped[part] for part in self._slices())
+
+    @cached_property
+    def _mapped(self) -> Array:
+        # In Fortran's order every row lies all over the member: it can be reached in a file, not in a stream.
+        with scratch_file() as file, self._archive.open(self._name) as member:
+            _header(member)
+            for chunk in _chunks(member):
+                append(file, chunk)
+            return np.memmap(file, self.dtype, mode="r", shape=self.shape, order="F")
+
+    def _slices(self) -> Iterator[slice]:
+        count, step = self.shape[0], max(1, PART_BYTES // self._row_bytes)
+        return (slice(begin, min(begin + step, count)) for begin in range(0, count, step))
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether the order is Fortran's, and type; the array follows."""
+    version = np.lib.format.read_magic(member)
+    if version not in _HEADERS:
+        raise ValueError(
+            f"it has version {version} of the format, where 1.0 and 2.0 are read; save it again with numpy"
+        )
+    header: tuple[tuple[int, ...], bool, np.dtype[Any]] = _HEADERS[version](member)
+    if header[2].hasobject:
+        raise ValueError("it holds Python objects, which could run code; save it as numbers or text")
+    return header
+
+
+def _chunks(member: IO[bytes]) -> Iterator[bytes]:
+    while chunk := member.read(PART_BYTES):
+        yield chunk

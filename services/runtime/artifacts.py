@@ -4,17 +4,12 @@ An artifact is written whole or not at all, and never changed. Arrays are safete
 nothing read from the store can run code.
 """
 
-import hashlib
 import os
-import shutil
-import tempfile
 import uuid
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 import numpy as np
@@ -25,6 +20,8 @@ from defuse.errors import Internal, NotFound, Unavailable
 from fsspec.implementations.local import LocalFileSystem
 from google.protobuf.message import DecodeError, Message
 
+from services.runtime import copies
+from services.runtime.copies import Copies
 from services.runtime.file_systems import naming_the_extra
 from services.runtime.full_disk import naming_the_full_disk
 from services.runtime.mapped import mapped_arrays
@@ -35,12 +32,16 @@ M = TypeVar("M", bound=Message)
 
 
 class ArtifactStore:
-    """Reads and writes artifacts below one fsspec URL. Safe to use from several threads and processes."""
+    """Reads and writes artifacts below one fsspec URL. Safe to use from several threads and processes.
 
-    def __init__(self, url: str) -> None:
+    `copies_bytes` bounds the copies that mapping the arrays of a remote store leaves on this disk.
+    """
+
+    def __init__(self, url: str, *, copies_bytes: int = copies.DEFAULT_BYTES) -> None:
         self.url = url.rstrip("/")
         with naming_the_extra(self.url):
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        self._copies = None if isinstance(self._fs, LocalFileSystem) else Copies(max_bytes=copies_bytes)
 
     def check(self) -> None:
         """Raise Unavailable unless the store can be reached."""
@@ -149,35 +150,20 @@ class ArtifactStore:
     def map_arrays(self, key: str) -> dict[str, npt.NDArray[Any]]:
         """Return arrays whose rows are read from disk when they are used: memory is bounded whatever their size.
 
-        An artifact of a remote store is fetched once, into a directory that ends with the process.
+        An artifact of a remote store is copied to this disk first, where what was used last is kept.
         """
-        return mapped_arrays(self._local(key), whose=f"{key} in {self.url}")
+        with self._finding(key), self._on_this_disk(key) as file:
+            return mapped_arrays(file, whose=f"{key} in {self.url}")
 
     def remove(self, key: str) -> None:
         """Remove an artifact that nobody will ask for again."""
         self._discard(self._path(key))
 
-    @cached_property
-    def _copies(self) -> Path:
-        directory = Path(tempfile.mkdtemp(prefix="defuse-"))
-        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        return directory
-
-    def _local(self, key: str) -> Path:
+    def _on_this_disk(self, key: str) -> BinaryIO:
         path = self._path(key)
-        if isinstance(self._fs, LocalFileSystem):
-            return Path(path)
-        copy = self._copies / hashlib.sha256(path.encode()).hexdigest()
-        if not copy.exists():
-            partial = copy.with_suffix(f".{uuid.uuid4().hex}.partial")
-            try:
-                with self._finding(key), naming_the_full_disk(str(self._copies), f"a copy of {key}"):
-                    self._fs.get_file(path, str(partial))
-                partial.replace(copy)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-        return copy
+        if self._copies is None:
+            return Path(path).open("rb")
+        return self._copies.open(key, lambda copy: self._fs.get_file(path, str(copy)))
 
     @contextmanager
     def _finding(self, key: str) -> Iterator[None]:

@@ -35,7 +35,7 @@ class Dependencies:
         return cls(
             queue=Queue(settings.redis_url, claim_after_s=settings.claim_after_s, timeout_s=timeout_s),
             inference=inference,
-            store=ArtifactStore(settings.store_url),
+            store=ArtifactStore(settings.store_url, copies_bytes=settings.store_copies_bytes),
         )
 
     @property

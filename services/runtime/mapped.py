@@ -1,12 +1,11 @@
 """Arrays of a safetensors file, mapped: their pages come from disk when they are touched, and can go again."""
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from defuse.errors import Internal, NotFound
+from defuse.errors import Internal
 
 LENGTH_BYTES = 8
 # https://huggingface.co/docs/safetensors: the types that artifacts have.
@@ -23,24 +22,24 @@ TYPES = {
 }
 
 
-def mapped_arrays(path: Path, *, whose: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a file, read-only; raise NotFound without it, Internal for another kind, naming `whose`."""
+def mapped_arrays(file: BinaryIO, *, whose: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of an open file, read-only; raise Internal for another kind, naming `whose`.
+
+    The file may be closed, and even be removed, while its arrays are in use.
+    """
     try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            header = json.loads(file.read(size))
+        size = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        header = json.loads(file.read(size))
         return {
-            name: _mapped(path, LENGTH_BYTES + size, entry) for name, entry in header.items() if name != "__metadata__"
+            name: _mapped(file, LENGTH_BYTES + size, entry) for name, entry in header.items() if name != "__metadata__"
         }
-    except FileNotFoundError as error:
-        raise NotFound(f"there is no {whose}", reason="ARTIFACT_NOT_FOUND") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise Internal(f"{whose} is not a safetensors file ({error}); restore it from a copy") from error
 
 
-def _mapped(path: Path, offset: int, entry: dict[str, Any]) -> npt.NDArray[Any]:
+def _mapped(file: BinaryIO, offset: int, entry: dict[str, Any]) -> npt.NDArray[Any]:
     dtype, shape = TYPES[entry["dtype"]], tuple(entry["shape"])
     if 0 in shape:
         return np.zeros(shape, dtype)  # nothing cannot be mapped
     begin, _ = entry["data_offsets"]
-    return np.memmap(path, dtype, mode="r", offset=offset + begin, shape=shape)
+    return np.memmap(file, dtype, mode="r", offset=offset + begin, shape=shape)

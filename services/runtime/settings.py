@@ -9,6 +9,8 @@ from typing import Any, NoReturn, Self
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from services.runtime import copies
+
 PREFIX = "DEFUSE_"
 
 
@@ -23,6 +25,11 @@ class Settings(BaseSettings):
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis server with append-only file and noeviction.")
     triton_url: str = Field("127.0.0.1:8001", description="HOST:PORT of Triton's gRPC API.")
     store_url: str = Field("file:///var/lib/defuse/store", description="fsspec URL of the artifact store.")
+    store_copies_bytes: int = Field(
+        copies.DEFAULT_BYTES,
+        gt=0,
+        description="Most bytes of copies, in `TMPDIR`, of a remote store's arrays; the least recently used go first.",
+    )
     claim_after_s: float = Field(
         15.0, gt=0, description="Seconds without a heartbeat after which a message of a dead worker is taken over."
     )

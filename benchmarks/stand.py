@@ -200,12 +200,11 @@ class Search:
 
     def failures(self) -> dict[str, Array]:
         """Return what was found so far."""
-        keys = [
-            catalog.failures(self.run.name, round_, shard)
+        parts = [
+            self.stand.bench.catalog.failures(self.run.name, round_, shard)
             for round_ in range(self.rounds_done)
             for shard in range(self.shards)
         ]
-        parts = [self.stand.store.read_arrays(key) for key in keys]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -67,8 +67,9 @@ def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.D
 
 def _collect(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str, Array]:
     """Return the failures of a run as arrays, in the order of their sources, rounds and draws."""
+    reader = Catalog(store)
     shards = [
-        store.read_arrays(catalog.failures(work.run.name, round_, shard))
+        reader.failures(work.run.name, round_, shard)
         for round_ in range(work.round_count)
         for shard in range(work.shard_count)
     ]

@@ -55,7 +55,7 @@ async def follow(bench: Workbench, run: run_pb2.Run, begin: Position) -> AsyncIt
     round_, first, offset = begin.round_, begin.shard, begin.offset
     while await _has_round(bench, run, round_):
         for shard in range(first, shards):
-            await _stored(bench, run, catalog.shard_counts(run.name, round_, shard))
+            await _stored(bench, run, catalog.shard_result(run.name, round_, shard))
             for response in await asyncio.to_thread(_responses, bench, run, round_, shard, offset):
                 yield response
             offset = 0
@@ -91,7 +91,7 @@ def _check_alive(bench: Workbench, run: run_pb2.Run) -> None:
 
 def _responses(bench: Workbench, run: run_pb2.Run, round_: int, shard: int, offset: int) -> list[pb.IdentifyResponse]:
     """Return what a shard gave in one round, behind `offset`, cut so that each message is small enough."""
-    arrays = bench.store.read_arrays(catalog.failures(run.name, round_, shard))
+    arrays = bench.catalog.failures(run.name, round_, shard)
     count, dim = arrays["latent"].shape
     size = max(1, _RESPONSE_BYTES // (4 * dim + _FAILURE_BYTES + len(run.name)))
     responses = []

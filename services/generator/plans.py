@@ -1,6 +1,6 @@
 """The plan of a round, made of what all rounds before it gave: who is searched how much, and in which direction."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from defuse.v1 import run_pb2
@@ -10,8 +10,10 @@ from services.generator.budget import DirectionSums, Tally
 from services.generator.codec import Array
 from services.generator.draws import Orders
 from services.generator.examination import Examination
+from services.generator.shard_files import read_examination, read_result
 from services.generator.workbench import SEARCHED_SPLIT, Workbench, is_adaptive, shard_slice
 from services.runtime import catalog
+from services.runtime.groups import group, joined
 
 # Tallies add up over rounds; what is known of the unperturbed sources does not change.
 _SUMMED = ("decodes", "failures", "margin_sum", "margin_square_sum")
@@ -31,18 +33,14 @@ class Plan:
     confusions: Array
 
     def arrays(self) -> dict[str, Array]:
-        parts = {"plan": {"decodes": self.decodes, "directions": self.directions, "confusions": self.confusions}}
-        parts |= {"tally": self.tally.arrays(), "sums": self.sums.arrays()}
-        return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        plan = {"decodes": self.decodes, "directions": self.directions, "confusions": self.confusions}
+        return joined(plan=plan, tally=self.tally.arrays(), sums=self.sums.arrays())
 
     @classmethod
     def of(cls, arrays: dict[str, Array]) -> "Plan":
         """Return the plan that `arrays` wrote."""
-
-        def part(name: str) -> dict[str, Array]:
-            return {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
-
-        return cls(tally=Tally(**part("tally")), sums=DirectionSums(**part("sums")), **part("plan"))
+        tally, sums = Tally(**group(arrays, "tally")), DirectionSums(**group(arrays, "sums"))
+        return cls(tally=tally, sums=sums, **group(arrays, "plan"))
 
 
 def make_plan(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -> Plan:
@@ -84,19 +82,9 @@ def later_orders(plan: Plan, run: run_pb2.Run, round_: int, shard: int) -> Order
     )
 
 
-def read_examination(bench: Workbench, run: run_pb2.Run, shard: int) -> tuple[Examination, Array]:
-    """Return how the classifier reads the sources of a shard, and their posterior means (n, d)."""
-    arrays = bench.store.read_arrays(catalog.shard_sources(run.name, shard))
-    mu = arrays.pop("mu")
-    return Examination(**arrays), mu
-
-
 def _so_far(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -> tuple[Tally, DirectionSums, Array]:
     """Return what all rounds before this one gave, in source order: per source, per class, and per confusion."""
-    shards = [bench.store.read_arrays(catalog.shard_tally(run.name, round_ - 1, s)) for s in range(shard_count)]
-    latest = {name: np.concatenate([shard[name] for shard in shards]) for name in _SUMMED}
-    sums = [DirectionSums(**{f.name: shard[f"sums.{f.name}"] for f in fields(DirectionSums)}) for shard in shards]
-    confusions = _confusions(bench, run, round_ - 1, shard_count)
+    latest, sums, confusions = _round(bench, run, round_ - 1, shard_count)
     if round_ == 1:
         known = _first(bench, run, shard_count, latest)
     else:
@@ -111,7 +99,7 @@ def _so_far(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -
 
 def _first(bench: Workbench, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
     """Return what the first round found out once and for all."""
-    examined = [read_examination(bench, run, shard)[0] for shard in range(shard_count)]
+    examined = [read_examination(bench.store, run.name, shard)[0] for shard in range(shard_count)]
     return {
         "searchable": np.concatenate([part.searchable for part in examined]),
         "reconstruction_margin": np.concatenate([part.reconstruction_margin for part in examined]),
@@ -121,11 +109,17 @@ def _first(bench: Workbench, run: run_pb2.Run, shard_count: int, latest: dict[st
     }
 
 
-def _confusions(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -> Array:
-    """Count the failures of one round by true and predicted label, (k, k)."""
+def _round(
+    bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int
+) -> tuple[dict[str, Array], list[DirectionSums], Array]:
+    """Return what one round gave: per source, by shard, and its failures by true and predicted label (k, k)."""
     classes = len(bench.model(run).classes)
-    counted = np.zeros((classes, classes), np.int32)
+    confusions = np.zeros((classes, classes), np.int32)
+    tallies, sums = [], []
     for shard in range(shard_count):
-        arrays = bench.store.read_arrays(catalog.failures(run.name, round_, shard))
-        np.add.at(counted, (arrays["true_label"], arrays["predicted_label"]), 1)
-    return counted
+        found = read_result(bench.store, run.name, round_, shard)
+        tallies.append(found.tally)
+        sums.append(found.sums)
+        np.add.at(confusions, (found.failures["true_label"], found.failures["predicted_label"]), 1)
+    tally = {name: np.concatenate([part[name] for part in tallies]) for name in _SUMMED}
+    return tally, sums, confusions

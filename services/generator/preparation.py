@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
-import safetensors.numpy
 from defuse.errors import Cancelled, NotFound, NotReady
 from defuse.v1 import run_pb2, work_pb2
 
@@ -93,7 +92,7 @@ def _describe(bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledIm
     if not all(bench.store.exists(key) for key in keys):
         believed, reference = _described(bench, run, pair, train)
         bench.store.create_bytes(keys[0], label_model.to_bytes(believed))
-        bench.store.create_bytes(keys[1], safetensors.numpy.save(dict(reference.arrays())))
+        bench.store.create_arrays(keys[1], reference.arrays())
     # What lies in the store is what everybody uses, as it is with the VAE.
     believed = label_model.from_bytes(bench.store.read_bytes(keys[0]))
     return bench.store.read_arrays(keys[1])["sd_agg"], believed.held_out_accuracy

@@ -1,9 +1,7 @@
 """The stages of the search: `identify` searches one shard in one round, `plan` says where the next round looks."""
 
-from dataclasses import asdict
-
 import numpy as np
-from defuse.v1 import run_pb2, work_pb2
+from defuse.v1 import work_pb2
 
 from services.generator import plans
 from services.generator.codec import Array
@@ -12,6 +10,7 @@ from services.generator.examination import Examination, examine
 from services.generator.failures import Counts
 from services.generator.plans import Plan
 from services.generator.search import ShardResult, search
+from services.generator.shard_files import create_examination, create_result, read_examination, read_result
 from services.generator.workbench import (
     SEARCHED_SPLIT,
     Workbench,
@@ -26,17 +25,13 @@ from services.runtime.worker import Job
 def identify(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
     """Search one shard and store what it gave; a shard that is stored already is not searched again."""
     run, round_, shard = work.run, work.round, work.shard
-    key = catalog.shard_counts(run.name, round_, shard)
-    if not bench.store.exists(key):
-        result = _search_shard(bench, work, job)
-        bench.store.write_arrays(catalog.failures(run.name, round_, shard), result.failures.arrays())
-        bench.store.write_arrays(catalog.shard_tally(run.name, round_, shard), _tally(result, bench, run, shard))
-        # Written last: a shard is searched once its counts are there.
-        bench.store.write_message(key, run_pb2.SearchCounts(**asdict(result.counts)))
+    if not bench.store.exists(catalog.shard_result(run.name, round_, shard)):
+        found = _search_shard(bench, work, job)
+        create_result(bench.store, run.name, round_, shard, found, bench.prepared(run).index[shard_slice(run, shard)])
     event = work_pb2.Event(subject=run.name)
     event.shard_identified.shard = shard
     event.shard_identified.round = round_
-    event.shard_identified.counts.CopyFrom(bench.store.read_message(key, run_pb2.SearchCounts))
+    event.shard_identified.counts.CopyFrom(read_result(bench.store, run.name, round_, shard).counts)
     return event
 
 
@@ -45,7 +40,8 @@ def plan(bench: Workbench, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
     job.check_cancelled()
     run, key = work.run, catalog.plan(work.run.name, work.round)
     if not bench.store.exists(key):
-        bench.store.write_arrays(key, plans.make_plan(bench, run, work.round, work.shard_count).arrays())
+        # Created once: two that plan at the same time must not give shards of one round different orders.
+        bench.store.create_arrays(key, plans.make_plan(bench, run, work.round, work.shard_count).arrays())
     event = work_pb2.Event(subject=run.name)
     event.round_planned.round = work.round
     event.round_planned.decodes = int(bench.store.map_arrays(key)["plan.decodes"].sum())
@@ -74,8 +70,8 @@ def _search_shard(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> Sh
 
 def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[Examination, Array]:
     """Return how the classifier reads the shard's sources, and their latents; found out once, in the first round."""
-    run, key = work.run, catalog.shard_sources(work.run.name, work.shard)
-    if not bench.store.exists(key):
+    run = work.run
+    if not bench.store.exists(catalog.shard_sources(run.name, work.shard)):
         searched = bench.images(run, SEARCHED_SPLIT)
         index = np.array(bench.prepared(run).index[shard_slice(run, work.shard)])
         images = real_images(searched, index)
@@ -88,8 +84,8 @@ def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[
             batch_size=run.config.search.batch_size,
             check=job.check_cancelled,
         )
-        bench.store.write_arrays(key, {"mu": mu, **examined.arrays()})
-    return plans.read_examination(bench, run, work.shard)
+        create_examination(bench.store, run.name, work.shard, examined, mu)
+    return read_examination(bench.store, run.name, work.shard)
 
 
 def _orders(bench: Workbench, work: work_pb2.IdentifyWork, examined: Examination) -> Orders:
@@ -106,15 +102,3 @@ def _count_sources(counts: Counts, examined: Examination) -> None:
     counts.decodes_again += counts.sources
     counts.encodes += counts.sources
     counts.classifications += 2 * counts.sources
-
-
-def _tally(result: ShardResult, bench: Workbench, run: run_pb2.Run, shard: int) -> dict[str, Array]:
-    index = bench.prepared(run).index[shard_slice(run, shard)]
-    found = np.bincount(np.searchsorted(index, result.failures.source), minlength=len(index))
-    tally = {
-        "decodes": result.decodes,
-        "failures": found.astype(np.int32),
-        "margin_sum": result.margin_sum,
-        "margin_square_sum": result.margin_square_sum,
-    }
-    return tally | {f"sums.{name}": array for name, array in result.directions.arrays().items()}

@@ -129,8 +129,11 @@ class ArtifactStore:
         return message
 
     def write_arrays(self, key: str, arrays: Arrays) -> None:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        self.write_bytes(key, safetensors.numpy.save(contiguous))
+        self.write_bytes(key, _safetensors(arrays))
+
+    def create_arrays(self, key: str, arrays: Arrays) -> None:
+        """Write arrays that several may make at the same time, as `create_bytes` does."""
+        self.create_bytes(key, _safetensors(arrays))
 
     def write_streamed(self, key: str, arrays: Mapping[str, StreamedArray]) -> None:
         """Write arrays that never are in memory as a whole; they are read like any others."""
@@ -179,3 +182,7 @@ class ArtifactStore:
         with suppress(FileNotFoundError):  # also where somebody else removes it at this moment
             if self._fs.exists(path):
                 self._fs.rm(path)
+
+
+def _safetensors(arrays: Arrays) -> bytes:
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})

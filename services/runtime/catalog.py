@@ -1,8 +1,8 @@
 """Where each record lies in the artifact store, and how it is read back.
 
 The key of a record is its resource name, so a person finds in the store what the API names. Owners write: the gateway
-`files`, `datasets`, `runs/*/run.pb`, events and annotations; the generator `vaes`, `runs/*/sources` and failures; the
-distiller regions; the corrector models and what a correction leaves.
+`files`, `datasets`, `runs/*/run.pb`, events and annotations; the generator `vaes`, `runs/*/sources`, plans and results;
+the distiller regions; the corrector models and what a correction leaves.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from defuse.errors import InvalidInput, NotFound
 from defuse.v1 import dataset_pb2, model_pb2, region_pb2, release_pb2, run_pb2
 
 from services.runtime.artifacts import ArtifactStore
+from services.runtime.groups import group
 
 Array = npt.NDArray[Any]
 
@@ -91,17 +92,9 @@ def plan(run_name: str, round_: int) -> str:
     return f"{run_name}/plans/{round_:03d}.safetensors"
 
 
-def failures(run_name: str, round_: int, shard: int) -> str:
-    return f"{run_name}/failures/{round_:03d}-{shard:05d}.safetensors"
-
-
-def shard_tally(run_name: str, round_: int, shard: int) -> str:
-    """What one shard gave per source in one round, failures or not: what the next plan is made of."""
-    return f"{run_name}/tallies/{round_:03d}-{shard:05d}.safetensors"
-
-
-def shard_counts(run_name: str, round_: int, shard: int) -> str:
-    return f"{run_name}/counts/{round_:03d}-{shard:05d}.pb"
+def shard_result(run_name: str, round_: int, shard: int) -> str:
+    """What one shard gave in one round: failures, what the next plan is made of, and counts."""
+    return f"{run_name}/results/{round_:03d}-{shard:05d}.safetensors"
 
 
 def distillation(run_name: str) -> str:
@@ -187,6 +180,10 @@ class Catalog:
             f"run {names.last(names.parent(name))!r} has no region {names.last(name)!r}; it has: {known}",
             reason="REGION_NOT_FOUND",
         )
+
+    def failures(self, run_name: str, round_: int, shard: int) -> dict[str, Array]:
+        """Return what one shard found in one round, as arrays by the names of the contract."""
+        return group(self.store.read_arrays(shard_result(run_name, round_, shard)), "failures")
 
     def split(self, dataset_name: str, split_name: str, model: model_pb2.Model) -> LabelledImages:
         """Return a split with its labels as the model's class ids; images stay on disk until they are used."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from services.runtime.catalog import Catalog
+from services.runtime.groups import group
 from services.runtime.inference import InferenceClient
 from tests.conftest import Stack
 from tests.planted import CLASSES, Planted, plant
@@ -42,7 +43,7 @@ def undisturbed(stack: Stack, planted: Planted, served: str) -> Any:
 
 def failures(stack: Stack, run: str) -> dict[str, Any]:
     """Return all failures of a run, in the order of sources, rounds and draws, whatever its shards were."""
-    shards = [stack.store.read_arrays(key) for key in stack.store.keys(f"runs/{run}/failures")]
+    shards = [group(stack.store.read_arrays(key), "failures") for key in stack.store.keys(f"runs/{run}/results")]
     found = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     order = np.lexsort((found["draw"], found["round"], found["source"]))
     return {name: array[order] for name, array in found.items()}

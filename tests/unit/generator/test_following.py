@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from services.generator.failures import Failures
 from services.generator.following import Position, follow
 from services.runtime import catalog
+from services.runtime.groups import joined
 from services.runtime.queue import IDENTIFY, PLAN
 from tests.unit.generator.workshop import Workshop
 
@@ -85,8 +86,7 @@ def with_many(workshop: Workshop, run_id: str, count: int, dim: int) -> run_pb2.
         held_out=np.ones(count),
         latent=np.ones((count, dim), np.float32),
     )
-    workshop.store.write_arrays(catalog.failures(run.name, 0, 0), many.arrays())
-    workshop.store.write_message(catalog.shard_counts(run.name, 0, 0), run_pb2.SearchCounts())
+    workshop.store.write_arrays(catalog.shard_result(run.name, 0, 0), joined(failures=many.arrays()))
     return run
 
 

@@ -7,9 +7,9 @@ from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import budget
 from services.generator.budget import DirectionSums
-from services.generator.plans import Plan, first_orders, later_orders, make_plan, read_examination
+from services.generator.plans import Plan, first_orders, later_orders, make_plan
+from services.generator.shard_files import read_examination, read_result
 from services.generator.workbench import SEARCHED_SPLIT
-from services.runtime import catalog
 from services.runtime.queue import IDENTIFY, PLAN
 from tests.unit.generator.workshop import Array, Workshop, joined
 
@@ -32,7 +32,7 @@ def run(workshop: Workshop) -> run_pb2.Run:
 
 def tallied(workshop: Workshop, run: run_pb2.Run, round_: int) -> dict[str, Array]:
     """Return what the shards of a round gave, one after the other."""
-    return joined([workshop.store.read_arrays(catalog.shard_tally(run.name, round_, shard)) for shard in range(SHARDS)])
+    return joined([dict(read_result(workshop.store, run.name, round_, shard).tally) for shard in range(SHARDS)])
 
 
 def found_in(workshop: Workshop, run: run_pb2.Run, rounds: int) -> dict[str, Array]:
@@ -52,7 +52,7 @@ def test_the_first_plan_is_made_of_the_first_round(workshop: Workshop, run: run_
     shards = tallied(workshop, run, 0)
     for name in SUMMED:
         np.testing.assert_array_equal(getattr(tally, name), shards[name], err_msg=name)
-    read = joined([read_examination(workshop.bench, run, shard)[0].arrays() for shard in range(SHARDS)])
+    read = joined([read_examination(workshop.store, run.name, shard)[0].arrays() for shard in range(SHARDS)])
     np.testing.assert_array_equal(tally.reconstruction_margin, read["reconstruction_margin"])
     np.testing.assert_array_equal(tally.runner_up, read["runner_up"])
     np.testing.assert_array_equal(tally.searchable, (read["image_margin"] > 0) & (read["reconstruction_margin"] > 0))
@@ -94,11 +94,7 @@ def test_directions_are_learnt_from_all_rounds(workshop: Workshop, run: run_pb2.
     """Directions are those of the sums of all shards and rounds, and lead where the planted weakness is."""
     first, second = (make_plan(workshop.bench, run, round_, SHARDS) for round_ in (1, 2))
     sums = [
-        {
-            name.removeprefix("sums."): array
-            for name, array in workshop.store.read_arrays(catalog.shard_tally(run.name, round_, shard)).items()
-            if name.startswith("sums.")
-        }
+        read_result(workshop.store, run.name, round_, shard).sums.arrays()
         for round_ in range(2)
         for shard in range(SHARDS)
     ]
@@ -153,7 +149,7 @@ def test_a_plan_survives_the_store(workshop: Workshop, run: run_pb2.Run) -> None
 
 def test_the_first_round_prefers_nobody(workshop: Workshop, run: run_pb2.Run) -> None:
     """In the first round each searchable source gets one decode, or all of them where there are no rounds."""
-    read, _ = read_examination(workshop.bench, run, 1)
+    read, _ = read_examination(workshop.store, run.name, 1)
     first = first_orders(run, read)
     np.testing.assert_array_equal(first.decodes, read.searchable)
     assert (first.round_, first.screen, first.directions, first.found.sum()) == (0, True, None, 0)

@@ -8,6 +8,7 @@ from defuse.errors import Cancelled
 from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import worker
+from services.generator.shard_files import read_result
 from services.generator.workbench import SEARCHED_SPLIT
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -34,7 +35,7 @@ def first_round(workshop: Workshop, run_id: str) -> run_pb2.Run:
 
 def below(store: ArtifactStore, name: str) -> dict[str, bytes]:
     """Return everything that is stored of a run."""
-    parts = ("sources", "failures", "tallies", "counts", "plans")
+    parts = ("sources", "results", "plans")
     keys = [key for part in parts for key in store.keys(f"{name}/{part}") if not key.endswith(".partial")]
     return {key: store.read_bytes(key) for key in keys}
 
@@ -65,8 +66,7 @@ def test_a_shard_says_what_it_tried_and_found(workshop: Workshop, monkeypatch: p
     counts = done.counts
     assert (counts.sources, counts.sources_wrong_on_image) == (100, 0)
     assert 80 < counts.decodes <= 100
-    stored = workshop.store.read_arrays(catalog.failures(run.name, 0, 1))
-    assert counts.failures == len(stored["source"])
+    assert counts.failures == len(read_result(workshop.store, run.name, 0, 1).failures["source"])
     assert counts.classifications == served.images
     # Each source once as an image and once as a reconstruction; each candidate that passed all checks once more.
     again = counts.classifications - counts.decodes - 200
@@ -79,10 +79,10 @@ def test_sources_are_searched_by_their_shard(workshop: Workshop) -> None:
     index = workshop.bench.prepared(run).index
     for shard in range(3):
         part = index[shard * 100 : (shard + 1) * 100]
-        found = workshop.store.read_arrays(catalog.failures(run.name, 0, shard))
-        assert set(found["source"]) <= set(part)
-        tally = workshop.store.read_arrays(catalog.shard_tally(run.name, 0, shard))
-        np.testing.assert_array_equal(tally["failures"], [(found["source"] == source).sum() for source in part])
+        result = read_result(workshop.store, run.name, 0, shard)
+        found, tally = result.failures["source"], result.tally
+        assert set(found) <= set(part)
+        np.testing.assert_array_equal(tally["failures"], [(found == source).sum() for source in part])
         assert 80 < tally["decodes"].sum() <= 100
 
 
@@ -106,7 +106,7 @@ def test_sources_that_are_wrong_already_are_left_out(workshop: Workshop, monkeyp
     monkeypatch.setitem(workshop.triton.functions, "planted", Served(wrong=wrong))
     counts = workshop.do(IDENTIFY, shard_work(run)).shard_identified.counts
     assert (counts.sources, counts.sources_wrong_on_image, counts.sources_wrong_on_reconstruction) == (100, 3, 3)
-    tally = workshop.store.read_arrays(catalog.shard_tally(run.name, 0, 1))
+    tally = read_result(workshop.store, run.name, 0, 1).tally
     assert not tally["decodes"][:6].any()
     assert counts.decodes == tally["decodes"].sum() > 80
 
@@ -122,19 +122,49 @@ def test_a_shard_is_searched_once(workshop: Workshop, monkeypatch: pytest.Monkey
     assert below(workshop.store, run.name) == before
 
 
-@pytest.mark.parametrize("lost", ["counts", "tallies", "failures"])
+@pytest.mark.parametrize("lost", ["results", "sources"])
 def test_a_worker_that_died_half_way_leaves_no_trace(workshop: Workshop, lost: str) -> None:
     """Whatever of a shard was not written yet, doing it again gives the same artifacts, byte for byte."""
     run = workshop.prepared_run(f"died-{lost}", search=SEARCH)
     workshop.do(IDENTIFY, shard_work(run))
     whole = below(workshop.store, run.name)
-    order = ("failures", "tallies", "counts")
+    order = ("sources", "results")
     for part in order[order.index(lost) :]:
         for key in workshop.store.keys(f"{run.name}/{part}"):
             workshop.store.remove(key)
     assert below(workshop.store, run.name) != whole
     workshop.do(IDENTIFY, shard_work(run), bench=workshop.another_bench())
     assert below(workshop.store, run.name) == whole
+
+
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_a_worker_that_slept_through_its_claim_changes_nothing(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Of two that search one shard, the second answers with the result of the first, though it found another one."""
+    run = workshop.prepared_run(f"slept-{call}", search=SEARCH | {"batch_size": 512})
+    calls = 0
+    first: list[work_pb2.Event] = []
+    stored: dict[str, bytes] = {}
+
+    def sleep_at_call() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call + 1:
+            monkeypatch.setitem(workshop.triton.functions, "planted", weak)
+            first.append(workshop.do(IDENTIFY, shard_work(run), bench=workshop.another_bench()))
+            monkeypatch.setitem(workshop.triton.functions, "planted", slow)
+            stored.update(below(workshop.store, run.name))
+
+    # The one who sleeps is told of perturbations that they are wrong where the other is told that they are right.
+    slow = Served(before=sleep_at_call, wrong=range(200, 300))
+    monkeypatch.setitem(workshop.triton.functions, "planted", slow)
+    second = workshop.do(IDENTIFY, shard_work(run))
+    assert [second] == first
+    assert below(workshop.store, run.name) == stored
+    result = read_result(workshop.store, run.name, 0, 1)
+    assert result.counts == second.shard_identified.counts
+    assert result.counts.failures == len(result.failures["source"]) == result.tally["failures"].sum()
 
 
 def test_sources_are_examined_in_the_first_round_only(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +192,7 @@ def test_a_plan_is_made_once(workshop: Workshop) -> None:
     first = workshop.do(PLAN, plan_work(run))
     before = below(workshop.store, run.name)
     workshop.do(IDENTIFY, shard_work(run, round_=1))
-    workshop.store.remove(catalog.shard_tally(run.name, 0, 0))  # of which it could not be made again
+    workshop.store.remove(catalog.shard_result(run.name, 0, 0))  # of which it could not be made again
     assert workshop.do(PLAN, plan_work(run), bench=workshop.another_bench()) == first
     assert workshop.store.read_bytes(catalog.plan(run.name, 1)) == before[catalog.plan(run.name, 1)]
 
@@ -185,7 +215,7 @@ def test_a_cancelled_search_stops_at_its_next_batch(
     with pytest.raises(Cancelled, match=f"runs/stopped-{call} was cancelled"):
         worker.identify(workshop.bench, shard_work(run), job)
     assert served.images < 300
-    assert not workshop.store.exists(catalog.shard_counts(run.name, 0, 1))
+    assert not workshop.store.exists(catalog.shard_result(run.name, 0, 1))
 
 
 def test_a_cancelled_plan_is_not_made(workshop: Workshop) -> None:

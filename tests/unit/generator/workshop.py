@@ -21,6 +21,7 @@ from services.generator.pipeline import Decoders
 from services.generator.workbench import Workbench
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
+from services.runtime.groups import group
 from services.runtime.inference import Classifier
 from services.runtime.queue import IDENTIFY, PLAN, PREPARE
 from services.runtime.transport import Request
@@ -169,8 +170,8 @@ class Workshop:
 
     def found(self, run: run_pb2.Run) -> dict[str, Array]:
         """Return what was stored of a run's failures, in the order of rounds and sources."""
-        keys = self.store.keys(f"{run.name}/failures")
-        return joined([self.store.read_arrays(key) for key in keys])
+        keys = self.store.keys(f"{run.name}/results")
+        return joined([group(self.store.read_arrays(key), "failures") for key in keys])
 
 
 def joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:

@@ -73,6 +73,36 @@ def test_many_writers_of_one_artifact(store: ArtifactStore, tmp_path: Path) -> N
     assert left(tmp_path) == ["key"]
 
 
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_what_is_created_stays(kind: str, tmp_path: Path) -> None:
+    """What several may make is made once: who comes second changes nothing and leaves nothing."""
+    store = ArtifactStore(f"{kind}://{tmp_path}/store")
+    for value in (1, 2):
+        store.create_bytes("a/bytes", bytes([value]))
+        store.create_arrays("a/arrays", {"x": np.array([value])})
+    assert store.read_bytes("a/bytes") == b"\x01"
+    assert store.read_arrays("a/arrays")["x"].tolist() == [1]
+    assert store.keys("a") == ["a/arrays", "a/bytes"]
+
+
+def test_many_creators_of_one_artifact(store: ArtifactStore, tmp_path: Path) -> None:
+    """Of creators in several threads one is the first, and everybody reads what that one made."""
+    seen: list[bytes] = []
+
+    def create(value: int) -> None:
+        store.create_bytes("deep/key", bytes([value]) * 10_000)
+        seen.append(store.read_bytes("deep/key"))
+
+    threads = [threading.Thread(target=create, args=(value,)) for value in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 8
+    assert len(set(seen)) == 1
+    assert left(tmp_path) == ["key"]
+
+
 def test_an_error_leaves_nothing(store: ArtifactStore, tmp_path: Path) -> None:
     """A block that raises leaves neither an artifact nor a part of one, and its error is passed on."""
     with pytest.raises(ZeroDivisionError):

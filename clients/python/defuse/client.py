@@ -152,7 +152,10 @@ class Client:
         return [Run.from_proto(run) for run in self._connection.call("ListRuns", pb.ListRunsRequest()).runs]
 
     def watch_run(self, run_id: str, *, timeout_s: float | None = None) -> Iterator[Run]:
-        """Yield a run now and whenever it changes, until it has ended; lost connections are made again."""
+        """Yield a run now and whenever it changes, until it has ended; lost connections are made again.
+
+        Raises DeadlineExceeded after `timeout_s` seconds; the run goes on.
+        """
         request = pb.WatchRunRequest(name=names.run(run_id))
         for answer in self._connection.watch("WatchRun", request, timeout_s):
             yield Run.from_proto(answer.run)
@@ -160,7 +163,7 @@ class Client:
     def wait_for_run(
         self, run_id: str, *, timeout_s: float | None = None, on_change: Callable[[Run], None] = lambda _: None
     ) -> Run:
-        """Wait until a run has ended and return it."""
+        """Wait until a run has ended and return it; raise DeadlineExceeded after `timeout_s` seconds."""
         run = None
         for run in self.watch_run(run_id, timeout_s=timeout_s):
             on_change(run)
@@ -255,7 +258,7 @@ class Client:
         timeout_s: float | None = None,
         on_change: Callable[[Correction], None] = lambda _: None,
     ) -> Correction:
-        """Wait until a correction has ended and return it."""
+        """Wait until a correction has ended and return it; raise DeadlineExceeded after `timeout_s` seconds."""
         request = pb.WatchCorrectionRequest(name=names.correction(run_id, correction_id))
         for answer in self._connection.watch("WatchCorrection", request, timeout_s):
             on_change(Correction.from_proto(answer.correction))

@@ -1,6 +1,7 @@
 """A connection to a gateway: where it is, deadlines, streams that survive its absence, errors by class."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from defuse.errors import Unavailable, from_rpc_error
+from defuse.errors import DeadlineExceeded, Unavailable, from_rpc_error
 from defuse.v1 import gateway_service_pb2_grpc, generator_service_pb2_grpc
 
 _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
@@ -42,19 +43,25 @@ class Connection:
     def watch(self, method: str, request: Any, timeout_s: float | None) -> Iterator[Any]:
         """Yield a stream's messages; connect again while the gateway or Redis is away.
 
-        A request that the reader changes as it goes, to say where it is, is sent as it then is.
+        A request that the reader changes as it goes, to say where it is, is sent as it then is. Raises DeadlineExceeded
+        after `timeout_s` seconds, whether the gateway answers or not.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            call = self._method(method)(request, timeout=left)
+            left = max(0.0, end - time.monotonic())
+            call = self._method(method)(request, timeout=None if timeout_s is None else left)
             try:
                 yield from call
             except grpc.RpcError as error:
                 known = from_rpc_error(error, address=self.address)
-                if not isinstance(known, Unavailable) or (left is not None and left <= 0):
+                if isinstance(known, Unavailable | DeadlineExceeded) and time.monotonic() >= end:
+                    raise DeadlineExceeded(
+                        f"{method} had not ended after {timeout_s:g} s ({known.message}); what it waits for goes on: "
+                        "ask again, or wait longer"
+                    ) from error
+                if not isinstance(known, Unavailable):
                     raise known from error
-                time.sleep(_RECONNECT_S)
+                time.sleep(min(_RECONNECT_S, max(0.0, end - time.monotonic())))
             else:
                 return
             finally:

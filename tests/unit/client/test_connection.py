@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -27,6 +28,7 @@ class Gateway(pb_grpc.GatewayServiceServicer):
         self.files: dict[str, bytes] = {}
         self.uploads = 0
         self.watches = 0
+        self.over = threading.Event()
 
     def GetFile(self, request: pb.GetFileRequest, context: Context) -> pb.GetFileResponse:  # noqa: N802  # gRPC's name
         if request.digest not in self.files:
@@ -41,6 +43,9 @@ class Gateway(pb_grpc.GatewayServiceServicer):
 
     def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> Iterator[pb.WatchRunResponse]:  # noqa: N802
         self.watches += 1
+        if request.name == "runs/endless":
+            self.over.wait()
+            return
         yield pb.WatchRunResponse(run={"name": request.name, "note": str(self.watches)})
         if self.watches == 1:
             context.abort_with_status(rpc_status.to_status(to_status(Unavailable("Redis does not answer"))))
@@ -61,6 +66,7 @@ def connection(gateway: Gateway) -> Iterator[Connection]:
     found = Connection(f"127.0.0.1:{port}", timeout_s=10)
     yield found
     found.close()
+    gateway.over.set()
     server.stop(None).wait()
 
 
@@ -70,12 +76,16 @@ def test_a_stream_goes_on_after_an_absence(connection: Connection, gateway: Gate
     assert [answer.run.note for answer in answers] == ["1", "2"]
 
 
-def test_a_stream_ends_when_the_caller_has_waited_long_enough() -> None:
-    """A gateway that does not come back is an error when the time is over: it is away, or took too long."""
-    absent = Connection(f"127.0.0.1:{free_port()}", timeout_s=10)
-    with pytest.raises((Unavailable, DeadlineExceeded)):
-        list(absent.watch("WatchRun", pb.WatchRunRequest(name="runs/a"), 0))
-    absent.close()
+@pytest.mark.parametrize("timeout_s", [0.0, 0.001, 0.3])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_stream_ends_when_the_caller_has_waited_long_enough(
+    connection: Connection, timeout_s: float, there: bool
+) -> None:
+    """When the time is over it is the same error, whether the gateway takes too long or never came back."""
+    asked = connection if there else Connection(f"127.0.0.1:{free_port()}", timeout_s=10)
+    with pytest.raises(DeadlineExceeded, match=f"WatchRun had not ended after {timeout_s:g} s .*wait longer"):
+        list(asked.watch("WatchRun", pb.WatchRunRequest(name="runs/endless"), timeout_s))
+    asked.close()
 
 
 @pytest.mark.parametrize("send", ["bytes", "file"])

@@ -66,6 +66,7 @@ def test_the_second_output_is_sigma() -> None:
         ),
         (encoder_file(), decoder_file(scale=255.0, clipped=False), r"values from 127\.5 to 127\.5; .* in \[0, 1\]"),
         (encoder_file(), decoder_file(scale=-1.0, clipped=False), r"values from -0\.5 to -0\.5; .* in \[0, 1\]"),
+        (encoder_file(), decoder_file(scale=2.0, clipped=False), r"values from -\S+ to \S+; .* in \[0, 1\]"),
         (encoder_file(), decoder_file(scale=NAN, clipped=False), r"values from nan to nan"),
         (decoder_file(), encoder_file(), "the encoder cannot take"),
     ],
@@ -74,6 +75,13 @@ def test_an_unfit_pair_is_refused_with_its_shapes(encoder: bytes, decoder: bytes
     """A pair that does not fit the images, or each other, is refused by what it takes or answers."""
     with pytest.raises(UnfitPair, match=message):
         opened(encoder, decoder)
+
+
+def test_a_decoder_that_ends_linearly_is_clipped() -> None:
+    """A decoder that answers a little more than white and less than black is taken; what it decodes are pixels."""
+    pair = opened(encoder_file(), decoder_file(clipped=False))
+    z = np.linspace(-0.2, 1.2, 12, dtype=np.float32).reshape(2, 6)
+    np.testing.assert_array_equal(pair.decode(z), z.clip(0, 1).reshape(2, *SHAPE))
 
 
 def test_a_trained_vae_is_a_codec(of_torch: Codec) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from defuse.cli.output import JsonOption, Show, console, print_json, print_table, progress, record
+from defuse.cli.run_options import RunOptions, taking_run_options
 from defuse.client import Client
 from defuse.pictures import read_picture, write_animation
 from defuse.report import write_report
@@ -19,85 +20,33 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run
 FAILED = 2
 
 
-ModelOption = Annotated[str, typer.Option(help="Model under test.")]
-DataOption = Annotated[str, typer.Option(help="Class folders, an .npz, or a URL that the services can read.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of every draw.")]
-DrawsOption = Annotated[int, typer.Option(help="Budget: perturbations per image, on average; 0 takes the default.")]
-SourcesOption = Annotated[int, typer.Option(help="Images to search around; 0 takes all.")]
-
-
 @app.command()
+@taking_run_options
 def create(
-    model: ModelOption,
-    data: DataOption,
+    run: RunOptions,
+    *,
     name: Annotated[str | None, typer.Option(help="Name of the run; by default model and time.")] = None,
-    seed: SeedOption = 0,
-    model_version: Annotated[int, typer.Option(help="Version under test; 0 takes the one that callers get.")] = 0,
-    radius: Annotated[float, typer.Option(help="Step size in latent standard deviations; 0 takes the default.")] = 0.0,
-    draws: DrawsOption = 0,
-    max_sources: SourcesOption = 0,
-    strategy: Annotated[str, typer.Option(help="Where to look: `adaptive` or `uniform`.")] = "adaptive",
-    noise: Annotated[str, typer.Option(help="Law of the steps: `gaussian` or `released`.")] = "gaussian",
-    vae_epochs: Annotated[int, typer.Option(help="Epochs of the VAE; 0 takes what fits the data.")] = 0,
-    encoder: Annotated[Path | None, typer.Option(help="ONNX encoder of your own; needs --decoder.")] = None,
-    decoder: Annotated[Path | None, typer.Option(help="ONNX decoder of your own; needs --encoder.")] = None,
-    min_label_probability: Annotated[
-        float | None, typer.Option(help="Of the source's label, by the latent label model; default 0.998.")
-    ] = None,
-    oracle: Annotated[str, typer.Option(help="Model that must read the source's label in every failure.")] = "",
-    declared_accuracy: Annotated[
-        float | None, typer.Option(help="Refuse the run when the served model contradicts it; default 0.5.")
-    ] = None,
-    max_reconstruction_loss: Annotated[
-        float | None, typer.Option(help="Refuse the run when the VAE loses more of the images; default 0.1.")
-    ] = None,
-    min_support: Annotated[int, typer.Option(help="Failures that make a region; 0 takes the default.")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Start a run. With --wait the exit status is 2 when it does not succeed."""
-    name = name or f"{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = name or f"{run.model}-{time.strftime('%Y%m%d-%H%M%S')}"
     with Client() as client:
-        dataset = _upload(client, data, seed)
-        run = client.create_run(
-            name,
-            model=model,
-            dataset=dataset.id,
-            model_version=model_version,
-            seed=seed,
-            search={
-                "radius_sd": radius,
-                "draws_per_source": draws,
-                "max_sources": max_sources,
-                "strategy": strategy,
-                "noise": noise,
-            },
-            vae={"epochs": vae_epochs, "encoder": encoder, "decoder": decoder},
-            validity={"min_label_probability": min_label_probability, "oracle": oracle},
-            preflight={"declared_accuracy": declared_accuracy, "max_reconstruction_loss": max_reconstruction_loss},
-            mixture={"min_support": min_support},
-        )
+        dataset = _upload(client, run.data, run.seed)
+        created = client.create_run(name, model=run.model, dataset=dataset.id, **run.settings())
         if wait:
-            run = _wait(client, name)
-    _print(run, as_json=as_json)
-    _exit_unless_well(run)
+            created = _wait(client, name)
+    _print(created, as_json=as_json)
+    _exit_unless_well(created)
 
 
 @app.command()
-def estimate(
-    model: ModelOption,
-    data: DataOption,
-    seed: SeedOption = 0,
-    draws: DrawsOption = 0,
-    max_sources: SourcesOption = 0,
-    as_json: JsonOption = False,
-) -> None:
+@taking_run_options
+def estimate(run: RunOptions, *, as_json: JsonOption = False) -> None:
     """Say what a run would cost, from a few seconds of the real work, without starting it."""
     with Client() as client:
-        dataset = _upload(client, data, seed)
-        cost = client.estimate_run(
-            model=model, dataset=dataset.id, search={"draws_per_source": draws, "max_sources": max_sources}
-        )
+        dataset = _upload(client, run.data, run.seed)
+        cost = client.estimate_run(model=run.model, dataset=dataset.id, **run.settings())
     if as_json:
         print_json(record(cost))
         return
@@ -107,7 +56,7 @@ def estimate(
         "training of the VAE": f"{cost.training_s:.0f} s" if cost.training_s else "none, it is there",
         "search": f"about {cost.search_s:.0f} s with one generator",
     }
-    print_table(("a run of", model), list(facts.items()), caption="")
+    print_table(("a run of", run.model), list(facts.items()), caption="")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The commands on runs, against a gateway that keeps what it is asked."""
 
+import json
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -8,14 +9,17 @@ from typing import Any
 import grpc
 import pytest
 from defuse.cli.app import app
-from defuse.v1 import dataset_pb2, run_pb2
+from defuse.v1 import dataset_pb2, failure_pb2, generator_service_pb2, model_pb2, run_pb2
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
+from defuse.v1 import generator_service_pb2_grpc as generator_grpc
 from typer.testing import CliRunner, Result
 
+CLASSES = ("ant", "bee", "cat")
 
-class Gateway(pb_grpc.GatewayServiceServicer):
-    """Has every file."""
+
+class Gateway(pb_grpc.GatewayServiceServicer, generator_grpc.GeneratorServiceServicer):
+    """Has every file, one model and one run, whose failures are bees taken for cats."""
 
     def __init__(self) -> None:
         self.created: list[run_pb2.RunConfig] = []
@@ -35,6 +39,17 @@ class Gateway(pb_grpc.GatewayServiceServicer):
         self.estimated.append(request.config)
         return pb.EstimateRunResponse(estimate=run_pb2.CostEstimate(sources=7, decodes=70, decodes_per_s=10))
 
+    def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:  # noqa: N802
+        return pb.GetRunResponse(run=run_pb2.Run(name=request.name, config={"model": "models/tiny"}))
+
+    def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+        return pb.GetModelResponse(model=model_pb2.Model(name=request.name, classes=CLASSES))
+
+    def Identify(self, request: Any, context: Any) -> Iterator[generator_service_pb2.IdentifyResponse]:  # noqa: N802
+        for source in (3, 5):
+            failure = failure_pb2.Failure(source=source, true_label=1, predicted_label=2, margin=-0.5, latent=[0.25])
+            yield generator_service_pb2.IdentifyResponse(failures=[failure], resume_token=str(source))
+
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
@@ -42,6 +57,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     found = Gateway()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     pb_grpc.add_GatewayServiceServicer_to_server(found, server)
+    generator_grpc.add_GeneratorServiceServicer_to_server(found, server)
     monkeypatch.setenv("DEFUSE_GATEWAY", f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
     server.start()
     yield found
@@ -87,3 +103,12 @@ def test_an_estimate_is_told_in_words(gateway: Gateway, tmp_path: Path) -> None:
     told = defuse("runs", "estimate", "--model", "tiny", "--data", tmp_path / "data.npz").stdout
     assert "up to 70, 10 a second" in told
     assert [config.search.max_sources for config in gateway.estimated] == [0]
+
+
+def test_failures_are_told_by_class_name(gateway: Gateway) -> None:
+    """What was taken for what is said in the words of the model, for people and for programs."""
+    lines = defuse("runs", "failures", "first").stdout.splitlines()
+    assert lines == [f"source {source} round 0 draw 0: bee taken for cat, margin -0.50" for source in (3, 5)]
+    for line in defuse("runs", "failures", "first", "--json").stdout.splitlines():
+        failure = json.loads(line)
+        assert (failure["true_label"], failure["predicted_label"], failure["latent"]) == ("bee", "cat", [0.25])

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +64,10 @@ def estimate(run: RunOptions, *, as_json: JsonOption = False) -> None:
 def failures(name: RunArgument, as_json: JsonOption = False) -> None:
     """Print a run's failures as they are found, one a line; --json prints all that is known of each."""
     with Client() as client:
+        classes = client.model(client.run(name).model).classes
         for batch in client.failures(name):
             for failure in batch.failures:
-                sys.stdout.write(f"{_line(failure, as_json=as_json)}\n")
+                sys.stdout.write(f"{_line(failure, classes, as_json=as_json)}\n")
             sys.stdout.flush()
 
 
@@ -178,12 +180,14 @@ def _preflight(run: Run) -> str:
     return f"accuracy {run.preflight.accuracy}, on reconstructions {run.preflight.reconstruction_accuracy}"
 
 
-def _line(failure: Failure, *, as_json: bool) -> str:
+def _line(failure: Failure, classes: Sequence[str], *, as_json: bool) -> str:
+    true, predicted = classes[failure.true_label], classes[failure.predicted_label]
     if as_json:
-        return json.dumps({**vars(failure), "latent": failure.latent.tolist()})
+        words = {"true_label": true, "predicted_label": predicted}
+        return json.dumps({**vars(failure), **words, "latent": failure.latent.tolist()})
     return (
-        f"source {failure.source} round {failure.round} draw {failure.draw}: {failure.true_label} taken for "
-        f"{failure.predicted_label}, margin {failure.margin:.2f}"
+        f"source {failure.source} round {failure.round} draw {failure.draw}: {true} taken for {predicted}, "
+        f"margin {failure.margin:.2f}"
     )
 
 

@@ -69,18 +69,17 @@ def search(
     checks: Checks,
     *,
     classes: int,
-    on_batch: Callable[[float], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
 ) -> ShardResult:
     """Decode and classify what the orders say; keep what is misclassified, valid and confirmed.
 
-    `on_batch` is told the share done after each batch and may raise to stop the search.
+    `check` is called after every batch and may raise to stop.
     """
     counts = Counts(sources=len(sources.index) if orders.round_ == 0 else 0)
     sums, tally = _no_directions(classes, sources.mu.shape[1]), np.zeros((3, len(sources.index)))
     found = [Failures.none(sources.mu.shape[1])]
     parts = pipeline.made(draws(sources, orders, law, models.sd_agg, checks.screening), models.decoders)
     batches = filled(_counted(parts, counts), law.batch_size)
-    total = max(int(orders.decodes.sum()), 1)
     for batch, logits in pipeline.classified(batches, models.decode, models.submit, models.decoders):
         margin = margins(logits, sources.labels[batch.row])
         counts.decodes += len(batch.z)
@@ -90,10 +89,10 @@ def search(
             change = margin - orders.reconstruction_margin[batch.row]
             sums += DirectionSums.of(sources.labels[batch.row], batch.eps, change, classes)
         found.append(_candidates(sources, orders, models, batch, logits, margin))
-        on_batch(min(counts.decodes / total, 1.0))
+        check()
     counts.classifications += counts.decodes
     valid = _valid(Failures.joined(found), checks.latent, counts)
-    confirmed = _confirmed(valid, sources, law, models, checks, counts, on_batch)
+    confirmed = _confirmed(valid, sources, law, models, checks, counts, check)
     kept = _within_limit(confirmed, sources, orders, law, counts)
     return ShardResult(
         failures=kept,
@@ -156,7 +155,7 @@ def _confirmed(
     models: Models,
     checks: Checks,
     counts: Counts,
-    on_batch: Callable[[float], None],
+    check: Callable[[], None],
 ) -> Failures:
     """Find each failure again from its identity, as the picture that would be stored, in calls of its own."""
     row = np.searchsorted(sources.index, valid.source)
@@ -164,7 +163,7 @@ def _confirmed(
     for begin in range(0, len(row), law.batch_size):
         part = slice(begin, begin + law.batch_size)
         kept.append(_confirmed_batch(valid.take(part), sources.mu[row[part]], law, models, checks, counts))
-        on_batch(1.0)
+        check()
     return Failures.joined(kept)
 
 

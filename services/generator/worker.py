@@ -59,7 +59,7 @@ def _search_shard(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> Sh
         bench.models(run, bench.prepared(run).sd_agg),
         bench.checks(run),
         classes=len(bench.model(run).classes),
-        on_batch=lambda _: job.check_cancelled(),
+        check=job.check_cancelled,
     )
     if work.round == 0:
         _count_sources(result.counts, examined)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.generator.draws import perturbations
 from services.generator.failures import Counts, Failures
-from services.generator.search import MARGIN_EPSILON, margins, search
+from services.generator.search import MARGIN_EPSILON, ShardResult, margins, search
 from services.generator.validity import radius_sd
 from tests.unit.generator.world import (
     DECODES,
@@ -179,14 +179,25 @@ def test_unused_latent_dimension() -> None:
 
 
 def test_search_can_be_stopped() -> None:
-    """What `on_batch` raises ends the search before it is over; it is told a share that rises to all."""
-    sources, shares = planted_sources(), list[float]()
+    """`check` is called after every batch, also where failures are found again, and what it raises ends the search."""
+    sources, calls = planted_sources(), 0
 
-    def stop(share: float) -> None:
-        shares.append(share)
-        if len(shares) == 3:
-            raise KeyboardInterrupt
+    def search_until(last: float) -> ShardResult:
+        nonlocal calls
+        calls = 0
 
-    with pytest.raises(KeyboardInterrupt):
-        search(sources, orders(sources), LAW, models(), checks(), classes=2, on_batch=stop)
-    assert shares == pytest.approx([32 / 240, 64 / 240, 96 / 240])
+        def stop() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                raise KeyboardInterrupt
+
+        return search(sources, orders(sources), LAW, models(), checks(), classes=2, check=stop)
+
+    counts = search_until(np.inf).counts
+    batches = -(-counts.decodes // 32) - (-counts.candidates // 32)
+    assert calls == batches > 8
+    for last in (1, 3, batches):
+        with pytest.raises(KeyboardInterrupt):
+            search_until(last)
+        assert calls == last

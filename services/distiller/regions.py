@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.distiller.mixture import Array, fit_mixture, mahalanobis_squared
+from services.distiller.components import Array, fit_mixture, mahalanobis_squared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import distiller_service_pb2 as pb
 from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 
-from services.distiller.mixture import Array
+from services.distiller.components import Array
 from services.distiller.regions import sample
 from services.distiller.worker import Tools
 from services.runtime import catalog

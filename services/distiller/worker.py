@@ -6,7 +6,7 @@ import numpy as np
 from defuse import names
 from defuse.v1 import model_pb2, region_pb2, run_pb2, tensor_pb2, work_pb2
 
-from services.distiller.mixture import Array
+from services.distiller.components import Array
 from services.distiller.regions import FoundRegion, Grouping, exemplars, find_regions, sample
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from services.distiller.mixture import Mixture, fit_mixture, mahalanobis_squared
+from services.distiller.components import Mixture, fit_mixture, mahalanobis_squared
 
 Array = npt.NDArray[Any]
 CENTRES = np.array([[-4.0, 0.0], [4.0, 0.0], [0.0, 6.0]])

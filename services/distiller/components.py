@@ -1,4 +1,4 @@
-"""A Dirichlet-process mixture of Gaussians over latents."""
+"""The components of one confusion: its failures' latents under a Dirichlet-process mixture."""
 
 import warnings
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import BayesianGaussianMixture
+
+from services.distiller.mixture import DirichletProcessMixture
 
 Array = npt.NDArray[Any]
 
@@ -31,17 +32,8 @@ class Mixture:
 
 
 def fit_mixture(latents: Array, *, max_components: int, seed: int) -> Mixture:
-    """Fit latents (n, d) by truncated stick-breaking variational inference (Blei and Jordan, 2006).
-
-    The number of components is found, up to `max_components`, the truncation.
-    """
-    model = BayesianGaussianMixture(
-        n_components=min(max_components, len(latents)),
-        covariance_type="full",
-        weight_concentration_prior_type="dirichlet_process",
-        max_iter=300,
-        random_state=seed % 2**32,
-    )
+    """Fit latents (n, d); the number of components is found, up to `max_components`, the truncation."""
+    model = DirichletProcessMixture(n_components=min(max_components, len(latents)), random_state=seed % 2**63)
     with warnings.catch_warnings():
         # A fit that stops at max_iter is a fit all the same: the bound has risen at every iteration.
         warnings.simplefilter("ignore", ConvergenceWarning)

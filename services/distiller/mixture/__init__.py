@@ -1,0 +1,5 @@
+"""A Dirichlet-process mixture by variational Bayes: an iteration is two matrix products, over any number of points."""
+
+from services.distiller.mixture.estimator import DirichletProcessMixture
+
+__all__ = ["DirichletProcessMixture"]

@@ -1,0 +1,349 @@
+"""The mixture as a scikit-learn style estimator."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from torch import Tensor
+
+from services.distiller.mixture import moves, starts
+from services.distiller.mixture.coordinates import Coordinates
+from services.distiller.mixture.covariances import SHAPES, CovarianceType
+from services.distiller.mixture.expectation import normalise_
+from services.distiller.mixture.fitting import Fit, State
+from services.distiller.mixture.points import Chunk, Points, Rows
+from services.distiller.mixture.posterior import Prior
+from services.distiller.mixture.screening import LEAST_DIM
+from services.distiller.mixture.starts import Start
+from services.distiller.mixture.together import Crew
+
+Array = npt.NDArray[Any]
+# Iterations before the first move: components must have found their places.
+_WARM_UP = 4
+# Blocks of a memoized pass, and the fewest points that are worth one.
+_BLOCKS, _LEAST_BLOCK = 8, 4_000
+# Least variance of a direction beside that of the dimensions it lies in.
+_LEAST_SHARE = 1e-8
+_CHUNK = 2_048
+_CHUNK_ON_GPU = 65_536
+
+
+class DirichletProcessMixture:
+    """A mixture of Gaussians under a Dirichlet process, perhaps with categorical factors, fitted by variational Bayes.
+
+    Parameters that scikit-learn's BayesianGaussianMixture has too mean what they mean there, and with `moves=False,
+    blocks=1` every iteration gives what its iterations give. New here:
+
+    `category_concentration` is that of the Dirichlet prior of each categorical factor: below 1, components that mix
+    values are unlikely. `moves` merges, splits and orders components, which finds a higher bound. `blocks` is how often
+    the posterior is made anew in one pass over the data. `threads`, `device`, `chunk_size` are how it is computed and
+    change results by rounding alone, as does `group`, the torch.distributed group whose processes each hold a part of
+    the rows.
+
+    After `fit`: `weights_` (K,), `means_` (K, d), `covariances_` (shape by type), `precisions_cholesky_`,
+    `weight_concentration_`, `mean_precision_`, `degrees_of_freedom_`, `categories_` (for each factor a (c, K) array of
+    probabilities), `counts_` (K,) points of each component, `lower_bound_`, `lower_bounds_`, `converged_`, `n_iter_`,
+    `n_features_in_`.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_components: int = 100,
+        covariance_type: CovarianceType = "full",
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 500,
+        n_init: int = 1,
+        init_params: Start = "kmeans",
+        weight_concentration_prior_type: Literal["dirichlet_process", "dirichlet_distribution"] = "dirichlet_process",
+        weight_concentration_prior: float | None = None,
+        mean_precision_prior: float | None = None,
+        mean_prior: Array | None = None,
+        degrees_of_freedom_prior: float | None = None,
+        covariance_prior: Array | float | None = None,
+        category_concentration: float = 0.1,
+        moves: bool = True,
+        blocks: int | None = None,
+        random_state: int = 0,
+        threads: int | None = None,
+        device: str = "cpu",
+        chunk_size: int | None = None,
+        group: Any = None,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.weight_concentration_prior_type = weight_concentration_prior_type
+        self.weight_concentration_prior = weight_concentration_prior
+        self.mean_precision_prior = mean_precision_prior
+        self.mean_prior = mean_prior
+        self.degrees_of_freedom_prior = degrees_of_freedom_prior
+        self.covariance_prior = covariance_prior
+        self.category_concentration = category_concentration
+        self.moves = moves
+        self.blocks = blocks
+        self.random_state = random_state
+        self.threads = threads
+        self.device = device
+        self.chunk_size = chunk_size
+        self.group = group
+
+    def fit(
+        self, X: Rows, *, categories: Sequence[Array] = (), responsibilities: Array | None = None
+    ) -> "DirichletProcessMixture":
+        """Fit points (n, d), an array or anything sliced like one, so a memory map of any length.
+
+        `categories` are arrays (n,) of class ids, a factor each. `responsibilities` (n, K) are where to begin, instead
+        of `init_params`. Raises ValueError for data or parameters that make no sense.
+        """
+        crew = self._crew()
+        points = self._points(X, categories, crew)
+        with crew.at_work():
+            best: State | None = None
+            for number in range(1 if responsibilities is not None else self.n_init):
+                fit, state = self._begin(points, crew, number, responsibilities)
+                self._ascend(fit, state, number)
+                if best is None or state.bound > best.bound:
+                    best, chosen = state, fit
+        assert best is not None
+        self._keep(best, chosen)
+        return self
+
+    def predict(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
+        """Return the likeliest component of each point, (n,)."""
+        return np.concatenate([joint.argmax(dim=1).numpy() for joint in self._joints(X, categories)])
+
+    def predict_proba(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
+        """Return the responsibility of every component for each point, (n, K)."""
+        parts = []
+        for joint in self._joints(X, categories):
+            normalise_(joint)
+            parts.append(joint.numpy())
+        return np.concatenate(parts)
+
+    def score_samples(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
+        """Return the expected log density of each point, as scikit-learn tells it, (n,)."""
+        return np.concatenate([normalise_(joint).numpy() for joint in self._joints(X, categories)])
+
+    def sample(self, n_samples: int = 1, *, random_state: int = 0) -> tuple[Array, Array]:
+        """Draw points (n, d) and their components (n,)."""
+        generator = np.random.default_rng(random_state)
+        labels = np.sort(generator.choice(len(self.weights_), n_samples, p=self.weights_))
+        covariances = self._matrices()
+        parts = [
+            generator.multivariate_normal(self.means_[k], covariances[k], int((labels == k).sum()), method="cholesky")
+            for k in np.unique(labels)
+        ]
+        return np.concatenate(parts), labels
+
+    def fit_predict(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
+        """Fit, and return the likeliest component of each point, (n,)."""
+        return self.fit(X, categories=categories).predict(X, categories=categories)
+
+    def _points(self, X: Rows, categories: Sequence[Array], crew: Crew) -> Points:
+        if len(X.shape) != 2 or not all(X.shape):
+            raise ValueError(f"X has shape {tuple(X.shape)}: give points (n, d), at least one")
+        if self.n_components < 1:
+            raise ValueError(f"n_components is {self.n_components}: give 1 or more")
+        if self.covariance_type not in SHAPES:
+            raise ValueError(f"covariance_type is {self.covariance_type!r}: give one of {', '.join(SHAPES)}")
+        for values in categories:
+            if len(values) != X.shape[0] or np.min(values) < 0:
+                raise ValueError(
+                    f"{len(values)} values of a category for {X.shape[0]} points: give class ids from 0, (n,)"
+                )
+        device = torch.device(self.device)
+        return Points(
+            x=X,
+            categories=categories,
+            sizes=crew.largest([1 + int(np.max(values)) for values in categories]),
+            chunk_size=self.chunk_size or (_CHUNK if device.type == "cpu" else _CHUNK_ON_GPU),
+            device=device,
+        )
+
+    def _crew(self) -> Crew:
+        threads = self.threads or (torch.get_num_threads() if self.device == "cpu" else 1)
+        return Crew(threads, self.group)
+
+    def _begin(self, points: Points, crew: Crew, number: int, responsibilities: Array | None) -> tuple[Fit, State]:
+        mean, covariance = _moments(points, crew)
+        coordinates = Coordinates.of(mean, covariance, self.covariance_type)
+        fit = self._fit_in(points, crew, coordinates, covariance, mean)
+        sums = self._started(fit, number, responsibilities)
+        if self.covariance_type == "full" and points.dim >= LEAST_DIM:
+            # The dimensions in which the components differ most come first: the screening looks at these.
+            total = sum((block.features for block in sums), torch.zeros_like(sums[0].features))
+            means = total[:, 1 : 1 + points.dim] / total[:, :1].clamp_min(1.0)
+            turn = torch.linalg.eigh((total[:, :1] * means).T @ means)[1].flip(1)
+            fit = self._fit_in(points, crew, coordinates.turned(turn), covariance, mean)
+            sums = self._started(fit, number, responsibilities)
+        return fit, fit.begin(sums)
+
+    def _started(self, fit: Fit, number: int, responsibilities: Array | None) -> list[Any]:
+        if responsibilities is not None:
+            return starts.given(fit, torch.as_tensor(responsibilities))
+        return starts.begin(fit, self.init_params, torch.Generator().manual_seed(self.random_state + number))
+
+    def _fit_in(self, points: Points, crew: Crew, coordinates: Coordinates, covariance: Tensor, mean: Tensor) -> Fit:
+        inside = replace(points, coordinates=coordinates)
+        (count,) = crew.total([torch.tensor(float(len(points)), dtype=torch.float64)])
+        most = self.blocks or min(_BLOCKS, max(int(count) // _LEAST_BLOCK, 1))
+        return Fit(
+            points=inside,
+            prior=self._prior(coordinates, covariance, mean),
+            crew=crew,
+            blocks=inside.blocks(most),
+            count=int(count),
+        )
+
+    def _prior(self, coordinates: Coordinates, covariance: Tensor, mean: Tensor) -> Prior:
+        kind, dim = self.covariance_type, len(mean)
+        eye = torch.eye(dim, dtype=torch.float64, device=mean.device)
+        centre = mean if self.mean_prior is None else torch.as_tensor(self.mean_prior, dtype=torch.float64)
+        degrees = float(dim) if self.degrees_of_freedom_prior is None else float(self.degrees_of_freedom_prior)
+        if degrees <= dim - 1:
+            raise ValueError(
+                f"degrees_of_freedom_prior is {degrees:g}: give more than {dim - 1}, the dimensions less one"
+            )
+        believed = covariance
+        if self.covariance_prior is not None:
+            given = torch.as_tensor(self.covariance_prior, dtype=torch.float64)
+            believed = given if given.ndim == 2 else torch.diag(given.expand(dim))
+        return Prior(
+            kind=kind,
+            components=self.n_components,
+            process=self.weight_concentration_prior_type == "dirichlet_process",
+            concentration=self.weight_concentration_prior or 1.0 / self.n_components,
+            mean_precision=1.0 if self.mean_precision_prior is None else self.mean_precision_prior,
+            mean=coordinates.enter(centre[None].to(mean.device))[0],
+            degrees_of_freedom=degrees,
+            covariance=_reduced(coordinates.enter_covariance(believed), kind),
+            ridge=_reduced(coordinates.enter_covariance(self.reg_covar * eye), kind),
+            log_determinant=coordinates.log_determinant,
+            category_concentration=self.category_concentration,
+        )
+
+    def _ascend(self, fit: Fit, state: State, number: int) -> None:
+        if self.moves:
+            for _ in range(min(_WARM_UP, self.max_iter)):
+                fit.step(state)
+            moves.improve(fit, state, torch.Generator().manual_seed(self.random_state + number))
+        before = state.bound
+        self.converged_ = False
+        while state.iteration < self.max_iter and not self.converged_:
+            fit.step(state)
+            self.converged_ = abs(state.bound - before) < self.tol
+            before = state.bound
+        if not self.converged_:
+            warnings.warn(
+                f"the bound still moved by more than tol={self.tol:g} in iteration {state.iteration}; raise max_iter",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _keep(self, state: State, fit: Fit) -> None:
+        posterior, coordinates = state.posterior, fit.points.coordinates
+        assert coordinates is not None
+        kind, dim = self.covariance_type, fit.points.dim
+        covariance = coordinates.leave_covariance(posterior.prior.shape.expand(posterior.covariance))
+        kept = _reduced(covariance, kind)
+        self._posterior, self._inside = posterior, fit.points
+        self.weights_ = posterior.weights().cpu().numpy()
+        self.means_ = coordinates.leave(posterior.mean).cpu().numpy()
+        self.covariances_ = kept.cpu().numpy()
+        self.precisions_cholesky_ = posterior.prior.shape.precision_root(kept).cpu().numpy()
+        self.mean_precision_ = posterior.mean_precision.cpu().numpy()
+        self.degrees_of_freedom_ = posterior.degrees_of_freedom.cpu().numpy()
+        self.weight_concentration_ = tuple(part.cpu().numpy() for part in posterior.concentration)
+        self.categories_ = [_probabilities(count, self.category_concentration) for count in state.sums.categories]
+        self.counts_ = state.sums.count.cpu().numpy()
+        self.lower_bound_, self.lower_bounds_, self.n_iter_ = state.bound, state.bounds, state.iteration
+        self.n_features_in_ = dim
+
+    def _joints(self, X: Rows, categories: Sequence[Array]) -> list[Tensor]:
+        """Return the expected log joints (b, K) of every chunk, on the host."""
+        if not hasattr(self, "_posterior"):
+            raise NotFittedError("this mixture is not fitted yet: call fit first")
+        if len(X.shape) != 2 or X.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has shape {tuple(X.shape)}: give points (n, {self.n_features_in_}), as they were fitted"
+            )
+        if len(categories) != len(self.categories_):
+            raise ValueError(
+                f"{len(categories)} categories are given: give {len(self.categories_)}, as they were fitted"
+            )
+        posterior = self._posterior
+        points = replace(self._inside, x=X, categories=categories)
+        coefficients = posterior.coefficients()
+
+        def ask(chunk: Chunk) -> Tensor:
+            joint = posterior.prior.shape.features(chunk.x) @ coefficients
+            for table, values in zip(posterior.log_categories, chunk.categories, strict=True):
+                joint += table[values]
+            return (joint + posterior.prior.shape.common(chunk.x, posterior.root)).cpu()
+
+        with (crew := Crew(self._crew().threads)).at_work():
+            return list(crew.each(ask, points.makers()))
+
+    def _matrices(self) -> Array:
+        """Return the covariances as matrices (K, d, d)."""
+        kept, dim = torch.as_tensor(self.covariances_), self.n_features_in_
+        matrices = SHAPES[self.covariance_type](dim).expand(kept)
+        return matrices.expand(len(self.weights_), dim, dim).numpy()
+
+
+def _moments(points: Points, crew: Crew) -> tuple[Tensor, Tensor]:
+    """Return the mean (d,) and the unbiased covariance (d, d) of the points of all processes, in two passes."""
+
+    def added(work: Any) -> list[Tensor]:
+        parts = list(crew.each(work, points.makers()))
+        return crew.total([sum(column[1:], column[0]) for column in zip(*parts, strict=True)])
+
+    count, first = added(lambda chunk: (torch.tensor([float(len(chunk.x))], dtype=torch.float64), chunk.x.sum(dim=0)))
+    mean = first / count.to(first.device)
+    if not bool(torch.isfinite(mean).all()):
+        raise ValueError("X holds values that are not finite: leave such points out")
+
+    def squared(chunk: Chunk) -> tuple[Tensor]:
+        centred = chunk.x - mean
+        return (centred.T @ centred,)
+
+    (scatter,) = added(squared)
+    return mean, _definite(scatter / max(float(count) - 1.0, 1.0))
+
+
+def _definite(covariance: Tensor) -> Tensor:
+    """Return a covariance (d, d) with some variance in every direction: data may lie in a plane, a prior may not.
+
+    What is little is told in the units of each dimension.
+    """
+    variance = covariance.diagonal()
+    unit = torch.where(variance > 0, variance, variance.max() if bool(variance.any()) else 1.0).sqrt()
+    values, vectors = torch.linalg.eigh(covariance / unit / unit[:, None])
+    if float(values[0]) >= _LEAST_SHARE:
+        return covariance
+    definite: Tensor = (vectors * values.clamp_min(_LEAST_SHARE)) @ vectors.T * unit * unit[:, None]
+    return definite
+
+
+def _reduced(covariance: Tensor, kind: CovarianceType) -> Tensor:
+    """Return of covariance matrices (..., d, d) what a type keeps."""
+    if kind in ("full", "tied"):
+        return covariance
+    variances = covariance.diagonal(dim1=-2, dim2=-1)
+    return variances.contiguous() if kind == "diag" else variances.mean(dim=-1)
+
+
+def _probabilities(count: Tensor, concentration: float) -> Array:
+    first = concentration + count
+    return (first / first.sum(dim=0)).cpu().numpy()

@@ -1,0 +1,69 @@
+"""Coordinate ascent on the bound: expectation over the data, posterior from the sums, again and again.
+
+With several blocks it is memoized (Hughes and Sudderth, Memoized online variational inference, NIPS 2013): the sums of
+each block are kept, and the posterior is made anew after every block, so that one pass over the data moves as far as
+several. The bound rises at every step all the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import reduce
+
+from services.distiller.mixture.points import Points
+from services.distiller.mixture.posterior import Posterior, Prior, Sums
+from services.distiller.mixture.screening import asker
+from services.distiller.mixture.together import Crew
+
+
+@dataclass(kw_only=True)
+class State:
+    """Where a fit stands."""
+
+    posterior: Posterior
+    # Of each block: what its points say under the posterior that it was last asked about.
+    blocks: list[Sums]
+    bound: float
+    iteration: int = 0
+    bounds: list[float] = field(default_factory=list)
+
+    @property
+    def sums(self) -> Sums:
+        return reduce(Sums.__add__, self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What is fitted, and with which hands."""
+
+    points: Points
+    prior: Prior
+    crew: Crew
+    blocks: list[slice]
+    # Points of all processes.
+    count: int
+
+    def begin(self, blocks: list[Sums]) -> State:
+        """Return the state after responsibilities given by their sums, block by block."""
+        total = reduce(Sums.__add__, blocks)
+        posterior = Posterior.of(total, self.prior)
+        return State(posterior=posterior, blocks=blocks, bound=posterior.bound(total))
+
+    def expect(self, posterior: Posterior, rows: slice | None = None) -> Sums:
+        """Return the sums of some rows of every process, or of all, under a posterior."""
+        ask = asker(posterior)
+        return self.sum_up(lambda chunk: ask(chunk).sums, rows)
+
+    def sum_up(self, work: Callable[..., Sums], rows: slice | None = None) -> Sums:
+        """Return the total of what `work` makes of every chunk of some rows, over all processes."""
+        total = reduce(Sums.__add__, self.crew.each(work, self.points.makers(rows)))
+        return total.of(self.crew.total(total.parts()))
+
+    def step(self, state: State) -> None:
+        """Go once over the data."""
+        for number, rows in enumerate(self.blocks):
+            state.blocks[number] = self.expect(state.posterior, rows)
+            total = state.sums
+            state.posterior = Posterior.of(total, self.prior)
+        state.iteration += 1
+        state.bound = state.posterior.bound(total)
+        state.bounds.append(state.bound)

@@ -1,7 +1,7 @@
 """The mixture as a scikit-learn style estimator."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -99,19 +99,25 @@ class DirichletProcessMixture:
         self.group = group
 
     def fit(
-        self, X: Rows, *, categories: Sequence[Array] = (), responsibilities: Array | None = None
+        self,
+        X: Rows,
+        *,
+        categories: Sequence[Array] = (),
+        responsibilities: Array | None = None,
+        check: Callable[[float], None] = lambda _: None,
     ) -> "DirichletProcessMixture":
         """Fit points (n, d), an array or anything sliced like one, so a memory map of any length.
 
         `categories` are arrays (n,) of class ids, a factor each. `responsibilities` (n, K) are where to begin, instead
-        of `init_params`. Raises ValueError for data or parameters that make no sense.
+        of `init_params`. `check` is told the bound after every pass over the data, and may raise to stop. Raises
+        ValueError for data or parameters that make no sense.
         """
         crew = self._crew()
         points = self._points(X, categories, crew)
         with crew.at_work():
             best: State | None = None
             for number in range(1 if responsibilities is not None else self.n_init):
-                fit, state = self._begin(points, crew, number, responsibilities)
+                fit, state = self._begin(points, crew, number, responsibilities, check)
                 self._ascend(fit, state, number)
                 if best is None or state.bound > best.bound:
                     best, chosen = state, fit
@@ -175,17 +181,24 @@ class DirichletProcessMixture:
         threads = self.threads or (torch.get_num_threads() if self.device == "cpu" else 1)
         return Crew(threads, self.group)
 
-    def _begin(self, points: Points, crew: Crew, number: int, responsibilities: Array | None) -> tuple[Fit, State]:
+    def _begin(
+        self,
+        points: Points,
+        crew: Crew,
+        number: int,
+        responsibilities: Array | None,
+        check: Callable[[float], None],
+    ) -> tuple[Fit, State]:
         mean, covariance = _moments(points, crew)
         coordinates = Coordinates.of(mean, covariance, self.covariance_type)
-        fit = self._fit_in(points, crew, coordinates, covariance, mean)
+        fit = self._fit_in(points, crew, coordinates, covariance, mean, check)
         sums = self._started(fit, number, responsibilities)
         if self.covariance_type == "full" and points.dim >= LEAST_DIM:
             # The dimensions in which the components differ most come first: the screening looks at these.
             total = sum((block.features for block in sums), torch.zeros_like(sums[0].features))
             means = total[:, 1 : 1 + points.dim] / total[:, :1].clamp_min(1.0)
             turn = torch.linalg.eigh((total[:, :1] * means).T @ means)[1].flip(1)
-            fit = self._fit_in(points, crew, coordinates.turned(turn), covariance, mean)
+            fit = self._fit_in(points, crew, coordinates.turned(turn), covariance, mean, check)
             sums = self._started(fit, number, responsibilities)
         return fit, fit.begin(sums)
 
@@ -194,7 +207,15 @@ class DirichletProcessMixture:
             return starts.given(fit, torch.as_tensor(responsibilities))
         return starts.begin(fit, self.init_params, torch.Generator().manual_seed(self.random_state + number))
 
-    def _fit_in(self, points: Points, crew: Crew, coordinates: Coordinates, covariance: Tensor, mean: Tensor) -> Fit:
+    def _fit_in(
+        self,
+        points: Points,
+        crew: Crew,
+        coordinates: Coordinates,
+        covariance: Tensor,
+        mean: Tensor,
+        check: Callable[[float], None],
+    ) -> Fit:
         inside = replace(points, coordinates=coordinates)
         (count,) = crew.total([torch.tensor(float(len(points)), dtype=torch.float64)])
         most = self.blocks or min(_BLOCKS, max(int(count) // _LEAST_BLOCK, 1))
@@ -204,6 +225,7 @@ class DirichletProcessMixture:
             crew=crew,
             blocks=inside.blocks(most),
             count=int(count),
+            check=check,
         )
 
     def _prior(self, coordinates: Coordinates, covariance: Tensor, mean: Tensor) -> Prior:

@@ -41,6 +41,8 @@ class Fit:
     blocks: list[slice]
     # Points of all processes.
     count: int
+    # Told the bound after every pass over the data; may raise to stop.
+    check: Callable[[float], None]
 
     def begin(self, blocks: list[Sums]) -> State:
         """Return the state after responsibilities given by their sums, block by block."""
@@ -67,3 +69,4 @@ class Fit:
         state.iteration += 1
         state.bound = state.posterior.bound(total)
         state.bounds.append(state.bound)
+        self.check(state.bound)

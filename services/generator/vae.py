@@ -1,7 +1,8 @@
 """A small convolutional variational autoencoder: images to latents and back.
 
 Kingma & Welling 2014, "Auto-Encoding Variational Bayes" (arXiv:1312.6114); the KL weight `beta` is Higgins et al. 2017.
-Figures that led to the defaults are in docs/method.md.
+The Gaussian likelihood of colour images, whose variance follows the error, is the optimal sigma-VAE of Rybkin et al.
+2021 (arXiv:2006.13202), with a variance for each image. Figures that led to the defaults are in docs/method.md.
 """
 
 import itertools
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 
 _LOG_SIGMA_RANGE = (-6.0, 3.0)  # keeps sigma and the KL finite, far outside of what trained encoders return
 
-_RANGES = {"latent_dim": (1, 512), "width": (8, 256), "epochs": (1, 10_000), "batch_size": (1, 8192)}
+_RANGES = {
+    "latent_dim": (1, 512),
+    "width": (8, 256),
+    "epochs": (1, 10_000),
+    "batch_size": (1, 8192),
+    "max_shift": (0, 8),
+}
+_LIKELIHOODS = ("bernoulli", "gaussian")
 _RANGES_REAL = {"learning_rate": (1e-6, 0.1), "beta": (0.0, 100.0)}
 
 
@@ -27,7 +35,8 @@ class VaeConfig:
     """Architecture and schedule of one VAE.
 
     `image_shape` is (channels, height, width) in pixels; `width` the channels at half resolution of a 32-pixel image;
-    `beta` the weight of the KL in nats. ValueError names the field, its value and the range.
+    `beta` the weight of the KL in nats; `likelihood` that of the pixels, bernoulli or gaussian; `max_shift` the pixels
+    by which training images are shifted at random. ValueError names the field, its value and the range.
     """
 
     image_shape: tuple[int, int, int]
@@ -37,12 +46,16 @@ class VaeConfig:
     batch_size: int = 64
     learning_rate: float = 3e-3
     beta: float = 0.2
+    likelihood: str = "bernoulli"  # as in files that were written before there was another
+    max_shift: int = 0
 
     def __post_init__(self) -> None:
         _check_shape(self.image_shape)
         for name, (low, high) in (_RANGES | _RANGES_REAL).items():
             if not low <= (value := getattr(self, name)) <= high:
                 raise ValueError(f"{name} is {value}: choose a value from {low:g} to {high:g}")
+        if self.likelihood not in _LIKELIHOODS:
+            raise ValueError(f"likelihood is {self.likelihood!r}: choose one of {', '.join(_LIKELIHOODS)}")
         if self.width % 8:
             raise ValueError(f"width is {self.width}: choose a multiple of 8, deeper images halve it")
 
@@ -53,15 +66,25 @@ class VaeConfig:
         if n_images < 1:
             raise ValueError(f"n_images is {n_images}: a VAE needs at least one image")
         c, h, w = image_shape
-        epochs = min(200, 5 + 90_000 // n_images)  # few images need steps: 35 epochs of 3,000 images, 6 of 50,000
-        latent_dim, beta = (64, 0.02) if c == 3 else (min(32, h * w // 16), 0.2)
-        defaults: dict[str, Any] = {"latent_dim": latent_dim, "epochs": epochs, "beta": beta}
+        defaults = _colour_defaults(3 * h * w, n_images) if c == 3 else _gray_defaults(h * w, n_images)
         return cls(image_shape=(c, h, w), **defaults | overrides)
 
     @property
     def levels(self) -> int:
         """Halvings of the image, so that the deepest grid is at most 8 pixels a side."""
         return max(2, math.ceil(math.log2(max(self.image_shape[1:]) / 8)))
+
+
+def _gray_defaults(n_pixels: int, n_images: int) -> dict[str, Any]:
+    epochs = min(200, 5 + 90_000 // n_images)  # few images need steps: 35 epochs of 3,000 images, 6 of 50,000
+    return {"latent_dim": min(32, n_pixels // 16), "epochs": epochs, "beta": 0.2}
+
+
+def _colour_defaults(n_values: int, n_images: int) -> dict[str, Any]:
+    """Photographs vary in more than digits do, and in light: more dimensions and steps, each image by its own error."""
+    epochs = min(200, 5 + 700_000 // n_images)  # 200 epochs of 3,000 images, 19 of 50,000
+    schedule = {"epochs": epochs, "learning_rate": 4e-3, "max_shift": 1}
+    return {"latent_dim": min(128, n_values // 16), "beta": 1.0, "likelihood": "gaussian"} | schedule
 
 
 def _check_shape(image_shape: tuple[int, int, int]) -> None:
@@ -72,7 +95,7 @@ def _check_shape(image_shape: tuple[int, int, int]) -> None:
 
 
 class Vae(nn.Module):
-    """Encoder q(z|x) = N(mu, diag(sigma^2)) and decoder p(x|z) = Bernoulli(images), with prior N(0, I).
+    """Encoder q(z|x) = N(mu, diag(sigma^2)) and decoder p(x|z) around the decoded image, with prior N(0, I).
 
     Images are padded to a multiple of 2^levels by repeating their last row and column, and cropped on the way out.
     `new_vae` gives seeded weights; the constructor alone gives torch's own.
@@ -105,12 +128,25 @@ class Vae(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images (n, c, h, w) in [0, 1] of latents z (n, d)."""
-        return self.decode_logits(z).sigmoid()
+        parameters = self.decode_parameters(z)
+        if self.config.likelihood == "bernoulli":
+            return parameters.sigmoid()
+        return gaussian_means(parameters).clamp(0, 1)
 
-    def decode_logits(self, z: Tensor) -> Tensor:
+    def decode_parameters(self, z: Tensor) -> Tensor:
+        """Return logits (n, c, h, w) of Bernoulli pixels, or what `gaussian_means` takes."""
         _, h, w = self.config.image_shape
-        logits: Tensor = self.decoder(z)  # (n, c, H, W)
-        return logits[:, :, :h, :w]  # (n, c, h, w)
+        parameters: Tensor = self.decoder(z)  # (n, c, H, W)
+        return parameters[:, :, :h, :w]  # (n, c, h, w)
+
+
+def gaussian_means(parameters: Tensor) -> Tensor:
+    """Return the means of Gaussian pixels, which may lie outside of [0, 1] until they are decoded.
+
+    Linear: a sigmoid under a squared error has no gradient where it is wrong by the whole range, and half-trained
+    weights stay there. A quarter is its slope at gray, so that new weights begin alike with either likelihood.
+    """
+    return 0.5 + 0.25 * parameters
 
 
 class _Residual(nn.Module):

@@ -12,9 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.generator.vae import Vae, VaeConfig, check_images, new_vae, to_tensor
+from services.generator.vae import Vae, VaeConfig, check_images, gaussian_means, new_vae, to_tensor
 
-_MAX_GRADIENT_NORM = 200.0  # of a loss summed over pixels; reached in the first steps only
+# Of a loss summed over pixels. Bernoulli gradients reach it in the first steps only; Gaussian ones grow as the error
+# falls (a mean of 10,000 in mid-training, where nothing bounds them), so that images of one step can outweigh others.
+_MAX_GRADIENT_NORM = {"bernoulli": 200.0, "gaussian": 4_000.0}
+# Least variance of a pixel, 2.5 gray levels squared: without one, an image that is nearly flat would outweigh all.
+_LEAST_VARIANCE = 1e-4
 _WARMUP = 0.15  # share of the steps on which the learning rate rises
 
 
@@ -28,7 +32,7 @@ class EpochReport:
 
     epoch: int
     epochs: int
-    reconstruction: float  # -log p(x|z)
+    reconstruction: float  # -log p(x|z); of a density, hence also below 0, where the likelihood is Gaussian
     kl: float  # KL(q(z|x) || N(0, I)), unweighted
 
     @property
@@ -99,6 +103,7 @@ def train_vae(
                 raise TrainingCancelled(f"VAE training was cancelled in epoch {epoch + 1} of {config.epochs}")
             rate = config.learning_rate * one_cycle((epoch + start / len(images)) / config.epochs)
             batch = to_tensor(images[order[start : start + config.batch_size]], device)  # (b, c, h, w)
+            batch = shifted(batch, config.max_shift, generator)
             totals += _step(vae, optimizer, batch, rate, generator)
         if not np.isfinite(totals).all():
             raise FloatingPointError(f"the loss is {totals} in epoch {epoch + 1}: lower learning_rate {rate:.1e}")
@@ -133,6 +138,28 @@ def gaussian_kl(mu: Tensor, sigma: Tensor) -> Tensor:
     return 0.5 * (mu**2 + sigma**2 - 1 - 2 * sigma.log()).sum(dim=1)  # (n, d) -> (n,)
 
 
+def reconstruction_loss(parameters: Tensor, images: Tensor, likelihood: str) -> Tensor:
+    """Return -log p(images | parameters) in nats (b,), both (b, c, h, w).
+
+    The Gaussian one has the variance that is most likely for each image, its own squared error: what counts is the
+    change relative to the error that there is, so that the sign in a dark photograph weighs as much as one in the sun.
+    """
+    if likelihood == "bernoulli":
+        return F.binary_cross_entropy_with_logits(parameters, images, reduction="none").flatten(1).sum(dim=1)
+    variance = (gaussian_means(parameters) - images).square().flatten(1).mean(dim=1) + _LEAST_VARIANCE  # (b,)
+    return 0.5 * images[0].numel() * (2 * math.pi * math.e * variance).log()
+
+
+def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Move each of images (b, c, h, w) by up to `most` pixels each way, repeating its edge; draws nothing for 0."""
+    if not most:
+        return images
+    offsets = torch.randint(2 * most + 1, (2, len(images)), generator=generator)  # (2, b), on the CPU as all draws
+    windows = F.pad(images, (most,) * 4, mode="replicate").unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
+    down, right = offsets.to(images.device)  # windows: (b, c, 2 most + 1, 2 most + 1, h, w)
+    return windows[torch.arange(len(images), device=images.device), :, down, right]  # (b, c, h, w)
+
+
 def _step(
     vae: Vae, optimizer: torch.optim.Optimizer, images: Tensor, rate: float, generator: torch.Generator
 ) -> npt.NDArray[np.float64]:
@@ -140,11 +167,11 @@ def _step(
     optimizer.param_groups[0]["lr"] = rate
     mu, sigma = vae.encode(images)
     eps = torch.randn(mu.shape, generator=generator).to(mu.device)  # (b, d)
-    logits = vae.decode_logits(mu + sigma * eps)
-    reconstruction = F.binary_cross_entropy_with_logits(logits, images, reduction="sum")
+    parameters = vae.decode_parameters(mu + sigma * eps)
+    reconstruction = reconstruction_loss(parameters, images, vae.config.likelihood).sum()
     kl = gaussian_kl(mu, sigma).sum()
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward((reconstruction + vae.config.beta * kl) / len(images))
-    nn.utils.clip_grad_norm_(vae.parameters(), _MAX_GRADIENT_NORM)
+    nn.utils.clip_grad_norm_(vae.parameters(), _MAX_GRADIENT_NORM[vae.config.likelihood])
     optimizer.step()
     return np.array([reconstruction.item(), kl.item()])

@@ -16,7 +16,7 @@ def test_any_shape_goes_in_and_comes_out(shape: tuple[int, int, int]) -> None:
     vae = new_vae(config_for(shape), torch.Generator().manual_seed(0)).eval()
     with torch.no_grad():
         mu, sigma = vae.encode(torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)))
-        images = vae.decode(mu + 5 * sigma)
+        images = vae.decode(mu + 50 * sigma)
     assert mu.shape == sigma.shape == (2, 4)
     assert (sigma > 0).all()
     assert images.shape == (2, *shape)
@@ -47,6 +47,8 @@ def test_new_weights_are_drawn_by_seed() -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"learning_rate": 1.0}, "learning_rate is 1.0"),
         ({"beta": float("nan")}, "beta is nan"),
+        ({"max_shift": -1}, "max_shift is -1"),
+        ({"likelihood": "poisson"}, "likelihood is 'poisson': choose one of bernoulli, gaussian"),
     ],
 )
 def test_bad_configurations_name_the_value(overrides: dict[str, Any], message: str) -> None:
@@ -62,11 +64,22 @@ def test_a_vae_needs_images(count: int) -> None:
         VaeConfig.for_shape((1, 28, 28), count)
 
 
-def test_larger_sets_train_for_fewer_epochs() -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_larger_sets_train_for_fewer_epochs(channels: int) -> None:
     """The default schedule follows the size of the data."""
-    epochs = [VaeConfig.for_shape((1, 28, 28), n).epochs for n in (1, 3000, 50_000)]
+    epochs = [VaeConfig.for_shape((channels, 28, 28), n).epochs for n in (1, 8000, 50_000)]
     assert epochs == sorted(epochs, reverse=True)
     assert epochs[0] > epochs[1] > epochs[2]
+
+
+def test_colour_has_defaults_of_its_own() -> None:
+    """A colour image is more than a gray one: more dimensions, more steps, each image by its own error, moved about."""
+    gray, colour = (VaeConfig.for_shape((channels, 32, 32), 10_000) for channels in (1, 3))
+    assert (gray.latent_dim, gray.beta, gray.likelihood, gray.max_shift) == (32, 0.2, "bernoulli", 0)
+    assert (colour.latent_dim, colour.beta, colour.likelihood, colour.max_shift) == (128, 1.0, "gaussian", 1)
+    assert colour.epochs > gray.epochs
+    assert VaeConfig.for_shape((3, 8, 8), 10_000).latent_dim == 12
+    assert VaeConfig.for_shape((3, 32, 32), 10_000, latent_dim=16).latent_dim == 16
 
 
 @pytest.mark.parametrize(

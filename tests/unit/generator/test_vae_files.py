@@ -1,6 +1,10 @@
+import json
+from dataclasses import asdict
+
 import numpy as np
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 
 from services.generator import vae_files
@@ -38,6 +42,14 @@ def test_bytes_round_trip() -> None:
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     assert again.config == vae.config
     assert torch.equal(again.decode(z), vae.decode(z))
+
+
+def test_a_file_of_before_the_likelihood_is_read() -> None:
+    """A file whose config names neither likelihood nor shift is of a VAE that was trained without a choice of them."""
+    vae = fresh()
+    old = {name: value for name, value in asdict(vae.config).items() if name not in {"likelihood", "max_shift"}}
+    again = vae_files.from_bytes(safetensors.torch.save(vae.state_dict(), metadata={"vae": json.dumps(old)}))
+    assert again.config == vae.config
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x80\x04}."])

@@ -7,19 +7,23 @@ import torch
 
 from services.generator import vae_files
 from services.generator.codec import as_array, of_vae
-from services.generator.vae import Vae, VaeConfig
+from services.generator.vae import Vae, VaeConfig, gaussian_means
 from services.generator.vae_training import (
     EpochReport,
     TrainingCancelled,
     gaussian_kl,
     one_cycle,
+    reconstruction_loss,
     seconds_per_image,
+    shifted,
     train_vae,
 )
 from tests.unit.generator.bars import bars, config_for
 
 Trained = tuple[Vae, list[EpochReport]]
 Checkpoints = list[tuple[int, bytes]]
+# A training in which everything that may draw, draws.
+DRAWING: dict[str, Any] = {"likelihood": "gaussian", "max_shift": 1, "beta": 1.0}
 
 
 def train(
@@ -38,6 +42,12 @@ def trained() -> Trained:
     reports: list[EpochReport] = []
     vae = train(bars(512), config_for(epochs=14, beta=0.2), on_epoch=reports.append)
     return vae, reports
+
+
+def planted_pixels() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a decoder answers, and images, (2, 3, 8, 8), that are no good reconstructions of each other."""
+    draws = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, 8, 8, generator=draws), torch.rand(2, 3, 8, 8, generator=draws)
 
 
 def stopped_after(epochs: int, config: VaeConfig) -> Checkpoints:
@@ -62,18 +72,75 @@ def test_kl_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(gaussian_kl(mu, sigma), expected)
 
 
-def test_same_seed_same_weights_and_another_seed_others() -> None:
+def test_bernoulli_loss_is_that_of_torch_distributions() -> None:
+    """The loss of gray images is the negative log density of an independent implementation, for each image."""
+    logits, images = planted_pixels()
+    expected = torch.distributions.ContinuousBernoulli(logits=logits)
+    likelihood = expected.log_prob(images) - expected._cont_bern_log_norm()  # as the VAE leaves it: not normalised
+    torch.testing.assert_close(reconstruction_loss(logits, images, "bernoulli"), -likelihood.flatten(1).sum(dim=1))
+
+
+def test_gaussian_loss_is_that_of_torch_distributions_at_the_most_likely_variance() -> None:
+    """No other variance makes the image more likely; the loss is the density there, but for the least variance."""
+    parameters, images = planted_pixels()
+    means, loss = gaussian_means(parameters), reconstruction_loss(parameters, images, "gaussian")
+    error = (means - images).square().flatten(1).mean(dim=1)[:, None, None, None]  # (b, 1, 1, 1)
+    at = [
+        -torch.distributions.Normal(means, (k * error).sqrt()).log_prob(images).flatten(1).sum(1) for k in (0.7, 1, 1.4)
+    ]
+    torch.testing.assert_close(loss, at[1], rtol=5e-3, atol=0.05)
+    assert (at[0] > loss).all()
+    assert (at[2] > loss).all()
+
+
+@pytest.mark.parametrize(("likelihood", "least", "most"), [("gaussian", 0.9, 1), ("bernoulli", 0, 0.1)])
+def test_an_image_of_low_contrast_counts_as_another(likelihood: str, least: float, most: float) -> None:
+    """The same relative improvement gains the same nats at any contrast; Bernoulli pixels gain less at a low one."""
+    high = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    gains = []
+    for around_gray in (0.2 * high, high):
+        shown = [0.5 + share * around_gray for share in (0.2, 0.6)]  # worse and better reconstructions
+        answers = [images.logit() if likelihood == "bernoulli" else 4 * (images - 0.5) for images in shown]
+        worse, better = (reconstruction_loss(answer, 0.5 + around_gray, likelihood) for answer in answers)
+        gains.append(float(worse - better))
+    assert least < gains[0] / gains[1] <= most
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_shifts_are_those_that_were_planted(most: int) -> None:
+    """A dot moves by every offset up to the most, as the whole image does with its edge repeated, and by no other."""
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(10.0), indexing="ij")
+    ramps = torch.stack([rows, columns]).expand(400, 2, 12, 10)  # a pixel is its own coordinates
+    moved = shifted(ramps, most, torch.Generator().manual_seed(0))
+    down, right = (moved[:, 0, 6, 5] - 6).long(), (moved[:, 1, 6, 5] - 5).long()
+    assert set(down.tolist()) == set(right.tolist()) == set(range(-most, most + 1))
+    assert len({*zip(down.tolist(), right.tolist(), strict=True)}) == (2 * most + 1) ** 2
+    torch.testing.assert_close(moved[:, 0], (rows + down[:, None, None]).clamp(0, 11))
+    torch.testing.assert_close(moved[:, 1], (columns + right[:, None, None]).clamp(0, 9))
+
+
+def test_no_shift_draws_nothing() -> None:
+    """Images that stay where they are leave the draws of the training as they were."""
+    generator, images = torch.Generator().manual_seed(0), torch.rand(2, 1, 12, 10)
+    before = generator.get_state()
+    assert shifted(images, 0, generator) is images
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("overrides", [{}, DRAWING])
+def test_same_seed_same_weights_and_another_seed_others(overrides: dict[str, Any]) -> None:
     """Training is its configuration and its seed."""
-    images, config = bars(64), config_for()
+    images, config = bars(64), config_for(**overrides)
     first, second, other = (vae_files.to_bytes(train(images, config, seed=seed)) for seed in (3, 3, 4))
     assert first == second
     assert first != other
 
 
+@pytest.mark.parametrize("overrides", [{}, DRAWING])
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_training_goes_on_from_its_checkpoint_to_the_same_weights(epochs: int) -> None:
+def test_training_goes_on_from_its_checkpoint_to_the_same_weights(epochs: int, overrides: dict[str, Any]) -> None:
     """Stopped after an epoch and resumed, training gives bit for bit the weights of one that was never stopped."""
-    config = config_for()
+    config = config_for(**overrides)
     left = stopped_after(epochs, config)
     assert [epoch for epoch, _ in left] == list(range(1, epochs + 1))
     reports: list[EpochReport] = []
@@ -100,10 +167,11 @@ def test_a_checkpoint_is_taken_over_whatever_the_seed() -> None:
     assert first == second
 
 
-def test_the_global_generator_is_left_alone() -> None:
+@pytest.mark.parametrize("overrides", [{}, DRAWING])
+def test_the_global_generator_is_left_alone(overrides: dict[str, Any]) -> None:
     """Training draws nothing from torch's global generator, which belongs to others."""
     before = torch.get_rng_state()
-    train(bars(64), config_for())
+    train(bars(64), config_for(**overrides))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -116,12 +184,26 @@ def test_elbo_rises_and_every_epoch_is_reported(trained: Trained) -> None:
     assert reports[-1].kl > 0
 
 
+def error_share(vae: Vae, images: Any) -> float:
+    """Return the squared error of reconstructed images (n, h, w, c), in units of what the mean image would have."""
+    pair, truth = of_vae(vae, torch.device("cpu")), images / 255
+    decoded = as_array(pair.decode(pair.encode_stored(images)[0])).transpose(0, 2, 3, 1)
+    return float(((decoded - truth) ** 2).mean() / truth.var(axis=0).mean())
+
+
 def test_planted_factors_are_reconstructed(trained: Trained) -> None:
     """Unseen bars come back with their height and brightness, far better than the mean image would do."""
-    pair, images = of_vae(trained[0], torch.device("cpu")), bars(100, seed=9)
-    decoded = as_array(pair.decode(pair.encode_stored(images)[0])).transpose(0, 2, 3, 1)
-    truth = images / 255
-    assert ((decoded - truth) ** 2).mean() < 0.1 * truth.var(axis=0).mean()
+    assert error_share(trained[0], bars(100, seed=9)) < 0.1
+
+
+def test_planted_factors_in_colour_are_reconstructed() -> None:
+    """The same with the defaults of colour, also at a tenth of the light, where Bernoulli pixels leave 0.75."""
+    colours = np.array([1, 0.5, 0.25])  # (3,)
+    lights = {seed: (light * bars(256, seed=seed) * colours).astype(np.uint8) for seed, light in ((0, 1.0), (1, 0.1))}
+    vae = train(np.concatenate([*lights.values()]), config_for((3, 12, 10), epochs=25, latent_dim=8, batch_size=16))
+    bright, dark = ((light * bars(100, seed=9) * colours).astype(np.uint8) for light in (1.0, 0.1))
+    assert error_share(vae, bright) < 0.2
+    assert error_share(vae, dark) < 0.2
 
 
 def test_training_stops_when_asked() -> None:

@@ -78,10 +78,10 @@ def _all_decodes(search: Search) -> int:
     return int(search.counts.decodes + search.counts.decodes_again)
 
 
-def _pooled(pairs: Iterable[tuple[int, int]]) -> float:
-    """Return the sum of the first over the sum of the second numbers."""
+def _pooled(pairs: Iterable[tuple[int, int]]) -> float | None:
+    """Return the sum of the first over the sum of the second numbers; None where the second are nothing."""
     over, under = (sum(numbers) for numbers in zip(*pairs, strict=True))
-    return round(over / max(under, 1), 3)
+    return round(over / under, 3) if under else None
 
 
 def _first(failures: dict[str, Array], count: int) -> dict[str, Array]:

@@ -193,7 +193,7 @@ def _sampled(fit: Fit, posterior: Posterior) -> tuple[Tensor, list[Tensor], Tens
     alive = alive_components(posterior)
 
     def work(chunk: Chunk) -> tuple[Chunk, Tensor]:
-        few = Chunk(x=chunk.x[::stride], categories=[values[::stride] for values in chunk.categories])
+        few = Chunk(x=chunk.x[::stride].clone(), categories=[values[::stride].clone() for values in chunk.categories])
         return few, alive[ask(few).responsibility.argmax(dim=1)]
 
     found = list(fit.crew.each(work, fit.points.makers()))

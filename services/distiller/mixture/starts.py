@@ -75,7 +75,8 @@ def _random(fit: Fit, generator: torch.Generator) -> Callable[[Chunk], Tensor]:
 def _sampled(fit: Fit) -> Tensor:
     """Return points (s, d) taken evenly from those of all processes."""
     stride = max(fit.count // _SAMPLE, 1)
-    parts = [make().x[::stride] for make in fit.points.makers()]
+    # Copied: a view would keep its whole chunk in memory.
+    parts = [make().x[::stride].clone() for make in fit.points.makers()]
     return fit.crew.gathered(torch.cat(parts))
 
 

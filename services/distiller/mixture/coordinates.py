@@ -7,6 +7,9 @@ from torch import Tensor
 
 from services.distiller.mixture.covariances import CovarianceType
 
+# Least variance of a direction beside that of the dimensions it lies in.
+_LEAST_SHARE = 1e-8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
@@ -60,3 +63,17 @@ class Coordinates:
     def leave_covariance(self, covariance: Tensor) -> Tensor:
         """Map covariance matrices (..., d, d) back."""
         return self.inverse.T @ covariance @ self.inverse
+
+
+def definite(covariance: Tensor) -> Tensor:
+    """Return a covariance (d, d) with some variance in every direction: data may lie in a plane, a prior may not.
+
+    What is little is told in the units of each dimension.
+    """
+    variance = covariance.diagonal()
+    unit = torch.where(variance > 0, variance, variance.max() if bool(variance.any()) else 1.0).sqrt()
+    values, vectors = torch.linalg.eigh(covariance / unit / unit[:, None])
+    if float(values[0]) >= _LEAST_SHARE:
+        return covariance
+    raised: Tensor = (vectors * values.clamp_min(_LEAST_SHARE)) @ vectors.T * unit * unit[:, None]
+    return raised

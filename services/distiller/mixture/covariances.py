@@ -233,6 +233,14 @@ SHAPES: dict[str, Callable[[int], Shape]] = {"full": Full, "tied": Tied, "diag":
 LOG_2_PI = math.log(2 * math.pi)
 
 
+def reduced(covariance: Tensor, kind: CovarianceType) -> Tensor:
+    """Return of covariance matrices (..., d, d) what a type keeps."""
+    if kind in ("full", "tied"):
+        return covariance
+    variances = covariance.diagonal(dim1=-2, dim2=-1)
+    return variances.contiguous() if kind == "diag" else variances.mean(dim=-1)
+
+
 def _precision_root(covariance: Tensor) -> Tensor:
     root = torch.linalg.cholesky(covariance)
     eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device).expand_as(root)

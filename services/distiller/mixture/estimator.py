@@ -12,8 +12,8 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor
 
 from services.distiller.mixture import moves, starts
-from services.distiller.mixture.coordinates import Coordinates
-from services.distiller.mixture.covariances import SHAPES, CovarianceType
+from services.distiller.mixture.coordinates import Coordinates, definite
+from services.distiller.mixture.covariances import SHAPES, CovarianceType, reduced
 from services.distiller.mixture.expectation import normalise_
 from services.distiller.mixture.fitting import Fit, State
 from services.distiller.mixture.points import Chunk, Points, Rows
@@ -27,8 +27,6 @@ Array = npt.NDArray[Any]
 _WARM_UP = 4
 # Blocks of a memoized pass, and the fewest points that are worth one.
 _BLOCKS, _LEAST_BLOCK = 8, 4_000
-# Least variance of a direction beside that of the dimensions it lies in.
-_LEAST_SHARE = 1e-8
 _CHUNK = 2_048
 _CHUNK_ON_GPU = 65_536
 
@@ -189,7 +187,8 @@ class DirichletProcessMixture:
         responsibilities: Array | None,
         check: Callable[[float], None],
     ) -> tuple[Fit, State]:
-        mean, covariance = _moments(points, crew)
+        mean, covariance = points.moments(crew)
+        covariance = definite(covariance)
         coordinates = Coordinates.of(mean, covariance, self.covariance_type)
         fit = self._fit_in(points, crew, coordinates, covariance, mean, check)
         sums = self._started(fit, number, responsibilities)
@@ -249,8 +248,8 @@ class DirichletProcessMixture:
             mean_precision=1.0 if self.mean_precision_prior is None else self.mean_precision_prior,
             mean=coordinates.enter(centre[None].to(mean.device))[0],
             degrees_of_freedom=degrees,
-            covariance=_reduced(coordinates.enter_covariance(believed), kind),
-            ridge=_reduced(coordinates.enter_covariance(self.reg_covar * eye), kind),
+            covariance=reduced(coordinates.enter_covariance(believed), kind),
+            ridge=reduced(coordinates.enter_covariance(self.reg_covar * eye), kind),
             log_determinant=coordinates.log_determinant,
             category_concentration=self.category_concentration,
         )
@@ -261,12 +260,11 @@ class DirichletProcessMixture:
                 fit.step(state)
             moves.improve(fit, state, torch.Generator().manual_seed(self.random_state + number))
         before = state.bound
-        self.converged_ = False
-        while state.iteration < self.max_iter and not self.converged_:
+        while state.iteration < self.max_iter and not state.converged:
             fit.step(state)
-            self.converged_ = abs(state.bound - before) < self.tol
+            state.converged = abs(state.bound - before) < self.tol
             before = state.bound
-        if not self.converged_:
+        if not state.converged:
             warnings.warn(
                 f"the bound still moved by more than tol={self.tol:g} in iteration {state.iteration}; raise max_iter",
                 ConvergenceWarning,
@@ -278,7 +276,7 @@ class DirichletProcessMixture:
         assert coordinates is not None
         kind, dim = self.covariance_type, fit.points.dim
         covariance = coordinates.leave_covariance(posterior.prior.shape.expand(posterior.covariance))
-        kept = _reduced(covariance, kind)
+        kept = reduced(covariance, kind)
         self._posterior, self._inside = posterior, fit.points
         self.weights_ = posterior.weights().cpu().numpy()
         self.means_ = coordinates.leave(posterior.mean).cpu().numpy()
@@ -290,7 +288,7 @@ class DirichletProcessMixture:
         self.categories_ = [_probabilities(count, self.category_concentration) for count in state.sums.categories]
         self.counts_ = state.sums.count.cpu().numpy()
         self.lower_bound_, self.lower_bounds_, self.n_iter_ = state.bound, state.bounds, state.iteration
-        self.n_features_in_ = dim
+        self.converged_, self.n_features_in_ = state.converged, dim
 
     def _joints(self, X: Rows, categories: Sequence[Array]) -> list[Tensor]:
         """Return the expected log joints (b, K) of every chunk, on the host."""
@@ -322,48 +320,6 @@ class DirichletProcessMixture:
         kept, dim = torch.as_tensor(self.covariances_), self.n_features_in_
         matrices = SHAPES[self.covariance_type](dim).expand(kept)
         return matrices.expand(len(self.weights_), dim, dim).numpy()
-
-
-def _moments(points: Points, crew: Crew) -> tuple[Tensor, Tensor]:
-    """Return the mean (d,) and the unbiased covariance (d, d) of the points of all processes, in two passes."""
-
-    def added(work: Any) -> list[Tensor]:
-        parts = list(crew.each(work, points.makers()))
-        return crew.total([sum(column[1:], column[0]) for column in zip(*parts, strict=True)])
-
-    count, first = added(lambda chunk: (torch.tensor([float(len(chunk.x))], dtype=torch.float64), chunk.x.sum(dim=0)))
-    mean = first / count.to(first.device)
-    if not bool(torch.isfinite(mean).all()):
-        raise ValueError("X holds values that are not finite: leave such points out")
-
-    def squared(chunk: Chunk) -> tuple[Tensor]:
-        centred = chunk.x - mean
-        return (centred.T @ centred,)
-
-    (scatter,) = added(squared)
-    return mean, _definite(scatter / max(float(count) - 1.0, 1.0))
-
-
-def _definite(covariance: Tensor) -> Tensor:
-    """Return a covariance (d, d) with some variance in every direction: data may lie in a plane, a prior may not.
-
-    What is little is told in the units of each dimension.
-    """
-    variance = covariance.diagonal()
-    unit = torch.where(variance > 0, variance, variance.max() if bool(variance.any()) else 1.0).sqrt()
-    values, vectors = torch.linalg.eigh(covariance / unit / unit[:, None])
-    if float(values[0]) >= _LEAST_SHARE:
-        return covariance
-    definite: Tensor = (vectors * values.clamp_min(_LEAST_SHARE)) @ vectors.T * unit * unit[:, None]
-    return definite
-
-
-def _reduced(covariance: Tensor, kind: CovarianceType) -> Tensor:
-    """Return of covariance matrices (..., d, d) what a type keeps."""
-    if kind in ("full", "tied"):
-        return covariance
-    variances = covariance.diagonal(dim1=-2, dim2=-1)
-    return variances.contiguous() if kind == "diag" else variances.mean(dim=-1)
 
 
 def _probabilities(count: Tensor, concentration: float) -> Array:

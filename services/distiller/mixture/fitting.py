@@ -7,7 +7,6 @@ several. The bound rises at every step all the same.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
 
 from services.distiller.mixture.points import Points
 from services.distiller.mixture.posterior import Posterior, Prior, Sums
@@ -24,11 +23,12 @@ class State:
     blocks: list[Sums]
     bound: float
     iteration: int = 0
+    converged: bool = False
     bounds: list[float] = field(default_factory=list)
 
     @property
     def sums(self) -> Sums:
-        return reduce(Sums.__add__, self.blocks)
+        return Sums.total(self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Fit:
 
     def begin(self, blocks: list[Sums]) -> State:
         """Return the state after responsibilities given by their sums, block by block."""
-        total = reduce(Sums.__add__, blocks)
+        total = Sums.total(blocks)
         posterior = Posterior.of(total, self.prior)
         return State(posterior=posterior, blocks=blocks, bound=posterior.bound(total))
 
@@ -57,7 +57,7 @@ class Fit:
 
     def sum_up(self, work: Callable[..., Sums], rows: slice | None = None) -> Sums:
         """Return the total of what `work` makes of every chunk of some rows, over all processes."""
-        total = reduce(Sums.__add__, self.crew.each(work, self.points.makers(rows)))
+        total = Sums.total(self.crew.each(work, self.points.makers(rows)))
         return total.of(self.crew.total(total.parts()))
 
     def step(self, state: State) -> None:
@@ -66,7 +66,15 @@ class Fit:
             state.blocks[number] = self.expect(state.posterior, rows)
             total = state.sums
             state.posterior = Posterior.of(total, self.prior)
-        state.iteration += 1
         state.bound = state.posterior.bound(total)
+        self.note(state)
+
+    def note(self, state: State) -> None:
+        """Count a pass over the data, and tell its bound."""
+        state.iteration += 1
         state.bounds.append(state.bound)
         self.check(state.bound)
+
+    def no_sums(self) -> Sums:
+        prior, points = self.prior, self.points
+        return Sums.none(prior.components, prior.shape.width(), prior.dim, points.sizes, points.device)

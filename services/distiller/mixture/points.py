@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from services.distiller.mixture.coordinates import Coordinates
+from services.distiller.mixture.together import Crew
 
 
 class Rows(Protocol):
@@ -68,3 +69,19 @@ class Points:
         """Cut the points into at most `count` consecutive parts of nearly equal size, none without points."""
         edges = np.linspace(0, len(self), min(count, max(len(self), 1)) + 1).round().astype(int)
         return [slice(int(a), int(b)) for a, b in pairwise(edges) if a < b]
+
+    def moments(self, crew: Crew) -> tuple[Tensor, Tensor]:
+        """Return the mean (d,) and the unbiased covariance (d, d) of the points of all processes, in two passes.
+
+        Raises ValueError for values that are not finite.
+        """
+        count, first = self._added(crew, lambda x: (torch.ones_like(x[:, 0]).sum(), x.sum(dim=0)))
+        mean = first / count
+        if not bool(torch.isfinite(mean).all()):
+            raise ValueError("X holds values that are not finite: leave such points out")
+        (scatter,) = self._added(crew, lambda x: ((x - mean).T @ (x - mean),))
+        return mean, scatter / (count - 1.0).clamp_min(1.0)
+
+    def _added(self, crew: Crew, work: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+        parts = list(crew.each(lambda chunk: work(chunk.x), self.makers()))
+        return crew.total([torch.stack(column).sum(dim=0) for column in zip(*parts, strict=True)])

@@ -6,14 +6,17 @@ the bound as scikit-learn does, so that the two can be compared.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from services.distiller.mixture.covariances import LOG_2_PI, SHAPES, CovarianceType, Shape
 
+# Points that a component has, or it may be given away.
+FILLED = 1e-3
 # Added to every count, as scikit-learn does: a component of nothing has a mean all the same.
 _LEAST_COUNT = 10 * torch.finfo(torch.float64).eps
 
@@ -84,6 +87,10 @@ class Sums:
 
     def __add__(self, other: "Sums") -> "Sums":
         return self.of([mine + its for mine, its in zip(self.parts(), other.parts(), strict=True)])
+
+    @classmethod
+    def total(cls, parts: Iterable["Sums"]) -> "Sums":
+        return reduce(cls.__add__, parts)
 
     def take(self, components: Tensor) -> "Sums":
         """Return the sums of some components, in the order given."""
@@ -184,6 +191,12 @@ class Posterior:
             weights = torch.lgamma(first).sum() - torch.lgamma(first.sum())
         # A tied normaliser is counted once for each component, as in scikit-learn.
         return float(sums.entropy + weights + self.component_bounds(sums).sum())
+
+
+def empty_bound(like: Sums, prior: Prior) -> float:
+    """Return what a component without points adds to the bound."""
+    none = Sums.none(1, like.features.shape[1], prior.dim, [len(c) for c in like.categories], like.features.device)
+    return float(Posterior.of(none, prior).component_bounds(none)[0])
 
 
 def log_wishart_norm(posterior: Posterior) -> Tensor:

@@ -49,9 +49,8 @@ def given(fit: Fit, responsibilities: Tensor) -> list[Sums]:
 
 
 def _block(fit: Fit, rows: slice, of: Callable[[Chunk], Tensor]) -> Sums:
-    prior, points = fit.prior, fit.points
-    total = Sums.none(prior.components, prior.shape.width(), prior.dim, points.sizes, points.device)
-    for make in points.makers(rows):
+    prior, total = fit.prior, fit.no_sums()
+    for make in fit.points.makers(rows):
         chunk = make()
         share = of(chunk)  # (b, K)
         counts = [
@@ -88,12 +87,17 @@ def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     for _ in range(count - 1):
         if float(distance.sum()) <= 0:  # fewer different points than centres
             break
-        draw = torch.rand(1, generator=generator, dtype=torch.float64).to(x.device)
-        cumulated = distance.cumsum(0)
-        new = int(torch.searchsorted(cumulated, draw * cumulated[-1]).clamp_max(len(x) - 1))
+        new = drawn(distance, generator)
         chosen.append(new)
         distance = torch.minimum(distance, ((x - x[new]) ** 2).sum(dim=1))
     return x[chosen]
+
+
+def drawn(weight: Tensor, generator: torch.Generator) -> int:
+    """Draw a position with chances in proportion to weights (n,); by a generator of the CPU, whatever the device."""
+    draw = torch.rand(1, generator=generator, dtype=torch.float64).to(weight.device)
+    cumulated = weight.cumsum(0)
+    return int(torch.searchsorted(cumulated, draw * cumulated[-1]).clamp_max(len(weight) - 1))
 
 
 def _moved(x: Tensor, centres: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ class Sizes:
     sources: int
     classifier_epochs: int
     repeats: int
+    # Whole searches, of which the median is told.
+    whole_repeats: int
     batches: int
     # Searches whose figures are pooled.
     seeds: int
@@ -34,6 +36,7 @@ FULL = Sizes(
     sources=10_000,
     classifier_epochs=3,
     repeats=5,
+    whole_repeats=3,
     batches=24,
     seeds=5,
     failures=1000,
@@ -42,15 +45,16 @@ FULL = Sizes(
     preflight={},
 )
 SMOKE = Sizes(
-    images=1000,
-    sources=150,
-    classifier_epochs=2,
+    images=800,
+    sources=100,
+    classifier_epochs=1,
     repeats=1,
+    whole_repeats=1,
     batches=2,
     seeds=1,
     failures=5,
     released_s=1,
-    vae={"epochs": 3},
+    vae={"epochs": 2},
     preflight={"declared_accuracy": 0.0, "max_reconstruction_loss": 1.0},
 )
 

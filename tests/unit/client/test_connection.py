@@ -3,7 +3,6 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from grpc_status import rpc_status
 
 from services.runtime.processes import free_port
+from tests.unit.client.serving import connected
 
 Context = grpc.ServicerContext
 
@@ -59,15 +59,9 @@ def gateway() -> Gateway:
 @pytest.fixture
 def connection(gateway: Gateway) -> Iterator[Connection]:
     """Serve that gateway; give a connection to it."""
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    pb_grpc.add_GatewayServiceServicer_to_server(gateway, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    found = Connection(f"127.0.0.1:{port}", timeout_s=10)
-    yield found
-    found.close()
-    gateway.over.set()
-    server.stop(None).wait()
+    with connected(gateway) as found:
+        yield found
+        gateway.over.set()
 
 
 def test_a_stream_goes_on_after_an_absence(connection: Connection, gateway: Gateway) -> None:

@@ -1,6 +1,5 @@
 import hashlib
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from defuse.run_settings import RunSettings, run_config
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from defuse.v1 import run_pb2
+
+from tests.unit.client.serving import connected
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
@@ -40,14 +41,8 @@ def gateway() -> Gateway:
 
 @pytest.fixture
 def connection(gateway: Gateway) -> Iterator[Connection]:
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    pb_grpc.add_GatewayServiceServicer_to_server(gateway, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    found = Connection(f"127.0.0.1:{port}", timeout_s=10)
-    yield found
-    found.close()
-    server.stop(None).wait()
+    with connected(gateway) as found:
+        yield found
 
 
 def config(connection: Connection, **settings: Any) -> run_pb2.RunConfig:

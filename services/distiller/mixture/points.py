@@ -1,7 +1,7 @@
 """The data of a fit, read a chunk at a time: arrays in memory, or mapped from disk, however many points they hold."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from services.distiller.mixture.together import Crew
 
 
 class Rows(Protocol):
-    """Anything that is sliced by row like an array (n, d): numpy's, a memory map, a tensor."""
+    """Anything that is sliced by row, also in steps, like an array (n, d): numpy's, a memory map, a tensor."""
 
     @property
     def shape(self) -> Any: ...
@@ -65,6 +65,10 @@ class Points:
             ],
         )
 
+    def thinned(self, stride: int) -> "Points":
+        """Return every so-manieth point; of a memory map nothing is read yet."""
+        return replace(self, x=self.x[::stride], categories=[values[::stride] for values in self.categories])
+
     def blocks(self, count: int) -> list[slice]:
         """Cut the points into at most `count` consecutive parts of nearly equal size, none without points."""
         edges = np.linspace(0, len(self), min(count, max(len(self), 1)) + 1).round().astype(int)
@@ -83,5 +87,7 @@ class Points:
         return mean, scatter / (count - 1.0).clamp_min(1.0)
 
     def _added(self, crew: Crew, work: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
-        parts = list(crew.each(lambda chunk: work(chunk.x), self.makers()))
-        return crew.total([torch.stack(column).sum(dim=0) for column in zip(*parts, strict=True)])
+        total: list[Tensor] = []
+        for parts in crew.each(lambda chunk: work(chunk.x), self.makers()):  # added one by one: there may be many
+            total = [so_far + part for so_far, part in zip(total, parts, strict=True)] if total else list(parts)
+        return crew.total(total)

@@ -69,16 +69,14 @@ class _Sample:
 
 def _sampled(fit: Fit, posterior: Posterior) -> _Sample:
     """Return points taken evenly from those of all processes."""
-    stride = max(fit.count // _SAMPLE, 1)
+    few = fit.points.thinned(max(fit.count // _SAMPLE, 1))
     ask = asker(posterior)
     alive = alive_components(posterior)
 
     def work(chunk: Chunk) -> tuple[Chunk, Tensor]:
-        # Copied: a view would keep its whole chunk in memory.
-        few = Chunk(x=chunk.x[::stride].clone(), categories=[values[::stride].clone() for values in chunk.categories])
-        return few, alive[ask(few).responsibility.argmax(dim=1)]
+        return chunk, alive[ask(chunk).responsibility.argmax(dim=1)]
 
-    found = list(fit.crew.each(work, fit.points.makers()))
+    found = list(fit.crew.each(work, few.makers()))
     categories = [torch.cat(values) for values in zip(*(chunk.categories for chunk, _ in found), strict=True)]
     return _Sample(
         x=fit.crew.gathered(torch.cat([chunk.x for chunk, _ in found])),

@@ -64,8 +64,14 @@ class Fit:
         """Go once over the data."""
         for number, rows in enumerate(self.blocks):
             state.blocks[number] = self.expect(state.posterior, rows)
-            total = state.sums
-            state.posterior = Posterior.of(total, self.prior)
+            state.posterior = Posterior.of(state.sums, self.prior)
+        state.bound = state.posterior.bound(state.sums)
+        self.note(state)
+
+    def renew(self, state: State) -> None:
+        """Make the posterior of what the blocks say, after a pass over the data that asked each of them."""
+        total = state.sums
+        state.posterior = Posterior.of(total, self.prior)
         state.bound = state.posterior.bound(total)
         self.note(state)
 

@@ -11,13 +11,11 @@ from torch import Tensor
 from services.distiller.mixture.expectation import alive_components
 from services.distiller.mixture.fitting import Fit, State
 from services.distiller.mixture.points import Chunk
-from services.distiller.mixture.posterior import FILLED, Posterior, Sums, empty_bound
+from services.distiller.mixture.posterior import FILLED, SLACK, Posterior, Sums, empty_bound
 from services.distiller.mixture.screening import asker
 
 # A component is compared with so many others, those whose means it finds likeliest.
 _NEIGHBOURS = 6
-# How far the quick judgement of a merge may be off; the bound itself decides.
-_SLACK = 10.0
 
 
 def merge(fit: Fit, state: State) -> bool:
@@ -62,7 +60,7 @@ def _candidates(state: State) -> Tensor:
     if posterior.prior.kind == "tied":
         return pairs
     gain = _gain(sums, pairs, posterior)
-    return pairs[gain > -_SLACK]
+    return pairs[gain > -SLACK]
 
 
 def _gain(sums: Sums, pairs: Tensor, posterior: Posterior) -> Tensor:
@@ -104,7 +102,7 @@ def _merge_greedily(state: State, pairs: Tensor, overlaps: Tensor) -> bool:
     used: set[int] = set()
     for index in gain.argsort(descending=True).tolist():
         a, b = sorted(pairs[index].tolist())
-        if {a, b} & used or (gain[index] <= -_SLACK and prior.kind != "tied"):
+        if {a, b} & used or (gain[index] <= -SLACK and prior.kind != "tied"):
             continue
         merged = _merged(total, a, b, lost[index])
         posterior = Posterior.of(merged, prior)

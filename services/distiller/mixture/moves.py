@@ -7,9 +7,7 @@ from services.distiller.mixture.merges import merge
 from services.distiller.mixture.posterior import Posterior, Sums
 from services.distiller.mixture.splits import TRIAL, split
 
-_MOST_ROUNDS = 6
-# Where all splits together fail, the most promising ones are tried alone.
-_SHARES = (1.0, 0.5, 0.2)
+_MOST_ROUNDS = 10
 
 
 def improve(fit: Fit, state: State, generator: torch.Generator) -> None:
@@ -20,7 +18,7 @@ def improve(fit: Fit, state: State, generator: torch.Generator) -> None:
         order(state)
         for _ in range(TRIAL):
             fit.step(state)
-        if not any(split(fit, state, generator, share=share) for share in _SHARES):
+        if not split(fit, state, generator):
             return
 
 

@@ -17,8 +17,10 @@ from services.distiller.mixture.covariances import LOG_2_PI, SHAPES, CovarianceT
 
 # Points that a component has, or it may be given away.
 FILLED = 1e-3
+# How far the quick judgement of a merge or a split may be off; the bound itself decides.
+SLACK = 10.0
 # Added to every count, as scikit-learn does: a component of nothing has a mean all the same.
-_LEAST_COUNT = 10 * torch.finfo(torch.float64).eps
+LEAST_COUNT = 10 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,7 @@ class Posterior:
     @classmethod
     def of(cls, sums: Sums, prior: Prior) -> "Posterior":
         """Return the posterior that maximises the bound for given responsibilities."""
-        shape, count = prior.shape, sums.count + _LEAST_COUNT
+        shape, count = prior.shape, sums.count + LEAST_COUNT
         moments = shape.moments(sums.features, sums.scatter, count)
         mean_precision = prior.mean_precision + count
         mean = (prior.mean_precision * prior.mean + count[:, None] * moments.mean) / mean_precision[:, None]

@@ -50,6 +50,20 @@ def test_moves_find_a_higher_bound(start: Any) -> None:
     assert adjusted_rand_score(label, moved.predict(x)) > adjusted_rand_score(label, ascent.predict(x))
 
 
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_splits_part_what_began_as_one(kind: Any, blocks: int) -> None:
+    """From a single component that has all points, splits alone find every cloud, however many blocks remember it."""
+    random = np.random.default_rng(0)
+    label = np.repeat(np.arange(6), 200)
+    x = 8.0 * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [2, 1, 0], [0, 1, 1], [1, 2, 2]])[label]
+    x += random.standard_normal(x.shape)
+    one = np.zeros((len(x), 12))
+    one[:, 0] = 1.0
+    model = DirichletProcessMixture(n_components=12, covariance_type=kind, blocks=blocks)
+    assert adjusted_rand_score(label, model.fit(x, responsibilities=one).predict(x)) > 0.99
+
+
 def test_every_pass_raises_the_bound() -> None:
     """Blocks, of which each is asked in turn, raise the bound as a whole pass does, and reach it in fewer passes."""
     x, _ = planted(clouds=8, dim=4, points=4000, apart=2.0)

@@ -1,0 +1,232 @@
+"""Two sub-clusters inside every component, fitted to its own points: what a split would make of it.
+
+Chang and Fisher, Parallel sampling of DP mixture models using sub-cluster splits (NIPS 2013); here by variational
+inference, on a sample, all components side by side.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from services.distiller.mixture.expectation import alive_components, normalise_
+from services.distiller.mixture.fitting import Fit, State
+from services.distiller.mixture.points import Chunk
+from services.distiller.mixture.posterior import LEAST_COUNT, SLACK, Posterior, Prior, Sums, empty_bound
+from services.distiller.mixture.screening import asker
+from services.distiller.mixture.starts import drawn
+from services.distiller.mixture.together import Crew
+
+C = TypeVar("C")
+R = TypeVar("R")
+# Gives each point (m, d), and standardised by its component, a side, (m,) bool.
+Cut = Callable[[Tensor, Tensor], Tensor]
+# Points that sub-clusters are looked for in.
+_SAMPLE = 20_000
+# Fewer points of a component are not divided.
+_LEAST_POINTS = 4
+# Pairs of points that are drawn of each component to begin from, beside its longest axis.
+_PAIRS = 2
+_LLOYD_STEPS = 12
+_ITERATIONS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """A component divided: the sums of both halves, and how much the bound would rise, nearly."""
+
+    component: int
+    sums: Sums  # of two components
+    gain: float
+
+
+def halved(fit: Fit, state: State, generator: torch.Generator) -> list[Halves]:
+    """Return the components that may hide two, the most rewarding first."""
+    parents = _parents(fit, state.posterior)
+    best: dict[int, Halves] = {}
+    cuts: list[Cut] = [_longest_axis, *[partial(_far_pair, generator=generator)] * _PAIRS]
+    for cut in cuts if parents else ():
+        for halves in _ascended(_Inside(parents, state, fit.crew), cut):
+            if halves.gain > (best[halves.component].gain if halves.component in best else -SLACK):
+                best[halves.component] = halves
+    return sorted(best.values(), key=lambda halves: -halves.gain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parent:
+    """The points of the sample that belong to one component; each stands for `scale` points of the data."""
+
+    component: int
+    chunk: Chunk
+    scale: float
+
+
+def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
+    """Return the components, each with its points among some taken evenly from those of all processes."""
+    few = fit.points.thinned(max(fit.count // _SAMPLE, 1))
+    ask, alive = asker(posterior), alive_components(posterior)
+
+    def work(chunk: Chunk) -> tuple[Chunk, Tensor]:
+        return chunk, alive[ask(chunk).responsibility.argmax(dim=1)]
+
+    found = list(fit.crew.each(work, few.makers()))
+    x, labels, *categories = (
+        fit.crew.gathered(torch.cat(parts))
+        for parts in zip(*((chunk.x, label, *chunk.categories) for chunk, label in found), strict=True)
+    )
+    parents = []
+    for component in torch.unique(labels).tolist():
+        rows = (labels == component).nonzero()[:, 0]
+        if len(rows) >= _LEAST_POINTS:
+            chunk = Chunk(x=x[rows], categories=[values[rows] for values in categories])
+            scale = float(posterior.count[component]) / len(rows)
+            parents.append(_Parent(component=component, chunk=chunk, scale=scale))
+    return parents
+
+
+class _Inside:
+    """A fit inside every component at once: its points know its two sub-clusters, 2 i and 2 i + 1, and no others."""
+
+    def __init__(self, parents: Sequence[_Parent], state: State, crew: Crew) -> None:
+        self.parents = parents
+        self.state = state
+        # Sticks say nothing of components that do not stand beside each other: weights are judged by their entropy.
+        self.prior = replace(state.posterior.prior, process=False)
+        self._crew = crew
+        self._like = state.sums
+
+    def begun(self, cut: Cut) -> list[Tensor]:
+        """Return responsibilities (m, 2) of the points of every parent after a cut."""
+
+        def work(parent: _Parent) -> Tensor:
+            side = cut(parent.chunk.x, self._standardised(parent))
+            return torch.stack([side, ~side], dim=1).to(torch.float64)
+
+        return self._each(work, self.parents)
+
+    def expected(self, posterior: Posterior) -> list[Tensor]:
+        """Return responsibilities (m, 2) of the points of every parent under a posterior of all sub-clusters."""
+        coefficients = posterior.coefficients()
+
+        def work(numbered: tuple[int, _Parent]) -> Tensor:
+            number, parent = numbered
+            pair = slice(2 * number, 2 * number + 2)
+            joint = self.prior.shape.features(parent.chunk.x) @ coefficients[:, pair]
+            for table, values in zip(posterior.log_categories, parent.chunk.categories, strict=True):
+                joint += table[:, pair][values]
+            normalise_(joint)
+            return joint
+
+        return self._each(work, enumerate(self.parents))
+
+    def sums(self, shares: Sequence[Tensor]) -> tuple[Sums, Tensor]:
+        """Return the sums of all sub-clusters, and the entropy of every parent's responsibilities, (p,)."""
+
+        def work(pair: tuple[_Parent, Tensor]) -> tuple[Sums, Tensor]:
+            parent, share = pair
+            counts = [
+                torch.zeros(len(whole), 2, dtype=share.dtype, device=share.device).index_add_(0, values, share)
+                for whole, values in zip(self._like.categories, parent.chunk.categories, strict=True)
+            ]
+            features = share.T @ self.prior.shape.features(parent.chunk.x)
+            sums = replace(
+                self._like, features=features * parent.scale, categories=[count * parent.scale for count in counts]
+            )
+            return sums, -torch.xlogy(share, share).sum() * parent.scale
+
+        found = self._each(work, zip(self.parents, shares, strict=True))
+        return _beside([sums for sums, _ in found]), torch.stack([entropy for _, entropy in found])
+
+    def _standardised(self, parent: _Parent) -> Tensor:
+        posterior, shape = self.state.posterior, self.prior.shape
+        root = posterior.root if self.prior.kind == "tied" else posterior.root[parent.component : parent.component + 1]
+        matrix = shape.expand(root).reshape(self.prior.dim, self.prior.dim)
+        return (parent.chunk.x - posterior.mean[parent.component]) @ matrix
+
+    def _each(self, work: Callable[[C], R], items: Iterable[C]) -> list[R]:
+        return list(self._crew.each(work, (partial(lambda item: item, item) for item in items)))
+
+
+def _ascended(inside: _Inside, cut: Cut) -> list[Halves]:
+    """Return the sub-clusters of every parent after a few iterations from a cut, where there still are two."""
+    sums, entropy = inside.sums(inside.begun(cut))
+    for _ in range(_ITERATIONS):
+        sums, entropy = inside.sums(inside.expected(Posterior.of(sums, inside.prior)))
+    gains = _gain(sums, inside.prior) + entropy
+    return [
+        Halves(
+            component=parent.component,
+            sums=sums.take(torch.arange(2 * number, 2 * number + 2)),
+            gain=float(gains[number]),
+        )
+        for number, parent in enumerate(inside.parents)
+        if float(sums.count[2 * number : 2 * number + 2].min()) >= 1
+    ]
+
+
+def _gain(children: Sums, prior: Prior) -> Tensor:
+    """Return how the bound changes where parents become their sub-clusters, but for the entropy, nearly, (p,)."""
+    first, second = (children.take(torch.arange(begin, len(children.count), 2)) for begin in (0, 1))
+    whole = first.of([a + b for a, b in zip(first.parts(), second.parts(), strict=True)])
+    counts = torch.stack([first.count, second.count])
+    weights = torch.xlogy(counts, counts).sum(dim=0) - torch.xlogy(whole.count, whole.count)
+    if prior.kind == "tied":
+        return weights + _tied_gain(first, second, Posterior.of(children, prior))
+    three = [Posterior.of(part, prior).component_bounds(part) for part in (first, second, whole)]
+    return weights + three[0] + three[1] - three[2] - empty_bound(children, prior)
+
+
+def _tied_gain(first: Sums, second: Sums, posterior: Posterior) -> Tensor:
+    """As `_gain`, but for weights: the scatter between sub-clusters that a parent's points no longer have to explain.
+
+    It is told in units of the covariance that is left when all parents are divided, so it is hopeful: a shared
+    covariance shrinks only as far as all of them together go.
+    """
+    prior, count = posterior.prior, torch.stack([first.count, second.count]) + LEAST_COUNT
+    means = torch.stack([first.features[:, 1:], second.features[:, 1:]]) / count[:, :, None]
+    apart = (means[0] - means[1]) @ posterior.root
+    scatter = count.prod(dim=0) / count.sum(dim=0) * (apart**2).sum(dim=1)
+    known = prior.mean_precision + torch.cat([count, count.sum(dim=0, keepdim=True)])
+    volume = known[0].log() + known[1].log() - known[2].log() - math.log(prior.mean_precision)
+    return 0.5 * (scatter - prior.dim * volume)
+
+
+def _beside(sums: Sequence[Sums]) -> Sums:
+    """Return the sums of components of several sums as those of one."""
+    return replace(
+        sums[0],
+        features=torch.cat([part.features for part in sums]),
+        categories=[torch.cat(parts, dim=1) for parts in zip(*(part.categories for part in sums), strict=True)],
+    )
+
+
+def _longest_axis(x: Tensor, _standardised: Tensor) -> Tensor:
+    """Return a side of each point (m, d), (m,) bool: two means begun along the axis of most variance."""
+    centred = x - x.mean(dim=0)
+    axis = torch.linalg.eigh(centred.T @ centred)[1][:, -1]
+    return _two_means(centred, (centred @ axis) > 0)
+
+
+def _far_pair(_x: Tensor, standardised: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return a side of each point (m,) bool: two means begun from a point and one likely to be far from it."""
+    first = standardised[int(torch.randint(len(standardised), (1,), generator=generator))]
+    distance = ((standardised - first) ** 2).sum(dim=1)
+    second = standardised[drawn(distance, generator)] if float(distance.sum()) > 0 else first
+    return _two_means(standardised, ((standardised - second) ** 2).sum(dim=1) < distance)
+
+
+def _two_means(x: Tensor, side: Tensor) -> Tensor:
+    """Return the sides of points (m, d) after Lloyd's algorithm, begun from some."""
+    for _ in range(_LLOYD_STEPS):
+        if not 0 < int(side.sum()) < len(side):
+            return side
+        a, b = x[side].mean(dim=0), x[~side].mean(dim=0)
+        new = ((x - a) ** 2).sum(dim=1) < ((x - b) ** 2).sum(dim=1)
+        if bool((new == side).all()):
+            break
+        side = new
+    return side

@@ -17,8 +17,8 @@ from services.corrector.onnx_module import OnnxModule, UnsupportedOperator
 from services.corrector.release import Releases
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
+from services.runtime.autoencoder import read_decoder
 from services.runtime.catalog import Catalog, LabelledImages
-from services.runtime.decoder import read_decoder
 from services.runtime.inference import Classifier, InferenceClient, as_floats, preprocess
 from services.runtime.intervals import estimate
 from services.runtime.worker import Job

@@ -58,12 +58,16 @@ class Display:
             yield show
 
     def regions(self, regions: Sequence[Region]) -> None:
-        table = Table(title="misclassification regions, largest weight first")
-        for column in ("region", "true", "predicted", "weight", "failures", "error rate of fresh decodes"):
+        table = Table(title="misclassification regions, largest score first")
+        for column in ("region", "true", "predicted", "score", "failures", "error rate of fresh decodes", "controls"):
             table.add_column(column)
         for region in regions:
-            weight, rate = f"{region.weight:.3f}", str(region.error_rate)
-            table.add_row(region.id, region.true_label, region.predicted_label, weight, str(region.size), rate)
+            score, rate, control = (
+                f"{region.score:.3f}",
+                str(region.error_rate),
+                f"{region.control_error_rate.value:.3f}",
+            )
+            table.add_row(region.id, region.true_label, region.predicted_label, score, str(region.size), rate, control)
         self._console.print(table)
 
     def figures(self, rows: Sequence[tuple[str, Estimate, Estimate]]) -> None:

@@ -10,19 +10,19 @@ from defuse.errors import InvalidInput
 from defuse.v1 import distiller_service_pb2 as pb
 from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 
-from services.distiller.components import Array
-from services.distiller.regions import sample
+from services.distiller.comparing import compare
+from services.distiller.gaussian import Array, Gaussian
 from services.distiller.worker import Tools
 from services.runtime import catalog
+from services.runtime.autoencoder import read_decoder
 from services.runtime.catalog import Catalog
-from services.runtime.decoder import read_decoder
 from services.runtime.inference import as_stored
 
 MAX_SAMPLES = 256
 
 
 class DistillerService(pb_grpc.DistillerServiceServicer):
-    """Fresh images from the regions of a run."""
+    """Fresh images from the regions of a run, and what became of them in another."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
@@ -35,10 +35,17 @@ class DistillerService(pb_grpc.DistillerServiceServicer):
         images = await asyncio.to_thread(self._sample, request.region, request.count, request.seed)
         return pb.SampleRegionResponse(images=tensors.images_to_proto(images))
 
+    async def CompareRegions(
+        self, request: pb.CompareRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.CompareRegionsResponse:
+        diff = await asyncio.to_thread(compare, self._tools.store, request.before, request.after)
+        return pb.CompareRegionsResponse(diff=diff)
+
     def _sample(self, region: str, count: int, seed: int) -> Array:
         reader = Catalog(self._tools.store)
         reader.region(region)
         run = reader.run(names.parent(region))
         arrays = self._tools.store.read_arrays(catalog.region_arrays(region))
-        z = sample(arrays["mean"], arrays["covariance"], count, np.random.default_rng(seed))
+        gaussian = Gaussian(mean=arrays["mean"], covariance=arrays["covariance"])
+        z = gaussian.sample(count, np.random.default_rng(seed))
         return as_stored(read_decoder(self._tools.store, run.config)(z))

@@ -1,22 +1,29 @@
-"""The distiller's stage: collect a run's failures, group them, measure and store the regions."""
+"""The distiller's stage: collect a run's failures, group them, test and store the regions."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from defuse import names
-from defuse.v1 import model_pb2, region_pb2, run_pb2, tensor_pb2, work_pb2
+from defuse.v1 import model_pb2, region_pb2, run_pb2, work_pb2
 
-from services.distiller.components import Array
-from services.distiller.regions import FoundRegion, Grouping, exemplars, find_regions, sample
+from services.distiller import findings, records
+from services.distiller.findings import Finding, Known
+from services.distiller.gaussian import Array
+from services.distiller.grouping import Failures, Group, Grouping, GroupingConfig, Kind, group
+from services.distiller.stability import stability
+from services.distiller.surroundings import Surroundings, read_failures
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
+from services.runtime.autoencoder import read_decoder
 from services.runtime.catalog import Catalog
-from services.runtime.decoder import read_decoder
-from services.runtime.inference import InferenceClient, as_stored
-from services.runtime.intervals import estimate
+from services.runtime.inference import Classifier, InferenceClient
 from services.runtime.worker import Job
 
-EXEMPLARS = 16
+_KINDS: dict[int, Kind] = {
+    run_pb2.MixtureConfig.KIND_ERROR_AWARE: "error_aware",
+    run_pb2.MixtureConfig.KIND_PLAIN: "plain",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,98 +47,97 @@ def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Even
 
 
 def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.Distillation:
-    run = work.run
-    failures = _collect(tools.store, work)
-    job.progress(0.1, f"grouping {len(failures['source'])} failures", state=run_pb2.Run.STATE_DISTILLING)
-    grouping = _group(run, failures)
-    model = Catalog(tools.store).model(run.config.model)
-    regions = []
-    for rank, found in enumerate(grouping.regions, start=1):
-        job.check_cancelled()
-        job.progress(
-            0.2 + 0.8 * rank / len(grouping.regions),
-            f"measuring region {rank} of {len(grouping.regions)}",
-            state=run_pb2.Run.STATE_DISTILLING,
-        )
-        name = names.region(names.last(run.name), f"r{rank}")
-        regions.append(_region(name, found, model, _error_rate(tools, run, model, found, seed=rank)))
-        _store_arrays(tools, run, name, found, failures)
-    return region_pb2.Distillation(
-        run=run.name,
-        regions=regions,
-        failures=grouping.failures,
-        failures_without_region=grouping.failures_without_region,
-        components=grouping.components,
+    run, model = work.run, Catalog(tools.store).model(work.run.config.model)
+    arrays = read_failures(tools.store, work)
+    failures = Failures(**{field.name: arrays[field.name] for field in fields(Failures)})
+    _say(job, 0.05, f"grouping {len(failures)} failures")
+    config = _config(run)
+    grouping = group(failures, arrays["held_out"], config, job.check_cancelled)
+    classifier = tools.inference.classifier(model, version=run.config.model_version)
+    _say(job, 0.3, "asking about the training images nearby")
+    around = Surroundings.read(tools.store, run, classifier, work.shard_count)
+    _say(job, 0.4, "grouping again what is drawn anew")
+    stable = _stability(failures, arrays["held_out"], grouping, config, run.config.mixture.bootstraps, job)
+    found = findings.find(
+        grouping.groups,
+        stable,
+        Known(
+            failures=failures,
+            typicality=arrays["typicality"],
+            searched=around.searched,
+            training=around.training,
+            sd_agg=around.sd_agg,
+            classes=list(model.classes),
+        ),
+        errors=_Decodes(tools, run, classifier, len(grouping.groups), job).errors,
+        decodes=run.config.mixture.fresh_decodes,
+        false_discovery_rate=run.config.mixture.false_discovery_rate,
     )
+    return _stored(tools.store, run, model, grouping, found, arrays)
 
 
-def _collect(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str, Array]:
-    """Return the failures of a run as arrays, in the order of their sources, rounds and draws."""
-    reader = Catalog(store)
-    shards = [
-        reader.failures(work.run.name, round_, shard)
-        for round_ in range(work.round_count)
-        for shard in range(work.shard_count)
-    ]
-    failures = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
-    order = np.lexsort((failures["draw"], failures["round"], failures["source"]))
-    return {name: array[order] for name, array in failures.items()}
-
-
-def _group(run: run_pb2.Run, failures: dict[str, Array]) -> Grouping:
+def _config(run: run_pb2.Run) -> GroupingConfig:
     config = run.config.mixture
-    return find_regions(
-        latent=failures["latent"],
-        true_label=failures["true_label"],
-        predicted_label=failures["predicted_label"],
-        held_out=failures["held_out"],
+    return GroupingConfig(
+        kind=_KINDS[config.kind],
         max_components=config.max_components,
         min_support=config.min_support,
         seed=run.config.seed,
     )
 
 
-def _region(
-    name: str, found: FoundRegion, model: model_pb2.Model, error_rate: tensor_pb2.Estimate
-) -> region_pb2.Region:
-    true, predicted = model.classes[found.true_label], model.classes[found.predicted_label]
-    count = len(found.members)
-    return region_pb2.Region(
-        name=name,
-        weight=found.weight,
-        size=count,
-        held_out_size=len(found.held_out_members),
-        true_label=true,
-        predicted_label=predicted,
-        profile=[region_pb2.Confusion(true_label=true, predicted_label=predicted, count=count)],
-        error_rate=error_rate,
-        suggested_label=true,
-        suggestion_reason=f"all {count} failures are small steps from real images labelled {true!r}",
+def _stability(
+    failures: Failures, held_out: Array, grouping: Grouping, config: GroupingConfig, bootstraps: int, job: Job
+) -> Array:
+    """Return the stability of each group over bootstraps of the failures that it was found among."""
+    usable = np.flatnonzero(held_out == 0)
+    members = [np.searchsorted(usable, np.sort(group.members)) for group in grouping.groups]
+    return stability(failures.take(usable), members, config, bootstraps=bootstraps, check=job.check_cancelled)
+
+
+class _Decodes:
+    """Fresh decodes of groups, through the served classifier."""
+
+    def __init__(self, tools: Tools, run: run_pb2.Run, classifier: Classifier, groups: int, job: Job) -> None:
+        self._decode = read_decoder(tools.store, run.config)
+        self._run, self._classifier, self._groups, self._job = run, classifier, groups, job
+
+    def errors(self, number: int, group: Group) -> int:
+        """Return how many of the decodes from a group's Gaussian are not read as its true label."""
+        self._job.check_cancelled()
+        _say(self._job, 0.7 + 0.3 * number / self._groups, f"testing group {number + 1} of {self._groups}")
+        generator = np.random.default_rng([self._run.config.seed, number])
+        z = group.gaussian.sample(self._run.config.mixture.fresh_decodes, generator)
+        return int((self._classifier.classify(self._decode(z)).argmax(axis=1) != group.true_label).sum())
+
+
+def _stored(
+    store: ArtifactStore,
+    run: run_pb2.Run,
+    model: model_pb2.Model,
+    grouping: Grouping,
+    found: Sequence[Finding],
+    failures: dict[str, Array],
+) -> region_pb2.Distillation:
+    """Store the arrays of every region; return the record of all."""
+    regions = []
+    pictures = records.Pictures.read(store, run)
+    for rank, finding in enumerate(found, start=1):
+        name = names.region(names.last(run.name), f"r{rank}")
+        store.write_arrays(catalog.region_arrays(name), pictures.arrays(finding, failures))
+        regions.append(records.region(name, finding, grouping.failures, failures, list(model.classes)))
+    inside = sum(len(finding.group.members) for finding in found)
+    return region_pb2.Distillation(
+        run=run.name,
+        regions=regions,
+        failures=grouping.failures,
+        failures_without_region=grouping.failures - inside,
+        components=grouping.components,
+        below_support=grouping.below_support,
+        merged=grouping.merged,
+        not_worse_than_control=len(grouping.groups) - len(found),
     )
 
 
-def _error_rate(
-    tools: Tools, run: run_pb2.Run, model: model_pb2.Model, found: FoundRegion, *, seed: int
-) -> tensor_pb2.Estimate:
-    """Measure how often the served classifier is wrong on fresh decodes from the region's Gaussian."""
-    generator = np.random.default_rng([run.config.seed, seed])
-    z = sample(found.mean, found.covariance, run.config.mixture.fresh_decodes, generator)
-    classifier = tools.inference.classifier(model, version=run.config.model_version)
-    logits = classifier.classify(read_decoder(tools.store, run.config)(z))
-    return estimate(int((logits.argmax(axis=1) != found.true_label).sum()), len(z))
-
-
-def _store_arrays(tools: Tools, run: run_pb2.Run, name: str, found: FoundRegion, failures: dict[str, Array]) -> None:
-    shown = exemplars(found.members, EXEMPLARS)
-    real = tools.store.map_arrays(catalog.split(run.config.dataset, "val"))["x"]
-    arrays = {
-        "mean": found.mean,
-        "covariance": found.covariance,
-        "latent": failures["latent"][found.members],
-        "source": failures["source"][found.members],
-        "held_out_latent": failures["latent"][found.held_out_members],
-        "held_out_source": failures["source"][found.held_out_members],
-        "exemplars": as_stored(read_decoder(tools.store, run.config)(failures["latent"][shown])),
-        "exemplar_sources": real[failures["source"][shown]],
-    }
-    tools.store.write_arrays(catalog.region_arrays(name), arrays)
+def _say(job: Job, fraction: float, note: str) -> None:
+    job.progress(fraction, note, state=run_pb2.Run.STATE_DISTILLING)

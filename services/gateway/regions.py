@@ -5,10 +5,13 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import annotation_pb2, correction_pb2, region_pb2, run_pb2
+from google.protobuf import json_format
+from safetensors.numpy import save
 
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -24,6 +27,8 @@ class Pictures:
 
     exemplars: Array
     sources: Array
+    nearest: Array
+    nearest_misclassified: Array
 
 
 class Regions:
@@ -45,7 +50,23 @@ class Regions:
 
     def pictures(self, name: str) -> Pictures:
         arrays = self._store.read_arrays(catalog.region_arrays(name))
-        return Pictures(exemplars=arrays["exemplars"], sources=arrays["exemplar_sources"])
+        return Pictures(
+            exemplars=arrays["exemplars"],
+            sources=arrays["exemplar_sources"],
+            nearest=arrays["nearest"],
+            nearest_misclassified=arrays["nearest_misclassified"],
+        )
+
+    def export(self, run: run_pb2.Run) -> bytes:
+        """Return a safetensors file with the arrays of all regions, and their records as JSON in its metadata."""
+        distillation = self.distillation(run)
+        arrays = {
+            f"{names.last(region.name)}.{name}": np.ascontiguousarray(array)
+            for region in distillation.regions
+            for name, array in self._store.read_arrays(catalog.region_arrays(region.name)).items()
+        }
+        record = json_format.MessageToJson(distillation, preserving_proto_field_name=True)
+        return save(arrays, metadata={"distillation": record})
 
     def annotate(self, annotation: annotation_pb2.Annotation) -> region_pb2.Region:
         """Store a verdict; raise InvalidInput for a label that the model does not have."""

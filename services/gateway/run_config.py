@@ -26,7 +26,14 @@ _VALIDITY_DEFAULTS = run_pb2.ValidityConfig(
 )
 _ANY_RADIUS_SD = 1e9
 _PREFLIGHT_DEFAULTS = run_pb2.PreflightConfig(declared_accuracy=0.5, max_reconstruction_loss=0.1)
-_MIXTURE_DEFAULTS = run_pb2.MixtureConfig(max_components=10, min_support=15, fresh_decodes=200)
+_MIXTURE_DEFAULTS = run_pb2.MixtureConfig(
+    kind=run_pb2.MixtureConfig.KIND_ERROR_AWARE,
+    max_components=100,
+    min_support=15,
+    fresh_decodes=200,
+    false_discovery_rate=0.05,
+    bootstraps=10,
+)
 # Least and largest value of what a caller may set. A setting without presence that is 0 takes its default.
 _BOUNDS = {
     "search.radius_sd": (1e-6, 3.0),
@@ -49,6 +56,9 @@ _BOUNDS = {
     "mixture.max_components": (1, 1000),
     "mixture.min_support": (2, 1_000_000),
     "mixture.fresh_decodes": (1, 100_000),
+    "mixture.kind": (run_pb2.MixtureConfig.KIND_ERROR_AWARE, run_pb2.MixtureConfig.KIND_PLAIN),
+    "mixture.false_discovery_rate": (1e-9, 1 - 1e-9),
+    "mixture.bootstraps": (1, 1000),
     "vae.latent_dim": (2, 256),
     "vae.epochs": (1, 10_000),
     "vae.beta": (1e-6, 1e3),

@@ -36,6 +36,9 @@ from services.runtime.queue import SCHEMA
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+# Bytes of one message of a download.
+_PART_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rooms:
@@ -133,7 +136,11 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         check_distilled(run)
         found = await asyncio.to_thread(self._rooms.regions.distillation, run)
         return pb.ListRegionsResponse(
-            regions=found.regions, failures=found.failures, failures_without_region=found.failures_without_region
+            regions=found.regions,
+            failures=found.failures,
+            failures_without_region=found.failures_without_region,
+            not_worse_than_control=found.not_worse_than_control,
+            below_support=found.below_support,
         )
 
     async def GetRegion(self, request: pb.GetRegionRequest, context: Context) -> pb.GetRegionResponse:
@@ -143,6 +150,8 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
             region=region,
             exemplars=tensors.images_to_proto(pictures.exemplars),
             sources=tensors.images_to_proto(pictures.sources),
+            nearest=tensors.images_to_proto(pictures.nearest),
+            nearest_misclassified=tensors.images_to_proto(pictures.nearest_misclassified),
         )
 
     async def SampleRegionImages(
@@ -153,6 +162,22 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         )
         answer = await self._rooms.distiller.call(lambda stub, **how: stub.SampleRegion(wanted, **how))
         return pb.SampleRegionImagesResponse(images=answer.images)
+
+    async def DiffRegions(self, request: pb.DiffRegionsRequest, context: Context) -> pb.DiffRegionsResponse:
+        for name in (request.before, request.after):
+            check_distilled(await self._rooms.runs.get(name))
+        wanted = distiller_service_pb2.CompareRegionsRequest(before=request.before, after=request.after)
+        answer = await self._rooms.distiller.call(lambda stub, **how: stub.CompareRegions(wanted, **how))
+        return pb.DiffRegionsResponse(diff=answer.diff)
+
+    async def ExportRegions(
+        self, request: pb.ExportRegionsRequest, context: Context
+    ) -> AsyncIterator[pb.ExportRegionsResponse]:
+        run = await self._rooms.runs.get(request.run)
+        check_distilled(run)
+        content = await asyncio.to_thread(self._rooms.regions.export, run)
+        for begin in range(request.offset, len(content), _PART_BYTES):
+            yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])
 
     async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Context) -> pb.AnnotateRegionResponse:
         region = await asyncio.to_thread(self._rooms.regions.annotate, request.annotation)

@@ -10,7 +10,7 @@ from defuse.v1 import run_pb2
 from services.generator import codec, pipeline, vae, vae_training
 from services.generator.codec import Array, Codec
 from services.generator.preparation import vae_config
-from services.generator.workbench import DECODER, SEARCHED_SPLIT, Workbench
+from services.generator.workbench import DECODER, Workbench
 from services.runtime import catalog
 
 _WARM_UP, _MEASURED = 2, 6  # batches
@@ -25,7 +25,7 @@ def estimate(bench: Workbench, config: run_pb2.RunConfig) -> run_pb2.CostEstimat
     """Measure a few batches of training and of search; nothing is stored."""
     run = run_pb2.Run(config=config)
     bench.use_all_threads()
-    available = len(bench.images(run, SEARCHED_SPLIT).labels)
+    available = len(bench.images(run, catalog.SEARCHED_SPLIT).labels)
     sources = min(config.search.max_sources or available, available)
     decodes = sources * config.search.draws_per_source
     pair, training_s = _codec(bench, run)

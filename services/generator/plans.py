@@ -11,7 +11,7 @@ from services.generator.codec import Array
 from services.generator.draws import Orders
 from services.generator.examination import Examination
 from services.generator.shard_files import read_examination, read_result
-from services.generator.workbench import SEARCHED_SPLIT, Workbench, is_adaptive, shard_slice
+from services.generator.workbench import Workbench, is_adaptive, shard_slice
 from services.runtime import catalog
 from services.runtime.groups import group, joined
 
@@ -92,7 +92,7 @@ def _so_far(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -
         known = {name: array for name, array in before.tally.arrays().items() if name not in _SUMMED}
         latest = {name: getattr(before.tally, name) + latest[name] for name in _SUMMED}
         sums, confusions = [before.sums, *sums], before.confusions + confusions
-    labels = bench.images(run, SEARCHED_SPLIT).labels[bench.prepared(run).index]
+    labels = bench.images(run, catalog.SEARCHED_SPLIT).labels[bench.prepared(run).index]
     alike = {"confusion_failures": confusions[labels, known["runner_up"]]}
     return Tally(**latest, **known | alike), sum(sums[1:], start=sums[0]), confusions
 

@@ -14,7 +14,6 @@ from services.generator.validity import MAX_REFERENCES, Reference
 from services.generator.workbench import (
     DECODER,
     ENCODER,
-    SEARCHED_SPLIT,
     VAE,
     PreparedRun,
     Workbench,
@@ -49,7 +48,7 @@ def prepare(bench: Workbench, work: work_pb2.PrepareWork, job: Job) -> work_pb2.
 
 
 def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
-    searched = bench.images(run, SEARCHED_SPLIT)
+    searched = bench.images(run, catalog.SEARCHED_SPLIT)
     index = noise.choose(seed=run.config.seed, count=len(searched.labels), limit=run.config.search.max_sources)
     sample = index[noise.choose(seed=run.config.seed, count=len(index), limit=_PREFLIGHT_IMAGES)]
     _say(job, 0.0, "asking the served classifier about labelled images")
@@ -109,7 +108,7 @@ def _described(
     classes = len(bench.model(run).classes)
     believed = label_model.train_label_model(mu, sigma, labels, classes, seed=seed, device=bench.device)
     few = noise.choose(seed=seed ^ 1, count=len(rows), limit=MAX_REFERENCES)
-    return believed, Reference.of(mu[few], sigma[few], labels[few], sd_agg)
+    return believed, Reference.of(mu[few], sigma[few], labels[few], sd_agg, row=rows[few])
 
 
 def _codec(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:

@@ -45,6 +45,8 @@ class Reference:
     latent: Array
     # (r,) class ids
     label: Array
+    # (r,) rows of the training split
+    row: Array
     # (r,) log densities of these latents under the aggregate posterior, ascending
     log_density: Array
     # (c,) log shares of the classes that have images
@@ -57,8 +59,8 @@ class Reference:
     sd_agg: Array
 
     @classmethod
-    def of(cls, mu: Array, sigma: Array, label: Array, sd_agg: Array) -> "Reference":
-        """Describe training images by their posteriors mu, sigma (r, d) and labels (r,)."""
+    def of(cls, mu: Array, sigma: Array, label: Array, sd_agg: Array, *, row: Array) -> "Reference":
+        """Describe training images, given by their rows (r,), by their posteriors mu, sigma (r, d) and labels (r,)."""
         x, noise = (mu / sd_agg).astype(np.float64), (sigma / sd_agg).astype(np.float64)
         classes = np.unique(label)
         # A dead dimension has the posterior that a VAE gives it, the prior's, also where a user's pair tells points.
@@ -73,7 +75,7 @@ class Reference:
             "sd_agg": sd_agg,
         }
         density = np.sort(_log_density(x, described["log_share"], described["mean"], described["whitening"]))
-        return cls(latent=x.astype(np.float32), label=label, log_density=density, **described)
+        return cls(latent=x.astype(np.float32), label=label, row=row, log_density=density, **described)
 
     def arrays(self) -> dict[str, Array]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

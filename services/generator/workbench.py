@@ -21,7 +21,6 @@ from services.runtime.inference import Classifier, InferenceClient
 from services.runtime.sessions import onnx_function
 
 VAE, ENCODER, DECODER = "vae.safetensors", "encoder.onnx", "decoder.onnx"
-SEARCHED_SPLIT = "val"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ class Workbench:
         index = prepared.index[part]
         return Sources(
             index=index,
-            labels=self.images(run, SEARCHED_SPLIT).labels[index],
+            labels=self.images(run, catalog.SEARCHED_SPLIT).labels[index],
             mu=mu,
             held_out=prepared.held_out[part],
         )

@@ -12,7 +12,6 @@ from services.generator.plans import Plan
 from services.generator.search import ShardResult, search
 from services.generator.shard_files import create_examination, create_result, read_examination, read_result
 from services.generator.workbench import (
-    SEARCHED_SPLIT,
     Workbench,
     law_of,
     real_images,
@@ -72,7 +71,7 @@ def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[
     """Return how the classifier reads the shard's sources, and their latents; found out once, in the first round."""
     run = work.run
     if not bench.store.exists(catalog.shard_sources(run.name, work.shard)):
-        searched = bench.images(run, SEARCHED_SPLIT)
+        searched = bench.images(run, catalog.SEARCHED_SPLIT)
         index = np.array(bench.prepared(run).index[shard_slice(run, work.shard)])
         images = real_images(searched, index)
         mu, _ = bench.codec(run.config).encode_stored(images)

@@ -21,6 +21,10 @@ from services.runtime.groups import group
 Array = npt.NDArray[Any]
 
 
+# The split that runs search: the test split stays unseen.
+SEARCHED_SPLIT = "val"
+
+
 def file(digest: str) -> str:
     return f"files/{digest}"
 

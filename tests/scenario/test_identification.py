@@ -13,8 +13,8 @@ from services.generator.draws import perturbations
 from services.generator.pipeline import rounded
 from services.generator.workbench import law_of
 from services.runtime import catalog
+from services.runtime.autoencoder import read_decoder
 from services.runtime.catalog import Catalog
-from services.runtime.decoder import read_decoder
 from services.runtime.inference import InferenceClient
 from tests.conftest import Stack, eventually
 from tests.planted import CLASSES, TRUE, WRONG, Planted

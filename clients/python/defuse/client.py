@@ -27,6 +27,7 @@ from defuse.values import (
     Preprocessing,
     Region,
     RegionPictures,
+    RegionsDiff,
     Release,
     Run,
 )
@@ -196,7 +197,7 @@ class Client:
     # Regions.
 
     def regions(self, run_id: str) -> list[Region]:
-        """Return the regions of a run by weight, descending."""
+        """Return the regions of a run by score, descending."""
         answer = self._connection.call("ListRegions", pb.ListRegionsRequest(run=names.run(run_id)))
         return [Region.from_proto(region) for region in answer.regions]
 
@@ -209,6 +210,21 @@ class Client:
         """Draw fresh images (count, h, w, c) from a region."""
         request = pb.SampleRegionImagesRequest(region=names.region(run_id, region_id), count=count, seed=seed)
         return tensors.images_from_proto(self._connection.call("SampleRegionImages", request).images)
+
+    def diff_regions(self, before: str, after: str) -> RegionsDiff:
+        """Say which regions of the run `after` are new, gone or moved, beside those of the run `before`."""
+        request = pb.DiffRegionsRequest(before=names.run(before), after=names.run(after))
+        return RegionsDiff.from_proto(self._connection.call("DiffRegions", request).diff)
+
+    def export_regions(self, run_id: str, file: Path) -> Path:
+        """Write the regions of a run to a safetensors file: arrays by `{region}.{name}`, records as JSON metadata."""
+        request = pb.ExportRegionsRequest(run=names.run(run_id))
+        parts = []
+        for part in self._connection.watch("ExportRegions", request, None):
+            parts.append(part.data)
+            request.offset += len(part.data)
+        file.write_bytes(b"".join(parts))
+        return file
 
     def annotate(
         self, run_id: str, region_id: str, *, label: str = "", verdict: str = "label", annotator: str | None = None

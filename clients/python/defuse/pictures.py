@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from defuse.errors import InvalidInput
-from defuse.values import Images, RegionPictures
+from defuse.values import Images, RealImage, RegionPictures
 
 # Pixels: side of one image on a sheet, space between images, height of a line of text.
 _SIDE, _GAP, _LINE = 84, 6, 18
@@ -73,20 +72,47 @@ def data_uri(pixels: npt.NDArray[np.uint8]) -> str:
 def contact_sheet(pictures: RegionPictures) -> Image.Image:
     """Return one sheet to annotate a region from: its failures, and below each row the real images they come from."""
     region = pictures.region
-    rows = math.ceil(len(pictures.exemplars) / _COLUMNS)
+    rows = [
+        row
+        for begin in range(0, len(pictures.exemplars), _COLUMNS)
+        for row in (
+            (f"answered {region.predicted_label}", pictures.exemplars[begin : begin + _COLUMNS]),
+            (f"their sources, real images labelled {region.true_label}", pictures.sources[begin : begin + _COLUMNS]),
+        )
+    ]
+    rows += [
+        (_labels("nearest training images", region.nearest), pictures.nearest),
+        (
+            _labels("nearest misclassified training images", region.nearest_misclassified),
+            pictures.nearest_misclassified,
+        ),
+    ]
+    rows = [(title, images) for title, images in rows if len(images)]
     width = _COLUMNS * (_SIDE + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, 3 * _LINE + rows * (2 * (_SIDE + _LINE) + 2 * _GAP) + _GAP), _PAPER)
+    sheet = Image.new("RGB", (width, 4 * _LINE + len(rows) * (_SIDE + _LINE + _GAP) + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     title = f"{region.run} / {region.id}: {region.true_label} taken for {region.predicted_label}"
     draw.text((_GAP, _GAP), title, _INK, font_size=14)
-    details = f"{region.size} failures, weight {region.weight:.3f}, error rate {region.error_rate}"
-    draw.text((_GAP, _GAP + _LINE), details, _FAINT, font_size=12)
-    top = 3 * _LINE
-    for begin in range(0, len(pictures.exemplars), _COLUMNS):
-        part = slice(begin, begin + _COLUMNS)
-        top = _row(sheet, draw, top, f"answered {region.predicted_label}", pictures.exemplars[part])
-        top = _row(sheet, draw, top, f"real images labelled {region.true_label}", pictures.sources[part])
+    inside, control = region.real_error_rate, region.control_error_rate.value
+    details = [
+        f"{region.size} failures, score {region.score:.3f}, error rate {region.error_rate}, controls {control:.3f}",
+        f"real images inside: {inside.successes} of {inside.trials} wrong, stability {region.stability:.2f}",
+    ]
+    for line, text in enumerate(details, start=1):
+        draw.text((_GAP, _GAP + line * _LINE), text, _FAINT, font_size=12)
+    top = 4 * _LINE
+    for title, images in rows:
+        top = _row(sheet, draw, top, title, images[:_COLUMNS])
     return sheet
+
+
+def _labels(title: str, near: Sequence[RealImage]) -> str:
+    """Return a title with the labels of real images, and what they are taken for where that is wrong."""
+    labels = [
+        image.label if image.label == image.predicted_label else f"{image.label} (taken for {image.predicted_label})"
+        for image in near
+    ]
+    return f"{title}: {', '.join(labels)}"
 
 
 def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, title: str, images: Images | Sequence[Images]) -> int:

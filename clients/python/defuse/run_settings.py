@@ -24,7 +24,8 @@ class RunSettings:
     validity: min_label_probability, min_neighbour_agreement, min_typicality, max_radius_sd, max_round_trip_sd, and
         `oracle`, the id of a second, stronger model.
     preflight: declared_accuracy, max_reconstruction_loss.
-    mixture: max_components, min_support, fresh_decodes.
+    mixture: kind ("error_aware" or "plain"), max_components, min_support, fresh_decodes, false_discovery_rate,
+        bootstraps.
     """
 
     model: str
@@ -52,18 +53,18 @@ def run_config(connection: Connection, settings: RunSettings) -> run_pb2.RunConf
         model_version=settings.model_version,
         dataset=names.dataset(settings.dataset),
         seed=settings.seed,
-        search=_message(run_pb2.SearchConfig, _with_enums(settings.search)),
+        search=_message(run_pb2.SearchConfig, _with_enums(settings.search, "strategy", "noise")),
         vae=_message(run_pb2.VaeConfig, vae),
         validity=_message(run_pb2.ValidityConfig, validity),
         preflight=_message(run_pb2.PreflightConfig, settings.preflight),
-        mixture=_message(run_pb2.MixtureConfig, settings.mixture),
+        mixture=_message(run_pb2.MixtureConfig, _with_enums(settings.mixture, "kind")),
     )
 
 
-def _with_enums(search: Section) -> dict[str, Any]:
+def _with_enums(section: Section, *enums: str) -> dict[str, Any]:
     """Return the section with the contract's name for a word such as `uniform`."""
-    words = {name: search[name] for name in ("strategy", "noise") if search.get(name)}
-    return {**search, **{name: f"{name.upper()}_{word.upper()}" for name, word in words.items()}}
+    words = {name: section[name] for name in enums if section.get(name)}
+    return {**section, **{name: f"{name.upper()}_{word.upper()}" for name, word in words.items()}}
 
 
 def _message(kind: Callable[..., T], values: Section) -> T:

@@ -11,13 +11,13 @@ import torch
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import Tensor
 
-from services.distiller.mixture import moves, starts
+from services.distiller.mixture import hyperparameters, moves, starts
 from services.distiller.mixture.coordinates import Coordinates, definite
 from services.distiller.mixture.covariances import SHAPES, CovarianceType, reduced
 from services.distiller.mixture.expectation import normalise_
 from services.distiller.mixture.fitting import Fit, State
 from services.distiller.mixture.points import Chunk, Points, Rows
-from services.distiller.mixture.posterior import Prior
+from services.distiller.mixture.posterior import Posterior, Prior
 from services.distiller.mixture.screening import LEAST_DIM
 from services.distiller.mixture.starts import Start
 from services.distiller.mixture.together import Crew
@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 _WARM_UP = 4
 # Blocks of a memoized pass, and the fewest points that are worth one.
 _BLOCKS, _LEAST_BLOCK = 8, 4_000
+# How often a prior is learned, and the fit goes on with it.
+_LEARNINGS = 2
 _CHUNK = 2_048
 _CHUNK_ON_GPU = 65_536
 
@@ -38,15 +40,17 @@ class DirichletProcessMixture:
     blocks=1` every iteration gives what its iterations give. New here:
 
     `category_concentration` is that of the Dirichlet prior of each categorical factor: below 1, components that mix
-    values are unlikely. `moves` merges, splits and orders components, which finds a higher bound. `blocks` is how often
-    the posterior is made anew in one pass over the data. `threads`, `device`, `chunk_size` are how it is computed and
-    change results by rounding alone, as does `group`, the torch.distributed group whose processes each hold a part of
-    the rows.
+    values are unlikely. `moves` merges, splits and orders components, which finds a higher bound. `learn_prior` learns
+    from the components found what a component looks like, and goes on from there: small ones are then told apart that
+    the default prior, as wide as all data, gives to their neighbours. `blocks` is how often the posterior is made anew
+    in one pass over the data. `threads`, `device`, `chunk_size` are how it is computed and change results by rounding
+    alone, as does `group`, the torch.distributed group whose processes each hold a part of the rows.
 
     After `fit`: `weights_` (K,), `means_` (K, d), `covariances_` (shape by type), `precisions_cholesky_`,
     `weight_concentration_`, `mean_precision_`, `degrees_of_freedom_`, `categories_` (for each factor a (c, K) array of
     probabilities), `counts_` (K,) points of each component, `lower_bound_`, `lower_bounds_`, `converged_`, `n_iter_`,
-    `n_features_in_`.
+    `n_features_in_`; and of the prior, perhaps learned, `mean_precision_prior_`, `degrees_of_freedom_prior_`,
+    `covariance_prior_` (d, d).
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class DirichletProcessMixture:
         covariance_prior: Array | float | None = None,
         category_concentration: float = 0.1,
         moves: bool = True,
+        learn_prior: bool = False,
         blocks: int | None = None,
         random_state: int = 0,
         threads: int | None = None,
@@ -89,6 +94,7 @@ class DirichletProcessMixture:
         self.covariance_prior = covariance_prior
         self.category_concentration = category_concentration
         self.moves = moves
+        self.learn_prior = learn_prior
         self.blocks = blocks
         self.random_state = random_state
         self.threads = threads
@@ -119,7 +125,9 @@ class DirichletProcessMixture:
                 self._ascend(fit, state, number)
                 if best is None or state.bound > best.bound:
                     best, chosen = state, fit
-        assert best is not None
+            assert best is not None
+            for number in range(_LEARNINGS if self.learn_prior else 0):
+                chosen = self._learn(chosen, best, number)
         self._keep(best, chosen)
         return self
 
@@ -271,6 +279,14 @@ class DirichletProcessMixture:
                 stacklevel=3,
             )
 
+    def _learn(self, fit: Fit, state: State, number: int) -> Fit:
+        """Go on with a prior that is learned from what was found; bounds from here on are of another model."""
+        fit = replace(fit, prior=hyperparameters.learned(state.posterior))
+        state.posterior = Posterior.of(state.sums, fit.prior)
+        state.bound, state.converged = state.posterior.bound(state.sums), False
+        self._ascend(fit, state, number)
+        return fit
+
     def _keep(self, state: State, fit: Fit) -> None:
         posterior, coordinates = state.posterior, fit.points.coordinates
         assert coordinates is not None
@@ -282,6 +298,10 @@ class DirichletProcessMixture:
         self.means_ = coordinates.leave(posterior.mean).cpu().numpy()
         self.covariances_ = kept.cpu().numpy()
         self.precisions_cholesky_ = posterior.prior.shape.precision_root(kept).cpu().numpy()
+        prior = posterior.prior
+        self.mean_precision_prior_, self.degrees_of_freedom_prior_ = prior.mean_precision, prior.degrees_of_freedom
+        believed = coordinates.leave_covariance(prior.shape.expand(_one(prior.covariance, kind)))
+        self.covariance_prior_ = believed.reshape(dim, dim).cpu().numpy()
         self.mean_precision_ = posterior.mean_precision.cpu().numpy()
         self.degrees_of_freedom_ = posterior.degrees_of_freedom.cpu().numpy()
         self.weight_concentration_ = tuple(part.cpu().numpy() for part in posterior.concentration)
@@ -320,6 +340,11 @@ class DirichletProcessMixture:
         kept, dim = torch.as_tensor(self.covariances_), self.n_features_in_
         matrices = SHAPES[self.covariance_type](dim).expand(kept)
         return matrices.expand(len(self.weights_), dim, dim).numpy()
+
+
+def _one(covariance: Tensor, kind: CovarianceType) -> Tensor:
+    """Return one covariance as the stack of one that its type expects."""
+    return covariance if kind == "tied" else covariance[None]
 
 
 def _probabilities(count: Tensor, concentration: float) -> Array:

@@ -28,7 +28,7 @@ def split(fit: Fit, state: State, generator: torch.Generator) -> bool:
 
 
 def _stays(fit: Fit, state: State, halves: list[Halves]) -> bool:
-    """Try some splits, keep the change if the bound is higher a few iterations later, and say whether it is so by much."""
+    """Try some splits; keep them if the bound is higher a few iterations later, and say whether it is so by much."""
     posterior = Posterior.of(_divided(state.sums, halves), fit.prior)
     # Every block is asked first: one that still knows the whole component would win it back.
     trial = replace(state, blocks=[fit.expect(posterior, rows) for rows in fit.blocks], bounds=list(state.bounds))

@@ -5,10 +5,9 @@ inference, on a sample, all components side by side.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,14 +20,12 @@ from services.distiller.mixture.screening import asker
 from services.distiller.mixture.starts import drawn
 from services.distiller.mixture.together import Crew
 
-C = TypeVar("C")
-R = TypeVar("R")
 # Gives each point (m, d), and standardised by its component, a side, (m,) bool.
 Cut = Callable[[Tensor, Tensor], Tensor]
 # Points that sub-clusters are looked for in.
 _SAMPLE = 20_000
 # Fewer points of a component are not divided.
-_LEAST_POINTS = 4
+_LEAST_POINTS = 8
 # Pairs of points that are drawn of each component to begin from, beside its longest axis.
 _PAIRS = 2
 _LLOYD_STEPS = 12
@@ -99,46 +96,51 @@ class _Inside:
         self._crew = crew
         self._like = state.sums
 
-    def begun(self, cut: Cut) -> list[Tensor]:
-        """Return responsibilities (m, 2) of the points of every parent after a cut."""
+    def begun(self, cut: Cut) -> tuple[Sums, Tensor]:
+        """Return what `_summed` does, of the sides of a cut."""
 
-        def work(parent: _Parent) -> Tensor:
+        def share(parent: _Parent, _features: Tensor, _pair: slice) -> Tensor:
             side = cut(parent.chunk.x, self._standardised(parent))
             return torch.stack([side, ~side], dim=1).to(torch.float64)
 
-        return self._each(work, self.parents)
+        return self._summed(share)
 
-    def expected(self, posterior: Posterior) -> list[Tensor]:
-        """Return responsibilities (m, 2) of the points of every parent under a posterior of all sub-clusters."""
+    def expected(self, posterior: Posterior) -> tuple[Sums, Tensor]:
+        """Return what `_summed` does, of responsibilities under a posterior of all sub-clusters."""
         coefficients = posterior.coefficients()
 
-        def work(numbered: tuple[int, _Parent]) -> Tensor:
-            number, parent = numbered
-            pair = slice(2 * number, 2 * number + 2)
-            joint = self.prior.shape.features(parent.chunk.x) @ coefficients[:, pair]
+        def share(parent: _Parent, features: Tensor, pair: slice) -> Tensor:
+            joint = features @ coefficients[:, pair]
             for table, values in zip(posterior.log_categories, parent.chunk.categories, strict=True):
                 joint += table[:, pair][values]
             normalise_(joint)
             return joint
 
-        return self._each(work, enumerate(self.parents))
+        return self._summed(share)
 
-    def sums(self, shares: Sequence[Tensor]) -> tuple[Sums, Tensor]:
-        """Return the sums of all sub-clusters, and the entropy of every parent's responsibilities, (p,)."""
+    def _summed(self, share_of: Callable[[_Parent, Tensor, slice], Tensor]) -> tuple[Sums, Tensor]:
+        """Return the sums of all sub-clusters, and the entropy of every parent's responsibilities, (p,).
 
-        def work(pair: tuple[_Parent, Tensor]) -> tuple[Sums, Tensor]:
-            parent, share = pair
+        `share_of` gives a parent, its features (m, f) and the place of its sub-clusters responsibilities (m, 2).
+        """
+
+        def work(numbered: tuple[int, _Parent]) -> tuple[Sums, Tensor]:
+            number, parent = numbered
+            features = self.prior.shape.features(parent.chunk.x)
+            share = share_of(parent, features, slice(2 * number, 2 * number + 2))
             counts = [
                 torch.zeros(len(whole), 2, dtype=share.dtype, device=share.device).index_add_(0, values, share)
                 for whole, values in zip(self._like.categories, parent.chunk.categories, strict=True)
             ]
-            features = share.T @ self.prior.shape.features(parent.chunk.x)
             sums = replace(
-                self._like, features=features * parent.scale, categories=[count * parent.scale for count in counts]
+                self._like,
+                features=share.T @ features * parent.scale,
+                categories=[count * parent.scale for count in counts],
             )
             return sums, -torch.xlogy(share, share).sum() * parent.scale
 
-        found = self._each(work, zip(self.parents, shares, strict=True))
+        makers = (partial(lambda item: item, item) for item in enumerate(self.parents))
+        found = list(self._crew.each(work, makers))
         return _beside([sums for sums, _ in found]), torch.stack([entropy for _, entropy in found])
 
     def _standardised(self, parent: _Parent) -> Tensor:
@@ -147,15 +149,12 @@ class _Inside:
         matrix = shape.expand(root).reshape(self.prior.dim, self.prior.dim)
         return (parent.chunk.x - posterior.mean[parent.component]) @ matrix
 
-    def _each(self, work: Callable[[C], R], items: Iterable[C]) -> list[R]:
-        return list(self._crew.each(work, (partial(lambda item: item, item) for item in items)))
-
 
 def _ascended(inside: _Inside, cut: Cut) -> list[Halves]:
     """Return the sub-clusters of every parent after a few iterations from a cut, where there still are two."""
-    sums, entropy = inside.sums(inside.begun(cut))
+    sums, entropy = inside.begun(cut)
     for _ in range(_ITERATIONS):
-        sums, entropy = inside.sums(inside.expected(Posterior.of(sums, inside.prior)))
+        sums, entropy = inside.expected(Posterior.of(sums, inside.prior))
     gains = _gain(sums, inside.prior) + entropy
     return [
         Halves(

@@ -38,7 +38,7 @@ def clouds(count: int = 2000, seed: int = 0, sd: float = 0.5) -> tuple[Array, Ar
 
 
 def reference_of(mu: Array, label: Array, sigma: float = 0.0) -> Reference:
-    return Reference.of(mu, np.full_like(mu, sigma), label, aggregate_sd(mu))
+    return Reference.of(mu, np.full_like(mu, sigma), label, aggregate_sd(mu), row=np.arange(len(mu)))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_typicality_knows_how_classes_differ() -> None:
 def test_typicality_knows_how_wide_posteriors_are() -> None:
     """A step along a dimension in which posteriors are wide is less unusual than one where they are points."""
     mu, label = clouds()
-    wide = Reference.of(mu, np.full_like(mu, 1.0) * [0, 0, 1], label, aggregate_sd(mu))
+    wide = Reference.of(mu, np.full_like(mu, 1.0) * [0, 0, 1], label, aggregate_sd(mu), row=np.arange(len(mu)))
     along, across = CENTRES[0] + np.array([[0.0, 0.0, 1.2], [0.0, 1.2, 0.0]])
     typicality = reference_of(mu, label).typicality(np.array([along, across]))
     assert typicality[0] == pytest.approx(typicality[1], abs=0.03)
@@ -142,7 +142,10 @@ def test_a_dead_dimension_makes_no_difference(sigma: float) -> None:
     dead = np.column_stack([mu, np.full(len(mu), 9.0, np.float32)])
     width = np.zeros_like(dead)
     width[:, 3] = sigma
-    described, plain = Reference.of(dead, width, label, aggregate_sd(dead)), reference_of(mu, label)
+    described, plain = (
+        Reference.of(dead, width, label, aggregate_sd(dead), row=np.arange(len(dead))),
+        reference_of(mu, label),
+    )
     z, asked = clouds(300, seed=5)
     steps = np.random.default_rng(6).standard_normal(300) * 0.5 * SD_FLOOR
     moved = np.column_stack([z, 9.0 + steps]).astype(np.float32)

@@ -7,7 +7,7 @@ from onnx import helper, numpy_helper
 
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.decoder import read_decoder
+from services.runtime.autoencoder import read_decoder
 
 CONFIG = run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 3})
 WEIGHT = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)

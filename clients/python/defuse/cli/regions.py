@@ -1,5 +1,6 @@
 """`defuse regions` and `defuse annotate`: what was found, and what people say it is."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from defuse.cli.runs import RunArgument
 from defuse.client import Client
 from defuse.errors import InvalidInput
 from defuse.pictures import contact_sheet
-from defuse.values import Region
+from defuse.values import Estimate, Region
 
 app = typer.Typer(help="Misclassification regions of a run.", no_args_is_help=True)
 RegionArgument = Annotated[str, typer.Argument(metavar="REGION", help="Id of the region, for instance r1.")]
@@ -18,7 +19,7 @@ RegionArgument = Annotated[str, typer.Argument(metavar="REGION", help="Id of the
 
 @app.command(name="list")
 def list_(run: RunArgument, as_json: JsonOption = False) -> None:
-    """List the regions of a run by weight, the largest first."""
+    """List the regions of a run by score, the largest first: what to fix first."""
     with Client() as client:
         regions = client.regions(run)
     _print(regions, as_json=as_json)
@@ -42,6 +43,45 @@ def show(
         _print([pictures.region], as_json=False)
         console.print(f"suggested: {pictures.region.suggested_label} ({pictures.region.suggestion_reason})")
         console.print(f"contact sheet: {sheet.resolve()}", soft_wrap=True)
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(metavar="RUN_A", help="Id of the first run.")],
+    after: Annotated[str, typer.Argument(metavar="RUN_B", help="Id of the second run.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the regions of two runs: which are new in the second, which are gone, which have moved."""
+    with Client() as client:
+        found = client.diff_regions(before, after)
+    if as_json:
+        print_json(asdict(found))
+        return
+    rows = [
+        *[("new", "", *_brief(region), "") for region in found.added],
+        *[("gone", *_brief(region)[:1], "", *_brief(region)[1:], "") for region in found.gone],
+        *[
+            ("moved" if pair.moved else "same", pair.before.id, *_brief(pair.after), f"{pair.shift_sd:.2f}")
+            for pair in found.kept
+        ],
+    ]
+    columns = ("", before, after, "true", "predicted", "failures", "error rate", "shift")
+    print_table(columns, rows, caption="new, then gone, by score; then what both have, by shift in sds of the regions")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="File to write; by default RUN.safetensors here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the regions of a run to one safetensors file, for programs: Gaussians, failures, pictures and records."""
+    with Client() as client:
+        file = client.export_regions(run, out or Path(f"{run}.safetensors"))
+    if as_json:
+        print_json({"file": str(file)})
+    else:
+        console.print(f"regions: {file.resolve()}", soft_wrap=True)
 
 
 def annotate(
@@ -82,15 +122,38 @@ def _print(regions: list[Region], *, as_json: bool) -> None:
     rows = [
         (
             region.id,
-            f"{region.weight:.3f}",
-            region.size,
+            f"{region.score:.3f}",
             region.true_label,
             region.predicted_label,
+            region.size,
             region.error_rate,
+            f"{region.control_error_rate.value:.3f}",
+            _share(region.real_error_rate),
+            f"{region.stability:.2f}",
             region.annotation.label if region.annotation and region.annotation.label else region.suggested_label,
             region.state,
         )
         for region in regions
     ]
-    columns = ("region", "weight", "size", "true", "predicted", "error rate", "label or suggestion", "state")
-    print_table(columns, rows, caption="by weight, the largest first")
+    columns = (
+        "region",
+        "score",
+        "true",
+        "predicted",
+        "failures",
+        "error rate",
+        "control",
+        "real images wrong",
+        "stability",
+        "label or suggestion",
+        "state",
+    )
+    print_table(columns, rows, caption="by score, the largest first: error rate above control x typicality, 0 to 1")
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{estimate.successes} of {estimate.trials}"
+
+
+def _brief(region: Region) -> tuple[object, ...]:
+    return region.id, region.true_label, region.predicted_label, region.size, region.error_rate

@@ -38,6 +38,10 @@ class RunOptions:
     ] = None
     min_support: Annotated[int, typer.Option(help="Failures that make a region; 0 takes the default.")] = 0
 
+    mixture: Annotated[
+        str, typer.Option(help="`error_aware`, a region is one confusion; or `plain`, over latents alone as published.")
+    ] = "error_aware"
+
     def settings(self) -> dict[str, Any]:
         """Return all but model and data as the client takes them."""
         return {
@@ -56,7 +60,7 @@ class RunOptions:
                 "declared_accuracy": self.declared_accuracy,
                 "max_reconstruction_loss": self.max_reconstruction_loss,
             },
-            "mixture": {"min_support": self.min_support},
+            "mixture": {"min_support": self.min_support, "kind": self.mixture},
         }
 
 

@@ -5,7 +5,7 @@ from defuse.values.dataset import Dataset
 from defuse.values.estimate import Estimate
 from defuse.values.failure import CostEstimate, Failure, FailureBatch
 from defuse.values.model import Model, Preprocessing, Release
-from defuse.values.region import Annotation, Images, Region, RegionPictures
+from defuse.values.region import Annotation, Images, RealImage, Region, RegionPair, RegionPictures, RegionsDiff
 from defuse.values.run import Preflight, Run, SearchCounts
 
 __all__ = [
@@ -20,9 +20,12 @@ __all__ = [
     "Model",
     "Preflight",
     "Preprocessing",
+    "RealImage",
     "Region",
     "RegionChange",
+    "RegionPair",
     "RegionPictures",
+    "RegionsDiff",
     "Release",
     "Run",
     "SearchCounts",

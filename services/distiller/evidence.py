@@ -1,0 +1,133 @@
+"""What real images say of a group: how its neighbourhood is read, what is nearest, how new it is, what it shows."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.distiller.gaussian import Array
+from services.distiller.grouping import Group
+
+# Of a group's failures, the share that lies inside it.
+_INSIDE = 0.95
+# Members that a medoid is chosen among: bounds memory and time.
+_MOST_CANDIDATES = 2_000
+# Nearest training images of each exemplar that have a vote on the label.
+_VOTES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """The real images that the run searched, s of them, and how the served classifier reads them."""
+
+    latent: Array  # (s, d) posterior means
+    label: Array  # (s,) class ids
+    wrong_on_image: Array  # (s,) bool
+    wrong_on_reconstruction: Array  # (s,) bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Training images, r of them, and how the served classifier reads them."""
+
+    latent: Array  # (r, d) posterior means
+    label: Array  # (r,) class ids
+    predicted: Array  # (r,) class ids
+    row: Array  # (r,) of the training split
+
+    def misclassified(self) -> "Training":
+        wrong = self.predicted != self.label
+        return Training(
+            latent=self.latent[wrong], label=self.label[wrong], predicted=self.predicted[wrong], row=self.row[wrong]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Near:
+    """Training images, nearest first, and how far they are, in aggregate sds per dimension; (n,) all."""
+
+    row: Array
+    label: Array
+    predicted: Array
+    distance_sd: Array
+
+
+def exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array:
+    """Choose members to show: the medoid first, then evenly out to the one farthest from it."""
+    x = latent[members] / sd_agg
+    few = x[np.linspace(0, len(x) - 1, min(len(x), _MOST_CANDIDATES)).astype(int)]
+    medoid = few[distances(few, few).sum(axis=1).argmin()]
+    outwards = np.argsort(distances(x, medoid[None])[:, 0], kind="stable")
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(count, len(x))).round().astype(int))
+    return np.asarray(members[outwards[chosen]])
+
+
+def controls(group: Group, searched: Searched, count: int) -> tuple[int, int]:
+    """Return how many controls are read wrongly, and how many there are, `count` at most.
+
+    Controls are unperturbed reconstructions of the real images nearest to a group, of its label. Images that the
+    classifier gets wrong as they are, are left out: what it gets wrong there is no fault of the decoder.
+    """
+    usable = np.flatnonzero((searched.label == group.true_label) & ~searched.wrong_on_image)
+    order = np.argsort(group.gaussian.distance_squared(searched.latent[usable]), kind="stable")
+    nearest = usable[order[:count]]
+    return int(searched.wrong_on_reconstruction[nearest].sum()), len(nearest)
+
+
+def real_inside(group: Group, latents: Array, searched: Searched) -> tuple[int, int]:
+    """Return how many of the searched real images inside a group are read wrongly, and how many there are.
+
+    Inside are images of its label as near to the mean, in units of the covariance, as 95 % of its failures, latents
+    (m, d).
+    """
+    edge = np.quantile(group.gaussian.distance_squared(latents), _INSIDE)
+    inside = (group.gaussian.distance_squared(searched.latent) <= edge) & (searched.label == group.true_label)
+    return int(searched.wrong_on_image[inside].sum()), int(inside.sum())
+
+
+def nearest(latents: Array, training: Training, sd_agg: Array, count: int) -> Near:
+    """Return the training images nearest to any of latents (n, d)."""
+    distance = distances(training.latent / sd_agg, latents / sd_agg).min(axis=1)  # (r,)
+    first = np.argsort(distance, kind="stable")[:count]
+    return Near(
+        row=training.row[first],
+        label=training.label[first],
+        predicted=training.predicted[first],
+        distance_sd=distance[first],
+    )
+
+
+def novelty_sd(latents: Array, misclassified: Training, sd_agg: Array) -> float | None:
+    """Return the median distance of latents (n, d) to the nearest misclassified training image; None without any."""
+    if not len(misclassified.row):
+        return None
+    return float(np.median(distances(latents / sd_agg, misclassified.latent / sd_agg).min(axis=1)))
+
+
+def suggestion(
+    group: Group, latents: Array, training: Training, sd_agg: Array, classes: Sequence[str]
+) -> tuple[str, str]:
+    """Return the label that is proposed for a group, and why: what its sources carry, and what real images do.
+
+    It is the label of most training images near its exemplars, latents (n, d); where no label is that of most, the
+    sources'.
+    """
+    carried = sum(number for (true, _), number in group.profile if true == group.true_label)
+    source = (
+        f"{carried} of {len(group.members)} failures are small steps from real images labelled "
+        f"{classes[group.true_label]!r}"
+    )
+    distance = distances(latents / sd_agg, training.latent / sd_agg)
+    votes = training.label[np.argsort(distance, axis=1, kind="stable")[:, :_VOTES]]
+    (winner, count), *_ = Counter(votes.ravel().tolist()).most_common(1)
+    label = winner if 2 * count > votes.size else group.true_label
+    agreeing = int((votes == label).sum())
+    near = f"{agreeing} of {votes.size} training images nearest to its exemplars are labelled {classes[label]!r}"
+    return classes[label], f"{source}; {near}"
+
+
+def distances(a: Array, b: Array) -> Array:
+    """Return the distances of a (n, d) and b (m, d), divided by the root of d, (n, m)."""
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+    return np.asarray(np.sqrt(np.maximum(squares, 0) / a.shape[1]))

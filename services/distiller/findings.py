@@ -1,0 +1,99 @@
+"""The regions of a run: groups of its failures that are worse than their controls, with what is known of each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from services.distiller import evidence
+from services.distiller.evidence import Near, Searched, Training
+from services.distiller.gaussian import Array
+from services.distiller.grouping import Failures, Group
+from services.distiller.significance import Trial, q_values
+
+# Pictures of failures and of real images that a region carries.
+_EXEMPLARS, _NEAREST = 16, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A group with the outcome of its test and what real images say of it."""
+
+    group: Group
+    trial: Trial
+    q_value: float
+    # Mean typicality of its failures, in [0, 1].
+    typicality: float
+    stability: float
+    # Positions of failures to show, the medoid first.
+    exemplars: Array
+    # Searched real images inside that are read wrongly, and all that are inside.
+    real: tuple[int, int]
+    nearest: Near
+    nearest_misclassified: Near
+    novelty_sd: float | None
+    suggested_label: str
+    suggestion_reason: str
+
+    @property
+    def score(self) -> float:
+        """Return what a person would fix first: how much more often it is wrong than its controls x typicality."""
+        return self.trial.excess * self.typicality
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a run knows beside its failures."""
+
+    failures: Failures
+    typicality: Array  # (m,) of each failure
+    searched: Searched
+    training: Training
+    sd_agg: Array  # (d,)
+    classes: Sequence[str]
+
+
+def find(
+    groups: Sequence[Group],
+    stability: Array,
+    known: Known,
+    *,
+    errors: Callable[[int, Group], int],
+    decodes: int,
+    false_discovery_rate: float,
+) -> list[Finding]:
+    """Return the groups that are worse than their controls, the highest score first.
+
+    `errors(number, group)` decodes `decodes` fresh latents of a group and returns how many are read wrongly.
+    """
+    trials = [_tried(number, group, known, errors, decodes) for number, group in enumerate(groups)]
+    found = [
+        _found(group, trial, float(q), float(stable), known)
+        for group, trial, q, stable in zip(groups, trials, q_values(trials), stability, strict=True)
+        if q <= false_discovery_rate
+    ]
+    return sorted(found, key=lambda finding: (-finding.score, -len(finding.group.members)))
+
+
+def _tried(number: int, group: Group, known: Known, errors: Callable[[int, Group], int], decodes: int) -> Trial:
+    control_errors, controls = evidence.controls(group, known.searched, decodes)
+    return Trial(errors=errors(number, group), decodes=decodes, control_errors=control_errors, controls=controls)
+
+
+def _found(group: Group, trial: Trial, q_value: float, stability: float, known: Known) -> Finding:
+    latent = known.failures.latent
+    shown = evidence.exemplars(latent, group.members, known.sd_agg, _EXEMPLARS)
+    misclassified = known.training.misclassified()
+    label, reason = evidence.suggestion(group, latent[shown], known.training, known.sd_agg, known.classes)
+    return Finding(
+        group=group,
+        trial=trial,
+        q_value=q_value,
+        typicality=float(known.typicality[group.members].mean()),
+        stability=stability,
+        exemplars=shown,
+        real=evidence.real_inside(group, latent[group.members], known.searched),
+        nearest=evidence.nearest(latent[shown[:1]], known.training, known.sd_agg, _NEAREST),
+        nearest_misclassified=evidence.nearest(latent[shown], misclassified, known.sd_agg, _NEAREST),
+        novelty_sd=evidence.novelty_sd(latent[shown], misclassified, known.sd_agg),
+        suggested_label=label,
+        suggestion_reason=reason,
+    )

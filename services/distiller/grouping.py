@@ -1,0 +1,204 @@
+"""From failures to groups: components of one mixture, parted by confusion, with enough support, none of them twice."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from services.distiller.gaussian import Array, Gaussian
+from services.distiller.mixture import DirichletProcessMixture
+
+Kind = Literal["error_aware", "plain"]
+# Two groups of one confusion that overlap as much as this are the same (Bhattacharyya coefficient).
+_SAME = 0.6
+# A bound that rises by less moves no failure from one group to another.
+_TOLERANCE = 0.1
+# Numbers of confusions are made with this.
+_MOST_CLASSES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """Failures of one run; latents (m, d), class ids and sources (m,)."""
+
+    latent: Array
+    true_label: Array
+    predicted_label: Array
+    source: Array
+
+    def __len__(self) -> int:
+        return len(self.latent)
+
+    def take(self, rows: Array) -> "Failures":
+        return Failures(
+            latent=self.latent[rows],
+            true_label=self.true_label[rows],
+            predicted_label=self.predicted_label[rows],
+            source=self.source[rows],
+        )
+
+    def independent(self) -> "Failures":
+        """Return the first failure of each source and confusion."""
+        pairs = np.stack([self.source.astype(np.int64), self.confusion()], axis=1)
+        return self.take(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
+
+    def confusion(self) -> Array:
+        """Return a number for each pair of true and predicted class, (m,)."""
+        return self.true_label.astype(np.int64) * _MOST_CLASSES + self.predicted_label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Failures that belong together; members are positions among those given, nearest to the mean first."""
+
+    true_label: int
+    predicted_label: int
+    gaussian: Gaussian
+    members: Array
+    held_out_members: Array
+    # (true, predicted) to number of members, most frequent first
+    profile: Sequence[tuple[tuple[int, int], int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """All groups with enough support, the largest first, and what became of the others."""
+
+    groups: list[Group]
+    failures: int
+    components: int
+    below_support: int
+    merged: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupingConfig:
+    """How failures are grouped."""
+
+    kind: Kind
+    max_components: int
+    min_support: int
+    seed: int
+
+
+class Grouper:
+    """A mixture fitted to failures: says of others which group they fall in.
+
+    It is fitted to one failure of each source and confusion. Others lie close to it, as they are steps from the same
+    image: no new evidence of a place, but enough to cut a place into the neighbourhoods of its sources.
+    """
+
+    def __init__(self, failures: Failures, config: GroupingConfig, check: Callable[[], None] = lambda: None) -> None:
+        self._aware = config.kind == "error_aware"
+        fitted = failures.independent()
+        dim = fitted.latent.shape[1]
+        self.believed = _within(fitted) if self._aware else _covariance(fitted.latent)
+        self._model = DirichletProcessMixture(
+            n_components=min(config.max_components, len(fitted)),
+            # A component is believed to be as wide as one confusion; that counts as much as d failures do.
+            degrees_of_freedom_prior=dim,
+            covariance_prior=dim * self.believed,
+            tol=_TOLERANCE,
+            random_state=config.seed % 2**63,
+        )
+        with warnings.catch_warnings():
+            # A fit that stops at max_iter is a fit all the same: the bound has risen at every iteration.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._model.fit(
+                fitted.latent.astype(np.float64), categories=self._categories(fitted), check=lambda _: check()
+            )
+
+    def labels(self, failures: Failures) -> Array:
+        """Return the component of each failure; parted by confusion, where the mixture knows of it, (m,)."""
+        if not len(failures):
+            return np.zeros(0, np.int64)
+        component = self._model.predict(failures.latent.astype(np.float64), categories=self._categories(failures))
+        if not self._aware:
+            return component
+        return np.asarray(component * _MOST_CLASSES**2 + failures.confusion())
+
+    def _categories(self, failures: Failures) -> list[Array]:
+        return [failures.true_label, failures.predicted_label] if self._aware else []
+
+
+def group(
+    failures: Failures, held_out: Array, config: GroupingConfig, check: Callable[[], None] = lambda: None
+) -> Grouping:
+    """Group failures; those with `held_out` (m,) are not fitted but assigned afterwards. `check` may raise to stop."""
+    usable, others = np.flatnonzero(held_out == 0), np.flatnonzero(held_out != 0)
+    if not len(usable):
+        return Grouping(groups=[], failures=0, components=0, below_support=0, merged=0)
+    grouper = Grouper(failures.take(usable), config, check)
+    labels = grouper.labels(failures)
+    found = np.unique(labels[usable])
+    groups = [
+        _described(failures, usable[labels[usable] == label], others[labels[others] == label], grouper.believed)
+        for label in found
+    ]
+    supported = [one for one in groups if len(one.members) >= config.min_support]
+    distinct = _merged(supported, failures, grouper.believed)
+    return Grouping(
+        groups=sorted(distinct, key=lambda one: (-len(one.members), one.true_label, one.predicted_label)),
+        failures=len(usable),
+        components=len(groups),
+        below_support=len(groups) - len(supported),
+        merged=len(supported) - len(distinct),
+    )
+
+
+def _described(failures: Failures, members: Array, held_out_members: Array, believed: Array) -> Group:
+    gaussian = Gaussian.of(failures.latent[members], believed)
+    distance = gaussian.distance_squared(failures.latent[members])
+    confusions = zip(failures.true_label[members].tolist(), failures.predicted_label[members].tolist(), strict=True)
+    profile = sorted(Counter(confusions).items(), key=lambda item: (-item[1], item[0]))
+    (true, predicted), _ = profile[0]
+    return Group(
+        true_label=true,
+        predicted_label=predicted,
+        gaussian=gaussian,
+        members=members[np.argsort(distance, kind="stable")],
+        held_out_members=held_out_members,
+        profile=profile,
+    )
+
+
+def _merged(groups: list[Group], failures: Failures, believed: Array) -> list[Group]:
+    """Make one of groups that are the same, the most alike first."""
+    while pair := max(_alike(groups), default=None):
+        _, i, j = pair
+        members = np.concatenate([groups[i].members, groups[j].members])
+        held_out = np.sort(np.concatenate([groups[i].held_out_members, groups[j].held_out_members]))
+        both = _described(failures, members, held_out, believed)
+        groups = [one for number, one in enumerate(groups) if number not in (i, j)] + [both]
+    return groups
+
+
+def _alike(groups: list[Group]) -> Iterator[tuple[float, int, int]]:
+    for j, second in enumerate(groups):
+        for i, first in enumerate(groups[:j]):
+            if (first.true_label, first.predicted_label) == (second.true_label, second.predicted_label):
+                overlap = first.gaussian.overlap(second.gaussian)
+                if overlap >= _SAME:
+                    yield overlap, i, j
+
+
+def _within(failures: Failures) -> Array:
+    """Return the covariance (d, d) of latents around the means of their confusions."""
+    latent = failures.latent.astype(np.float64)
+    _, confusion = np.unique(failures.confusion(), return_inverse=True)
+    count = np.bincount(confusion).astype(np.float64)
+    means = np.zeros((len(count), latent.shape[1]))
+    np.add.at(means, confusion, latent)
+    return _covariance(latent - (means / count[:, None])[confusion])
+
+
+def _covariance(x: Array) -> Array:
+    """Return the covariance (d, d) of x (n, d), definite however few points there are."""
+    spread = np.atleast_2d(np.cov(x.astype(np.float64).T, bias=True))
+    variance = spread.diagonal()
+    least = 1e-6 * max(float(variance.max()), 1e-12)
+    return np.asarray(0.99 * spread + np.diag(0.01 * variance + least))

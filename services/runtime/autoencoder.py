@@ -1,0 +1,27 @@
+"""The two halves of a run's VAE as functions of arrays, as the search used them."""
+
+from collections.abc import Callable
+
+import numpy as np
+from defuse.v1 import run_pb2
+
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.sessions import Array, in_batches, onnx_function
+
+_BATCH = 256
+
+
+def read_decoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
+    """Return the decoder of a run's VAE: latents (n, d) to images (n, c, h, w) in [0, 1]."""
+    return _half(store.read_bytes(catalog.vae(config, "decoder.onnx")))
+
+
+def read_encoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
+    """Return the encoder of a run's VAE: images (n, c, h, w) in [0, 1] to posterior means (n, d)."""
+    return _half(store.read_bytes(catalog.vae(config, "encoder.onnx")))
+
+
+def _half(file: bytes) -> Callable[[Array], Array]:
+    function = onnx_function(file)
+    return lambda inputs: in_batches(lambda part: function(part)[0], inputs.astype(np.float32), _BATCH)

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+
+from services.distiller import evidence
+from services.distiller.evidence import Searched, Training
+from services.distiller.gaussian import Array, Gaussian
+from services.distiller.grouping import Group
+
+ONES = np.ones(2)
+
+
+def group(*, members: int = 20, centre: float = 0.0) -> Group:
+    """Class 0 taken for 1, unit sd around (centre, 0)."""
+    return Group(
+        true_label=0,
+        predicted_label=1,
+        gaussian=Gaussian(mean=np.array([centre, 0.0]), covariance=np.eye(2)),
+        members=np.arange(members),
+        held_out_members=np.zeros(0, int),
+        profile=[((0, 1), members)],
+    )
+
+
+def searched(latent: Array, *, label: object = 0, image: object = False, reconstruction: object = False) -> Searched:
+    count = len(latent)
+    return Searched(
+        latent=latent,
+        label=np.broadcast_to(label, count),
+        wrong_on_image=np.broadcast_to(image, count),
+        wrong_on_reconstruction=np.broadcast_to(reconstruction, count),
+    )
+
+
+def training(latent: Array, label: Array, predicted: Array | None = None) -> Training:
+    return Training(
+        latent=latent,
+        label=label,
+        predicted=label if predicted is None else predicted,
+        row=100 + np.arange(len(latent)),
+    )
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, [12, 15, 19]), (1, [12])])
+def test_exemplars_run_from_the_medoid_outwards(count: int, expected: list[int]) -> None:
+    """The member nearest to all others is shown first, then others evenly out to the farthest."""
+    latent = np.zeros((20, 2))
+    latent[10:20, 0] = [5, 4, 0, 1, -1, 2, -2, 3, -3, 9]
+    shown = evidence.exemplars(latent, np.arange(10, 20), ONES, count)
+    assert shown[0] == expected[0] or latent[shown[0], 0] == 1  # both are medoids
+    assert len(shown) == count
+    if count > 1:
+        assert shown[-1] == 19
+
+
+def test_controls_are_reconstructions_of_the_nearest_right_images() -> None:
+    """Of its label, read correctly as they are, nearest first; an image that is wrong as it is, is no control."""
+    latent = np.array([[0.1, 0], [0.2, 0], [0.3, 0], [0.4, 0], [5, 0]])
+    around = searched(
+        latent,
+        label=[0, 0, 1, 0, 0],
+        image=[True, False, False, False, False],
+        reconstruction=[True, True, True, False, True],
+    )
+    assert evidence.controls(group(), around, 2) == (1, 2)
+    assert evidence.controls(group(), around, 10) == (2, 3)
+
+
+def test_real_images_inside() -> None:
+    """Images of the label within the distance that holds 95 % of the failures count, and so does who is wrong."""
+    failures = np.random.default_rng(0).standard_normal((2000, 2))
+    latent = np.array([[0, 0], [2.2, 0], [2.7, 0], [0, 0]])  # 95 % of a plane's Gaussian lie within 2.45 sd
+    around = searched(latent, label=[0, 0, 0, 1], image=[True, False, True, True])
+    assert evidence.real_inside(group(), failures, around) == (1, 2)
+
+
+def test_the_nearest_training_images() -> None:
+    """Nearest first, by rows and labels, with distances in aggregate sds per dimension."""
+    images = training(np.array([[3.0, 0], [1.0, 0], [0, 8.0]]), np.array([0, 1, 2]))
+    near = evidence.nearest(np.zeros((1, 2)), images, np.array([1.0, 4.0]), 2)
+    assert (near.row.tolist(), near.label.tolist()) == ([101, 102], [1, 2])
+    np.testing.assert_allclose(near.distance_sd, np.array([1, 2]) / np.sqrt(2))
+
+
+def test_novelty_is_the_distance_to_known_errors() -> None:
+    """Only misclassified training images count; without any there is no distance."""
+    images = training(np.array([[0.0, 0], [4.0, 0]]), np.array([0, 0]), predicted=np.array([0, 1]))
+    shown = np.array([[0.0, 0], [1.0, 0], [2.0, 0]])
+    assert evidence.novelty_sd(shown, images.misclassified(), ONES) == pytest.approx(3 / np.sqrt(2))
+    assert evidence.novelty_sd(shown, training(shown, np.zeros(3)).misclassified(), ONES) is None
+
+
+def test_the_suggestion_is_what_most_real_images_nearby_carry() -> None:
+    """Most votes of the nearest training images decide; where none has most, the sources' label stands."""
+    random = np.random.default_rng(0)
+    latent = 0.1 * random.standard_normal((30, 2))
+    sevens = training(latent, np.full(30, 2))
+    label, reason = evidence.suggestion(group(), np.zeros((1, 2)), sevens, ONES, ["zero", "one", "two"])
+    assert label == "two"
+    assert "20 of 20 failures are small steps from real images labelled 'zero'; 10 of 10 training images" in reason
+    near, far = np.zeros((10, 2)), np.full((20, 2), 9.0)
+    split = training(np.concatenate([near, far]), np.r_[np.repeat([1, 2], 5), np.zeros(20, int)])
+    assert evidence.suggestion(group(), np.zeros((1, 2)), split, ONES, ["zero", "one", "two"])[0] == "zero"

@@ -1,0 +1,65 @@
+import numpy as np
+
+from services.distiller.evidence import Searched, Training
+from services.distiller.findings import Known, find
+from services.distiller.gaussian import Gaussian
+from services.distiller.grouping import Failures, Group
+
+RANDOM = np.random.default_rng(0)
+# Three groups of 30: a rare one, a typical one, and one whose decodes are misread no more often than reconstructions.
+CENTRES, TYPICALITY, ERRORS = np.array([[0.0, 0], [20, 0], [40, 0]]), [0.2, 0.8, 0.9], [90, 60, 12]
+LATENT = np.repeat(CENTRES, 30, axis=0) + RANDOM.standard_normal((90, 2))
+KNOWN = Known(
+    failures=Failures(
+        latent=LATENT, true_label=np.zeros(90, int), predicted_label=np.ones(90, int), source=np.arange(90)
+    ),
+    typicality=np.repeat(TYPICALITY, 30),
+    searched=Searched(
+        latent=np.repeat(CENTRES, 100, axis=0) + RANDOM.standard_normal((300, 2)),
+        label=np.zeros(300, int),
+        wrong_on_image=np.zeros(300, bool),
+        wrong_on_reconstruction=np.arange(300) % 10 == 0,
+    ),
+    training=Training(
+        latent=np.repeat(CENTRES, 20, axis=0) + RANDOM.standard_normal((60, 2)),
+        label=np.zeros(60, int),
+        predicted=np.zeros(60, int),
+        row=np.arange(60),
+    ),
+    sd_agg=np.ones(2),
+    classes=["a", "b"],
+)
+GROUPS = [
+    Group(
+        true_label=0,
+        predicted_label=1,
+        gaussian=Gaussian(mean=centre, covariance=np.eye(2)),
+        members=np.arange(30 * number, 30 * number + 30),
+        held_out_members=np.zeros(0, int),
+        profile=[((0, 1), 30)],
+    )
+    for number, centre in enumerate(CENTRES)
+]
+
+
+def test_groups_no_worse_than_controls_are_dropped_and_the_others_ranked() -> None:
+    """What is read wrongly as often as reconstructions around it is no region; typical regions come first."""
+    found = find(
+        GROUPS,
+        np.array([0.5, 0.6, 0.7]),
+        KNOWN,
+        errors=lambda number, _: ERRORS[number],
+        decodes=100,
+        false_discovery_rate=0.05,
+    )
+    assert [finding.group is GROUPS[number] for finding, number in zip(found, (1, 0), strict=True)] == [True, True]
+    typical, rare = found
+    assert (typical.stability, rare.stability) == (0.6, 0.5)
+    np.testing.assert_allclose([typical.score, rare.score], [0.5 * 0.8, 0.8 * 0.2])
+    assert typical.novelty_sd is None
+    assert len(typical.nearest_misclassified.row) == 0
+
+
+def test_no_groups_no_regions() -> None:
+    """A run without groups has no regions, and nothing is decoded."""
+    assert find([], np.zeros(0), KNOWN, errors=lambda *_: 1 // 0, decodes=100, false_discovery_rate=0.05) == []

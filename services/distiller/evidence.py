@@ -44,6 +44,20 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RealInside:
+    """Real images of a group's label: how many lie inside, how many of these are read wrongly, how many there are."""
+
+    wrong: int
+    images: int
+    of_label: int
+
+    @property
+    def typicality(self) -> float:
+        """Return the share of the label's real images that lie inside, in [0, 1]."""
+        return self.images / self.of_label if self.of_label else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Near:
     """Training images, nearest first, and how far they are, in aggregate sds per dimension; (n,) all."""
 
@@ -75,15 +89,17 @@ def controls(group: Group, searched: Searched, count: int) -> tuple[int, int]:
     return int(searched.wrong_on_reconstruction[nearest].sum()), len(nearest)
 
 
-def real_inside(group: Group, latents: Array, searched: Searched) -> tuple[int, int]:
-    """Return how many of the searched real images inside a group are read wrongly, and how many there are.
+def real_inside(group: Group, latents: Array, searched: Searched) -> RealInside:
+    """Count the searched real images of a group's label that lie inside.
 
-    Inside are images of its label as near to the mean, in units of the covariance, as 95 % of its failures, latents
-    (m, d).
+    Inside is as near to the mean, in units of the covariance, as 95 % of its failures, latents (m, d).
     """
     edge = np.quantile(group.gaussian.distance_squared(latents), _INSIDE)
-    inside = (group.gaussian.distance_squared(searched.latent) <= edge) & (searched.label == group.true_label)
-    return int(searched.wrong_on_image[inside].sum()), int(inside.sum())
+    alike = searched.label == group.true_label
+    inside = alike & (group.gaussian.distance_squared(searched.latent) <= edge)
+    return RealInside(
+        wrong=int(searched.wrong_on_image[inside].sum()), images=int(inside.sum()), of_label=int(alike.sum())
+    )
 
 
 def nearest(latents: Array, training: Training, sd_agg: Array, count: int) -> Near:

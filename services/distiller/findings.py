@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.distiller import evidence
-from services.distiller.evidence import Near, Searched, Training
+from services.distiller.evidence import Near, RealInside, Searched, Training
 from services.distiller.gaussian import Array
 from services.distiller.grouping import Failures, Group
 from services.distiller.significance import Trial, q_values
@@ -20,13 +20,10 @@ class Finding:
     group: Group
     trial: Trial
     q_value: float
-    # Mean typicality of its failures, in [0, 1].
-    typicality: float
     stability: float
     # Positions of failures to show, the medoid first.
     exemplars: Array
-    # Searched real images inside that are read wrongly, and all that are inside.
-    real: tuple[int, int]
+    real: RealInside
     nearest: Near
     nearest_misclassified: Near
     novelty_sd: float | None
@@ -36,7 +33,7 @@ class Finding:
     @property
     def score(self) -> float:
         """Return what a person would fix first: how much more often it is wrong than its controls x typicality."""
-        return self.trial.excess * self.typicality
+        return self.trial.excess * self.real.typicality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,6 @@ class Known:
     """What a run knows beside its failures."""
 
     failures: Failures
-    typicality: Array  # (m,) of each failure
     searched: Searched
     training: Training
     sd_agg: Array  # (d,)
@@ -87,7 +83,6 @@ def _found(group: Group, trial: Trial, q_value: float, stability: float, known: 
         group=group,
         trial=trial,
         q_value=q_value,
-        typicality=float(known.typicality[group.members].mean()),
         stability=stability,
         exemplars=shown,
         real=evidence.real_inside(group, latent[group.members], known.searched),

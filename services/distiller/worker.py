@@ -63,7 +63,6 @@ def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.D
         stable,
         Known(
             failures=failures,
-            typicality=arrays["typicality"],
             searched=around.searched,
             training=around.training,
             sd_agg=around.sd_agg,

@@ -5,23 +5,40 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from tests.conftest import Stack
 from tests.planted import TRUE, WRONG, Planted
-from tests.scenario.conftest import MODEL, accuracy
+from tests.scenario.conftest import MODEL, SEARCH, accuracy
 
 SPOT = (str(TRUE), str(WRONG))
 
 
 def test_the_spot_is_the_first_region(stack: Stack, undisturbed: Any) -> None:
-    """The planted confusion is found and is the heaviest region; its label is suggested."""
+    """The planted confusion is found and is what to fix first, with its evidence; its label is suggested."""
     assert undisturbed["state"] == "succeeded"
     regions = stack.defuse("regions", "list", "undisturbed")
-    assert (regions[0]["true_label"], regions[0]["predicted_label"]) == SPOT
-    assert regions[0]["suggested_label"] == str(TRUE)
-    assert regions[0]["error_rate"]["low"] > 0.3
-    assert [region["weight"] for region in regions] == sorted((r["weight"] for r in regions), reverse=True)
+    spot = regions[0]
+    assert (spot["true_label"], spot["predicted_label"]) == SPOT
+    assert spot["suggested_label"] == str(TRUE)
+    assert spot["error_rate"]["low"] > spot["control_error_rate"]["high"]
+    assert spot["q_value"] < 0.001
+    assert spot["stability"] > 0.75
+    # The searched images have bold sevens, too: the real ones around the spot are wrong as well.
+    assert spot["real_error_rate"]["low"] > 0.1
+    assert {image["label"] for image in spot["nearest"]} == {str(TRUE)}
+    assert [region["score"] for region in regions] == sorted((r["score"] for r in regions), reverse=True)
+
+
+def test_regions_are_exported_for_programs(stack: Stack, undisturbed: Any, tmp_path: Path) -> None:
+    """One safetensors file: the spot's Gaussian says of its own failures that they are near."""
+    arrays = safetensors.numpy.load_file(
+        stack.defuse("regions", "export", "undisturbed", "--out", tmp_path / "regions.safetensors")["file"]
+    )
+    step = arrays["r1.latent"] - arrays["r1.mean"]
+    distance = (step @ np.linalg.inv(arrays["r1.covariance"]) * step).sum(axis=1)
+    assert np.median(distance) < 2 * len(arrays["r1.mean"])
 
 
 def test_a_region_is_shown_with_a_contact_sheet(stack: Stack, undisturbed: Any, workdir: Path) -> None:
@@ -61,6 +78,12 @@ def test_the_spot_is_closed_released_and_undone(local_stack: Stack, planted: Pla
     assert accuracy(stack, planted.spot, spot_labels, version=2) > 0.8
     before = accuracy(stack, planted.others, planted.other_labels, version=1)
     assert accuracy(stack, planted.others, planted.other_labels, version=2) > before - 0.03
+
+    # A search of the released version finds the spot no more, or little of it; the diff names it.
+    stack.defuse(*("runs", "create", "--model", MODEL, "--data", planted.data, "--name", "released", *SEARCH, "--wait"))
+    diff = stack.defuse("regions", "diff", "undisturbed", "released")
+    [gone] = [spot for spot in diff["gone"] if (spot["true_label"], spot["predicted_label"]) == SPOT]
+    assert gone["id"] == "r1"
 
     page = Path(stack.defuse("report", "undisturbed", "--out", tmp_path / "report")["html"])
     assert "data:image/png;base64" in page.read_text()

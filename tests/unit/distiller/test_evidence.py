@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from services.distiller import evidence
-from services.distiller.evidence import Searched, Training
+from services.distiller.evidence import RealInside, Searched, Training
 from services.distiller.gaussian import Array, Gaussian
 from services.distiller.grouping import Group
 
@@ -70,7 +70,11 @@ def test_real_images_inside() -> None:
     failures = np.random.default_rng(0).standard_normal((2000, 2))
     latent = np.array([[0, 0], [2.2, 0], [2.7, 0], [0, 0]])  # 95 % of a plane's Gaussian lie within 2.45 sd
     around = searched(latent, label=[0, 0, 0, 1], image=[True, False, True, True])
-    assert evidence.real_inside(group(), failures, around) == (1, 2)
+    inside = evidence.real_inside(group(), failures, around)
+    assert inside == RealInside(wrong=1, images=2, of_label=3)
+    assert inside.typicality == 2 / 3
+    nobody = evidence.real_inside(group(), failures, searched(np.zeros((0, 2))))
+    assert (nobody.images, nobody.typicality) == (0, 0.0)
 
 
 def test_the_nearest_training_images() -> None:

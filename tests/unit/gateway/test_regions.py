@@ -1,9 +1,12 @@
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from defuse.errors import InvalidInput, NotFound
 from defuse.v1 import annotation_pb2, model_pb2, region_pb2, release_pb2, run_pb2
+from google.protobuf import json_format
 
 from services.gateway.regions import Regions
 from services.runtime import catalog
@@ -88,10 +91,26 @@ def test_an_unknown_region(regions: Regions) -> None:
 
 def test_pictures_of_a_region(regions: Regions, store: ArtifactStore) -> None:
     """The pictures are those that the distiller chose."""
-    arrays = {
-        name: np.full((2, 8, 8, 1), value, np.uint8) for value, name in enumerate(("exemplars", "exemplar_sources"))
-    }
+    names = ("exemplars", "exemplar_sources", "nearest", "nearest_misclassified")
+    arrays = {name: np.full((2, 8, 8, 1), value, np.uint8) for value, name in enumerate(names)}
     store.write_arrays(catalog.region_arrays(R1), arrays)
     pictures = regions.pictures(R1)
     np.testing.assert_array_equal(pictures.exemplars, arrays["exemplars"])
     np.testing.assert_array_equal(pictures.sources, arrays["exemplar_sources"])
+    np.testing.assert_array_equal(pictures.nearest, arrays["nearest"])
+    np.testing.assert_array_equal(pictures.nearest_misclassified, arrays["nearest_misclassified"])
+
+
+def test_the_export_holds_arrays_and_records(regions: Regions, store: ArtifactStore) -> None:
+    """One safetensors file: every array of every region by its name, and the annotated records as JSON."""
+    for name, value in ((R1, 1.0), (R2, 2.0)):
+        store.write_arrays(catalog.region_arrays(name), {"mean": np.full(3, value), "source": np.arange(4)})
+    regions.annotate(verdict("LABEL", label="bee"))
+    content = regions.export(RUN)
+    arrays = safetensors.numpy.load(content)
+    assert set(arrays) == {"r1.mean", "r1.source", "r2.mean", "r2.source"}
+    np.testing.assert_array_equal(arrays["r2.mean"], np.full(3, 2.0))
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    record = json_format.Parse(header["__metadata__"]["distillation"], region_pb2.Distillation())
+    assert record == regions.distillation(RUN)
+    assert record.regions[0].annotation.label == "bee"

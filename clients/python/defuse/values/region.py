@@ -75,7 +75,7 @@ class Region:
     # What regions are sorted by, in [0, 1], larger is worse: how much larger the error rate is than the controls',
     # times the typicality.
     score: float
-    # Share of training images that are less typical than its failures, in [0, 1].
+    # Share of the searched real images of its label that lie inside, in [0, 1].
     typicality: float
     # Share of fresh decodes that the classifier gets wrong.
     error_rate: Estimate

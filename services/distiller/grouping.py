@@ -70,7 +70,8 @@ class Grouping:
 
     groups: list[Group]
     failures: int
-    components: int
+    # Groups before any was left out or merged.
+    found: int
     below_support: int
     merged: int
 
@@ -131,7 +132,7 @@ def group(
     """Group failures; those with `held_out` (m,) are not fitted but assigned afterwards. `check` may raise to stop."""
     usable, others = np.flatnonzero(held_out == 0), np.flatnonzero(held_out != 0)
     if not len(usable):
-        return Grouping(groups=[], failures=0, components=0, below_support=0, merged=0)
+        return Grouping(groups=[], failures=0, found=0, below_support=0, merged=0)
     grouper = Grouper(failures.take(usable), config, check)
     labels = grouper.labels(failures)
     found = np.unique(labels[usable])
@@ -144,7 +145,7 @@ def group(
     return Grouping(
         groups=sorted(distinct, key=lambda one: (-len(one.members), one.true_label, one.predicted_label)),
         failures=len(usable),
-        components=len(groups),
+        found=len(groups),
         below_support=len(groups) - len(supported),
         merged=len(supported) - len(distinct),
     )

@@ -43,6 +43,7 @@ def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Even
     distillation = tools.store.read_message(key, region_pb2.Distillation)
     event = work_pb2.Event(subject=run.name)
     event.distilled.region_count = len(distillation.regions)
+    event.distilled.counts.CopyFrom(distillation.counts)
     return event
 
 
@@ -126,16 +127,15 @@ def _stored(
         store.write_arrays(catalog.region_arrays(name), pictures.arrays(finding, failures))
         regions.append(records.region(name, finding, grouping.failures, failures, list(model.classes)))
     inside = sum(len(finding.group.members) for finding in found)
-    return region_pb2.Distillation(
-        run=run.name,
-        regions=regions,
+    counts = region_pb2.GroupCounts(
         failures=grouping.failures,
         failures_without_region=grouping.failures - inside,
-        components=grouping.components,
+        groups=grouping.found,
         below_support=grouping.below_support,
         merged=grouping.merged,
         not_worse_than_control=len(grouping.groups) - len(found),
     )
+    return region_pb2.Distillation(run=run.name, regions=regions, counts=counts)
 
 
 def _say(job: Job, fraction: float, note: str) -> None:

@@ -128,6 +128,7 @@ def fold(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
         works = _on_plan(run, event.round_planned)
     elif kind == "distilled" and run.state == run_pb2.Run.STATE_DISTILLING:
         run.region_count = event.distilled.region_count
+        run.groups.CopyFrom(event.distilled.counts)
         _enter(run, run_pb2.Run.STATE_SUCCEEDED, _summary(run))
     elif kind == "failed":
         run.error, run.error_reason = event.failed.error, event.failed.reason
@@ -237,7 +238,9 @@ def _summary(run: run_pb2.Run) -> str:
     return (
         f"{run.region_count} regions from {counts.failures} failures: {counts.decodes} perturbations of {searched} "
         f"images at radius {run.config.search.radius_sd:g} sd in {_times(run.round + 1, 'round')}; {counts.candidates} "
-        f"were misclassified, {dropped} of them not valid or not confirmed"
+        f"were misclassified, {dropped} of them not valid or not confirmed; of {_times(run.groups.groups, 'group')} "
+        f"{run.groups.below_support} had too few failures and {run.groups.not_worse_than_control} were no worse than "
+        "their controls"
     )
 
 

@@ -135,13 +135,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         run = await self._rooms.runs.get(request.run)
         check_distilled(run)
         found = await asyncio.to_thread(self._rooms.regions.distillation, run)
-        return pb.ListRegionsResponse(
-            regions=found.regions,
-            failures=found.failures,
-            failures_without_region=found.failures_without_region,
-            not_worse_than_control=found.not_worse_than_control,
-            below_support=found.below_support,
-        )
+        return pb.ListRegionsResponse(regions=found.regions, counts=found.counts)
 
     async def GetRegion(self, request: pb.GetRegionRequest, context: Context) -> pb.GetRegionResponse:
         region = await asyncio.to_thread(self._rooms.regions.get, request.name)

@@ -61,7 +61,7 @@ def test_what_is_too_small_is_counted() -> None:
     truth = planted(clusters, held_out_share=0.0)
     few = group(truth.failures, truth.held_out, replace(CONFIG, min_support=20))
     assert [len(found.members) for found in few.groups] == [130]
-    assert (few.failures, few.components, few.below_support, few.merged) == (161, 3, 2, 0)
+    assert (few.failures, few.found, few.below_support, few.merged) == (161, 3, 2, 0)
     assert len(group(truth.failures, truth.held_out, replace(CONFIG, min_support=12)).groups) == 3
 
 
@@ -136,7 +136,7 @@ def test_no_usable_failures(truth: Truth) -> None:
     """Without failures, or with held-out ones only, there are no groups and no error."""
     none = truth.failures.take(np.zeros(0, int))
     for failures, held_out in ((none, np.zeros(0)), (truth.failures, np.ones(len(truth.failures)))):
-        nothing = Grouping(groups=[], failures=0, components=0, below_support=0, merged=0)
+        nothing = Grouping(groups=[], failures=0, found=0, below_support=0, merged=0)
         assert group(failures, held_out, CONFIG) == nothing
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from defuse.v1 import run_pb2, tensor_pb2, work_pb2
+from defuse.v1 import region_pb2, run_pb2, tensor_pb2, work_pb2
 
 from services.gateway.run_config import complete
 from services.gateway.runs import fold
@@ -41,7 +41,8 @@ def planned(round_: int, decodes: int) -> work_pb2.Event:
 
 
 def distilled(count: int) -> work_pb2.Event:
-    return work_pb2.Event(subject=NAME, distilled=work_pb2.Distilled(region_count=count))
+    counts = region_pb2.GroupCounts(failures=5, groups=count + 4, below_support=3, not_worse_than_control=1)
+    return work_pb2.Event(subject=NAME, distilled=work_pb2.Distilled(region_count=count, counts=counts))
 
 
 def failed(error: str, reason: str = "") -> work_pb2.Event:

@@ -31,6 +31,8 @@ def test_the_whole_story() -> None:
     assert run.counts == run_pb2.SearchCounts(sources=250, decodes=13, candidates=6, failures=5)
     assert list(run.finished_shards) == [0, 1, 2]
     assert "2 regions from 5 failures" in run.note
+    assert "of 6 groups 3 had too few failures and 1 were no worse than their controls" in run.note
+    assert run.groups.groups == 6
 
 
 @pytest.mark.parametrize(("sources", "shards"), [(1, 1), (100, 1), (101, 2), (250, 3)])

@@ -5,8 +5,8 @@ from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import label_model, preparation, validity
 from services.generator.vae import VaeConfig
-from services.generator.workbench import SEARCHED_SPLIT
 from services.runtime import catalog
+from services.runtime.catalog import SEARCHED_SPLIT
 from services.runtime.queue import PREPARE
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
 from tests.unit.generator.workshop import SHAPE, SPLITS, Workshop, planted_images, weak

@@ -9,8 +9,9 @@ from defuse.v1 import run_pb2
 
 from services.generator.draws import perturbations
 from services.generator.pipeline import rounded
-from services.generator.workbench import SEARCHED_SPLIT, law_of
+from services.generator.workbench import law_of
 from services.runtime import catalog
+from services.runtime.catalog import SEARCHED_SPLIT
 from tests.unit.generator.workshop import BEE, SPLITS, Array, Workshop, truth, weak
 
 ADAPTIVE: dict[str, Any] = {"draws_per_source": 8, "rounds": 4, "max_failures_per_source": 3}

@@ -6,7 +6,6 @@ from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import run_pb2
 
 from services.generator.workbench import (
-    SEARCHED_SPLIT,
     given_pair,
     is_adaptive,
     law_of,
@@ -126,4 +125,4 @@ def test_checks_are_those_of_the_configuration(workshop: Workshop) -> None:
 
 def test_the_searched_split_is_not_the_test_split() -> None:
     """The search never sees the images that figures are told from."""
-    assert SEARCHED_SPLIT == "val"
+    assert catalog.SEARCHED_SPLIT == "val"

@@ -9,9 +9,9 @@ from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import worker
 from services.generator.shard_files import read_result
-from services.generator.workbench import SEARCHED_SPLIT
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import SEARCHED_SPLIT
 from services.runtime.queue import IDENTIFY, PLAN
 from tests.unit.generator.workshop import Workshop, weak
 

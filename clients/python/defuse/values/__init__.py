@@ -6,7 +6,7 @@ from defuse.values.estimate import Estimate
 from defuse.values.failure import CostEstimate, Failure, FailureBatch
 from defuse.values.model import Model, Preprocessing, Release
 from defuse.values.region import Annotation, Images, RealImage, Region, RegionPair, RegionPictures, RegionsDiff
-from defuse.values.run import Preflight, Run, SearchCounts
+from defuse.values.run import GroupCounts, Preflight, Run, SearchCounts
 
 __all__ = [
     "Annotation",
@@ -16,6 +16,7 @@ __all__ = [
     "Estimate",
     "Failure",
     "FailureBatch",
+    "GroupCounts",
     "Images",
     "Model",
     "Preflight",

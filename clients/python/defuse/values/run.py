@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from defuse import names
-from defuse.v1 import run_pb2
+from defuse.v1 import region_pb2, run_pb2
 from defuse.values.estimate import Estimate
 from defuse.values.plain import moment, settings, word
 
@@ -66,6 +66,26 @@ class Preflight:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupCounts:
+    """How the failures of a run were grouped, and which groups are no regions."""
+
+    # Failures that went into the mixture: those from sources that correction may use.
+    failures: int
+    failures_without_region: int
+    groups: int
+    # Groups left out because they have too few failures.
+    below_support: int
+    # Groups that were merged into another.
+    merged: int
+    # Groups left out because fresh decodes are no worse than reconstructions around them.
+    not_worse_than_control: int
+
+    @classmethod
+    def from_proto(cls, message: region_pb2.GroupCounts) -> Self:
+        return cls(**{field.name: getattr(message, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One pass of the loop. `state` is preparing, identifying, distilling, succeeded, failed or cancelled."""
 
@@ -85,6 +105,8 @@ class Run:
     preflight: Preflight | None
     counts: SearchCounts
     region_count: int
+    # None until distillation is finished.
+    groups: GroupCounts | None
     config: Mapping[str, Any]
     create_time: datetime
     update_time: datetime
@@ -106,6 +128,7 @@ class Run:
             preflight=Preflight.from_proto(message.preflight) if message.HasField("preflight") else None,
             counts=SearchCounts.from_proto(message.counts),
             region_count=message.region_count,
+            groups=GroupCounts.from_proto(message.groups) if message.HasField("groups") else None,
             config={section: settings(getattr(config, section)) for section in SECTIONS},
             create_time=moment(message.create_time),
             update_time=moment(message.update_time),

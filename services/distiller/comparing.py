@@ -13,19 +13,24 @@ from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_encoder
 from services.runtime.catalog import Catalog
+from services.runtime.sessions import in_batches
+
+# Failures of a region that are carried to another latent space, and how many at once.
+_MOST_CARRIED, _BATCH = 2_000, 256
 
 
 def compare(store: ArtifactStore, before: str, after: str) -> region_pb2.RegionsDiff:
     """Say which regions of the second of two distilled runs are new, gone or moved.
 
     Where the runs have VAEs of their own, the second one's failures are decoded and encoded again, into the latent
-    space of the first. Raises InvalidInput where their images differ in shape.
+    space of the first. Raises InvalidInput where their images differ in shape or their models in classes.
     """
     first, second = (_regions(store, name) for name in (before, after))
     runs = [Catalog(store).run(name) for name in (before, after)]
+    _check_comparable(store, *runs)
     here = [_gaussian(store, region) for region in first]
     there = list(_carried(store, second, here, *runs))
-    found = pairs(_places(first, here), _places(second, there))
+    found = pairs(_places(store, first, here), _places(store, second, there))
     known, kept = {pair.before for pair in found}, {pair.after for pair in found}
     return region_pb2.RegionsDiff(
         added=[region for number, region in enumerate(second) if number not in kept],
@@ -48,9 +53,13 @@ def _gaussian(store: ArtifactStore, region: region_pb2.Region) -> Gaussian:
     return Gaussian(mean=np.array(arrays["mean"]), covariance=np.array(arrays["covariance"]))
 
 
-def _places(regions: list[region_pb2.Region], gaussians: list[Gaussian]) -> list[Place]:
+def _places(store: ArtifactStore, regions: list[region_pb2.Region], gaussians: list[Gaussian]) -> list[Place]:
     return [
-        Place(confusion=(region.true_label, region.predicted_label), gaussian=gaussian)
+        Place(
+            confusion=(region.true_label, region.predicted_label),
+            gaussian=gaussian,
+            sources=len(np.unique(store.map_arrays(catalog.region_arrays(region.name))["source"])),
+        )
         for region, gaussian in zip(regions, gaussians, strict=True)
     ]
 
@@ -69,19 +78,27 @@ def _carried(
         carry = _carry(store, before, after)
         believed = np.mean([gaussian.covariance for gaussian in here], axis=0)
         for region in regions:
-            latent = store.read_arrays(catalog.region_arrays(region.name))["latent"]
-            yield Gaussian.of(carry(latent), believed)
+            latent = store.map_arrays(catalog.region_arrays(region.name))["latent"]
+            few = np.linspace(0, len(latent) - 1, min(len(latent), _MOST_CARRIED)).astype(int)
+            yield Gaussian.of(carry(np.asarray(latent[few])), believed)
     else:  # nothing to compare with
         yield from (_gaussian(store, region) for region in regions)
 
 
 def _carry(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> Callable[[Array], Array]:
-    shapes = [list(Catalog(store).model(run.config.model).image_shape) for run in (before, after)]
-    if shapes[0] != shapes[1]:
-        raise InvalidInput(
-            f"images of run {names.last(before.name)!r} are {shapes[0]}, those of {names.last(after.name)!r} "
-            f"{shapes[1]} (h, w, c); compare runs on images of one shape",
-            reason="DIFFERENT_SHAPES",
-        )
     decode, encode = read_decoder(store, after.config), read_encoder(store, before.config)
-    return lambda latent: encode(np.clip(decode(latent), 0, 1))
+    return lambda latent: in_batches(lambda part: encode(decode(part)), latent, _BATCH)
+
+
+def _check_comparable(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> None:
+    first, second = (Catalog(store).model(run.config.model) for run in (before, after))
+    for what, one, other in (
+        ("images", list(first.image_shape), list(second.image_shape)),
+        ("classes", list(first.classes), list(second.classes)),
+    ):
+        if one != other:
+            raise InvalidInput(
+                f"{what} of run {names.last(before.name)!r} are {one[:10]}, those of {names.last(after.name)!r} "
+                f"{other[:10]}; compare runs of one kind of classifier",
+                reason="NOT_COMPARABLE",
+            )

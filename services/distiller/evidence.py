@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.distiller.gaussian import Array
-from services.distiller.grouping import Group
+from services.distiller.grouping import Failures, Group
 
 # Of a group's failures, the share that lies inside it.
 _INSIDE = 0.95
@@ -78,15 +78,28 @@ def exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array
 
 
 def controls(group: Group, searched: Searched, count: int) -> tuple[int, int]:
-    """Return how many controls are read wrongly, and how many there are, `count` at most.
+    """Return how many controls are read wrongly, and how many there are, `count` at most, nearly.
 
-    Controls are unperturbed reconstructions of the real images nearest to a group, of its label. Images that the
-    classifier gets wrong as they are, are left out: what it gets wrong there is no fault of the decoder.
+    Controls are unperturbed reconstructions of the real images nearest to a group, of its labels, as many of each as
+    its failures have. Images that the classifier gets wrong as they are, are left out: what it gets wrong there is no
+    fault of the decoder.
     """
-    usable = np.flatnonzero((searched.label == group.true_label) & ~searched.wrong_on_image)
-    order = np.argsort(group.gaussian.distance_squared(searched.latent[usable]), kind="stable")
-    nearest = usable[order[:count]]
-    return int(searched.wrong_on_reconstruction[nearest].sum()), len(nearest)
+    wrong, total = 0, 0
+    for label, share in group.labels().items():
+        usable = np.flatnonzero((searched.label == label) & ~searched.wrong_on_image)
+        order = np.argsort(group.gaussian.distance_squared(searched.latent[usable]), kind="stable")
+        nearest = usable[order[: round(share * count)]]
+        wrong, total = wrong + int(searched.wrong_on_reconstruction[nearest].sum()), total + len(nearest)
+    return wrong, total
+
+
+def label_of(latents: Array, group: Group, failures: Failures) -> Array:
+    """Return the true label of latents (n, d) drawn from a group: the nearest member's, where it has several; (n,)."""
+    if len(group.labels()) == 1:
+        return np.full(len(latents), group.true_label)
+    few = group.members[np.linspace(0, len(group.members) - 1, min(len(group.members), _MOST_CANDIDATES)).astype(int)]
+    nearest = distances(latents, failures.latent[few]).argmin(axis=1)
+    return np.asarray(failures.true_label[few][nearest])
 
 
 def real_inside(group: Group, latents: Array, searched: Searched) -> RealInside:
@@ -145,5 +158,8 @@ def suggestion(
 
 def distances(a: Array, b: Array) -> Array:
     """Return the distances of a (n, d) and b (m, d), divided by the root of d, (n, m)."""
+    # Centred: far from the origin the difference of large squares knows no distances.
+    centre = b.mean(axis=0, dtype=np.float64) if len(b) else 0.0
+    a, b = a - centre, b - centre
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
     return np.asarray(np.sqrt(np.maximum(squares, 0) / a.shape[1]))

@@ -20,7 +20,7 @@ class Gaussian:
     def of(cls, latents: Array, believed: Array) -> "Gaussian":
         """Return the Gaussian of latents (n, d), leaning on a covariance (d, d) that counts as much as d of them.
 
-        It is the posterior mean under the inverse Wishart prior that the mixture has for its components.
+        Its precision is the one expected under the Wishart prior that the mixture has for its components.
         """
         count, dim = latents.shape
         mean = latents.mean(axis=0, dtype=np.float64)
@@ -39,9 +39,9 @@ class Gaussian:
         return np.asarray(z, np.float32)
 
     def shift_sd(self, other: "Gaussian") -> float:
-        """Return the distance of the means in units of the mean covariance, per dimension."""
+        """Return the Mahalanobis distance of the means, by the mean of both covariances."""
         both = Gaussian(mean=self.mean, covariance=(self.covariance + other.covariance) / 2)
-        return float(np.sqrt(both.distance_squared(other.mean[None])[0] / len(self.mean)))
+        return float(np.sqrt(both.distance_squared(other.mean[None])[0]))
 
     def overlap(self, other: "Gaussian") -> float:
         """Return the Bhattacharyya coefficient, in [0, 1]: 1 where both are the same."""

@@ -17,6 +17,9 @@ Kind = Literal["error_aware", "plain"]
 _SAME = 0.6
 # A bound that rises by less moves no failure from one group to another.
 _TOLERANCE = 0.1
+# What makes a covariance definite: this share of it is taken as uncorrelated, and no direction is narrower than this,
+# in aggregate sds.
+_OWN_SHARE, _LEAST_SD = 0.01, 0.05
 # Numbers of confusions are made with this.
 _MOST_CLASSES = 1 << 20
 
@@ -46,6 +49,14 @@ class Failures:
         pairs = np.stack([self.source.astype(np.int64), self.confusion()], axis=1)
         return self.take(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
 
+    def residuals(self) -> Array:
+        """Return the latents around the means of their confusions, (m, d)."""
+        latent = self.latent.astype(np.float64)
+        _, confusion = np.unique(self.confusion(), return_inverse=True)
+        means = np.zeros((confusion.max() + 1, latent.shape[1]))
+        np.add.at(means, confusion, latent)
+        return np.asarray(latent - (means / np.bincount(confusion)[:, None])[confusion])
+
     def confusion(self) -> Array:
         """Return a number for each pair of true and predicted class, (m,)."""
         return self.true_label.astype(np.int64) * _MOST_CLASSES + self.predicted_label
@@ -63,6 +74,13 @@ class Group:
     # (true, predicted) to number of members, most frequent first
     profile: Sequence[tuple[tuple[int, int], int]]
 
+    def labels(self) -> dict[int, float]:
+        """Return the share of members of each true label; one, unless the mixture is plain."""
+        counts: Counter[int] = Counter()
+        for (true, _), count in self.profile:
+            counts[true] += count
+        return {label: count / len(self.members) for label, count in counts.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
@@ -70,7 +88,7 @@ class Grouping:
 
     groups: list[Group]
     failures: int
-    # Groups before any was left out or merged.
+    # Groups before any was merged or left out.
     found: int
     below_support: int
     merged: int
@@ -81,6 +99,10 @@ class GroupingConfig:
     """How failures are grouped."""
 
     kind: Kind
+    # Classes of the model: failures of all of them may have to be assigned.
+    classes: int
+    # (d,) aggregate sd of the latents: what is narrow beside it is believed to be narrow by chance.
+    sd_agg: Array
     max_components: int
     min_support: int
     seed: int
@@ -97,7 +119,7 @@ class Grouper:
         self._aware = config.kind == "error_aware"
         fitted = failures.independent()
         dim = fitted.latent.shape[1]
-        self.believed = _within(fitted) if self._aware else _covariance(fitted.latent)
+        self.believed = _believed(fitted.residuals() if self._aware else fitted.latent, config.sd_agg)
         self._model = DirichletProcessMixture(
             n_components=min(config.max_components, len(fitted)),
             # A component is believed to be as wide as one confusion; that counts as much as d failures do.
@@ -110,7 +132,10 @@ class Grouper:
             # A fit that stops at max_iter is a fit all the same: the bound has risen at every iteration.
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._model.fit(
-                fitted.latent.astype(np.float64), categories=self._categories(fitted), check=lambda _: check()
+                fitted.latent.astype(np.float64),
+                categories=self._categories(fitted),
+                category_sizes=[config.classes] * len(self._categories(fitted)),
+                check=lambda _: check(),
             )
 
     def labels(self, failures: Failures) -> Array:
@@ -134,21 +159,28 @@ def group(
     if not len(usable):
         return Grouping(groups=[], failures=0, found=0, below_support=0, merged=0)
     grouper = Grouper(failures.take(usable), config, check)
-    labels = grouper.labels(failures)
-    found = np.unique(labels[usable])
+    _, labels = np.unique(grouper.labels(failures), return_inverse=True)
+    members, held_out_members = _by_label(labels, usable), _by_label(labels, others)
     groups = [
-        _described(failures, usable[labels[usable] == label], others[labels[others] == label], grouper.believed)
-        for label in found
+        _described(failures, members[label], held_out_members.get(label, others[:0]), grouper.believed)
+        for label in members
     ]
-    supported = [one for one in groups if len(one.members) >= config.min_support]
-    distinct = _merged(supported, failures, grouper.believed)
+    distinct = _merged(groups, failures, grouper.believed, check)
+    supported = [one for one in distinct if len(one.members) >= config.min_support]
     return Grouping(
-        groups=sorted(distinct, key=lambda one: (-len(one.members), one.true_label, one.predicted_label)),
+        groups=sorted(supported, key=lambda one: (-len(one.members), one.true_label, one.predicted_label)),
         failures=len(usable),
         found=len(groups),
-        below_support=len(groups) - len(supported),
-        merged=len(supported) - len(distinct),
+        below_support=len(distinct) - len(supported),
+        merged=len(groups) - len(distinct),
     )
+
+
+def _by_label(labels: Array, rows: Array) -> dict[int, Array]:
+    """Return for each label that some rows have the rows that have it, ascending."""
+    order = rows[np.argsort(labels[rows], kind="stable")]
+    found, begins = np.unique(labels[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(order, begins[1:]), strict=True)) if len(rows) else {}
 
 
 def _described(failures: Failures, members: Array, held_out_members: Array, believed: Array) -> Group:
@@ -167,39 +199,37 @@ def _described(failures: Failures, members: Array, held_out_members: Array, beli
     )
 
 
-def _merged(groups: list[Group], failures: Failures, believed: Array) -> list[Group]:
+def _merged(groups: list[Group], failures: Failures, believed: Array, check: Callable[[], None]) -> list[Group]:
     """Make one of groups that are the same, the most alike first."""
-    while pair := max(_alike(groups), default=None):
-        _, i, j = pair
-        members = np.concatenate([groups[i].members, groups[j].members])
-        held_out = np.sort(np.concatenate([groups[i].held_out_members, groups[j].held_out_members]))
-        both = _described(failures, members, held_out, believed)
-        groups = [one for number, one in enumerate(groups) if number not in (i, j)] + [both]
-    return groups
+    left = dict(enumerate(groups))
+    alike = {pair: overlap for j in left for pair, overlap in _alike(left, j) if pair[0] < pair[1]}
+    while alike:
+        check()
+        i, j = max(alike, key=lambda pair: (alike[pair], pair))
+        one, other, new = left.pop(i), left.pop(j), max(left, default=0) + len(groups)
+        members = np.concatenate([one.members, other.members])
+        held_out = np.sort(np.concatenate([one.held_out_members, other.held_out_members]))
+        left[new] = _described(failures, members, held_out, believed)
+        alike = {pair: overlap for pair, overlap in alike.items() if not {i, j} & set(pair)}
+        alike |= {(min(pair), max(pair)): overlap for pair, overlap in _alike(left, new)}
+    return list(left.values())
 
 
-def _alike(groups: list[Group]) -> Iterator[tuple[float, int, int]]:
-    for j, second in enumerate(groups):
-        for i, first in enumerate(groups[:j]):
-            if (first.true_label, first.predicted_label) == (second.true_label, second.predicted_label):
-                overlap = first.gaussian.overlap(second.gaussian)
-                if overlap >= _SAME:
-                    yield overlap, i, j
+def _alike(groups: dict[int, Group], number: int) -> Iterator[tuple[tuple[int, int], float]]:
+    """Yield the groups that are the same as one, as pairs with it, and their overlaps."""
+    one = groups[number]
+    for other_number, other in groups.items():
+        if other_number != number and (one.true_label, one.predicted_label) == (
+            other.true_label,
+            other.predicted_label,
+        ):
+            overlap = one.gaussian.overlap(other.gaussian)
+            if overlap >= _SAME:
+                yield (other_number, number), overlap
 
 
-def _within(failures: Failures) -> Array:
-    """Return the covariance (d, d) of latents around the means of their confusions."""
-    latent = failures.latent.astype(np.float64)
-    _, confusion = np.unique(failures.confusion(), return_inverse=True)
-    count = np.bincount(confusion).astype(np.float64)
-    means = np.zeros((len(count), latent.shape[1]))
-    np.add.at(means, confusion, latent)
-    return _covariance(latent - (means / count[:, None])[confusion])
-
-
-def _covariance(x: Array) -> Array:
+def _believed(x: Array, sd_agg: Array) -> Array:
     """Return the covariance (d, d) of x (n, d), definite however few points there are."""
     spread = np.atleast_2d(np.cov(x.astype(np.float64).T, bias=True))
-    variance = spread.diagonal()
-    least = 1e-6 * max(float(variance.max()), 1e-12)
-    return np.asarray(0.99 * spread + np.diag(0.01 * variance + least))
+    own = _OWN_SHARE * spread.diagonal()
+    return np.asarray((1 - _OWN_SHARE) * spread + np.diag(own + (_LEAST_SD * sd_agg) ** 2))

@@ -16,6 +16,9 @@ from services.runtime.autoencoder import read_decoder
 from services.runtime.inference import as_stored
 from services.runtime.intervals import estimate
 
+# Bytes of all pictures of a region, at most.
+_PICTURES_BYTES = 4 << 20
+
 
 def region(
     name: str, finding: Finding, total: int, failures: dict[str, Array], classes: Sequence[str]
@@ -80,7 +83,8 @@ class Pictures:
 
     def arrays(self, finding: Finding, failures: dict[str, Array]) -> dict[str, Array]:
         """Return the arrays of a region, as they are stored."""
-        group, shown = finding.group, finding.exemplars
+        group, few = finding.group, self._few()
+        shown, near, known = finding.exemplars[:few], finding.nearest, finding.nearest_misclassified
         return {
             "mean": group.gaussian.mean,
             "covariance": group.gaussian.covariance,
@@ -90,6 +94,10 @@ class Pictures:
             "held_out_source": failures["source"][group.held_out_members],
             "exemplars": as_stored(self.decode(failures["latent"][shown])),
             "exemplar_sources": self.searched[failures["source"][shown]],
-            "nearest": self.train[finding.nearest.row],
-            "nearest_misclassified": self.train[finding.nearest_misclassified.row],
+            "nearest": self.train[near.row[:few]],
+            "nearest_misclassified": self.train[known.row[:few]],
         }
+
+    def _few(self) -> int:
+        """Return of how many of a kind there are pictures: all four kinds are sent in one message."""
+        return max(1, _PICTURES_BYTES // (4 * int(np.prod(self.train.shape[1:]))))

@@ -7,7 +7,7 @@ import numpy as np
 from defuse import names
 from defuse.v1 import model_pb2, region_pb2, run_pb2, work_pb2
 
-from services.distiller import findings, records
+from services.distiller import evidence, findings, records
 from services.distiller.findings import Finding, Known
 from services.distiller.gaussian import Array
 from services.distiller.grouping import Failures, Group, Grouping, GroupingConfig, Kind, group
@@ -21,9 +21,13 @@ from services.runtime.inference import Classifier, InferenceClient
 from services.runtime.worker import Job
 
 _KINDS: dict[int, Kind] = {
+    # Of a run from before there was a choice.
+    run_pb2.MixtureConfig.KIND_UNSPECIFIED: "error_aware",
     run_pb2.MixtureConfig.KIND_ERROR_AWARE: "error_aware",
     run_pb2.MixtureConfig.KIND_PLAIN: "plain",
 }
+# Sets the draws of fresh decodes apart from others of the same seed.
+_STREAM = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,8 @@ def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Even
     run = work.run
     key = catalog.distillation(run.name)
     if not tools.store.exists(key):
-        tools.store.write_message(key, _distill(tools, work, job))
+        # Created, as are the regions' arrays: another worker may do the same, and what is read once must stay.
+        tools.store.create_bytes(key, _distill(tools, work, job).SerializeToString(deterministic=True))
     distillation = tools.store.read_message(key, region_pb2.Distillation)
     event = work_pb2.Event(subject=run.name)
     event.distilled.region_count = len(distillation.regions)
@@ -52,8 +57,10 @@ def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.D
     arrays = read_failures(tools.store, work)
     failures = Failures(**{field.name: arrays[field.name] for field in fields(Failures)})
     _say(job, 0.05, f"grouping {len(failures)} failures")
-    config = _config(run)
+    config = _config(run, model, tools.store)
     grouping = group(failures, arrays["held_out"], config, job.check_cancelled)
+    if not grouping.groups:
+        return _stored(tools.store, run, model, grouping, [], arrays)
     classifier = tools.inference.classifier(model, version=run.config.model_version)
     _say(job, 0.3, "asking about the training images nearby")
     around = Surroundings.read(tools.store, run, classifier, work.shard_count)
@@ -69,17 +76,19 @@ def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.D
             sd_agg=around.sd_agg,
             classes=list(model.classes),
         ),
-        errors=_Decodes(tools, run, classifier, len(grouping.groups), job).errors,
+        errors=_Decodes(tools, run, classifier, failures, len(grouping.groups), job).errors,
         decodes=run.config.mixture.fresh_decodes,
         false_discovery_rate=run.config.mixture.false_discovery_rate,
     )
     return _stored(tools.store, run, model, grouping, found, arrays)
 
 
-def _config(run: run_pb2.Run) -> GroupingConfig:
+def _config(run: run_pb2.Run, model: model_pb2.Model, store: ArtifactStore) -> GroupingConfig:
     config = run.config.mixture
     return GroupingConfig(
         kind=_KINDS[config.kind],
+        classes=len(model.classes),
+        sd_agg=store.read_arrays(catalog.sources(run.name))["sd_agg"],
         max_components=config.max_components,
         min_support=config.min_support,
         seed=run.config.seed,
@@ -98,17 +107,20 @@ def _stability(
 class _Decodes:
     """Fresh decodes of groups, through the served classifier."""
 
-    def __init__(self, tools: Tools, run: run_pb2.Run, classifier: Classifier, groups: int, job: Job) -> None:
+    def __init__(
+        self, tools: Tools, run: run_pb2.Run, classifier: Classifier, failures: Failures, groups: int, job: Job
+    ) -> None:
         self._decode = read_decoder(tools.store, run.config)
-        self._run, self._classifier, self._groups, self._job = run, classifier, groups, job
+        self._run, self._classifier, self._failures, self._groups, self._job = run, classifier, failures, groups, job
 
     def errors(self, number: int, group: Group) -> int:
-        """Return how many of the decodes from a group's Gaussian are not read as its true label."""
+        """Return how many of the decodes from a group's Gaussian are not read as the label of the nearest member."""
         self._job.check_cancelled()
         _say(self._job, 0.7 + 0.3 * number / self._groups, f"testing group {number + 1} of {self._groups}")
-        generator = np.random.default_rng([self._run.config.seed, number])
+        generator = np.random.default_rng([self._run.config.seed, _STREAM, number])
         z = group.gaussian.sample(self._run.config.mixture.fresh_decodes, generator)
-        return int((self._classifier.classify(self._decode(z)).argmax(axis=1) != group.true_label).sum())
+        answers = self._classifier.classify(self._decode(z)).argmax(axis=1)
+        return int((answers != evidence.label_of(z, group, self._failures)).sum())
 
 
 def _stored(
@@ -124,7 +136,7 @@ def _stored(
     pictures = records.Pictures.read(store, run)
     for rank, finding in enumerate(found, start=1):
         name = names.region(names.last(run.name), f"r{rank}")
-        store.write_arrays(catalog.region_arrays(name), pictures.arrays(finding, failures))
+        store.create_arrays(catalog.region_arrays(name), pictures.arrays(finding, failures))
         regions.append(records.region(name, finding, grouping.failures, failures, list(model.classes)))
     inside = sum(len(finding.group.members) for finding in found)
     counts = region_pb2.GroupCounts(

@@ -49,7 +49,7 @@ class Regions:
         return self._annotate_from_store(self._catalog.region(name))
 
     def pictures(self, name: str) -> Pictures:
-        arrays = self._store.read_arrays(catalog.region_arrays(name))
+        arrays = self._store.map_arrays(catalog.region_arrays(name))
         return Pictures(
             exemplars=arrays["exemplars"],
             sources=arrays["exemplar_sources"],
@@ -58,8 +58,11 @@ class Regions:
         )
 
     def export(self, run: run_pb2.Run) -> bytes:
-        """Return a safetensors file with the arrays of all regions, and their records as JSON in its metadata."""
-        distillation = self.distillation(run)
+        """Return a safetensors file with the arrays of all regions, and their records as JSON in its metadata.
+
+        Without annotations: so it is the same file at every call, and a broken download goes on.
+        """
+        distillation = self._store.read_message(catalog.distillation(run.name), region_pb2.Distillation)
         arrays = {
             f"{names.last(region.name)}.{name}": np.ascontiguousarray(array)
             for region in distillation.regions

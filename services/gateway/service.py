@@ -169,6 +169,8 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     ) -> AsyncIterator[pb.ExportRegionsResponse]:
         run = await self._rooms.runs.get(request.run)
         check_distilled(run)
+        if request.offset < 0:
+            raise InvalidInput(f"the offset is {request.offset}; give 0 or more bytes", reason="OUT_OF_BOUNDS")
         content = await asyncio.to_thread(self._rooms.regions.export, run)
         for begin in range(request.offset, len(content), _PART_BYTES):
             yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])

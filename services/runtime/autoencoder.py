@@ -13,8 +13,12 @@ _BATCH = 256
 
 
 def read_decoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
-    """Return the decoder of a run's VAE: latents (n, d) to images (n, c, h, w) in [0, 1]."""
-    return _half(store.read_bytes(catalog.vae(config, "decoder.onnx")))
+    """Return the decoder of a run's VAE: latents (n, d) to images (n, c, h, w) in [0, 1].
+
+    What a user's decoder leaves outside is clipped, as the search does it.
+    """
+    decode = _half(store.read_bytes(catalog.vae(config, "decoder.onnx")))
+    return lambda z: np.clip(decode(z), 0, 1)
 
 
 def read_encoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:

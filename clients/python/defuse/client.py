@@ -38,6 +38,8 @@ _LOAD_DEADLINE_S = 150.0
 _DATASET_DEADLINE_S = 3600.0
 _VERDICTS = {"label", "invalid", "mixed", "unsure"}
 _ESTIMATE_DEADLINE_S = 120.0
+# Runs with VAEs of their own are compared by decoding and encoding.
+_DIFF_DEADLINE_S = 120.0
 
 
 class Client:
@@ -214,10 +216,13 @@ class Client:
     def diff_regions(self, before: str, after: str) -> RegionsDiff:
         """Say which regions of the run `after` are new, gone or moved, beside those of the run `before`."""
         request = pb.DiffRegionsRequest(before=names.run(before), after=names.run(after))
-        return RegionsDiff.from_proto(self._connection.call("DiffRegions", request).diff)
+        return RegionsDiff.from_proto(self._connection.call("DiffRegions", request, timeout_s=_DIFF_DEADLINE_S).diff)
 
     def export_regions(self, run_id: str, file: Path) -> Path:
-        """Write the regions of a run to a safetensors file: arrays by `{region}.{name}`, records as JSON metadata."""
+        """Write the regions of a run to a safetensors file: arrays by `{region}.{name}`, records as JSON metadata.
+
+        Annotations are not in it.
+        """
         request = pb.ExportRegionsRequest(run=names.run(run_id))
         parts = []
         for part in self._connection.watch("ExportRegions", request, None):

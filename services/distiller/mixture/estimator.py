@@ -1,6 +1,5 @@
 """The mixture as a scikit-learn style estimator."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -8,23 +7,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
-from services.distiller.mixture import hyperparameters, moves, starts
+from services.distiller.mixture import starts
+from services.distiller.mixture.ascent import Ascent
 from services.distiller.mixture.coordinates import Coordinates, definite
 from services.distiller.mixture.covariances import SHAPES, CovarianceType, reduced
 from services.distiller.mixture.expectation import normalise_
 from services.distiller.mixture.fitting import Fit, State
 from services.distiller.mixture.points import Chunk, Points, Rows
-from services.distiller.mixture.posterior import Posterior, Prior
+from services.distiller.mixture.posterior import Prior
 from services.distiller.mixture.screening import LEAST_DIM
 from services.distiller.mixture.starts import Start
 from services.distiller.mixture.together import Crew
 
 Array = npt.NDArray[Any]
-# Iterations before the first move: components must have found their places.
-_WARM_UP = 4
 # Blocks of a memoized pass, and the fewest points that are worth one.
 _BLOCKS, _LEAST_BLOCK = 8, 4_000
 # How often a prior is learned, and the fit goes on with it.
@@ -107,45 +105,48 @@ class DirichletProcessMixture:
         X: Rows,
         *,
         categories: Sequence[Array] = (),
+        category_sizes: Sequence[int] | None = None,
         responsibilities: Array | None = None,
         check: Callable[[float], None] = lambda _: None,
     ) -> "DirichletProcessMixture":
         """Fit points (n, d), an array or anything sliced like one, so a memory map of any length.
 
-        `categories` are arrays (n,) of class ids, a factor each. `responsibilities` (n, K) are where to begin, instead
-        of `init_params`. `check` is told the bound after every pass over the data, and may raise to stop. Raises
-        ValueError for data or parameters that make no sense.
+        `categories` are arrays (n,) of class ids, a factor each; `category_sizes` says how many classes each has, where
+        that may be more than are seen here. `responsibilities` (n, K) are where to begin, instead of `init_params`.
+        `check` is told the bound after every pass over the data, and may raise to stop. Raises ValueError for data or
+        parameters that make no sense.
         """
-        crew = self._crew()
-        points = self._points(X, categories, crew)
+        crew, ascent = self._crew(), Ascent(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
+        points = self._points(X, categories, category_sizes, crew)
         with crew.at_work():
             best: State | None = None
             for number in range(1 if responsibilities is not None else self.n_init):
                 fit, state = self._begin(points, crew, number, responsibilities, check)
-                self._ascend(fit, state, number)
+                ascent.climb(fit, state, self._generator(number))
                 if best is None or state.bound > best.bound:
                     best, chosen = state, fit
             assert best is not None
             for number in range(_LEARNINGS if self.learn_prior else 0):
-                chosen = self._learn(chosen, best, number)
+                chosen = ascent.learn(chosen, best, self._generator(number))
         self._keep(best, chosen)
         return self
 
     def predict(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
         """Return the likeliest component of each point, (n,)."""
-        return np.concatenate([joint.argmax(dim=1).numpy() for joint in self._joints(X, categories)])
+        return self._asked(X, categories, lambda joint: joint.argmax(dim=1))
 
     def predict_proba(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
         """Return the responsibility of every component for each point, (n, K)."""
-        parts = []
-        for joint in self._joints(X, categories):
+
+        def shares(joint: Tensor) -> Tensor:
             normalise_(joint)
-            parts.append(joint.numpy())
-        return np.concatenate(parts)
+            return joint
+
+        return self._asked(X, categories, shares)
 
     def score_samples(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
         """Return the expected log density of each point, as scikit-learn tells it, (n,)."""
-        return np.concatenate([normalise_(joint).numpy() for joint in self._joints(X, categories)])
+        return self._asked(X, categories, normalise_)
 
     def sample(self, n_samples: int = 1, *, random_state: int = 0) -> tuple[Array, Array]:
         """Draw points (n, d) and their components (n,)."""
@@ -162,7 +163,7 @@ class DirichletProcessMixture:
         """Fit, and return the likeliest component of each point, (n,)."""
         return self.fit(X, categories=categories).predict(X, categories=categories)
 
-    def _points(self, X: Rows, categories: Sequence[Array], crew: Crew) -> Points:
+    def _points(self, X: Rows, categories: Sequence[Array], sizes: Sequence[int] | None, crew: Crew) -> Points:
         if len(X.shape) != 2 or not all(X.shape):
             raise ValueError(f"X has shape {tuple(X.shape)}: give points (n, d), at least one")
         if self.n_components < 1:
@@ -174,11 +175,14 @@ class DirichletProcessMixture:
                 raise ValueError(
                     f"{len(values)} values of a category for {X.shape[0]} points: give class ids from 0, (n,)"
                 )
+        seen = crew.largest([1 + int(np.max(values)) for values in categories])
+        if sizes is not None and any(size < most for size, most in zip(sizes, seen, strict=True)):
+            raise ValueError(f"category_sizes are {list(sizes)}, but class ids go up to {[most - 1 for most in seen]}")
         device = torch.device(self.device)
         return Points(
             x=X,
             categories=categories,
-            sizes=crew.largest([1 + int(np.max(values)) for values in categories]),
+            sizes=seen if sizes is None else list(sizes),
             chunk_size=self.chunk_size or (_CHUNK if device.type == "cpu" else _CHUNK_ON_GPU),
             device=device,
         )
@@ -212,7 +216,10 @@ class DirichletProcessMixture:
     def _started(self, fit: Fit, number: int, responsibilities: Array | None) -> list[Any]:
         if responsibilities is not None:
             return starts.given(fit, torch.as_tensor(responsibilities))
-        return starts.begin(fit, self.init_params, torch.Generator().manual_seed(self.random_state + number))
+        return starts.begin(fit, self.init_params, self._generator(number))
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.random_state + number)
 
     def _fit_in(
         self,
@@ -262,31 +269,6 @@ class DirichletProcessMixture:
             category_concentration=self.category_concentration,
         )
 
-    def _ascend(self, fit: Fit, state: State, number: int) -> None:
-        if self.moves:
-            for _ in range(min(_WARM_UP, self.max_iter)):
-                fit.step(state)
-            moves.improve(fit, state, torch.Generator().manual_seed(self.random_state + number))
-        before = state.bound
-        while state.iteration < self.max_iter and not state.converged:
-            fit.step(state)
-            state.converged = abs(state.bound - before) < self.tol
-            before = state.bound
-        if not state.converged:
-            warnings.warn(
-                f"the bound still moved by more than tol={self.tol:g} in iteration {state.iteration}; raise max_iter",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-
-    def _learn(self, fit: Fit, state: State, number: int) -> Fit:
-        """Go on with a prior that is learned from what was found; bounds from here on are of another model."""
-        fit = replace(fit, prior=hyperparameters.learned(state.posterior))
-        state.posterior = Posterior.of(state.sums, fit.prior)
-        state.bound, state.converged = state.posterior.bound(state.sums), False
-        self._ascend(fit, state, number)
-        return fit
-
     def _keep(self, state: State, fit: Fit) -> None:
         posterior, coordinates = state.posterior, fit.points.coordinates
         assert coordinates is not None
@@ -310,8 +292,8 @@ class DirichletProcessMixture:
         self.lower_bound_, self.lower_bounds_, self.n_iter_ = state.bound, state.bounds, state.iteration
         self.converged_, self.n_features_in_ = state.converged, dim
 
-    def _joints(self, X: Rows, categories: Sequence[Array]) -> list[Tensor]:
-        """Return the expected log joints (b, K) of every chunk, on the host."""
+    def _asked(self, X: Rows, categories: Sequence[Array], of: Callable[[Tensor], Tensor]) -> Array:
+        """Return what is made of the expected log joints (b, K) of every chunk, for all points (n, ...)."""
         if not hasattr(self, "_posterior"):
             raise NotFittedError("this mixture is not fitted yet: call fit first")
         if len(X.shape) != 2 or X.shape[1] != self.n_features_in_:
@@ -322,6 +304,11 @@ class DirichletProcessMixture:
             raise ValueError(
                 f"{len(categories)} categories are given: give {len(self.categories_)}, as they were fitted"
             )
+        for values, size in zip(categories, self._inside.sizes, strict=True):
+            if len(values) and np.max(values) >= size:
+                raise ValueError(
+                    f"class id {np.max(values)} was not known to the fit, which has {size}: give category_sizes"
+                )
         posterior = self._posterior
         points = replace(self._inside, x=X, categories=categories)
         coefficients = posterior.coefficients()
@@ -330,10 +317,10 @@ class DirichletProcessMixture:
             joint = posterior.prior.shape.features(chunk.x) @ coefficients
             for table, values in zip(posterior.log_categories, chunk.categories, strict=True):
                 joint += table[values]
-            return (joint + posterior.prior.shape.common(chunk.x, posterior.root)).cpu()
+            return of(joint + posterior.prior.shape.common(chunk.x, posterior.root)).cpu()
 
         with (crew := Crew(self._crew().threads)).at_work():
-            return list(crew.each(ask, points.makers()))
+            return np.concatenate([part.numpy() for part in crew.each(ask, points.makers())])
 
     def _matrices(self) -> Array:
         """Return the covariances as matrices (K, d, d)."""

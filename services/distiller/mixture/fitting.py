@@ -68,12 +68,10 @@ class Fit:
         state.bound = state.posterior.bound(state.sums)
         self.note(state)
 
-    def renew(self, state: State) -> None:
-        """Make the posterior of what the blocks say, after a pass over the data that asked each of them."""
-        total = state.sums
-        state.posterior = Posterior.of(total, self.prior)
-        state.bound = state.posterior.bound(total)
-        self.note(state)
+    def update(self, state: State) -> None:
+        """Make posterior and bound of what the blocks say."""
+        state.posterior = Posterior.of(state.sums, self.prior)
+        state.bound = state.posterior.bound(state.sums)
 
     def note(self, state: State) -> None:
         """Count a pass over the data, and tell its bound."""

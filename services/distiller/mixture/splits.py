@@ -23,7 +23,8 @@ _SHARES = (1.0, 0.5, 0.2)
 
 def split(fit: Fit, state: State, generator: torch.Generator) -> bool:
     """Divide components that may hide two, as many as there are empty ones; say whether any stay divided."""
-    found = halved(fit, state, generator)
+    room = int((state.posterior.count < FILLED).sum())
+    found = halved(fit, state, generator)[:room] if room else []
     return any(_stays(fit, state, found[: math.ceil(share * len(found))]) for share in _SHARES if found)
 
 
@@ -32,7 +33,8 @@ def _stays(fit: Fit, state: State, halves: list[Halves]) -> bool:
     posterior = Posterior.of(_divided(state.sums, halves), fit.prior)
     # Every block is asked first: one that still knows the whole component would win it back.
     trial = replace(state, blocks=[fit.expect(posterior, rows) for rows in fit.blocks], bounds=list(state.bounds))
-    fit.renew(trial)
+    fit.update(trial)
+    fit.note(trial)
     for _ in range(TRIAL - 1):
         fit.step(trial)
     while merge(fit, trial):

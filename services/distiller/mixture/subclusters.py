@@ -20,8 +20,8 @@ from services.distiller.mixture.screening import asker
 from services.distiller.mixture.starts import drawn
 from services.distiller.mixture.together import Crew
 
-# Gives each point (m, d), and standardised by its component, a side, (m,) bool.
-Cut = Callable[[Tensor, Tensor], Tensor]
+# Gives each point (m, d), and standardised by its component, a side, (m,) bool; what it draws, it draws by a generator.
+Cut = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 # Points that sub-clusters are looked for in.
 _SAMPLE = 20_000
 # Fewer points of a component are not divided.
@@ -45,9 +45,9 @@ def halved(fit: Fit, state: State, generator: torch.Generator) -> list[Halves]:
     """Return the components that may hide two, the most rewarding first."""
     parents = _parents(fit, state.posterior)
     best: dict[int, Halves] = {}
-    cuts: list[Cut] = [_longest_axis, *[partial(_far_pair, generator=generator)] * _PAIRS]
+    cuts: list[Cut] = [_longest_axis, *[_far_pair] * _PAIRS]
     for cut in cuts if parents else ():
-        for halves in _ascended(_Inside(parents, state, fit.crew), cut):
+        for halves in _ascended(_Inside(parents, state, fit.crew), cut, generator):
             if halves.gain > (best[halves.component].gain if halves.component in best else -SLACK):
                 best[halves.component] = halves
     return sorted(best.values(), key=lambda halves: -halves.gain)
@@ -96,11 +96,14 @@ class _Inside:
         self._crew = crew
         self._like = state.sums
 
-    def begun(self, cut: Cut) -> tuple[Sums, Tensor]:
+    def begun(self, cut: Cut, generator: torch.Generator) -> tuple[Sums, Tensor]:
         """Return what `_summed` does, of the sides of a cut."""
+        # A generator for each parent: which thread comes first must not matter.
+        seeds = torch.randint(2**62, (len(self.parents),), generator=generator).tolist()
 
-        def share(parent: _Parent, _features: Tensor, _pair: slice) -> Tensor:
-            side = cut(parent.chunk.x, self._standardised(parent))
+        def share(parent: _Parent, _features: Tensor, pair: slice) -> Tensor:
+            own = torch.Generator().manual_seed(seeds[pair.start // 2])
+            side = cut(parent.chunk.x, self._standardised(parent), own)
             return torch.stack([side, ~side], dim=1).to(torch.float64)
 
         return self._summed(share)
@@ -150,9 +153,9 @@ class _Inside:
         return (parent.chunk.x - posterior.mean[parent.component]) @ matrix
 
 
-def _ascended(inside: _Inside, cut: Cut) -> list[Halves]:
+def _ascended(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[Halves]:
     """Return the sub-clusters of every parent after a few iterations from a cut, where there still are two."""
-    sums, entropy = inside.begun(cut)
+    sums, entropy = inside.begun(cut, generator)
     for _ in range(_ITERATIONS):
         sums, entropy = inside.expected(Posterior.of(sums, inside.prior))
     gains = _gain(sums, inside.prior) + entropy
@@ -203,14 +206,14 @@ def _beside(sums: Sequence[Sums]) -> Sums:
     )
 
 
-def _longest_axis(x: Tensor, _standardised: Tensor) -> Tensor:
+def _longest_axis(x: Tensor, _standardised: Tensor, _generator: torch.Generator) -> Tensor:
     """Return a side of each point (m, d), (m,) bool: two means begun along the axis of most variance."""
     centred = x - x.mean(dim=0)
     axis = torch.linalg.eigh(centred.T @ centred)[1][:, -1]
     return _two_means(centred, (centred @ axis) > 0)
 
 
-def _far_pair(_x: Tensor, standardised: Tensor, *, generator: torch.Generator) -> Tensor:
+def _far_pair(_x: Tensor, standardised: Tensor, generator: torch.Generator) -> Tensor:
     """Return a side of each point (m,) bool: two means begun from a point and one likely to be far from it."""
     first = standardised[int(torch.randint(len(standardised), (1,), generator=generator))]
     distance = ((standardised - first) ** 2).sum(dim=1)

@@ -4,9 +4,10 @@ from services.distiller.comparison import Place, pairs
 from services.distiller.gaussian import Gaussian
 
 
-def place(confusion: str, x: float) -> Place:
+def place(confusion: str, x: float, *, sources: int = 1000, sd: float = 1.0) -> Place:
     true, predicted = confusion
-    return Place(confusion=(true, predicted), gaussian=Gaussian(mean=np.array([x]), covariance=np.eye(1)))
+    gaussian = Gaussian(mean=np.array([x, 0.0]), covariance=sd**2 * np.eye(2))
+    return Place(confusion=(true, predicted), gaussian=gaussian, sources=sources)
 
 
 def test_regions_are_paired_by_confusion_and_place() -> None:
@@ -18,12 +19,43 @@ def test_regions_are_paired_by_confusion_and_place() -> None:
     np.testing.assert_allclose([pair.shift_sd for pair in found], [0.1, 0.7])
 
 
+def test_few_sources_may_lie_apart_by_chance() -> None:
+    """The same shift is a move for regions of many sources and none for those of few."""
+    for sources, moved in ((1000, True), (10, False)):
+        [pair] = pairs([place("71", 0.0, sources=sources)], [place("71", 0.7, sources=sources)])
+        assert pair.moved is moved
+
+
+def test_means_found_twice_have_rarely_moved() -> None:
+    """Of regions drawn twice from one law in 16 dimensions, one in a hundred is called moved."""
+    random, covariance = np.random.default_rng(0), np.eye(16)
+    moved = 0
+    for _ in range(500):
+        one, other = (
+            Place(
+                confusion=("7", "1"),
+                gaussian=Gaussian(mean=random.standard_normal((40, 16)).mean(axis=0), covariance=covariance),
+                sources=40,
+            )
+            for _ in range(2)
+        )
+        moved += pairs([one], [other])[0].moved
+    assert moved <= 15
+
+
+def test_of_two_of_a_confusion_one_may_be_gone_or_new() -> None:
+    """Neighbours are told apart: the one that is left is paired, the other is gone; and the other way round."""
+    two, one = [place("71", 0.0), place("71", 3.5)], [place("71", 0.1)]
+    assert [(pair.before, pair.after) for pair in pairs(two, one)] == [(0, 0)]
+    assert [(pair.before, pair.after) for pair in pairs(one, two)] == [(0, 0)]
+
+
 def test_what_is_one_region_in_one_run_may_be_two_in_the_other() -> None:
-    """Both halves are paired with the whole, so neither is new."""
-    found = pairs([place("71", 0.0)], [place("71", -0.4), place("71", 0.4)])
+    """Both halves are paired with the whole that they overlap with, so neither is new."""
+    found = pairs([place("71", 0.0, sd=1.5)], [place("71", -1.0), place("71", 1.0)])
     assert sorted((pair.before, pair.after) for pair in found) == [(0, 0), (0, 1)]
 
 
 def test_runs_without_regions() -> None:
     """There is nothing to pair with nothing."""
-    assert pairs([], [place("71", 0.0)]) == pairs([place("71", 0.0)], []) == []
+    assert pairs([], [place("71", 0.0)]) == pairs([place("71", 0.0)], []) == pairs([], []) == []

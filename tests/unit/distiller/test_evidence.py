@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from services.distiller import evidence
 from services.distiller.evidence import RealInside, Searched, Training
 from services.distiller.gaussian import Array, Gaussian
-from services.distiller.grouping import Group
+from services.distiller.grouping import Failures, Group
 
 ONES = np.ones(2)
 
@@ -63,6 +65,29 @@ def test_controls_are_reconstructions_of_the_nearest_right_images() -> None:
     )
     assert evidence.controls(group(), around, 2) == (1, 2)
     assert evidence.controls(group(), around, 10) == (2, 3)
+
+
+def test_a_mixed_group_has_controls_and_decodes_of_all_its_labels() -> None:
+    """Controls come from the classes as the failures do; a decode carries the label of the nearest failure."""
+    mixed = replace(group(), profile=[((0, 1), 15), ((2, 1), 5)])
+    around = searched(np.zeros((40, 2)), label=np.repeat([0, 2], 20), reconstruction=np.repeat([False, True], 20))
+    assert evidence.controls(mixed, around, 8) == (2, 8)
+    failures = Failures(
+        latent=np.repeat([[0.0, 0], [9, 0]], 10, axis=0),
+        true_label=np.repeat([0, 2], 10),
+        predicted_label=np.ones(20, int),
+        source=np.arange(20),
+    )
+    drawn = np.array([[1.0, 0], [8.0, 0]])
+    assert evidence.label_of(drawn, mixed, failures).tolist() == [0, 2]
+    assert evidence.label_of(drawn, group(), failures).tolist() == [0, 0]
+
+
+def test_distances_far_from_the_origin() -> None:
+    """A common offset of a thousand sds changes no distance."""
+    x = np.random.default_rng(0).standard_normal((20, 8))
+    far = evidence.distances((x[:5] + 1000).astype(np.float32), (x + 1000).astype(np.float32))
+    np.testing.assert_allclose(far, evidence.distances(x[:5], x), atol=1e-3)
 
 
 def test_real_images_inside() -> None:

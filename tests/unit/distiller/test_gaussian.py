@@ -26,10 +26,10 @@ def test_distances_are_in_units_of_the_covariance() -> None:
     np.testing.assert_allclose(GAUSSIAN.distance_squared(GAUSSIAN.mean + root.T), [1, 1])
 
 
-def test_shift_is_per_dimension() -> None:
-    """The shift of equal Gaussians is the Mahalanobis distance of their means over the root of the dimensions."""
+def test_shift_is_in_units_of_the_covariance() -> None:
+    """The shift of equal Gaussians is the Mahalanobis distance of their means."""
     variance = 1 / np.linalg.inv(GAUSSIAN.covariance)[0, 0]
-    assert GAUSSIAN.shift_sd(shifted(3 * np.sqrt(variance))) == pytest.approx(3 / np.sqrt(2))
+    assert GAUSSIAN.shift_sd(shifted(3 * np.sqrt(variance))) == pytest.approx(3)
     assert GAUSSIAN.shift_sd(GAUSSIAN) == 0
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from services.distiller.gaussian import Gaussian
 from services.distiller.grouping import Failures, Group, Grouping, GroupingConfig, group
 from tests.unit.distiller.failures import PLANTED, Cluster, Truth, planted
 
-CONFIG = GroupingConfig(kind="error_aware", max_components=20, min_support=15, seed=0)
+CONFIG = GroupingConfig(kind="error_aware", classes=3, sd_agg=np.ones(2), max_components=20, min_support=15, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +19,26 @@ def truth() -> Truth:
 @pytest.fixture(scope="module")
 def grouping(truth: Truth) -> Grouping:
     return group(truth.failures, truth.held_out, CONFIG)
+
+
+def in_dimensions(dim: int, **other: Any) -> GroupingConfig:
+    return replace(CONFIG, sd_agg=np.ones(dim), **other)
+
+
+def halving(truth: Truth) -> type:
+    """A mixture that cut every cluster in two at random."""
+    halves = np.arange(len(truth.failures)) % 2
+
+    class Halving:
+        believed = 0.16 * np.eye(2)
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def labels(self, _failures: Failures) -> np.ndarray:
+            return 2 * truth.cluster + halves
+
+    return Halving
 
 
 def cluster_of(found: Group, truth: Truth) -> int:
@@ -80,7 +101,7 @@ def test_a_round_cloud_in_many_dimensions_stays_whole() -> None:
     latent = np.random.default_rng(0).standard_normal((100, 24)).astype(np.float32)
     labels = np.zeros(100, int)
     failures = Failures(latent=latent, true_label=labels, predicted_label=labels + 1, source=np.arange(100))
-    assert [len(found.members) for found in group(failures, labels, CONFIG).groups] == [100]
+    assert [len(found.members) for found in group(failures, labels, in_dimensions(24)).groups] == [100]
 
 
 def test_failures_of_one_source_are_no_new_evidence() -> None:
@@ -95,28 +116,62 @@ def test_failures_of_one_source_are_no_new_evidence() -> None:
         predicted_label=labels + 1,
         source=np.repeat(np.arange(200), 5),
     )
-    assert [len(found.members) for found in group(failures, labels, CONFIG).groups] == [1000]
+    assert [len(found.members) for found in group(failures, labels, in_dimensions(8)).groups] == [1000]
+
+
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_a_class_that_was_not_fitted_is_assigned(held_out: int) -> None:
+    """The one failure of the highest class, held out or not, breaks nothing and is in a group of its own."""
+    truth = planted()
+    more = Failures(
+        latent=np.concatenate([truth.failures.latent, [[9.0, 9.0]]]).astype(np.float32),
+        true_label=np.append(truth.failures.true_label, 7),
+        predicted_label=np.append(truth.failures.predicted_label, 8),
+        source=np.append(truth.failures.source, 9999),
+    )
+    found = group(more, np.append(truth.held_out, held_out), replace(CONFIG, classes=9))
+    assert [len(one.members) for one in found.groups] == [len(one.members) for one in found.groups[:3]]
+    last = len(truth.failures)
+    assert all(last not in one.members and last not in one.held_out_members for one in found.groups)
+
+
+@pytest.mark.parametrize(("sources", "failures", "kind"), [(1, 20, "error_aware"), (1, 20, "plain"), (2, 2, "plain")])
+def test_few_sources_have_a_definite_covariance(sources: int, failures: int, kind: Any) -> None:
+    """Where there are fewer sources than it takes for a spread, it is that of the latents."""
+    latent = np.random.default_rng(0).standard_normal((failures, 32)).astype(np.float32)
+    ones = np.ones(failures, int)
+    given = Failures(latent=latent, true_label=0 * ones, predicted_label=ones, source=np.arange(failures) % sources)
+    [found] = group(given, 0 * ones, in_dimensions(32, kind=kind, min_support=2)).groups
+    assert np.isfinite(found.gaussian.distance_squared(latent)).all()
+    assert np.linalg.eigvalsh(found.gaussian.covariance).min() > 1e-4
+
+
+def test_scales_of_dimensions_do_not_mix() -> None:
+    """A dimension a hundred thousand times as wide as another leaves the other's variance alone."""
+    truth = planted()
+    plain = group(truth.failures, truth.held_out, CONFIG)
+    scale = np.array([1e4, 0.1])
+    latent = (truth.failures.latent * scale).astype(np.float32)
+    found = group(replace(truth.failures, latent=latent), truth.held_out, replace(CONFIG, sd_agg=scale))
+    for scaled, one in zip(found.groups, plain.groups, strict=True):
+        covariance = scaled.gaussian.covariance / scale / scale[:, None]
+        np.testing.assert_allclose(covariance, one.gaussian.covariance, rtol=1e-3)
+
+
+def test_halves_below_support_are_merged_first(monkeypatch: pytest.MonkeyPatch, truth: Truth) -> None:
+    """Two parts of one group that are too small each are one that is not."""
+    monkeypatch.setattr("services.distiller.grouping.Grouper", halving(truth))
+    smallest = int(((truth.cluster == 2) & (truth.held_out == 0)).sum())
+    found = group(truth.failures, truth.held_out, replace(CONFIG, min_support=smallest))
+    assert [cluster_of(one, truth) for one in found.groups] == [0, 1, 2]
 
 
 def test_groups_that_are_the_same_become_one(monkeypatch: pytest.MonkeyPatch, truth: Truth) -> None:
     """Components of one confusion that overlap are merged and counted, those of other confusions or places are not."""
-    halves = np.arange(len(truth.failures)) % 2
-
-    class Halved:
-        """A mixture that cut every cluster in two at random."""
-
-        believed = 0.16 * np.eye(2)
-
-        def __init__(self, *_: object) -> None:
-            pass
-
-        def labels(self, _failures: Failures) -> np.ndarray:
-            return 2 * truth.cluster + halves
-
-    monkeypatch.setattr("services.distiller.grouping.Grouper", Halved)
+    monkeypatch.setattr("services.distiller.grouping.Grouper", halving(truth))
     merged = group(truth.failures, truth.held_out, CONFIG)
     assert [cluster_of(found, truth) for found in merged.groups] == [0, 1, 2]
-    assert merged.merged == 3
+    assert merged.merged == 4
 
 
 def test_members_begin_at_the_mean(grouping: Grouping, truth: Truth) -> None:

@@ -4,7 +4,7 @@ from services.distiller.grouping import GroupingConfig, group
 from services.distiller.stability import stability
 from tests.unit.distiller.failures import planted
 
-CONFIG = GroupingConfig(kind="error_aware", max_components=20, min_support=15, seed=0)
+CONFIG = GroupingConfig(kind="error_aware", classes=3, sd_agg=np.ones(2), max_components=20, min_support=15, seed=0)
 
 
 def test_clusters_are_stable_and_arbitrary_cuts_are_not() -> None:

@@ -164,8 +164,9 @@ class RegionPair:
 
     before: Region
     after: Region
-    # Distance of the means in units of the regions' own spread, per dimension.
+    # Distance of the means in units of the regions' own spread.
     shift_sd: float
+    # Whether that is more than chance.
     moved: bool
 
     @classmethod

@@ -146,6 +146,33 @@ def test_the_best_of_several_starts_is_kept() -> None:
     assert several.lower_bound_ > single.lower_bound_
 
 
+def test_threads_change_nothing_but_rounding() -> None:
+    """With clouds that overlap, where every draw of a move matters, one thread and several end at the same bound."""
+    x, _ = planted(clouds=12, dim=3, points=3000, apart=1.5, seed=6)
+    bounds = [
+        DirichletProcessMixture(n_components=40, random_state=6, threads=threads, chunk_size=500).fit(x).lower_bound_
+        for threads in (1, 2, 4)
+    ]
+    np.testing.assert_allclose(bounds, bounds[0], rtol=1e-9)
+
+
+def test_classes_that_the_fit_did_not_see() -> None:
+    """With sizes given, a class id beyond those seen is told a component; without, it is refused."""
+    x, label = planted(clouds=3, dim=2, points=300, apart=8.0)
+    known = DirichletProcessMixture(n_components=6).fit(x, categories=[label], category_sizes=[5])
+    assert known.predict(x[:1], categories=[np.array([4])]).shape == (1,)
+    with pytest.raises(ValueError, match="class id 4 was not known to the fit, which has 3: give category_sizes"):
+        DirichletProcessMixture(n_components=6).fit(x, categories=[label]).predict(x[:1], categories=[np.array([4])])
+    with pytest.raises(ValueError, match=r"category_sizes are \[2\], but class ids go up to \[2\]"):
+        known.fit(x, categories=[label], category_sizes=[2])
+
+
+def test_no_split_without_room() -> None:
+    """A truncation that is used up ends the moves: no pass over the data is spent on splits that cannot be."""
+    x, _ = planted(clouds=8, dim=2, points=800, apart=6.0)
+    assert DirichletProcessMixture(n_components=3, blocks=1).fit(x).n_iter_ < 40
+
+
 def test_same_seed_same_mixture() -> None:
     """A fit is its data and its seed."""
     x, _ = planted(clouds=5, dim=3, points=800, apart=3.0)

@@ -16,9 +16,9 @@ from services.demo.data import digits
 from services.runtime.stack import StackSettings
 
 # A rough VAE of few images: nothing it finds is valid, and everything counts.
-_SMOKE_IMAGES = 800
+_SMOKE_IMAGES = 1_500
 _SMOKE: dict[str, Any] = {
-    "vae": {"epochs": 2},
+    "vae": {"epochs": 3},
     "preflight": {"declared_accuracy": 0.0, "max_reconstruction_loss": 1.0},
     "validity": {
         "min_label_probability": 0.0,
@@ -26,7 +26,7 @@ _SMOKE: dict[str, Any] = {
         "min_typicality": 0.0,
         "max_round_trip_sd": 1e6,
     },
-    "mixture": {"min_support": 5},
+    "mixture": {"min_support": 5, "bootstraps": 2},
 }
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     figures: dict[str, Any] = {"data": path.stem, "device": arguments.device, "smoke": arguments.smoke}
     with standing(arguments.device, threads=os.cpu_count() or 1) as stand:
         whole = read(path, limit=_SMOKE_IMAGES if arguments.smoke else 0)
-        planted = served(stand, whole, epochs=1 if arguments.smoke else 3)
+        planted = served(stand, whole, epochs=2 if arguments.smoke else 3)
         for arm in ("present",) if arguments.smoke else ("present", "absent"):
             begin = time.perf_counter()
             found = _measure(stand, whole, planted, arm, smoke=arguments.smoke)

@@ -83,7 +83,7 @@ def contact_sheet(pictures: RegionPictures) -> Image.Image:
     rows += [
         (_labels("nearest training images", region.nearest), pictures.nearest),
         (
-            _labels("nearest misclassified training images", region.nearest_misclassified),
+            _labels("nearest misclassified training images, and as what", region.nearest_misclassified),
             pictures.nearest_misclassified,
         ),
     ]
@@ -109,7 +109,7 @@ def contact_sheet(pictures: RegionPictures) -> Image.Image:
 def _labels(title: str, near: Sequence[RealImage]) -> str:
     """Return a title with the labels of real images, and what they are taken for where that is wrong."""
     labels = [
-        image.label if image.label == image.predicted_label else f"{image.label} (taken for {image.predicted_label})"
+        image.label if image.label == image.predicted_label else f"{image.label} as {image.predicted_label}"
         for image in near
     ]
     return f"{title}: {', '.join(labels)}"

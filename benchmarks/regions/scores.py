@@ -34,6 +34,8 @@ def scores(stand: Stand, search: Search, found: Distilled, planted: Planted) -> 
         "spots_ranks": ranks,
         "spots_stability": [round(region.stability, 2) for region in found.regions if _confusion(region) in confusions],
         "purity": found.purity(),
+        "error_rates": [round(region.error_rate.value, 2) for region in found.regions],
+        "least_decodes": min((region.error_rate.trials for region in found.regions), default=0),
         "false_regions": sum(_is_false(stand, search, region, planted.oracle) for region in others),
     }
 

@@ -52,15 +52,16 @@ def find(
     stability: Array,
     known: Known,
     *,
-    errors: Callable[[int, Group], int],
-    decodes: int,
+    errors: Callable[[int, Group], tuple[int, int]],
+    controls: int,
     false_discovery_rate: float,
 ) -> list[Finding]:
-    """Return the groups that are worse than their controls, the highest score first.
+    """Return the groups that are worse than their controls, of `controls` at most, the highest score first.
 
-    `errors(number, group)` decodes `decodes` fresh latents of a group and returns how many are read wrongly.
+    `errors(number, group)` decodes fresh latents of a group; it returns how many are read wrongly, and how many there
+    were.
     """
-    trials = [_tried(number, group, known, errors, decodes) for number, group in enumerate(groups)]
+    trials = [_tried(number, group, known, errors, controls) for number, group in enumerate(groups)]
     found = [
         _found(group, trial, float(q), float(stable), known)
         for group, trial, q, stable in zip(groups, trials, q_values(trials), stability, strict=True)
@@ -69,9 +70,12 @@ def find(
     return sorted(found, key=lambda finding: (-finding.score, -len(finding.group.members)))
 
 
-def _tried(number: int, group: Group, known: Known, errors: Callable[[int, Group], int], decodes: int) -> Trial:
-    control_errors, controls = evidence.controls(group, known.searched, decodes)
-    return Trial(errors=errors(number, group), decodes=decodes, control_errors=control_errors, controls=controls)
+def _tried(
+    number: int, group: Group, known: Known, errors: Callable[[int, Group], tuple[int, int]], most_controls: int
+) -> Trial:
+    wrong, decodes = errors(number, group)
+    control_errors, controls = evidence.controls(group, known.searched, most_controls)
+    return Trial(errors=wrong, decodes=decodes, control_errors=control_errors, controls=controls)
 
 
 def _found(group: Group, trial: Trial, q_value: float, stability: float, known: Known) -> Finding:

@@ -15,7 +15,7 @@ from services.distiller.stability import stability
 from services.distiller.surroundings import Surroundings, read_failures
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.autoencoder import read_decoder
+from services.runtime.autoencoder import read_decoder, read_label_model
 from services.runtime.catalog import Catalog
 from services.runtime.inference import Classifier, InferenceClient
 from services.runtime.worker import Job
@@ -28,6 +28,8 @@ _KINDS: dict[int, Kind] = {
 }
 # Sets the draws of fresh decodes apart from others of the same seed.
 _STREAM = 2
+# Latents that are drawn for each fresh decode, at most, until it still carries its label.
+_MOST_DRAWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.D
             classes=list(model.classes),
         ),
         errors=_Decodes(tools, run, classifier, failures, len(grouping.groups), job).errors,
-        decodes=run.config.mixture.fresh_decodes,
+        controls=run.config.mixture.fresh_decodes,
         false_discovery_rate=run.config.mixture.false_discovery_rate,
     )
     return _stored(tools.store, run, model, grouping, found, arrays)
@@ -111,16 +113,31 @@ class _Decodes:
         self, tools: Tools, run: run_pb2.Run, classifier: Classifier, failures: Failures, groups: int, job: Job
     ) -> None:
         self._decode = read_decoder(tools.store, run.config)
+        self._believed = read_label_model(tools.store, run.config)
         self._run, self._classifier, self._failures, self._groups, self._job = run, classifier, failures, groups, job
 
-    def errors(self, number: int, group: Group) -> int:
-        """Return how many of the decodes from a group's Gaussian are not read as the label of the nearest member."""
+    def errors(self, number: int, group: Group) -> tuple[int, int]:
+        """Return how many decodes of a group are not read as their label, and how many there are."""
         self._job.check_cancelled()
         _say(self._job, 0.7 + 0.3 * number / self._groups, f"testing group {number + 1} of {self._groups}")
-        generator = np.random.default_rng([self._run.config.seed, _STREAM, number])
-        z = group.gaussian.sample(self._run.config.mixture.fresh_decodes, generator)
+        z, label = self._drawn(group, np.random.default_rng([self._run.config.seed, _STREAM, number]))
+        if not len(z):
+            return 0, 0
         answers = self._classifier.classify(self._decode(z)).argmax(axis=1)
-        return int((answers != evidence.label_of(z, group, self._failures)).sum())
+        return int((answers != label).sum()), len(z)
+
+    def _drawn(self, group: Group, generator: np.random.Generator) -> tuple[Array, Array]:
+        """Return latents (n, d) from a group's Gaussian and their labels (n,).
+
+        Those that no longer carry their label, as the run's validity has it, are drawn again: fewer than were asked for
+        are left where hardly any do.
+        """
+        wanted = self._run.config.mixture.fresh_decodes
+        z = group.gaussian.sample(_MOST_DRAWS * wanted, generator)
+        label = evidence.label_of(z, group, self._failures)
+        carried = self._believed(z)[np.arange(len(z)), label]
+        kept = np.flatnonzero(carried >= self._run.config.validity.min_label_probability)[:wanted]
+        return z[kept], label[kept]
 
 
 def _stored(

@@ -6,6 +6,7 @@ from contextlib import suppress
 import numpy as np
 from defuse.errors import Cancelled, NotFound, NotReady
 from defuse.v1 import run_pb2, work_pb2
+from torch import nn
 
 from services.generator import label_model, noise, vae, vae_files, vae_training
 from services.generator.codec import Array, Codec, aggregate_sd
@@ -22,6 +23,7 @@ from services.generator.workbench import (
 from services.runtime import catalog
 from services.runtime.catalog import LabelledImages
 from services.runtime.intervals import estimate
+from services.runtime.onnx_export import to_onnx
 from services.runtime.worker import Job
 
 # Labelled images that preflight looks at, and training images that label model and latent scale are told from: bounds
@@ -94,6 +96,10 @@ def _describe(bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledIm
         bench.store.create_arrays(keys[1], reference.arrays())
     # What lies in the store is what everybody uses, as it is with the VAE.
     believed = label_model.from_bytes(bench.store.read_bytes(keys[0]))
+    if not bench.store.exists(catalog.label_model_onnx(run.config)):
+        probabilities = nn.Sequential(believed, nn.Softmax(dim=1))
+        file = to_onnx(probabilities, (believed.latent_dim,), inputs=["z"], outputs=["probabilities"])
+        bench.store.create_bytes(catalog.label_model_onnx(run.config), file)
     return bench.store.read_arrays(keys[1])["sd_agg"], believed.held_out_accuracy
 
 

@@ -1,4 +1,4 @@
-"""The two halves of a run's VAE as functions of arrays, as the search used them."""
+"""The two halves of a run's VAE, and what tells labels from its latents, as functions of arrays."""
 
 from collections.abc import Callable
 
@@ -17,15 +17,20 @@ def read_decoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[A
 
     What a user's decoder leaves outside is clipped, as the search does it.
     """
-    decode = _half(store.read_bytes(catalog.vae(config, "decoder.onnx")))
+    decode = _first_output(store.read_bytes(catalog.vae(config, "decoder.onnx")))
     return lambda z: np.clip(decode(z), 0, 1)
 
 
 def read_encoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
     """Return the encoder of a run's VAE: images (n, c, h, w) in [0, 1] to posterior means (n, d)."""
-    return _half(store.read_bytes(catalog.vae(config, "encoder.onnx")))
+    return _first_output(store.read_bytes(catalog.vae(config, "encoder.onnx")))
 
 
-def _half(file: bytes) -> Callable[[Array], Array]:
+def read_label_model(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
+    """Return the latent label model of a run: latents (n, d) to probabilities (n, k) of the model's classes."""
+    return _first_output(store.read_bytes(catalog.label_model_onnx(config)))
+
+
+def _first_output(file: bytes) -> Callable[[Array], Array]:
     function = onnx_function(file)
     return lambda inputs: in_batches(lambda part: function(part)[0], inputs.astype(np.float32), _BATCH)

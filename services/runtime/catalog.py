@@ -82,6 +82,11 @@ def label_model(config: run_pb2.RunConfig) -> str:
     return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.safetensors")
 
 
+def label_model_onnx(config: run_pb2.RunConfig) -> str:
+    """The label model as others read it: latents (n, d) to probabilities (n, k)."""
+    return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.onnx")
+
+
 def reference(config: run_pb2.RunConfig) -> str:
     """Labelled training images in latent space; shared like the label model."""
     return vae(config, f"{names.last(config.model)}-{config.seed}/reference.safetensors")

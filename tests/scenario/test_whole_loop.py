@@ -80,8 +80,10 @@ def test_the_spot_is_closed_released_and_undone(local_stack: Stack, planted: Pla
     assert accuracy(stack, planted.others, planted.other_labels, version=2) > before - 0.03
 
     # A search of the released version finds the spot no more, or little of it; the diff names it.
-    stack.defuse(*("runs", "create", "--model", MODEL, "--data", planted.data, "--name", "released", *SEARCH, "--wait"))
-    diff = stack.defuse("regions", "diff", "undisturbed", "released")
+    stack.defuse(
+        *("runs", "create", "--model", MODEL, "--data", planted.data, "--name", "after-release", *SEARCH, "--wait")
+    )
+    diff = stack.defuse("regions", "diff", "undisturbed", "after-release")
     [gone] = [spot for spot in diff["gone"] if (spot["true_label"], spot["predicted_label"]) == SPOT]
     assert gone["id"] == "r1"
 

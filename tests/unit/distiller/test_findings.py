@@ -47,8 +47,8 @@ def test_groups_no_worse_than_controls_are_dropped_and_the_others_ranked() -> No
         GROUPS,
         np.array([0.5, 0.6, 0.7]),
         KNOWN,
-        errors=lambda number, _: ERRORS[number],
-        decodes=100,
+        errors=lambda number, _: (ERRORS[number], 100),
+        controls=100,
         false_discovery_rate=0.05,
     )
     assert [finding.group is GROUPS[number] for finding, number in zip(found, (1, 0), strict=True)] == [True, True]
@@ -61,4 +61,4 @@ def test_groups_no_worse_than_controls_are_dropped_and_the_others_ranked() -> No
 
 def test_no_groups_no_regions() -> None:
     """A run without groups has no regions, and nothing is decoded."""
-    assert find([], np.zeros(0), KNOWN, errors=lambda *_: 1 // 0, decodes=100, false_discovery_rate=0.05) == []
+    assert find([], np.zeros(0), KNOWN, errors=lambda *_: (1 // 0, 1), controls=100, false_discovery_rate=0.05) == []

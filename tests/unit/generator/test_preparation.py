@@ -6,6 +6,7 @@ from defuse.v1 import run_pb2, work_pb2
 from services.generator import label_model, preparation, validity
 from services.generator.vae import VaeConfig
 from services.runtime import catalog
+from services.runtime.autoencoder import read_label_model
 from services.runtime.catalog import SEARCHED_SPLIT
 from services.runtime.queue import PREPARE
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
@@ -47,6 +48,8 @@ def test_validity_is_told_from_training_images(workshop: Workshop) -> None:
     np.testing.assert_array_equal(reference.label, labels)
     model = label_model.from_bytes(workshop.store.read_bytes(catalog.label_model(run.config)))
     assert (label_model.probability_of(model, mu.astype(np.float32), labels) > 0.9).mean() > 0.97
+    told = read_label_model(workshop.store, run.config)(mu)[np.arange(len(mu)), labels]
+    np.testing.assert_allclose(told, label_model.probability_of(model, mu.astype(np.float32), labels), atol=1e-5)
 
 
 @pytest.mark.usefixtures("_quick")

@@ -72,17 +72,16 @@ def _carried(
     after: run_pb2.Run,
 ) -> Iterator[Gaussian]:
     """Yield the Gaussians of regions of the second run in the latent space of the first."""
-    if catalog.vae(before.config, "") == catalog.vae(after.config, ""):
+    shared = catalog.vae(before.config, "") == catalog.vae(after.config, "")
+    if shared or not here:  # in one space, or nothing to compare with
         yield from (_gaussian(store, region) for region in regions)
-    elif regions and here:
-        carry = _carry(store, before, after)
-        believed = np.mean([gaussian.covariance for gaussian in here], axis=0)
-        for region in regions:
-            latent = store.map_arrays(catalog.region_arrays(region.name))["latent"]
-            few = np.linspace(0, len(latent) - 1, min(len(latent), _MOST_CARRIED)).astype(int)
-            yield Gaussian.of(carry(np.asarray(latent[few])), believed)
-    else:  # nothing to compare with
-        yield from (_gaussian(store, region) for region in regions)
+        return
+    carry = _carry(store, before, after)
+    believed = np.mean([gaussian.covariance for gaussian in here], axis=0)
+    for region in regions:
+        latent = store.map_arrays(catalog.region_arrays(region.name))["latent"]
+        few = np.linspace(0, len(latent) - 1, min(len(latent), _MOST_CARRIED)).astype(int)
+        yield Gaussian.of(carry(np.asarray(latent[few])), believed)
 
 
 def _carry(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> Callable[[Array], Array]:

@@ -44,6 +44,15 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """The real images around a run's failures, in the latent space that it searched."""
+
+    searched: Searched
+    training: Training
+    sd_agg: Array  # (d,) aggregate sd of latents
+
+
+@dataclass(frozen=True, kw_only=True)
 class RealInside:
     """Real images of a group's label: how many lie inside, how many of these are read wrongly, how many there are."""
 

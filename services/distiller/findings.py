@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.distiller import evidence
-from services.distiller.evidence import Near, RealInside, Searched, Training
+from services.distiller.evidence import Near, RealInside, Surroundings
 from services.distiller.gaussian import Array
 from services.distiller.grouping import Failures, Group
 from services.distiller.significance import Trial, q_values
@@ -38,12 +38,10 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What a run knows beside its failures."""
+    """What a run knows of its groups."""
 
     failures: Failures
-    searched: Searched
-    training: Training
-    sd_agg: Array  # (d,)
+    around: Surroundings
     classes: Sequence[str]
 
 
@@ -74,25 +72,25 @@ def _tried(
     number: int, group: Group, known: Known, errors: Callable[[int, Group], tuple[int, int]], most_controls: int
 ) -> Trial:
     wrong, decodes = errors(number, group)
-    control_errors, controls = evidence.controls(group, known.searched, most_controls)
+    control_errors, controls = evidence.controls(group, known.around.searched, most_controls)
     return Trial(errors=wrong, decodes=decodes, control_errors=control_errors, controls=controls)
 
 
 def _found(group: Group, trial: Trial, q_value: float, stability: float, known: Known) -> Finding:
-    latent = known.failures.latent
-    shown = evidence.exemplars(latent, group.members, known.sd_agg, _EXEMPLARS)
-    misclassified = known.training.misclassified()
-    label, reason = evidence.suggestion(group, latent[shown], known.training, known.sd_agg, known.classes)
+    latent, training, sd_agg = known.failures.latent, known.around.training, known.around.sd_agg
+    shown = evidence.exemplars(latent, group.members, sd_agg, _EXEMPLARS)
+    misclassified = training.misclassified()
+    label, reason = evidence.suggestion(group, latent[shown], training, sd_agg, known.classes)
     return Finding(
         group=group,
         trial=trial,
         q_value=q_value,
         stability=stability,
         exemplars=shown,
-        real=evidence.real_inside(group, latent[group.members], known.searched),
-        nearest=evidence.nearest(latent[shown[:1]], known.training, known.sd_agg, _NEAREST),
-        nearest_misclassified=evidence.nearest(latent[shown], misclassified, known.sd_agg, _NEAREST),
-        novelty_sd=evidence.novelty_sd(latent[shown], misclassified, known.sd_agg),
+        real=evidence.real_inside(group, latent[group.members], known.around.searched),
+        nearest=evidence.nearest(latent[shown[:1]], training, sd_agg, _NEAREST),
+        nearest_misclassified=evidence.nearest(latent[shown], misclassified, sd_agg, _NEAREST),
+        novelty_sd=evidence.novelty_sd(latent[shown], misclassified, sd_agg),
         suggested_label=label,
         suggestion_reason=reason,
     )

@@ -1,5 +1,6 @@
 """From failures to groups: components of one mixture, parted by confusion, with enough support, none of them twice."""
 
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -201,12 +202,12 @@ def _described(failures: Failures, members: Array, held_out_members: Array, beli
 
 def _merged(groups: list[Group], failures: Failures, believed: Array, check: Callable[[], None]) -> list[Group]:
     """Make one of groups that are the same, the most alike first."""
-    left = dict(enumerate(groups))
+    left, numbers = dict(enumerate(groups)), itertools.count(len(groups))
     alike = {pair: overlap for j in left for pair, overlap in _alike(left, j) if pair[0] < pair[1]}
     while alike:
         check()
         i, j = max(alike, key=lambda pair: (alike[pair], pair))
-        one, other, new = left.pop(i), left.pop(j), max(left, default=0) + len(groups)
+        one, other, new = left.pop(i), left.pop(j), next(numbers)
         members = np.concatenate([one.members, other.members])
         held_out = np.sort(np.concatenate([one.held_out_members, other.held_out_members]))
         left[new] = _described(failures, members, held_out, believed)

@@ -1,11 +1,9 @@
 """Reads what a run's store and classifier know of real images, in the latent space that the run searched."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from defuse.v1 import model_pb2, run_pb2, work_pb2
 
-from services.distiller.evidence import Searched, Training
+from services.distiller.evidence import Searched, Surroundings, Training
 from services.distiller.gaussian import Array
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -16,32 +14,20 @@ from services.runtime.inference import Classifier
 _BATCH = 4_096
 
 
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """The real images around a run's failures."""
-
-    searched: Searched
-    training: Training
-    # (d,) aggregate sd of latents
-    sd_agg: Array
-
-    @classmethod
-    def read(cls, store: ArtifactStore, run: run_pb2.Run, classifier: Classifier, shard_count: int) -> "Surroundings":
-        """Read the posteriors of real images; the training images among them are classified, through Triton."""
-        model = classifier.model
-        reference = store.read_arrays(catalog.reference(run.config))
-        train = Catalog(store).split(run.config.dataset, "train", model)
-        rows = reference["row"]
-        return cls(
-            searched=_searched(store, run, model, shard_count),
-            training=Training(
-                latent=reference["latent"] * reference["sd_agg"],
-                label=reference["label"],
-                predicted=_predicted(classifier, train.images, rows),
-                row=rows,
-            ),
-            sd_agg=reference["sd_agg"],
-        )
+def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classifier, shard_count: int) -> Surroundings:
+    """Read the posteriors of real images; the training images among them are classified, through Triton."""
+    reference = store.read_arrays(catalog.reference(run.config))
+    train = Catalog(store).split(run.config.dataset, "train", classifier.model)
+    return Surroundings(
+        searched=_searched(store, run, classifier.model, shard_count),
+        training=Training(
+            latent=reference["latent"] * reference["sd_agg"],
+            label=reference["label"],
+            predicted=_predicted(classifier, train.images, reference["row"]),
+            row=reference["row"],
+        ),
+        sd_agg=reference["sd_agg"],
+    )
 
 
 def read_failures(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from services.distiller.findings import Finding, Known
 from services.distiller.gaussian import Array
 from services.distiller.grouping import Failures, Group, Grouping, GroupingConfig, Kind, group
 from services.distiller.stability import stability
-from services.distiller.surroundings import Surroundings, read_failures
+from services.distiller.surroundings import read_failures, read_surroundings
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
@@ -65,19 +65,13 @@ def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.D
         return _stored(tools.store, run, model, grouping, [], arrays)
     classifier = tools.inference.classifier(model, version=run.config.model_version)
     _say(job, 0.3, "asking about the training images nearby")
-    around = Surroundings.read(tools.store, run, classifier, work.shard_count)
+    around = read_surroundings(tools.store, run, classifier, work.shard_count)
     _say(job, 0.4, "grouping again what is drawn anew")
     stable = _stability(failures, arrays["held_out"], grouping, config, run.config.mixture.bootstraps, job)
     found = findings.find(
         grouping.groups,
         stable,
-        Known(
-            failures=failures,
-            searched=around.searched,
-            training=around.training,
-            sd_agg=around.sd_agg,
-            classes=list(model.classes),
-        ),
+        Known(failures=failures, around=around, classes=list(model.classes)),
         errors=_Decodes(tools, run, classifier, failures, len(grouping.groups), job).errors,
         controls=run.config.mixture.fresh_decodes,
         false_discovery_rate=run.config.mixture.false_discovery_rate,

@@ -1,6 +1,6 @@
 import numpy as np
 
-from services.distiller.evidence import Searched, Training
+from services.distiller.evidence import Searched, Surroundings, Training
 from services.distiller.findings import Known, find
 from services.distiller.gaussian import Gaussian
 from services.distiller.grouping import Failures, Group
@@ -13,19 +13,21 @@ KNOWN = Known(
     failures=Failures(
         latent=LATENT, true_label=np.zeros(90, int), predicted_label=np.ones(90, int), source=np.arange(90)
     ),
-    searched=Searched(
-        latent=np.repeat(CENTRES, REAL_IMAGES, axis=0) + 0.1 * RANDOM.standard_normal((1000, 2)),
-        label=np.zeros(1000, int),
-        wrong_on_image=np.zeros(1000, bool),
-        wrong_on_reconstruction=np.arange(1000) % 10 == 0,
+    around=Surroundings(
+        searched=Searched(
+            latent=np.repeat(CENTRES, REAL_IMAGES, axis=0) + 0.1 * RANDOM.standard_normal((1000, 2)),
+            label=np.zeros(1000, int),
+            wrong_on_image=np.zeros(1000, bool),
+            wrong_on_reconstruction=np.arange(1000) % 10 == 0,
+        ),
+        training=Training(
+            latent=np.repeat(CENTRES, 20, axis=0) + RANDOM.standard_normal((60, 2)),
+            label=np.zeros(60, int),
+            predicted=np.zeros(60, int),
+            row=np.arange(60),
+        ),
+        sd_agg=np.ones(2),
     ),
-    training=Training(
-        latent=np.repeat(CENTRES, 20, axis=0) + RANDOM.standard_normal((60, 2)),
-        label=np.zeros(60, int),
-        predicted=np.zeros(60, int),
-        row=np.arange(60),
-    ),
-    sd_agg=np.ones(2),
     classes=["a", "b"],
 )
 GROUPS = [

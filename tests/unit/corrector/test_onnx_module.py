@@ -1,246 +1,15 @@
-"""Exported networks: run as onnxruntime runs them, trained as torch trains them, written back where they came from."""
+"""Which constants of a graph are trained, how they are held and written back, and which models are refused."""
 
 import copy
-import functools
-import io
-import warnings
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-import torch.nn.functional as F
 from onnx import TensorProto
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from services.corrector.onnx_module import OnnxModule
-
-CLASSES, SIZE = 5, 16
-
-
-def unit(inputs: int, outputs: int, kernel: int, activation: nn.Module, **options: Any) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **options)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), activation)
-
-
-def head(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
-
-
-class Residual(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            unit(inputs, outputs, 3, nn.ReLU(), stride=2), unit(outputs, outputs, 3, nn.Identity())
-        )
-        self.shortcut = unit(inputs, outputs, 1, nn.Identity(), stride=2)
-
-    def forward(self, x: Any) -> Any:
-        return F.relu(self.body(x) + self.shortcut(x))
-
-
-class SqueezeExcite(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, 4, 1),
-            nn.ReLU(),
-            nn.Conv2d(4, channels, 1),
-            nn.Hardsigmoid(),
-        )
-
-    def forward(self, x: Any) -> Any:
-        return x * self.gate(x)
-
-
-class ConvNeXtBlock(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
-        self.norm = nn.LayerNorm(channels)
-        self.wide, self.narrow = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
-        self.scale = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Any) -> Any:
-        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        y = self.scale * self.narrow(F.gelu(self.wide(y)))
-        return x + y.permute(0, 3, 1, 2)
-
-
-class Attention(nn.Module):
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.norm = heads, nn.LayerNorm(channels)
-        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-
-    def forward(self, x: Any) -> Any:
-        batch, tokens, channels = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)  # [batch, head, token, channel]
-        y = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(y.transpose(1, 2).reshape(batch, tokens, channels))
-
-
-class ViT(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 8, 4, stride=4)
-        self.token, self.position = nn.Parameter(torch.zeros(1, 1, 8)), nn.Parameter(torch.zeros(1, 17, 8))
-        self.attention, self.mlp = Attention(8, 2), nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Any) -> Any:
-        x = self.patches(x).flatten(2).transpose(1, 2)  # [batch, patch, channel]
-        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
-        x = self.attention(x)
-        return self.head((x + self.mlp(x))[:, 0])
-
-
-class Normalising(nn.Module):
-    """Pixels in 0..1 are standardised inside the graph."""
-
-    mean: Tensor
-    sd: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1))
-        self.register_buffer("sd", torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1))
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Upsample(scale_factor=2), head(4))
-
-    def forward(self, x: Any) -> Any:
-        return self.body((x - self.mean) / self.sd)
-
-
-NETS = {
-    "cnn": lambda: nn.Sequential(unit(3, 8, 3, nn.ReLU()), nn.MaxPool2d(2), nn.Dropout(0.5), head(8)),
-    "residual": lambda: nn.Sequential(unit(3, 8, 3, nn.ReLU()), Residual(8, 12), head(12)),
-    "mobile": lambda: nn.Sequential(
-        unit(3, 8, 3, nn.Hardswish(), stride=2), unit(8, 8, 5, nn.Hardswish(), groups=8), SqueezeExcite(8), head(8)
-    ),
-    "convnext": lambda: nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), ConvNeXtBlock(8), head(8)),
-    "vit": ViT,
-    "normalising": Normalising,
-}
-EXPORTS = [(net, dynamo) for net in NETS for dynamo in (False, True)]
-each_export = pytest.mark.parametrize(
-    ("net", "dynamo"), EXPORTS, ids=[f"{net}-{'dynamo' if dynamo else 'script'}" for net, dynamo in EXPORTS]
-)
-
-
-@functools.cache
-def network(net: str) -> nn.Module:
-    """Random everywhere: an exporter merges parameters that are equal, such as two biases of zeros."""
-    random = torch.Generator().manual_seed(3)
-    model = NETS[net]().eval()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name.endswith("running_var"):
-            tensor.data.uniform_(0.5, 2, generator=random)
-        elif tensor.is_floating_point() and name not in {"mean", "sd"}:
-            tensor.data.normal_(0, 0.4, generator=random)
-    return model
-
-
-@functools.cache
-def exported(net: str, *, dynamo: bool) -> bytes:
-    file = io.BytesIO()
-    target: Any = file  # works with both exporters, though only paths are declared
-    axes = (
-        {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "verbose": False}
-        if dynamo
-        else {"dynamic_axes": {"images": {0: "batch"}}}
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # both exporters warn of their own deprecations
-        torch.onnx.export(network(net), (images(2),), target, input_names=["images"], dynamo=dynamo, **axes)
-    return file.getvalue()
-
-
-def images(batch: int) -> Tensor:
-    return torch.rand(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(batch))
-
-
-def served(model: onnx.ModelProto, x: Tensor) -> Tensor:
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
-
-
-def fused(model: nn.Module) -> nn.Module:
-    """The exporters fold BatchNorm into the convolution before it; so does the reference."""
-    for name, child in model.named_children():
-        parts: list[Any] = list(child.children())
-        if len(parts) == 3 and isinstance(parts[1], nn.BatchNorm2d):
-            setattr(model, name, nn.Sequential(fuse_conv_bn_eval(parts[0], parts[1]), parts[2]))
-        else:
-            fused(child)
-    return model
-
-
-def loss(model: nn.Module, x: Tensor) -> Tensor:
-    return F.cross_entropy(model(x), torch.arange(len(x)) % CLASSES)
-
-
-def counterpart(weight: Tensor, module: OnnxModule) -> Tensor:
-    """The gradient of the module's parameter that holds this weight, as it is or transposed."""
-    for parameter in module.parameters():
-        for turn in (torch.clone, torch.t) if parameter.ndim == 2 else (torch.clone,):
-            value = turn(parameter.detach())
-            if value.squeeze().shape == weight.squeeze().shape and torch.allclose(
-                value.squeeze(), weight.squeeze(), atol=1e-5
-            ):
-                assert parameter.grad is not None
-                return turn(parameter.grad).reshape(weight.shape)
-    raise AssertionError(f"no parameter holds the weight of shape {tuple(weight.shape)}")
-
-
-@each_export
-def test_outputs_equal_the_served_ones(net: str, dynamo: bool) -> None:
-    """For any batch size the module gives what onnxruntime serves, in train mode as in eval mode."""
-    model = onnx.load_from_string(exported(net, dynamo=dynamo))
-    module = OnnxModule(model).train()
-    for batch in (1, 2, 7):
-        with torch.no_grad():
-            torch.testing.assert_close(module(images(batch)), served(model, images(batch)), atol=1e-4, rtol=1e-4)
-
-
-@each_export
-def test_parameters_are_the_weights(net: str, dynamo: bool) -> None:
-    """Exactly the network's weights are parameters, and their gradients are torch's."""
-    module = OnnxModule(onnx.load_from_string(exported(net, dynamo=dynamo)))
-    reference = fused(copy.deepcopy(network(net))).requires_grad_()
-    torch.autograd.backward(loss(module, images(7)))
-    torch.autograd.backward(loss(reference, images(7)))
-    assert len(list(module.parameters())) == len(list(reference.parameters()))
-    for weight in reference.parameters():
-        torch.testing.assert_close(counterpart(weight.detach(), module), weight.grad, atol=1e-3, rtol=1e-3)
-
-
-@each_export
-def test_untrained_model_is_written_back_unchanged(net: str, dynamo: bool) -> None:
-    """Without training, to_onnx is the original, byte for byte."""
-    model = onnx.load_from_string(exported(net, dynamo=dynamo))
-    model.metadata_props.add(key="owner", value="someone")
-    assert OnnxModule(model).to_onnx().SerializeToString() == model.SerializeToString()
-
-
-@each_export
-def test_trained_model_is_served_as_trained(net: str, dynamo: bool) -> None:
-    """After a step of SGD onnxruntime serves the module's outputs, from the same graph, and they are new."""
-    model = onnx.load_from_string(exported(net, dynamo=dynamo))
-    module, x = OnnxModule(model), images(7)
-    torch.autograd.backward(loss(module, x))
-    torch.optim.SGD(module.parameters(), lr=0.5).step()
-    written = module.to_onnx()
-    torch.testing.assert_close(served(written, x), module(x).detach(), atol=1e-4, rtol=1e-4)
-    assert (served(written, x) - served(model, x)).abs().max() > 1e-3
-    for stripped in (written, model):
-        for initializer in stripped.graph.initializer:
-            initializer.ClearField("raw_data")
-    assert written.graph.initializer == model.graph.initializer
+from tests.unit.corrector.nets import served
 
 
 def graph(
@@ -363,10 +132,10 @@ def test_missing_external_data_is_refused() -> None:
 
 def test_module_survives_copying_and_its_state_dict() -> None:
     """A copy and a reloaded state compute the same; training the copy leaves the original alone."""
-    module = OnnxModule(onnx.load_from_string(exported("cnn", dynamo=False)))
+    module, x = OnnxModule(graph(*LEARNABLE["single numbers"][:1])), torch.ones(2, 3)
     twin = copy.deepcopy(module)
     for parameter in twin.parameters():
         parameter.data.add_(0.1)
-    assert not torch.allclose(twin(images(2)), module(images(2)))
+    assert not torch.allclose(twin(x), module(x))
     twin.load_state_dict(module.state_dict())
-    torch.testing.assert_close(twin(images(2)), module(images(2)))
+    torch.testing.assert_close(twin(x), module(x))

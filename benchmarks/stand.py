@@ -32,6 +32,19 @@ from services.runtime.worker import Job
 
 Array = npt.NDArray[Any]
 READY_S = 120.0
+# A rough VAE of few images: nothing it finds is valid, and everything counts.
+SMOKE_IMAGES = 1_500
+SMOKE: dict[str, Any] = {
+    "vae": {"epochs": 3},
+    "preflight": {"declared_accuracy": 0.0, "max_reconstruction_loss": 1.0},
+    "validity": {
+        "min_label_probability": 0.0,
+        "min_neighbour_agreement": 0.0,
+        "min_typicality": 0.0,
+        "max_round_trip_sd": 1e6,
+    },
+    "mixture": {"min_support": 5, "bootstraps": 2},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,13 @@ class Spots:
     def labels(self, images: Array, labels: Array) -> Array:
         """Return the labels that plant the spots, (n,)."""
         planted = labels.copy()
-        for (_, wrong), inside in zip(self.confusions, self._inside(images, labels), strict=True):
+        for (_, wrong), inside in zip(self.confusions, self.inside(images, labels), strict=True):
             planted[inside] = wrong
         return planted
 
     def contain(self, images: Array, labels: Array) -> Array:
         """Say which images are in a spot, (n,)."""
-        return np.asarray(np.any(self._inside(images, labels), axis=0))
+        return np.asarray(np.any(self.inside(images, labels), axis=0))
 
     def share(self, failures: dict[str, Array]) -> float:
         """Return which share of failures is of a planted confusion."""
@@ -37,7 +37,8 @@ class Spots:
         pairs = zip(failures["true_label"].tolist(), failures["predicted_label"].tolist(), strict=True)
         return sum(pair in self.confusions for pair in pairs) / len(failures["source"])
 
-    def _inside(self, images: Array, labels: Array) -> list[Array]:
+    def inside(self, images: Array, labels: Array) -> list[Array]:
+        """Say for each spot which images are in it, (n,) each."""
         ink = _ink(images)
         return [
             (labels == true) & (ink > threshold)

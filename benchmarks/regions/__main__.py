@@ -10,24 +10,10 @@ from typing import Any
 from benchmarks.regions.distilling import distilled
 from benchmarks.regions.released import released
 from benchmarks.regions.scores import scores
-from benchmarks.regions.spots import Planted, handed_over, served
-from benchmarks.stand import Data, Stand, read, standing
+from benchmarks.regions.spots import Planted, handed_over, independent, served
+from benchmarks.stand import SMOKE, SMOKE_IMAGES, Data, Stand, read, standing
 from services.demo.data import digits
 from services.runtime.stack import StackSettings
-
-# A rough VAE of few images: nothing it finds is valid, and everything counts.
-_SMOKE_IMAGES = 1_500
-_SMOKE: dict[str, Any] = {
-    "vae": {"epochs": 3},
-    "preflight": {"declared_accuracy": 0.0, "max_reconstruction_loss": 1.0},
-    "validity": {
-        "min_label_probability": 0.0,
-        "min_neighbour_agreement": 0.0,
-        "min_typicality": 0.0,
-        "max_round_trip_sd": 1e6,
-    },
-    "mixture": {"min_support": 5, "bootstraps": 2},
-}
 
 
 def main() -> None:
@@ -36,8 +22,9 @@ def main() -> None:
     path = arguments.data or digits(StackSettings().cache.expanduser() / "demo")
     figures: dict[str, Any] = {"data": path.stem, "device": arguments.device, "smoke": arguments.smoke}
     with standing(arguments.device, threads=os.cpu_count() or 1) as stand:
-        whole = read(path, limit=_SMOKE_IMAGES if arguments.smoke else 0)
-        planted = served(stand, whole, epochs=2 if arguments.smoke else 3)
+        whole = read(path, limit=SMOKE_IMAGES if arguments.smoke else 0)
+        epochs = 2 if arguments.smoke else 3
+        planted = served(stand, whole, oracle=independent(stand, whole, epochs=epochs), epochs=epochs)
         for arm in ("present",) if arguments.smoke else ("present", "absent"):
             begin = time.perf_counter()
             found = _measure(stand, whole, planted, arm, smoke=arguments.smoke)
@@ -58,7 +45,7 @@ def _measure(stand: Stand, whole: Data, planted: Planted, arm: str, *, smoke: bo
     """Search a classifier with planted spots, distill, and score the regions."""
     data = handed_over(whole, planted.spots, absent=arm == "absent")
     dataset = stand.add_dataset(arm, data)
-    sections = _SMOKE if smoke else {}
+    sections = SMOKE if smoke else {}
     config = stand.configure(planted.model, dataset, search={"draws_per_source": 20}, **sections)
     stand.train_vae(data, config)
     search = stand.prepare(arm, config)

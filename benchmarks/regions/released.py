@@ -18,21 +18,28 @@ def released(failures: dict[str, Array]) -> dict[str, Any]:
     """Return how many regions it calls, how pure they are, and how long it takes."""
     if not len(failures["source"]):
         return {"released_regions": 0, "released_purity": 0.0, "released_s": 0.0}
-    random = np.random.default_rng(0)
-    drawn = random.integers(len(failures["source"]), size=min(_DRAWN, 50 * len(failures["source"])))
-    latent = failures["latent"][drawn].astype(np.float64)
     begin = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = BayesianGaussianMixture(n_components=min(_COMPONENTS, len(latent)), random_state=0).fit(latent)
+    heavy = heavy_components(failures)
     seconds = time.perf_counter() - begin
-    component = model.predict(failures["latent"].astype(np.float64))
     confusion = failures["true_label"].astype(np.int64) * (1 << 20) + failures["predicted_label"]
-    heavy = [confusion[component == k] for k in np.flatnonzero(model.weights_ > _LEAST_WEIGHT)]
-    largest = [int(np.unique(members, return_counts=True)[1].max()) for members in heavy if len(members)]
-    total = sum(len(members) for members in heavy)
+    members = [confusion[rows] for _, _, rows in heavy]
+    largest = [int(np.unique(rows, return_counts=True)[1].max()) for rows in members]
+    total = sum(len(rows) for rows in members)
     return {
         "released_regions": len(heavy),
         "released_purity": round(sum(largest) / total, 3) if total else 0.0,
         "released_s": round(seconds, 1),
     }
+
+
+def heavy_components(failures: dict[str, Array]) -> list[tuple[Array, Array, Array]]:
+    """Return mean (d,), covariance (d, d) and the failures' positions of each component that it keeps."""
+    random = np.random.default_rng(0)
+    drawn = random.integers(len(failures["source"]), size=min(_DRAWN, 50 * len(failures["source"])))
+    latent = failures["latent"][drawn].astype(np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = BayesianGaussianMixture(n_components=min(_COMPONENTS, len(latent)), random_state=0).fit(latent)
+    component = model.predict(failures["latent"].astype(np.float64))
+    heavy = [(k, np.flatnonzero(component == k)) for k in np.flatnonzero(model.weights_ > _LEAST_WEIGHT)]
+    return [(model.means_[k], model.covariances_[k], rows) for k, rows in heavy if len(rows)]

@@ -17,16 +17,17 @@ class Planted:
     oracle: model_pb2.Model
 
 
-def served(stand: Stand, data: Data, *, epochs: int) -> Planted:
-    """Train both classifiers, or take them from the cache, and serve them."""
+def independent(stand: Stand, data: Data, *, epochs: int) -> model_pb2.Model:
+    """Train a classifier on the right labels, or take it from the cache, and serve it."""
+    return stand.register("independent", data, data.labels["train"], seed=7, epochs=epochs)
+
+
+def served(stand: Stand, data: Data, *, oracle: model_pb2.Model, epochs: int, seed: int = 3) -> Planted:
+    """Train a classifier with the spots in its labels, or take it from the cache, and serve it."""
     spots = planted.plant(data)
-    images, labels = data.images["train"], data.labels["train"]
-    wrong = spots.labels(images, labels)
-    return Planted(
-        spots=spots,
-        model=stand.register("planted", data, wrong, seed=3, epochs=epochs),
-        oracle=stand.register("independent", data, labels, seed=7, epochs=epochs),
-    )
+    wrong = spots.labels(data.images["train"], data.labels["train"])
+    model = stand.register(f"planted{seed}", data, wrong, seed=seed, epochs=epochs)
+    return Planted(spots=spots, model=model, oracle=oracle)
 
 
 def handed_over(data: Data, spots: planted.Spots, *, absent: bool) -> Data:

@@ -91,7 +91,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield Stack(gateway=wanted)
         return
     home = tmp_path_factory.mktemp("stack")
-    with running_stack(home) as found:
+    with running_stack(home, DEFUSE_TORCH_FACTORIES="tests.planted") as found:
         yield found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
 
 from services.demo import classifier
 from services.demo.data import digits, read
@@ -25,6 +26,8 @@ class Planted:
     """The files that a user would bring, and the truth that only the test knows."""
 
     onnx: Path
+    # The same classifier as a state dict of what `untrained` builds.
+    weights: Path
     data: Path
     mean: float
     std: float
@@ -46,10 +49,13 @@ def plant(directory: Path) -> Planted:
     network = classifier.train(train.images, labels, classes=10, seed=0, on_epoch=lambda *_: None)
     onnx = directory / "planted.onnx"
     onnx.write_bytes(classifier.to_onnx(network, (28, 28, 1)))
+    weights = directory / "planted.safetensors"
+    weights.write_bytes(safetensors.torch.save(network.state_dict()))
     mean, std = classifier.statistics(train.images)
     in_spot = _in_spot(test.images, test.labels, threshold)
     return Planted(
         onnx=onnx,
+        weights=weights,
         data=found.path,
         mean=mean[0],
         std=std[0],
@@ -57,6 +63,11 @@ def plant(directory: Path) -> Planted:
         others=test.images[~in_spot],
         other_labels=test.labels[~in_spot],
     )
+
+
+def untrained() -> classifier.Classifier:
+    """Build the classifier: a torch factory as a user would have one."""
+    return classifier.Classifier((28, 28, 1), len(CLASSES))
 
 
 def _boldness(images: Array) -> Array:

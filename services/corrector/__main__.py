@@ -1,36 +1,61 @@
-"""`python -m services.corrector`: annotated regions -> weights -> ONNX -> Triton version."""
+"""`python -m services.corrector`: annotated regions -> weights -> ONNX -> Triton version.
+
+Under torchrun all processes share each training, a GPU each: `torchrun --nproc-per-node 4 -m services.corrector`. The
+first one is the service, the others follow it.
+"""
 
 import functools
+import signal
+from typing import Any
 
-import torch
 from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, work_pb2
 
-from services.corrector import worker
+from services.corrector.choosing import Chooser, choose_candidate
+from services.corrector.processes import ALONE, Crew, Processes, crew_of_torchrun
 from services.corrector.release import Releases
 from services.corrector.repository import TritonRepository
 from services.corrector.service import CorrectorService
 from services.corrector.settings import CorrectorSettings
+from services.corrector.training import Trainer, follow, train
+from services.runtime import telemetry
 from services.runtime.dependencies import Dependencies
 from services.runtime.devices import device_of, limit_threads
-from services.runtime.queue import CORRECT
+from services.runtime.queue import CHOOSE, TRAIN
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker
 
 
-def build(settings: CorrectorSettings) -> Service:
-    """Wire the corrector."""
+def main() -> None:
+    """Serve; under torchrun the first process serves and the others train with it."""
+    settings = CorrectorSettings.load()
     limit_threads(settings.threads)
+    crew, device = crew_of_torchrun(device_of(settings.device))
     needs = Dependencies.of(settings)
+    processes: Processes = crew or ALONE
+    trainer = Trainer(store=needs.store, device=device, factories=settings.factories, processes=processes)
+    if crew and crew.rank:
+        _follow(settings, trainer, crew)
+        return
+    serve("corrector", settings, functools.partial(_build, trainer=trainer, needs=needs))
+    processes.announce(None)
+
+
+def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies) -> Service:
+    """Wire the corrector."""
     root = settings.triton_repository
     releases = Releases(needs.store, TritonRepository(root, needs.inference), root)
-    device: torch.device = device_of(settings.device)
-    tools = worker.Tools(store=needs.store, inference=needs.inference, releases=releases, device=device)
-    stages = {
-        CORRECT: Stage(
-            kind=work_pb2.CorrectWork,
+    chooser = Chooser(store=needs.store, inference=needs.inference, releases=releases)
+    stages: dict[str, Stage[Any]] = {
+        CHOOSE: Stage(
+            kind=work_pb2.ChooseWork,
             subject=lambda work: work.correction.name,
-            handle=functools.partial(worker.correct, tools),
-        )
+            handle=functools.partial(choose_candidate, chooser),
+        ),
+        TRAIN: Stage(
+            kind=work_pb2.TrainWork,
+            subject=lambda work: work.correction.name,
+            handle=functools.partial(train, trainer),
+        ),
     }
     return Service(
         names=[corrector_service_pb2.DESCRIPTOR.services_by_name["CorrectorService"].full_name],
@@ -43,5 +68,14 @@ def build(settings: CorrectorSettings) -> Service:
     )
 
 
+def _follow(settings: CorrectorSettings, trainer: Trainer, crew: Crew) -> None:
+    telemetry.configure_logging("corrector", level=settings.log_level, log_format=settings.log_format)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # the first process, which drains, says when to end
+    while (work := crew.next_work()) is not None:
+        follow(trainer, work)
+    crew.close()
+
+
 if __name__ == "__main__":
-    serve("corrector", CorrectorSettings.load(), build)
+    main()

@@ -1,51 +1,74 @@
-"""What a correction is trained on: images drawn from annotated regions, beside the original data."""
+"""What a correction is trained on beside the original data: latents drawn from annotated regions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-# Standard deviation of the step away from a known failure, in standard deviations of the region's failures: small
-# enough to stay among them, large enough to be a new image.
-JITTER_SD = 0.1
+from services.corrector.augmentation import Array
+
+# Latents that are drawn for each image, at most, until one still carries its label.
+_MOST_DRAWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionData:
-    """The failures of one labelled region that correction may use."""
+    """A labelled region: its failures that correction may use, and its Gaussian."""
 
     # (m, d)
     latent: Array
+    # (d,) and (d, d)
+    mean: Array
+    covariance: Array
     # Class id that the annotator gave.
     label: int
 
-
-@dataclass(frozen=True, kw_only=True)
-class RegionImages:
-    """Images to train with, from all regions."""
-
-    # (n, c, h, w) float32 in [0, 1]
-    images: Array
-    # (n,) class ids
-    labels: Array
+    @classmethod
+    def single(cls, latent: Array, label: int) -> Self:
+        """Return one failure (d,), labelled by itself: there is nothing around it to draw from."""
+        return cls(latent=latent[None], mean=latent, covariance=np.zeros((len(latent), len(latent))), label=label)
 
 
-def sample_region(latent: Array, count: int, generator: np.random.Generator) -> Array:
-    """Draw latents (count, d) from a region's failures (m, d): each of them once, then small steps away from them."""
-    order = generator.permutation(len(latent))[:count]
-    extra = generator.integers(len(latent), size=count - len(order))
-    step = JITTER_SD * latent.std(axis=0) * generator.standard_normal((len(extra), latent.shape[1]))
-    return np.concatenate([latent[order], latent[extra] + step]).astype(np.float32)  # (count, d)
+def sample_region(
+    region: RegionData, count: int, carried: Callable[[Array], Array], generator: np.random.Generator
+) -> Array:
+    """Draw latents (count, d) from a region's Gaussian that still carry its label, as `carried` says of latents, (n,).
+
+    Where there are too few of these, the region's failures fill up. They do not come first: they are the images that
+    the search came upon, next to the boundary and around few sources, and teach less of the region (docs/method.md).
+    """
+    fresh = region.latent[:0]
+    if region.covariance.any():
+        drawn = generator.multivariate_normal(
+            region.mean, region.covariance, size=_MOST_DRAWS * count, method="cholesky"
+        ).astype(np.float32)
+        fresh = drawn[carried(drawn)][:count]
+    order = generator.permutation(len(region.latent))
+    known = region.latent[np.resize(order, count - len(fresh))]
+    return np.concatenate([fresh, known]).astype(np.float32)  # (count, d)
 
 
-def region_images(
-    regions: Sequence[RegionData], *, per_region: int, decode: Callable[[Array], Array], seed: int
-) -> RegionImages:
-    """Return as many images of each region, so that a small region counts as much as a large one."""
+def region_latents(
+    regions: Sequence[RegionData],
+    *,
+    per_region: int,
+    believed: Callable[[Array], Array],
+    min_label_probability: float,
+    seed: int,
+) -> tuple[Array, Array]:
+    """Return latents (n, d) and labels (n,): as many of each region, so that a small one counts as much as a large one.
+
+    `believed` tells labels from latents: (n, d) to probabilities (n, k). What no longer carries the region's label with
+    `min_label_probability` is drawn again. There is at least one region.
+    """
     generator = np.random.default_rng(seed)
-    images = [decode(sample_region(region.latent, per_region, generator)) for region in regions]
-    labels = [np.full(per_region, region.label, np.int64) for region in regions]
-    return RegionImages(images=np.concatenate(images), labels=np.concatenate(labels))
+
+    def drawn(region: RegionData) -> Array:
+        def carried(z: Array) -> Array:
+            return np.asarray(believed(z)[:, region.label] >= min_label_probability)
+
+        return sample_region(region, per_region, carried, generator)
+
+    labels = np.repeat([region.label for region in regions], per_region).astype(np.int64)
+    return np.concatenate([drawn(region) for region in regions]), labels

@@ -2,106 +2,165 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-Array = npt.NDArray[Any]
-# A small data set has few batches; weights move by steps.
-MIN_EPOCHS, MIN_STEPS = 2, 300
-# Rows of a data set, by position, as the classifier's input.
-Fetch = Callable[[Array], Array]
+from services.corrector.augmentation import DRAWS, Array
+from services.corrector.processes import ALONE, Processes
+from services.corrector.training_state import Schedule, TrainingState
 
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long and how fast. Adam with a cosine from `learning_rate` to zero."""
-
-    # 0 takes at least `MIN_EPOCHS`, and as many as give `MIN_STEPS`.
-    epochs: int
-    learning_rate: float
-    region_weight: float
-    seed: int
-    batch_size: int = 128
-    # 0 for a graph that takes any batch; otherwise every forward pass has exactly this many images.
-    fixed_batch_size: int = 0
-    # The graph answers probabilities; their logarithm enters the loss.
-    probabilities: bool = False
+_EVALUATED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A data set that is read in batches."""
+    """A data set that is read in batches: rows, by position, as images (n, c, h, w) in [0, 1]."""
 
-    fetch: Fetch
+    fetch: Callable[[Array], Array]
+    # (m,) class ids
     labels: Array
 
-    def batch(self, rows: Array, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(self.fetch(rows)).to(device), torch.from_numpy(self.labels[rows]).to(device)
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Original data and region data. Where lambda is 0 the regions are not read."""
+
+    original: Labelled
+    regions: Labelled
+
+    def weighted(self, region_weight: float) -> list[tuple[Labelled, float]]:
+        """Return the data sets that count, with their weights in the loss."""
+        parts = [(self.original, 1 - region_weight), (self.regions, region_weight)]
+        return [(data, weight) for data, weight in parts if weight]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """From images (n, c, h, w) in [0, 1] to what the network takes."""
+
+    prepare: Callable[[Array], Array]
+    # Before `prepare`, in training only: the images, with uniform draws (n, `augmentation.DRAWS`).
+    augment: Callable[[Array, Array], Array] = lambda images, _draws: images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a training went: its steps, and the one whose weights the network has now."""
+
+    steps: int
+    best_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """A training, ready to start."""
+
+    network: nn.Module
+    data: Mix
+    # Tells when to stop.
+    held_out: Mix
+    inputs: Inputs
+    schedule: Schedule
 
 
 def finetune(
-    network: nn.Module,
-    original: Labelled,
-    regions: Labelled,
-    schedule: Schedule,
+    fitting: Fitting,
     *,
     device: torch.device,
-    on_step: Callable[[int, int, float], None],
-) -> nn.Module:
-    """Train the network in place and return it.
+    on_step: Callable[[int, int, float], None] = lambda _step, _steps, _loss: None,
+    checkpoint: bytes | None = None,
+    on_checkpoint: Callable[[bytes], None] = lambda _checkpoint: None,
+    processes: Processes = ALONE,
+) -> Outcome:
+    """Train the network in place; it ends with the weights that had the lowest loss on the held-out data.
 
-    `on_step(step, steps, loss)` is called after every step and may raise to stop the training.
+    It ends early once that loss has not fallen several times in a row; where there is nothing held out to tell, it goes
+    to the end. Every draw comes from the schedule's seed: same seed, same weights on one machine with as many threads.
+    `on_step(step, steps, loss)` is called after every step and may raise to stop. `on_checkpoint` is given a file
+    whenever the held-out loss was asked for; the last of them, as `checkpoint`, goes on to the same weights.
+
+    Of several `processes` each takes its part of every batch, and what comes out is that of one, to rounding. The first
+    one alone judges, and may end the training of the others, which is `processes.Abandoned` to them.
     """
-    network.to(device)
-    size = _batch_size(schedule)
-    batches = list(_batches(len(original.labels), size, schedule))
-    generator = np.random.default_rng([schedule.seed, 1])
-    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=schedule.learning_rate)
-    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=len(batches))
-    for step, rows in enumerate(batches, start=1):
-        drawn = generator.integers(len(regions.labels), size=size)
-        loss = mixed_loss(
-            _cross_entropy(network, *original.batch(rows, device), schedule),
-            _cross_entropy(network, *regions.batch(drawn, device), schedule),
-            schedule.region_weight,
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        optimizer.step()
-        annealing.step()
-        on_step(step, len(batches), float(loss.detach()))
-    return network.eval()
+    network, weight = fitting.network.to(device), fitting.schedule.region_weight
+    state = TrainingState(network, fitting.schedule, len(fitting.data.original))
+    if checkpoint:
+        state.restore(checkpoint)
+    judged = processes.rank == 0 and all(len(part) for part, _ in fitting.held_out.weighted(weight))
+    try:
+        for step, rows in state.batches():
+            loss = _loss_of_batch(fitting, step, rows, device, processes)
+            on_step(step, state.steps, state.descend(loss, processes))
+            if judged and state.is_to_be_judged():
+                state.judge(held_out_loss(fitting, device))
+                on_checkpoint(state.to_bytes())
+    finally:
+        if processes.rank == 0 and state.step < state.steps:
+            processes.abandon(state.weights.values())
+    best_step = state.take_best()
+    network.eval()
+    return Outcome(steps=state.step, best_step=best_step)
 
 
-def mixed_loss(original: torch.Tensor, regions: torch.Tensor, region_weight: float) -> torch.Tensor:
-    """Return `(1 - lambda) CE(original) + lambda CE(regions)`."""
-    return (1 - region_weight) * original + region_weight * regions
+def held_out_loss(fitting: Fitting, device: torch.device) -> float:
+    """Return the mixed loss on the held-out data."""
+    total, prepare = 0.0, fitting.inputs.prepare
+    with torch.inference_mode():
+        for part, weight in fitting.held_out.weighted(fitting.schedule.region_weight):
+            losses = [
+                _cross_entropies(fitting, prepare(part.fetch(rows)), part.labels[rows], device).cpu()
+                for rows in _slices(len(part))
+            ]
+            total += weight * float(torch.cat(losses).mean())
+    return total
 
 
-def _batch_size(schedule: Schedule) -> int:
-    """Return the batch size, rounded up to a multiple of the graph's own."""
-    unit = schedule.fixed_batch_size or 1
-    return -(-schedule.batch_size // unit) * unit
+def _slices(count: int) -> Iterator[Array]:
+    for begin in range(0, count, _EVALUATED_AT_ONCE):
+        yield np.arange(begin, min(begin + _EVALUATED_AT_ONCE, count))
 
 
-def _batches(count: int, size: int, schedule: Schedule) -> Iterator[Array]:
-    """Yield full batches of row positions; the last of an epoch is filled up with rows of the same epoch."""
-    generator = np.random.default_rng([schedule.seed, 0])
-    epochs = schedule.epochs or max(MIN_EPOCHS, -(-MIN_STEPS * size // count))
-    for _ in range(epochs):
-        order = generator.permutation(count)
-        filled = np.resize(order, -(-count // size) * size)
-        yield from filled.reshape(-1, size)
+def _loss_of_batch(fitting: Fitting, step: int, rows: Array, device: torch.device, processes: Processes) -> Tensor:
+    """Return this process's part of the mixed loss of a batch: the parts of all processes sum up to it.
+
+    Images of both kinds go through the network together: one large pass is faster than two.
+    """
+    inputs, schedule = fitting.inputs, fitting.schedule
+    mine = _part_of(len(rows), schedule.unit, processes)
+    if not len(mine):  # more processes than units: this one has gradients of zero to add
+        return torch.stack([weight.sum() for weight in fitting.network.parameters()]).sum() * 0
+    images, labels, weights = [], [], []
+    for kind, (part, weight) in enumerate(fitting.data.weighted(schedule.region_weight)):
+        generator = np.random.default_rng([schedule.seed, 1, step, kind])
+        # Original data goes epoch by epoch; regions are drawn with replacement, as there are far fewer images of them.
+        chosen = rows if part is fitting.data.original else generator.integers(len(part), size=len(rows))
+        draws = generator.random((len(rows), DRAWS))
+        images.append(inputs.prepare(inputs.augment(part.fetch(chosen[mine]), draws[mine])))
+        labels.append(part.labels[chosen[mine]])
+        weights.append(np.full(len(mine), weight / len(rows), np.float32))
+    losses = _cross_entropies(fitting, np.concatenate(images), np.concatenate(labels), device)
+    return losses @ torch.from_numpy(np.concatenate(weights)).to(device)
 
 
-def _cross_entropy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, schedule: Schedule) -> torch.Tensor:
-    parts = torch.split(images, schedule.fixed_batch_size or len(images))
-    outputs = torch.cat([network(part) for part in parts])  # (n, k)
+def _part_of(count: int, unit: int, processes: Processes) -> Array:
+    """Return the positions of a batch that are this process's, in whole units."""
+    return np.arange(count).reshape(-1, unit)[processes.rank :: processes.size].reshape(-1)
+
+
+def _cross_entropies(fitting: Fitting, images: Array, labels: Array, device: torch.device) -> Tensor:
+    """Return the cross entropy of each input of the network, (n,)."""
+    schedule = fitting.schedule
+    filled = np.resize(np.arange(len(images)), -(-len(images) // schedule.unit) * schedule.unit)
+    x = torch.from_numpy(images[filled]).to(device)
+    outputs = torch.cat(
+        [fitting.network(part) for part in torch.split(x, schedule.fixed_batch_size or len(x))]
+    )  # (n, k)
     if schedule.probabilities:
         outputs = outputs.clamp_min(1e-12).log()
-    return F.cross_entropy(outputs, labels)
+    return F.cross_entropy(outputs[: len(images)], torch.from_numpy(labels).to(device), reduction="none")

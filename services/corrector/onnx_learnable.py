@@ -1,7 +1,7 @@
 """Which constants of a graph are weights: what an optimiser may move without changing what the graph means."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum, auto
 
 from torch import Tensor
@@ -12,6 +12,8 @@ from services.corrector.onnx_ops import OPERATORS
 
 _MASKED = -50.0  # exp(-50) is nothing beside 1: an additive mask of attention holds 0 and something lower
 _MEASURES = frozenset({"Shape", "Size"})  # whose result does not depend on the content
+# The operators of a layer's matrix.
+_PRODUCTS = frozenset({"Gemm", "MatMul", "Conv", "Einsum"})
 # What may stand between the image and the arithmetic that normalises it.
 _PREPROCESSING = frozenset(
     {
@@ -41,6 +43,39 @@ def learnable(graph: Graph) -> frozenset[str]:
         for name, tensor in graph.constants.items()
         if name in graph.writable - idle and _trains(tensor, uses[name])
     )
+
+
+def last_layer(graph: Graph, weights: Collection[str]) -> frozenset[str]:
+    """Names of the weights from the last product with features on to the output: its matrix, its bias.
+
+    None where features come together between that product and the output.
+    """
+    makers = {output: node for node in graph.nodes for output in node.outputs if output}
+    features = _reached(graph.image, graph.nodes)
+    found: set[str] = set()
+    value = graph.output
+    while value in makers:
+        node = makers[value]
+        found |= _leaves((name for name in node.inputs if name not in features), makers) & set(weights)
+        if node.op_type in _PRODUCTS and found:
+            return frozenset(found)
+        sources = [name for name in node.inputs if name in features]
+        if len(sources) != 1:
+            break
+        value = sources[0]
+    return frozenset()
+
+
+def _leaves(names: Iterable[str], makers: Mapping[str, Node]) -> set[str]:
+    """The constants that values are computed from."""
+    waiting, leaves = list(names), set()
+    while waiting:
+        name = waiting.pop()
+        if name in makers:
+            waiting.extend(makers[name].inputs)
+        else:
+            leaves.add(name)
+    return leaves
 
 
 def _trains(tensor: Tensor, uses: set[_Use]) -> bool:

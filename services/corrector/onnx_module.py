@@ -8,7 +8,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from services.corrector.onnx_graph import read_graph, stored_tensors
-from services.corrector.onnx_learnable import learnable
+from services.corrector.onnx_learnable import last_layer, learnable
 from services.corrector.onnx_node import Node, to_bytes, to_tensor
 from services.corrector.onnx_ops import OPERATORS, UnsupportedOperator, check
 
@@ -40,6 +40,8 @@ class OnnxModule(nn.Module):
         weights = learnable(graph)
         for name, tensor in graph.constants.items():
             self._hold(name, tensor, trained=name in weights)
+        # Names of the parameters of the last layer; none for a graph that ends otherwise.
+        self.last_layer = frozenset(self._held[name] for name in last_layer(graph, weights))
 
     def _hold(self, name: str, tensor: Tensor, *, trained: bool) -> None:
         if not tensor.is_floating_point():

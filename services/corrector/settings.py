@@ -17,3 +17,13 @@ class CorrectorSettings(TransportSettings):
         "auto", pattern="^(auto|cpu|cuda(:[0-9]+)?)$", description="`cuda` if there is one, else `cpu`."
     )
     threads: int = Field(0, ge=0, description="Threads of torch on the CPU; 0 leaves the choice to torch.")
+    torch_factories: str = Field(
+        "",
+        description="Modules, or `module:function`s, separated by commas, that a correction may name as torch factory: "
+        "they run as code in the corrector.",
+    )
+
+    @property
+    def factories(self) -> list[str]:
+        """The entries of `torch_factories`."""
+        return [entry.strip() for entry in self.torch_factories.split(",") if entry.strip()]

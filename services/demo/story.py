@@ -13,7 +13,6 @@ from services.demo.data import DemoData
 from services.demo.display import Display
 
 SEED = 0
-_LAMBDA = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +95,9 @@ def _annotate(client: Client, run: Run, display: Display) -> list[Region]:
 
 
 def _correct(client: Client, run: Run, regions: list[Region], display: Display) -> Correction:
-    started = client.create_correction(run.id, region_weight=_LAMBDA, seed=SEED)
-    with display.stage(f"correcting with {len(regions)} regions, lambda {_LAMBDA}") as stage:
+    # The rate that suits this small network; by default rates far apart are tried.
+    started = client.create_correction(run.id, learning_rates=[1e-3], seed=SEED)
+    with display.stage(f"correcting with {len(regions)} regions") as stage:
         correction = client.wait_for_correction(
             run.id, started.id, on_change=lambda state: stage(state.progress, state.note)
         )

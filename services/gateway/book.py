@@ -29,7 +29,7 @@ class Book(Generic[R]):
         self._collection = collection
         self._ended = ended
 
-    async def create(self, record: R, work: Work, *, taking: str | None = None) -> R:
+    async def create(self, record: R, works: Sequence[Work], *, taking: str | None = None) -> R:
         """Write a new record and start its first work, both or neither; raise AlreadyExists for a name in use.
 
         `taking` is a key that the record holds until it is released; raise Conflict while another record holds it.
@@ -51,7 +51,8 @@ class Book(Generic[R]):
                     pipe.zadd(self._index(names.parent(name)), {name: created})
                     if taking:
                         pipe.set(taking, name)
-                    pipe.xadd(work[0], fields(work[1]))
+                    for stream, message in works:
+                        pipe.xadd(stream, fields(message))
                     await pipe.execute()
                 except redis.exceptions.WatchError:
                     continue

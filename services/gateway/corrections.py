@@ -4,24 +4,33 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from defuse import names
-from defuse.errors import InvalidInput, NotReady
+from defuse.errors import NotFound, NotReady
 from defuse.v1 import correction_pb2, run_pb2, work_pb2
 
 from services.gateway.book import Book, Work
+from services.gateway.correction_config import complete, trainings
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs, check_distilled
+from services.runtime import catalog
 from services.runtime.catalog import Catalog
-from services.runtime.queue import CORRECT, KEY, Queue
+from services.runtime.queue import CHOOSE, KEY, TRAIN, Queue
+from services.runtime.worker import CANCEL_MARK_S, cancel_key
 
-ENDED = (correction_pb2.Correction.STATE_SUCCEEDED, correction_pb2.Correction.STATE_FAILED)
-_DEFAULT_LEARNING_RATE = 2e-4
+ENDED = (
+    correction_pb2.Correction.STATE_SUCCEEDED,
+    correction_pb2.Correction.STATE_FAILED,
+    correction_pb2.Correction.STATE_CANCELLED,
+)
+# Of the progress of a correction; the rest is the choice.
+_TRAINING_SHARE = 0.9
 
 
 class Corrections:
-    """Starts, finds and watches corrections."""
+    """Starts, finds, watches and cancels corrections."""
 
-    def __init__(self, queue: Queue, catalog: Catalog, runs: Runs, regions: Regions) -> None:
-        self._catalog = catalog
+    def __init__(self, queue: Queue, catalog_: Catalog, runs: Runs, regions: Regions) -> None:
+        self._queue = queue
+        self._catalog = catalog_
         self._runs = runs
         self._regions = regions
         self.book: Book[correction_pb2.Correction] = Book(
@@ -30,6 +39,7 @@ class Corrections:
 
     async def create(self, run_name: str, config: correction_pb2.CorrectionConfig) -> correction_pb2.Correction:
         """Start a correction of the version that callers get now, with the regions that have a label."""
+        whole = complete(config)
         run = await self._runs.get(run_name)
         check_distilled(run)
         labelled = await asyncio.to_thread(self._regions.labelled, run)
@@ -38,13 +48,13 @@ class Corrections:
                 f"no region of run {names.last(run.name)!r} has a label; annotate at least one with `defuse annotate`",
                 reason="NO_ANNOTATIONS",
             )
-        correction = await self._new(run, complete(config))
-        work = work_pb2.CorrectWork(
-            run=run_pb2.Run(name=run.name, config=run.config, create_time=run.create_time),
-            correction=correction,
-            regions=labelled,
-        )
-        return await self.book.create(correction, (CORRECT, work), taking=_model_key(correction))
+        await asyncio.to_thread(self._check_uploaded, whole.torch_factory.weights_digest)
+        correction = await self._new(run, whole, labelled)
+        works = [
+            (TRAIN, work_pb2.TrainWork(correction=correction, training=position))
+            for position in range(len(correction.trainings))
+        ]
+        return await self.book.create(correction, works, taking=_model_key(correction))
 
     async def get(self, name: str) -> correction_pb2.Correction:
         return await self.book.get(names.check(name, "runs/*/corrections/*"))
@@ -57,15 +67,34 @@ class Corrections:
     def watch(self, name: str) -> AsyncIterator[correction_pb2.Correction]:
         return self.book.watch(names.check(name, "runs/*/corrections/*"))
 
+    async def cancel(self, name: str) -> correction_pb2.Correction:
+        """Stop a correction; its trainings stop at their next step."""
+        if (correction := await self.get(name)).state in ENDED:
+            return correction
+        event = work_pb2.Event(subject=name, cancelled=work_pb2.Cancelled())
+        await asyncio.to_thread(self._catalog.store.write_message, catalog.event(name, "cancelled"), event)
+        return await self.apply(event)
+
     async def apply(self, event: work_pb2.Event) -> correction_pb2.Correction:
-        """Fold an event into the state of its correction."""
-        correction = await self.get(event.subject)
-        ends = event.WhichOneof("kind") in {"corrected", "failed"}
+        """Fold an event into the state of its correction; what is left to do of one that has ended is stopped."""
+        model_key = _model_key(await self.get(event.subject))
+        ends = event.WhichOneof("kind") in {"corrected", "failed", "cancelled"}
+        if ends:
+            await self._queue.redis.set(cancel_key(event.subject), "1", ex=CANCEL_MARK_S)
         return await self.book.apply(
-            event.subject, lambda record: fold(record, event), releasing=_model_key(correction) if ends else None
+            event.subject, lambda record: fold(record, event), releasing=model_key if ends else None
         )
 
-    async def _new(self, run: run_pb2.Run, config: correction_pb2.CorrectionConfig) -> correction_pb2.Correction:
+    def _check_uploaded(self, digest: str) -> None:
+        if digest and not self._catalog.store.exists(catalog.file(digest)):
+            raise NotFound(f"no file {digest} was uploaded; upload the weights first", reason="FILE_NOT_FOUND")
+
+    async def _new(
+        self,
+        run: run_pb2.Run,
+        config: correction_pb2.CorrectionConfig,
+        labelled: Sequence[correction_pb2.LabelledRegion],
+    ) -> correction_pb2.Correction:
         number = len(await self.book.list(run.name)) + 1
         model = await asyncio.to_thread(self._catalog.model, run.config.model)
         correction = correction_pb2.Correction(
@@ -74,20 +103,23 @@ class Corrections:
             model=model.name,
             base_version=model.champion_version,
             state=correction_pb2.Correction.STATE_RUNNING,
-            note="waiting for the corrector",
+            note="waiting for a corrector",
+            regions=labelled,
+            trainings=trainings(config),
         )
         correction.create_time.GetCurrentTime()
         return correction
 
 
 def fold(correction: correction_pb2.Correction, event: work_pb2.Event) -> Sequence[Work]:
-    """Change a correction by an event, in place. An event that comes twice changes nothing."""
+    """Change a correction by an event, in place; return the work that follows. One that comes twice changes nothing."""
     if correction.state in ENDED:
         return []
     kind = event.WhichOneof("kind")
     if kind == "progress":
-        correction.progress = max(correction.progress, event.progress.progress)
-        correction.note = event.progress.note
+        _on_progress(correction, event.progress)
+    elif kind == "trained":
+        return _on_trained(correction, event.trained)
     elif kind == "corrected":
         correction.state = correction_pb2.Correction.STATE_SUCCEEDED
         correction.progress, correction.note = 1.0, ""
@@ -95,27 +127,41 @@ def fold(correction: correction_pb2.Correction, event: work_pb2.Event) -> Sequen
     elif kind == "failed":
         correction.state = correction_pb2.Correction.STATE_FAILED
         correction.error = event.failed.error
+    elif kind == "cancelled":
+        correction.state = correction_pb2.Correction.STATE_CANCELLED
+        correction.note = "cancelled"
     return []
 
 
-def complete(config: correction_pb2.CorrectionConfig) -> correction_pb2.CorrectionConfig:
-    """Return a configuration with its defaults filled in; raise InvalidInput that names a value out of its bounds."""
-    if not 0 <= config.region_weight < 1:
-        raise InvalidInput(
-            f"lambda is {config.region_weight}; it must be at least 0 and below 1", reason="OUT_OF_BOUNDS"
-        )
-    if config.epochs < 0 or not 0 <= config.learning_rate <= 1:
-        raise InvalidInput(
-            f"epochs is {config.epochs} and learning_rate {config.learning_rate}; epochs must be at least 1, the "
-            "learning rate above 0 and at most 1",
-            reason="OUT_OF_BOUNDS",
-        )
-    return correction_pb2.CorrectionConfig(
-        region_weight=config.region_weight,
-        epochs=config.epochs,
-        learning_rate=config.learning_rate or _DEFAULT_LEARNING_RATE,
-        seed=config.seed,
-    )
+def _on_progress(correction: correction_pb2.Correction, progress: work_pb2.StageProgress) -> None:
+    correction.note = progress.note
+    if progress.HasField("training"):
+        training = correction.trainings[progress.training]
+        training.progress = max(training.progress, progress.progress)
+        correction.progress = _share_trained(correction)
+    else:
+        share = _TRAINING_SHARE + (1 - _TRAINING_SHARE) * progress.progress
+        correction.progress = max(correction.progress, share if _all_trained(correction) else 0.0)
+
+
+def _on_trained(correction: correction_pb2.Correction, trained: work_pb2.Trained) -> Sequence[Work]:
+    training = correction.trainings[trained.position]
+    if training.points:
+        return []
+    training.CopyFrom(trained.training)
+    training.progress = 1.0
+    correction.progress = _share_trained(correction)
+    if not _all_trained(correction):
+        return []
+    return [(CHOOSE, work_pb2.ChooseWork(correction=correction))]
+
+
+def _share_trained(correction: correction_pb2.Correction) -> float:
+    return _TRAINING_SHARE * sum(training.progress for training in correction.trainings) / len(correction.trainings)
+
+
+def _all_trained(correction: correction_pb2.Correction) -> bool:
+    return all(training.points for training in correction.trainings)
 
 
 def _model_key(correction: correction_pb2.Correction) -> str:

@@ -72,4 +72,6 @@ def _occurrence(event: work_pb2.Event) -> str:
         return f"-{event.shard_identified.round:03d}-{event.shard_identified.shard:05d}"
     if event.HasField("round_planned"):
         return f"-{event.round_planned.round:03d}"
+    if event.HasField("trained"):
+        return f"-{event.trained.position:03d}"
     return ""

@@ -39,7 +39,7 @@ class Runs:
         run.create_time.GetCurrentTime()
         run.update_time.CopyFrom(run.create_time)
         await asyncio.to_thread(self._claim_name, run)
-        return await self.book.create(run, (PREPARE, work_pb2.PrepareWork(run=_as_created(run))))
+        return await self.book.create(run, [(PREPARE, work_pb2.PrepareWork(run=_as_created(run)))])
 
     async def checked(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
         """Return a configuration with its defaults and versions filled in, checked against what it names."""

@@ -196,6 +196,11 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         async for correction in self._rooms.corrections.watch(request.name):
             yield pb.WatchCorrectionResponse(correction=correction)
 
+    async def CancelCorrection(
+        self, request: pb.CancelCorrectionRequest, context: Context
+    ) -> pb.CancelCorrectionResponse:
+        return pb.CancelCorrectionResponse(correction=await self._rooms.corrections.cancel(request.name))
+
     async def ReleaseCorrection(
         self, request: pb.ReleaseCorrectionRequest, context: Context
     ) -> pb.ReleaseCorrectionResponse:

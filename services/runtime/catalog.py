@@ -123,7 +123,35 @@ def correction(name: str) -> str:
 
 
 def corrected_file(correction_name: str) -> str:
-    return f"{correction_name}/model.onnx"
+    """The candidate."""
+    return onnx_of(correction_name)
+
+
+def corrected_weights(correction_name: str) -> str:
+    """The state dict of a candidate whose classifier came from a torch factory."""
+    return weights_of(correction_name)
+
+
+def training(correction_name: str, position: int) -> str:
+    """What one training of a correction gave."""
+    return f"{correction_name}/trainings/{position:03d}/training.pb"
+
+
+def checkpoint(correction_name: str, position: int) -> str:
+    return f"{correction_name}/trainings/{position:03d}/checkpoint.safetensors"
+
+
+def point(correction_name: str, position: int, number: int) -> str:
+    """What the files of one point of a training begin with."""
+    return f"{correction_name}/trainings/{position:03d}/{number:02d}"
+
+
+def onnx_of(prefix: str) -> str:
+    return f"{prefix}/model.onnx"
+
+
+def weights_of(prefix: str) -> str:
+    return f"{prefix}/weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +221,12 @@ class Catalog:
     def failures(self, run_name: str, round_: int, shard: int) -> dict[str, Array]:
         """Return what one shard found in one round, as arrays by the names of the contract."""
         return group(self.store.read_arrays(shard_result(run_name, round_, shard)), "failures")
+
+    def all_failures(self, run_name: str) -> dict[str, Array]:
+        """Return what a finished search found, shard by shard and round by round."""
+        keys = [key for key in self.store.keys(f"{run_name}/results") if key.endswith(".safetensors")]
+        found = [group(self.store.read_arrays(key), "failures") for key in keys]
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def split(self, dataset_name: str, split_name: str, model: model_pb2.Model) -> LabelledImages:
         """Return a split with its labels as the model's class ids; images stay on disk until they are used."""

@@ -11,17 +11,26 @@ from torch import nn
 _OPSET = 18
 
 
-def to_onnx(module: nn.Module, example_shape: Sequence[int], *, inputs: list[str], outputs: list[str]) -> bytes:
-    """Return a module of one input (n, *example_shape), float32, as an ONNX file for any n."""
+def to_onnx(
+    module: nn.Module,
+    example_shape: Sequence[int],
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    batch_size: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> bytes:
+    """Return a module of one input (n, *example_shape) as an ONNX file, for any n or for one batch size alone."""
     device = next(module.parameters()).device
-    example = torch.zeros(2, *example_shape, device=device)  # a batch of one would become a constant
+    # A batch of one would become a constant.
+    example = torch.zeros(batch_size or 2, *example_shape, device=device, dtype=dtype)
     with _quiet_exporter():
         program = torch.onnx.export(
             module.eval(),
             (example,),
             input_names=inputs,
             output_names=outputs,
-            dynamic_shapes=({0: torch.export.Dim("n")},),
+            dynamic_shapes=None if batch_size else ({0: torch.export.Dim("n")},),
             opset_version=_OPSET,
             dynamo=True,
             verbose=False,

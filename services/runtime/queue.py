@@ -22,8 +22,8 @@ from redis.backoff import NoBackoff
 
 # Every key that Defuse has in Redis begins like this.
 KEY = "defuse:"
-PREPARE, PLAN, IDENTIFY, DISTILL, CORRECT, EVENTS = (
-    f"{KEY}stream:{stage}" for stage in ("prepare", "plan", "identify", "distill", "correct", "events")
+PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, EVENTS = (
+    f"{KEY}stream:{stage}" for stage in ("prepare", "plan", "identify", "distill", "train", "choose", "events")
 )
 GROUP = "workers"
 MAX_DELIVERIES = 5

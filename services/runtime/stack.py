@@ -41,6 +41,7 @@ class StackSettings(BaseSettings):
     triton_repository: Path | None = Field(None, description="Model repository of that Triton server.")
     gateway_port: int = Field(0, ge=0, le=65535, description="Port of the gateway; 0 takes a free one.")
     generators: int = Field(1, ge=1, description="How many generators to start.")
+    correctors: int = Field(1, ge=1, description="How many correctors to start: they share the trainings of a sweep.")
 
 
 class LocalStack:
@@ -109,7 +110,7 @@ class LocalStack:
         for child in self._children:
             child.wait_ready(deadline)
         for name in SERVICES:
-            count = self._settings.generators if name == "generator" else 1
+            count = {"generator": self._settings.generators, "corrector": self._settings.correctors}.get(name, 1)
             for number in range(1, count + 1):
                 self._start_service(name, number, variables)
         for child in self._children:

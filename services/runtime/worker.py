@@ -37,9 +37,16 @@ class Job:
         self._publish = publish
         self._cancelled = threading.Event()
 
-    def progress(self, fraction: float, note: str, *, state: "run_pb2.Run.State.ValueType" = 0) -> None:  # type: ignore[assignment]  # 0 is unset
+    def progress(
+        self,
+        fraction: float,
+        note: str,
+        *,
+        state: "run_pb2.Run.State.ValueType" = 0,  # type: ignore[assignment]  # 0 is unset
+        training: int | None = None,
+    ) -> None:
         """Tell the gateway how far the work is; a report that is lost does no harm."""
-        step = work_pb2.StageProgress(state=state, progress=fraction, note=note)
+        step = work_pb2.StageProgress(state=state, progress=fraction, note=note, training=training)
         self._publish(work_pb2.Event(subject=self.subject, progress=step))
 
     def cancelled(self) -> bool:

@@ -120,7 +120,9 @@ def test_a_killed_corrector(local_stack: Stack, start: Start) -> None:
     _finish(local_stack, "corrector-killed")
     local_stack.defuse("annotate", "corrector-killed", "--suggested")
     with local_stack.client() as client:
-        correction = client.create_correction("corrector-killed", region_weight=0.1)
+        correction = client.create_correction(
+            "corrector-killed", region_weights=[0.1, 0.4], learning_rates=[1e-3], methods=["all_weights"]
+        )
         eventually(lambda: client.correction("corrector-killed", correction.id).progress > 0.1, within_s=120)
         local_stack.kill("corrector")
         ended = client.wait_for_correction("corrector-killed", correction.id, timeout_s=240)

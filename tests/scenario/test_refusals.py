@@ -130,10 +130,50 @@ def test_two_corrections_of_one_model_at_once(client: Client, undisturbed: Any) 
     """The second correction of a model is refused while the first is under way; it may come after it."""
     run = undisturbed["id"]
     client.annotate(run, "r1", label="7")
-    first = client.create_correction(run, epochs=1)
+    first = client.create_correction(run, epochs=1, methods=["continued"], learning_rates=[1e-3])
     with pytest.raises(Conflict, match=f"{first.id} is under way"):
         client.create_correction(run)
     assert client.wait_for_correction(run, first.id, timeout_s=240).state == "succeeded"
+
+
+def test_a_cancelled_correction(client: Client, undisturbed: Any) -> None:
+    """A cancelled correction stays cancelled, cannot be released, and the next one may begin at once."""
+    run = undisturbed["id"]
+    client.annotate(run, "r1", label="7")
+    first = client.create_correction(run, epochs=10_000)
+    assert client.cancel_correction(run, first.id).state == "cancelled"
+    with pytest.raises(NotReady, match="not finished"):
+        client.release(run, first.id)
+    second = client.create_correction(run, epochs=1, methods=["continued"], learning_rates=[1e-3])
+    ended = client.wait_for_correction(run, second.id, timeout_s=240)
+    assert ended.state == "succeeded", ended.error
+    assert client.correction(run, first.id).state == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"region_weights": [1.0]}, "lambda is 1.0"),
+        ({"methods": ["magic"]}, "'magic' is unknown.*last_layer"),
+        ({"augmentation": {"max_shift": 2.0}}, "augmentation.max_shift is 2.0"),
+        ({"augmentation": {"blur": 2.0}}, "blur"),
+        ({"margin": -0.5}, "margin is -0.5"),
+    ],
+)
+def test_corrections_that_make_no_sense(client: Client, undisturbed: Any, settings: dict[str, Any], said: str) -> None:
+    """A setting that cannot be is refused by its name."""
+    with pytest.raises(InvalidInput, match=said):
+        client.create_correction(undisturbed["id"], **settings)
+
+
+def test_a_factory_that_nobody_allowed(client: Client, undisturbed: Any) -> None:
+    """A correction that names code which its operator has not allowed fails, and says what to set."""
+    run = undisturbed["id"]
+    client.annotate(run, "r1", label="7")
+    first = client.create_correction(run, torch_factory="os:getcwd")
+    ended = client.wait_for_correction(run, first.id, timeout_s=120)
+    assert ended.state == "failed"
+    assert "DEFUSE_TORCH_FACTORIES" in ended.error
 
 
 def test_no_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,25 @@ def test_fresh_images_come_from_the_region(stack: Stack, undisturbed: Any) -> No
     assert np.array_equal(images, again)
 
 
+def check_everything_was_tried(corrected: Any) -> None:
+    """Each method with each lambda that it has; the rule's choice is among the points, and the baselines are behind."""
+    points = corrected["points"]
+    assert [(point["method"], point["region_weight"], point["share"]) for point in points] == [
+        ("all_weights", 0.1, 1.0),
+        *(("last_layer", weight, 1.0) for weight in (0.1, 0.4)),
+        *(("interpolation", 0.4, share) for share in (0.2, 0.4, 0.6, 0.8)),
+        ("all_weights", 0.4, 1.0),
+        *(("unclustered", weight, 1.0) for weight in (0.1, 0.4)),
+        ("continued", 0.0, 1.0),
+    ]
+    accepted = [point for point in points if point["test_change"]["low"] > -corrected["config"]["margin"]]
+    [chosen] = [point for point in points if point["chosen"]]
+    assert corrected["choice"]["non_inferior"] is bool(accepted)
+    assert chosen["regions"]["value"] == max(point["regions"]["value"] for point in accepted or [chosen])
+    baselines = [point for point in points if point["method"] in {"unclustered", "continued"}]
+    assert all(point["regions"]["value"] < chosen["regions"]["value"] for point in baselines)
+
+
 @pytest.mark.usefixtures("undisturbed")
 def test_the_spot_is_closed_released_and_undone(local_stack: Stack, planted: Planted, tmp_path: Path) -> None:
     """Annotate, correct, release: version 2 reads real held-out images of the spot; rollback gives version 1."""
@@ -66,8 +85,11 @@ def test_the_spot_is_closed_released_and_undone(local_stack: Stack, planted: Pla
     assert accuracy(stack, planted.spot, spot_labels, version=1) < 0.3
     stack.defuse("annotate", "undisturbed", "r1", "--label", str(TRUE), "--annotator", "tester")
     stack.defuse("annotate", "undisturbed", "--suggested")
-    corrected = stack.defuse("correct", "undisturbed", "--lambda", "0.1", "--wait")
+    corrected = stack.defuse(
+        "correct", "undisturbed", "--lambda", "0.1,0.4", "--learning-rate", "1e-3", "--method", "all", "--wait"
+    )
     assert corrected["state"] == "succeeded"
+    check_everything_was_tried(corrected)
     assert corrected["regions"][0]["before"]["value"] < 0.2
     assert corrected["regions"][0]["after"]["value"] > 0.6
     assert max(corrected["parity"].values()) < 1e-3
@@ -90,6 +112,7 @@ def test_the_spot_is_closed_released_and_undone(local_stack: Stack, planted: Pla
     page = Path(stack.defuse("report", "undisturbed", "--out", tmp_path / "report")["html"])
     assert "data:image/png;base64" in page.read_text()
     assert "Correction c1" in page.read_text()
+    assert '<span class="wrong">1</span> &rarr; <span class="right">7</span>' in page.read_text()
 
     assert stack.defuse("rollback", MODEL)["version"] == 1
     assert stack.defuse("models", "list")[0]["champion_version"] == 1

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from defuse import names, tensors
 from defuse.connection import Connection, find_gateway
+from defuse.correction_settings import CorrectionSettings, correction_config
 from defuse.errors import InvalidInput
 from defuse.latent_space import LatentSpace
 from defuse.run_settings import RunSettings, run_config
 from defuse.uploads import dataset_file, read_file, upload_bytes, upload_file
-from defuse.v1 import annotation_pb2, correction_pb2, generator_service_pb2, model_pb2
+from defuse.v1 import annotation_pb2, generator_service_pb2, model_pb2
 from defuse.v1 import (
     gateway_service_pb2 as pb,
 )
@@ -249,13 +250,9 @@ class Client:
 
     # Corrections.
 
-    def create_correction(
-        self, run_id: str, *, region_weight: float = 0.3, epochs: int = 0, learning_rate: float = 0.0, seed: int = 0
-    ) -> Correction:
-        """Start a correction with the labelled regions of a run; `region_weight` is lambda."""
-        config = correction_pb2.CorrectionConfig(
-            region_weight=region_weight, epochs=epochs, learning_rate=learning_rate, seed=seed
-        )
+    def create_correction(self, run_id: str, **settings: Any) -> Correction:
+        """Start a correction with the labelled regions of a run. `settings` are those of `CorrectionSettings`."""
+        config = correction_config(self._connection, CorrectionSettings(**settings))
         answer = self._connection.call(
             "CreateCorrection", pb.CreateCorrectionRequest(run=names.run(run_id), config=config)
         )
@@ -284,6 +281,11 @@ class Client:
         for answer in self._connection.watch("WatchCorrection", request, timeout_s):
             on_change(Correction.from_proto(answer.correction))
         return self.correction(run_id, correction_id)
+
+    def cancel_correction(self, run_id: str, correction_id: str) -> Correction:
+        """Stop a correction."""
+        request = pb.CancelCorrectionRequest(name=names.correction(run_id, correction_id))
+        return Correction.from_proto(self._connection.call("CancelCorrection", request).correction)
 
     def release(self, run_id: str, correction_id: str) -> Release:
         """Publish a correction as a new version of its model."""

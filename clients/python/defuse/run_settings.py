@@ -1,17 +1,16 @@
 """The settings of a run as its creator gives them, and as they are sent."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from defuse import names
 from defuse.connection import Connection
-from defuse.errors import InvalidInput
+from defuse.messages import message
 from defuse.uploads import read_file, upload_bytes
 from defuse.v1 import run_pb2
 
-T = TypeVar("T")
 Section = Mapping[str, Any]
 
 
@@ -53,11 +52,11 @@ def run_config(connection: Connection, settings: RunSettings) -> run_pb2.RunConf
         model_version=settings.model_version,
         dataset=names.dataset(settings.dataset),
         seed=settings.seed,
-        search=_message(run_pb2.SearchConfig, _with_enums(settings.search, "strategy", "noise")),
-        vae=_message(run_pb2.VaeConfig, vae),
-        validity=_message(run_pb2.ValidityConfig, validity),
-        preflight=_message(run_pb2.PreflightConfig, settings.preflight),
-        mixture=_message(run_pb2.MixtureConfig, _with_enums(settings.mixture, "kind")),
+        search=message(run_pb2.SearchConfig, _with_enums(settings.search, "strategy", "noise")),
+        vae=message(run_pb2.VaeConfig, vae),
+        validity=message(run_pb2.ValidityConfig, validity),
+        preflight=message(run_pb2.PreflightConfig, settings.preflight),
+        mixture=message(run_pb2.MixtureConfig, _with_enums(settings.mixture, "kind")),
     )
 
 
@@ -65,10 +64,3 @@ def _with_enums(section: Section, *enums: str) -> dict[str, Any]:
     """Return the section with the contract's name for a word such as `uniform`."""
     words = {name: section[name] for name in enums if section.get(name)}
     return {**section, **{name: f"{name.upper()}_{word.upper()}" for name, word in words.items()}}
-
-
-def _message(kind: Callable[..., T], values: Section) -> T:
-    try:
-        return kind(**{name: value for name, value in values.items() if value is not None})
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"settings {dict(values)} are not valid: {error}") from error

@@ -3,62 +3,78 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.corrector.curriculum import JITTER_SD, RegionData, region_images, sample_region
+from services.corrector.curriculum import RegionData, region_latents, sample_region
 
 Array = npt.NDArray[Any]
 
 
-def planted(count: int = 30, centre: float = 0.0, seed: int = 0) -> Array:
-    """Plant failures with deviations 1, 10 and 0 around a centre."""
-    spread = np.random.default_rng(seed).standard_normal((count, 3)) * [1, 10, 0]
-    return np.asarray(spread + centre, np.float32)
+def planted(count: int = 30, centre: float = 0.0, label: int = 1, seed: int = 0) -> RegionData:
+    """Plant failures around a centre, narrow in the first dimension and wide in the second."""
+    spread = np.random.default_rng(seed).standard_normal((count, 3)) * [1, 10, 1]
+    latent = np.asarray(spread + centre, np.float32)
+    return RegionData(latent=latent, mean=np.full(3, centre), covariance=np.diag([1.0, 100.0, 1.0]), label=label)
 
 
-def as_images(z: Array) -> Array:
-    return z.reshape(len(z), 1, 1, 3)
+def everything(z: Array) -> Array:
+    return np.ones(len(z), bool)
 
 
-def test_every_failure_is_drawn_once_before_any_new_one() -> None:
-    """The known failures come first, each once and unchanged."""
-    latent = planted()
-    drawn = sample_region(latent, 100, np.random.default_rng(0))
-    assert drawn.shape == (100, 3)
-    np.testing.assert_array_equal(np.unique(drawn[:30], axis=0), np.unique(latent, axis=0))
+def one_hot_of_sign(z: Array) -> Array:
+    """Believe that latents of a positive first dimension are of class 1, others of class 0."""
+    return np.stack([z[:, 0] <= 0, z[:, 0] > 0], axis=1).astype(np.float64)
 
 
-def test_what_is_beyond_them_are_small_steps() -> None:
-    """Further draws are new: a normal step of a tenth of the region's deviation in each dimension, from any failure."""
-    latent = np.array([[-10, 100, 3], [10, -100, 3]], np.float32)
-    drawn = sample_region(latent, 4002, np.random.default_rng(0))[2:]
-    first = drawn[:, 0] < 0
-    assert 0.45 < first.mean() < 0.55
-    step = drawn - latent[np.where(first, 0, 1)]
-    np.testing.assert_allclose(step.std(axis=0), JITTER_SD * np.array([10, 100, 0]), rtol=0.05)
-    np.testing.assert_allclose(step.mean(axis=0), 0, atol=0.5)
+def test_images_are_fresh_draws_from_the_gaussian() -> None:
+    """Draws have the region's mean and covariance, and are no known failure."""
+    region = planted(centre=5)
+    drawn = sample_region(region, 20_000, everything, np.random.default_rng(1))
+    np.testing.assert_allclose(drawn.mean(axis=0), 5, atol=0.3)
+    np.testing.assert_allclose(np.cov(drawn.T), np.diag([1, 100, 1]), atol=3)
+    assert not {tuple(row) for row in drawn} & {tuple(row) for row in region.latent}
 
 
-def test_fewer_draws_than_failures() -> None:
-    """A part of a large region is drawn without repetition."""
-    latent = planted(count=500)
-    drawn = sample_region(latent, 100, np.random.default_rng(0))
-    assert len(np.unique(drawn, axis=0)) == 100
-    assert {tuple(row) for row in drawn} <= {tuple(row) for row in latent}
+def test_draws_still_carry_the_label() -> None:
+    """What no longer carries it is drawn again."""
+    drawn = sample_region(planted(), 1000, lambda z: z[:, 0] > 0, np.random.default_rng(0))
+    assert len(drawn) == 1000
+    assert (drawn[:, 0] > 0).all()
+
+
+def test_where_hardly_any_draw_carries_the_label_failures_fill_up() -> None:
+    """A region is never short of images, and never filled with what is not its label: its failures come in turn."""
+    region = planted()
+    drawn = sample_region(region, 60, lambda z: np.zeros(len(z), bool), np.random.default_rng(0))
+    found, counts = np.unique(drawn, axis=0, return_counts=True)
+    np.testing.assert_array_equal(found, np.unique(region.latent, axis=0))
+    assert set(counts) == {2}
+    few = sample_region(region, 10, lambda z: np.zeros(len(z), bool), np.random.default_rng(0))
+    assert len(np.unique(few, axis=0)) == 10
+
+
+def test_a_single_failure_is_repeated() -> None:
+    """Nothing is made up around a failure that was labelled by itself."""
+    single = RegionData.single(np.array([1, 2, 3], np.float32), 0)
+    drawn = sample_region(single, 5, everything, np.random.default_rng(0))
+    np.testing.assert_array_equal(drawn, [[1, 2, 3]] * 5)
 
 
 def test_regions_count_the_same_whatever_their_size() -> None:
-    """Each region gives as many images, decoded, with the annotator's label."""
-    regions = [RegionData(latent=planted(5, -100), label=2), RegionData(latent=planted(80, 100), label=0)]
-    data = region_images(regions, per_region=20, decode=as_images, seed=0)
-    np.testing.assert_array_equal(data.labels, [2] * 20 + [0] * 20)
-    assert data.images.shape == (40, 1, 1, 3)
-    np.testing.assert_array_equal(data.images[..., 2].ravel() > 0, data.labels == 0)
+    """Each region gives as many latents, with the annotator's label, and they carry it."""
+    regions = [planted(5, -3, label=0), planted(80, 3, label=1)]
+    latent, labels = region_latents(
+        regions, per_region=200, believed=one_hot_of_sign, min_label_probability=0.9, seed=0
+    )
+    np.testing.assert_array_equal(labels, [0] * 200 + [1] * 200)
+    assert latent.shape == (400, 3)
+    assert (latent[:200, 0] <= 0).all()
+    assert (latent[200:, 0] > 0).all()
 
 
-def test_same_seed_same_images() -> None:
-    """The images are the regions and the seed."""
-    regions = [RegionData(latent=planted(), label=1)]
+def test_same_seed_same_latents() -> None:
+    """They are the regions and the seed."""
     first, second, other = (
-        region_images(regions, per_region=64, decode=as_images, seed=seed).images for seed in (1, 1, 2)
+        region_latents([planted()], per_region=64, believed=one_hot_of_sign, min_label_probability=0.9, seed=seed)[0]
+        for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()

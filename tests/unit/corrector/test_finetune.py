@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from services.corrector.finetune import Labelled, Schedule, finetune, mixed_loss
+from services.corrector.finetune import Fitting, Inputs, Labelled, Mix, Outcome, finetune
+from services.corrector.training_state import JUDGEMENTS, PATIENCE, Schedule
 
 Array = npt.NDArray[Any]
 CPU = torch.device("cpu")
@@ -64,22 +65,35 @@ def region(seed: int = 0) -> Recorded:
     return Recorded(x, np.ones(60, np.int64))
 
 
-def train(
+NOTHING = Labelled(fetch=lambda rows: rows, labels=np.zeros(0, np.int64))
+
+
+def fitting(
     schedule: Schedule = SCHEDULE,
     *,
     module: nn.Module | None = None,
     data: Recorded | None = None,
     added: Recorded | None = None,
-    on_step: Callable[[int, int, float], None] = lambda *_: None,
-) -> nn.Module:
-    return finetune(
-        module or network(),
-        (data or original()).labelled(),
-        (added or region()).labelled(),
-        schedule,
-        device=CPU,
-        on_step=on_step,
+    held_out: tuple[Recorded, Recorded] | None = None,
+    augment: Callable[[Array, Array], Array] = lambda images, _: images,
+) -> Fitting:
+    judging = Mix(original=NOTHING, regions=NOTHING)
+    if held_out:
+        judging = Mix(original=held_out[0].labelled(), regions=held_out[1].labelled())
+    return Fitting(
+        network=module or network(),
+        data=Mix(original=(data or original()).labelled(), regions=(added or region()).labelled()),
+        held_out=judging,
+        inputs=Inputs(prepare=lambda images: images, augment=augment),
+        schedule=schedule,
     )
+
+
+def train(schedule: Schedule = SCHEDULE, **parts: Any) -> nn.Module:
+    """Train without anything held out; return the network."""
+    ready = fitting(schedule, **parts)
+    finetune(ready, device=CPU)
+    return ready.network
 
 
 def weights(module: nn.Module) -> list[Array]:
@@ -91,15 +105,10 @@ def accuracy(module: nn.Module, data: Recorded) -> float:
         return float((module(torch.from_numpy(data.inputs)).argmax(1).numpy() == data.labels).mean())
 
 
-def test_mixed_loss() -> None:
-    """The loss is (1 - lambda) CE(original) + lambda CE(regions)."""
-    assert float(mixed_loss(torch.tensor(2.0), torch.tensor(10.0), 0.25)) == pytest.approx(4.0)
-
-
 def test_the_loss_reported_is_the_mixed_loss() -> None:
     """The first step's loss is the formula over the two batches that were fetched."""
     data, added, losses = original(), region(), []
-    train(data=data, added=added, on_step=lambda step, steps, loss: losses.append(loss))
+    finetune(fitting(data=data, added=added), device=CPU, on_step=lambda step, steps, loss: losses.append(loss))
     logits = [network()(torch.from_numpy(part.inputs[part.fetched[0]])) for part in (data, added)]
     labels = [torch.from_numpy(part.labels[part.fetched[0]]) for part in (data, added)]
     first, second = (F.cross_entropy(a, b) for a, b in zip(logits, labels, strict=True))
@@ -107,19 +116,24 @@ def test_the_loss_reported_is_the_mixed_loss() -> None:
 
 
 def test_lambda_0_is_plain_training() -> None:
-    """With lambda 0 the weights are those of Adam with a cosine on the original data alone."""
+    """With lambda 0 the weights are those of Adam on the original data alone."""
     data = original()
     trained = train(replace(SCHEDULE, region_weight=0.0), data=data)
     plain = network()
     adam = torch.optim.Adam(plain.parameters(), lr=SCHEDULE.learning_rate)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=len(data.fetched))
-    for rows in data.fetched:
+    for step, rows in enumerate(data.fetched):
+        adam.param_groups[0]["lr"] = SCHEDULE.rate_at((step + 0.5) / len(data.fetched))
         adam.zero_grad()
         F.cross_entropy(plain(torch.from_numpy(data.inputs[rows])), torch.from_numpy(data.labels[rows])).backward()
         adam.step()
-        cosine.step()
     for one, other in zip(weights(trained), weights(plain), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    """It begins near nothing, is at its peak after a twentieth of the steps, half of it halfway down, and ends at 0."""
+    rates = [SCHEDULE.rate_at(progress) for progress in (0.005, 0.05, 0.525, 1.0)]
+    np.testing.assert_allclose(rates, np.array([0.1, 1, 0.5, 0]) * SCHEDULE.learning_rate, atol=1e-12)
 
 
 def test_same_seed_same_weights() -> None:
@@ -155,8 +169,8 @@ def test_data_smaller_than_a_batch() -> None:
 @pytest.mark.parametrize(("fixed", "batch"), [(8, 32), (12, 36), (50, 50)])
 def test_fixed_batch_size_is_respected(fixed: int, batch: int) -> None:
     """A graph with a batch size of its own sees exactly that many images a pass; the step takes a multiple of it."""
-    watched, data = Watched(network()), original()
-    train(replace(SCHEDULE, fixed_batch_size=fixed), module=watched, data=data)
+    watched, data, held_out = Watched(network()), original(), (original(1), region(1))
+    train(replace(SCHEDULE, fixed_batch_size=fixed), module=watched, data=data, held_out=held_out)
     assert set(watched.sizes) == {fixed}
     assert {len(rows) for rows in data.fetched} == {batch}
 
@@ -187,12 +201,12 @@ def test_learns_a_planted_region_and_keeps_the_rest() -> None:
 
 
 def test_the_network_comes_back_ready_to_answer() -> None:
-    """The very network that was given comes back, in evaluation mode; what does not require a gradient is as it was."""
+    """The very network that was given is in evaluation mode; what does not require a gradient is as it was."""
     module = network()
     frozen = next(module.parameters())
     frozen.requires_grad_(requires_grad=False)
     before = frozen.clone()
-    assert train(module=module) is module
+    train(module=module)
     assert not module.training
     assert torch.equal(frozen, before)
 
@@ -208,6 +222,94 @@ def test_steps_are_reported_and_can_stop_the_training() -> None:
 
     data = original()
     with pytest.raises(KeyboardInterrupt):
-        train(data=data, on_step=stop)
+        finetune(fitting(data=data), device=CPU, on_step=stop)
     assert steps == [(1, 10), (2, 10), (3, 10)]
     assert len(data.fetched) == 3
+
+
+class Judged(nn.Module):
+    """A network of one weight, whose loss on the held-out data says what the weight is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1] * torch.stack([self.weight, -self.weight], dim=1).reshape(1, 2)
+
+
+def pulling(sign: float, rows: int = 32) -> Recorded:
+    """Plant a data set whose loss falls as the weight goes up, for a sign of 1, or down."""
+    return Recorded(np.full((rows, 2), sign, np.float32), np.zeros(rows, np.int64))
+
+
+def test_the_weights_with_the_lowest_held_out_loss_are_kept() -> None:
+    """Where training leads away from the held-out data it stops, with the weights of its first judgement."""
+    schedule = replace(SCHEDULE, epochs=40, batch_size=8)
+    against = fitting(schedule, module=Judged(), data=pulling(1), added=pulling(1), held_out=(pulling(-1), pulling(-1)))
+    steps = 40 * 4
+    outcome = finetune(against, device=CPU)
+    every = steps // JUDGEMENTS
+    assert outcome == Outcome(steps=every * (1 + PATIENCE), best_step=every)
+    kept = float(next(against.network.parameters()).detach())
+    whole = fitting(schedule, module=Judged(), data=pulling(1), added=pulling(1))
+    assert finetune(whole, device=CPU) == Outcome(steps=steps, best_step=steps)
+    assert 0 < kept < float(next(whole.network.parameters()).detach())
+
+
+def test_a_training_that_gets_better_goes_to_its_end() -> None:
+    """Held-out data of the same kind stops nothing."""
+    ready = fitting(module=Judged(), data=pulling(1), added=pulling(1), held_out=(pulling(1), pulling(1)))
+    assert finetune(ready, device=CPU) == Outcome(steps=2, best_step=2)
+
+
+def test_both_parts_of_the_held_out_data_judge() -> None:
+    """The held-out loss is mixed by lambda, too: what is gained in the regions can outweigh what is lost elsewhere."""
+    for weight, best in ((0.9, 160), (0.1, 13)):
+        schedule = replace(SCHEDULE, epochs=40, batch_size=8, region_weight=weight)
+        ready = fitting(
+            schedule, module=Judged(), data=pulling(1), added=pulling(1), held_out=(pulling(-1), pulling(1))
+        )
+        assert finetune(ready, device=CPU).best_step == best
+
+
+@pytest.mark.parametrize("killed_after", [1, 4])
+def test_a_killed_training_goes_on_to_the_same_weights(killed_after: int) -> None:
+    """From its last checkpoint it ends where it would have ended: weights, moments, draws and the best so far."""
+    schedule = replace(SCHEDULE, epochs=12)
+    held_out = (original(1), region(1))
+    checkpoints: list[bytes] = []
+
+    def keep(file: bytes) -> None:
+        checkpoints.append(file)
+        if len(checkpoints) == killed_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(fitting(schedule, held_out=held_out), device=CPU, on_checkpoint=keep)
+    resumed, whole = fitting(schedule, held_out=held_out), fitting(schedule, held_out=held_out)
+    steps: list[int] = []
+    outcome = finetune(resumed, device=CPU, checkpoint=checkpoints[-1], on_step=lambda step, *_: steps.append(step))
+    assert outcome == finetune(whole, device=CPU)
+    assert steps[0] == killed_after * (60 // JUDGEMENTS) + 1
+    for one, other in zip(weights(resumed.network), weights(whole.network), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_augmentation_is_drawn_anew_at_every_step_and_for_training_alone() -> None:
+    """Each image of each batch gets draws of its own, the same ones with the same seed; held-out images get none."""
+    seen: list[Array] = []
+
+    def augment(images: Array, draws: Array) -> Array:
+        seen.append(draws)
+        return images
+
+    held_out = (original(1), region(1))
+    train(augment=augment, held_out=held_out)
+    assert {draws.shape for draws in seen} == {(32, 4)}
+    assert len(seen) == 2 * 10
+    assert len(np.unique(np.concatenate(seen).ravel())) == 20 * 32 * 4
+    first = np.concatenate(seen)
+    seen.clear()
+    train(augment=augment, held_out=held_out)
+    np.testing.assert_array_equal(np.concatenate(seen), first)

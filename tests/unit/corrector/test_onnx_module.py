@@ -139,3 +139,33 @@ def test_module_survives_copying_and_its_state_dict() -> None:
     assert not torch.allclose(twin(x), module(x))
     twin.load_state_dict(module.state_dict())
     torch.testing.assert_close(twin(x), module(x))
+
+
+LAST_LAYERS = {
+    "gemm": (
+        """<float[3,2] w = {1,2,3,4,5,6}, float[2] b = {1,2}, float[3,3] v = {1,2,3,4,5,6,7,8,9}>
+        { a = MatMul(x, v) c = Relu(a) y = Gemm(c, w, b) }""",
+        {"w", "b"},
+    ),
+    "product, then bias and softmax": (
+        """<float[3,2] w = {1,2,3,4,5,6}, float[2] b = {1,2}, float[3] k = {1,2,3}>
+        { r = Relu(x) s = Mul(r, k) a = MatMul(s, w) c = Add(b, a) y = Softmax(c) }""",
+        {"w", "b"},
+    ),
+    "transposed weights": (
+        """<float[2,3] w = {1,2,3,4,5,6}> { a = Relu(x) t = Transpose(w) y = MatMul(a, t) }""",
+        {"w"},
+    ),
+    "two paths to the output": (
+        """<float[3,2] w = {1,2,3,4,5,6}, float[3,2] v = {1,2,3,4,5,6}>
+        { a = Relu(x) b = MatMul(a, w) c = MatMul(a, v) y = Add(b, c) }""",
+        set[str](),
+    ),
+    "no weights": ("{ a = Relu(x) y = Neg(a) }", set[str]()),
+}
+
+
+@pytest.mark.parametrize(("body", "names"), LAST_LAYERS.values(), ids=LAST_LAYERS.keys())
+def test_the_last_layer(body: str, names: set[str]) -> None:
+    """It is the last product of weights with features, with what is added after it; where paths meet there is none."""
+    assert OnnxModule(graph(body)).last_layer == names

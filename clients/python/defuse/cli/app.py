@@ -21,6 +21,7 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(runs.app, name="runs")
 app.add_typer(regions.app, name="regions")
+app.add_typer(corrections.app, name="corrections")
 app.command()(regions.annotate)
 app.command()(corrections.correct)
 app.command()(corrections.release)

@@ -1,6 +1,6 @@
 """What the client returns: small frozen values, with plain ids instead of resource names."""
 
-from defuse.values.correction import Correction, RegionChange
+from defuse.values.correction import Choice, Correction, CorrectionPoint, PairedDifference, RegionChange
 from defuse.values.dataset import Dataset
 from defuse.values.estimate import Estimate
 from defuse.values.failure import CostEstimate, Failure, FailureBatch
@@ -10,7 +10,9 @@ from defuse.values.run import GroupCounts, Preflight, Run, SearchCounts
 
 __all__ = [
     "Annotation",
+    "Choice",
     "Correction",
+    "CorrectionPoint",
     "CostEstimate",
     "Dataset",
     "Estimate",
@@ -19,6 +21,7 @@ __all__ = [
     "GroupCounts",
     "Images",
     "Model",
+    "PairedDifference",
     "Preflight",
     "Preprocessing",
     "RealImage",

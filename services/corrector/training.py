@@ -1,0 +1,148 @@
+"""The corrector's first stage: one training of those that a correction tries, and the points that come out of it."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from defuse.v1 import correction_pb2, work_pb2
+from defuse.v1.correction_pb2 import Training
+from torch import Tensor
+
+from services.corrector.export import export
+from services.corrector.finetune import Fitting, Outcome, finetune
+from services.corrector.fitting import read_fitting
+from services.corrector.materials import Materials
+from services.corrector.measuring import Yardstick
+from services.corrector.networks import Network, real_inputs
+from services.corrector.processes import ALONE, Abandoned, Processes
+from services.corrector.torch_module import TorchModule
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.worker import Job
+
+# Shares of the way from the weights before to those after that interpolation measures.
+SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+# Of the progress of a training; the rest is measuring.
+_STEPS_SHARE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """What the stage reads from, and where it computes."""
+
+    store: ArtifactStore
+    device: torch.device
+    # Modules and functions that may be named as torch factory.
+    factories: Sequence[str] = ()
+    processes: Processes = ALONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Announced:
+    """What the first of several processes tells the others to train."""
+
+    # TrainWork, serialized.
+    work: bytes
+    checkpoint: bytes | None
+
+
+def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Event:
+    """Train in one of the ways that a correction tries; a training that is stored already is not made again."""
+    name, store = work.correction.name, trainer.store
+    key = catalog.training(name, work.training)
+    if not store.exists(key):
+        store.write_message(key, _train(trainer, work, job))
+    store.remove(catalog.checkpoint(name, work.training))
+    event = work_pb2.Event(subject=name)
+    event.trained.position = work.training
+    event.trained.training.CopyFrom(store.read_message(key, Training))
+    return event
+
+
+def follow(trainer: Trainer, announced: Announced) -> None:
+    """Take this process's part in a training that the first process has announced."""
+    work = work_pb2.TrainWork.FromString(announced.work)
+    materials = Materials(trainer.store, work.correction)
+    _, fitting = read_fitting(materials, work.correction.trainings[work.training], trainer.factories)
+    with suppress(Abandoned):
+        finetune(fitting, device=trainer.device, checkpoint=announced.checkpoint, processes=trainer.processes)
+
+
+def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
+    wanted = work.correction.trainings[work.training]
+    materials = Materials(trainer.store, work.correction)
+    _say(job, work, 0.0, "drawing images")
+    network, fitting = read_fitting(materials, wanted, trainer.factories)
+    before = _weights_of(network)
+    outcome = _finetuned(trainer, fitting, work, job)
+    done = Training(
+        method=wanted.method,
+        region_weight=wanted.region_weight,
+        learning_rate=wanted.learning_rate,
+        steps=outcome.steps,
+        best_step=outcome.best_step,
+    )
+    after, yardstick = _weights_of(network.cpu()), Yardstick(materials)
+    shares = SHARES if wanted.method == Training.METHOD_INTERPOLATION else (1.0,)
+    for number, share in enumerate(shares):
+        job.check_cancelled()
+        _say(job, work, _STEPS_SHARE, "exporting and measuring")
+        _interpolate(network, before, after, share)
+        point = _point(materials, network, yardstick, catalog.point(work.correction.name, work.training, number))
+        point.share = share
+        done.points.append(point)
+    return done
+
+
+def _finetuned(trainer: Trainer, fitting: Fitting, work: work_pb2.TrainWork, job: Job) -> Outcome:
+    """Train, from the last checkpoint where a worker died, together with the other processes where there are any."""
+    key = catalog.checkpoint(work.correction.name, work.training)
+    checkpoint = trainer.store.read_bytes(key) if trainer.store.exists(key) else None
+
+    def on_step(step: int, steps: int, loss: float) -> None:
+        job.check_cancelled()
+        if step % 10 == 0 or step == steps:
+            _say(job, work, _STEPS_SHARE * step / steps, f"step {step} of {steps}, loss {loss:.4f}")
+
+    trainer.processes.announce(Announced(work=work.SerializeToString(), checkpoint=checkpoint))
+    return finetune(
+        fitting,
+        device=trainer.device,
+        on_step=on_step,
+        checkpoint=checkpoint,
+        on_checkpoint=lambda file: trainer.store.write_bytes(key, file),
+        processes=trainer.processes,
+    )
+
+
+def _weights_of(network: Network) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in network.named_parameters()}
+
+
+def _interpolate(network: Network, before: dict[str, Tensor], after: dict[str, Tensor], share: float) -> None:
+    """Give the network the weights on the line from before (0) to after (1)."""
+    line = {name: torch.lerp(before[name], after[name], share) for name in after}
+    network.load_state_dict(line, strict=False)
+
+
+def _point(materials: Materials, network: Network, yardstick: Yardstick, prefix: str) -> correction_pb2.Point:
+    """Export the network, store its file and measure it."""
+    model = materials.model
+    largest = model.fixed_batch_size or model.max_batch_size
+    sizes = sorted({largest} if model.fixed_batch_size else {1, 2, largest})
+    file, parity = export(network, real_inputs(materials, largest), sizes)
+    materials.store.write_bytes(catalog.onnx_of(prefix), file)
+    if isinstance(network, TorchModule):
+        materials.store.write_bytes(catalog.weights_of(prefix), network.weights())
+    point = yardstick.measure(file)
+    for entry in parity:
+        point.parity.add(batch_size=entry.batch_size, max_abs_difference=entry.max_abs_difference)
+    return point
+
+
+def _say(job: Job, work: work_pb2.TrainWork, fraction: float, note: str) -> None:
+    training = work.correction.trainings[work.training]
+    method = Training.Method.Name(training.method).removeprefix("METHOD_").lower().replace("_", " ")
+    settings = f"lambda {training.region_weight:g}, learning rate {training.learning_rate:g}"
+    job.progress(fraction, f"{method}, {settings}: {note}", training=work.training)

@@ -1,0 +1,144 @@
+"""A fine-tuning between two steps: weights, moments of Adam, the best weights so far; written down and taken up."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from services.corrector.augmentation import Array
+from services.corrector.processes import Processes
+
+# A small data set has few batches; weights move by steps.
+MIN_EPOCHS, MIN_STEPS = 2, 300
+# Share of the steps on which the rate rises: Adam's first steps are as large as its rate, whatever the gradient.
+_WARMUP = 0.05
+# How often in a training the held-out loss is asked for, and how often in a row it may fail to fall.
+JUDGEMENTS, PATIENCE = 12, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast. Adam; its rate rises to `learning_rate` and falls to zero along a cosine."""
+
+    # 0 takes at least `MIN_EPOCHS`, and as many as give `MIN_STEPS`.
+    epochs: int
+    learning_rate: float
+    region_weight: float
+    seed: int
+    batch_size: int = 128
+    # 0 for a graph that takes any batch; otherwise every forward pass has exactly this many images.
+    fixed_batch_size: int = 0
+    # The graph answers probabilities; their logarithm enters the loss.
+    probabilities: bool = False
+
+    @property
+    def unit(self) -> int:
+        """Images that must stay together: the batch of a graph that has a batch size of its own."""
+        return self.fixed_batch_size or 1
+
+    @property
+    def whole_batch(self) -> int:
+        """The batch size, rounded up to whole units."""
+        return -(-self.batch_size // self.unit) * self.unit
+
+    def epochs_over(self, count: int) -> int:
+        """Return how often `count` images are gone through."""
+        return self.epochs or max(MIN_EPOCHS, -(-MIN_STEPS * self.whole_batch // count))
+
+    def rate_at(self, progress: float) -> float:
+        """Return the learning rate at a share of all steps, in [0, 1]."""
+        if progress < _WARMUP:
+            return self.learning_rate * progress / _WARMUP
+        return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP)))
+
+
+class TrainingState:
+    """Weights on their way. Only parameters that require a gradient are trained, judged and written down."""
+
+    def __init__(self, network: nn.Module, schedule: Schedule, count: int) -> None:
+        self._network, self._schedule, self._count = network, schedule, count
+        self.weights: dict[str, Tensor] = {
+            name: weight for name, weight in network.named_parameters() if weight.requires_grad
+        }
+        self._optimizer = torch.optim.Adam(self.weights.values(), lr=schedule.learning_rate)
+        self.steps = schedule.epochs_over(count) * -(-count // schedule.whole_batch)
+        self.step, self._failed = 0, 0
+        self._best: dict[str, Tensor] = {}
+        self._best_step, self._best_loss = 0, math.inf
+
+    def batches(self) -> Iterator[tuple[int, Array]]:
+        """Yield the number of each step to come and its rows, full batches, until the end or nothing gets better.
+
+        The last batch of an epoch is filled up with rows of the same epoch.
+        """
+        generator, size = np.random.default_rng([self._schedule.seed, 0]), self._schedule.whole_batch
+        step = 0
+        while step < self.steps:
+            order = generator.permutation(self._count)
+            for rows in np.resize(order, -(-self._count // size) * size).reshape(-1, size):
+                step += 1
+                if step > self.step:
+                    yield step, rows
+                if self._failed >= PATIENCE:
+                    return
+
+    def descend(self, loss: Tensor, processes: Processes) -> float:
+        """Take a step against the gradient of a loss; return the loss, summed over the processes."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._schedule.rate_at((self.step + 0.5) / self.steps)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total = processes.sum_gradients(self.weights.values(), loss.detach())
+        self._optimizer.step()
+        self.step += 1
+        return total
+
+    def is_to_be_judged(self) -> bool:
+        """Say whether the held-out loss is due: some times in a training, and at its end."""
+        return self.step % max(1, self.steps // JUDGEMENTS) == 0 or self.step == self.steps
+
+    def judge(self, held_out_loss: float) -> None:
+        """Keep the weights if they are the best so far."""
+        if held_out_loss < self._best_loss:
+            self._best = {name: weight.detach().clone() for name, weight in self.weights.items()}
+            self._best_step, self._best_loss, self._failed = self.step, held_out_loss, 0
+        else:
+            self._failed += 1
+
+    def take_best(self) -> int:
+        """Give the network the best weights, the present ones where none were judged; return the step they are from."""
+        if self._best:
+            self._network.load_state_dict(self._best, strict=False)
+        return self._best_step or self.step
+
+    def to_bytes(self) -> bytes:
+        """Return a checkpoint as a safetensors file."""
+        moments = self._optimizer.state_dict()["state"]
+        tensors = {f"now.{name}": weight for name, weight in self.weights.items()}
+        tensors |= {f"best.{name}": weight for name, weight in self._best.items()}
+        tensors |= {f"adam.{index}.{name}": value for index, state in moments.items() for name, value in state.items()}
+        tensors["counts"] = torch.tensor([self.step, self._failed, self._best_step])
+        tensors["best_loss"] = torch.tensor(self._best_loss, dtype=torch.float64)
+        return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+    def restore(self, checkpoint: bytes) -> None:
+        """Go on where `to_bytes` left off."""
+        tensors = safetensors.torch.load(checkpoint)
+        self.step, self._failed, self._best_step = tensors["counts"].tolist()
+        self._best_loss = tensors["best_loss"].item()
+        self._network.load_state_dict(_below("now.", tensors), strict=False)
+        best = _below("best.", tensors)
+        self._best = {name: value.to(self.weights[name].device) for name, value in best.items()}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _below("adam.", tensors).items():
+            index, moment = name.split(".")
+            moments.setdefault(int(index), {})[moment] = value
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,50 @@
+"""Trains as one of several processes that torchrun starts; the first one decides, and writes what came out."""
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from defuse.errors import Cancelled
+
+from services.corrector.finetune import finetune
+from services.corrector.processes import Abandoned, crew_of_torchrun
+from tests.unit.corrector.trainings import CPU, fitting, weights
+
+STOPPED_AT = 7
+
+
+def main() -> None:
+    """Two trainings in a row: the first one is stopped in its midst, the second one goes to its end."""
+    torch.set_num_threads(1)
+    crew, device = crew_of_torchrun(CPU)
+    assert crew
+    assert device == CPU
+    if crew.rank:
+        while (seed := crew.next_work()) is not None:
+            with suppress(Abandoned):
+                finetune(fitting(seed=seed), device=device, processes=crew)
+        crew.close()
+        return
+
+    def stop(step: int, *_: Any) -> None:
+        if step == STOPPED_AT:
+            raise Cancelled("stopped")
+
+    crew.announce(1)
+    with suppress(Cancelled):
+        finetune(fitting(seed=1), device=device, on_step=stop, processes=crew)
+    crew.announce(2)
+    ready = fitting(seed=2)
+    outcome = finetune(ready, device=device, processes=crew)
+    crew.announce(None)
+    np.savez(Path(sys.argv[1]), *weights(ready.network), steps=outcome.steps, best_step=outcome.best_step)
+    crew.close()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

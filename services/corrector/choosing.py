@@ -70,6 +70,8 @@ def _measured(point: correction_pb2.Point) -> Measured:
     change = point.test_change
     return Measured(
         region_accuracy=point.regions.value,
+        region_accuracy_high=point.regions.high,
+        region_loss=point.regions_loss,
         test_change=PairedDifference(gained=change.gained, lost=change.lost, trials=change.trials),
     )
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 from defuse.v1 import correction_pb2, model_pb2, tensor_pb2
+from scipy.special import log_softmax
 
 from services.corrector.augmentation import Array
 from services.corrector.materials import HeldOut, Materials
 from services.corrector.paired import PairedDifference
 from services.runtime.catalog import LabelledImages
-from services.runtime.inference import as_floats, preprocess
+from services.runtime.inference import LEAST_PROBABILITY, as_floats, no_logits, preprocess
 from services.runtime.intervals import estimate
 from services.runtime.sessions import onnx_function
 
@@ -20,22 +21,24 @@ class LocalVersion:
     def __init__(self, file: bytes, model: model_pb2.Model) -> None:
         self._run, self._model = onnx_function(file), model
 
-    def reads_correctly(self, images: Array, label: Array) -> Array:
-        """Say for images (n, c, h, w) in [0, 1] whether they are read as their label (n,)."""
+    def log_probabilities(self, images: Array) -> Array:
+        """Return the log-probabilities (n, k) of images (n, c, h, w) in [0, 1]."""
         size = self._model.fixed_batch_size or _BATCH
-        parts = [self._classes(images[begin : begin + size]) for begin in range(0, len(images), size)]
-        return np.asarray(np.concatenate([np.zeros(0, np.int64), *parts]) == label)
+        parts = [self._outputs(images[begin : begin + size]) for begin in range(0, len(images), size)]
+        outputs = np.concatenate([no_logits(self._model), *parts])
+        if self._model.output == model_pb2.Model.OUTPUT_PROBABILITIES:
+            return np.log(np.maximum(outputs, LEAST_PROBABILITY))
+        return np.asarray(log_softmax(outputs, axis=1))
 
     def reads_stored_correctly(self, data: LabelledImages) -> Array:
         """Say for stored images whether they are read as their labels, (n,); bounds the memory of one call."""
         slices = [slice(begin, begin + _BATCH) for begin in range(0, len(data.labels), _BATCH)]
-        parts = [self.reads_correctly(as_floats(data.images[part]), data.labels[part]) for part in slices]
-        return np.concatenate([np.zeros(0, bool), *parts])
+        answers = [self.log_probabilities(as_floats(data.images[part])).argmax(axis=1) for part in slices]
+        return np.asarray(np.concatenate([np.zeros(0, np.int64), *answers]) == data.labels)
 
-    def _classes(self, images: Array) -> Array:
+    def _outputs(self, images: Array) -> Array:
         rows = np.resize(np.arange(len(images)), self._model.fixed_batch_size or len(images))
-        outputs = self._run(preprocess(images[rows], self._model))[0]
-        return np.asarray(outputs[: len(images)].argmax(axis=1))
+        return np.asarray(self._run(preprocess(images[rows], self._model))[0][: len(images)])
 
 
 class Yardstick:
@@ -51,10 +54,13 @@ class Yardstick:
         """Return the figures of a version."""
         version = LocalVersion(file, self._materials.model)
         after = version.reads_stored_correctly(self._materials.test)
+        answers = version.log_probabilities(self._images)
+        losses = -answers[np.arange(len(self._labels)), self._labels]
         return correction_pb2.Point(
             test=share_of(after),
             test_change=difference_between(self._before, after),
-            regions=share_of(version.reads_correctly(self._images, self._labels)),
+            regions=share_of(answers.argmax(axis=1) == self._labels),
+            regions_loss=float(losses.mean()) if len(losses) else 0.0,
         )
 
 

@@ -31,7 +31,7 @@ def deployed(materials: Materials, allowed_factories: Sequence[str]) -> Network:
     """
     wanted = materials.correction.config.torch_factory
     if wanted.function:
-        module = torch_module.build(wanted.function, allowed_factories, _weights(materials))
+        module = torch_module.build(wanted.function, allowed_factories, lambda: _weights(materials))
         network = TorchModule(module, materials.model)
         _check_same(network, materials)
         return network

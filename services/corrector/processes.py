@@ -75,7 +75,8 @@ class Crew:
         return received[0]
 
     def sum_gradients(self, weights: Collection[Tensor], loss: Tensor) -> float:
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        # A weight that the loss does not reach has its place all the same: `abandon` sends as many numbers.
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1), loss.new_zeros(1)])
         dist.all_reduce(flat)
         if flat[-1] > 0:

@@ -58,8 +58,8 @@ class TorchModule(nn.Module):
         )
 
 
-def build(function: str, allowed: Sequence[str], weights: bytes) -> nn.Module:
-    """Call a factory, `module:function`, and load weights into what it returns.
+def build(function: str, allowed: Sequence[str], weights: Callable[[], bytes]) -> nn.Module:
+    """Call a factory, `module:function`, and load weights, which are read once it is found, into what it returns.
 
     Raises InvalidInput for a factory that the operator has not allowed or that does not work, and for weights that do
     not fit.
@@ -70,7 +70,7 @@ def build(function: str, allowed: Sequence[str], weights: bytes) -> nn.Module:
             f"{function} returned {type(module).__name__}; a factory returns a torch.nn.Module", reason="BAD_FACTORY"
         )
     try:
-        found = module.load_state_dict(safetensors.torch.load(weights), strict=False)
+        found = module.load_state_dict(safetensors.torch.load(weights()), strict=False)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise InvalidInput(
             f"the weights do not fit what {function} builds ({str(error).splitlines()[-1].strip()[:300]}); upload a "

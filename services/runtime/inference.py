@@ -18,7 +18,7 @@ from services.runtime.transport_slots import RequestsInFlight
 from services.runtime.triton_errors import meaning_of
 
 # Probabilities below this are taken as this before their logarithm.
-_LEAST_PROBABILITY = 1e-12
+LEAST_PROBABILITY = 1e-12
 _LOGIT_BYTES = 4
 # What a process that ends gives requests under way; their callers are gone.
 _CLOSE_GRACE_S = 2.0
@@ -168,7 +168,7 @@ class PendingLogits:
         model = self._classifier.model
         outputs = np.concatenate([no_logits(model), *(future.result()[:count] for future, count in self._parts)])
         if model.output == model_pb2.Model.OUTPUT_PROBABILITIES:
-            outputs = np.log(np.maximum(outputs, _LEAST_PROBABILITY))
+            outputs = np.log(np.maximum(outputs, LEAST_PROBABILITY))
         return np.asarray(outputs, np.float32)
 
 

@@ -171,6 +171,7 @@ def _print_points(correction: Correction) -> None:
             f"{point.learning_rate:g}",
             f"{point.share:g}",
             point.regions,
+            f"{point.regions_loss:.4f}",
             point.test_change,
         )
         for point in correction.points
@@ -178,7 +179,9 @@ def _print_points(correction: Correction) -> None:
     caption = "as tried; * was chosen. Region images are those that decide; test images: after minus before"
     if correction.choice:
         caption += f".\nRule: {correction.choice.rule}"
-    print_table(("", "method", "lambda", "rate", "share", "region images", "test images"), rows, caption=caption)
+    print_table(
+        ("", "method", "lambda", "rate", "share", "region images", "their loss", "test images"), rows, caption=caption
+    )
 
 
 def _print_changes(correction: Correction) -> None:

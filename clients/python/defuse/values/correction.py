@@ -52,6 +52,8 @@ class CorrectionPoint:
     test: Estimate
     test_change: PairedDifference
     regions: Estimate
+    # Mean cross entropy on the same images, in nats.
+    regions_loss: float
     chosen: bool
 
 
@@ -173,6 +175,7 @@ def _points(message: correction_pb2.Correction) -> list[CorrectionPoint]:
             test=Estimate.from_proto(point.test),
             test_change=PairedDifference.from_proto(point.test_change),
             regions=Estimate.from_proto(point.regions),
+            regions_loss=point.regions_loss,
             chosen=(training.method, training.region_weight, training.learning_rate, point.share)
             == (choice.method, choice.region_weight, choice.learning_rate, choice.share),
         )

@@ -27,7 +27,7 @@ class LocalVersion:
         parts = [self._outputs(images[begin : begin + size]) for begin in range(0, len(images), size)]
         outputs = np.concatenate([no_logits(self._model), *parts])
         if self._model.output == model_pb2.Model.OUTPUT_PROBABILITIES:
-            return np.log(np.maximum(outputs, LEAST_PROBABILITY))
+            return np.asarray(np.log(np.maximum(outputs, LEAST_PROBABILITY)))
         return np.asarray(log_softmax(outputs, axis=1))
 
     def reads_stored_correctly(self, data: LabelledImages) -> Array:

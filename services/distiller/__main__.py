@@ -5,6 +5,7 @@ import functools
 from defuse.v1 import distiller_service_pb2, distiller_service_pb2_grpc, work_pb2
 
 from services.distiller import worker
+from services.distiller.assessing import Tools
 from services.distiller.service import DistillerService
 from services.distiller.settings import DistillerSettings
 from services.runtime.dependencies import Dependencies
@@ -16,7 +17,7 @@ from services.runtime.worker import Stage, Worker
 def build(settings: DistillerSettings) -> Service:
     """Wire the distiller."""
     needs = Dependencies.of(settings)
-    tools = worker.Tools(store=needs.store, inference=needs.inference)
+    tools = Tools(store=needs.store, inference=needs.inference)
     stages = {
         DISTILL: Stage(
             kind=work_pb2.DistillWork,

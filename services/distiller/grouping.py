@@ -52,11 +52,7 @@ class Failures:
 
     def residuals(self) -> Array:
         """Return the latents around the means of their confusions, (m, d)."""
-        latent = self.latent.astype(np.float64)
-        _, confusion = np.unique(self.confusion(), return_inverse=True)
-        means = np.zeros((confusion.max() + 1, latent.shape[1]))
-        np.add.at(means, confusion, latent)
-        return np.asarray(latent - (means / np.bincount(confusion)[:, None])[confusion])
+        return around_means(self.latent, self.confusion())
 
     def confusion(self) -> Array:
         """Return a number for each pair of true and predicted class, (m,)."""
@@ -107,6 +103,8 @@ class GroupingConfig:
     max_components: int
     min_support: int
     seed: int
+    # How wide a component is believed to be, as a share of one confusion.
+    component_width: float = 1.0
 
 
 class Grouper:
@@ -120,12 +118,15 @@ class Grouper:
         self._aware = config.kind == "error_aware"
         fitted = failures.independent()
         dim = fitted.latent.shape[1]
-        self.believed = _believed(fitted.residuals() if self._aware else fitted.latent, config.sd_agg)
+        spread = believed_covariance(fitted.residuals() if self._aware else fitted.latent, config.sd_agg)
+        self.believed = config.component_width**2 * spread
         self._model = DirichletProcessMixture(
             n_components=min(config.max_components, len(fitted)),
             # A component is believed to be as wide as one confusion; that counts as much as d failures do.
             degrees_of_freedom_prior=dim,
             covariance_prior=dim * self.believed,
+            # Their means lie as far apart as the failures do, however narrow they are.
+            mean_precision_prior=config.component_width**2,
             tol=_TOLERANCE,
             random_state=config.seed % 2**63,
         )
@@ -163,7 +164,7 @@ def group(
     _, labels = np.unique(grouper.labels(failures), return_inverse=True)
     members, held_out_members = _by_label(labels, usable), _by_label(labels, others)
     groups = [
-        _described(failures, members[label], held_out_members.get(label, others[:0]), grouper.believed)
+        described(failures, members[label], held_out_members.get(label, others[:0]), grouper.believed)
         for label in members
     ]
     distinct = _merged(groups, failures, grouper.believed, check)
@@ -184,7 +185,24 @@ def _by_label(labels: Array, rows: Array) -> dict[int, Array]:
     return dict(zip(found.tolist(), np.split(order, begins[1:]), strict=True)) if len(rows) else {}
 
 
-def _described(failures: Failures, members: Array, held_out_members: Array, believed: Array) -> Group:
+def around_means(x: Array, label: Array) -> Array:
+    """Return x (n, d) around the means of those of the same label (n,), (n, d)."""
+    x = x.astype(np.float64)
+    _, label = np.unique(label, return_inverse=True)
+    means = np.zeros((label.max() + 1, x.shape[1]))
+    np.add.at(means, label, x)
+    return np.asarray(x - (means / np.bincount(label)[:, None])[label])
+
+
+def believed_covariance(x: Array, sd_agg: Array) -> Array:
+    """Return the covariance (d, d) of x (n, d), definite however few points there are."""
+    spread = np.atleast_2d(np.cov(x.astype(np.float64).T, bias=True))
+    own = _OWN_SHARE * spread.diagonal()
+    return np.asarray((1 - _OWN_SHARE) * spread + np.diag(own + (_LEAST_SD * sd_agg) ** 2))
+
+
+def described(failures: Failures, members: Array, held_out_members: Array, believed: Array) -> Group:
+    """Return members of the failures, positions (n,), as a group whose Gaussian leans on a covariance (d, d)."""
     gaussian = Gaussian.of(failures.latent[members], believed)
     distance = gaussian.distance_squared(failures.latent[members])
     confusions = zip(failures.true_label[members].tolist(), failures.predicted_label[members].tolist(), strict=True)
@@ -210,7 +228,7 @@ def _merged(groups: list[Group], failures: Failures, believed: Array, check: Cal
         one, other, new = left.pop(i), left.pop(j), next(numbers)
         members = np.concatenate([one.members, other.members])
         held_out = np.sort(np.concatenate([one.held_out_members, other.held_out_members]))
-        left[new] = _described(failures, members, held_out, believed)
+        left[new] = described(failures, members, held_out, believed)
         alike = {pair: overlap for pair, overlap in alike.items() if not {i, j} & set(pair)}
         alike |= {(min(pair), max(pair)): overlap for pair, overlap in _alike(left, new)}
     return list(left.values())
@@ -227,10 +245,3 @@ def _alike(groups: dict[int, Group], number: int) -> Iterator[tuple[tuple[int, i
             overlap = one.gaussian.overlap(other.gaussian)
             if overlap >= _SAME:
                 yield (other_number, number), overlap
-
-
-def _believed(x: Array, sd_agg: Array) -> Array:
-    """Return the covariance (d, d) of x (n, d), definite however few points there are."""
-    spread = np.atleast_2d(np.cov(x.astype(np.float64).T, bias=True))
-    own = _OWN_SHARE * spread.diagonal()
-    return np.asarray((1 - _OWN_SHARE) * spread + np.diag(own + (_LEAST_SD * sd_agg) ** 2))

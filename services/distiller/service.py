@@ -10,9 +10,10 @@ from defuse.errors import InvalidInput
 from defuse.v1 import distiller_service_pb2 as pb
 from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 
+from services.distiller.assessing import Tools
 from services.distiller.comparing import compare
 from services.distiller.gaussian import Array, Gaussian
-from services.distiller.worker import Tools
+from services.distiller.parts import split_region
 from services.runtime import catalog
 from services.runtime.autoencoder import read_decoder
 from services.runtime.catalog import Catalog
@@ -22,7 +23,7 @@ MAX_SAMPLES = 256
 
 
 class DistillerService(pb_grpc.DistillerServiceServicer):
-    """Fresh images from the regions of a run, and what became of them in another."""
+    """Fresh images and parts of the regions of a run, and what became of them in another."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
@@ -34,6 +35,11 @@ class DistillerService(pb_grpc.DistillerServiceServicer):
             raise InvalidInput(f"count is {request.count}; ask for 1 to {MAX_SAMPLES} images")
         images = await asyncio.to_thread(self._sample, request.region, request.count, request.seed)
         return pb.SampleRegionResponse(images=tensors.images_to_proto(images))
+
+    async def SplitRegion(
+        self, request: pb.SplitRegionRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.SplitRegionResponse:
+        return pb.SplitRegionResponse(parts=await asyncio.to_thread(split_region, self._tools, request.region))
 
     async def CompareRegions(
         self, request: pb.CompareRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from services.distiller.gaussian import Array
-from services.distiller.grouping import Failures, Grouper, GroupingConfig
+from services.distiller.grouping import Failures, Grouper, Grouping, GroupingConfig
 
 # Failures that one bootstrap is fitted to, about: bounds its time, whatever the size of the run.
 _MOST_FAILURES = 10_000
@@ -36,6 +36,21 @@ def stability(
         sizes = np.bincount(labels)
         scores[number] = [_most_alike(members, labels, sizes) for members in groups]
     return np.asarray(scores.mean(axis=0))
+
+
+def stability_of(
+    grouping: Grouping,
+    failures: Failures,
+    held_out: Array,
+    config: GroupingConfig,
+    *,
+    bootstraps: int,
+    check: Callable[[], None] = lambda: None,
+) -> Array:
+    """Return the stability of each group over the failures that it was fitted to, those not `held_out` (m,); (g,)."""
+    usable = np.flatnonzero(held_out == 0)
+    members = [np.searchsorted(usable, np.sort(group.members)) for group in grouping.groups]
+    return stability(failures.take(usable), members, config, bootstraps=bootstraps, check=check)
 
 
 def _drawn(source: Array, generator: np.random.Generator) -> Array:

@@ -30,6 +30,12 @@ def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classi
     )
 
 
+def shard_count(store: ArtifactStore, run: run_pb2.Run) -> int:
+    """Return how many shards the search of a run has."""
+    sources = len(store.map_arrays(catalog.sources(run.name))["index"])
+    return -(-sources // run.config.search.shard_size)
+
+
 def read_failures(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str, Array]:
     """Return the failures of a run as arrays, in the order of their sources, rounds and draws."""
     reader = Catalog(store)

@@ -9,6 +9,8 @@ from defuse.v1 import (
     generator_service_pb2_grpc,
 )
 
+from services.gateway.advice import Advice
+from services.gateway.annotating import Annotator
 from services.gateway.corrections import Corrections
 from services.gateway.datasets import Datasets
 from services.gateway.events import EventLoop
@@ -28,8 +30,11 @@ def build(settings: GatewaySettings) -> Service:
     """Wire the gateway."""
     needs = Dependencies.of(settings)
     files = Files(needs.store, max_bytes=settings.max_file_bytes)
-    runs = Runs(needs.queue, needs.store, needs.inference)
+    generator = Peer(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub)
+    distiller = Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub)
     regions = Regions(needs.store)
+    advice = Advice(regions, generator)
+    runs = Runs(needs.queue, needs.store, needs.inference, advice)
     corrections = Corrections(needs.queue, Catalog(needs.store), runs, regions)
     rooms = Rooms(
         store=needs.store,
@@ -37,10 +42,12 @@ def build(settings: GatewaySettings) -> Service:
         datasets=Datasets(needs.store, files, max_bytes=settings.max_file_bytes),
         runs=runs,
         regions=regions,
+        annotator=Annotator(regions, distiller),
+        advice=advice,
         corrections=corrections,
         corrector=Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub),
-        generator=Peer(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub),
-        distiller=Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub),
+        generator=generator,
+        distiller=distiller,
     )
 
     passage = GeneratorPassage(settings.generator_url)

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,11 @@ from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 
 Array = npt.NDArray[Any]
-_LABEL = annotation_pb2.Annotation.VERDICT_LABEL
+_LABEL, _INVALID, _MIXED = (
+    annotation_pb2.Annotation.VERDICT_LABEL,
+    annotation_pb2.Annotation.VERDICT_INVALID,
+    annotation_pb2.Annotation.VERDICT_MIXED,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,14 @@ class Pictures:
     nearest_misclassified: Array
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Names of regions that people called invalid, and of those that they labelled as their sources are."""
+
+    invalid: Sequence[str]
+    valid: Sequence[str]
+
+
 class Regions:
     """Finds and annotates regions of runs that have succeeded."""
 
@@ -39,14 +52,23 @@ class Regions:
         self._catalog = Catalog(store)
 
     def distillation(self, run: run_pb2.Run) -> region_pb2.Distillation:
-        """Return all regions of a run with their latest annotations."""
+        """Return all regions of a run, the largest score first, with their latest annotations.
+
+        Of a region whose latest verdict is mixed its parts are among them, and theirs: a verdict that is taken back
+        takes them back.
+        """
         found = self._store.read_message(catalog.distillation(run.name), region_pb2.Distillation)
-        for region in found.regions:
-            self._annotate_from_store(region)
+        listed = [one for region in found.regions for one in self._with_parts(region)]
+        del found.regions[:]
+        found.regions.extend(sorted(listed, key=lambda region: -region.score))
         return found
 
     def get(self, name: str) -> region_pb2.Region:
         return self._annotate_from_store(self._catalog.region(name))
+
+    def parts(self, name: str) -> list[region_pb2.Region]:
+        """Return the parts that a region was split into, with their latest annotations, the largest score first."""
+        return [self._annotate_from_store(part) for part in self._catalog.parts(name)]
 
     def pictures(self, name: str) -> Pictures:
         arrays = self._store.map_arrays(catalog.region_arrays(name))
@@ -60,7 +82,8 @@ class Regions:
     def export(self, run: run_pb2.Run) -> bytes:
         """Return a safetensors file with the arrays of all regions, and their records as JSON in its metadata.
 
-        Without annotations: so it is the same file at every call, and a broken download goes on.
+        Without annotations, and without the parts that follow from them: so it is the same file at every call, and a
+        broken download goes on.
         """
         distillation = self._store.read_message(catalog.distillation(run.name), region_pb2.Distillation)
         arrays = {
@@ -91,6 +114,21 @@ class Regions:
             if region.annotation.verdict == _LABEL
         ]
 
+    def judged(self, run: run_pb2.Run) -> Judged:
+        """Return the regions whose latest verdict says whether their failures are pictures of their label.
+
+        One that is labelled otherwise than its sources says neither: it is a picture, but not of its label.
+        """
+        regions = self.distillation(run).regions
+        return Judged(
+            invalid=[region.name for region in regions if region.annotation.verdict == _INVALID],
+            valid=[
+                region.name
+                for region in regions
+                if region.annotation.verdict == _LABEL and region.annotation.label == region.true_label
+            ],
+        )
+
     def _check(self, annotation: annotation_pb2.Annotation) -> None:
         if not annotation.verdict:
             raise InvalidInput(
@@ -106,6 +144,12 @@ class Regions:
                 f"{', '.join(classes[:50])}",
                 reason="LABELS_OUTSIDE_CLASSES",
             )
+
+    def _with_parts(self, region: region_pb2.Region) -> Iterator[region_pb2.Region]:
+        yield self._annotate_from_store(region)
+        if region.annotation.verdict == _MIXED:
+            for part in self._catalog.parts(region.name):
+                yield from self._with_parts(part)
 
     def _annotate_from_store(self, region: region_pb2.Region) -> region_pb2.Region:
         keys = [key for key in self._store.keys(catalog.annotations(region.name)) if key.endswith(".pb")]

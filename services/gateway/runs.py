@@ -10,6 +10,7 @@ from defuse.errors import AlreadyExists, InvalidInput, NotFound, NotReady
 from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
 from google.protobuf.message import Message
 
+from services.gateway.advice import Advice, advised
 from services.gateway.book import Book, Work
 from services.gateway.run_config import complete
 from services.runtime import catalog
@@ -25,8 +26,9 @@ ENDED = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STAT
 class Runs:
     """Creates, finds, watches and cancels runs."""
 
-    def __init__(self, queue: Queue, store: ArtifactStore, inference: InferenceClient) -> None:
+    def __init__(self, queue: Queue, store: ArtifactStore, inference: InferenceClient, advice: Advice) -> None:
         self._queue = queue
+        self._advice = advice
         self._store = store
         self._catalog = Catalog(store)
         self._inference = inference
@@ -42,8 +44,11 @@ class Runs:
         return await self.book.create(run, [(PREPARE, work_pb2.PrepareWork(run=_as_created(run)))])
 
     async def checked(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
-        """Return a configuration with its defaults and versions filled in, checked against what it names."""
-        whole = complete(config)
+        """Return a configuration with its defaults and versions filled in, checked against what it names.
+
+        So are thresholds that another run advises: a run stays its configuration, whatever people say later.
+        """
+        whole = complete(await self._advised(config) if config.validity_from else config)
         await asyncio.to_thread(self._check, whole)
         return whole
 
@@ -69,6 +74,11 @@ class Runs:
     async def apply(self, event: work_pb2.Event) -> run_pb2.Run:
         """Fold an event into the state of its run."""
         return await self.book.apply(event.subject, lambda run: fold(run, event))
+
+    async def _advised(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
+        other = await self.get(config.validity_from)
+        check_distilled(other)
+        return advised(config, await self._advice.of(other), other)
 
     def _claim_name(self, run: run_pb2.Run) -> None:
         """Record the run; take on the record, with the same configuration, of a gateway that died right then."""

@@ -23,6 +23,8 @@ from defuse.v1 import (
     gateway_service_pb2_grpc as pb_grpc,
 )
 
+from services.gateway.advice import Advice
+from services.gateway.annotating import Annotator
 from services.gateway.corrections import Corrections
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
@@ -49,6 +51,8 @@ class Rooms:
     datasets: Datasets
     runs: Runs
     regions: Regions
+    annotator: Annotator
+    advice: Advice
     corrections: Corrections
     corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
     distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
@@ -131,6 +135,11 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
         return pb.CancelRunResponse(run=await self._rooms.runs.cancel(request.name))
 
+    async def AdviseValidity(self, request: pb.AdviseValidityRequest, context: Context) -> pb.AdviseValidityResponse:
+        run = await self._rooms.runs.get(request.run)
+        check_distilled(run)
+        return pb.AdviseValidityResponse(advice=await self._rooms.advice.of(run))
+
     async def ListRegions(self, request: pb.ListRegionsRequest, context: Context) -> pb.ListRegionsResponse:
         run = await self._rooms.runs.get(request.run)
         check_distilled(run)
@@ -176,8 +185,8 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
             yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])
 
     async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Context) -> pb.AnnotateRegionResponse:
-        region = await asyncio.to_thread(self._rooms.regions.annotate, request.annotation)
-        return pb.AnnotateRegionResponse(region=region)
+        region, parts = await self._rooms.annotator.annotate(request.annotation)
+        return pb.AnnotateRegionResponse(region=region, parts=parts)
 
     async def CreateCorrection(
         self, request: pb.CreateCorrectionRequest, context: Context

@@ -15,6 +15,7 @@ from defuse.v1 import run_pb2, work_pb2
 from services.generator import cost
 from services.generator.codec import Array, Codec, as_array, as_pixels
 from services.generator.following import Position, follow
+from services.generator.learning import learn
 from services.generator.workbench import Workbench
 from services.runtime import catalog
 from services.runtime.inference import as_stored
@@ -27,7 +28,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GeneratorService(pb_grpc.GeneratorServiceServicer):
-    """Failures as they are found, and the VAE as a service."""
+    """Failures as they are found, what verdicts on them teach, and the VAE as a service."""
 
     def __init__(self, bench: Workbench, queue: Queue) -> None:
         self._bench = bench
@@ -61,6 +62,16 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
         return pb.EstimateResponse(estimate=await asyncio.to_thread(cost.estimate, self._bench, request.config))
+
+    async def LearnValidity(self, request: pb.LearnValidityRequest, context: Context) -> pb.LearnValidityResponse:
+        advice = await asyncio.to_thread(
+            learn,
+            self._bench.catalog,
+            request.run,
+            invalid=request.invalid_regions,
+            valid=request.valid_regions,
+        )
+        return pb.LearnValidityResponse(advice=advice)
 
     async def _cancel(self, run_name: str) -> None:
         """Stop a run as its owner would: its workers stop at their next batch. One that has ended stays as it is."""

@@ -140,7 +140,7 @@ class Workbench:
 
     def _read_checks(self, label_key: str, reference_key: str, validity: bytes) -> Checks:
         wanted = run_pb2.ValidityConfig.FromString(validity)
-        thresholds = Thresholds(**{field.name: getattr(wanted, field.name) for field in fields(Thresholds)})
+        thresholds = thresholds_of(wanted)
         labels = label_model.from_bytes(self.store.read_bytes(label_key)).to(self.device).eval()
         reference = Reference(**self.store.read_arrays(reference_key))
         probability = functools.partial(label_model.probability_of, labels)
@@ -163,6 +163,10 @@ def given_pair(encoder: bytes, decoder: bytes, image_shape: tuple[int, int, int]
         return codec.of_onnx(functions[0], functions[1], image_shape)
     except UnfitPair as error:
         raise InvalidInput(str(error), reason="UNFIT_VAE") from error
+
+
+def thresholds_of(config: run_pb2.ValidityConfig) -> Thresholds:
+    return Thresholds(**{field.name: getattr(config, field.name) for field in fields(Thresholds)})
 
 
 def shard_slice(run: run_pb2.Run, shard: int) -> slice:

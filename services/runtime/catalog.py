@@ -6,6 +6,7 @@ the distiller regions; the corrector models and what a correction leaves.
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,11 @@ def region_arrays(region_name: str) -> str:
     return f"{region_name}/region.safetensors"
 
 
+def parts(region_name: str) -> str:
+    """What a region that shows several classes was split into."""
+    return f"{region_name}/parts.pb"
+
+
 def annotations(region_name: str) -> str:
     return f"{region_name}/annotations"
 
@@ -202,21 +208,25 @@ class Catalog:
             raise NotFound(f"there is no run {names.last(name)!r}", reason="RUN_NOT_FOUND") from error
 
     def region(self, name: str) -> region_pb2.Region:
-        """Return a region as the distiller left it; raise NotFound for an unknown name."""
+        """Return a region, or a part of one, as the distiller left it; raise NotFound for an unknown name."""
         names.check(name, "runs/*/regions/*")
-        self.run(names.parent(name))
-        try:
-            regions = self.store.read_message(distillation(names.parent(name)), region_pb2.Distillation).regions
-        except NotFound:
-            regions = []  # type: ignore[assignment]  # not distilled yet: no regions
+        run_name = names.parent(name)
+        self.run(run_name)
+        whole, _, _ = names.last(name).rpartition("-")  # nothing, unless it is a part
+        regions = self.parts(names.region(names.last(run_name), whole)) if whole else []
+        regions = regions or self._distilled(distillation(run_name))
         for region in regions:
             if region.name == name:
                 return region
         known = ", ".join(names.last(region.name) for region in regions) or "none"
         raise NotFound(
-            f"run {names.last(names.parent(name))!r} has no region {names.last(name)!r}; it has: {known}",
+            f"run {names.last(run_name)!r} has no region {names.last(name)!r}; it has: {known}",
             reason="REGION_NOT_FOUND",
         )
+
+    def parts(self, region_name: str) -> list[region_pb2.Region]:
+        """Return the parts that a region was split into, largest score first; none where it was not split."""
+        return self._distilled(parts(region_name))
 
     def failures(self, run_name: str, round_: int, shard: int) -> dict[str, Array]:
         """Return what one shard found in one round, as arrays by the names of the contract."""
@@ -228,11 +238,29 @@ class Catalog:
         found = [group(self.store.read_arrays(key), "failures") for key in keys]
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
+    def region_failures(self, run_name: str, region_names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Yield of each region of a run its failures, held-out ones too, in the order of sources, rounds and draws."""
+        found = self.all_failures(run_name)
+        # A region's file has their latents alone, which no two failures share.
+        row_of = {latent.tobytes(): row for row, latent in enumerate(found["latent"])}
+        for region_name in region_names:
+            arrays = self.store.map_arrays(region_arrays(region_name))
+            latents = [latent for name in ("latent", "held_out_latent") for latent in np.array(arrays[name])]
+            rows = np.array([row_of[latent.tobytes()] for latent in latents])
+            rows = rows[np.lexsort([found[name][rows] for name in ("draw", "round", "source")])]
+            yield {name: array[rows] for name, array in found.items()}
+
     def split(self, dataset_name: str, split_name: str, model: model_pb2.Model) -> LabelledImages:
         """Return a split with its labels as the model's class ids; images stay on disk until they are used."""
         arrays = self.store.map_arrays(split(dataset_name, split_name))
         table = label_map(self.dataset(dataset_name), model)
         return LabelledImages(images=arrays["x"], labels=table[arrays["y"]])
+
+    def _distilled(self, key: str) -> list[region_pb2.Region]:
+        try:
+            return list(self.store.read_message(key, region_pb2.Distillation).regions)
+        except NotFound:
+            return []  # not distilled or not split yet
 
 
 def label_map(dataset: dataset_pb2.Dataset, model: model_pb2.Model) -> npt.NDArray[np.int64]:

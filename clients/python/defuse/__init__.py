@@ -45,6 +45,7 @@ from defuse.values import (
     Release,
     Run,
     SearchCounts,
+    ValidityAdvice,
 )
 from defuse.version import VERSION
 
@@ -87,5 +88,6 @@ __all__ = [
     "SearchCounts",
     "StoreFull",
     "Unavailable",
+    "ValidityAdvice",
     "Walk",
 ]

@@ -31,6 +31,7 @@ from defuse.values import (
     RegionsDiff,
     Release,
     Run,
+    ValidityAdvice,
 )
 
 # Registering and releasing load a model in Triton.
@@ -39,6 +40,8 @@ _LOAD_DEADLINE_S = 150.0
 _DATASET_DEADLINE_S = 3600.0
 _VERDICTS = {"label", "invalid", "mixed", "unsure"}
 _ESTIMATE_DEADLINE_S = 120.0
+# A region that is mixed is split before the answer comes.
+_SPLIT_DEADLINE_S = 150.0
 # Runs with VAEs of their own are compared by decoding and encoding.
 _DIFF_DEADLINE_S = 120.0
 
@@ -193,6 +196,14 @@ class Client:
                 self.cancel_run(run_id)
             raise
 
+    def advise_validity(self, run_id: str) -> ValidityAdvice:
+        """Say which validity thresholds would have kept the regions out that people called invalid.
+
+        `validity_from` of a new run takes them. Raises NotReady unless a region is invalid and another one labelled.
+        """
+        answer = self._connection.call("AdviseValidity", pb.AdviseValidityRequest(run=names.run(run_id)))
+        return ValidityAdvice.from_proto(answer.advice)
+
     def latent_space(self, run_id: str) -> LatentSpace:
         """Return the run's VAE: encode, decode, interpolate."""
         return LatentSpace(self._connection, run_id)
@@ -200,7 +211,7 @@ class Client:
     # Regions.
 
     def regions(self, run_id: str) -> list[Region]:
-        """Return the regions of a run by score, descending."""
+        """Return the regions of a run by score, descending; those that are mixed come with their parts."""
         answer = self._connection.call("ListRegions", pb.ListRegionsRequest(run=names.run(run_id)))
         return [Region.from_proto(region) for region in answer.regions]
 
@@ -222,7 +233,7 @@ class Client:
     def export_regions(self, run_id: str, file: Path) -> Path:
         """Write the regions of a run to a safetensors file: arrays by `{region}.{name}`, records as JSON metadata.
 
-        Annotations are not in it.
+        Annotations are not in it, nor the parts of mixed regions.
         """
         request = pb.ExportRegionsRequest(run=names.run(run_id))
         parts = []
@@ -235,7 +246,11 @@ class Client:
     def annotate(
         self, run_id: str, region_id: str, *, label: str = "", verdict: str = "label", annotator: str | None = None
     ) -> Region:
-        """Say what a region shows: a label, or the verdict invalid, mixed or unsure."""
+        """Say what a region shows: a label, or the verdict invalid, mixed or unsure.
+
+        One that is mixed is split into parts, `r3-1` of `r3` and so on, which `regions` lists. Raises NotReady where it
+        has none; the verdict is stored all the same.
+        """
         if verdict not in _VERDICTS:
             raise InvalidInput(f"verdict {verdict!r} is unknown; use one of {', '.join(sorted(_VERDICTS))}")
         annotation = annotation_pb2.Annotation(
@@ -244,9 +259,12 @@ class Client:
             label=label,
             annotator=annotator or getpass.getuser(),
         )
-        return Region.from_proto(
-            self._connection.call("AnnotateRegion", pb.AnnotateRegionRequest(annotation=annotation)).region
+        answer = self._connection.call(
+            "AnnotateRegion",
+            pb.AnnotateRegionRequest(annotation=annotation),
+            timeout_s=_SPLIT_DEADLINE_S if verdict == "mixed" else None,
         )
+        return Region.from_proto(answer.region)
 
     # Corrections.
 

@@ -25,6 +25,7 @@ class RunSettings:
     preflight: declared_accuracy, max_reconstruction_loss.
     mixture: kind ("error_aware" or "plain"), max_components, min_support, fresh_decodes, false_discovery_rate,
         bootstraps.
+    validity_from: id of a run; thresholds that `validity` leaves out are those that its annotations advise.
     """
 
     model: str
@@ -36,6 +37,7 @@ class RunSettings:
     validity: Section = field(default_factory=dict)
     preflight: Section = field(default_factory=dict)
     mixture: Section = field(default_factory=dict)
+    validity_from: str = ""
 
 
 def run_config(connection: Connection, settings: RunSettings) -> run_pb2.RunConfig:
@@ -57,6 +59,7 @@ def run_config(connection: Connection, settings: RunSettings) -> run_pb2.RunConf
         validity=message(run_pb2.ValidityConfig, validity),
         preflight=message(run_pb2.PreflightConfig, settings.preflight),
         mixture=message(run_pb2.MixtureConfig, _with_enums(settings.mixture, "kind")),
+        validity_from=names.run(settings.validity_from) if settings.validity_from else "",
     )
 
 

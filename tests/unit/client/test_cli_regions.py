@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from defuse import tensors
 from defuse.cli.app import app
+from defuse.v1 import annotation_pb2, region_pb2, tensor_pb2
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
-from defuse.v1 import region_pb2, tensor_pb2
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 CONTENT = bytes(range(256)) * 20
 
 
-def region(run: str, rank: int, *, predicted: str = "bee") -> region_pb2.Region:
+def region(run: str, rank: int | str, *, predicted: str = "bee") -> region_pb2.Region:
     return region_pb2.Region(
         name=f"runs/{run}/regions/r{rank}",
         true_label="ant",
@@ -41,9 +41,24 @@ class Gateway(pb_grpc.GatewayServiceServicer):
 
     def __init__(self) -> None:
         self.offsets: list[int] = []
+        self.parts: list[region_pb2.Region] = []
+        self.seconds_left = 0.0
 
     def ListRegions(self, request: pb.ListRegionsRequest, context: Any) -> pb.ListRegionsResponse:  # noqa: N802  # gRPC's name
-        return pb.ListRegionsResponse(regions=[region("a-run", 1)])
+        return pb.ListRegionsResponse(regions=[region("a-run", 1), *self.parts])
+
+    def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Any) -> pb.AnnotateRegionResponse:  # noqa: N802
+        self.seconds_left = context.time_remaining()
+        whole = region("a-run", 1)
+        whole.annotation.CopyFrom(request.annotation)
+        if request.annotation.verdict == annotation_pb2.Annotation.VERDICT_MIXED:
+            self.parts = [
+                region("a-run", "1-1"),
+                region("a-run", "1-2"),
+                region("a-run", "1-2-1"),
+                region("a-run", "11"),
+            ]
+        return pb.AnnotateRegionResponse(region=whole, parts=self.parts[:2])
 
     def GetRegion(self, request: pb.GetRegionRequest, context: Any) -> pb.GetRegionResponse:  # noqa: N802
         images = tensors.images_to_proto(np.zeros((3, 8, 8, 1), np.uint8))
@@ -126,6 +141,19 @@ def test_diff_tells_new_gone_moved_and_same() -> None:
     assert {"r3", "r4", "0.75"} <= set(told["moved"])
     whole = json.loads(defuse("regions", "diff", "a-run", "b-run", "--json").output)
     assert [whole["added"][0]["id"], whole["gone"][0]["id"], whole["kept"][1]["moved"]] == ["r1", "r1", True]
+
+
+def test_a_mixed_region_is_shown_with_its_parts(gateway: Gateway) -> None:
+    """Its own parts are printed with it, to be annotated next, and there is time to split it."""
+    found = json.loads(defuse("annotate", "a-run", "r1", "--verdict", "mixed", "--json").output)
+    assert [(one["id"], one["state"]) for one in found] == [("r1", "mixed"), ("r1-1", "open"), ("r1-2", "open")]
+    assert gateway.seconds_left > 100
+    words = defuse("annotate", "a-run", "r1", "--verdict", "mixed").output.split()
+    assert {"r1", "r1-1", "r1-2"} <= set(words)
+    assert "r11" not in words
+    [only] = json.loads(defuse("annotate", "a-run", "r1", "--verdict", "invalid", "--json").output)
+    assert (only["id"], only["state"]) == ("r1", "invalid")
+    assert gateway.seconds_left < 100
 
 
 def test_a_download_goes_on_where_it_broke(gateway: Gateway, tmp_path: Path) -> None:

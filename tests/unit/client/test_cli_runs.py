@@ -40,7 +40,19 @@ class Gateway(pb_grpc.GatewayServiceServicer, generator_grpc.GeneratorServiceSer
         return pb.EstimateRunResponse(estimate=run_pb2.CostEstimate(sources=7, decodes=70, decodes_per_s=10))
 
     def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:  # noqa: N802
-        return pb.GetRunResponse(run=run_pb2.Run(name=request.name, config={"model": "models/tiny"}))
+        config = {"model": "models/tiny", "validity": {"min_label_probability": 0.998, "max_round_trip_sd": 1.0}}
+        return pb.GetRunResponse(run=run_pb2.Run(name=request.name, config=config))
+
+    def AdviseValidity(self, request: pb.AdviseValidityRequest, context: Any) -> pb.AdviseValidityResponse:  # noqa: N802
+        assert request.run == "runs/first"
+        advice = run_pb2.ValidityAdvice(
+            validity={"min_label_probability": 0.9995, "max_round_trip_sd": 1.0},
+            invalid_rejected=0.875,
+            valid_rejected=0.0625,
+            invalid_regions=2,
+            valid_regions=5,
+        )
+        return pb.AdviseValidityResponse(advice=advice)
 
     def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         return pb.GetModelResponse(model=model_pb2.Model(name=request.name, classes=CLASSES))
@@ -78,7 +90,18 @@ def test_what_would_it_cost_is_asked_of_the_run_that_would_be_made(gateway: Gate
         *("--model", "tiny", "--data", tmp_path / "data.npz", "--seed", 4, "--model-version", 2, "--radius", 0.7),
         *("--draws", 30, "--max-sources", 9, "--strategy", "uniform", "--noise", "released", "--vae-epochs", 3),
         *("--encoder", tmp_path / "encoder", "--decoder", tmp_path / "decoder", "--min-label-probability", 0.5),
-        *("--oracle", "strong", "--declared-accuracy", 0.9, "--max-reconstruction-loss", 0.2, "--min-support", 11),
+        *(
+            "--validity-from",
+            "before",
+            "--oracle",
+            "strong",
+            "--declared-accuracy",
+            0.9,
+            "--max-reconstruction-loss",
+            0.2,
+            "--min-support",
+            11,
+        ),
     ]
     defuse("runs", "create", *options, "--name", "first", "--json")
     defuse("runs", "estimate", *options, "--json")
@@ -92,6 +115,7 @@ def test_what_would_it_cost_is_asked_of_the_run_that_would_be_made(gateway: Gate
     assert config.vae.epochs == 3
     assert len({config.vae.encoder_digest, config.vae.decoder_digest, ""}) == 3
     assert (config.validity.min_label_probability, config.validity.oracle) == (0.5, "models/strong")
+    assert config.validity_from == "runs/before"
     preflight = config.preflight
     assert (round(preflight.declared_accuracy, 6), round(preflight.max_reconstruction_loss, 6)) == (0.9, 0.2)
     assert config.mixture.min_support == 11
@@ -103,6 +127,26 @@ def test_an_estimate_is_told_in_words(gateway: Gateway, tmp_path: Path) -> None:
     told = defuse("runs", "estimate", "--model", "tiny", "--data", tmp_path / "data.npz").stdout
     assert "up to 70, 10 a second" in told
     assert [config.search.max_sources for config in gateway.estimated] == [0]
+
+
+@pytest.mark.usefixtures("gateway")
+def test_advised_thresholds_are_told_beside_those_of_the_run() -> None:
+    """What was and what is advised stand side by side, with the price; JSON holds what a new run can be made with."""
+    told = " ".join(defuse("runs", "validity", "first").stdout.split())
+    for words in (
+        "min_label_probability │ 0.998 │ 0.9995",
+        "max_round_trip_sd │ 1 │ 1",
+        "0.88 of the failures of 2",
+        "5",
+    ):
+        assert words in told
+    assert json.loads(defuse("runs", "validity", "first", "--json").stdout) == {
+        "validity": {"max_round_trip_sd": 1.0, "min_label_probability": 0.9995},
+        "invalid_rejected": 0.875,
+        "valid_rejected": 0.0625,
+        "invalid_regions": 2,
+        "valid_regions": 5,
+    }
 
 
 def test_failures_are_told_by_class_name(gateway: Gateway) -> None:

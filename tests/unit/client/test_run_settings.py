@@ -74,6 +74,7 @@ def test_settings_are_sent_by_their_names(connection: Connection) -> None:
         validity={"oracle": "strong", "min_typicality": 0.05},
         preflight={"declared_accuracy": 0.97},
         mixture={"min_support": 20},
+        validity_from="before",
     )
     assert sent == run_pb2.RunConfig(
         model="models/tiny",
@@ -90,6 +91,7 @@ def test_settings_are_sent_by_their_names(connection: Connection) -> None:
         validity={"oracle": "models/strong", "min_typicality": 0.05},
         preflight={"declared_accuracy": 0.97},
         mixture={"min_support": 20},
+        validity_from="runs/before",
     )
 
 
@@ -119,6 +121,7 @@ def test_a_pair_is_uploaded(connection: Connection, gateway: Gateway, tmp_path: 
         ({"search": {"noise": "white"}}, "WHITE"),
         ({"search": {"rounds": "many"}}, "many"),
         ({"validity": {"oracle": "a/b"}}, "a/b"),
+        ({"validity_from": "runs/a"}, "runs/a"),
         ({"vae": {"encoder": "/no/such/file"}}, "/no/such/file"),
         ({"mixture": {"min_support": -(2**40)}}, "min_support"),
     ],

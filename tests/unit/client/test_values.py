@@ -34,6 +34,7 @@ from defuse.values import (
     Release,
     Run,
     SearchCounts,
+    ValidityAdvice,
 )
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -135,6 +136,30 @@ def test_run(state: str) -> None:
     assert run.ended == (run.state in {"succeeded", "failed", "cancelled"})
 
 
+def test_a_run_says_whose_annotations_it_learned_from() -> None:
+    """The other run is named by its plain id; nothing where there is none."""
+    for name, expected in (("runs/before", "before"), ("", "")):
+        assert Run.from_proto(run_pb2.Run(name="runs/first", config={"validity_from": name})).validity_from == expected
+
+
+def test_validity_advice() -> None:
+    """Thresholds are by name, as a new run takes them, a zero too; what was not advised is not there."""
+    message = run_pb2.ValidityAdvice(
+        validity={"min_typicality": 0.0, "max_round_trip_sd": 0.5},
+        invalid_rejected=0.75,
+        valid_rejected=0.0625,
+        invalid_regions=2,
+        valid_regions=5,
+    )
+    assert ValidityAdvice.from_proto(message) == ValidityAdvice(
+        validity={"min_typicality": 0.0, "max_round_trip_sd": 0.5},
+        invalid_rejected=0.75,
+        valid_rejected=0.0625,
+        invalid_regions=2,
+        valid_regions=5,
+    )
+
+
 def test_counts_are_those_of_the_contract() -> None:
     """Every count of the contract is told, each under its own name."""
     names = [field.name for field in run_pb2.SearchCounts.DESCRIPTOR.fields]
@@ -205,6 +230,12 @@ def test_annotated_region(verdict: str, state: str) -> None:
     found = Region.from_proto(region(annotation=message))
     assert found.state == state
     assert found.annotation == Annotation(verdict=verdict.lower(), label="ant", annotator="ada", create_time=WHEN)
+
+
+@pytest.mark.parametrize(("name", "whole"), [("r3", ""), ("r3-1", "r3"), ("r3-1-12", "r3-1")])
+def test_a_part_knows_the_whole(name: str, whole: str) -> None:
+    """The id of a part says which region it is a part of."""
+    assert Region.from_proto(region_pb2.Region(name=f"runs/a-run/regions/{name}")).whole == whole
 
 
 def test_pictures() -> None:

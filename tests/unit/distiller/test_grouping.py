@@ -174,6 +174,18 @@ def test_groups_that_are_the_same_become_one(monkeypatch: pytest.MonkeyPatch, tr
     assert merged.merged == 4
 
 
+@pytest.mark.parametrize(("width", "groups"), [(1.0, 1), (1 / 3, 2)])
+def test_narrower_components_tell_what_lies_close(width: float, groups: int) -> None:
+    """Few failures at two places are one group, unless components are believed to be narrower than all of them."""
+    clusters = tuple(Cluster(confusion=(0, 1), centre=(x, 0), size=30) for x in (-1.5, 1.5))
+    truth = planted(clusters, held_out_share=0.0)
+    line = replace(truth.failures, latent=truth.failures.latent[:, :1])
+    found = group(line, truth.held_out, in_dimensions(1, component_width=width, min_support=10))
+    assert len(found.groups) == groups
+    if groups == 2:
+        assert sorted(cluster_of(one, truth) for one in found.groups) == [0, 1]
+
+
 def test_members_begin_at_the_mean(grouping: Grouping, truth: Truth) -> None:
     """Members are ordered by their distance from the mean in units of the covariance."""
     for found in grouping.groups:

@@ -131,7 +131,7 @@ def with_corrections(url: str, store: ArtifactStore, story: Callable[[Correction
 
     async def tell() -> None:
         queue = Queue(url)
-        runs = Runs(queue, store, None)  # type: ignore[arg-type]  # no run is created here, so Triton is not asked
+        runs = Runs(queue, store, None, None)  # type: ignore[arg-type]  # no run is created here: nobody is asked
         for name in ("runs/first", "runs/second"):
             run = run_pb2.Run(name=name, config={"model": "models/tiny"}, state=run_pb2.Run.STATE_SUCCEEDED)
             await runs.book.create(run, [(PREPARE, work_pb2.PrepareWork())])

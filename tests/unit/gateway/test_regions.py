@@ -67,6 +67,65 @@ def test_only_labels_are_trained_with(regions: Regions) -> None:
     assert [(region.region, region.label) for region in regions.labelled(RUN)] == [(R2, "bee")]
 
 
+@pytest.fixture
+def split(regions: Regions, store: ArtifactStore) -> Regions:
+    """Leave r1 split into two parts, the first of them into two again; scores mix them with r2."""
+    for whole, scores in ((R1, (0.5, 0.1)), (f"{R1}-1", (0.4, 0.05))):
+        parts = [
+            region_pb2.Region(name=f"{whole}-{number}", true_label="ant", score=score)
+            for number, score in enumerate(scores, start=1)
+        ]
+        store.write_message(catalog.parts(whole), region_pb2.Distillation(run=RUN.name, regions=parts))
+    found = [region_pb2.Region(name=name, true_label="ant", score=score) for name, score in ((R1, 0.6), (R2, 0.3))]
+    store.write_message(catalog.distillation(RUN.name), region_pb2.Distillation(run=RUN.name, regions=found))
+    return regions
+
+
+def listed(regions: Regions) -> list[str]:
+    return [region.name.rsplit("/", 1)[-1] for region in regions.distillation(RUN).regions]
+
+
+def test_parts_are_listed_while_their_region_is_mixed(split: Regions) -> None:
+    """Parts stand among all regions by their scores while the latest verdict on the whole is mixed, at any depth."""
+    assert listed(split) == ["r1", "r2"]
+    split.annotate(verdict("MIXED"))
+    assert listed(split) == ["r1", "r1-1", "r2", "r1-2"]
+    split.annotate(verdict("MIXED", region=f"{R1}-1"))
+    assert listed(split) == ["r1", "r1-1", "r1-1-1", "r2", "r1-2", "r1-1-2"]
+    split.annotate(verdict("LABEL", label="ant"))
+    assert listed(split) == ["r1", "r2"]
+
+
+def test_labelled_parts_are_trained_with_in_place_of_the_whole(split: Regions) -> None:
+    """A labelled part counts while its whole is mixed; a verdict on the whole that is taken back takes it back."""
+    split.annotate(verdict("LABEL", region=f"{R1}-2", label="bee"))
+    assert split.labelled(RUN) == []
+    split.annotate(verdict("MIXED"))
+    assert [(region.region, region.label) for region in split.labelled(RUN)] == [(f"{R1}-2", "bee")]
+    split.annotate(verdict("LABEL", label="ant"))
+    assert [(region.region, region.label) for region in split.labelled(RUN)] == [(R1, "ant")]
+
+
+def test_a_part_is_a_region(split: Regions) -> None:
+    """A part is found by its name, and its parts come with what was said of them."""
+    split.annotate(verdict("UNSURE", region=f"{R1}-2"))
+    assert split.get(f"{R1}-2").annotation.annotator == "ada"
+    assert [part.HasField("annotation") for part in split.parts(R1)] == [False, True]
+    assert split.parts(R2) == []
+
+
+def test_what_verdicts_say_of_validity(split: Regions) -> None:
+    """Invalid regions and those labelled as their sources are, parts too; other labels and verdicts say nothing."""
+    split.annotate(verdict("MIXED"))
+    split.annotate(verdict("LABEL", region=f"{R1}-1", label="ant"))
+    split.annotate(verdict("INVALID", region=f"{R1}-2"))
+    split.annotate(verdict("LABEL", region=R2, label="bee"))
+    judged = split.judged(RUN)
+    assert (judged.invalid, judged.valid) == ([f"{R1}-2"], [f"{R1}-1"])
+    split.annotate(verdict("UNSURE", region=f"{R1}-1"))
+    assert split.judged(RUN).valid == []
+
+
 @pytest.mark.parametrize("label", ["", "cat", "Bee"])
 def test_a_label_outside_the_classes(label: str, regions: Regions, store: ArtifactStore) -> None:
     """A label that the model does not have is refused with the ones that it has, and not stored."""
@@ -106,7 +165,8 @@ def test_the_export_holds_arrays_and_records(regions: Regions, store: ArtifactSt
     for name, value in ((R1, 1.0), (R2, 2.0)):
         store.write_arrays(catalog.region_arrays(name), {"mean": np.full(3, value), "source": np.arange(4)})
     content = regions.export(RUN)
-    regions.annotate(verdict("LABEL", label="bee"))
+    regions.annotate(verdict("MIXED"))
+    store.write_message(catalog.parts(R1), region_pb2.Distillation(regions=[region_pb2.Region(name=f"{R1}-1")]))
     assert regions.export(RUN) == content  # a broken download goes on
     arrays = safetensors.numpy.load(content)
     assert set(arrays) == {"r1.mean", "r1.source", "r2.mean", "r2.source"}

@@ -85,6 +85,46 @@ def test_a_region_is_found_by_its_name(store: ArtifactStore) -> None:
         Catalog(store).region("runs/a/regions/r3")
 
 
+def test_a_part_is_found_by_its_name(store: ArtifactStore) -> None:
+    """A part is one of the region that was split, a part of a part one of that part; others are named."""
+    store.write_message(catalog.run("runs/a-run"), run_pb2.Run(name="runs/a-run"))
+    regions = "runs/a-run/regions"
+    for key, names in (
+        (catalog.distillation("runs/a-run"), ("r1", "r2")),
+        (catalog.parts(f"{regions}/r2"), ("r2-1", "r2-2")),
+        (catalog.parts(f"{regions}/r2-1"), ("r2-1-1",)),
+    ):
+        found = [region_pb2.Region(name=f"{regions}/{name}", size=len(name)) for name in names]
+        store.write_message(key, region_pb2.Distillation(regions=found))
+    reader = Catalog(store)
+    for name in ("r2", "r2-2", "r2-1-1"):
+        assert reader.region(f"{regions}/{name}").size == len(name)
+    assert [part.name for part in reader.parts(f"{regions}/r2")] == [f"{regions}/r2-1", f"{regions}/r2-2"]
+    assert reader.parts(f"{regions}/r1") == []
+    for unknown, known in (("r2-3", "r2-1, r2-2"), ("r1-1", "r1, r2"), ("r2-2-1", "r1, r2")):
+        with pytest.raises(NotFound, match=f"'a-run' has no region '{unknown}'; it has: {known}"):
+            reader.region(f"{regions}/{unknown}")
+
+
+def test_the_failures_of_a_region(store: ArtifactStore) -> None:
+    """A region's failures, held-out ones too, come with all that the search knows of them, in the search's order."""
+    latent = np.arange(12, dtype=np.float32).reshape(6, 2)
+    source, draw = np.array([5, 5, 2, 9, 1, 3]), np.array([1, 0, 0, 0, 0, 0])
+    for shard, rows in enumerate((slice(0, 4), slice(4, 6))):
+        values = {"latent": latent, "source": source, "round": 0 * draw, "draw": draw, "margin": -np.arange(6.0)}
+        store.write_arrays(
+            catalog.shard_result("runs/a", 0, shard),
+            {f"failures.{name}": array[rows] for name, array in values.items()},
+        )
+    for name, members, held_out in (("r1", [3, 0], [4, 1]), ("r2", [2], [])):
+        arrays = {"latent": latent[members], "held_out_latent": latent[held_out].reshape(-1, 2)}
+        store.write_arrays(catalog.region_arrays(f"runs/a/regions/{name}"), arrays)
+    first, second = Catalog(store).region_failures("runs/a", ["runs/a/regions/r1", "runs/a/regions/r2"])
+    assert first["margin"].tolist() == [-4, -1, 0, -3]
+    assert first["source"].tolist() == [1, 5, 5, 9]
+    assert second["latent"].tolist() == [latent[2].tolist()]
+
+
 def test_a_run_without_regions_yet(store: ArtifactStore) -> None:
     """Before the distillation a run has no region, which is said so."""
     store.write_message(catalog.run("runs/a"), run_pb2.Run(name="runs/a"))

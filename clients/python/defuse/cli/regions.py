@@ -93,7 +93,10 @@ def annotate(
     annotator: Annotated[str | None, typer.Option(help="Who says so; by default the user's name.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a region shows; with --suggested and no region, accept every suggestion that has no verdict yet."""
+    """Say what a region shows; with --suggested and no region, accept every suggestion that has no verdict yet.
+
+    A region that is mixed is split; its parts, which are printed too, can be annotated as any region.
+    """
     if sum(bool(choice) for choice in (label, verdict, suggested)) != 1:
         raise InvalidInput("give one of --label, --verdict and --suggested")
     if region is None and not suggested:
@@ -106,6 +109,7 @@ def annotate(
             done = [
                 client.annotate(run, str(region), label=label or "", verdict=verdict or "label", annotator=annotator)
             ]
+            done += [part for part in client.regions(run) if part.whole == region] if verdict == "mixed" else []
     _print(done, as_json=as_json)
 
 

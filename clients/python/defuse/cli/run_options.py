@@ -29,6 +29,9 @@ class RunOptions:
     min_label_probability: Annotated[
         float | None, typer.Option(help="Of the source's label, by the latent label model; default 0.998.")
     ] = None
+    validity_from: Annotated[
+        str, typer.Option(help="Run whose annotations advise the validity thresholds that are left out.")
+    ] = ""
     oracle: Annotated[str, typer.Option(help="Model that must read the source's label in every failure.")] = ""
     declared_accuracy: Annotated[
         float | None, typer.Option(help="Refuse the run when the served model contradicts it; default 0.5.")
@@ -56,6 +59,7 @@ class RunOptions:
             },
             "vae": {"epochs": self.vae_epochs, "encoder": self.encoder, "decoder": self.decoder},
             "validity": {"min_label_probability": self.min_label_probability, "oracle": self.oracle},
+            "validity_from": self.validity_from,
             "preflight": {
                 "declared_accuracy": self.declared_accuracy,
                 "max_reconstruction_loss": self.max_reconstruction_loss,

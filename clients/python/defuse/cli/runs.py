@@ -61,6 +61,25 @@ def estimate(run: RunOptions, *, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def validity(name: RunArgument, as_json: JsonOption = False) -> None:
+    """Say which validity thresholds a run's annotations advise; --validity-from takes them for another run."""
+    with Client() as client:
+        run, advice = client.run(name), client.advise_validity(name)
+    if as_json:
+        print_json(record(advice))
+        return
+    rows = [(key, f"{run.config['validity'][key]:g}", f"{value:g}") for key, value in advice.validity.items()]
+    print_table(
+        ("threshold", name, "advised"),
+        rows,
+        caption=(
+            f"rejects {advice.invalid_rejected:.2f} of the failures of {advice.invalid_regions} invalid regions and "
+            f"{advice.valid_rejected:.2f} of those of {advice.valid_regions} labelled ones; each region counts the same"
+        ),
+    )
+
+
+@app.command()
 def failures(name: RunArgument, as_json: JsonOption = False) -> None:
     """Print a run's failures as they are found, one a line; --json prints all that is known of each."""
     with Client() as client:

@@ -6,7 +6,7 @@ from defuse.values.estimate import Estimate
 from defuse.values.failure import CostEstimate, Failure, FailureBatch
 from defuse.values.model import Model, Preprocessing, Release
 from defuse.values.region import Annotation, Images, RealImage, Region, RegionPair, RegionPictures, RegionsDiff
-from defuse.values.run import GroupCounts, Preflight, Run, SearchCounts
+from defuse.values.run import GroupCounts, Preflight, Run, SearchCounts, ValidityAdvice
 
 __all__ = [
     "Annotation",
@@ -33,4 +33,5 @@ __all__ = [
     "Release",
     "Run",
     "SearchCounts",
+    "ValidityAdvice",
 ]

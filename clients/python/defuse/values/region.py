@@ -126,6 +126,11 @@ class Region:
         )
 
     @property
+    def whole(self) -> str:
+        """Return the id of the region that it is a part of, `r3` of `r3-1`; nothing where it is none."""
+        return self.id.rpartition("-")[0]
+
+    @property
     def state(self) -> str:
         """Return `open`, or the verdict: labelled, invalid, mixed, unsure."""
         if not self.annotation:

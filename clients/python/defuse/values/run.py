@@ -86,6 +86,29 @@ class GroupCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidityAdvice:
+    """What the annotations of a run say of its validity thresholds; every region counts the same, whatever its size."""
+
+    # Thresholds by the names of `RunSettings.validity`, none looser than those that the run had.
+    validity: Mapping[str, float]
+    # Share of the failures of invalid regions that they would have rejected, and of labelled ones, 0.1 at most.
+    invalid_rejected: float
+    valid_rejected: float
+    invalid_regions: int
+    valid_regions: int
+
+    @classmethod
+    def from_proto(cls, message: run_pb2.ValidityAdvice) -> Self:
+        return cls(
+            validity={field.name: value for field, value in message.validity.ListFields()},
+            invalid_rejected=message.invalid_rejected,
+            valid_rejected=message.valid_rejected,
+            invalid_regions=message.invalid_regions,
+            valid_regions=message.valid_regions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One pass of the loop. `state` is preparing, identifying, distilling, succeeded, failed or cancelled."""
 
@@ -108,6 +131,8 @@ class Run:
     # None until distillation is finished.
     groups: GroupCounts | None
     config: Mapping[str, Any]
+    # The run whose annotations gave the validity thresholds that its creator left out; empty for none.
+    validity_from: str
     create_time: datetime
     update_time: datetime
 
@@ -130,6 +155,7 @@ class Run:
             region_count=message.region_count,
             groups=GroupCounts.from_proto(message.groups) if message.HasField("groups") else None,
             config={section: settings(getattr(config, section)) for section in SECTIONS},
+            validity_from=names.last(config.validity_from),
             create_time=moment(message.create_time),
             update_time=moment(message.update_time),
         )

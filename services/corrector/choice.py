@@ -7,9 +7,9 @@ from services.corrector.paired import PairedDifference
 
 RULE = (
     "of the points whose test accuracy is non-inferior (the 95 % interval of the paired difference to the base version "
-    "lies above -{margin:g}) the best on the held-out region images that decide: the largest accuracy, and of those "
-    "whose 95 % interval reaches the largest, the smallest loss; where no point is non-inferior, the one with the "
-    "least possible loss of test accuracy"
+    "lies above -{margin:g}) the best on the region images that decide, held-out failures and fresh images around the "
+    "regions: the largest accuracy, and of those whose 95 % interval reaches the largest, the smallest loss; where no "
+    "point is non-inferior, the one with the least possible loss of test accuracy"
 )
 
 
@@ -40,8 +40,7 @@ class Chosen:
 def choose(points: Sequence[Measured], margin: float) -> Chosen:
     """Apply `RULE` to one point or more; of equals the first is taken.
 
-    Accuracy alone cannot tell: it is at its end, 1, long before a correction reaches images of the region that are
-    less like the failures found.
+    Accuracy alone cannot tell points that are nearly alike.
     """
     accepted = [position for position, point in enumerate(points) if point.is_non_inferior(margin)]
     if not accepted:

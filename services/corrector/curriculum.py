@@ -30,20 +30,36 @@ class RegionData:
         return cls(latent=latent[None], mean=latent, covariance=np.zeros((len(latent), len(latent))), label=label)
 
 
+def fresh_latents(
+    region: RegionData,
+    count: int,
+    carried: Callable[[Array], Array],
+    generator: np.random.Generator,
+    *,
+    spread: float = 1.0,
+) -> Array:
+    """Draw latents (n, d), `count` at most, from a region's Gaussian that still carry its label.
+
+    `carried` says so of latents, (n,). `spread` is how many times as large as the region's the covariance is: fewer
+    carry the label further out.
+    """
+    if not region.covariance.any():
+        return region.latent[:0]
+    drawn = generator.multivariate_normal(
+        region.mean, spread * region.covariance, size=_MOST_DRAWS * count, method="cholesky"
+    ).astype(np.float32)
+    return np.asarray(drawn[carried(drawn)][:count])
+
+
 def sample_region(
     region: RegionData, count: int, carried: Callable[[Array], Array], generator: np.random.Generator
 ) -> Array:
-    """Draw latents (count, d) from a region's Gaussian that still carry its label, as `carried` says of latents, (n,).
+    """Draw latents (count, d) of a region, fresh ones that still carry its label, as `carried` says of latents, (n,).
 
     Where there are too few of these, the region's failures fill up. They do not come first: they are the images that
     the search came upon, next to the boundary and around few sources, and teach less of the region (docs/method.md).
     """
-    fresh = region.latent[:0]
-    if region.covariance.any():
-        drawn = generator.multivariate_normal(
-            region.mean, region.covariance, size=_MOST_DRAWS * count, method="cholesky"
-        ).astype(np.float32)
-        fresh = drawn[carried(drawn)][:count]
+    fresh = fresh_latents(region, count, carried, generator)
     order = generator.permutation(len(region.latent))
     known = region.latent[np.resize(order, count - len(fresh))]
     return np.concatenate([fresh, known]).astype(np.float32)  # (count, d)

@@ -9,7 +9,7 @@ from defuse import names
 from defuse.v1 import correction_pb2, model_pb2, run_pb2
 
 from services.corrector.augmentation import Array
-from services.corrector.curriculum import RegionData
+from services.corrector.curriculum import RegionData, fresh_latents
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
@@ -17,6 +17,12 @@ from services.runtime.catalog import Catalog, LabelledImages
 
 # Images that early stopping asks about: enough to tell losses apart, little beside an epoch.
 _HELD_OUT_IMAGES = 2_000
+# Latents around a region that decide: so many, fewer of each where there are many regions, but some.
+_AROUND, _AROUND_IN_ALL, _LEAST_AROUND = 256, 4_096, 32
+# How many times as large as the region's their covariance is.
+_SPREAD = 2.0
+# Sets their draws apart from others of the same seed.
+_AROUND_STREAM = 0x41524F55
 # Sets the division of held-out sources apart from other draws of the same seed.
 _HALVES = 0x48414C56
 
@@ -110,6 +116,23 @@ class Materials:
             for region, arrays in self._region_arrays()
         ]
 
+    def around_regions(self) -> list[HeldOut]:
+        """Return fresh latents around each region, wider than those that corrections learn from; they decide, too.
+
+        Held-out failures lie next to the boundary that any correction moves first; how far it reaches into the region
+        shows beyond them. Only latents that still carry the region's label are among them.
+        """
+        count = max(_LEAST_AROUND, min(_AROUND, _AROUND_IN_ALL // len(self.correction.regions)))
+        generator = np.random.default_rng([self.run.config.seed, _AROUND_STREAM])
+
+        def around(region: RegionData) -> Array:
+            return fresh_latents(region, count, self._carries(region.label), generator, spread=_SPREAD)
+
+        return [
+            HeldOut(region=labelled.region, label=labelled.label, label_id=region.label, latent=around(region))
+            for labelled, region in zip(self.correction.regions, self.regions(), strict=True)
+        ]
+
     def pictures(self, region: str) -> Array:
         """Return the stored images (n, h, w, c) that an annotator sees of a region."""
         return self.store.read_arrays(catalog.region_arrays(region))["exemplars"]
@@ -123,6 +146,11 @@ class Materials:
         return [
             (region, self.store.read_arrays(catalog.region_arrays(region.region))) for region in self.correction.regions
         ]
+
+    def _carries(self, label: int) -> Callable[[Array], Array]:
+        """Return what says of latents (n, d) whether they carry a label, as the run's validity has it, (n,)."""
+        least = self.run.config.validity.min_label_probability
+        return lambda z: np.asarray(self.believed(z)[:, label] >= least)
 
     def _split(self, name: str) -> LabelledImages:
         return self._catalog.split(self.run.config.dataset, name, self.model)

@@ -42,13 +42,14 @@ class LocalVersion:
 
 
 class Yardstick:
-    """Measures points: on the test split, beside the base version, and on the held-out images that decide."""
+    """Measures points: on the test split, beside the base version, and on the region images that decide."""
 
     def __init__(self, materials: Materials) -> None:
         self._materials = materials
         base = LocalVersion(materials.deployed_file, materials.model)
         self._before = base.reads_stored_correctly(materials.test)
-        self._images, self._labels = images_of(materials, materials.held_out_regions(deciding=True))
+        deciding = [*materials.held_out_regions(deciding=True), *materials.around_regions()]
+        self._images, self._labels = images_of(materials, deciding)
 
     def measure(self, file: bytes) -> correction_pb2.Point:
         """Return the figures of a version."""
@@ -65,7 +66,7 @@ class Yardstick:
 
 
 def images_of(materials: Materials, regions: list[HeldOut]) -> tuple[Array, Array]:
-    """Return the images (n, c, h, w) of held-out failures, and their labels (n,)."""
+    """Return the images (n, c, h, w) of latents of regions, and their labels (n,)."""
     images = [materials.decoded(region.latent) for region in regions]
     labels = [np.full(len(region.latent), region.label_id, np.int64) for region in regions]
     return np.concatenate(images), np.concatenate(labels)

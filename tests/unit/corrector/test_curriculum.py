@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.corrector.curriculum import RegionData, region_latents, sample_region
+from services.corrector.curriculum import RegionData, fresh_latents, region_latents, sample_region
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +38,14 @@ def test_draws_still_carry_the_label() -> None:
     drawn = sample_region(planted(), 1000, lambda z: z[:, 0] > 0, np.random.default_rng(0))
     assert len(drawn) == 1000
     assert (drawn[:, 0] > 0).all()
+
+
+def test_draws_of_a_wider_gaussian() -> None:
+    """Four times the covariance is twice as wide; what does not carry the label is left out, not filled up."""
+    region = planted()
+    narrow, wide = (fresh_latents(region, 5000, everything, np.random.default_rng(0), spread=s) for s in (1.0, 4.0))
+    np.testing.assert_allclose(wide.std(axis=0), 2 * narrow.std(axis=0), rtol=1e-3)
+    assert len(fresh_latents(region, 50, lambda z: np.zeros(len(z), bool), np.random.default_rng(0))) == 0
 
 
 def test_where_hardly_any_draw_carries_the_label_failures_fill_up() -> None:

@@ -16,7 +16,16 @@ from services.corrector.finetune import Labelled
 from services.corrector.materials import Materials
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
-from tests.unit.corrector.corrections import CORRECTION, World, build, deployed_file, network, weights_of
+from tests.unit.corrector.corrections import (
+    CORRECTION,
+    REGIONS,
+    World,
+    brightest,
+    build,
+    deployed_file,
+    network,
+    weights_of,
+)
 
 ALL = Training(method=Training.METHOD_ALL_WEIGHTS, region_weight=0.5, learning_rate=0.01)
 LAST = Training(method=Training.METHOD_LAST_LAYER, region_weight=0.5, learning_rate=0.01)
@@ -40,7 +49,8 @@ def test_a_training_leaves_a_measured_point(world: World) -> None:
     change = point.test_change
     assert change.value == pytest.approx((change.gained - change.lost) / 150)
     assert change.low < change.value < change.high
-    assert 0 < point.regions.trials < 40
+    # 256 fresh images around each of two regions, and some of the 40 held-out failures.
+    assert 512 < point.regions.trials < 552
     assert point.regions.value > 0.9
     assert [entry.batch_size for entry in point.parity] == [1, 2, 16]
     assert max(entry.max_abs_difference for entry in point.parity) < 1e-4
@@ -130,6 +140,19 @@ def test_nothing_held_out_is_learned_from(world: World) -> None:
     assert not deciding & reported
     learned = {tuple(row) for region in materials.regions() for row in region.latent.tolist()}
     assert not {row[1:] for row in deciding | reported} & learned
+
+
+def test_what_decides_reaches_beyond_the_failures(world: World) -> None:
+    """Fresh latents around each region carry its label, spread wider than its failures, and are the same every time."""
+    materials = Materials(world.store, world.correction(ALL))
+    around = materials.around_regions()
+    assert [found.region for found in around] == list(REGIONS)
+    for found, region in zip(around, materials.regions(), strict=True):
+        assert len(found.latent) == 256
+        assert (brightest(found.latent) == found.label_id).all()
+        assert found.latent.std(axis=0).mean() > 1.2 * region.latent.std(axis=0).mean()
+    again = Materials(world.store, world.correction(ALL)).around_regions()
+    assert all(np.array_equal(one.latent, other.latent) for one, other in zip(around, again, strict=True))
 
 
 def test_a_training_is_made_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ class PairedDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectionPoint:
-    """Weights that were tried. `regions` is measured on the half of the held-out images that decides.
+    """Weights that were tried. `regions` is measured on the images that decide: held-out failures and fresh ones.
 
     `method` is one of `correction_settings.METHODS`, `region_weight` lambda, `share` the share of the way from the
     weights before to those after the training: 1 but for interpolation.

@@ -16,11 +16,10 @@ from defuse import names
 from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
 
 from services.corrector.release import Releases
-from services.corrector.repository import TritonRepository
 from services.demo import classifier
 from services.gateway.run_config import complete
 from services.generator import noise, preparation, vae, vae_files, vae_training, worker
-from services.generator.workbench import VAE, Workbench
+from services.generator.workbench import DECODER, ENCODER, VAE, Workbench
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.images import SPLITS, parse_images
@@ -141,7 +140,7 @@ class Stand:
         recipe += (
             config.vae.SerializeToString(deterministic=True) + f"{torch.get_num_threads()}{self.bench.device}".encode()
         )
-        kept = self.cache / f"vae-{data.key()}-{hashlib.sha256(recipe).hexdigest()[:8]}"
+        kept = self.cache / f"vaes-{data.key()}-{hashlib.sha256(recipe).hexdigest()[:8]}"
         if not (kept / "seconds").exists():
             begin = time.perf_counter()
             network = vae_training.train_vae(
@@ -152,10 +151,14 @@ class Stand:
                 on_epoch=lambda report: print(f"VAE, epoch {report.epoch} of {report.epochs}", flush=True),
                 should_stop=lambda: False,
             )
+            seconds = time.perf_counter() - begin
             kept.mkdir(exist_ok=True)
             (kept / VAE).write_bytes(vae_files.to_bytes(network))
-            (kept / "seconds").write_text(str(time.perf_counter() - begin))
-        self.store.write_bytes(catalog.vae(config, VAE), (kept / VAE).read_bytes())
+            (kept / ENCODER).write_bytes(vae_files.encoder_onnx(network))
+            (kept / DECODER).write_bytes(vae_files.decoder_onnx(network))
+            (kept / "seconds").write_text(str(seconds))
+        for part in (VAE, ENCODER, DECODER):
+            self.store.write_bytes(catalog.vae(config, part), (kept / part).read_bytes())
         return float((kept / "seconds").read_text())
 
     def prepare(self, name: str, config: run_pb2.RunConfig) -> "Search":
@@ -238,7 +241,7 @@ def standing(device: str, *, threads: int) -> Iterator[Stand]:
             yield Stand(
                 store=store,
                 inference=inference,
-                releases=Releases(store, TritonRepository(home / "models", inference), home / "models"),
+                releases=Releases(store, inference, home / "models"),
                 cache=cache / "benchmarks",
                 bench=Workbench(store, inference, torch.device(device)),
             )

@@ -26,8 +26,14 @@ def settings_table() -> str:
     """Return the settings of every service as a Markdown table, those of all services first."""
     rows = [_row(name, "every service", Settings) for name in Settings.model_fields]
     for owner, cls in _OWN.items():
-        rows += [_row(name, owner, cls) for name in cls.model_fields if name not in Settings.model_fields]
+        rows += [_row(name, owner, cls) for name in cls.model_fields if _is_own(name, cls)]
     return "\n".join(["| variable | of | default | meaning |", "| --- | --- | --- | --- |", *rows])
+
+
+def _is_own(name: str, cls: type[BaseSettings]) -> bool:
+    """Say whether a setting is the service's own, or has another default there."""
+    common = Settings.model_fields.get(name)
+    return common is None or common.default != cls.model_fields[name].default
 
 
 def _row(name: str, owner: str, cls: type[BaseSettings]) -> str:

@@ -11,6 +11,7 @@ from defuse.v1.correction_pb2 import CorrectionConfig, Training
 
 from benchmarks.stand import Search, Stand
 from services.corrector.choosing import Chooser, choose_candidate
+from services.corrector.gate.judge import Gate
 from services.corrector.training import Trainer, train
 from services.gateway.correction_config import complete, trainings
 from services.runtime import catalog
@@ -59,7 +60,8 @@ def corrected(
         print(f"  {name}: {_word(event.trained.training)}", flush=True)
     choice = correction_pb2.Choice()
     if choosing:
-        chooser = Chooser(store=stand.store, inference=stand.inference, releases=stand.releases)
+        gate = Gate(stand.store, stand.releases)
+        chooser = Chooser(store=stand.store, releases=stand.releases, gate=gate)
         event = choose_candidate(chooser, work_pb2.ChooseWork(correction=correction), job)
         choice.CopyFrom(event.corrected.result.choice)
     return [

@@ -10,10 +10,11 @@ from typing import Any
 
 from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, work_pb2
 
+from services.corrector.adopted import AdoptedReleases, AnyReleases
 from services.corrector.choosing import Chooser, choose_candidate
+from services.corrector.gate.judge import Gate
 from services.corrector.processes import ALONE, Crew, Processes, crew_of_torchrun
 from services.corrector.release import Releases
-from services.corrector.repository import TritonRepository
 from services.corrector.service import CorrectorService
 from services.corrector.settings import CorrectorSettings
 from services.corrector.training import Trainer, follow, train
@@ -42,9 +43,15 @@ def main() -> None:
 
 def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies) -> Service:
     """Wire the corrector."""
-    root = settings.triton_repository
-    releases = Releases(needs.store, TritonRepository(root, needs.inference), root)
-    chooser = Chooser(store=needs.store, inference=needs.inference, releases=releases)
+    loops: list[Any] = []
+    releases: AnyReleases
+    if settings.handover:
+        releases = AdoptedReleases(needs.store, needs.inference, settings.handover)
+        loops.append(releases.keep_noticing)
+    else:
+        releases = Releases(needs.store, needs.inference, settings.triton_repository)
+    gate = Gate(needs.store, releases)
+    chooser = Chooser(store=needs.store, releases=releases, gate=gate)
     stages: dict[str, Stage[Any]] = {
         CHOOSE: Stage(
             kind=work_pb2.ChooseWork,
@@ -60,10 +67,10 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
     return Service(
         names=[corrector_service_pb2.DESCRIPTOR.services_by_name["CorrectorService"].full_name],
         register=lambda server: corrector_service_pb2_grpc.add_CorrectorServiceServicer_to_server(
-            CorrectorService(needs.store, releases), server
+            CorrectorService(needs.store, releases, gate), server
         ),
         checks=needs.checks,
-        loops=[Worker(needs.queue, stages).run],
+        loops=[Worker(needs.queue, stages).run, *loops],
         close=needs.queue.close,
     )
 

@@ -4,19 +4,20 @@ will meet it.
 
 from dataclasses import dataclass
 
-import numpy as np
-from defuse.v1 import correction_pb2, tensor_pb2, work_pb2
+from defuse.errors import InvalidInput
+from defuse.v1 import correction_pb2, work_pb2
 
+from services.corrector.adopted import AnyReleases
 from services.corrector.augmentation import Array
 from services.corrector.choice import RULE, Chosen, Measured, choose
+from services.corrector.gate.comparison import Comparison
+from services.corrector.gate.judge import Gate, joined, region_readings
+from services.corrector.gate.version import Version
 from services.corrector.materials import HeldOut, Materials
-from services.corrector.measuring import difference_between, share_of
-from services.corrector.paired import PairedDifference
-from services.corrector.release import Releases
+from services.corrector.measuring import difference_of, share_of
+from services.corrector.paired import PairedDifference, Readings
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import Classifier, InferenceClient
-from services.runtime.intervals import estimate
 from services.runtime.worker import Job
 
 
@@ -25,8 +26,8 @@ class Chooser:
     """What the stage reads from, asks, and serves candidates with."""
 
     store: ArtifactStore
-    inference: InferenceClient
-    releases: Releases
+    releases: AnyReleases
+    gate: Gate
 
 
 def choose_candidate(chooser: Chooser, work: work_pb2.ChooseWork, job: Job) -> work_pb2.Event:
@@ -49,18 +50,26 @@ def _chosen(chooser: Chooser, correction: correction_pb2.Correction, job: Job) -
         for position, training in enumerate(correction.trainings)
         for number, point in enumerate(training.points)
     ]
+    if not points:
+        raise InvalidInput(
+            f"no training came to an end; the first: {correction.trainings[0].error}", reason="ALL_FAILED"
+        )
     chosen = choose([_measured(point) for _, _, point in points], correction.config.margin)
     position, number, point = points[chosen.position]
     job.progress(0.1, "serving the candidate and measuring it")
+    job.check_cancelled()
     file = _keep(chooser.store, correction, position, number)
     materials = Materials(chooser.store, correction)
-    candidate, version = chooser.releases.serve_candidate(materials.model, file)
-    result = _measure(
-        materials,
-        before=chooser.inference.classifier(materials.model, version=correction.base_version),
-        after=chooser.inference.classifier(materials.model, version=version, model_id=candidate),
+    candidate = chooser.releases.serve_candidate(materials.model, file)
+    base = chooser.releases.version(materials.model, correction.base_version)
+    comparison = Comparison(base, candidate.classifier, materials.test)
+    result = _result(comparison, materials)
+    job.check_cancelled()
+    verdict = chooser.gate.verdict_on(
+        comparison, file, materials, lambda note: job.progress(0.5, f"at the gate: {note}")
     )
-    result.candidate, result.candidate_version = candidate, version
+    result.verdict.CopyFrom(verdict)
+    result.candidate, result.candidate_version = candidate.name, candidate.version
     result.parity.extend(point.parity)
     result.choice.CopyFrom(_choice(correction, chosen, position, point))
     return result
@@ -100,44 +109,34 @@ def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position:
     return file
 
 
-def _measure(materials: Materials, *, before: Classifier, after: Classifier) -> correction_pb2.CorrectionResult:
-    """Measure both versions through Triton: on the test split, and on the held-out images that decided on nothing."""
-    test = materials.test
-    right_before, right_after = (
-        _read(version.classify_stored(test.images), test.labels) for version in (before, after)
+def _result(comparison: Comparison, materials: Materials) -> correction_pb2.CorrectionResult:
+    """Return what both versions read: of the test split, and of the held-out images that decided on nothing."""
+    readings = region_readings(comparison, materials)
+    together = joined([read for _, read in readings])
+    return correction_pb2.CorrectionResult(
+        test_before=share_of(comparison.test.before),
+        test_after=share_of(comparison.test.after),
+        test_change=difference_of(comparison.test),
+        regions=[_region(region, read, comparison, materials) for region, read in readings],
+        regions_before=share_of(together.before),
+        regions_after=share_of(together.after),
     )
-    result = correction_pb2.CorrectionResult(
-        test_before=share_of(right_before),
-        test_after=share_of(right_after),
-        test_change=difference_between(right_before, right_after),
+
+
+def _region(
+    region: HeldOut, read: Readings, comparison: Comparison, materials: Materials
+) -> correction_pb2.RegionChange:
+    pictures = materials.pictures(region.region)
+    return correction_pb2.RegionChange(
+        region=region.region,
+        label=region.label,
+        before=share_of(read.before),
+        after=share_of(read.after),
+        exemplars_before=_answers(comparison.before, pictures),
+        exemplars_after=_answers(comparison.after, pictures),
     )
-    for region in materials.held_out_regions(deciding=False):
-        images, pictures = materials.decoded(region.latent), materials.pictures(region.region)
-        result.regions.add(
-            region=region.region,
-            label=region.label,
-            before=_region_accuracy(before, region, images),
-            after=_region_accuracy(after, region, images),
-            exemplars_before=_answers(before, pictures),
-            exemplars_after=_answers(after, pictures),
-        )
-    result.regions_before.CopyFrom(_total([region.before for region in result.regions]))
-    result.regions_after.CopyFrom(_total([region.after for region in result.regions]))
-    return result
 
 
-def _read(logits: Array, labels: Array) -> Array:
-    return np.asarray(logits.argmax(axis=1) == labels)
-
-
-def _region_accuracy(version: Classifier, region: HeldOut, images: Array) -> tensor_pb2.Estimate:
-    return share_of(_read(version.classify(images), np.full(len(images), region.label_id)))
-
-
-def _answers(version: Classifier, pictures: Array) -> list[str]:
+def _answers(version: Version, pictures: Array) -> list[str]:
     """Return the class names that a version answers for stored images."""
     return [version.model.classes[answer] for answer in version.classify_stored(pictures).argmax(axis=1)]
-
-
-def _total(parts: list[tensor_pb2.Estimate]) -> tensor_pb2.Estimate:
-    return estimate(sum(part.successes for part in parts), sum(part.trials for part in parts))

@@ -1,5 +1,6 @@
 """Fine-tuning of deployed weights: loss = (1 - lambda) CE(original) + lambda CE(regions)."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -57,6 +58,10 @@ class Outcome:
     best_step: int
 
 
+class Diverged(ArithmeticError):
+    """The loss is no number any more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
     """A training, ready to start."""
@@ -85,23 +90,27 @@ def finetune(
     `on_step(step, steps, loss)` is called after every step and may raise to stop. `on_checkpoint` is given a file
     whenever the held-out loss was asked for; the last of them, as `checkpoint`, goes on to the same weights.
 
-    Of several `processes` each takes its part of every batch, and what comes out is that of one, to rounding. The first
-    one alone judges, and may end the training of the others, which is `processes.Abandoned` to them.
+    Raises Diverged where the loss becomes infinite or no number. Of several `processes` each takes its part of every
+    batch, and what comes out is that of one, to rounding. The first one alone judges, and may end the training of the
+    others, which is `processes.Abandoned` to them.
     """
     network, weight = fitting.network.to(device), fitting.schedule.region_weight
     state = TrainingState(network, fitting.schedule, len(fitting.data.original))
     if checkpoint:
-        state.restore(checkpoint)
+        state.restore(checkpoint, judges=processes.rank == 0)
     judged = processes.rank == 0 and all(len(part) for part, _ in fitting.held_out.weighted(weight))
+    together = False
     try:
         for step, rows in state.batches():
-            loss = _loss_of_batch(fitting, step, rows, device, processes)
-            on_step(step, state.steps, state.descend(loss, processes))
+            total = state.descend(_loss_of_batch(fitting, step, rows, device, processes), processes)
+            if together := not math.isfinite(total):  # all processes know
+                raise Diverged(f"the loss is {total} at step {step} of {state.steps}")
+            on_step(step, state.steps, total)
             if judged and state.is_to_be_judged():
                 state.judge(held_out_loss(fitting, device))
                 on_checkpoint(state.to_bytes())
     finally:
-        if processes.rank == 0 and state.step < state.steps:
+        if processes.rank == 0 and state.step < state.steps and not together:
             processes.abandon(state.weights.values())
     best_step = state.take_best()
     network.eval()

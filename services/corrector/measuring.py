@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 
 from services.corrector.augmentation import Array
 from services.corrector.materials import HeldOut, Materials
-from services.corrector.paired import PairedDifference
+from services.corrector.paired import Readings
 from services.runtime.catalog import LabelledImages
 from services.runtime.inference import LEAST_PROBABILITY, as_floats, no_logits, preprocess
 from services.runtime.intervals import estimate
@@ -18,27 +18,40 @@ _BATCH = 256
 class LocalVersion:
     """A version of a classifier, run here."""
 
+    served = False
+
     def __init__(self, file: bytes, model: model_pb2.Model) -> None:
-        self._run, self._model = onnx_function(file), model
+        self._run, self.model = onnx_function(file), model
+
+    def classify(self, images: Array) -> Array:
+        """Return the logits (n, k) of images (n, c, h, w) in [0, 1], as `inference.Classifier` does."""
+        size = self.model.fixed_batch_size or _BATCH
+        parts = [self._answers(images[begin : begin + size]) for begin in range(0, len(images), size)]
+        outputs = np.concatenate([no_logits(self.model), *parts])
+        if self.model.output == model_pb2.Model.OUTPUT_PROBABILITIES:
+            outputs = np.log(np.maximum(outputs, LEAST_PROBABILITY))
+        return np.asarray(outputs, np.float32)
+
+    def classify_stored(self, images: Array) -> Array:
+        """Return the logits (n, k) of stored images (n, h, w, c) uint8; bounds the memory of one call."""
+        parts = [self.classify(as_floats(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
+        return np.concatenate([no_logits(self.model), *parts])
 
     def log_probabilities(self, images: Array) -> Array:
         """Return the log-probabilities (n, k) of images (n, c, h, w) in [0, 1]."""
-        size = self._model.fixed_batch_size or _BATCH
-        parts = [self._outputs(images[begin : begin + size]) for begin in range(0, len(images), size)]
-        outputs = np.concatenate([no_logits(self._model), *parts])
-        if self._model.output == model_pb2.Model.OUTPUT_PROBABILITIES:
-            return np.asarray(np.log(np.maximum(outputs, LEAST_PROBABILITY)))
-        return np.asarray(log_softmax(outputs, axis=1))
+        return np.asarray(log_softmax(self.classify(images), axis=1))
 
     def reads_stored_correctly(self, data: LabelledImages) -> Array:
-        """Say for stored images whether they are read as their labels, (n,); bounds the memory of one call."""
-        slices = [slice(begin, begin + _BATCH) for begin in range(0, len(data.labels), _BATCH)]
-        answers = [self.log_probabilities(as_floats(data.images[part])).argmax(axis=1) for part in slices]
-        return np.asarray(np.concatenate([np.zeros(0, np.int64), *answers]) == data.labels)
+        """Say for stored images whether they are read as their labels, (n,)."""
+        return np.asarray(self.classify_stored(data.images).argmax(axis=1) == data.labels)
 
-    def _outputs(self, images: Array) -> Array:
-        rows = np.resize(np.arange(len(images)), self._model.fixed_batch_size or len(images))
-        return np.asarray(self._run(preprocess(images[rows], self._model))[0][: len(images)])
+    def outputs(self, inputs: Array) -> Array:
+        """Return what the graph gives for its inputs, already preprocessed: (n, k)."""
+        return self._run(inputs)[0]
+
+    def _answers(self, images: Array) -> Array:
+        rows = np.resize(np.arange(len(images)), self.model.fixed_batch_size or len(images))
+        return np.asarray(self.outputs(preprocess(images[rows], self.model))[: len(images)])
 
 
 class Yardstick:
@@ -59,7 +72,7 @@ class Yardstick:
         losses = -answers[np.arange(len(self._labels)), self._labels]
         return correction_pb2.Point(
             test=share_of(after),
-            test_change=difference_between(self._before, after),
+            test_change=difference_of(Readings(before=self._before, after=after)),
             regions=share_of(answers.argmax(axis=1) == self._labels),
             regions_loss=float(losses.mean()) if len(losses) else 0.0,
         )
@@ -76,11 +89,9 @@ def share_of(correct: Array) -> tensor_pb2.Estimate:
     return estimate(int(correct.sum()), len(correct))
 
 
-def difference_between(before: Array, after: Array) -> correction_pb2.PairedDifference:
-    """Return what changed over the same images, each (n,) bool."""
-    difference = PairedDifference(
-        gained=int((after & ~before).sum()), lost=int((before & ~after).sum()), trials=len(before)
-    )
+def difference_of(readings: Readings) -> correction_pb2.PairedDifference:
+    """Return what changed between two versions over the same images."""
+    difference = readings.difference
     low, high = difference.interval()
     return correction_pb2.PairedDifference(
         value=difference.value,

@@ -44,6 +44,12 @@ def deployed(materials: Materials, allowed_factories: Sequence[str]) -> Network:
             "module:function, and a safetensors file of its weights (--torch-factory, --weights)",
             reason="UNSUPPORTED_OPERATOR",
         ) from error
+    except ValueError as error:
+        raise InvalidInput(
+            f"version {materials.correction.base_version} of {names.last(materials.model.name)!r} cannot be read as a "
+            f"torch module: {error}",
+            reason="UNSUPPORTED_GRAPH",
+        ) from error
 
 
 def real_inputs(materials: Materials, count: int) -> Array:

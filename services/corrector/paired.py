@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
+from services.corrector.augmentation import Array
+
 CONFIDENCE = 0.95
 _NEARLY_1 = 1 - 1e-12
 
@@ -39,6 +41,11 @@ class PairedDifference:
         changed = self.gained + self.lost
         return min(1.0, 2 * float(binom.cdf(min(self.gained, self.lost), changed, 0.5))) if changed else 1.0
 
+    def p_lost(self) -> float:
+        """Return the chance of as many losses or more if neither version were better (McNemar, exact, one-sided)."""
+        changed = self.gained + self.lost
+        return float(binom.cdf(self.gained, changed, 0.5)) if changed else 1.0
+
     def _bound(self, outermost: float, quantile: float) -> float:
         """Return the difference, from the outermost one to the measured one, whose score is the quantile."""
         if self.value == outermost:
@@ -57,3 +64,22 @@ class PairedDifference:
         if not difference:
             return 0.0
         return difference / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, difference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readings:
+    """What two versions read correctly of the same images, (n,) bool each."""
+
+    before: Array
+    after: Array
+
+    @property
+    def difference(self) -> PairedDifference:
+        return PairedDifference(
+            gained=int((self.after & ~self.before).sum()),
+            lost=int((self.before & ~self.after).sum()),
+            trials=len(self.before),
+        )
+
+    def take(self, rows: Array) -> "Readings":
+        return Readings(before=self.before[rows], after=self.after[rows])

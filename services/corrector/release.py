@@ -1,78 +1,75 @@
-"""Versions of a model: registered, published, taken back. Every change is one record in the store."""
+"""Which version callers get, where Triton's repository is ours: registered, published, taken back."""
 
-import fcntl
-import hashlib
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from defuse import names
-from defuse.errors import AlreadyExists, NotFound, NotReady
+from defuse.errors import AlreadyExists, InvalidInput, NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.corrector.repository import TritonRepository, candidate_id, check_model_id
+from services.corrector.gate.version import Candidate, Version
+from services.corrector.history import Decision, History, Kind
+from services.corrector.repository import TritonRepository, candidate_id, exclusively, gate_id
 from services.corrector.signature import read_signature
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.runtime.inference import InferenceClient
+
+# Candidates of a model that are served at the same time.
+_CANDIDATES = 4
 
 
 class Releases:
     """Changes which version callers get. One change at a time, across processes that share the repository."""
 
-    def __init__(self, store: ArtifactStore, repository: TritonRepository, root: Path) -> None:
+    def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
+        self.history = History(store)
         self._store = store
-        self._catalog = Catalog(store)
-        self._repository = repository
+        self._inference = inference
+        self._repository = TritonRepository(root, inference)
         self._root = root
 
     def register(self, declared: model_pb2.Model, file_digest: str) -> model_pb2.Model:
         """Check a file against its declaration and serve it as version 1."""
-        model_id = names.last(names.check(declared.name, "models/*"))
-        check_model_id(model_id)
-        if not self._store.exists(catalog.file(file_digest)):
-            raise NotFound(f"no file {file_digest} was uploaded; upload the ONNX file first", reason="FILE_NOT_FOUND")
-        file = self._store.read_bytes(catalog.file(file_digest))
+        file = self.history.uploaded(declared, file_digest)
         model = read_signature(declared, file)
         model.create_time.GetCurrentTime()
-        with self._exclusively():
-            if self._store.exists(catalog.model(model.name)):
-                raise AlreadyExists(
-                    f"model {model_id!r} is registered already; correct and release it, or choose another name",
-                    reason="MODEL_EXISTS",
-                )
+        with exclusively(self._root):
+            self.history.uploaded(declared, file_digest)  # once more: another registration may have been faster
             self._clear(model)
-            self._write_version(model, 1, file, correction="")
-            self._repository.serve(model, model_id, [1])
-            self._record(model.name, release_pb2.Release.KIND_REGISTERED, version=1, previous=0)
+            self._write_version(model, self.history.write_version(model, 1, file))
+            self._repository.serve(model, names.last(model.name), [1])
+            self.history.record(model.name, Kind.KIND_REGISTERED, version=1, previous=0)
             # Written last: a model exists once it is served.
             self._store.write_message(catalog.model(model.name), model)
-        return self._catalog.model(model.name)
+        return self.history.catalog.model(model.name)
 
-    def publish(self, correction: correction_pb2.Correction) -> release_pb2.Release:
+    def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
         """Serve a correction's file as a new version beside the one that callers got until now."""
-        with self._exclusively():
-            model = self._catalog.model(correction.model)
-            self._check_publishable(model, correction)
-            version = self._version_of(model, correction)
+        with exclusively(self._root):
+            model = self.history.check_publishable(correction)
+            version = self.history.version_of(model, correction)
+            self._write_version(model, version)
             self._repository.serve(model, names.last(model.name), [model.champion_version, version])
-            self._repository.withdraw(candidate_id(names.last(model.name)))
-            return self._record(
+            return self.history.record(
                 model.name,
-                release_pb2.Release.KIND_RELEASED,
+                Kind.KIND_RELEASED,
                 version=version,
                 previous=model.champion_version,
                 correction=correction.name,
+                decision=decision,
             )
 
-    def restore_previous(self, model_name: str) -> release_pb2.Release:
+    def restore_previous(self, model_name: str, decision: Decision) -> release_pb2.Release:
         """Give callers the version that the present one replaced."""
-        with self._exclusively():
-            model = self._catalog.model(model_name)
-            previous = self._replaced_by(model)
+        with exclusively(self._root):
+            model = self.history.catalog.model(model_name)
+            newest = self._repository.configured(names.last(model_name))[-1]
+            if newest > model.champion_version:  # a release that died before its record
+                previous, instead_of = model.champion_version, newest
+            else:
+                previous, instead_of = self.history.replaced_by(model), model.champion_version
             if not previous:
                 raise NotReady(
                     f"model {names.last(model_name)!r} serves version {model.champion_version}, its first; "
@@ -80,21 +77,61 @@ class Releases:
                     reason="NO_PREVIOUS_VERSION",
                 )
             self._repository.serve(model, names.last(model.name), [previous])
-            return self._record(
+            return self.history.record(
                 model.name,
-                release_pb2.Release.KIND_ROLLED_BACK,
+                Kind.KIND_ROLLED_BACK,
                 version=previous,
-                previous=model.champion_version,
+                previous=instead_of,
+                decision=decision,
             )
 
-    def serve_candidate(self, model: model_pb2.Model, file: bytes) -> tuple[str, int]:
-        """Serve a file beside the champion, under a name of its own; return that name and the version."""
-        with self._exclusively():
+    def version(self, model: model_pb2.Model, version: int) -> Version:
+        """Return a version as callers get it."""
+        return self._inference.classifier(model, version=version)
+
+    def serve_candidate(self, model: model_pb2.Model, file: bytes) -> Candidate:
+        """Serve a file beside the champion, under a name of its own; the same file again has the same version.
+
+        Candidates before it stay, up to `_CANDIDATES`: one may be on trial.
+        """
+        with exclusively(self._root):
             model_id = candidate_id(names.last(model.name))
-            version = max(self._repository.versions(model_id), default=0) + 1
+            version = self.history.candidate_number(model.name, file)
             self._repository.add_version(model_id, version, file)
-            self._repository.serve(model, model_id, [version])
-            return model_id, version
+            others = [other for other in self._repository.versions(model_id) if other != version]
+            self._repository.serve(model, model_id, [*others[1 - _CANDIDATES :], version])
+        served = self._inference.classifier(model, version=version, model_id=model_id)
+        return Candidate(name=model_id, version=version, classifier=served)
+
+    def withdraw_candidates(self, model_name: str) -> None:
+        """Serve no candidate of a model any more."""
+        with exclusively(self._root):
+            model_id = candidate_id(names.last(self.history.catalog.model(model_name).name))
+            if self._repository.versions(model_id):
+                self._repository.withdraw(model_id)
+
+    @contextmanager
+    def serving(self, model: model_pb2.Model, file: bytes) -> Iterator[Version]:
+        """Serve a file under a name that nobody else knows, as long as the block runs.
+
+        Raises InvalidInput for a file that Triton cannot load.
+        """
+        model_id = gate_id(names.last(model.name))
+        try:
+            with exclusively(self._root):
+                self._repository.sweep()
+                self._repository.add_version(model_id, 1, file)
+                self._serve_at_gate(model, model_id)
+            yield self._inference.classifier(model, version=1, model_id=model_id)
+        finally:
+            with exclusively(self._root):
+                self._repository.withdraw(model_id)
+
+    def _serve_at_gate(self, model: model_pb2.Model, model_id: str) -> None:
+        try:
+            self._repository.serve(model, model_id, [1])
+        except NotReady as error:
+            raise InvalidInput(error.message, reason="NOT_LOADABLE") from error
 
     def _clear(self, model: model_pb2.Model) -> None:
         """Remove what a registration that was refused left behind; a directory of somebody else's is not touched."""
@@ -107,78 +144,6 @@ class Releases:
                 reason="MODEL_EXISTS",
             )
 
-    def _check_publishable(self, model: model_pb2.Model, correction: correction_pb2.Correction) -> None:
-        for release in self._catalog.releases(model.name):
-            if release.correction == correction.name:
-                raise AlreadyExists(
-                    f"{correction.name} was released already, as version {release.version}", reason="ALREADY_RELEASED"
-                )
-        if correction.base_version != model.champion_version:
-            raise NotReady(
-                f"{correction.name} starts from version {correction.base_version}, but callers get version "
-                f"{model.champion_version} now; correct that one",
-                reason="BASE_VERSION_CHANGED",
-            )
-
-    def _version_of(self, model: model_pb2.Model, correction: correction_pb2.Correction) -> int:
-        """Return the version of a correction, written if a process that died did not write it already."""
-        model_id = names.last(model.name)
-        for version in self._repository.versions(model_id):
-            key = catalog.model_version(model.name, version)
-            if self._store.read_message(key, model_pb2.ModelVersion).correction == correction.name:
-                return version
-        version = max(self._repository.versions(model_id)) + 1
-        self._write_version(
-            model, version, self._store.read_bytes(catalog.corrected_file(correction.name)), correction=correction.name
-        )
-        return version
-
-    def _replaced_by(self, model: model_pb2.Model) -> int:
-        """Return the version that the champion replaced when it was published; 0 for the first."""
-        published = (release_pb2.Release.KIND_REGISTERED, release_pb2.Release.KIND_RELEASED)
-        for release in self._catalog.releases(model.name):
-            if release.kind in published and release.version == model.champion_version:
-                return release.previous_version
-        return 0
-
-    def _write_version(self, model: model_pb2.Model, version: int, file: bytes, *, correction: str) -> None:
-        record = model_pb2.ModelVersion(
-            name=names.model_version(model.name, version),
-            digest=hashlib.sha256(file).hexdigest(),
-            correction=correction,
-        )
-        record.create_time.GetCurrentTime()
-        self._store.write_bytes(catalog.model_file(model.name, version), file)
-        self._store.write_message(catalog.model_version(model.name, version), record)
+    def _write_version(self, model: model_pb2.Model, version: int) -> None:
+        file = self._store.read_bytes(catalog.model_file(model.name, version))
         self._repository.add_version(names.last(model.name), version, file)
-
-    def _record(
-        self,
-        model_name: str,
-        kind: release_pb2.Release.Kind.ValueType,
-        *,
-        version: int,
-        previous: int,
-        correction: str = "",
-    ) -> release_pb2.Release:
-        now = Timestamp()
-        now.GetCurrentTime()
-        release = release_pb2.Release(
-            model=model_name,
-            kind=kind,
-            version=version,
-            previous_version=previous,
-            correction=correction,
-            create_time=now,
-        )
-        # Nanoseconds first, so that the keys sort by time.
-        key = f"{catalog.releases(model_name)}/{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.pb"
-        self._store.write_message(key, release)
-        return release
-
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        self._root.mkdir(parents=True, exist_ok=True)
-        with (self._root / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield

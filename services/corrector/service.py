@@ -6,11 +6,14 @@ from typing import Any
 import grpc
 from defuse import names
 from defuse.errors import NotFound, NotReady
-from defuse.v1 import correction_pb2
+from defuse.v1 import correction_pb2, release_pb2
 from defuse.v1 import corrector_service_pb2 as pb
 from defuse.v1 import corrector_service_pb2_grpc as pb_grpc
 
-from services.corrector.release import Releases
+from services.corrector.adopted import AnyReleases
+from services.corrector.gate.judge import Gate
+from services.corrector.gate.version import Candidate
+from services.corrector.history import Decision
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 
@@ -20,24 +23,67 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CorrectorService(pb_grpc.CorrectorServiceServicer):
     """What changes the Triton repository at once."""
 
-    def __init__(self, store: ArtifactStore, releases: Releases) -> None:
+    def __init__(self, store: ArtifactStore, releases: AnyReleases, gate: Gate) -> None:
         self._store = store
         self._releases = releases
+        self._gate = gate
 
     async def RegisterModel(self, request: pb.RegisterModelRequest, context: Context) -> pb.RegisterModelResponse:
         model = await asyncio.to_thread(self._releases.register, request.model, request.file_digest)
         return pb.RegisterModelResponse(model=model)
 
+    async def RunGate(self, request: pb.RunGateRequest, context: Context) -> pb.RunGateResponse:
+        verdict = await asyncio.to_thread(
+            self._gate.judge_file, request.model, request.file_digest, dataset=request.dataset
+        )
+        return pb.RunGateResponse(verdict=verdict)
+
     async def PublishCorrection(
         self, request: pb.PublishCorrectionRequest, context: Context
     ) -> pb.PublishCorrectionResponse:
-        correction = await asyncio.to_thread(self._finished, request.correction)
-        release = await asyncio.to_thread(self._releases.publish, correction)
-        return pb.PublishCorrectionResponse(release=release)
+        return pb.PublishCorrectionResponse(release=await asyncio.to_thread(self._publish, request))
 
     async def RestorePrevious(self, request: pb.RestorePreviousRequest, context: Context) -> pb.RestorePreviousResponse:
-        release = await asyncio.to_thread(self._releases.restore_previous, request.model)
+        decision = Decision(actor=request.actor, reason=request.reason)
+        release = await asyncio.to_thread(self._releases.restore_previous, request.model, decision)
         return pb.RestorePreviousResponse(release=release)
+
+    async def ServeCandidate(self, request: pb.ServeCandidateRequest, context: Context) -> pb.ServeCandidateResponse:
+        candidate = await asyncio.to_thread(self._serve_candidate, request)
+        return pb.ServeCandidateResponse(candidate=candidate.name, version=candidate.version)
+
+    async def WithdrawCandidates(
+        self, request: pb.WithdrawCandidatesRequest, context: Context
+    ) -> pb.WithdrawCandidatesResponse:
+        await asyncio.to_thread(self._releases.withdraw_candidates, request.model)
+        return pb.WithdrawCandidatesResponse()
+
+    def _serve_candidate(self, request: pb.ServeCandidateRequest) -> Candidate:
+        correction = self._finished(request.correction)
+        model = self._releases.history.check_publishable(correction)
+        if request.answers_callers:
+            self._gate.admit(correction, approver=request.approver, reason=request.reason)
+        candidate = self._releases.serve_candidate(
+            model, self._store.read_bytes(catalog.corrected_file(correction.name))
+        )
+        if not candidate.name:
+            raise NotReady(
+                f"{correction.name} has no candidate in Triton, which is not ours to write; its operator may try it",
+                reason="TRITON_ADOPTED",
+            )
+        return candidate
+
+    def _publish(self, request: pb.PublishCorrectionRequest) -> release_pb2.Release:
+        correction = self._finished(request.correction)
+        self._releases.history.check_publishable(correction)
+        verdict = self._gate.admit(correction, approver=request.approver, reason=request.reason)
+        decision = Decision(
+            actor=request.actor,
+            reason=request.reason,
+            verdict=verdict.name,
+            approver="" if verdict.passed else request.approver,
+        )
+        return self._releases.publish(correction, decision)
 
     def _finished(self, name: str) -> correction_pb2.Correction:
         key = catalog.correction(names.check(name, "runs/*/corrections/*"))

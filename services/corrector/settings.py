@@ -13,6 +13,11 @@ class CorrectorSettings(TransportSettings):
     triton_repository: Path = Field(
         Path("/var/lib/defuse/models"), description="Triton's model repository; the corrector is its one writer."
     )
+    handover: Path | None = Field(
+        None,
+        description="Directory in which releases are handed over where Triton's repository is somebody else's; unset "
+        "where it is ours to write.",
+    )
     device: str = Field(
         "auto", pattern="^(auto|cpu|cuda(:[0-9]+)?)$", description="`cuda` if there is one, else `cpu`."
     )

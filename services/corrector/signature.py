@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import onnx
+from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 
@@ -12,6 +13,14 @@ from services.runtime.sessions import onnx_function
 _DATATYPES: dict[int, tuple[str, type]] = {
     onnx.TensorProto.FLOAT: ("FP32", np.float32),
     onnx.TensorProto.UINT8: ("UINT8", np.uint8),
+}
+# What callers notice of a file, and what it is called.
+_NOTICED = {
+    "input_name": "the input's name",
+    "input_datatype": "the input's type",
+    "image_shape": "the images' shape",
+    "output_name": "the output's name",
+    "fixed_batch_size": "the fixed batch size",
 }
 # Images of one request: enough to keep a GPU busy, little enough for one message.
 _MAX_BATCH = 256
@@ -28,6 +37,18 @@ def read_signature(declared: model_pb2.Model, file: bytes) -> model_pb2.Model:
     if not model.output:
         model.output = model_pb2.Model.OUTPUT_LOGITS
     return model
+
+
+def check_same_signature(model: model_pb2.Model, file: bytes) -> None:
+    """Raise InvalidInput unless a file takes and gives what the model's callers send and expect."""
+    found = read_signature(model, file)
+    for field, noticed in _NOTICED.items():
+        if getattr(found, field) != getattr(model, field):
+            raise InvalidInput(
+                f"{noticed} of the file is {getattr(found, field)}, callers of {names.last(model.name)!r} expect "
+                f"{getattr(model, field)}; export it as the version that is served",
+                reason="SIGNATURE_MISMATCH",
+            )
 
 
 def _parse(file: bytes) -> onnx.ModelProto:

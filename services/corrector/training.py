@@ -5,12 +5,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from defuse.errors import Internal, InvalidInput
 from defuse.v1 import correction_pb2, work_pb2
 from defuse.v1.correction_pb2 import Training
 from torch import Tensor
 
 from services.corrector.export import export
-from services.corrector.finetune import Fitting, Outcome, finetune
+from services.corrector.finetune import Diverged, Fitting, Outcome, finetune
 from services.corrector.fitting import read_fitting
 from services.corrector.materials import Materials
 from services.corrector.measuring import Yardstick
@@ -52,7 +53,7 @@ def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Even
     name, store = work.correction.name, trainer.store
     key = catalog.training(name, work.training)
     if not store.exists(key):
-        store.write_message(key, _train(trainer, work, job))
+        store.write_message(key, _trained(trainer, work, job))
     store.remove(catalog.checkpoint(name, work.training))
     event = work_pb2.Event(subject=name)
     event.trained.position = work.training
@@ -65,8 +66,22 @@ def follow(trainer: Trainer, announced: Announced) -> None:
     work = work_pb2.TrainWork.FromString(announced.work)
     materials = Materials(trainer.store, work.correction)
     _, fitting = read_fitting(materials, work.correction.trainings[work.training], trainer.factories)
-    with suppress(Abandoned):
+    with suppress(Abandoned, Diverged):
         finetune(fitting, device=trainer.device, checkpoint=announced.checkpoint, processes=trainer.processes)
+
+
+def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
+    """Train; one that cannot be trained in this way says why, and the others go on."""
+    wanted = work.correction.trainings[work.training]
+    try:
+        return _train(trainer, work, job)
+    except Diverged as error:
+        why = f"it diverged: {error}; the learning rate {wanted.learning_rate:g} is too large"
+    except (InvalidInput, Internal) as error:
+        why = error.message
+    failed = Training(error=why)
+    failed.MergeFrom(wanted)
+    return failed
 
 
 def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:

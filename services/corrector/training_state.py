@@ -125,10 +125,11 @@ class TrainingState:
         tensors["best_loss"] = torch.tensor(self._best_loss, dtype=torch.float64)
         return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
-    def restore(self, checkpoint: bytes) -> None:
-        """Go on where `to_bytes` left off."""
+    def restore(self, checkpoint: bytes, *, judges: bool) -> None:
+        """Go on where `to_bytes` left off. Of several processes only the one that `judges` knows when to stop."""
         tensors = safetensors.torch.load(checkpoint)
         self.step, self._failed, self._best_step = tensors["counts"].tolist()
+        self._failed *= judges
         self._best_loss = tensors["best_loss"].item()
         self._network.load_state_dict(_below("now.", tensors), strict=False)
         best = _below("best.", tensors)

@@ -40,12 +40,12 @@ class Book(Generic[R]):
             async with self._queue.redis.pipeline(transaction=True) as pipe:
                 try:
                     await pipe.watch(key, *([taking] if taking else []))
+                    if taking:
+                        await self._check_free(taking)
                     if await pipe.exists(key):
                         raise AlreadyExists(
                             f"{name} exists already; choose another name", reason=f"{self._noun.upper()}_EXISTS"
                         )
-                    if taking:
-                        await self._check_free(taking)
                     pipe.multi()
                     pipe.set(key, record.SerializeToString())
                     pipe.zadd(self._index(names.parent(name)), {name: created})

@@ -146,7 +146,7 @@ def _on_progress(correction: correction_pb2.Correction, progress: work_pb2.Stage
 
 def _on_trained(correction: correction_pb2.Correction, trained: work_pb2.Trained) -> Sequence[Work]:
     training = correction.trainings[trained.position]
-    if training.points:
+    if _ended(training):
         return []
     training.CopyFrom(trained.training)
     training.progress = 1.0
@@ -161,7 +161,11 @@ def _share_trained(correction: correction_pb2.Correction) -> float:
 
 
 def _all_trained(correction: correction_pb2.Correction) -> bool:
-    return all(training.points for training in correction.trainings)
+    return all(_ended(training) for training in correction.trainings)
+
+
+def _ended(training: correction_pb2.Training) -> bool:
+    return bool(training.points or training.error)
 
 
 def _model_key(correction: correction_pb2.Correction) -> str:

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,7 @@ from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 
 Array = npt.NDArray[Any]
-_LABEL, _INVALID, _MIXED = (
-    annotation_pb2.Annotation.VERDICT_LABEL,
-    annotation_pb2.Annotation.VERDICT_INVALID,
-    annotation_pb2.Annotation.VERDICT_MIXED,
-)
+_LABEL, _INVALID = annotation_pb2.Annotation.VERDICT_LABEL, annotation_pb2.Annotation.VERDICT_INVALID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +48,18 @@ class Regions:
         self._catalog = Catalog(store)
 
     def distillation(self, run: run_pb2.Run) -> region_pb2.Distillation:
-        """Return all regions of a run, the largest score first, with their latest annotations.
-
-        Of a region whose latest verdict is mixed its parts are among them, and theirs: a verdict that is taken back
-        takes them back.
-        """
+        """Return the regions of a run and the parts of mixed ones, the largest score first, with their annotations."""
         found = self._store.read_message(catalog.distillation(run.name), region_pb2.Distillation)
-        listed = [one for region in found.regions for one in self._with_parts(region)]
         del found.regions[:]
-        found.regions.extend(sorted(listed, key=lambda region: -region.score))
+        found.regions.extend(self._catalog.regions(run.name))
         return found
 
     def get(self, name: str) -> region_pb2.Region:
-        return self._annotate_from_store(self._catalog.region(name))
+        return self._catalog.annotated(self._catalog.region(name))
 
     def parts(self, name: str) -> list[region_pb2.Region]:
         """Return the parts that a region was split into, with their latest annotations, the largest score first."""
-        return [self._annotate_from_store(part) for part in self._catalog.parts(name)]
+        return [self._catalog.annotated(part) for part in self._catalog.parts(name)]
 
     def pictures(self, name: str) -> Pictures:
         arrays = self._store.map_arrays(catalog.region_arrays(name))
@@ -144,15 +135,3 @@ class Regions:
                 f"{', '.join(classes[:50])}",
                 reason="LABELS_OUTSIDE_CLASSES",
             )
-
-    def _with_parts(self, region: region_pb2.Region) -> Iterator[region_pb2.Region]:
-        yield self._annotate_from_store(region)
-        if region.annotation.verdict == _MIXED:
-            for part in self._catalog.parts(region.name):
-                yield from self._with_parts(part)
-
-    def _annotate_from_store(self, region: region_pb2.Region) -> region_pb2.Region:
-        keys = [key for key in self._store.keys(catalog.annotations(region.name)) if key.endswith(".pb")]
-        if keys:
-            region.annotation.CopyFrom(self._store.read_message(keys[-1], annotation_pb2.Annotation))
-        return region

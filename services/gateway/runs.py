@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 from defuse import names
 from defuse.errors import AlreadyExists, InvalidInput, NotFound, NotReady
-from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
+from defuse.v1 import model_pb2, run_pb2, work_pb2
 from google.protobuf.message import Message
 
 from services.gateway.advice import Advice, advised
@@ -15,7 +15,7 @@ from services.gateway.book import Book, Work
 from services.gateway.run_config import complete
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog, label_map
+from services.runtime.catalog import Catalog, check_fit, shape
 from services.runtime.inference import InferenceClient
 from services.runtime.queue import DISTILL, IDENTIFY, PLAN, PREPARE, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
@@ -91,7 +91,7 @@ class Runs:
     def _check(self, config: run_pb2.RunConfig) -> None:
         model = self._catalog.model(config.model)
         config.model_version = config.model_version or model.champion_version
-        _check_fit(model, self._catalog.dataset(config.dataset))
+        check_fit(model, self._catalog.dataset(config.dataset))
         self._check_pair(config.vae)
         self._inference.check()
         self._check_served(model, config.model_version)
@@ -150,21 +150,11 @@ def fold(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
     return works
 
 
-def _check_fit(model: model_pb2.Model, dataset: dataset_pb2.Dataset) -> None:
-    label_map(dataset, model)
-    if list(model.image_shape) != list(dataset.image_shape):
-        raise InvalidInput(
-            f"model {names.last(model.name)!r} takes images of {_shape(model.image_shape)}, the data set has "
-            f"{_shape(dataset.image_shape)}; bring images of the model's size",
-            reason="IMAGE_SHAPE_MISMATCH",
-        )
-
-
 def _check_oracle(oracle: model_pb2.Model, model: model_pb2.Model) -> None:
     if list(oracle.classes) != list(model.classes) or list(oracle.image_shape) != list(model.image_shape):
         raise InvalidInput(
             f"oracle {names.last(oracle.name)!r} reads {len(oracle.classes)} classes in images of "
-            f"{_shape(oracle.image_shape)}, the model {len(model.classes)} in {_shape(model.image_shape)}; classes, in "
+            f"{shape(oracle.image_shape)}, the model {len(model.classes)} in {shape(model.image_shape)}; classes, in "
             "their order, and images must be the same",
             reason="UNFIT_ORACLE",
         )
@@ -261,10 +251,6 @@ def _times(count: int, noun: str) -> str:
 def _as_created(run: run_pb2.Run) -> run_pb2.Run:
     """Return what never changes of a run: what travels with its work."""
     return run_pb2.Run(name=run.name, config=run.config, create_time=run.create_time)
-
-
-def _shape(values: Sequence[int]) -> str:
-    return "x".join(str(value) for value in values)
 
 
 def check_distilled(run: run_pb2.Run) -> None:

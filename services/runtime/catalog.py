@@ -6,7 +6,7 @@ the distiller regions; the corrector models and what a correction leaves.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from defuse import names
 from defuse.errors import InvalidInput, NotFound
-from defuse.v1 import dataset_pb2, model_pb2, region_pb2, release_pb2, run_pb2
+from defuse.v1 import annotation_pb2, dataset_pb2, gate_pb2, model_pb2, region_pb2, release_pb2, run_pb2
 
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.groups import group
@@ -44,6 +44,11 @@ def model_version(name: str, version: int) -> str:
 
 def releases(name: str) -> str:
     return f"{name}/releases"
+
+
+def candidates(name: str) -> str:
+    """Digests of the candidates that a model ever had, by their numbers."""
+    return f"{name}/candidates"
 
 
 def dataset(name: str) -> str:
@@ -128,6 +133,22 @@ def correction(name: str) -> str:
     return f"{name}/correction.pb"
 
 
+def verdict(name: str) -> str:
+    """What the gate said of a candidate."""
+    return f"{name}/verdict.pb"
+
+
+def trial(name: str) -> str:
+    """A trial of a candidate on live requests."""
+    return f"{name}/trial.pb"
+
+
+def banked_region(model_name: str, region_name: str, label: str) -> str:
+    """Images of a labelled region, kept as a test of its model."""
+    run, region = names.last(names.parent(region_name)), names.last(region_name)
+    return f"{model_name}/bank/{run}/{region}-{hashlib.sha256(label.encode()).hexdigest()[:8]}.safetensors"
+
+
 def corrected_file(correction_name: str) -> str:
     """The candidate."""
     return onnx_of(correction_name)
@@ -185,7 +206,9 @@ class Catalog:
                 f"there is no model {names.last(name)!r}; register it with `defuse models add`",
                 reason="MODEL_NOT_FOUND",
             ) from error
-        message.champion_version = self.releases(name)[-1].version
+        handed_over = release_pb2.Release.KIND_HANDED_OVER  # which changes nothing yet
+        changes = [release for release in self.releases(name) if release.kind != handed_over]
+        message.champion_version = changes[-1].version
         return message
 
     def releases(self, name: str) -> list[release_pb2.Release]:
@@ -200,12 +223,26 @@ class Catalog:
         except NotFound as error:
             raise NotFound(f"there is no data set {names.last(name)!r}", reason="DATASET_NOT_FOUND") from error
 
+    def verdict(self, name: str) -> gate_pb2.GateVerdict:
+        """Return what the gate said; raise NotFound for an unknown name."""
+        names.check(name, "models/*/verdicts/*")
+        try:
+            return self.store.read_message(verdict(name), gate_pb2.GateVerdict)
+        except NotFound as error:
+            raise NotFound(f"there is no verdict {names.last(name)!r}", reason="VERDICT_NOT_FOUND") from error
+
     def run(self, name: str) -> run_pb2.Run:
         """Return a run as it was created; raise NotFound for an unknown name."""
         try:
             return self.store.read_message(run(names.check(name, "runs/*")), run_pb2.Run)
         except NotFound as error:
             raise NotFound(f"there is no run {names.last(name)!r}", reason="RUN_NOT_FOUND") from error
+
+    def runs_of(self, model_name: str) -> list[run_pb2.Run]:
+        """Return the runs of a model as they were created, by name."""
+        keys = [run(key) for key in self.store.keys("runs")]
+        runs = [self.store.read_message(key, run_pb2.Run) for key in keys if self.store.exists(key)]
+        return [one for one in runs if one.config.model == model_name]
 
     def region(self, name: str) -> region_pb2.Region:
         """Return a region, or a part of one, as the distiller left it; raise NotFound for an unknown name."""
@@ -223,6 +260,22 @@ class Catalog:
             f"run {names.last(run_name)!r} has no region {names.last(name)!r}; it has: {known}",
             reason="REGION_NOT_FOUND",
         )
+
+    def regions(self, run_name: str) -> list[region_pb2.Region]:
+        """Return the regions of a run with their latest annotations, largest score first; none until it is distilled.
+
+        Of a region whose latest verdict is mixed its parts are among them, and theirs: a verdict that is taken back
+        takes them back.
+        """
+        listed = [one for region in self._distilled(distillation(run_name)) for one in self._with_parts(region)]
+        return sorted(listed, key=lambda region: -region.score)
+
+    def annotated(self, region: region_pb2.Region) -> region_pb2.Region:
+        """Return the region with its latest annotation, where it has one."""
+        keys = [key for key in self.store.keys(annotations(region.name)) if key.endswith(".pb")]
+        if keys:
+            region.annotation.CopyFrom(self.store.read_message(keys[-1], annotation_pb2.Annotation))
+        return region
 
     def parts(self, region_name: str) -> list[region_pb2.Region]:
         """Return the parts that a region was split into, largest score first; none where it was not split."""
@@ -256,11 +309,33 @@ class Catalog:
         table = label_map(self.dataset(dataset_name), model)
         return LabelledImages(images=arrays["x"], labels=table[arrays["y"]])
 
+    def _with_parts(self, region: region_pb2.Region) -> Iterator[region_pb2.Region]:
+        yield self.annotated(region)
+        if region.annotation.verdict == annotation_pb2.Annotation.VERDICT_MIXED:
+            for part in self.parts(region.name):
+                yield from self._with_parts(part)
+
     def _distilled(self, key: str) -> list[region_pb2.Region]:
         try:
             return list(self.store.read_message(key, region_pb2.Distillation).regions)
         except NotFound:
             return []  # not distilled or not split yet
+
+
+def check_fit(model: model_pb2.Model, dataset: dataset_pb2.Dataset) -> None:
+    """Raise InvalidInput unless a data set has images and labels that a model takes and gives."""
+    label_map(dataset, model)
+    if list(model.image_shape) != list(dataset.image_shape):
+        raise InvalidInput(
+            f"model {names.last(model.name)!r} takes images of {shape(model.image_shape)}, the data set has "
+            f"{shape(dataset.image_shape)}; bring images of the model's size",
+            reason="IMAGE_SHAPE_MISMATCH",
+        )
+
+
+def shape(sizes: Iterable[int]) -> str:
+    """Return sizes as people write them: 28x28x1."""
+    return "x".join(str(size) for size in sizes)
 
 
 def label_map(dataset: dataset_pb2.Dataset, model: model_pb2.Model) -> npt.NDArray[np.int64]:

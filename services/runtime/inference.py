@@ -91,6 +91,20 @@ class InferenceClient:
         except InferenceServerException as error:
             raise meaning_of(error, self.url) from error
 
+    def versions(self, model_id: str) -> list[int]:
+        """Return the versions of a model that are served, ascending; raise NotReady where none is."""
+        return sorted(int(version) for version in self._described("get_model_metadata", model_id).versions)
+
+    def max_batch_size(self, model_id: str) -> int:
+        """Return the largest batch that Triton takes of a model; 0 where it does not batch."""
+        return int(self._described("get_model_config", model_id).config.max_batch_size)
+
+    def _described(self, what: str, model_id: str) -> Any:
+        try:
+            return getattr(self._client, what)(model_id, client_timeout=self._check_timeout_s)
+        except InferenceServerException as error:
+            raise meaning_of(error, self.url) from error
+
     def classifier(self, model: model_pb2.Model, *, version: int, model_id: str | None = None) -> "Classifier":
         """Return a model at a version; `model_id` where it is served under another name."""
         return Classifier(self, model, version=version, model_id=model_id or names.last(model.name))
@@ -107,6 +121,8 @@ def _close(in_flight: RequestsInFlight, client: Any) -> None:
 
 class Classifier:
     """One version of a classifier: images in [0, 1] in, logits out."""
+
+    served = True
 
     def __init__(self, client: InferenceClient, model: model_pb2.Model, *, version: int, model_id: str) -> None:
         self.model = model

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from defuse.errors import from_rpc_error
 
-from services.runtime.server import MAX_MESSAGE_BYTES
+from services.runtime.settings import MAX_MESSAGE_BYTES
 
 S = TypeVar("S")
 # Loading a model takes seconds; nothing that a service answers at once takes longer than this.
@@ -21,10 +21,10 @@ class Peer(Generic[S]):
         self._channel = grpc.aio.insecure_channel(url, options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
         self._stub = stub(self._channel)
 
-    async def call(self, method: Callable[..., Any]) -> Any:
-        """Make a call with a deadline; raise the DefuseError that the other side meant."""
+    async def call(self, method: Callable[..., Any], *, deadline_s: float | None = DEADLINE_S) -> Any:
+        """Make a call with a deadline, that of the caller where a thing takes long; raise what the other side meant."""
         try:
-            return await method(self._stub, timeout=DEADLINE_S)
+            return await method(self._stub, timeout=deadline_s or DEADLINE_S)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, address=self.url) from error
 

@@ -20,8 +20,6 @@ S = TypeVar("S", bound=Settings)
 Check = Callable[[], Awaitable[None]]
 CHECK_EVERY_S = 1.0
 _CANCEL_AGAIN_S = 0.5
-# A chunk of images and its envelope; larger things are streamed.
-MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ async def _serve(settings: S, build: Callable[[S], Service]) -> None:
 
 @contextlib.asynccontextmanager
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[health.aio.HealthServicer]:
-    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+    options = [("grpc.max_receive_message_length", settings.max_message_bytes), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)

@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from services.runtime import copies
 
 PREFIX = "DEFUSE_"
+# A chunk of images and its envelope; larger things are streamed.
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
 
 class Settings(BaseSettings):
@@ -36,6 +38,7 @@ class Settings(BaseSettings):
     dependency_timeout_s: float = Field(
         5.0, gt=0, description="Seconds that Redis or Triton may take to answer a check."
     )
+    max_message_bytes: int = Field(MAX_MESSAGE_BYTES, gt=0, description="Largest message that a caller may send.")
     drain_s: float = Field(10.0, ge=0, description="Seconds that calls in flight are given when the service stops.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
     log_format: str = Field("json", pattern="^(json|text)$", description="`json` for machines, `text` for people.")

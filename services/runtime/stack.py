@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Self
 
 import grpc
-from defuse.errors import Conflict, NotReady
+from defuse.errors import Conflict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,7 +38,10 @@ class StackSettings(BaseSettings):
     )
     redis_url: str | None = Field(None, description="A Redis server to use instead of starting one.")
     triton_url: str | None = Field(None, description="HOST:PORT of a Triton server to use instead of starting one.")
-    triton_repository: Path | None = Field(None, description="Model repository of that Triton server.")
+    triton_repository: Path | None = Field(
+        None,
+        description="Model repository of that Triton; without it releases are handed over in `DEFUSE_HOME/handover`.",
+    )
     gateway_port: int = Field(0, ge=0, le=65535, description="Port of the gateway; 0 takes a free one.")
     generators: int = Field(1, ge=1, description="How many generators to start.")
     correctors: int = Field(1, ge=1, description="How many correctors to start: they share the trainings of a sweep.")
@@ -123,11 +126,10 @@ class LocalStack:
         return f"redis://{server.address}/0"
 
     def _given_triton(self, url: str) -> dict[str, str]:
-        if not self._settings.triton_repository:
-            raise NotReady(
-                f"DEFUSE_TRITON_URL is {url}, but DEFUSE_TRITON_REPOSITORY does not say where its model repository is"
-            )
-        return {"DEFUSE_TRITON_URL": url, "DEFUSE_TRITON_REPOSITORY": str(self._settings.triton_repository)}
+        """Return what the services are told of a Triton that runs already; without its repository it is not ours."""
+        if self._settings.triton_repository:
+            return {"DEFUSE_TRITON_URL": url, "DEFUSE_TRITON_REPOSITORY": str(self._settings.triton_repository)}
+        return {"DEFUSE_TRITON_URL": url, "DEFUSE_HANDOVER": str(self._home / "handover")}
 
     def _start_triton(self) -> dict[str, str]:
         wheel = ensure_triton(self._settings.cache.expanduser(), self._say)

@@ -22,6 +22,7 @@ PENDING = prometheus_client.Gauge("defuse_queue_pending", "Messages delivered an
 DEAD = prometheus_client.Gauge("defuse_queue_dead", "Messages given up after their last delivery.", ["stream"])
 DECODES = prometheus_client.Counter("defuse_decodes_total", "Perturbations decoded and classified.")
 FAILURES = prometheus_client.Counter("defuse_failures_total", "Failures stored.")
+TRIALS = prometheus_client.Counter("defuse_trials_total", "What trials on live requests have seen.", ["trial", "seen"])
 UPLOADED_BYTES = prometheus_client.Counter("defuse_uploaded_bytes_total", "Bytes of files received from clients.")
 
 

@@ -9,6 +9,7 @@ from defuse.v1 import model_pb2
 from hypothesis import settings
 
 from services.runtime.artifacts import ArtifactStore
+from services.runtime.inference import InferenceClient
 from tests.onnx_files import build_onnx_classifier, declare
 
 # An example may take as long as a busy machine needs.
@@ -16,10 +17,11 @@ settings.register_profile("defuse", deadline=None)
 settings.load_profile("defuse")
 
 
-class RememberingTriton:
-    """Stands where the inference client stands for the repository: loads and unloads are remembered, or refused."""
+class RememberingTriton(InferenceClient):
+    """A client of no server: loads and unloads are remembered, or refused."""
 
     def __init__(self) -> None:
+        super().__init__("127.0.0.1:1")
         self.calls: list[tuple[str, str]] = []
         self.refuses = False
 

@@ -12,21 +12,22 @@ from defuse.errors import Cancelled
 
 from services.corrector.finetune import finetune
 from services.corrector.processes import Abandoned, crew_of_torchrun
-from tests.unit.corrector.trainings import CPU, fitting, weights
+from tests.unit.corrector.trainings import CPU, STEPS, fitting, weights
 
 STOPPED_AT = 7
 
 
 def main() -> None:
-    """Two trainings in a row: the first one is stopped in its midst, the second one goes to its end."""
+    """One after the other: stopped in its midst, ended early and taken up again, trained to its end."""
     torch.set_num_threads(1)
     crew, device = crew_of_torchrun(CPU)
     assert crew
     assert device == CPU
     if crew.rank:
-        while (seed := crew.next_work()) is not None:
+        while (work := crew.next_work()) is not None:
+            seed, checkpoint = work
             with suppress(Abandoned):
-                finetune(fitting(seed=seed), device=device, processes=crew)
+                finetune(fitting(seed=seed), device=device, checkpoint=checkpoint, processes=crew)
         crew.close()
         return
 
@@ -34,10 +35,18 @@ def main() -> None:
         if step == STOPPED_AT:
             raise Cancelled("stopped")
 
-    crew.announce(1)
+    crew.announce((1, None))
     with suppress(Cancelled):
         finetune(fitting(seed=1), device=device, on_step=stop, processes=crew)
-    crew.announce(2)
+    checkpoints: list[bytes] = []
+    early = fitting(seed=3, hopeless=True)
+    crew.announce((3, None))
+    ended = finetune(early, device=device, on_checkpoint=checkpoints.append, processes=crew)
+    assert ended.steps < STEPS
+    crew.announce((3, checkpoints[-1]))
+    again = finetune(fitting(seed=3, hopeless=True), device=device, checkpoint=checkpoints[-1], processes=crew)
+    assert again == ended
+    crew.announce((2, None))
     ready = fitting(seed=2)
     outcome = finetune(ready, device=device, processes=crew)
     crew.announce(None)

@@ -17,7 +17,8 @@ REPOSITORY = Path(__file__).parents[3]
 def test_several_processes_train_what_one_trains(tmp_path: Path, processes: int) -> None:
     """Under torchrun each process takes its part of every batch and the weights are those of one process.
 
-    A training that the first process stops ends in all of them, and the next one is as if it had not been.
+    A training that the first process stops ends in all of them, one that had ended early ends again where it is taken
+    up, and the next one is as if they had not been.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "tests.unit.corrector.crew", str(tmp_path / "found.npz")]

@@ -1,6 +1,8 @@
 """Releases over a store and a repository in a temporary folder; only Triton is not there."""
 
 import hashlib
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,8 @@ from defuse.v1 import correction_pb2, model_pb2, release_pb2
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from services.corrector.history import Decision
 from services.corrector.release import Releases
-from services.corrector.repository import TritonRepository
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
@@ -19,6 +21,7 @@ from tests.unit.conftest import RememberingTriton
 
 NAME = "models/tiny"
 Kind = release_pb2.Release
+WHO = Decision(actor="anna", reason="bold sevens")
 
 
 class House:
@@ -26,8 +29,7 @@ class House:
 
     def __init__(self, store: ArtifactStore, root: Path, triton: RememberingTriton) -> None:
         self.store, self.root, self.triton = store, root, triton
-        repository = TritonRepository(root, triton)  # type: ignore[arg-type]
-        self.releases = Releases(store, repository, root)
+        self.releases = Releases(store, triton, root)
 
     def upload(self, seed: int = 0, classes: int = 3) -> str:
         file = build_onnx_classifier(seed=seed, classes=classes)
@@ -47,8 +49,8 @@ class House:
     def champion(self) -> int:
         return int(Catalog(self.store).model(NAME).champion_version)
 
-    def served(self) -> list[int]:
-        config = (self.root / "tiny/config.pbtxt").read_text()
+    def served(self, model_id: str = "tiny") -> list[int]:
+        config = (self.root / model_id / "config.pbtxt").read_text()
         return list(text_format.Parse(config, model_config_pb2.ModelConfig()).version_policy.specific.versions)
 
     def history(self) -> list[tuple["release_pb2.Release.Kind.ValueType", int, int]]:
@@ -112,29 +114,29 @@ def test_a_refused_registration_does_not_stand_in_the_way_of_the_next(house: Hou
 
 
 def test_publishing_serves_the_correction_beside_its_base(registered: House) -> None:
-    """Callers get the new version; the one before it stays loaded, and the candidate is withdrawn."""
-    release = registered.releases.publish(registered.correction(1, base_version=1))
+    """Callers get the new version, who wanted it is kept, and the version before it stays loaded."""
+    release = registered.releases.publish(registered.correction(1, base_version=1), WHO)
     assert (release.kind, release.version, release.previous_version) == (Kind.KIND_RELEASED, 2, 1)
     assert release.correction == "runs/first/corrections/c1"
     assert (registered.champion(), registered.served()) == (2, [1, 2])
     assert (registered.root / "tiny/2/model.onnx").read_bytes() == b"file of c1"
-    assert registered.triton.calls[-2:] == [("load", "tiny"), ("unload", "tiny-candidate")]
+    assert (release.actor, release.reason) == ("anna", "bold sevens")
 
 
 def test_lineage_over_several_releases(registered: House) -> None:
     """Each release remembers what it replaced; going back goes along that line, and a new release starts from there."""
     house = registered
-    house.releases.publish(house.correction(1, base_version=1))
-    house.releases.publish(house.correction(2, base_version=2))
+    house.releases.publish(house.correction(1, base_version=1), WHO)
+    house.releases.publish(house.correction(2, base_version=2), WHO)
     assert house.served() == [2, 3]
-    assert house.releases.restore_previous(NAME).version == 2
-    assert house.releases.restore_previous(NAME).version == 1
+    assert house.releases.restore_previous(NAME, WHO).version == 2
+    assert house.releases.restore_previous(NAME, WHO).version == 1
     assert (house.champion(), house.served()) == (1, [1])
     with pytest.raises(NotReady, match="first"):
-        house.releases.restore_previous(NAME)
-    house.releases.publish(house.correction(3, base_version=1))
+        house.releases.restore_previous(NAME, WHO)
+    house.releases.publish(house.correction(3, base_version=1), WHO)
     assert (house.champion(), house.served()) == (4, [1, 4])
-    assert house.releases.restore_previous(NAME).version == 1
+    assert house.releases.restore_previous(NAME, WHO).version == 1
     assert house.history() == [
         (Kind.KIND_REGISTERED, 1, 0),
         (Kind.KIND_RELEASED, 2, 1),
@@ -149,27 +151,27 @@ def test_lineage_over_several_releases(registered: House) -> None:
 def test_a_correction_is_published_once(registered: House) -> None:
     """Publishing again is refused with the version that it has, and changes nothing."""
     correction = registered.correction(1, base_version=1)
-    registered.releases.publish(correction)
+    registered.releases.publish(correction, WHO)
     with pytest.raises(AlreadyExists, match="version 2"):
-        registered.releases.publish(correction)
+        registered.releases.publish(correction, WHO)
     assert len(registered.history()) == 2
 
 
 def test_a_correction_of_a_version_that_was_replaced_is_refused(registered: House) -> None:
     """A correction starts from the version that callers get; another one released meanwhile makes it stale."""
     late = registered.correction(2, base_version=1)
-    registered.releases.publish(registered.correction(1, base_version=1))
+    registered.releases.publish(registered.correction(1, base_version=1), WHO)
     with pytest.raises(NotReady, match=r"version 1.*version 2"):
-        registered.releases.publish(late)
+        registered.releases.publish(late, WHO)
     assert (registered.champion(), registered.served()) == (2, [1, 2])
 
 
 def test_a_model_that_is_not_there(house: House) -> None:
     """Neither a release nor a way back exists for an unknown model."""
     with pytest.raises(NotFound, match="tiny"):
-        house.releases.publish(house.correction(1, base_version=1))
+        house.releases.publish(house.correction(1, base_version=1), WHO)
     with pytest.raises(NotFound, match="tiny"):
-        house.releases.restore_previous(NAME)
+        house.releases.restore_previous(NAME, WHO)
 
 
 def test_a_release_that_died_before_its_record_is_taken_on(registered: House) -> None:
@@ -177,10 +179,10 @@ def test_a_release_that_died_before_its_record_is_taken_on(registered: House) ->
     correction = registered.correction(1, base_version=1)
     registered.triton.refuses = True
     with pytest.raises(NotReady):
-        registered.releases.publish(correction)
+        registered.releases.publish(correction, WHO)
     assert registered.champion() == 1
     registered.triton.refuses = False
-    assert registered.releases.publish(correction).version == 2
+    assert registered.releases.publish(correction, WHO).version == 2
     assert (registered.served(), len(registered.history())) == ([1, 2], 2)
 
 
@@ -188,9 +190,9 @@ def test_another_correction_does_not_take_over_a_version_that_died(registered: H
     """A version that was written and never released stays unserved; the next correction gets a number of its own."""
     registered.triton.refuses = True
     with pytest.raises(NotReady):
-        registered.releases.publish(registered.correction(1, base_version=1))
+        registered.releases.publish(registered.correction(1, base_version=1), WHO)
     registered.triton.refuses = False
-    assert registered.releases.publish(registered.correction(2, base_version=1)).version == 3
+    assert registered.releases.publish(registered.correction(2, base_version=1), WHO).version == 3
     assert registered.served() == [1, 3]
     assert (registered.root / "tiny/3/model.onnx").read_bytes() == b"file of c2"
 
@@ -199,14 +201,76 @@ def test_a_refused_release_leaves_the_champion_in_the_config(registered: House) 
     """A Triton that restarts after a refused release still serves the champion."""
     registered.triton.refuses = True
     with pytest.raises(NotReady):
-        registered.releases.publish(registered.correction(1, base_version=1))
+        registered.releases.publish(registered.correction(1, base_version=1), WHO)
     assert 1 in registered.served()
 
 
 def test_candidates_are_served_beside_the_model(registered: House) -> None:
     """Each candidate is a new version under a name of its own; callers of the model get what they got."""
     model = Catalog(registered.store).model(NAME)
-    assert registered.releases.serve_candidate(model, b"one") == ("tiny-candidate", 1)
-    assert registered.releases.serve_candidate(model, b"two") == ("tiny-candidate", 2)
+    candidates = [registered.releases.serve_candidate(model, file) for file in (b"one", b"two", b"three")]
+    assert [(one.name, one.version) for one in candidates] == [("tiny-candidate", version) for version in (1, 2, 3)]
+    assert registered.releases.serve_candidate(model, b"one").version == 1
     assert (registered.root / "tiny-candidate/2/model.onnx").read_bytes() == b"two"
+    assert registered.served("tiny-candidate") == [1, 2, 3]
     assert (registered.champion(), registered.served()) == (1, [1])
+
+
+def test_candidates_are_withdrawn_together(registered: House) -> None:
+    """After a release none of them is served; without any, nothing happens."""
+    registered.releases.withdraw_candidates(NAME)
+    registered.releases.serve_candidate(Catalog(registered.store).model(NAME), b"one")
+    registered.releases.withdraw_candidates(NAME)
+    assert registered.triton.calls[-1] == ("unload", "tiny-candidate")
+    assert registered.triton.calls.count(("unload", "tiny-candidate")) == 1
+    assert not (registered.root / "tiny-candidate").exists()
+
+
+def test_a_candidate_is_never_taken_for_another(registered: House) -> None:
+    """Numbers go on after all were withdrawn, and a fifth candidate takes the place of the oldest."""
+    model = Catalog(registered.store).model(NAME)
+    registered.releases.serve_candidate(model, b"one")
+    registered.releases.withdraw_candidates(NAME)
+    versions = [registered.releases.serve_candidate(model, f"{n}".encode()).version for n in range(5)]
+    assert versions == [2, 3, 4, 5, 6]
+    assert registered.served("tiny-candidate") == [3, 4, 5, 6]
+    assert registered.releases.serve_candidate(model, b"one").version == 1
+    assert registered.served("tiny-candidate") == [1, 4, 5, 6]
+
+
+def test_a_release_that_died_before_its_record_is_undone(registered: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers get a version that no record knows; the way back is to the one that the records name."""
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(registered.releases.history, "record", _die)
+        registered.releases.publish(registered.correction(1, base_version=1), WHO)
+    assert (registered.champion(), registered.served()) == (1, [1, 2])
+    undone = registered.releases.restore_previous(NAME, WHO)
+    assert (undone.version, undone.previous_version) == (1, 2)
+    assert (registered.champion(), registered.served()) == (1, [1])
+
+
+def _die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_the_dead_left_at_the_gate_is_swept_away(registered: House) -> None:
+    """A directory of hours ago goes with the next file at the gate; one of now is somebody's."""
+    model = Catalog(registered.store).model(NAME)
+    old, new = (registered.root / f"tiny-gate-{name}" for name in ("old", "new"))
+    for directory in (old, new):
+        directory.mkdir()
+    os.utime(old, (0, 0))
+    with registered.releases.serving(model, b"one"):
+        assert not old.exists()
+        assert new.exists()
+
+
+def test_a_file_at_the_gate_is_served_for_the_while(registered: House) -> None:
+    """It has a name that nobody else knows, and is gone afterwards, whatever happened."""
+    model = Catalog(registered.store).model(NAME)
+    with suppress(RuntimeError), registered.releases.serving(model, b"one"):
+        [at_gate] = registered.root.glob("tiny-gate-*")
+        assert registered.served(at_gate.name) == [1]
+        raise RuntimeError
+    assert registered.triton.calls[-2:] == [("load", at_gate.name), ("unload", at_gate.name)]
+    assert not at_gate.exists()

@@ -20,7 +20,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def repository(root: Path, triton: RememberingTriton) -> TritonRepository:
-    return TritonRepository(root, triton)  # type: ignore[arg-type]
+    return TritonRepository(root, triton)
 
 
 @pytest.fixture
@@ -41,6 +41,9 @@ def test_config_of_a_model_with_any_batch_size(model: model_pb2.Model) -> None:
     assert (entry.name, entry.data_type, list(entry.dims)) == ("image", model_config_pb2.TYPE_FP32, [3, 8, 10])
     assert (answer.name, answer.data_type, list(answer.dims)) == ("logits", model_config_pb2.TYPE_FP32, [3])
     assert config.HasField("dynamic_batching")
+    # Asked for before callers are: the smallest and the largest batch.
+    assert [entry.batch_size for entry in config.model_warmup] == [1, 64]
+    assert list(config.model_warmup[0].inputs["image"].dims) == [3, 8, 10]
 
 
 def test_config_of_a_model_with_a_fixed_batch_size(model: model_pb2.Model) -> None:
@@ -52,6 +55,9 @@ def test_config_of_a_model_with_a_fixed_batch_size(model: model_pb2.Model) -> No
     assert (config.input[0].data_type, list(config.input[0].dims)) == (model_config_pb2.TYPE_UINT8, [4, 8, 10, 3])
     assert list(config.output[0].dims) == [4, 3]
     assert not config.HasField("dynamic_batching")
+    assert [(entry.batch_size, list(entry.inputs["image"].dims)) for entry in config.model_warmup] == [
+        (0, [4, 8, 10, 3])
+    ]
 
 
 def test_a_version_is_written_whole_and_never_changed(repository: TritonRepository, root: Path) -> None:

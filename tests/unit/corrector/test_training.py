@@ -1,5 +1,6 @@
 """The stage that trains: what each method moves and learns from, and what it leaves in the store."""
 
+import re
 import sys
 from types import ModuleType
 
@@ -7,7 +8,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from defuse.errors import InvalidInput
 from defuse.v1.correction_pb2 import Correction, Training
 
 from services.corrector import fitting
@@ -189,9 +189,19 @@ def test_notes_say_what_is_trained(world: World) -> None:
 def test_a_graph_that_cannot_be_trained_names_the_other_way_in(store: ArtifactStore) -> None:
     """The error names the operator, and a torch factory with its options as the way around it."""
     world = build(store, file=deployed_file("com.acme.Frobnicate"))
-    with pytest.raises(InvalidInput, match=r"Frobnicate .*module:function.*--torch-factory") as refused:
-        world.trained(world.correction(ALL))
-    assert refused.value.reason == "UNSUPPORTED_OPERATOR"
+    failed = world.trained(world.correction(ALL))
+    assert re.search(r"Frobnicate .*module:function.*--torch-factory", failed.error)
+
+
+def test_a_training_that_diverges_says_so_and_is_no_defect(world: World) -> None:
+    """Nothing comes out of it but a sentence with the rate; it is not tried again."""
+    wild = Training(method=ALL.method, region_weight=0.5, learning_rate=1e30)
+    failed = world.trained(world.correction(wild, epochs=40))
+    assert "diverged" in failed.error
+    assert "1e+30 is too large" in failed.error
+    assert not failed.points
+    assert (failed.method, failed.region_weight) == (wild.method, 0.5)
+    assert world.trained(world.correction(wild, epochs=40)) == failed
 
 
 @pytest.fixture
@@ -226,12 +236,11 @@ def test_a_factory_that_computes_something_else_is_refused(world: World, plugin:
     with torch.no_grad():
         other.last.bias.add_(1)
     factory = {"function": plugin, "weights_digest": uploaded(world.store, other)}
-    with pytest.raises(InvalidInput, match=r"differs by 1 from version 1") as refused:
-        world.trained(world.correction(ALL, torch_factory=factory), factories=["acme_nets"])
-    assert refused.value.reason == "FACTORY_MISMATCH"
+    failed = world.trained(world.correction(ALL, torch_factory=factory), factories=["acme_nets"])
+    assert "differs by 1 from version 1" in failed.error
 
 
 def test_a_factory_without_weights_is_refused(world: World, plugin: str) -> None:
     """The first correction of a version that did not come from a factory needs its weights."""
-    with pytest.raises(InvalidInput, match=r"no torch weights.*--weights"):
-        world.trained(world.correction(ALL, torch_factory={"function": plugin}), factories=["acme_nets"])
+    failed = world.trained(world.correction(ALL, torch_factory={"function": plugin}), factories=["acme_nets"])
+    assert re.search(r"no torch weights.*--weights", failed.error)

@@ -12,15 +12,19 @@ from services.corrector.training_state import Schedule
 
 Array = npt.NDArray[Any]
 CPU = torch.device("cpu")
+STEPS = 60
 
 
-def fitting(*, seed: int) -> Fitting:
-    """Return a training of 60 steps, judged a dozen times."""
+def fitting(*, seed: int, hopeless: bool = False) -> Fitting:
+    """Return a training of 60 steps, judged a dozen times; a hopeless one only gets worse on what is held out."""
     torch.manual_seed(0)
+    held_out = _mix(seed + 100)
+    if hopeless:
+        held_out = Mix(original=_contradicted(held_out.original), regions=_contradicted(held_out.regions))
     return Fitting(
         network=nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2)),
         data=_mix(seed),
-        held_out=_mix(seed + 100),
+        held_out=held_out,
         inputs=Inputs(prepare=lambda images: images),
         schedule=Schedule(epochs=12, learning_rate=0.01, region_weight=0.3, seed=seed, batch_size=32),
     )
@@ -28,6 +32,10 @@ def fitting(*, seed: int) -> Fitting:
 
 def weights(network: nn.Module) -> list[Array]:
     return [parameter.detach().numpy() for parameter in network.parameters()]
+
+
+def _contradicted(data: Labelled) -> Labelled:
+    return Labelled(fetch=data.fetch, labels=1 - data.labels)
 
 
 def _mix(seed: int) -> Mix:

@@ -71,6 +71,19 @@ def test_progress_is_that_of_all_trainings() -> None:
     assert correction.progress == pytest.approx(0.95)
 
 
+def test_a_training_that_failed_does_not_hold_up_the_choice() -> None:
+    """It has ended, with the reason in the correction; the others go on, and what comes twice changes nothing."""
+    correction = running()
+    why = Training(method=Training.METHOD_ALL_WEIGHTS, error="it diverged")
+    ended = work_pb2.Event(subject=FIRST, trained=work_pb2.Trained(position=0, training=why))
+    assert list(fold(correction, ended)) == []
+    assert correction.trainings[0].error == "it diverged"
+    ((_, work),) = fold(correction, trained(1))
+    assert work.correction.trainings[0].error == "it diverged"
+    assert list(fold(correction, ended)) == []
+    assert correction.state == Correction.STATE_RUNNING
+
+
 def test_the_choice_begins_once_all_is_trained() -> None:
     """The last training to end, and no other, starts the choice among all; what comes twice starts nothing."""
     correction = running()

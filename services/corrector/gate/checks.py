@@ -1,0 +1,218 @@
+"""The questions of the gate: each a figure, its interval, a bound, and the rule in words.
+
+Two kinds of rule, for two kinds of evidence. The test split as a whole has images enough to *prove* that nothing is
+lost: it must be non-inferior, which a candidate fails when in doubt. A class or a region seldom has: there a candidate
+fails when it loses more than the margin and chance does not explain that, over all of them (Holm, Scandinavian Journal
+of Statistics 1979); the check says how small a loss would have shown.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from scipy.stats import binom, norm
+
+from services.corrector.augmentation import Array
+from services.corrector.paired import CONFIDENCE, PairedDifference, Readings
+
+Kind = Literal["file", "test", "class", "calibration", "region_gain", "region", "parity", "latency"]
+# Chance, over all classes or all regions together, of stopping a candidate that is as good as the base version.
+_FALSE_ALARMS = 0.05
+# Loss of test accuracy that must be excluded, as a share.
+TEST_MARGIN = 0.01
+# Loss of accuracy of a class or a region that is accepted, as a share.
+CLASS_MARGIN = 0.01
+REGION_MARGIN = 0.02
+# More miscalibration that is accepted: a share of the base version's log loss, and no less than this in nats.
+CALIBRATION_SHARE, CALIBRATION_MARGIN = 0.2, 0.01
+# Longer that a request may take, as a share.
+LATENCY_MARGIN = 0.15
+# Difference that rounding explains, relative to the largest output.
+PARITY_BOUND = 1e-3
+# Logarithms of temperatures that are looked at: beyond, no answer is worth anything.
+_TEMPERATURES = (-4.0, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A figure against a bound. `trials` is how many images or turns it rests on."""
+
+    kind: Kind
+    subject: str = ""
+    figure: float = 0.0
+    interval: tuple[float, float] | None = None
+    bound: float = 0.0
+    trials: int = 0
+    passed: bool
+    rule: str
+
+
+def file_check(fault: str) -> Check:
+    """Say whether the candidate can be compared at all; `fault` is empty where it can."""
+    return Check(
+        kind="file",
+        passed=not fault,
+        rule=fault or "takes and gives what callers of the base version send and expect, and is served",
+    )
+
+
+def accuracy_check(readings: Readings, margin: float = TEST_MARGIN) -> Check:
+    """Ask whether the accuracy on the test split is non-inferior by a margin."""
+    difference = readings.difference
+    low, _ = difference.interval()
+    return _change(
+        "test",
+        "",
+        difference,
+        bound=-margin,
+        passed=low > -margin,
+        rule=f"non-inferior: the interval of the change lies above -{margin:g}",
+    )
+
+
+def class_checks(readings: Readings, labels: Array, classes: Sequence[str]) -> list[Check]:
+    """Ask of every class that has test images whether it has lost; labels are class ids (n,)."""
+    present = np.unique(labels).tolist()
+    return _losses("class", {classes[label]: readings.take(labels == label) for label in present}, CLASS_MARGIN)
+
+
+def region_checks(regions: Mapping[str, Readings]) -> list[Check]:
+    """Ask of every region of the bank, by name, whether it has lost."""
+    return _losses("region", regions, REGION_MARGIN)
+
+
+def gain_check(readings: Readings) -> Check:
+    """Ask whether the regions that a candidate corrects are read better, on held-out images that decided on nothing."""
+    difference = readings.difference
+    low, _ = difference.interval()
+    return _change(
+        "region_gain",
+        "",
+        difference,
+        bound=0.0,
+        passed=low > 0,
+        rule="a gain: the interval of the change lies above 0"
+        if difference.trials
+        else "no image that a gain could be shown on: no source of the regions was held out",
+    )
+
+
+def calibration_check(before: Array, after: Array, labels: Array) -> Check:
+    """Ask whether the candidate's answers are miscalibrated by more than the base version's, beyond chance.
+
+    Log-probabilities (n, k) and labels (n,). The figure is the increase of what one temperature for all images would
+    take off the mean log loss (Guo et al., ICML 2017): accuracy has no part in it.
+    """
+    increase = _excess(after, labels) - _excess(before, labels)  # (n,)
+    figure = float(increase.mean())
+    half = float(norm.ppf((1 + CONFIDENCE) / 2) * increase.std() / math.sqrt(len(increase)))
+    bound = max(CALIBRATION_MARGIN, CALIBRATION_SHARE * float(_losses_of(before, labels).mean()))
+    return Check(
+        kind="calibration",
+        figure=figure,
+        interval=(figure - half, figure + half),
+        bound=bound,
+        trials=len(labels),
+        passed=figure <= bound or figure - half <= 0,
+        rule=f"no increase above {bound:.3g} nats an image that chance does not explain",
+    )
+
+
+def parity_check(executions: str, batch_size: int, one: Array, other: Array) -> Check:
+    """Ask whether two executions of the candidate agree on a batch, (n, k) each."""
+    scale = max(1.0, float(np.abs(one).max(initial=0.0)))
+    agrees = one.shape == other.shape and bool(np.isfinite(one).all() and np.isfinite(other).all())
+    figure = float(np.abs(one - other).max(initial=0.0)) / scale if agrees else 1.0
+    return Check(
+        kind="parity",
+        subject=f"{executions}, batch {batch_size}",
+        figure=figure,
+        bound=PARITY_BOUND,
+        trials=len(one),
+        passed=figure <= PARITY_BOUND,
+        rule="finite outputs that differ by rounding only, relative to the largest",
+    )
+
+
+def latency_check(batch_size: int, before: Array, after: Array) -> Check:
+    """Ask whether requests are shown to take longer; seconds of n requests to each, taken in turns, (n,).
+
+    The figure is the median of the ratios of neighbours, with the exact interval of a median: what slows the machine
+    down for a while slows both.
+    """
+    ratios = np.sort(after / before)
+    rank = int(binom.ppf((1 - CONFIDENCE) / 2, len(ratios), 0.5))
+    low, high = float(ratios[max(rank - 1, 0)]), float(ratios[min(len(ratios) - rank, len(ratios) - 1)])
+    return Check(
+        kind="latency",
+        subject=f"batch {batch_size}",
+        figure=float(np.median(ratios)),
+        interval=(low, high),
+        bound=1 + LATENCY_MARGIN,
+        trials=len(ratios),
+        passed=low <= 1 + LATENCY_MARGIN,
+        rule=f"not shown to take {1 + LATENCY_MARGIN:g} times as long",
+    )
+
+
+def _losses(kind: Kind, readings: Mapping[str, Readings], margin: float) -> list[Check]:
+    differences = {subject: one.difference for subject, one in readings.items()}
+    shown = _holm([difference.p_lost() for difference in differences.values()])
+    return [
+        _change(
+            kind,
+            subject,
+            difference,
+            bound=-margin,
+            passed=not (beyond_chance and difference.value < -margin),
+            rule=f"no loss above {margin:g} that chance does not explain; the smallest that would have shown is "
+            f"{max(margin, _least_shown(difference.trials, len(differences))):.3g}",
+        )
+        for (subject, difference), beyond_chance in zip(differences.items(), shown, strict=True)
+    ]
+
+
+def _change(kind: Kind, subject: str, difference: PairedDifference, *, bound: float, passed: bool, rule: str) -> Check:
+    return Check(
+        kind=kind,
+        subject=subject,
+        figure=difference.value,
+        interval=difference.interval(),
+        bound=bound,
+        trials=difference.trials,
+        passed=passed,
+        rule=rule,
+    )
+
+
+def _holm(p_values: Sequence[float]) -> list[bool]:
+    """Say which of several hypotheses are rejected, with a bounded chance of any false rejection (Holm 1979)."""
+    rejected = [False] * len(p_values)
+    for rank, position in enumerate(np.argsort(p_values, kind="stable")):
+        if p_values[position] > _FALSE_ALARMS / (len(p_values) - rank):
+            break
+        rejected[position] = True
+    return rejected
+
+
+def _least_shown(trials: int, hypotheses: int) -> float:
+    """Return the smallest loss that shows where nothing is gained: so many images that heads alone are unlikely."""
+    return min(1.0, math.ceil(math.log2(hypotheses / _FALSE_ALARMS)) / trials) if trials else 1.0
+
+
+def _excess(log_probabilities: Array, labels: Array) -> Array:
+    """Return of each image (n,) the log loss over that at the best temperature."""
+
+    def losses(log_temperature: float) -> Array:
+        return _losses_of(log_softmax(log_probabilities / math.exp(log_temperature), axis=1), labels)
+
+    best = minimize_scalar(lambda x: losses(x).mean(), bounds=_TEMPERATURES, method="bounded").x
+    return np.asarray(_losses_of(log_probabilities, labels) - losses(best))
+
+
+def _losses_of(log_probabilities: Array, labels: Array) -> Array:
+    return np.asarray(-log_probabilities[np.arange(len(labels)), labels], np.float64)

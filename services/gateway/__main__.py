@@ -1,29 +1,42 @@
 """`python -m services.gateway`: the public door."""
 
+import functools
+
 import grpc
 from defuse.v1 import (
+    corrector_service_pb2,
     corrector_service_pb2_grpc,
     distiller_service_pb2_grpc,
     gateway_service_pb2,
     gateway_service_pb2_grpc,
     generator_service_pb2_grpc,
+    trial_pb2,
 )
 
+from services.gateway import passing
 from services.gateway.advice import Advice
 from services.gateway.annotating import Annotator
 from services.gateway.corrections import Corrections
 from services.gateway.datasets import Datasets
 from services.gateway.events import EventLoop
 from services.gateway.files import Files
-from services.gateway.passing import SERVICE, GeneratorPassage
+from services.gateway.inference import passage
+from services.gateway.inference.passage import InferencePassage
+from services.gateway.inference.routes import Routes
+from services.gateway.inference.tally import Tally
+from services.gateway.passing import GeneratorPassage
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs
 from services.gateway.service import GatewayService, Rooms
 from services.gateway.settings import GatewaySettings
+from services.gateway.trials import Trials
 from services.runtime.catalog import Catalog
 from services.runtime.dependencies import Dependencies
 from services.runtime.peers import Peer
 from services.runtime.server import Service, serve
+
+# The gate may have to be asked anew.
+GATE_DEADLINE_S = 900.0
 
 
 def build(settings: GatewaySettings) -> Service:
@@ -36,6 +49,9 @@ def build(settings: GatewaySettings) -> Service:
     advice = Advice(regions, generator)
     runs = Runs(needs.queue, needs.store, needs.inference, advice)
     corrections = Corrections(needs.queue, Catalog(needs.store), runs, regions)
+    corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub)
+    trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
+    tally, routes = Tally(trials), Routes(trials)
     rooms = Rooms(
         store=needs.store,
         files=files,
@@ -45,31 +61,51 @@ def build(settings: GatewaySettings) -> Service:
         annotator=Annotator(regions, distiller),
         advice=advice,
         corrections=corrections,
-        corrector=Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub),
+        trials=trials,
+        corrector=corrector,
         generator=generator,
         distiller=distiller,
     )
 
-    passage = GeneratorPassage(settings.generator_url)
+    passages = (GeneratorPassage(settings.generator_url), InferencePassage(settings.triton_url, routes, tally))
 
     def register(server: grpc.aio.Server) -> None:
         gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(rooms), server)
-        server.add_generic_rpc_handlers((passage,))
+        server.add_generic_rpc_handlers(passages)
 
     async def close() -> None:
         await rooms.corrector.close()
         await rooms.distiller.close()
         await rooms.generator.close()
-        await passage.close()
+        for one in passages:
+            await one.close()
         await needs.queue.close()
 
     return Service(
-        names=[gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name, SERVICE.full_name],
+        names=[
+            gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name,
+            passing.SERVICE.full_name,
+            passage.SERVICE.full_name,
+        ],
         register=register,
         checks=needs.checks,
-        loops=[EventLoop(needs.queue, needs.store, runs, corrections).run],
+        loops=[EventLoop(needs.queue, needs.store, runs, corrections).run, routes.run, tally.run],
         close=close,
     )
+
+
+async def _serve_candidate(
+    corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]", trial: trial_pb2.Trial
+) -> tuple[str, int]:
+    """Have the corrector serve the candidate of a trial."""
+    wanted = corrector_service_pb2.ServeCandidateRequest(
+        correction=trial.correction,
+        answers_callers=trial.mode == trial_pb2.Trial.MODE_CANARY,
+        approver=trial.approver,
+        reason=trial.reason,
+    )
+    answer = await corrector.call(lambda stub, **how: stub.ServeCandidate(wanted, **how), deadline_s=GATE_DEADLINE_S)
+    return answer.candidate, answer.version
 
 
 if __name__ == "__main__":

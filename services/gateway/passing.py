@@ -7,7 +7,7 @@ import grpc
 from defuse.errors import from_rpc_error
 from defuse.v1 import generator_service_pb2
 
-from services.runtime.server import MAX_MESSAGE_BYTES
+from services.runtime.settings import MAX_MESSAGE_BYTES
 
 # What is offered to other teams; `Estimate` takes a configuration that the gateway has checked.
 _OFFERED = ("Identify", "Encode", "Decode", "Interpolate")

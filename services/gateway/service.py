@@ -7,8 +7,9 @@ from typing import Any
 
 import grpc
 from defuse import VERSION, names, tensors
-from defuse.errors import InvalidInput
+from defuse.errors import AlreadyExists, InvalidInput, NotReady
 from defuse.v1 import (
+    correction_pb2,
     corrector_service_pb2,
     corrector_service_pb2_grpc,
     distiller_service_pb2,
@@ -30,6 +31,7 @@ from services.gateway.datasets import Datasets
 from services.gateway.files import Files
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs, check_distilled
+from services.gateway.trials import Trials
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
@@ -54,6 +56,7 @@ class Rooms:
     annotator: Annotator
     advice: Advice
     corrections: Corrections
+    trials: Trials
     corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
     distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
     generator: "Peer[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
@@ -96,9 +99,24 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         model = await asyncio.to_thread(self._catalog.model, request.model)
         return pb.ListReleasesResponse(releases=await asyncio.to_thread(self._catalog.releases, model.name))
 
+    async def JudgeCandidate(self, request: pb.JudgeCandidateRequest, context: Context) -> pb.JudgeCandidateResponse:
+        wanted = corrector_service_pb2.RunGateRequest(
+            model=request.model, file_digest=request.file_digest, dataset=request.dataset
+        )
+        answer = await self._rooms.corrector.call(
+            lambda stub, **how: stub.RunGate(wanted, **how), deadline_s=context.time_remaining()
+        )
+        return pb.JudgeCandidateResponse(verdict=answer.verdict)
+
+    async def GetVerdict(self, request: pb.GetVerdictRequest, context: Context) -> pb.GetVerdictResponse:
+        return pb.GetVerdictResponse(verdict=await asyncio.to_thread(self._catalog.verdict, request.name))
+
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
-        wanted = corrector_service_pb2.RestorePreviousRequest(model=request.model)
+        wanted = corrector_service_pb2.RestorePreviousRequest(
+            model=request.model, actor=request.actor, reason=request.reason
+        )
         answer = await self._rooms.corrector.call(lambda stub, **how: stub.RestorePrevious(wanted, **how))
+        await self._retire_candidates(answer.release.model)
         return pb.RollbackModelResponse(release=answer.release)
 
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
@@ -214,9 +232,42 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         self, request: pb.ReleaseCorrectionRequest, context: Context
     ) -> pb.ReleaseCorrectionResponse:
         correction = await self._rooms.corrections.get(request.name)
-        wanted = corrector_service_pb2.PublishCorrectionRequest(correction=correction.name)
-        answer = await self._rooms.corrector.call(lambda stub, **how: stub.PublishCorrection(wanted, **how))
+        wanted = corrector_service_pb2.PublishCorrectionRequest(
+            correction=correction.name, actor=request.actor, reason=request.reason, approver=request.approver
+        )
+        if correction.state != correction_pb2.Correction.STATE_SUCCEEDED:
+            raise NotReady(
+                f"{correction.name} is not finished, failed or was cancelled; only one that succeeded can be released",
+                reason="CORRECTION_NOT_FINISHED",
+            )
+        try:
+            answer = await self._rooms.corrector.call(
+                lambda stub, **how: stub.PublishCorrection(wanted, **how), deadline_s=context.time_remaining()
+            )
+        except AlreadyExists:
+            await self._retire_candidates(correction.model)  # of a call that died in between
+            raise
+        await self._retire_candidates(correction.model)
         return pb.ReleaseCorrectionResponse(release=answer.release)
+
+    async def StartTrial(self, request: pb.StartTrialRequest, context: Context) -> pb.StartTrialResponse:
+        return pb.StartTrialResponse(trial=await self._rooms.trials.start(request.trial))
+
+    async def GetTrial(self, request: pb.GetTrialRequest, context: Context) -> pb.GetTrialResponse:
+        return pb.GetTrialResponse(trial=await self._rooms.trials.get(request.name))
+
+    async def ListTrials(self, request: pb.ListTrialsRequest, context: Context) -> pb.ListTrialsResponse:
+        return pb.ListTrialsResponse(trials=await self._rooms.trials.list(request.model))
+
+    async def StopTrial(self, request: pb.StopTrialRequest, context: Context) -> pb.StopTrialResponse:
+        return pb.StopTrialResponse(trial=await self._rooms.trials.stop(request.name))
+
+    async def _retire_candidates(self, model: str) -> None:
+        """End the trial of a model whose correction was released; then nothing asks for its candidates any more."""
+        if trial := await self._rooms.trials.of_model(model):
+            await self._rooms.trials.stop(trial.name)
+        wanted = corrector_service_pb2.WithdrawCandidatesRequest(model=model)
+        await self._rooms.corrector.call(lambda stub, **how: stub.WithdrawCandidates(wanted, **how))
 
     def _models(self) -> list[Any]:
         names_ = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(catalog.model(key))]

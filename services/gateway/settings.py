@@ -11,4 +11,9 @@ class GatewaySettings(Settings):
     corrector_url: str = Field("127.0.0.1:8013", description="HOST:PORT of the corrector.")
     generator_url: str = Field("127.0.0.1:8011", description="HOST:PORT of a generator.")
     distiller_url: str = Field("127.0.0.1:8012", description="HOST:PORT of the distiller.")
+    max_message_bytes: int = Field(
+        64 * 1024 * 1024,
+        gt=0,
+        description="Largest message that a caller may send, such as a request for inference.",
+    )
     max_file_bytes: int = Field(8 * 1024**3, gt=0, description="Largest file that a client may upload or name by URL.")

@@ -1,0 +1,80 @@
+"""The first fields of an inference request, read and replaced in its bytes; tensors behind them are not looked at.
+
+The wire format is protobuf's; fields of `inference.ModelInferRequest` come in the order of their numbers from every
+known encoder, and a later value of a single field replaces an earlier one, whatever the order.
+"""
+
+from dataclasses import dataclass
+
+from defuse.errors import InvalidInput
+
+# Tags of the fields that say what is asked: number << 3 | 2, for bytes with their length before them.
+_MODEL_NAME, _MODEL_VERSION, _ID = 0x0A, 0x12, 0x1A
+_MORE = 0x80
+# A length has ten bytes at most, of seven bits each.
+_LONGEST_BITS = 70
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Which model and version a request asks for; `end` is where its other fields begin."""
+
+    model: str
+    version: str
+    id: str
+    end: int
+
+
+def read_target(request: bytes) -> Target:
+    """Return the target of a serialized ModelInferRequest; raise InvalidInput for bytes that are none."""
+    values = {_MODEL_NAME: b"", _MODEL_VERSION: b"", _ID: b""}
+    position = 0
+    while position < len(request) and (tag := request[position]) in values:
+        length, begin = _varint(request, position + 1)
+        position = begin + length
+        if position > len(request):
+            raise _malformed("a field is longer than the request")
+        values[tag] = request[begin:position]
+    try:
+        model, version, id_ = (values[tag].decode() for tag in (_MODEL_NAME, _MODEL_VERSION, _ID))
+    except UnicodeDecodeError as error:
+        raise _malformed("a name is not UTF-8") from error
+    return Target(model=model, version=version, id=id_, end=position)
+
+
+def retargeted(request: bytes, target: Target, *, model: str, version: str) -> bytes:
+    """Return the request with another model and version, all else as it was; itself where both are what they were."""
+    if (model, version) == (target.model, target.version):
+        return request
+    head = b"".join(
+        _field(tag, value) for tag, value in ((_MODEL_NAME, model), (_MODEL_VERSION, version), (_ID, target.id))
+    )
+    return b"".join((head, memoryview(request)[target.end :]))
+
+
+def _field(tag: int, value: str) -> bytes:
+    data = value.encode()
+    if not data:
+        return b""
+    length, rest = bytearray(), len(data)
+    while rest >= _MORE:
+        length.append(rest & ~_MORE & 0xFF | _MORE)
+        rest >>= 7
+    length.append(rest)
+    return bytes([tag]) + bytes(length) + data
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return a length and where what it counts begins."""
+    value = shift = 0
+    while position < len(data) and shift < _LONGEST_BITS:
+        byte = data[position]
+        value |= (byte & ~_MORE) << shift
+        position, shift = position + 1, shift + 7
+        if byte < _MORE:
+            return value, position
+    raise _malformed("it ends within a length, or has one of more than ten bytes")
+
+
+def _malformed(why: str) -> InvalidInput:
+    return InvalidInput(f"the request is no ModelInferRequest: {why}", reason="MALFORMED_REQUEST")

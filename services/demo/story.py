@@ -33,8 +33,7 @@ def tell(client: Client, data: DemoData, *, name: str, cache: Path, report: Path
     correction, release = None, None
     if regions := _annotate(client, run, display):
         correction = _correct(client, run, regions, display)
-        release = client.release(run.id, correction.id)
-        display.say(f"released: callers of {model.id} get version {release.version} now")
+        release = _release(client, run, correction, display)
     return Outcome(run=run, correction=correction, release=release, report=write_report(client, run.id, report))
 
 
@@ -104,6 +103,17 @@ def _correct(client: Client, run: Run, regions: list[Region], display: Display) 
     if correction.state != "succeeded":
         raise RuntimeError(f"correction {correction.id} failed: {correction.error}")
     return correction
+
+
+def _release(client: Client, run: Run, correction: Correction, display: Display) -> Release | None:
+    verdict = correction.verdict
+    if verdict and not verdict.passed:
+        failed = ", ".join(f"{check.kind} {check.subject}".strip() for check in verdict.failed)
+        display.say(f"not released: the candidate does not pass the gate ({failed}); the report says more")
+        return None
+    release = client.release(run.id, correction.id, reason="demo")
+    display.say(f"passed the gate and released: callers of {release.model} get version {release.version} now")
+    return release
 
 
 def figures(correction: Correction) -> list[tuple[str, Estimate, Estimate]]:

@@ -15,7 +15,7 @@ from defuse.errors import InvalidInput
 from defuse.latent_space import LatentSpace
 from defuse.run_settings import RunSettings, run_config
 from defuse.uploads import dataset_file, read_file, upload_bytes, upload_file
-from defuse.v1 import annotation_pb2, generator_service_pb2, model_pb2
+from defuse.v1 import annotation_pb2, generator_service_pb2, model_pb2, trial_pb2
 from defuse.v1 import (
     gateway_service_pb2 as pb,
 )
@@ -24,6 +24,7 @@ from defuse.values import (
     CostEstimate,
     Dataset,
     FailureBatch,
+    GateVerdict,
     Model,
     Preprocessing,
     Region,
@@ -31,6 +32,7 @@ from defuse.values import (
     RegionsDiff,
     Release,
     Run,
+    Trial,
     ValidityAdvice,
 )
 
@@ -39,6 +41,8 @@ _LOAD_DEADLINE_S = 150.0
 # The services read a whole data set, perhaps from a URL, before they answer.
 _DATASET_DEADLINE_S = 3600.0
 _VERDICTS = {"label", "invalid", "mixed", "unsure"}
+# The gate asks two versions about all test images.
+_GATE_DEADLINE_S = 900.0
 _ESTIMATE_DEADLINE_S = 120.0
 # A region that is mixed is split before the answer comes.
 _SPLIT_DEADLINE_S = 150.0
@@ -111,9 +115,29 @@ class Client:
         answer = self._connection.call("ListReleases", pb.ListReleasesRequest(model=names.model(model_id)))
         return [Release.from_proto(release) for release in answer.releases]
 
-    def rollback(self, model_id: str) -> Release:
-        """Give callers the version before the present one."""
-        request = pb.RollbackModelRequest(model=names.model(model_id))
+    def judge(self, model_id: str, onnx: str | Path | bytes, *, dataset: str = "") -> GateVerdict:
+        """Ask the gate whether a file may take the place of the version that callers of a model get.
+
+        `dataset` is the id of the data set whose test split is asked about, by default that of the model's newest run.
+        A broken file is a verdict that is not passed.
+        """
+        file = onnx if isinstance(onnx, bytes) else read_file(Path(onnx))
+        request = pb.JudgeCandidateRequest(
+            model=names.model(model_id),
+            file_digest=upload_bytes(self._connection, file),
+            dataset=names.dataset(dataset) if dataset else "",
+        )
+        answer = self._connection.call("JudgeCandidate", request, timeout_s=_GATE_DEADLINE_S)
+        return GateVerdict.from_proto(answer.verdict)
+
+    def verdict(self, model_id: str, verdict_id: str) -> GateVerdict:
+        """Return what the gate said."""
+        request = pb.GetVerdictRequest(name=names.verdict(model_id, verdict_id))
+        return GateVerdict.from_proto(self._connection.call("GetVerdict", request).verdict)
+
+    def rollback(self, model_id: str, *, reason: str = "", actor: str | None = None) -> Release:
+        """Give callers the version before the present one; `actor`, by default the user, and `reason` are kept."""
+        request = pb.RollbackModelRequest(model=names.model(model_id), actor=actor or getpass.getuser(), reason=reason)
         return Release.from_proto(self._connection.call("RollbackModel", request, timeout_s=_LOAD_DEADLINE_S).release)
 
     # Data sets.
@@ -305,9 +329,65 @@ class Client:
         request = pb.CancelCorrectionRequest(name=names.correction(run_id, correction_id))
         return Correction.from_proto(self._connection.call("CancelCorrection", request).correction)
 
-    def release(self, run_id: str, correction_id: str) -> Release:
-        """Publish a correction as a new version of its model."""
-        request = pb.ReleaseCorrectionRequest(name=names.correction(run_id, correction_id))
+    def start_trial(
+        self,
+        run_id: str,
+        correction_id: str,
+        *,
+        mode: str = "canary",
+        share: float = 0.1,
+        reason: str = "",
+        actor: str | None = None,
+        approver: str = "",
+    ) -> Trial:
+        """Try a correction's candidate on a share of the requests that the gateway answers.
+
+        `canary`: it answers them; where it fails, the version that callers get does. `shadow`: it is asked beside that
+        version, and answers are compared. Raises NotReady for a canary that does not pass the gate, unless an
+        `approver` with a `reason` lets it through.
+        """
+        if mode not in {"canary", "shadow"}:
+            raise InvalidInput(f"mode {mode!r} is unknown; use canary or shadow")
+        trial = trial_pb2.Trial(
+            correction=names.correction(run_id, correction_id),
+            mode=trial_pb2.Trial.Mode.Value(f"MODE_{mode.upper()}"),
+            share=share,
+            actor=actor or getpass.getuser(),
+            reason=reason,
+            approver=approver,
+        )
+        request = pb.StartTrialRequest(trial=trial)
+        return Trial.from_proto(self._connection.call("StartTrial", request, timeout_s=_GATE_DEADLINE_S).trial)
+
+    def trials(self, model_id: str) -> list[Trial]:
+        """Return the trials of a model, oldest first."""
+        answer = self._connection.call("ListTrials", pb.ListTrialsRequest(model=names.model(model_id)))
+        return [Trial.from_proto(trial) for trial in answer.trials]
+
+    def trial(self, model_id: str, trial_id: str) -> Trial:
+        """Return a trial with what was seen so far."""
+        request = pb.GetTrialRequest(name=names.trial(model_id, trial_id))
+        return Trial.from_proto(self._connection.call("GetTrial", request).trial)
+
+    def stop_trial(self, model_id: str, trial_id: str) -> Trial:
+        """End a trial; when this returns, the candidate answers no caller any more."""
+        request = pb.StopTrialRequest(name=names.trial(model_id, trial_id))
+        return Trial.from_proto(self._connection.call("StopTrial", request).trial)
+
+    def release(
+        self, run_id: str, correction_id: str, *, reason: str = "", actor: str | None = None, approver: str = ""
+    ) -> Release:
+        """Publish a correction as a new version of its model.
+
+        Raises NotReady where it does not pass the gate, unless an `approver` with a `reason` lets it through; they and
+        `actor`, by default the user, are kept.
+        """
+        request = pb.ReleaseCorrectionRequest(
+            name=names.correction(run_id, correction_id),
+            actor=actor or getpass.getuser(),
+            reason=reason,
+            approver=approver,
+        )
         return Release.from_proto(
-            self._connection.call("ReleaseCorrection", request, timeout_s=_LOAD_DEADLINE_S).release
+            self._connection.call("ReleaseCorrection", request, timeout_s=_GATE_DEADLINE_S).release
         )

@@ -25,6 +25,14 @@ def model_version(model_name: str, version: int) -> str:
     return f"{model_name}/versions/{version}"
 
 
+def verdict(model_id: str, verdict_id: str) -> str:
+    return f"{model(model_id)}/verdicts/{check_id('verdict', verdict_id)}"
+
+
+def trial(model_id: str, trial_id: str) -> str:
+    return f"{model(model_id)}/trials/{check_id('trial', trial_id)}"
+
+
 def dataset(dataset_id: str) -> str:
     return f"datasets/{check_id('dataset', dataset_id)}"
 

@@ -333,14 +333,31 @@ def test_a_correction_under_way_has_no_choice() -> None:
     assert [(point.method, point.chosen) for point in found.points] == [("continued", False)]
 
 
+WHO = {"actor": "anna", "reason": "bold sevens", "approver": "otto"}
+
+
 @pytest.mark.parametrize("kind", ["REGISTERED", "RELEASED", "ROLLED_BACK"])
 def test_release(kind: str) -> None:
     """A release says what happened in a word."""
     message = release_pb2.Release(
-        model="models/tiny", kind=f"KIND_{kind}", version=2, previous_version=1, correction="c", create_time=MOMENT
+        model="models/tiny",
+        kind=f"KIND_{kind}",
+        version=2,
+        previous_version=1,
+        correction="c",
+        verdict="models/tiny/verdicts/v",
+        create_time=MOMENT,
+        **WHO,
     )
     assert Release.from_proto(message) == Release(
-        model="tiny", kind=kind.lower(), version=2, previous_version=1, correction="c", create_time=WHEN
+        model="tiny",
+        kind=kind.lower(),
+        version=2,
+        previous_version=1,
+        correction="c",
+        verdict="v",
+        create_time=WHEN,
+        **WHO,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from defuse.cli import corrections, models, regions, runs
+from defuse.cli import corrections, models, regions, releases, runs, trials
 from defuse.cli.output import complain
 from defuse.errors import DefuseError
 from defuse.version import VERSION
@@ -22,10 +22,14 @@ app.add_typer(models.app, name="models")
 app.add_typer(runs.app, name="runs")
 app.add_typer(regions.app, name="regions")
 app.add_typer(corrections.app, name="corrections")
+app.add_typer(trials.app, name="trials")
 app.command()(regions.annotate)
 app.command()(corrections.correct)
-app.command()(corrections.release)
-app.command()(corrections.rollback)
+app.command()(releases.gate)
+app.command()(releases.verdict)
+app.command()(releases.release)
+app.command()(releases.rollback)
+app.command()(releases.releases)
 app.command()(runs.report)
 
 

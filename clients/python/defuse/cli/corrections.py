@@ -1,4 +1,4 @@
-"""`defuse correct`, `corrections`, `release` and `rollback`: from regions to a new version, and back."""
+"""`defuse correct` and `corrections`: from regions to new weights."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from defuse.cli.output import JsonOption, console, print_json, print_table, progress, record
+from defuse.cli.releases import print_verdict
 from defuse.cli.runs import FAILED, RunArgument
 from defuse.client import Client
 from defuse.correction_settings import METHODS
-from defuse.errors import InvalidInput, NotReady
-from defuse.values import Correction, Release
+from defuse.errors import InvalidInput
+from defuse.values import Correction
 
 app = typer.Typer(help="Corrections of the deployed weights.", no_args_is_help=True)
 CorrectionArgument = Annotated[str, typer.Argument(metavar="CORRECTION", help="For instance c1.")]
@@ -99,24 +100,6 @@ def cancel(run: RunArgument, correction: CorrectionArgument, as_json: JsonOption
         _print(client.cancel_correction(run, correction), as_json=as_json)
 
 
-def release(
-    run: RunArgument,
-    correction: Annotated[str | None, typer.Option(help="Correction to publish; by default the latest.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Publish a correction as a new version of its model."""
-    with Client() as client:
-        _print_release(client.release(run, correction or _latest(client, run)), as_json=as_json)
-
-
-def rollback(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")], as_json: JsonOption = False
-) -> None:
-    """Give callers of a model the version before the present one."""
-    with Client() as client:
-        _print_release(client.rollback(name), as_json=as_json)
-
-
 def _words(listed: str) -> list[str]:
     return [word.strip() for word in listed.split(",") if word.strip()]
 
@@ -140,19 +123,14 @@ def _exit_unless_well(correction: Correction) -> None:
         raise typer.Exit(FAILED)
 
 
-def _latest(client: Client, run: str) -> str:
-    corrections = [correction for correction in client.corrections(run) if correction.state == "succeeded"]
-    if not corrections:
-        raise NotReady(f"run {run!r} has no finished correction; make one with `defuse correct {run} --wait`")
-    return corrections[-1].id
-
-
 def _print(correction: Correction, *, as_json: bool) -> None:
     if as_json:
         print_json(record(correction))
         return
     if correction.points:
         _print_points(correction)
+    for failure in correction.failures:
+        console.print(f"failed: {failure}", markup=False)
     if correction.choice is None:
         status = f"{correction.state} {correction.error or correction.note}".rstrip()
         console.print(f"correction {correction.id} of {correction.run}: {status}", markup=False)
@@ -160,6 +138,8 @@ def _print(correction: Correction, *, as_json: bool) -> None:
     _print_changes(correction)
     if not correction.choice.non_inferior:
         console.print("no point is non-inferior on the test images by the margin: look before you release it")
+    if correction.verdict:
+        print_verdict(correction.verdict)
 
 
 def _print_points(correction: Correction) -> None:
@@ -192,10 +172,3 @@ def _print_changes(correction: Correction) -> None:
     ]
     caption = f"correction {correction.id} of {correction.run}; 95 % intervals; region images had no part in the choice"
     print_table(("accuracy on", f"version {correction.base_version}", "candidate"), rows, caption=caption)
-
-
-def _print_release(done: Release, *, as_json: bool) -> None:
-    if as_json:
-        print_json(record(done))
-    else:
-        console.print(f"callers of {done.model} get version {done.version} (before: {done.previous_version})")

@@ -4,9 +4,11 @@ from defuse.values.correction import Choice, Correction, CorrectionPoint, Paired
 from defuse.values.dataset import Dataset
 from defuse.values.estimate import Estimate
 from defuse.values.failure import CostEstimate, Failure, FailureBatch
+from defuse.values.gate import GateCheck, GateVerdict
 from defuse.values.model import Model, Preprocessing, Release
 from defuse.values.region import Annotation, Images, RealImage, Region, RegionPair, RegionPictures, RegionsDiff
 from defuse.values.run import GroupCounts, Preflight, Run, SearchCounts, ValidityAdvice
+from defuse.values.trial import Trial, TrialCounts
 
 __all__ = [
     "Annotation",
@@ -18,6 +20,8 @@ __all__ = [
     "Estimate",
     "Failure",
     "FailureBatch",
+    "GateCheck",
+    "GateVerdict",
     "GroupCounts",
     "Images",
     "Model",
@@ -33,5 +37,7 @@ __all__ = [
     "Release",
     "Run",
     "SearchCounts",
+    "Trial",
+    "TrialCounts",
     "ValidityAdvice",
 ]

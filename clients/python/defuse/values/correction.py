@@ -8,6 +8,7 @@ from typing import Any, Self
 from defuse import names
 from defuse.v1 import correction_pb2
 from defuse.values.estimate import Estimate
+from defuse.values.gate import GateVerdict
 from defuse.values.plain import moment, settings, word
 
 
@@ -119,6 +120,8 @@ class Correction:
     error: str
     # What was tried so far, in the order of methods and lambdas.
     points: tuple[CorrectionPoint, ...]
+    # Why trainings failed, in words; the others go on.
+    failures: tuple[str, ...]
     # None until it has succeeded.
     choice: Choice | None
     # Of the chosen candidate, through Triton; the region images had no part in the choice.
@@ -132,6 +135,8 @@ class Correction:
     parity: Mapping[int, float]
     candidate: str
     candidate_version: int
+    # What the gate said of the candidate; None until it has succeeded.
+    verdict: GateVerdict | None
     create_time: datetime
 
     @classmethod
@@ -149,12 +154,14 @@ class Correction:
             note=message.note,
             error=message.error,
             points=tuple(_points(message)),
+            failures=tuple(_failures(message)),
             choice=Choice.from_proto(result.choice) if message.HasField("result") else None,
             test_change=PairedDifference.from_proto(result.test_change),
             regions=tuple(RegionChange.from_proto(change) for change in result.regions),
             parity={entry.batch_size: entry.max_abs_difference for entry in result.parity},
             candidate=result.candidate,
             candidate_version=result.candidate_version,
+            verdict=GateVerdict.from_proto(result.verdict) if result.HasField("verdict") else None,
             create_time=moment(message.create_time),
             **{name: Estimate.from_proto(getattr(result, name)) for name in figures},
         )
@@ -181,6 +188,14 @@ def _points(message: correction_pb2.Correction) -> list[CorrectionPoint]:
         )
         for training in message.trainings
         for point in training.points
+    ]
+
+
+def _failures(message: correction_pb2.Correction) -> list[str]:
+    return [
+        f"{_method(one.method)}, lambda {one.region_weight:g}, rate {one.learning_rate:g}: {one.error}"
+        for one in message.trainings
+        if one.error
     ]
 
 

@@ -67,13 +67,20 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A change of the version that callers get. `kind` is registered, released or rolled_back."""
+    """A change of the version that callers get. `kind` is registered, released or rolled_back.
+
+    `verdict` is the id of what the gate said of a release, `approver` who let it through where that was no.
+    """
 
     model: str
     kind: str
     version: int
     previous_version: int
     correction: str
+    verdict: str
+    actor: str
+    reason: str
+    approver: str
     create_time: datetime
 
     @classmethod
@@ -84,5 +91,9 @@ class Release:
             version=message.version,
             previous_version=message.previous_version,
             correction=message.correction,
+            verdict=names.last(message.verdict),
+            actor=message.actor,
+            reason=message.reason,
+            approver=message.approver,
             create_time=moment(message.create_time),
         )

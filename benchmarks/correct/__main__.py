@@ -21,7 +21,7 @@ from benchmarks.correct.speed import time_per_image_ratio
 from benchmarks.identify.planted import plant
 from benchmarks.regions.distilling import distilled
 from benchmarks.regions.spots import Planted, handed_over, independent, served
-from benchmarks.stand import SMOKE, SMOKE_IMAGES, Data, Search, Stand, read, standing
+from benchmarks.stand import SMOKE, Data, Search, Stand, read, standing
 from services.demo.data import digits
 from services.gateway.correction_config import complete
 from services.runtime import catalog
@@ -31,6 +31,8 @@ _LAMBDAS = (0.3, 0.5)
 # That of the sweep's defaults which suits these networks: one, to keep the time down.
 _LEARNING_RATES = (1e-3,)
 _FIRST_SEED = 3
+# Every training and every judgement goes through them.
+_SMOKE_IMAGES = 1_500
 
 
 def main() -> None:
@@ -40,10 +42,11 @@ def main() -> None:
     figures: dict[str, Any] = {"data": path.stem, "device": arguments.device, "smoke": arguments.smoke}
     seeds = 1 if arguments.smoke else arguments.seeds
     with standing(arguments.device, threads=os.cpu_count() or 1) as stand:
-        whole = read(path, limit=SMOKE_IMAGES if arguments.smoke else arguments.limit)
+        whole = read(path, limit=_SMOKE_IMAGES if arguments.smoke else arguments.limit)
         bench = Bench(stand, whole, smoke=arguments.smoke)
         figures |= summary([bench.measure(seed) for seed in range(seeds)])
-    ratio = time_per_image_ratio(torch.device(arguments.device), turns=3 if arguments.smoke else 15)
+    turns, images = (1, 256) if arguments.smoke else (15, 1280)
+    ratio = time_per_image_ratio(torch.device(arguments.device), turns=turns, images=images)
     print(json.dumps(figures | {"time_per_image_ratio": round(ratio, 3)}))
 
 
@@ -106,14 +109,18 @@ class Bench:
     ) -> Iterator[Arm]:
         """Yield ours, then the baselines: with as many decisions, with as many images, and the released recipe."""
         common: dict[str, Any] = {"seed": seed, "region_weights": _LAMBDAS, "learning_rates": _LEARNING_RATES}
+        methods: Sequence[Training.Method.ValueType] = OURS
         if self._smoke:
-            common |= {"region_weights": [0.5], "learning_rates": [1e-3], "epochs": 1, "images_per_region": 32}
-        yield from corrected(self._stand, search, labelled, name="c1", methods=OURS, choosing=True, **common)
+            common |= {"region_weights": [0.5], "epochs": 1, "images_per_region": 32}
+            methods = [Training.METHOD_INTERPOLATION]
+        yield from corrected(self._stand, search, labelled, name="c1", methods=methods, choosing=True, **common)
         images = complete(CorrectionConfig(**common)).images_per_region * len(labelled)
         for number, (arm, failures) in enumerate((("decisions", decisions), ("images", images)), start=2):
             single = {"methods": [Training.METHOD_UNCLUSTERED], "unclustered_failures": failures}
             for result in corrected(self._stand, search, labelled, name=f"c{number}", **single, **common):
                 yield replace(result, name=f"unclustered_equal_{arm}")
+            if self._smoke:
+                return
         file, _ = released(self._stand, search, epochs=1 if self._smoke else RELEASED_EPOCHS)
         yield Arm(name="released", region_weight=0.01, share=1.0, file=file)
 

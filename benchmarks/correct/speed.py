@@ -16,10 +16,10 @@ from services.corrector.onnx_module import OnnxModule
 from services.corrector.training_state import Schedule
 from services.demo.classifier import Classifier, to_onnx
 
-_IMAGES, _CLASSES, _SIZE = 1_280, 10, 28
+_CLASSES, _SIZE = 10, 28
 
 
-def time_per_image_ratio(device: torch.device, *, turns: int) -> float:
+def time_per_image_ratio(device: torch.device, *, turns: int, images: int) -> float:
     """Return the median, over interleaved turns, of the ONNX module's seconds an image over the torch network's.
 
     Both are the demo's classifier with its normalisation folded into the convolutions, as exporters write it.
@@ -27,7 +27,7 @@ def time_per_image_ratio(device: torch.device, *, turns: int) -> float:
     torch.manual_seed(0)
     written = Classifier((_SIZE, _SIZE, 1), _CLASSES).eval()
     read = OnnxModule(onnx.load_model_from_string(to_onnx(written, (_SIZE, _SIZE, 1))))
-    networks = {"onnx": _training(read, device), "torch": _training(_folded(written), device)}
+    networks = {"onnx": _training(read, device, images), "torch": _training(_folded(written), device, images)}
     for once in networks.values():
         once()
     ratios = []
@@ -37,10 +37,10 @@ def time_per_image_ratio(device: torch.device, *, turns: int) -> float:
     return statistics.median(ratios)
 
 
-def _training(network: nn.Module, device: torch.device) -> Callable[[], None]:
+def _training(network: nn.Module, device: torch.device, count: int) -> Callable[[], None]:
     random = np.random.default_rng(0)
-    images = random.random((_IMAGES, 1, _SIZE, _SIZE), np.float32)
-    data = Labelled(fetch=lambda rows: images[rows], labels=random.integers(_CLASSES, size=_IMAGES))
+    images = random.random((count, 1, _SIZE, _SIZE), np.float32)
+    data = Labelled(fetch=lambda rows: images[rows], labels=random.integers(_CLASSES, size=count))
     nothing = Labelled(fetch=lambda rows: images[rows], labels=np.zeros(0, np.int64))
     fitting = Fitting(
         network=network,

@@ -1,0 +1,66 @@
+"""`python -m benchmarks.release`: does the gate mean it, and does a switch drop a request?"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.release.power import power
+from benchmarks.release.switch import switch
+from benchmarks.stand import SMOKE_IMAGES, Data, read, standing
+from services.demo import classifier
+from services.demo.data import digits
+from services.runtime.stack import StackSettings
+
+
+def main() -> None:
+    """Measure the switch, then the gate; print one JSON object as the last line."""
+    arguments = _arguments()
+    path = arguments.data or digits(StackSettings().cache.expanduser() / "demo")
+    data = read(path, limit=SMOKE_IMAGES if arguments.smoke else arguments.limit)
+    figures: dict[str, Any] = {"data": data.name, "rate": arguments.rate, "smoke": arguments.smoke}
+    with tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home:
+        turns, pause_s = (1, 1.0) if arguments.smoke else (arguments.turns, 5.0)
+        figures |= switch(data, _two_versions(data), Path(home), rate=arguments.rate, turns=turns, pause_s=pause_s)
+    with standing("cpu", threads=os.cpu_count() or 1) as stand:
+        figures["gate_power"] = power(stand, data, each=1 if arguments.smoke else arguments.each, smoke=arguments.smoke)
+    print(json.dumps(figures))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.release", description=__doc__)
+    parser.add_argument("--data", type=Path, help="an .npz or a zip of class folders; by default 5,000 MNIST digits")
+    parser.add_argument("--limit", type=int, default=0, help="use so many images of each split; 0 uses all")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second through each door")
+    parser.add_argument("--turns", type=int, default=3, help="how often to release and take back")
+    parser.add_argument("--each", type=int, default=4, help="candidates of each way to make one worse")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds on few images: does everything run")
+    return parser.parse_args()
+
+
+def _two_versions(data: Data) -> tuple[bytes, bytes]:
+    """Return two classifiers that differ by seed."""
+    torch.manual_seed(0)
+    first, second = (
+        classifier.to_onnx(
+            classifier.train(
+                data.images["train"][:SMOKE_IMAGES],
+                data.labels["train"][:SMOKE_IMAGES],
+                classes=data.classes,
+                seed=seed,
+                epochs=1,
+                on_epoch=lambda *_: None,
+            ),
+            data.image_shape,
+        )
+        for seed in range(2)
+    )
+    return first, second
+
+
+if __name__ == "__main__":
+    main()

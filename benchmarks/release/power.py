@@ -1,0 +1,155 @@
+"""What the gate stops: candidates made worse on purpose, and such that differ only by seed."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from defuse.v1 import annotation_pb2, correction_pb2, model_pb2, region_pb2
+from defuse.v1.correction_pb2 import Training
+
+from benchmarks.correct.annotator import Annotator
+from benchmarks.correct.arms import corrected
+from benchmarks.identify.planted import plant
+from benchmarks.regions.distilling import distilled
+from benchmarks.regions.spots import handed_over, independent, served
+from benchmarks.release import worse
+from benchmarks.stand import Data, Search, Stand
+from services.corrector.gate.judge import Gate, in_words
+from services.corrector.history import Decision
+from services.runtime import catalog
+
+_EPOCHS = 3
+# Of the trainings: a sweep's point that suits these networks, for two epochs.
+_CONFIG: dict[str, Any] = {"region_weights": [0.3], "learning_rates": [1e-3], "epochs": 2}
+_CHAMPION_SEED = 1000
+_ANOTHER_SEED = "only another seed"
+
+
+def power(stand: Stand, data: Data, *, each: int, smoke: bool) -> dict[str, Any]:
+    """Return how many candidates the gate stops: `each` of every way to make one worse, five times as many good ones.
+
+    The champion is a correction with one seed, good candidates are the same correction with others. In the smoke run
+    there is no search: no region is made worse, and the champion is the only good candidate.
+    """
+    arena = _Arena.of_few(stand, data) if smoke else _Searched.of_spots(stand, data)
+    gate = Gate(stand.store, stand.releases)
+
+    def stopped(way: str, files: Iterable[bytes]) -> list[bool]:
+        return [_stops(gate, arena, way, file) for file in files]
+
+    worse_ = {way: stopped(way, islice(files, each)) for way, files in arena.ways().items()}
+    good = stopped(_ANOTHER_SEED, arena.by_seed(5 * each))
+    return {
+        "worse_candidates": sum(map(len, worse_.values())),
+        "worse_stopped": sum(map(sum, worse_.values())),
+        "good_candidates": len(good),
+        "good_stopped": sum(good),
+        "stopped_by_way": {way: f"{sum(found)} of {len(found)}" for way, found in worse_.items()},
+    }
+
+
+def _stops(gate: Gate, arena: "_Arena", way: str, file: bytes) -> bool:
+    """Say whether the gate stops a candidate, and print for what."""
+    digest = hashlib.sha256(file).hexdigest()
+    arena.stand.store.write_bytes(catalog.file(digest), file)
+    verdict = gate.judge_file(arena.model.name, digest, arena.dataset)
+    failed = "; ".join(in_words(check) for check in verdict.checks if not check.passed)
+    print(f"{way}: {failed or 'passed'}", flush=True)
+    return not verdict.passed
+
+
+class _Arena:
+    """A champion and its data set; the champion is the only good candidate."""
+
+    def __init__(self, stand: Stand, data: Data, dataset: str, model: model_pb2.Model, champion: bytes) -> None:
+        self.stand, self.data, self.dataset, self.model, self.champion = stand, data, dataset, model, champion
+
+    @classmethod
+    def of_few(cls, stand: Stand, data: Data) -> "_Arena":
+        """Return one whose champion is trained in a moment."""
+        model = stand.register("champion", data, data.labels["train"], seed=0, epochs=2)
+        champion = stand.store.read_bytes(catalog.model_file(model.name, 1))
+        return cls(stand, data, stand.add_dataset("whole", data), model, champion)
+
+    def ways(self) -> dict[str, Iterable[bytes]]:
+        """Return files made worse in every way."""
+        images, labels = self.data.images["val"], self.data.labels["val"]
+        return {
+            "one class": worse.one_class(self.champion, self.model, images, labels),
+            "calibration": worse.calibration(self.champion),
+            "latency": worse.latency(self.champion, self.model),
+            "broken export": worse.broken(self.champion),
+        }
+
+    def by_seed(self, _: int) -> Iterator[bytes]:
+        """Yield candidates that are the champion, but for their seed."""
+        yield self.champion
+
+
+class _Searched(_Arena):
+    """A champion that is a correction of planted spots, with its regions in the bank."""
+
+    @classmethod
+    def of_spots(cls, stand: Stand, whole: Data) -> "_Searched":
+        """Plant, search, distill, annotate, correct and release, as users do."""
+        oracle, spots = independent(stand, whole, epochs=_EPOCHS), plant(whole)
+        data = handed_over(whole, spots, absent=True)
+        dataset = stand.add_dataset("absent", data)
+        model = served(stand, whole, oracle=oracle, epochs=_EPOCHS).model
+        arena = cls(stand, data, dataset, model, b"")
+        arena.search = _searched(stand, data, model, dataset)
+        arena.regions = distilled(stand, arena.search, kind="error_aware").regions
+        arena.labelled = Annotator(stand=stand, oracle=oracle).label(arena.regions)
+        for region in arena.labelled:
+            verdict = annotation_pb2.Annotation(region=region.region, verdict="VERDICT_LABEL", label=region.label)
+            stand.store.write_message(f"{catalog.annotations(region.region)}/1.pb", verdict)
+        arena.champion = arena.trained(arena.labelled, "c0", seed=_CHAMPION_SEED)
+        arena.release()
+        return arena
+
+    search: Search
+    regions: Sequence[region_pb2.Region]
+    labelled: Sequence[correction_pb2.LabelledRegion]
+
+    def ways(self) -> dict[str, Iterable[bytes]]:
+        return {**super().ways(), "one region": self._one_region()}
+
+    def by_seed(self, count: int) -> Iterator[bytes]:
+        for seed in range(count):
+            yield self.trained(self.labelled, f"good{seed}", seed=seed)
+
+    def trained(self, labelled: Sequence[correction_pb2.LabelledRegion], name: str, *, seed: int) -> bytes:
+        """Correct the version that was deployed first."""
+        methods = [Training.METHOD_ALL_WEIGHTS]
+        [arm] = corrected(self.stand, self.search, labelled, name=name, methods=methods, seed=seed, **_CONFIG)
+        return arm.file
+
+    def release(self) -> None:
+        """Publish the champion."""
+        correction = correction_pb2.Correction(
+            name=f"{self.search.run.name}/corrections/c0", model=self.model.name, base_version=1
+        )
+        self.stand.store.write_bytes(catalog.corrected_file(correction.name), self.champion)
+        self.stand.releases.publish(correction, Decision(actor="benchmark"))
+
+    def _one_region(self) -> Iterator[bytes]:
+        """Yield corrections whose annotator was wrong about one region."""
+        answered = {region.name: region.predicted_label for region in self.regions}
+        for number, wrong in enumerate(self.labelled):
+            labels = [
+                correction_pb2.LabelledRegion(
+                    region=region.region, label=answered[region.region] if region is wrong else region.label
+                )
+                for region in self.labelled
+            ]
+            yield self.trained(labels, f"wrong{number}", seed=number)
+
+
+def _searched(stand: Stand, data: Data, model: model_pb2.Model, dataset: str) -> Search:
+    config = stand.configure(model, dataset, search={"draws_per_source": 20}, seed=0)
+    stand.train_vae(data, config)
+    search = stand.prepare("power", config)
+    while search.step():
+        pass
+    return search

@@ -1,0 +1,158 @@
+"""From a candidate to a release: the gate, trials on live requests, a switch that nobody notices, and its history."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from onnx import numpy_helper
+
+from tests.conftest import Stack, eventually
+from tests.planted import CLASSES, TRUE, Planted
+from tests.scenario.conftest import SEARCH
+
+MODEL, RUN = "shipped", "shipping"
+CANDIDATE = f"{MODEL}-candidate"
+
+
+@pytest.fixture(scope="module")
+def corrected(stack: Stack, planted: Planted) -> Any:
+    """A finished correction of a model that no other test releases."""
+    stack.defuse(
+        *("models", "add", MODEL, "--onnx", planted.onnx, "--classes", ",".join(CLASSES)),
+        *("--mean", planted.mean, "--std", planted.std),
+    )
+    stack.defuse("runs", "create", "--model", MODEL, "--data", planted.data, "--name", RUN, *SEARCH, "--wait")
+    stack.defuse("annotate", RUN, "r1", "--label", str(TRUE))
+    return stack.defuse(
+        *("correct", RUN, "--lambda", "0.4", "--learning-rate", "1e-3", "--method", "all_weights", "--wait")
+    )
+
+
+@contextmanager
+def callers(stack: Stack, *doors: str) -> Iterator[Counter[str]]:
+    """Ask a model through doors without a pause as long as the block runs; count who answers, and what fails."""
+    answered: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def ask(address: str, door: str) -> None:
+        with triton.InferenceServerClient(address) as client:
+            image = triton.InferInput(client.get_model_metadata(MODEL).inputs[0].name, [1, 1, 28, 28], "FP32")
+            image.set_data_from_numpy(np.zeros((1, 1, 28, 28), np.float32))
+            while not stop.is_set():
+                try:
+                    answer = client.infer(MODEL, [image]).get_response()
+                    answered[f"{door} {answer.model_name} {answer.model_version}"] += 1
+                except Exception as error:  # noqa: BLE001  # whatever a caller would see
+                    answered[f"{door} failed: {error}"] += 1
+
+    addresses = {"gateway": stack.gateway, "triton": stack.state["addresses"]["triton"]}
+    threads = [threading.Thread(target=ask, args=(addresses[door], door)) for door in doors]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: len(answered) >= len(doors))
+        yield answered
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def failed(answered: Counter[str]) -> list[str]:
+    return [answer for answer in answered if "failed" in answer]
+
+
+def test_the_candidate_has_a_verdict(stack: Stack, corrected: Any) -> None:
+    """The correction says what the gate said: everything was asked, and the spot is in the bank."""
+    verdict = corrected["verdict"]
+    assert verdict["passed"], [check for check in verdict["checks"] if not check["passed"]]
+    kinds = {check["kind"] for check in verdict["checks"]}
+    assert kinds == {"file", "test", "class", "calibration", "region_gain", "region", "parity", "latency"}
+    assert [check["subject"] for check in verdict["checks"] if check["kind"] == "region"] == [f"{RUN} r1"]
+    with stack.client() as client:
+        assert client.verdict(MODEL, verdict["id"]).passed
+
+
+@pytest.mark.usefixtures("corrected")
+def test_the_gate_is_asked_by_other_pipelines(stack: Stack, planted: Planted, tmp_path: Any) -> None:
+    """The served file passes with status 0; one whose last bias was spoiled is stopped with 2, and says by what."""
+    assert stack.defuse("gate", MODEL, "--onnx", planted.onnx)["passed"]
+    model = onnx.load(planted.onnx)
+    bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [len(CLASSES)])
+    values = numpy_helper.to_array(bias).copy()
+    values[3] -= 20
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    onnx.save(model, tmp_path / "worse.onnx")
+    verdict = stack.defuse("gate", MODEL, "--onnx", tmp_path / "worse.onnx", status=2)
+    stopped = {(check["kind"], check["subject"]) for check in verdict["checks"] if not check["passed"]}
+    assert ("class", "3") in stopped
+    assert not {kind for kind, _ in stopped} & {"file", "parity", "latency"}
+
+
+def test_a_shadow_and_a_canary(local_stack: Stack, corrected: Any) -> None:
+    """In the shadow the champion answers and is compared; a canary answers its share until it is stopped."""
+    stack = local_stack
+    shadow = stack.defuse("trials", "start", RUN, "--share", "1", "--shadow", "--reason", "a look")
+    with callers(stack, "gateway") as answered:
+        eventually(lambda: stack.defuse("trials", "show", MODEL, shadow["id"])["counts"]["compared"] > 20)
+    assert set(answered) == {f"gateway {MODEL} 1"}
+    ended = stack.defuse("trials", "stop", MODEL, shadow["id"])
+    assert ended["state"] == "ended"
+    assert ended["counts"]["agreed"] == ended["counts"]["compared"]
+
+    canary = stack.defuse("trials", "start", RUN, "--share", "0.5", "--reason", "a try")
+    challenger = f"gateway {CANDIDATE} {corrected['candidate_version']}"
+    with callers(stack, "gateway") as answered:
+        eventually(lambda: answered[challenger] > 20)
+        stack.defuse("trials", "stop", MODEL, canary["id"])
+    assert set(answered) == {f"gateway {MODEL} 1", challenger}
+    with callers(stack, "gateway") as answered:
+        eventually(lambda: answered.total() > 100)
+    assert set(answered) == {f"gateway {MODEL} 1"}
+
+
+@pytest.mark.usefixtures("corrected")
+def test_nobody_notices_a_release(local_stack: Stack) -> None:
+    """Callers at both doors get the old or the new version, and after it the new one only; so with the way back."""
+    stack = local_stack
+    with callers(stack, "gateway", "triton") as answered:
+        released = stack.defuse("release", RUN, "--reason", "bold sevens", "--by", "anna")
+        eventually(lambda: answered[f"gateway {MODEL} 2"] > 20 and answered[f"triton {MODEL} 2"] > 20)
+    assert released["version"] == 2
+    assert failed(answered) == []
+    with callers(stack, "gateway", "triton") as answered:
+        eventually(lambda: answered.total() > 200)
+    assert set(answered) == {f"gateway {MODEL} 2", f"triton {MODEL} 2"}
+
+    with callers(stack, "gateway", "triton") as answered:
+        stack.defuse("rollback", MODEL, "--reason", "a drill", "--by", "otto")
+        eventually(lambda: answered[f"gateway {MODEL} 1"] > 20 and answered[f"triton {MODEL} 1"] > 20)
+    assert failed(answered) == []
+    history = stack.defuse("releases", MODEL)
+    assert [(one["kind"], one["version"], one["actor"], one["reason"]) for one in history[1:]] == [
+        ("released", 2, "anna", "bold sevens"),
+        ("rolled_back", 1, "otto", "a drill"),
+    ]
+    assert history[1]["verdict"]
+
+
+@pytest.mark.usefixtures("corrected")
+def test_past_the_gate_only_by_name(stack: Stack) -> None:
+    """A correction that gains nothing is refused with the check that failed, and released for who says why."""
+    stack.defuse(
+        *("correct", RUN, "--lambda", "0.3", "--learning-rate", "1e-9", "--method", "last_layer", "--epochs", "1"),
+        "--wait",
+    )
+    assert "region gain" in stack.defuse("release", RUN, status=1)
+    assert "gate" in stack.defuse("trials", "start", RUN, status=1)
+    assert "region gain" in stack.defuse("release", RUN, "--approver", "anna", status=1)
+    stack.defuse("release", RUN, "--approver", "anna", "--reason", "a drill")
+    last = stack.defuse("releases", MODEL)[-1]
+    assert (last["approver"], last["reason"], last["version"]) == ("anna", "a drill", 3)
+    assert stack.defuse("rollback", MODEL)["version"] == 1

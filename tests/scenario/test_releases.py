@@ -35,15 +35,16 @@ def corrected(stack: Stack, planted: Planted) -> Any:
 
 
 @contextmanager
-def callers(stack: Stack, *doors: str) -> Iterator[Counter[str]]:
-    """Ask a model through doors without a pause as long as the block runs; count who answers, and what fails."""
+def callers(stack: Stack, planted: Planted, *doors: str) -> Iterator[Counter[str]]:
+    """Ask about an image through doors without a pause as long as the block runs; count who answers, and what fails."""
+    pixels = (planted.others[:1].transpose(0, 3, 1, 2) / 255 - float(planted.mean)) / float(planted.std)
     answered: Counter[str] = Counter()
     stop = threading.Event()
 
     def ask(address: str, door: str) -> None:
         with triton.InferenceServerClient(address) as client:
-            image = triton.InferInput(client.get_model_metadata(MODEL).inputs[0].name, [1, 1, 28, 28], "FP32")
-            image.set_data_from_numpy(np.zeros((1, 1, 28, 28), np.float32))
+            image = triton.InferInput(client.get_model_metadata(MODEL).inputs[0].name, list(pixels.shape), "FP32")
+            image.set_data_from_numpy(pixels.astype(np.float32))
             while not stop.is_set():
                 try:
                     answer = client.infer(MODEL, [image]).get_response()
@@ -95,11 +96,11 @@ def test_the_gate_is_asked_by_other_pipelines(stack: Stack, planted: Planted, tm
     assert not {kind for kind, _ in stopped} & {"file", "parity", "latency"}
 
 
-def test_a_shadow_and_a_canary(local_stack: Stack, corrected: Any) -> None:
+def test_a_shadow_and_a_canary(local_stack: Stack, planted: Planted, corrected: Any) -> None:
     """In the shadow the champion answers and is compared; a canary answers its share until it is stopped."""
     stack = local_stack
     shadow = stack.defuse("trials", "start", RUN, "--share", "1", "--shadow", "--reason", "a look")
-    with callers(stack, "gateway") as answered:
+    with callers(stack, planted, "gateway") as answered:
         eventually(lambda: stack.defuse("trials", "show", MODEL, shadow["id"])["counts"]["compared"] > 20)
     assert set(answered) == {f"gateway {MODEL} 1"}
     ended = stack.defuse("trials", "stop", MODEL, shadow["id"])
@@ -108,29 +109,29 @@ def test_a_shadow_and_a_canary(local_stack: Stack, corrected: Any) -> None:
 
     canary = stack.defuse("trials", "start", RUN, "--share", "0.5", "--reason", "a try")
     challenger = f"gateway {CANDIDATE} {corrected['candidate_version']}"
-    with callers(stack, "gateway") as answered:
+    with callers(stack, planted, "gateway") as answered:
         eventually(lambda: answered[challenger] > 20)
         stack.defuse("trials", "stop", MODEL, canary["id"])
     assert set(answered) == {f"gateway {MODEL} 1", challenger}
-    with callers(stack, "gateway") as answered:
+    with callers(stack, planted, "gateway") as answered:
         eventually(lambda: answered.total() > 100)
     assert set(answered) == {f"gateway {MODEL} 1"}
 
 
 @pytest.mark.usefixtures("corrected")
-def test_nobody_notices_a_release(local_stack: Stack) -> None:
+def test_nobody_notices_a_release(local_stack: Stack, planted: Planted) -> None:
     """Callers at both doors get the old or the new version, and after it the new one only; so with the way back."""
     stack = local_stack
-    with callers(stack, "gateway", "triton") as answered:
+    with callers(stack, planted, "gateway", "triton") as answered:
         released = stack.defuse("release", RUN, "--reason", "bold sevens", "--by", "anna")
         eventually(lambda: answered[f"gateway {MODEL} 2"] > 20 and answered[f"triton {MODEL} 2"] > 20)
     assert released["version"] == 2
     assert failed(answered) == []
-    with callers(stack, "gateway", "triton") as answered:
+    with callers(stack, planted, "gateway", "triton") as answered:
         eventually(lambda: answered.total() > 200)
     assert set(answered) == {f"gateway {MODEL} 2", f"triton {MODEL} 2"}
 
-    with callers(stack, "gateway", "triton") as answered:
+    with callers(stack, planted, "gateway", "triton") as answered:
         stack.defuse("rollback", MODEL, "--reason", "a drill", "--by", "otto")
         eventually(lambda: answered[f"gateway {MODEL} 1"] > 20 and answered[f"triton {MODEL} 1"] > 20)
     assert failed(answered) == []

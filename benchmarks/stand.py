@@ -18,7 +18,7 @@ from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
 from services.corrector.release import Releases
 from services.demo import classifier
 from services.gateway.run_config import complete
-from services.generator import noise, preparation, vae, vae_files, vae_training, worker
+from services.generator import label_model, noise, preparation, vae, vae_files, vae_training, worker
 from services.generator.workbench import DECODER, ENCODER, VAE, Workbench
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -165,7 +165,8 @@ class Stand:
         """Prepare a run as the generator does."""
         run = run_pb2.Run(name=names.run(f"{name}-{self.started}"), config=config)
         self.store.write_message(catalog.run(run.name), run)
-        event = preparation.prepare(self.bench, work_pb2.PrepareWork(run=run), _job(run))
+        with self._kept_labels(config):
+            event = preparation.prepare(self.bench, work_pb2.PrepareWork(run=run), _job(run))
         shards = -(-event.prepared.source_count // config.search.shard_size)
         return Search(
             stand=self,
@@ -173,6 +174,23 @@ class Stand:
             shards=shards,
             preflight=event.prepared.preflight,
         )
+
+    @contextmanager
+    def _kept_labels(self, config: run_pb2.RunConfig) -> Iterator[None]:
+        """Take what validity is told from out of the cache, or keep it there: VAE, model, labels and seed decide it."""
+        keys = [of(config) for of in (catalog.label_model, catalog.label_model_onnx, catalog.reference)]
+        train = self.store.read_arrays(catalog.split(config.dataset, "train"))
+        identity = self.store.read_bytes(catalog.vae(config, VAE)) + train["y"].tobytes() + config.model.encode()
+        identity += str(config.seed).encode() + Path(label_model.__file__).read_bytes()
+        kept = self.cache / f"labels-{hashlib.sha256(identity).hexdigest()[:16]}"
+        files = {key: kept / names.last(key) for key in keys}
+        if all(file.exists() for file in files.values()):
+            for key, file in files.items():
+                self.store.create_bytes(key, file.read_bytes())
+        yield
+        kept.mkdir(exist_ok=True)
+        for key, file in files.items():
+            file.write_bytes(self.store.read_bytes(key))
 
 
 @dataclass(kw_only=True)

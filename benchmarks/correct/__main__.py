@@ -46,7 +46,7 @@ def main() -> None:
         bench = Bench(stand, whole, smoke=arguments.smoke)
         figures |= summary([bench.measure(seed) for seed in range(seeds)])
     turns, images = (1, 256) if arguments.smoke else (15, 1280)
-    ratio = time_per_image_ratio(torch.device(arguments.device), turns=turns, images=images)
+    ratio = time_per_image_ratio(torch.device(arguments.device), turns=turns, images=images, cache=stand.cache)
     print(json.dumps(figures | {"time_per_image_ratio": round(ratio, 3)}))
 
 

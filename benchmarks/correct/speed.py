@@ -4,6 +4,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,14 +20,17 @@ from services.demo.classifier import Classifier, to_onnx
 _CLASSES, _SIZE = 10, 28
 
 
-def time_per_image_ratio(device: torch.device, *, turns: int, images: int) -> float:
+def time_per_image_ratio(device: torch.device, *, turns: int, images: int, cache: Path) -> float:
     """Return the median, over interleaved turns, of the ONNX module's seconds an image over the torch network's.
 
     Both are the demo's classifier with its normalisation folded into the convolutions, as exporters write it.
     """
     torch.manual_seed(0)
     written = Classifier((_SIZE, _SIZE, 1), _CLASSES).eval()
-    read = OnnxModule(onnx.load_model_from_string(to_onnx(written, (_SIZE, _SIZE, 1))))
+    file = cache / f"speed-{torch.__version__}.onnx"
+    if not file.exists():
+        file.write_bytes(to_onnx(written, (_SIZE, _SIZE, 1)))
+    read = OnnxModule(onnx.load_model(file))
     networks = {"onnx": _training(read, device, images), "torch": _training(_folded(written), device, images)}
     for once in networks.values():
         once()

@@ -55,7 +55,7 @@ def test_one_class_made_worse_is_named() -> None:
     assert {name: check.passed for name, check in found.items()} == {"cat": True, "dog": True, "owl": False}
     assert found["owl"].figure == pytest.approx(-0.04)
     # Six heads in a row are below 0.05 / 3.
-    assert "the smallest that would have shown is 0.02" in found["owl"].rule
+    assert "the smallest that would have shown is 0.025" in found["owl"].rule
 
 
 def test_classes_by_chance_are_seldom_stopped(random: np.random.Generator) -> None:

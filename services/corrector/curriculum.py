@@ -30,6 +30,14 @@ class RegionData:
         return cls(latent=latent[None], mean=latent, covariance=np.zeros((len(latent), len(latent))), label=label)
 
 
+def carrying(believed: Callable[[Array], Array], label: int, min_label_probability: float) -> Callable[[Array], Array]:
+    """Return what says of latents (n, d) whether they carry a label, (n,).
+
+    `believed` tells labels from latents: (n, d) to probabilities (n, k).
+    """
+    return lambda z: np.asarray(believed(z)[:, label] >= min_label_probability)
+
+
 def fresh_latents(
     region: RegionData,
     count: int,
@@ -75,15 +83,13 @@ def region_latents(
 ) -> tuple[Array, Array]:
     """Return latents (n, d) and labels (n,): as many of each region, so that a small one counts as much as a large one.
 
-    `believed` tells labels from latents: (n, d) to probabilities (n, k). What no longer carries the region's label with
-    `min_label_probability` is drawn again. There is at least one region.
+    What no longer carries the region's label with `min_label_probability`, as `believed` has it, is drawn again. There
+    is at least one region.
     """
     generator = np.random.default_rng(seed)
 
     def drawn(region: RegionData) -> Array:
-        def carried(z: Array) -> Array:
-            return np.asarray(believed(z)[:, region.label] >= min_label_probability)
-
+        carried = carrying(believed, region.label, min_label_probability)
         return sample_region(region, per_region, carried, generator)
 
     labels = np.repeat([region.label for region in regions], per_region).astype(np.int64)

@@ -9,7 +9,7 @@ from defuse import names
 from defuse.v1 import correction_pb2, model_pb2, run_pb2
 
 from services.corrector.augmentation import Array
-from services.corrector.curriculum import RegionData, fresh_latents
+from services.corrector.curriculum import RegionData, carrying, fresh_latents
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
@@ -124,9 +124,11 @@ class Materials:
         """
         count = max(_LEAST_AROUND, min(_AROUND, _AROUND_IN_ALL // len(self.correction.regions)))
         generator = np.random.default_rng([self.run.config.seed, _AROUND_STREAM])
+        least = self.run.config.validity.min_label_probability
 
         def around(region: RegionData) -> Array:
-            return fresh_latents(region, count, self._carries(region.label), generator, spread=_SPREAD)
+            carried = carrying(self.believed, region.label, least)
+            return fresh_latents(region, count, carried, generator, spread=_SPREAD)
 
         return [
             HeldOut(region=labelled.region, label=labelled.label, label_id=region.label, latent=around(region))
@@ -146,11 +148,6 @@ class Materials:
         return [
             (region, self.store.read_arrays(catalog.region_arrays(region.region))) for region in self.correction.regions
         ]
-
-    def _carries(self, label: int) -> Callable[[Array], Array]:
-        """Return what says of latents (n, d) whether they carry a label, as the run's validity has it, (n,)."""
-        least = self.run.config.validity.min_label_probability
-        return lambda z: np.asarray(self.believed(z)[:, label] >= least)
 
     def _split(self, name: str) -> LabelledImages:
         return self._catalog.split(self.run.config.dataset, name, self.model)

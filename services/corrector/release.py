@@ -32,11 +32,10 @@ class Releases:
 
     def register(self, declared: model_pb2.Model, file_digest: str) -> model_pb2.Model:
         """Check a file against its declaration and serve it as version 1."""
-        file = self.history.uploaded(declared, file_digest)
-        model = read_signature(declared, file)
-        model.create_time.GetCurrentTime()
         with exclusively(self._root):
-            self.history.uploaded(declared, file_digest)  # once more: another registration may have been faster
+            file = self.history.uploaded(declared, file_digest)
+            model = read_signature(declared, file)
+            model.create_time.GetCurrentTime()
             self._clear(model)
             self._write_version(model, self.history.write_version(model, 1, file))
             self._repository.serve(model, names.last(model.name), [1])

@@ -66,7 +66,6 @@ def build(settings: GatewaySettings) -> Service:
         generator=generator,
         distiller=distiller,
     )
-
     passages = (GeneratorPassage(settings.generator_url), InferencePassage(settings.triton_url, routes, tally))
 
     def register(server: grpc.aio.Server) -> None:
@@ -74,11 +73,8 @@ def build(settings: GatewaySettings) -> Service:
         server.add_generic_rpc_handlers(passages)
 
     async def close() -> None:
-        await rooms.corrector.close()
-        await rooms.distiller.close()
-        await rooms.generator.close()
-        for one in passages:
-            await one.close()
+        for connected in (rooms, *passages):
+            await connected.close()
         await needs.queue.close()
 
     return Service(

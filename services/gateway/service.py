@@ -61,6 +61,11 @@ class Rooms:
     distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
     generator: "Peer[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
 
+    async def close(self) -> None:
+        """End the connections to the other services."""
+        for peer in (self.corrector, self.distiller, self.generator):
+            await peer.close()
+
 
 class GatewayService(pb_grpc.GatewayServiceServicer):
     """The public door."""

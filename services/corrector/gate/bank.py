@@ -7,7 +7,7 @@ from defuse import names
 from defuse.v1 import annotation_pb2, model_pb2
 
 from services.corrector.augmentation import Array
-from services.corrector.curriculum import RegionData, fresh_latents
+from services.corrector.curriculum import RegionData, carrying, fresh_latents
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
@@ -55,12 +55,12 @@ class Bank:
         arrays = self._store.read_arrays(catalog.region_arrays(region_name))
         held_out = arrays["held_out_latent"][:_HELD_OUT]
         label_id = list(self._model.classes).index(label)
-        believed = read_label_model(self._store, run.config)
+        least = run.config.validity.min_label_probability
         region = RegionData(latent=held_out, mean=arrays["mean"], covariance=arrays["covariance"], label=label_id)
         fresh = fresh_latents(
             region,
             IMAGES - len(held_out),
-            lambda z: np.asarray(believed(z)[:, label_id] >= run.config.validity.min_label_probability),
+            carrying(read_label_model(self._store, run.config), label_id, least),
             np.random.default_rng([run.config.seed, _STREAM]),
         )
         latent = np.concatenate([held_out, fresh])

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from services.corrector.adopted import AnyReleases
 from services.corrector.gate import checks
 from services.corrector.gate.bank import Bank
 from services.corrector.gate.checks import Check
-from services.corrector.gate.comparison import Comparison
+from services.corrector.gate.comparison import Comparison, Say
 from services.corrector.gate.version import OwnFaults
 from services.corrector.materials import HeldOut, Materials
 from services.corrector.paired import Readings
@@ -23,8 +23,6 @@ from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog, LabelledImages, check_fit
 from services.runtime.inference import as_floats
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

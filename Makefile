@@ -20,8 +20,9 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 
+# Two processes, each with servers of its own: one waits for a server or a file as often as it computes.
 unit contract scenario: $(INSTALLED)
-	$(BIN)/python -m pytest tests/$@ $(PYTEST)
+	$(BIN)/python -m pytest tests/$@ -n 2 --dist loadfile $(PYTEST)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,13 @@ from defuse import Client
 
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.servers import start_redis
+from tests.collector import Collector, collecting
 
 ROOT = Path(__file__).parents[1]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Suites run side by side: threads of several processes that wait for each other on the same cores stand still.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("COLUMNS", None)  # the width of the terminal that they were started from
 READY_S = 300.0
 REDIS_READY_S = 30.0
 
@@ -33,6 +38,7 @@ class Stack:
 
     gateway: str
     home: Path | None = None
+    traces: Collector | None = None
 
     def client(self) -> Client:
         return Client(self.gateway)
@@ -91,8 +97,11 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield Stack(gateway=wanted)
         return
     home = tmp_path_factory.mktemp("stack")
-    with running_stack(home, DEFUSE_TORCH_FACTORIES="tests.planted") as found:
-        yield found
+    with (
+        collecting() as traces,
+        running_stack(home, DEFUSE_TORCH_FACTORIES="tests.planted", DEFUSE_OTLP_URL=traces.url) as found,
+    ):
+        yield replace(found, traces=traces)
 
 
 @pytest.fixture
@@ -112,6 +121,7 @@ class running_stack:  # noqa: N801  # used as a `with` statement
 
     def __enter__(self) -> Stack:
         environment = {**os.environ, "DEFUSE_HOME": str(self._home), "DEFUSE_CLAIM_AFTER_S": "3", **self._variables}
+        self._home.mkdir(parents=True, exist_ok=True)
         self._log = (self._home / "up.log").open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "services"], env=environment, stdout=self._log, stderr=self._log, cwd=ROOT

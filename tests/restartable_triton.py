@@ -89,18 +89,25 @@ class Served:
 
 
 @contextmanager
-def restartable_triton(root: Path) -> Iterator[Served]:
-    """Run a Triton, with its repository in a directory, as long as the block runs."""
+def running_triton(root: Path) -> Iterator[Server]:
+    """Run a Triton without models, its repository in `models` of a directory, as long as the block runs."""
     wheel = ensure_triton(StackSettings().cache.expanduser(), print)
     server = start_triton(wheel, repository=root / "models", backends=root / "backends", log=root / "triton.log")
     try:
         server.child.wait_ready(time.monotonic() + READY_S)
+        yield server
+    finally:
+        server.child.stop(grace_s=30)
+
+
+@contextmanager
+def restartable_triton(root: Path) -> Iterator[Served]:
+    """Run a Triton with a classifier on it as long as the block runs."""
+    with running_triton(root) as server:
         repository = TritonRepository(root / "models", InferenceClient(server.address))
         served = Served(server=server, root=root, repository=repository)
         served.put("tiny", build_onnx_classifier(shape=("batch", *SHAPE)), CLASSES)
         yield served
-    finally:
-        server.child.stop(grace_s=30)
 
 
 def images(count: int, seed: int = 0) -> Array:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, cycle, islice
 from typing import Any
 
 from defuse.v1 import annotation_pb2, correction_pb2, model_pb2, region_pb2
@@ -115,8 +115,8 @@ class _Searched(_Arena):
     def ways(self) -> dict[str, Iterable[bytes]]:
         return {**super().ways(), "one region": self._one_region()}
 
-    def by_seed(self, count: int) -> Iterator[bytes]:
-        for seed in range(count):
+    def by_seed(self, how_many: int) -> Iterator[bytes]:
+        for seed in range(how_many):
             yield self.trained(self.labelled, f"good{seed}", seed=seed)
 
     def trained(self, labelled: Sequence[correction_pb2.LabelledRegion], name: str, *, seed: int) -> bytes:
@@ -134,9 +134,10 @@ class _Searched(_Arena):
         self.stand.releases.publish(correction, Decision(actor="benchmark"))
 
     def _one_region(self) -> Iterator[bytes]:
-        """Yield corrections whose annotator was wrong about one region."""
+        """Yield corrections whose annotator confirmed, for one region, the wrong label that was answered."""
         answered = {region.name: region.predicted_label for region in self.regions}
-        for number, wrong in enumerate(self.labelled):
+        confirmable = [region for region in self.labelled if region.label != answered[region.region]]
+        for number, wrong in zip(count(), cycle(confirmable)):
             labels = [
                 correction_pb2.LabelledRegion(
                     region=region.region, label=answered[region.region] if region is wrong else region.label

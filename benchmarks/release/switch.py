@@ -1,4 +1,4 @@
-"""A canary, a release and a rollback under steady load, through Triton and through the gateway."""
+"""The gate, a canary, a release and a rollback under steady load, through Triton and through the gateway."""
 
 import asyncio
 import statistics
@@ -61,7 +61,7 @@ class Timeline:
 def switch(
     data: Data, files: tuple[bytes, bytes], home: Path, *, rate: float, turns: int, pause_s: float
 ) -> dict[str, Any]:
-    """Return the figures of some turns of canary, release and rollback of `files`, before and after."""
+    """Return the figures of the gate and of some turns of canary, release and rollback of `files`, before and after."""
     settings = StackSettings(home=home)
     with LocalStack(settings, lambda line: print(line, flush=True)) as stack, Client(stack.gateway) as client:
         world = _World(stack, home, client, data, files)
@@ -72,8 +72,10 @@ def switch(
         with ExitStack() as block:
             found = [block.enter_context(steady(door, at, MODEL, image, rate=rate)) for door, at in loads.items()]
             time.sleep(pause_s)
+            gate = world.ask_gate()
+            time.sleep(pause_s)
             rollbacks = [_turn(world, timelines, turn, pause_s) for turn in range(turns)]
-        return _figures(found, timelines, rollbacks, begin)
+        return _figures(found, timelines, rollbacks, begin, gate)
 
 
 class _World:
@@ -84,6 +86,9 @@ class _World:
         mean, std = classifier.statistics(data.images["train"])
         classes = [str(label) for label in range(data.classes)]
         client.add_model(MODEL, files[0], classes, Preprocessing(mean=mean, std=std))
+        images = {f"x_{split}": images for split, images in data.images.items()}
+        np.savez(home / "data.npz", **images, **{f"y_{split}": labels for split, labels in data.labels.items()})
+        self._dataset = client.add_dataset(home / "data.npz")
         self._store = ArtifactStore(f"file://{home}/store")
         inference = InferenceClient(self._addresses["triton"])
         self._releases = Releases(self._store, inference, home / "models")
@@ -91,6 +96,12 @@ class _World:
     def image(self) -> Any:
         height, width, channels = self._data.image_shape
         return np.random.default_rng(0).standard_normal((1, channels, height, width)).astype(np.float32)
+
+    def ask_gate(self) -> tuple[float, float]:
+        """Have the gate judge the second file; return when it began and ended."""
+        begin = time.monotonic()
+        self.client.judge(MODEL, self._file, dataset=self._dataset.id)
+        return begin, time.monotonic()
 
     def correct(self, turn: int) -> tuple[str, str, tuple[str, str]]:
         """Leave a finished correction that passed the gate, its candidate served; return run, id and candidate."""
@@ -150,9 +161,13 @@ def _both(one: Timeline, other: Timeline, act: Callable[[], Any], **versions: An
 
 
 def _figures(
-    loads: Sequence[Load], timelines: dict[str, Timeline], rollbacks: Sequence[float], begin: float
+    loads: Sequence[Load],
+    timelines: dict[str, Timeline],
+    rollbacks: Sequence[float],
+    begin: float,
+    gate: tuple[float, float],
 ) -> dict[str, Any]:
-    parts = {load.door: _of_door(load, timelines[load.door], begin) for load in loads}
+    parts = {load.door: _of_door(load, timelines[load.door], begin, gate) for load in loads}
     for load in loads:
         for answer in load.failed[:3]:
             print(f"{load.door}: {answer}", flush=True)
@@ -162,14 +177,16 @@ def _figures(
         "wrong_version": sum(part["wrong_version"] for part in parts.values()),
         "rollback_s": round(statistics.median(rollbacks), 3),
         "p99_switch_ratio": max(part["p99_switch_ratio"] for part in parts.values()),
+        "gate_s": round(gate[1] - gate[0], 1),
+        "p99_gate_ratio": max(part["p99_gate_ratio"] for part in parts.values()),
         "doors": parts,
     }
 
 
-def _of_door(load: Load, timeline: Timeline, begin: float) -> dict[str, Any]:
-    first = timeline.changes[0][0]
+def _of_door(load: Load, timeline: Timeline, begin: float, gate: tuple[float, float]) -> dict[str, Any]:
     during = [one for start, end in timeline.changes for one in load.between(start, end + _AFTER_S)]
-    before_ms, during_ms = _p99_ms(load.between(begin, first)), _p99_ms(during)
+    before_ms, during_ms = _p99_ms(load.between(begin, gate[0])), _p99_ms(during)
+    gate_ms = _p99_ms(load.between(*gate))
     return {
         "requests": len(load.answers),
         "failed": len(load.failed),
@@ -178,6 +195,8 @@ def _of_door(load: Load, timeline: Timeline, begin: float) -> dict[str, Any]:
         "p99_before_ms": round(before_ms, 2),
         "p99_switch_ms": round(during_ms, 2),
         "p99_switch_ratio": round(during_ms / before_ms, 2),
+        "p99_gate_ms": round(gate_ms, 2),
+        "p99_gate_ratio": round(gate_ms / before_ms, 2),
     }
 
 

@@ -62,6 +62,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
             kind=work_pb2.TrainWork,
             subject=lambda work: work.correction.name,
             handle=functools.partial(train, trainer),
+            details=lambda work: {"training": work.training},
         ),
     }
     return Service(
@@ -70,7 +71,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
             CorrectorService(needs.store, releases, gate), server
         ),
         checks=needs.checks,
-        loops=[Worker(needs.queue, stages).run, *loops],
+        loops=[*Worker(needs.queue, stages).loops, *loops],
         close=needs.queue.close,
     )
 

@@ -31,7 +31,7 @@ def build(settings: DistillerSettings) -> Service:
             DistillerService(tools), server
         ),
         checks=needs.checks,
-        loops=[Worker(needs.queue, stages).run],
+        loops=Worker(needs.queue, stages).loops,
         close=needs.queue.close,
     )
 

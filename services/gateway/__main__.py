@@ -43,13 +43,13 @@ def build(settings: GatewaySettings) -> Service:
     """Wire the gateway."""
     needs = Dependencies.of(settings)
     files = Files(needs.store, max_bytes=settings.max_file_bytes)
-    generator = Peer(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub)
-    distiller = Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub)
+    generator = Peer(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub, settings.tls)
+    distiller = Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub, settings.tls)
     regions = Regions(needs.store)
     advice = Advice(regions, generator)
     runs = Runs(needs.queue, needs.store, needs.inference, advice)
     corrections = Corrections(needs.queue, Catalog(needs.store), runs, regions)
-    corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub)
+    corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
     trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
     tally, routes = Tally(trials), Routes(trials)
     rooms = Rooms(
@@ -66,7 +66,10 @@ def build(settings: GatewaySettings) -> Service:
         generator=generator,
         distiller=distiller,
     )
-    passages = (GeneratorPassage(settings.generator_url), InferencePassage(settings.triton_url, routes, tally))
+    passages = (
+        GeneratorPassage(settings.generator_url, settings.tls),
+        InferencePassage(settings.triton_url, settings.tls, routes, tally),
+    )
 
     def register(server: grpc.aio.Server) -> None:
         gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(rooms), server)
@@ -85,7 +88,7 @@ def build(settings: GatewaySettings) -> Service:
         ],
         register=register,
         checks=needs.checks,
-        loops=[EventLoop(needs.queue, needs.store, runs, corrections).run, routes.run, tally.run],
+        loops=[*EventLoop(needs.queue, needs.store, runs, corrections).loops, routes.run, tally.run],
         close=close,
     )
 

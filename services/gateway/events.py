@@ -1,16 +1,17 @@
 """What the stages say, folded into runs and corrections; each event is in the store before it has an effect."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 from defuse.errors import DefuseError, NotFound
 from defuse.v1 import work_pb2
 
 from services.gateway.corrections import Corrections
 from services.gateway.runs import Runs
-from services.runtime import catalog, telemetry
+from services.runtime import catalog, telemetry, tracing
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, Delivery, Queue
-from services.runtime.worker import RETRY_S, patiently
+from services.runtime.worker import RETRY_S, keep_measuring, patiently
 
 
 class EventLoop:
@@ -22,6 +23,11 @@ class EventLoop:
         self._runs = runs
         self._corrections = corrections
 
+    @property
+    def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """What runs as long as the gateway."""
+        return [self.run, lambda: keep_measuring(self._queue, [EVENTS])]
+
     async def run(self) -> None:
         await patiently(lambda: self._queue.open([EVENTS]))
         while True:
@@ -30,6 +36,10 @@ class EventLoop:
                 await self._apply(delivery)
 
     async def _apply(self, delivery: Delivery) -> None:
+        with tracing.message("event", delivery.trace, message=delivery.id):
+            await self._apply_in_trace(delivery)
+
+    async def _apply_in_trace(self, delivery: Delivery) -> None:
         event = work_pb2.Event()
         if delivery.count > MAX_DELIVERIES:
             await patiently(lambda: self._queue.give_up(delivery, delivery.last_error))

@@ -5,8 +5,10 @@ from typing import Any
 
 import grpc
 from defuse.errors import from_rpc_error
+from defuse.tls import TlsFiles
 from defuse.v1 import generator_service_pb2
 
+from services.runtime.channels import channel_to
 from services.runtime.settings import MAX_MESSAGE_BYTES
 
 # What is offered to other teams; `Estimate` takes a configuration that the gateway has checked.
@@ -17,11 +19,9 @@ SERVICE = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
 class GeneratorPassage(grpc.GenericRpcHandler):
     """Passes the calls of GeneratorService to a generator, with deadline and cancellation."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: TlsFiles) -> None:
         self._url = url
-        self._channel: Any = grpc.aio.insecure_channel(
-            url, options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
-        )
+        self._channel = channel_to(url, tls, receive_bytes=MAX_MESSAGE_BYTES)
         self._handlers = {
             f"/{SERVICE.full_name}/{method.name}": self._handler(method)
             for method in SERVICE.methods

@@ -26,11 +26,13 @@ def build(settings: GeneratorSettings) -> Service:
             kind=work_pb2.IdentifyWork,
             subject=lambda work: work.run.name,
             handle=functools.partial(worker.identify, bench),
+            details=lambda work: {"shard": work.shard, "round": work.round},
         ),
         PLAN: Stage(
             kind=work_pb2.PlanWork,
             subject=lambda work: work.run.name,
             handle=functools.partial(worker.plan, bench),
+            details=lambda work: {"round": work.round},
         ),
         PREPARE: Stage(
             kind=work_pb2.PrepareWork,
@@ -44,7 +46,7 @@ def build(settings: GeneratorSettings) -> Service:
             GeneratorService(bench, needs.queue), server
         ),
         checks=needs.checks,
-        loops=[Worker(needs.queue, stages).run],
+        loops=Worker(needs.queue, stages).loops,
         close=needs.queue.close,
     )
 

@@ -29,6 +29,7 @@ class Dependencies:
             settings.triton_url,
             check_timeout_s=timeout_s,
             in_flight=in_flight,
+            tls=settings.tls,
             # Who has no such setting sends no images.
             transport=settings.triton_transport if isinstance(settings, TransportSettings) else GRPC,
         )

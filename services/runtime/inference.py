@@ -9,6 +9,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from defuse import names
 from defuse.errors import NotReady, Unavailable
+from defuse.tls import TlsFiles, is_secure, target_of
 from defuse.v1 import model_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -35,11 +36,12 @@ class InferenceClient:
         check_timeout_s: float = 5.0,
         in_flight: int = 4,
         transport: Wanted = AUTO,
+        tls: TlsFiles | None = None,
     ) -> None:
         self.url = url
         self.timeout_s = timeout_s
         self._check_timeout_s = check_timeout_s
-        self._client: Any = triton.InferenceServerClient(url)
+        self._client: Any = _connected(url, tls or TlsFiles())
         self._choice = TransportChoice(transport, self._client, url, timeout_s=check_timeout_s)
         self._in_flight = RequestsInFlight(self._client, self._choice, url, count=in_flight, timeout_s=timeout_s)
         # At exit too: shared memory outlives a process that does not give it back.
@@ -112,6 +114,12 @@ class InferenceClient:
     def infer(self, request: Request, images: Any, write: Callable[[Any, Any], None]) -> "Future[Array]":
         """Send one request, whose input `write(images, input)` fills; wait first while too many are in flight."""
         return self._in_flight.send(request, images, write)
+
+
+def _connected(url: str, tls: TlsFiles) -> Any:
+    if not is_secure(url):
+        return triton.InferenceServerClient(url)
+    return triton.InferenceServerClient(target_of(url), ssl=True, creds=tls.channel_credentials())
 
 
 def _close(in_flight: RequestsInFlight, client: Any) -> None:

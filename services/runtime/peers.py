@@ -5,7 +5,9 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 from defuse.errors import from_rpc_error
+from defuse.tls import TlsFiles
 
+from services.runtime.channels import channel_to
 from services.runtime.settings import MAX_MESSAGE_BYTES
 
 S = TypeVar("S")
@@ -16,9 +18,9 @@ DEADLINE_S = 120.0
 class Peer(Generic[S]):
     """A service that this one calls."""
 
-    def __init__(self, url: str, stub: Callable[[grpc.aio.Channel], S]) -> None:
+    def __init__(self, url: str, stub: Callable[[grpc.aio.Channel], S], tls: TlsFiles) -> None:
         self.url = url
-        self._channel = grpc.aio.insecure_channel(url, options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
+        self._channel = channel_to(url, tls, receive_bytes=MAX_MESSAGE_BYTES)
         self._stub = stub(self._channel)
 
     async def call(self, method: Callable[..., Any], *, deadline_s: float | None = DEADLINE_S) -> Any:

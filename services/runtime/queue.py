@@ -8,8 +8,9 @@ a message is moved to the stream's dead letters with its last error, from where 
 
 import os
 import socket
+import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from google.protobuf.message import DecodeError, Message
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from services.runtime import tracing
+
 # Every key that Defuse has in Redis begins like this.
 KEY = "defuse:"
 PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, EVENTS = (
@@ -28,6 +31,8 @@ PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, EVENTS = (
 GROUP = "workers"
 MAX_DELIVERIES = 5
 SCHEMA = 1
+# Fields of a message beside its own, by W3C Trace Context.
+TRACE_FIELDS = ("traceparent", "tracestate")
 # What redis-py raises while a server is away, starting, or shutting down.
 GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError)
 
@@ -44,6 +49,8 @@ class Delivery:
     count: int
     # What the last worker that gave up on it said.
     last_error: str
+    # The trace that it belongs to.
+    trace: Mapping[str, str]
 
     def decode(self, message: Message) -> None:
         """Fill `message`; raise Internal for a payload of another schema or no protobuf at all."""
@@ -53,6 +60,16 @@ class Delivery:
             message.ParseFromString(self.payload)
         except DecodeError as error:
             raise Internal(f"message {self.id} of {self.stream} is no {message.DESCRIPTOR.name}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamState:
+    """How many messages of a stream are not done, of these in some worker's hands, and given up; age of the oldest."""
+
+    backlog: int
+    pending: int
+    dead: int
+    oldest_s: float
 
 
 class Queue:
@@ -132,6 +149,11 @@ class Queue:
         """Keep what went wrong beside a message that will be delivered again."""
         await self.redis.hset(_errors(delivery.stream), delivery.id, error)
 
+    async def dead(self, stream: str) -> list[tuple[str, str]]:
+        """Return the id and the error of each dead letter of a stream, oldest first."""
+        letters = await self.redis.xrange(dead_letters(stream))
+        return [(letter_id.decode(), letter[b"error"].decode()) for letter_id, letter in letters]
+
     async def replay(self, stream: str) -> int:
         """Put every dead letter of a stream back on it; return how many there were."""
         letters = await self.redis.xrange(dead_letters(stream))
@@ -142,10 +164,15 @@ class Queue:
                 await pipe.execute()
         return len(letters)
 
-    async def sizes(self, stream: str) -> tuple[int, int, int]:
-        """Return how many messages of a stream are not done, are in some worker's hands, and are dead."""
+    async def state(self, stream: str) -> StreamState:
         pending = await self.redis.xpending(stream, GROUP)
-        return await self.redis.xlen(stream), pending["pending"], await self.redis.xlen(dead_letters(stream))
+        oldest = await self.redis.xrange(stream, count=1)
+        return StreamState(
+            backlog=await self.redis.xlen(stream),
+            pending=pending["pending"],
+            dead=await self.redis.xlen(dead_letters(stream)),
+            oldest_s=time.time() - int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else 0.0,
+        )
 
     async def close(self) -> None:
         await self.redis.aclose()
@@ -180,12 +207,13 @@ class Queue:
             schema=delivery.schema,
             count=entry["times_delivered"],
             last_error=(error or b"the worker died").decode(),
+            trace=delivery.trace,
         )
 
 
 def fields(message: Message) -> dict[Any, Any]:
     """Return what a stream entry holds for a message."""
-    return {"payload": message.SerializeToString(deterministic=True), "schema": SCHEMA}
+    return {"payload": message.SerializeToString(deterministic=True), "schema": SCHEMA, **tracing.carried()}
 
 
 def dead_letters(stream: str) -> str:
@@ -210,4 +238,5 @@ def _delivery(stream: str, message_id: bytes, values: dict[bytes, bytes]) -> Del
         schema=int(values.get(b"schema", b"0")),
         count=1,
         last_error="",
+        trace={name: values[name.encode()].decode() for name in TRACE_FIELDS if name.encode() in values},
     )

@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 
 import grpc
 from defuse.errors import DefuseError, Unavailable
+from defuse.tls import TlsFiles
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.runtime import telemetry
+from services.runtime import telemetry, tracing
 from services.runtime.interceptors import ErrorInterceptor
 from services.runtime.settings import Settings
+from services.runtime.tls import server_credentials
 
 S = TypeVar("S", bound=Settings)
 Check = Callable[[], Awaitable[None]]
@@ -40,7 +42,8 @@ class Service:
 def serve(name: str, settings: S, build: Callable[[S], Service]) -> None:
     """Run a service until SIGTERM or SIGINT."""
     telemetry.configure_logging(name, level=settings.log_level, log_format=settings.log_format)
-    asyncio.run(_serve(settings, build))
+    with tracing.exported(name, settings.otlp_url):
+        asyncio.run(_serve(settings, build))
 
 
 async def _serve(settings: S, build: Callable[[S], Service]) -> None:
@@ -63,7 +66,7 @@ async def _serve(settings: S, build: Callable[[S], Service]) -> None:
 @contextlib.asynccontextmanager
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[health.aio.HealthServicer]:
     options = [("grpc.max_receive_message_length", settings.max_message_bytes), ("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=options)
+    server = grpc.aio.server(interceptors=[*tracing.server_interceptors(), ErrorInterceptor()], options=options)
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     service.register(server)
@@ -71,7 +74,7 @@ async def _listening(settings: Settings, service: Service) -> AsyncIterator[heal
     await _set_health(service, healths, serving=False)
     address = f"{settings.host}:{settings.port}"
     try:
-        port = server.add_insecure_port(address)
+        port = _add_port(server, address, settings.tls)
     except RuntimeError as error:
         raise Unavailable(f"cannot listen on {address}: is DEFUSE_PORT taken? ({error})") from error
     metrics, metrics_port = telemetry.start_metrics_server(settings.host, settings.metrics_port)
@@ -84,6 +87,12 @@ async def _listening(settings: Settings, service: Service) -> AsyncIterator[heal
         telemetry.log().info("draining", grace_s=settings.drain_s)
         await server.stop(settings.drain_s)
         metrics.shutdown()
+
+
+def _add_port(server: grpc.aio.Server, address: str, tls: TlsFiles) -> int:
+    if tls.certificate:
+        return server.add_secure_port(address, server_credentials(tls))
+    return server.add_insecure_port(address)
 
 
 async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
@@ -103,7 +112,7 @@ async def _watch(service: Service, healths: health.aio.HealthServicer) -> None:
     """Keep health true: SERVING while every dependency answers."""
     serving: bool | None = None
     while True:
-        faults = [fault for fault in [await _fault(check) for check in service.checks.values()] if fault]
+        faults = [fault for name, check in service.checks.items() if (fault := await _fault(name, check))]
         if serving is not (not faults):
             serving = not faults
             await _set_health(service, healths, serving=serving)
@@ -111,12 +120,14 @@ async def _watch(service: Service, healths: health.aio.HealthServicer) -> None:
         await asyncio.sleep(CHECK_EVERY_S)
 
 
-async def _fault(check: Check) -> str | None:
+async def _fault(name: str, check: Check) -> str | None:
+    fault = None
     try:
         await check()
     except DefuseError as error:
-        return error.message
-    return None
+        fault = error.message
+    telemetry.DEPENDENCY_UP.labels(name).set(not fault)
+    return fault
 
 
 async def _set_health(service: Service, healths: Any, *, serving: bool) -> None:

@@ -6,7 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from pydantic import Field, ValidationError
+from defuse.tls import TlsFiles
+from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from services.runtime import copies
@@ -19,13 +20,15 @@ MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 class Settings(BaseSettings):
     """What each service is told from outside. A variable wins over the file that `DEFUSE_SETTINGS_FILE` names."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(0, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics; 0 takes a free one.")
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis server with append-only file and noeviction.")
-    triton_url: str = Field("127.0.0.1:8001", description="HOST:PORT of Triton's gRPC API.")
+    triton_url: str = Field(
+        "127.0.0.1:8001", description="HOST:PORT of Triton's gRPC API; `grpcs://HOST:PORT` where it listens with TLS."
+    )
     store_url: str = Field("file:///var/lib/defuse/store", description="fsspec URL of the artifact store.")
     store_copies_bytes: int = Field(
         copies.DEFAULT_BYTES,
@@ -38,10 +41,34 @@ class Settings(BaseSettings):
     dependency_timeout_s: float = Field(
         5.0, gt=0, description="Seconds that Redis or Triton may take to answer a check."
     )
+    tls_certificate: FilePath | None = Field(
+        None, description="Certificate chain (PEM), read again when it changes; with it the service listens with TLS."
+    )
+    tls_key: FilePath | None = Field(None, description="Private key (PEM) of the certificate.")
+    tls_authority: FilePath | None = Field(
+        None,
+        description="Certificates (PEM) of whom to trust; with it callers must show a certificate of theirs (mTLS).",
+    )
+    otlp_url: str | None = Field(
+        None,
+        description="OpenTelemetry collector (`http://HOST:PORT`, OTLP over gRPC) for traces; unset: none are made.",
+    )
     max_message_bytes: int = Field(MAX_MESSAGE_BYTES, gt=0, description="Largest message that a caller may send.")
     drain_s: float = Field(10.0, ge=0, description="Seconds that calls in flight are given when the service stops.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
     log_format: str = Field("json", pattern="^(json|text)$", description="`json` for machines, `text` for people.")
+
+    @field_validator("tls_key")
+    @classmethod
+    def _with_its_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) is not (info.data.get("tls_certificate") is None):
+            raise ValueError(f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY are given together or not at all")
+        return key
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The files of `tls_*`."""
+        return TlsFiles(certificate=self.tls_certificate, key=self.tls_key, authority=self.tls_authority)
 
     @classmethod
     def load(cls) -> Self:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Self
 
-import grpc
 from defuse.errors import Conflict
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from defuse.tls import TlsFiles
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.runtime.health import is_healthy
 from services.runtime.processes import Child, free_port
 from services.runtime.servers import Server, start_redis, start_triton
 from services.runtime.triton_wheel import ensure_triton
@@ -23,7 +23,6 @@ SERVICES = ("corrector", "distiller", "generator", "gateway")
 _READY_S = 120.0
 _GRACE_S = 15.0
 _WATCH_S = 0.5
-_CHECK_S = 2.0
 Say = Callable[[str], None]
 
 
@@ -150,7 +149,7 @@ class LocalStack:
             command=[sys.executable, "-m", f"services.{name}"],
             variables={**variables, **own},
             log=self.logs / f"{label}.log",
-            ready=lambda: _healthy(address),
+            ready=lambda: is_healthy(address, TlsFiles()),
         )
         child.start()
         self._add(label, Server(child=child, address=address))
@@ -187,13 +186,3 @@ def _own(home: Path) -> IO[str]:
         lock.close()
         raise Conflict(f"another stack uses {home}; stop it, or set DEFUSE_HOME to another directory") from error
     return lock
-
-
-def _healthy(address: str) -> bool:
-    with grpc.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_CHECK_S)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -7,6 +7,8 @@ from typing import Any
 import prometheus_client
 import structlog
 
+from services.runtime import tracing
+
 RPC_SECONDS = prometheus_client.Histogram(
     "defuse_rpc_seconds",
     "Time to answer a call.",
@@ -19,6 +21,12 @@ MESSAGE_SECONDS = prometheus_client.Histogram(
 )
 BACKLOG = prometheus_client.Gauge("defuse_queue_backlog", "Messages not yet acknowledged.", ["stream"])
 PENDING = prometheus_client.Gauge("defuse_queue_pending", "Messages delivered and not yet acknowledged.", ["stream"])
+OLDEST = prometheus_client.Gauge(
+    "defuse_queue_oldest_seconds", "Age of the oldest message not yet acknowledged; 0 without one.", ["stream"]
+)
+DEPENDENCY_UP = prometheus_client.Gauge(
+    "defuse_dependency_up", "1 while what the service needs answers, else 0.", ["dependency"]
+)
 DEAD = prometheus_client.Gauge("defuse_queue_dead", "Messages given up after their last delivery.", ["stream"])
 DECODES = prometheus_client.Counter("defuse_decodes_total", "Perturbations decoded and classified.")
 FAILURES = prometheus_client.Counter("defuse_failures_total", "Failures stored.")
@@ -32,6 +40,7 @@ def configure_logging(service: str, *, level: str, log_format: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            lambda _logger, _method, event: {**event, **tracing.ids()},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

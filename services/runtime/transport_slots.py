@@ -12,8 +12,10 @@ from typing import Any
 
 import tritonclient.grpc as triton
 from defuse.errors import Cancelled, Unavailable
+from opentelemetry.trace import Span
 from tritonclient.utils import InferenceServerException
 
+from services.runtime import tracing
 from services.runtime.transport import Array, Memory, Request
 from services.runtime.transport_choice import TransportChoice
 from services.runtime.triton_errors import is_away, lacks_region, meaning_of
@@ -44,6 +46,7 @@ class Sent:
     memory: Memory
     request: Request
     answer: "Future[Array]"
+    span: Span
     resends: int = _RESENDS
 
 
@@ -68,7 +71,8 @@ class RequestsInFlight:
         try:
             memory = self._memory(slot, request)
             write(memory.accept(images), memory.input(request))
-            sent = Sent(slot=slot, memory=memory, request=request, answer=Future())
+            span = tracing.request("triton infer", model=request.model_id, version=request.version)
+            sent = Sent(slot=slot, memory=memory, request=request, answer=Future(), span=span)
             self._post(sent)
         except BaseException:
             self._free.put(slot)
@@ -129,6 +133,7 @@ class RequestsInFlight:
                 callback=partial(self._answered, sent),
                 model_version=str(request.version),
                 client_timeout=self._timeout_s,
+                headers=tracing.headers(sent.span),
             )
         except InferenceServerException as error:
             raise meaning_of(error, self._url) from error
@@ -149,9 +154,11 @@ class RequestsInFlight:
             logits = outcome(sent)
         except Exception as error:  # noqa: BLE001  # whatever it is, somebody waits for it
             self._free.put(sent.slot)
+            tracing.ended(sent.span, error)
             sent.answer.set_exception(error)
         else:
             if logits is not None:
+                tracing.ended(sent.span)
                 self._free.put(sent.slot)
                 sent.answer.set_result(logits)
 

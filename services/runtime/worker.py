@@ -9,20 +9,22 @@ What a handler may raise decides what becomes of its message:
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import redis.exceptions
 import structlog
 from defuse.errors import Cancelled, DefuseError, StoreFull, Unavailable
 from defuse.v1 import run_pb2, work_pb2
 from google.protobuf.message import Message
 
-from services.runtime import telemetry
+from services.runtime import telemetry, tracing
 from services.runtime.queue import EVENTS, GONE, KEY, MAX_DELIVERIES, Delivery, Queue
 
 RETRY_S = 2.0
+MEASURE_EVERY_S = 5.0
 # How long the wish to stop a run or correction is remembered.
 CANCEL_MARK_S = 7 * 24 * 3600
 W = TypeVar("W", bound=Message)
@@ -70,6 +72,8 @@ class Stage(Generic[W]):
     subject: Callable[[W], str]
     # Does the work, stores its effect, returns the event that says so. Doing it twice has one effect.
     handle: Callable[[W, Job], work_pb2.Event]
+    # What logs and traces say of a message beside its subject, such as its shard.
+    details: Callable[[W], Mapping[str, Any]] = lambda _: {}
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
@@ -89,6 +93,11 @@ class Worker:
         self._queue = queue
         self._stages = stages
 
+    @property
+    def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """What runs as long as the service."""
+        return [self.run, lambda: keep_measuring(self._queue, self._stages.keys())]
+
     async def run(self) -> None:
         """Work until the task is cancelled; a message in hand stays pending and is taken over by another."""
         streams = list(self._stages)
@@ -97,8 +106,6 @@ class Worker:
             delivery = await patiently(lambda: self._queue.receive(streams))
             if delivery:
                 await self._work(delivery)
-            else:
-                await self._measure()
 
     async def _work(self, delivery: Delivery) -> None:
         stage = self._stages[delivery.stream]
@@ -110,12 +117,17 @@ class Worker:
             await patiently(lambda e=error: self._queue.give_up(delivery, e.message, then=_failed("", e.message)))  # type: ignore[misc]
             return
         subject = stage.subject(work)
-        with structlog.contextvars.bound_contextvars(subject=subject, message=delivery.id, stream=delivery.stream):
+        about = {"subject": subject, "message": delivery.id, "stream": delivery.stream, **stage.details(work)}
+        with (
+            structlog.contextvars.bound_contextvars(**about),
+            tracing.message(delivery.stream.rpartition(":")[2], delivery.trace, **about),
+        ):
             if delivery.count > MAX_DELIVERIES:
                 await self._bury(delivery, subject)
                 return
             with telemetry.MESSAGE_SECONDS.labels(delivery.stream).time():
                 outcome = await self._handle(stage, work, delivery, subject)
+            tracing.note(outcome=outcome)
             telemetry.MESSAGES.labels(delivery.stream, outcome).inc()
             telemetry.log().info("message_handled", outcome=outcome, delivery=delivery.count)
 
@@ -185,13 +197,18 @@ class Worker:
     def _publish_from_thread(self, loop: asyncio.AbstractEventLoop, event: work_pb2.Event) -> None:
         asyncio.run_coroutine_threadsafe(self._publish(event), loop)
 
-    async def _measure(self) -> None:
-        for stream in self._stages:
-            with suppress(*GONE):
-                backlog, pending, dead = await self._queue.sizes(stream)
-                telemetry.BACKLOG.labels(stream).set(backlog)
-                telemetry.PENDING.labels(stream).set(pending)
-                telemetry.DEAD.labels(stream).set(dead)
+
+async def keep_measuring(queue: Queue, streams: Collection[str]) -> None:
+    """Keep the metrics of streams true until the task is cancelled."""
+    while True:
+        for stream in streams:
+            with suppress(*GONE, redis.exceptions.ResponseError):  # away, or without the group that is about to be made
+                state = await queue.state(stream)
+                telemetry.BACKLOG.labels(stream).set(state.backlog)
+                telemetry.PENDING.labels(stream).set(state.pending)
+                telemetry.DEAD.labels(stream).set(state.dead)
+                telemetry.OLDEST.labels(stream).set(state.oldest_s)
+        await asyncio.sleep(MEASURE_EVERY_S)
 
 
 def cancel_key(subject: str) -> str:

@@ -1,6 +1,5 @@
 """What the contracts are checked on: plain logs, the protos, a Triton of the suite's own."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -9,14 +8,9 @@ import pytest
 
 from services.corrector.repository import TritonRepository
 from services.runtime.inference import InferenceClient
-from services.runtime.servers import start_triton
-from services.runtime.stack import StackSettings
 from services.runtime.telemetry import configure_logging
 from services.runtime.transport import SYSTEM_SHARED_MEMORY
-from services.runtime.triton_wheel import ensure_triton
-from tests.restartable_triton import Served, restartable_triton, shared_files
-
-TRITON_READY_S = 120.0
+from tests.restartable_triton import Served, restartable_triton, running_triton, shared_files
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,18 +32,8 @@ def triton_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def inference(triton_root: Path) -> Iterator[InferenceClient]:
     """Start the Triton server of the wheel once, without models; give a client of it."""
-    wheel = ensure_triton(StackSettings().cache.expanduser(), print)
-    server = start_triton(
-        wheel,
-        repository=triton_root / "models",
-        backends=triton_root / "backends",
-        log=triton_root / "triton.log",
-    )
-    try:
-        server.child.wait_ready(time.monotonic() + TRITON_READY_S)
+    with running_triton(triton_root) as server:
         yield InferenceClient(server.address)
-    finally:
-        server.child.stop(grace_s=30)
 
 
 @pytest.fixture(scope="session")

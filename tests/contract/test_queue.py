@@ -1,16 +1,22 @@
 """What the queue promises, on a real Redis."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 
 from defuse.errors import InvalidInput, Unavailable
 from defuse.v1 import work_pb2
+from prometheus_client import REGISTRY
 
-from services.runtime.queue import EVENTS, MAX_DELIVERIES, PREPARE, Delivery, Queue, dead_letters
-from services.runtime.worker import Job, Stage, Worker, cancel_key
+from services.runtime.queue import EVENTS, MAX_DELIVERIES, PREPARE, Delivery, Queue, StreamState, dead_letters
+from services.runtime.worker import Job, Stage, Worker, cancel_key, keep_measuring
+from tests.conftest import ROOT
 
 Work = work_pb2.PrepareWork
 IDLE_S = 0.05
+EMPTY = StreamState(backlog=0, pending=0, dead=0, oldest_s=0.0)
 
 
 def work(name: str) -> Work:
@@ -21,6 +27,13 @@ def name_of(delivery: Delivery) -> str:
     message = Work()
     delivery.decode(message)
     return message.run.name
+
+
+def dead_letters_command(url: str, *arguments: str) -> str:
+    """Return what an operator is shown."""
+    command = [sys.executable, "-m", "services.runtime.dead_letters", *arguments]
+    environment = {**os.environ, "DEFUSE_REDIS_URL": url}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def story(url: str, tell: Callable[[Queue, Queue], Awaitable[None]]) -> None:
@@ -56,7 +69,7 @@ def test_each_message_goes_to_one_worker(redis_url: str) -> None:
         assert {name_of(first), name_of(second)} == {"runs/a", "runs/b"}
         await one.acknowledge(first)
         await other.acknowledge(second)
-        assert await one.sizes(PREPARE) == (0, 0, 0)
+        assert await one.state(PREPARE) == EMPTY
 
     story(redis_url, tell)
 
@@ -119,6 +132,28 @@ async def failure_of(queue: Queue) -> str:
     return ""
 
 
+def test_what_waits_is_measured(redis_url: str) -> None:
+    """Backlog, what is in hand, and the age of the oldest message, whatever the workers do meanwhile."""
+
+    def measured(name: str) -> float | None:
+        return REGISTRY.get_sample_value(f"defuse_queue_{name}", {"stream": PREPARE})
+
+    async def tell(one: Queue, _: Queue) -> None:
+        for name in ("a", "b"):
+            await one.send(PREPARE, work(name))
+        await next_of(one)
+        await asyncio.sleep(0.2)
+        measuring = asyncio.create_task(keep_measuring(one, [PREPARE]))
+        while not measured("backlog"):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        measuring.cancel()
+        assert [measured(name) for name in ("backlog", "pending", "dead")] == [2, 1, 0]
+        assert 0.1 < (measured("oldest_seconds") or 0) < 60
+
+    story(redis_url, tell)
+
+
 def test_a_poisoned_message_becomes_a_dead_letter(redis_url: str) -> None:
     """After five deliveries that ended in a defect the subject fails with the last error; the letter is replayed."""
     tried = []
@@ -137,7 +172,9 @@ def test_a_poisoned_message_becomes_a_dead_letter(redis_url: str) -> None:
         [(_id, letter)] = await one.redis.xrange(dead_letters(PREPARE))
         assert b"planted" in letter[b"error"]
         assert "planted" in await failure_of(one)
-        assert await one.replay(PREPARE) == 1
+        assert "prepare" in dead_letters_command(redis_url)
+        assert dead_letters_command(redis_url, "replay", "prepare") == "1 put back on prepare\n"
+        assert dead_letters_command(redis_url) == ""
         assert name_of(await next_of(one)) == "runs/a"
 
     story(redis_url, replayed)
@@ -187,6 +224,6 @@ def test_a_cancelled_job_is_told(redis_url: str) -> None:
 
     async def until(queue: Queue) -> bool:
         await queue.redis.set(cancel_key("runs/a"), "1")
-        return await queue.sizes(PREPARE) == (0, 0, 0)
+        return await queue.state(PREPARE) == EMPTY
 
     handled(redis_url, handle, until)

@@ -1,23 +1,30 @@
 """From a candidate to a release: the gate, trials on live requests, a switch that nobody notices, and its history."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
+import grpc
 import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
 from onnx import numpy_helper
 
-from tests.conftest import Stack, eventually
+from services.runtime.processes import free_port
+from tests.conftest import ROOT, Stack, eventually
 from tests.planted import CLASSES, TRUE, Planted
 from tests.scenario.conftest import SEARCH
 
 MODEL, RUN = "shipped", "shipping"
 CANDIDATE = f"{MODEL}-candidate"
+GATEWAY_READY_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +42,35 @@ def corrected(stack: Stack, planted: Planted) -> Any:
 
 
 @contextmanager
-def callers(stack: Stack, planted: Planted, *doors: str) -> Iterator[Counter[str]]:
-    """Ask about an image through doors without a pause as long as the block runs; count who answers, and what fails."""
+def another_gateway(stack: Stack, log: IO[str]) -> Iterator[str]:
+    """Run a second gateway on the stack's queue, store and services as long as the block runs; give its address."""
+    addresses = stack.state["addresses"]
+    services = {f"DEFUSE_{name.upper()}_URL": addresses[name] for name in ("generator", "distiller", "corrector")}
+    address = f"127.0.0.1:{free_port()}"
+    environment = {
+        **os.environ,
+        **services,
+        "DEFUSE_REDIS_URL": f"redis://{addresses['redis']}/0",
+        "DEFUSE_TRITON_URL": addresses["triton"],
+        "DEFUSE_STORE_URL": stack.store.url,
+        "DEFUSE_PORT": address.rpartition(":")[2],
+    }
+    command = [sys.executable, "-m", "services.gateway"]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log, stdout=log) as process:
+        try:
+            with grpc.insecure_channel(address) as channel:
+                grpc.channel_ready_future(channel).result(GATEWAY_READY_S)
+            yield address
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def callers(stack: Stack, planted: Planted, *doors: str, **others: str) -> Iterator[Counter[str]]:
+    """Ask about an image through doors without a pause as long as the block runs; count who answers, and what fails.
+
+    `others` are the addresses of doors that the stack does not have by itself.
+    """
     pixels = (planted.others[:1].transpose(0, 3, 1, 2) / 255 - float(planted.mean)) / float(planted.std)
     answered: Counter[str] = Counter()
     stop = threading.Event()
@@ -53,11 +87,12 @@ def callers(stack: Stack, planted: Planted, *doors: str) -> Iterator[Counter[str
                     answered[f"{door} failed: {error}"] += 1
 
     addresses = {"gateway": stack.gateway, "triton": stack.state["addresses"]["triton"]}
-    threads = [threading.Thread(target=ask, args=(addresses[door], door)) for door in doors]
+    asked = {**{door: addresses[door] for door in doors}, **others}
+    threads = [threading.Thread(target=ask, args=(address, door)) for door, address in asked.items()]
     for thread in threads:
         thread.start()
     try:
-        eventually(lambda: len(answered) >= len(doors))
+        eventually(lambda: len({answer.split()[0] for answer in list(answered)}) == len(asked))
         yield answered
     finally:
         stop.set()
@@ -118,6 +153,23 @@ def test_a_shadow_and_a_canary(local_stack: Stack, planted: Planted, corrected: 
     assert set(answered) == {f"gateway {MODEL} 1"}
 
 
+def test_a_trial_at_two_gateways(local_stack: Stack, planted: Planted, corrected: Any, tmp_path: Path) -> None:
+    """Both draw for a trial that was started at one of them, count together, and neither does when it has stopped."""
+    stack = local_stack
+    challenger = f"{CANDIDATE} {corrected['candidate_version']}"
+    with (tmp_path / "gateway.log").open("w") as log, another_gateway(stack, log) as other:
+        canary = stack.defuse("trials", "start", RUN, "--share", "0.5")
+        with callers(stack, planted, "gateway", other=other) as answered:
+            eventually(lambda: min(answered[f"{door} {challenger}"] for door in ("gateway", "other")) > 20)
+            ended = stack.defuse("trials", "stop", MODEL, canary["id"])
+        assert failed(answered) == []
+        with callers(stack, planted, "gateway", other=other) as after:
+            eventually(lambda: after.total() > 100)
+        assert set(after) == {f"gateway {MODEL} 1", f"other {MODEL} 1"}
+    drawn = sum(answered[f"{door} {challenger}"] for door in ("gateway", "other"))
+    assert ended["counts"]["challenger_requests"] == drawn
+
+
 @pytest.mark.usefixtures("corrected")
 def test_nobody_notices_a_release(local_stack: Stack, planted: Planted) -> None:
     """Callers at both doors get the old or the new version, and after it the new one only; so with the way back."""
@@ -153,7 +205,8 @@ def test_past_the_gate_only_by_name(stack: Stack) -> None:
     assert "region gain" in stack.defuse("release", RUN, status=1)
     assert "gate" in stack.defuse("trials", "start", RUN, status=1)
     assert "region gain" in stack.defuse("release", RUN, "--approver", "anna", status=1)
+    before = max(release["version"] for release in stack.defuse("releases", MODEL))
     stack.defuse("release", RUN, "--approver", "anna", "--reason", "a drill")
     last = stack.defuse("releases", MODEL)[-1]
-    assert (last["approver"], last["reason"], last["version"]) == ("anna", "a drill", 3)
+    assert (last["approver"], last["reason"], last["version"]) == ("anna", "a drill", before + 1)
     assert stack.defuse("rollback", MODEL)["version"] == 1

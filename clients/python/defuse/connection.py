@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 
+from defuse import tracing
 from defuse.errors import DeadlineExceeded, Unavailable, from_rpc_error
+from defuse.tls import TlsFiles, open_channel
 from defuse.v1 import gateway_service_pb2_grpc, generator_service_pb2_grpc
 
 _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
@@ -24,7 +26,7 @@ class Connection:
         self.address = address
         self._timeout_s = timeout_s
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-        self._channel = grpc.insecure_channel(address, options=options)
+        self._channel = open_channel(grpc, address, TlsFiles.of_environment(), options=options)
         self._stubs: list[Any] = [
             gateway_service_pb2_grpc.GatewayServiceStub(self._channel),
             generator_service_pb2_grpc.GeneratorServiceStub(self._channel),
@@ -36,7 +38,7 @@ class Connection:
     def call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         """Return the answer to a request, or to an iterator of requests; raise a DefuseError."""
         try:
-            return self._method(method)(request, timeout=timeout_s or self._timeout_s)
+            return self._method(method)(request, timeout=timeout_s or self._timeout_s, metadata=tracing.metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=self.address) from error
 
@@ -49,7 +51,9 @@ class Connection:
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left = max(0.0, end - time.monotonic())
-            call = self._method(method)(request, timeout=None if timeout_s is None else left)
+            call = self._method(method)(
+                request, timeout=None if timeout_s is None else left, metadata=tracing.metadata()
+            )
             try:
                 yield from call
             except grpc.RpcError as error:

@@ -8,6 +8,7 @@ import time
 from typing import Any, NoReturn
 
 import grpc
+from defuse.tls import TlsFiles
 from defuse.v1 import trial_pb2
 from tritonclient.grpc import service_pb2
 
@@ -15,18 +16,18 @@ from services.gateway.inference.comparisons import Comparisons
 from services.gateway.inference.routes import Routes, challenger_of
 from services.gateway.inference.tally import Tally
 from services.gateway.inference.wire import read_target, retargeted
+from services.runtime.channels import UNLIMITED, channel_to
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 # What tells callers about models. What loads, unloads or changes them is the corrector's, and Triton is its operator's.
 _TOLD = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics")
-_UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 class InferencePassage(grpc.GenericRpcHandler):
     """Passes inference to Triton."""
 
-    def __init__(self, url: str, routes: Routes, tally: Tally) -> None:
-        self._channel: Any = grpc.aio.insecure_channel(url, options=_UNLIMITED)
+    def __init__(self, url: str, tls: TlsFiles, routes: Routes, tally: Tally) -> None:
+        self._channel = channel_to(url, tls, receive_bytes=UNLIMITED)
         self._routes = routes
         self._tally = tally
         self._infer: Any = self._channel.unary_unary(_path("ModelInfer"))

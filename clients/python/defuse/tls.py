@@ -1,0 +1,60 @@
+"""TLS by files: who one is, and whose word one takes. What is to be spoken to by it has an address `grpcs://HOST:PORT`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from defuse.errors import InvalidInput
+
+SCHEME = "grpcs://"
+_VARIABLES = {
+    "certificate": "DEFUSE_TLS_CERTIFICATE",
+    "key": "DEFUSE_TLS_KEY",
+    "authority": "DEFUSE_TLS_AUTHORITY",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsFiles:
+    """PEM files: a certificate chain, its private key, and the authorities that are trusted (None: the system's)."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """Return the files that `DEFUSE_TLS_CERTIFICATE`, `DEFUSE_TLS_KEY` and `DEFUSE_TLS_AUTHORITY` name."""
+        named = {part: os.environ.get(variable) for part, variable in _VARIABLES.items()}
+        return cls(**{part: Path(path) for part, path in named.items() if path})
+
+    def read(self, part: str) -> bytes | None:
+        """Return what one of the files holds; raise InvalidInput where it cannot be read."""
+        path: Path | None = getattr(self, part)
+        try:
+            return path.read_bytes() if path else None
+        except OSError as error:
+            raise InvalidInput(f"{_VARIABLES[part]}: {path} cannot be read ({error.strerror})") from error
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Return what a channel needs; raise InvalidInput where a file cannot be read."""
+        return grpc.ssl_channel_credentials(self.read("authority"), self.read("key"), self.read("certificate"))
+
+
+def open_channel(api: Any, address: str, tls: TlsFiles, **options: Any) -> Any:
+    """Return a channel of `api`, which is `grpc` or `grpc.aio`: with TLS to `grpcs://HOST:PORT`, else without."""
+    if is_secure(address):
+        return api.secure_channel(target_of(address), tls.channel_credentials(), **options)
+    return api.insecure_channel(address, **options)
+
+
+def is_secure(address: str) -> bool:
+    return address.startswith(SCHEME)
+
+
+def target_of(address: str) -> str:
+    """Return HOST:PORT of an address."""
+    return address.removeprefix(SCHEME)

@@ -1,0 +1,35 @@
+"""Whether a service serves, by its own health service: `python -m services.runtime.health` asks that of this host."""
+
+import os
+import sys
+
+import grpc
+from defuse.tls import SCHEME, TlsFiles, open_channel
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_CHECK_S = 2.0
+
+
+def is_healthy(address: str, tls: TlsFiles) -> bool:
+    """Say whether the service at an address answers, and all that it needs does."""
+    with open_channel(grpc, address, tls) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_CHECK_S)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def main() -> None:
+    """End with status 0 if the service at `DEFUSE_PORT` of this host serves, 1 if it does not.
+
+    Reads variables alone, not the settings classes: it is started every few seconds.
+    """
+    tls = TlsFiles.of_environment()
+    scheme = SCHEME if tls.certificate else ""
+    sys.exit(not is_healthy(f"{scheme}localhost:{os.environ['DEFUSE_PORT']}", tls))
+
+
+if __name__ == "__main__":
+    main()

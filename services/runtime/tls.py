@@ -1,0 +1,62 @@
+"""TLS of a server, by files that may be renewed while it runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from defuse.errors import DefuseError
+from defuse.tls import TlsFiles
+
+from services.runtime import telemetry
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Return what a server listens with; where an authority is named, callers must show a certificate of its.
+
+    Files are read again when they have changed; while what they hold is no use, the ones before stay in use. Raises
+    InvalidInput where one cannot be read.
+    """
+    return grpc.dynamic_ssl_server_credentials(
+        _read(files),
+        _renewed(files),  # type: ignore[arg-type]  # None is "as before"
+        require_client_authentication=files.authority is not None,
+    )
+
+
+def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    pair = (files.read("key") or b"", files.read("certificate") or b"")
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=files.read("authority"))
+
+
+def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
+    """Return what gRPC asks at each handshake: a new configuration, or None where nothing has changed."""
+    seen = _stamps(files)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal seen
+        now = _stamps(files)
+        if now == seen:
+            return None
+        try:
+            configuration = _read(files)
+        except DefuseError as error:
+            telemetry.log().warning("certificate_not_renewed", error=error.message)
+            return None
+        seen = now
+        telemetry.log().info("certificate_renewed", certificate=str(files.certificate))
+        return configuration
+
+    return fetch
+
+
+def _stamps(files: TlsFiles) -> list[int]:
+    """Return when each file was changed, 0 for one that is missing."""
+    named = [path for path in (files.certificate, files.key, files.authority) if path]
+    return [_changed(path) for path in named]
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

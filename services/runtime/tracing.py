@@ -1,0 +1,119 @@
+"""Traces: a span for each call, message and request to Triton, in the context that calls and messages carry along.
+
+The context is W3C Trace Context. Spans are made only while they are exported; what is carried is passed on always.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from defuse.errors import NotReady
+from opentelemetry import propagate, trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+_TRACER = trace.get_tracer("defuse")
+_exporting = False
+
+
+@contextmanager
+def exported(service: str, url: str | None) -> Iterator[None]:
+    """Send the spans of this process to a collector as long as the block runs; without a URL none are made.
+
+    Raises NotReady where the packages for it are missing.
+    """
+    global _exporting  # noqa: PLW0603  # OpenTelemetry has one provider a process, too
+    if not url:
+        yield
+        return
+    provider = _provider(service, url)
+    trace.set_tracer_provider(provider)
+    _exporting = True
+    try:
+        yield
+    finally:
+        provider.shutdown()
+
+
+def server_interceptors() -> list[Any]:
+    """Return what makes a span of each call that is answered, but for questions about health."""
+    if not _exporting:
+        return []
+    from opentelemetry.instrumentation import grpc as instrumented
+    from opentelemetry.instrumentation.grpc.filters import health_check, negate
+
+    return [instrumented.aio_server_interceptor(filter_=negate(health_check()))]  # type: ignore[no-untyped-call]
+
+
+def client_interceptors() -> list[Any]:
+    """Return what makes a span of each call that is made, and tells the other side of it."""
+    if not _exporting:
+        return []
+    from opentelemetry.instrumentation import grpc as instrumented
+
+    return list(instrumented.aio_client_interceptors())  # type: ignore[no-untyped-call]
+
+
+def carried() -> dict[str, str]:
+    """Return the present context as what a message or call carries; nothing where there is none."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier
+
+
+@contextmanager
+def message(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterator[None]:
+    """Handle a message in the context that it carries, in a span of its own."""
+    with _TRACER.start_as_current_span(
+        f"handle {stage}", propagate.extract(carrier), kind=SpanKind.CONSUMER, attributes=attributes
+    ):
+        yield
+
+
+def note(**attributes: Any) -> None:
+    """Add attributes to the present span."""
+    trace.get_current_span().set_attributes(attributes)
+
+
+def request(name: str, **attributes: Any) -> Span:
+    """Begin a span below the present one, if there is one; `ended` ends it."""
+    if not trace.get_current_span().get_span_context().is_valid:
+        return trace.INVALID_SPAN
+    return _TRACER.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+
+
+def ended(span: Span, error: BaseException | None = None) -> None:
+    """End a span of `request`."""
+    if error:
+        span.set_status(Status(StatusCode.ERROR, str(error)))
+    span.end()
+
+
+def headers(span: Span) -> dict[str, str]:
+    """Return what tells the other side of a request that it belongs to a span."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier, trace.set_span_in_context(span))
+    return carrier
+
+
+def ids() -> dict[str, str]:
+    """Return the ids of the present trace and span, for logs; nothing outside of one."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace_id": trace.format_trace_id(context.trace_id), "span_id": trace.format_span_id(context.span_id)}
+
+
+def _provider(service: str, url: str) -> Any:
+    try:
+        import opentelemetry.instrumentation.grpc  # noqa: F401
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise NotReady(
+            "DEFUSE_OTLP_URL is set, but the packages for traces are missing: pip install 'defuse-ml[tracing]'"
+        ) from error
+    provider = TracerProvider(resource=Resource.create({"service.name": f"defuse-{service}"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url, insecure=url.startswith("http://"))))
+    return provider

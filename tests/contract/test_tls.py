@@ -1,0 +1,91 @@
+"""TLS by files: who calls without a certificate is refused, and renewed files are taken without a restart."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from defuse import Client, DefuseError, Unavailable
+
+from tests.conftest import ROOT, eventually
+
+MAKE = ROOT / "deploy" / "make-certificates.sh"
+pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="makes certificates with openssl")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two authorities and their certificates, in `old` and `new`."""
+    root = tmp_path_factory.mktemp("certificates")
+    for name in ("old", "new"):
+        subprocess.run([MAKE, root / name], check=True, capture_output=True)
+    return root
+
+
+def variables(directory: Path, name: str) -> dict[str, str]:
+    files = {"CERTIFICATE": f"{name}.pem", "KEY": f"{name}.key", "AUTHORITY": "authority.pem"}
+    return {f"DEFUSE_TLS_{part}": str(directory / file) for part, file in files.items()}
+
+
+@pytest.fixture
+def gateway(made: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A gateway that listens with TLS; give its address and the directory of its files."""
+    files = tmp_path / "certificates"
+    shutil.copytree(made / "old", files)
+    environment = {
+        **os.environ,
+        **variables(files, "gateway"),
+        "DEFUSE_REDIS_URL": "redis://127.0.0.1:9/0",
+        "DEFUSE_TRITON_URL": "grpcs://127.0.0.1:9",
+        "DEFUSE_STORE_URL": f"file://{tmp_path}/store",
+    }
+    command = [sys.executable, "-m", "services.gateway"]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        address = next(json.loads(line)["address"] for line in process.stderr if '"listening"' in line)
+        yield f"grpcs://localhost:{address.rpartition(':')[2]}", files
+        process.kill()
+
+
+def answers(address: str, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> bool:
+    """Say whether a client with these variables, and no others, gets an answer."""
+    with monkeypatch.context() as patch:
+        for part in ("CERTIFICATE", "KEY", "AUTHORITY"):
+            patch.delenv(f"DEFUSE_TLS_{part}", raising=False)
+        for name, value in given.items():
+            patch.setenv(name, value)
+        with Client(address, timeout_s=5) as client:
+            try:
+                return bool(client.version())
+            except Unavailable:
+                return False
+
+
+def test_both_sides_show_who_they_are(gateway: tuple[str, Path], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of the authority is answered; not one without a certificate, of another authority, or without TLS."""
+    address, _ = gateway
+    client = variables(made / "old", "client")
+    assert answers(address, monkeypatch, client)
+    assert not answers(address, monkeypatch, {"DEFUSE_TLS_AUTHORITY": client["DEFUSE_TLS_AUTHORITY"]})
+    assert not answers(address, monkeypatch, variables(made / "new", "client"))
+    assert not answers(address.removeprefix("grpcs://"), monkeypatch, {})
+
+
+def test_renewed_files_are_taken(gateway: tuple[str, Path], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the files were replaced, clients of the new authority are answered and those of the old one are not."""
+    address, files = gateway
+    for file in (made / "new").iterdir():
+        shutil.copy(file, files / file.name)
+    new, old = (variables(made / name, "client") for name in ("new", "old"))
+    eventually(lambda: answers(address, monkeypatch, new))
+    assert not answers(address, monkeypatch, old)
+
+
+def test_a_file_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFUSE_TLS_AUTHORITY", "/nowhere/authority.pem")
+    with pytest.raises(DefuseError, match="DEFUSE_TLS_AUTHORITY: /nowhere/authority"):
+        Client("grpcs://localhost:1")

@@ -18,6 +18,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint deploy/Dockerfile
 	cd protos && ../$(BIN)/buf lint
 
 # Two processes, each with servers of its own: one waits for a server or a file as often as it computes.

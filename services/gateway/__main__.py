@@ -68,7 +68,7 @@ def build(settings: GatewaySettings) -> Service:
     )
     passages = (
         GeneratorPassage(settings.generator_url, settings.tls),
-        InferencePassage(settings.triton_url, settings.tls, routes, tally),
+        InferencePassage(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),
     )
 
     def register(server: grpc.aio.Server) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
-from defuse.errors import DefuseError, NotFound
+from defuse.errors import DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import work_pb2
 
 from services.gateway.corrections import Corrections
@@ -36,25 +37,34 @@ class EventLoop:
                 await self._apply(delivery)
 
     async def _apply(self, delivery: Delivery) -> None:
-        with tracing.message("event", delivery.trace, message=delivery.id):
-            await self._apply_in_trace(delivery)
-
-    async def _apply_in_trace(self, delivery: Delivery) -> None:
         event = work_pb2.Event()
         if delivery.count > MAX_DELIVERIES:
             await patiently(lambda: self._queue.give_up(delivery, delivery.last_error))
             return
         try:
             delivery.decode(event)
-            await self._record(event)
-            await patiently(lambda: self._fold(event))
+            with _traced(event, delivery):
+                await self._record_when_possible(event, delivery)
+                await patiently(lambda: self._fold(event))
         except NotFound:
             telemetry.log().warning("event_without_subject", subject=event.subject)
         except DefuseError as error:
-            telemetry.log().warning("event_waits", error=error.message, retry_s=RETRY_S)
+            telemetry.log().warning("event_refused", error=error.message)
             await asyncio.sleep(RETRY_S)
             return  # not acknowledged: it is delivered again
         await patiently(lambda: self._queue.acknowledge(delivery))
+
+    async def _record_when_possible(self, event: work_pb2.Event, delivery: Delivery) -> None:
+        """Record an event, however long the store has no room or is away."""
+        while True:
+            try:
+                await self._record(event)
+            except (Unavailable, StoreFull) as error:
+                telemetry.log().warning("event_waits", error=error.message, retry_s=RETRY_S)
+                await asyncio.sleep(RETRY_S)
+                await patiently(lambda: self._queue.heartbeat(delivery))
+            else:
+                return
 
     async def _record(self, event: work_pb2.Event) -> None:
         """Write an event to the store, once; progress is not worth keeping."""
@@ -67,6 +77,14 @@ class EventLoop:
             await self._corrections.apply(event)
         else:
             await self._runs.apply(event)
+
+
+def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager[None]:
+    """Begin a span for what has consequences: progress has none, and there is much of it."""
+    kind = event.WhichOneof("kind")
+    if kind in {None, "progress"}:
+        return nullcontext()
+    return tracing.message("event", delivery.trace, subject=event.subject, kind=kind)
 
 
 def _event_key(event: work_pb2.Event) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from services.runtime.transport import CUDA_SHARED_MEMORY, Array, Refused, Request, Room
-from services.runtime.transport_regions import Regions
+from services.runtime.transport_regions import OURS, Regions
 
 _TRIAL = Room(input_bytes=4096, output_bytes=0)
 
@@ -52,7 +52,7 @@ class CudaRegion:
         self._library = _library()
         import torch
 
-        self.name = f"defuse-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self.name = f"{OURS}{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self.size = size
         self.device = torch.cuda.current_device()
         try:

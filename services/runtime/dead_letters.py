@@ -6,7 +6,7 @@ import sys
 
 from defuse.errors import DefuseError
 
-from services.runtime.queue import CHOOSE, DISTILL, EVENTS, IDENTIFY, KEY, PLAN, PREPARE, TRAIN, Queue
+from services.runtime.queue import CHOOSE, DISTILL, EVENTS, GONE, IDENTIFY, KEY, PLAN, PREPARE, TRAIN, Queue
 from services.runtime.settings import Settings
 
 _STREAMS = (PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, EVENTS)
@@ -23,8 +23,8 @@ def main() -> None:
         parser.error("replay takes a stream, list takes none")
     try:
         asyncio.run(_act(Settings.load(), arguments.stream))
-    except DefuseError as error:
-        sys.exit(f"defuse: {error.message}")
+    except (DefuseError, *GONE) as error:
+        sys.exit(f"defuse: {error}")
 
 
 async def _act(settings: Settings, replayed: str | None) -> None:

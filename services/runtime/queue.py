@@ -139,6 +139,7 @@ class Queue:
         """Move a message to the dead letters of its stream and, in the same transaction, send what follows from it."""
         async with self.redis.pipeline(transaction=True) as pipe:
             letter = {"payload": delivery.payload, "schema": delivery.schema, "error": error, "id": delivery.id}
+            letter |= delivery.trace
             pipe.xadd(dead_letters(delivery.stream), letter)
             if then:
                 pipe.xadd(then[0], fields(then[1]))
@@ -159,7 +160,7 @@ class Queue:
         letters = await self.redis.xrange(dead_letters(stream))
         for letter_id, letter in letters:
             async with self.redis.pipeline(transaction=True) as pipe:
-                pipe.xadd(stream, {"payload": letter[b"payload"], "schema": letter[b"schema"]})
+                pipe.xadd(stream, {name: value for name, value in letter.items() if name not in {b"error", b"id"}})
                 pipe.xdel(dead_letters(stream), letter_id)
                 await pipe.execute()
         return len(letters)

@@ -18,11 +18,9 @@ from tritonclient.utils import InferenceServerException
 
 from services.runtime import telemetry
 from services.runtime.transport import SYSTEM_SHARED_MEMORY, Array, HostMemory, Refused, Request, Room, dtype_of
-from services.runtime.transport_regions import Regions
+from services.runtime.transport_regions import OURS, Regions
 
 DIRECTORY = Path("/dev/shm")  # noqa: S108  # where Triton's shm_open looks
-# Then the process id, which tells an operator whose they are.
-PREFIX = "defuse-"
 _TRIAL = Room(input_bytes=mmap.PAGESIZE, output_bytes=mmap.PAGESIZE)
 # Regions grow by an eighth at least, so that batches of slowly growing size do not each register a new one.
 _LEAST_STEP_BITS = 16
@@ -77,7 +75,7 @@ class SystemSharedMemory:
         """Unregister regions without a file in /dev/shm, which this Triton shares: others' have one all the time."""
         known = self._client.get_system_shared_memory_status(client_timeout=self._timeout_s).regions
         for name in known:
-            if name.startswith(PREFIX) and not (DIRECTORY / name).exists():
+            if name.startswith(OURS) and not (DIRECTORY / name).exists():
                 self._regions.remove(name, lambda: None)
 
 
@@ -119,7 +117,7 @@ class RegionFile:
     """
 
     def __init__(self, size: int) -> None:
-        self.name = f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self.name = f"{OURS}{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._file = os.fdopen(os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR, 0o600), "r+b", buffering=0)
         try:
             # Locked and reserved before it has a name: nobody takes it for an orphan, nothing is left of a failure.
@@ -145,7 +143,7 @@ def remove_orphans() -> None:
     The lock tells, not the process id in the name: containers that share /dev/shm do not share those.
     """
     names = []
-    for path in DIRECTORY.glob(f"{PREFIX}*"):
+    for path in DIRECTORY.glob(f"{OURS}*"):
         with suppress(OSError), _locked(path):  # somebody else's, alive, or gone meanwhile
             path.unlink()
             names.append(path.name)

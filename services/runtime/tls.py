@@ -1,10 +1,11 @@
 """TLS of a server, by files that may be renewed while it runs."""
 
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-from defuse.errors import DefuseError
+from defuse.errors import DefuseError, InvalidInput
 from defuse.tls import TlsFiles
 
 from services.runtime import telemetry
@@ -14,7 +15,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """Return what a server listens with; where an authority is named, callers must show a certificate of its.
 
     Files are read again when they have changed; while what they hold is no use, the ones before stay in use. Raises
-    InvalidInput where one cannot be read.
+    InvalidInput where one cannot be read, or is no use.
     """
     return grpc.dynamic_ssl_server_credentials(
         _read(files),
@@ -24,6 +25,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 
 
 def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    _check(files)
     pair = (files.read("key") or b"", files.read("certificate") or b"")
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=files.read("authority"))
 
@@ -37,16 +39,30 @@ def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguratio
         now = _stamps(files)
         if now == seen:
             return None
+        seen = now  # also of files that are no use: that is said once
         try:
             configuration = _read(files)
         except DefuseError as error:
             telemetry.log().warning("certificate_not_renewed", error=error.message)
             return None
-        seen = now
         telemetry.log().info("certificate_renewed", certificate=str(files.certificate))
         return configuration
 
     return fetch
+
+
+def _check(files: TlsFiles) -> None:
+    """Raise InvalidInput where key and certificate are no pair, or the authority is none; gRPC would not say why."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(str(files.certificate), str(files.key))
+        if files.authority:
+            context.load_verify_locations(str(files.authority))
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput(
+            f"{files.certificate}, {files.key} and {files.authority} are no certificate, its key and an authority "
+            f"({error}); they are read as PEM"
+        ) from error
 
 
 def _stamps(files: TlsFiles) -> list[int]:

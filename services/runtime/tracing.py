@@ -1,6 +1,6 @@
 """Traces: a span for each call, message and request to Triton, in the context that calls and messages carry along.
 
-The context is W3C Trace Context. Spans are made only while they are exported; what is carried is passed on always.
+The context is W3C Trace Context. Spans are made, and calls carry it, only while spans are exported.
 """
 
 from collections.abc import Iterator, Mapping
@@ -69,9 +69,12 @@ def message(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterat
         yield
 
 
-def note(**attributes: Any) -> None:
-    """Add attributes to the present span."""
-    trace.get_current_span().set_attributes(attributes)
+def note_outcome(outcome: str, *, failed: bool) -> None:
+    """Say in the present span what became of its message."""
+    span = trace.get_current_span()
+    span.set_attribute("outcome", outcome)
+    if failed:
+        span.set_status(Status(StatusCode.ERROR, outcome))
 
 
 def request(name: str, **attributes: Any) -> Span:
@@ -86,6 +89,16 @@ def ended(span: Span, error: BaseException | None = None) -> None:
     if error:
         span.set_status(Status(StatusCode.ERROR, str(error)))
     span.end()
+
+
+@contextmanager
+def ended_if_it_raises(span: Span) -> Iterator[None]:
+    """End a span of `request` where the block raises; what comes after it ends it otherwise."""
+    try:
+        yield
+    except BaseException as error:
+        ended(span, error)
+        raise
 
 
 def headers(span: Span) -> dict[str, str]:

@@ -11,6 +11,8 @@ from tritonclient.utils import InferenceServerException
 from services.runtime.transport import Refused
 from services.runtime.triton_errors import is_away, meaning_of
 
+# How the names of the services' regions begin; then the process id, which tells an operator whose they are.
+OURS = "defuse-"
 # Triton lets go of a request's memory a moment after it has answered.
 _LETTING_GO_S = 1.0
 _POLL_S = 0.001

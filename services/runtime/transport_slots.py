@@ -73,7 +73,8 @@ class RequestsInFlight:
             write(memory.accept(images), memory.input(request))
             span = tracing.request("triton infer", model=request.model_id, version=request.version)
             sent = Sent(slot=slot, memory=memory, request=request, answer=Future(), span=span)
-            self._post(sent)
+            with tracing.ended_if_it_raises(span):
+                self._post(sent)
         except BaseException:
             self._free.put(slot)
             raise

@@ -127,7 +127,7 @@ class Worker:
                 return
             with telemetry.MESSAGE_SECONDS.labels(delivery.stream).time():
                 outcome = await self._handle(stage, work, delivery, subject)
-            tracing.note(outcome=outcome)
+            tracing.note_outcome(outcome, failed=outcome in {"failed", "raised"})
             telemetry.MESSAGES.labels(delivery.stream, outcome).inc()
             telemetry.log().info("message_handled", outcome=outcome, delivery=delivery.count)
 

@@ -28,12 +28,10 @@ def test_a_service_of_the_compose_file(name: str, redis_url: str, inference: Inf
         "DEFUSE_REDIS_URL": redis_url,
         "DEFUSE_TRITON_URL": inference.url,
     }
-    module, *arguments = composed.commands()[name][1:]
+    arguments = composed.commands()[name][1:]
     with (
         (tmp_path / "log").open("w") as log,
-        subprocess.Popen(
-            [sys.executable, module, *arguments], env=variables, cwd=ROOT, stderr=log, stdout=log
-        ) as process,
+        subprocess.Popen([sys.executable, *arguments], env=variables, cwd=ROOT, stderr=log, stdout=log) as process,
     ):
         try:
             eventually(lambda: is_healthy(f"127.0.0.1:{port}", TlsFiles()), alive=process)

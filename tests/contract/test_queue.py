@@ -8,8 +8,11 @@ from collections.abc import Awaitable, Callable
 
 from defuse.errors import InvalidInput, Unavailable
 from defuse.v1 import work_pb2
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import format_trace_id
 from prometheus_client import REGISTRY
 
+from services.runtime import telemetry
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, PREPARE, Delivery, Queue, StreamState, dead_letters
 from services.runtime.worker import Job, Stage, Worker, cancel_key, keep_measuring
 from tests.conftest import ROOT
@@ -90,6 +93,24 @@ def test_the_message_of_a_dead_worker_is_taken_over(redis_url: str) -> None:
     story(redis_url, tell)
 
 
+def test_a_message_keeps_its_trace(redis_url: str) -> None:
+    """Whoever takes it over, and also when it was given up and put back."""
+
+    async def tell(one: Queue, other: Queue) -> None:
+        with TracerProvider().get_tracer("test").start_as_current_span("caller") as caller:
+            await one.send(PREPARE, work("a"))
+        trace = format_trace_id(caller.get_span_context().trace_id)
+        await next_of(one)
+        taken = await next_of(other)
+        assert taken.count == 2
+        assert trace in taken.trace["traceparent"]
+        await other.give_up(taken, "planted")
+        await other.replay(PREPARE)
+        assert trace in (await next_of(one)).trace["traceparent"]
+
+    story(redis_url, tell)
+
+
 def test_what_follows_is_sent_with_the_acknowledgement(redis_url: str) -> None:
     """The event of a finished message is on its stream when the message is gone."""
 
@@ -143,10 +164,11 @@ def test_what_waits_is_measured(redis_url: str) -> None:
             await one.send(PREPARE, work(name))
         await next_of(one)
         await asyncio.sleep(0.2)
+        telemetry.BACKLOG.labels(PREPARE).set(-1)
         measuring = asyncio.create_task(keep_measuring(one, [PREPARE]))
-        while not measured("backlog"):
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            while measured("oldest_seconds") in {None, 0} or measured("backlog") == -1:
+                await asyncio.sleep(0.01)
         measuring.cancel()
         assert [measured(name) for name in ("backlog", "pending", "dead")] == [2, 1, 0]
         assert 0.1 < (measured("oldest_seconds") or 0) < 60

@@ -1,6 +1,5 @@
 """TLS by files: who calls without a certificate is refused, and renewed files are taken without a restart."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from defuse import Client, DefuseError, Unavailable
 
+from services.runtime.processes import free_port
 from tests.conftest import ROOT, eventually
 
 MAKE = ROOT / "deploy" / "make-certificates.sh"
@@ -26,8 +26,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def variables(directory: Path, name: str) -> dict[str, str]:
-    files = {"CERTIFICATE": f"{name}.pem", "KEY": f"{name}.key", "AUTHORITY": "authority.pem"}
+def variables(directory: Path) -> dict[str, str]:
+    files = {"CERTIFICATE": "certificate.pem", "KEY": "key.pem", "AUTHORITY": "authority.pem"}
     return {f"DEFUSE_TLS_{part}": str(directory / file) for part, file in files.items()}
 
 
@@ -35,19 +35,22 @@ def variables(directory: Path, name: str) -> dict[str, str]:
 def gateway(made: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A gateway that listens with TLS; give its address and the directory of its files."""
     files = tmp_path / "certificates"
-    shutil.copytree(made / "old", files)
+    shutil.copytree(made / "old" / "gateway", files)
     environment = {
         **os.environ,
-        **variables(files, "gateway"),
+        **variables(files),
         "DEFUSE_REDIS_URL": "redis://127.0.0.1:9/0",
         "DEFUSE_TRITON_URL": "grpcs://127.0.0.1:9",
         "DEFUSE_STORE_URL": f"file://{tmp_path}/store",
     }
+    port = environment["DEFUSE_PORT"] = str(free_port())
     command = [sys.executable, "-m", "services.gateway"]
-    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        address = next(json.loads(line)["address"] for line in process.stderr if '"listening"' in line)
-        yield f"grpcs://localhost:{address.rpartition(':')[2]}", files
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log) as process,
+    ):
+        eventually(lambda: "listening" in (tmp_path / "log").read_text(), alive=process)
+        yield f"grpcs://localhost:{port}", files
         process.kill()
 
 
@@ -68,19 +71,19 @@ def answers(address: str, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
 def test_both_sides_show_who_they_are(gateway: tuple[str, Path], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client of the authority is answered; not one without a certificate, of another authority, or without TLS."""
     address, _ = gateway
-    client = variables(made / "old", "client")
+    client = variables(made / "old" / "client")
     assert answers(address, monkeypatch, client)
     assert not answers(address, monkeypatch, {"DEFUSE_TLS_AUTHORITY": client["DEFUSE_TLS_AUTHORITY"]})
-    assert not answers(address, monkeypatch, variables(made / "new", "client"))
+    assert not answers(address, monkeypatch, variables(made / "new" / "client"))
     assert not answers(address.removeprefix("grpcs://"), monkeypatch, {})
 
 
 def test_renewed_files_are_taken(gateway: tuple[str, Path], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the files were replaced, clients of the new authority are answered and those of the old one are not."""
     address, files = gateway
-    for file in (made / "new").iterdir():
+    for file in (made / "new" / "gateway").iterdir():
         shutil.copy(file, files / file.name)
-    new, old = (variables(made / name, "client") for name in ("new", "old"))
+    new, old = (variables(made / name / "client") for name in ("new", "old"))
     eventually(lambda: answers(address, monkeypatch, new))
     assert not answers(address, monkeypatch, old)
 

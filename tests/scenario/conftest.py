@@ -10,11 +10,11 @@ from services.runtime.catalog import Catalog
 from services.runtime.groups import group
 from services.runtime.inference import InferenceClient
 from tests.conftest import Stack
-from tests.planted import CLASSES, Planted, plant
+from tests.planted import CLASSES, TRUE, Planted, plant
 
 MODEL = "planted"
 # Small enough for two cores: the spot is wide, so a rough VAE finds it.
-SEARCH = ("--vae-epochs", "15", "--draws", "20")
+SEARCH = ("--vae-epochs", "8", "--draws", "20")
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +26,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 def served(stack: Stack, planted: Planted) -> str:
     """The planted classifier, registered as a user would do it."""
     if MODEL not in {model["id"] for model in stack.defuse("models", "list")}:
-        stack.defuse(
-            *("models", "add", MODEL, "--onnx", planted.onnx, "--classes", ",".join(CLASSES)),
-            *("--mean", planted.mean, "--std", planted.std, "--range", "0,1", "--layout", "NCHW"),
-        )
+        register(stack, planted, MODEL)
     return MODEL
 
 
@@ -38,6 +35,24 @@ def undisturbed(stack: Stack, planted: Planted, served: str) -> Any:
     """A run that nobody disturbs: what the disturbed ones must equal."""
     return stack.defuse(
         *("runs", "create", "--model", served, "--data", planted.data, "--name", "undisturbed"), *SEARCH, "--wait"
+    )
+
+
+def register(stack: Stack, planted: Planted, model: str) -> Any:
+    """Register the planted classifier under a name."""
+    return stack.defuse(
+        *("models", "add", model, "--onnx", planted.onnx, "--classes", ",".join(CLASSES)),
+        *("--mean", planted.mean, "--std", planted.std, "--range", "0,1", "--layout", "NCHW"),
+    )
+
+
+def corrected_spot(stack: Stack, planted: Planted, model: str, run: str) -> Any:
+    """Search a registered model, give its first region, the spot, the right label, and correct it."""
+    stack.defuse("runs", "create", "--model", model, "--data", planted.data, "--name", run, *SEARCH, "--wait")
+    stack.defuse("annotate", run, "r1", "--label", str(TRUE))
+    return stack.defuse(
+        *("correct", run, "--lambda", "0.4", "--learning-rate", "1e-3", "--method", "all_weights", "--epochs", "6"),
+        "--wait",
     )
 
 

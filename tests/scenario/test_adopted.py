@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from defuse.v1 import model_pb2
@@ -18,7 +19,7 @@ from tests.conftest import Stack, eventually, running_stack
 from tests.onnx_files import declare
 from tests.planted import CLASSES, TRUE, Planted
 from tests.restartable_triton import running_triton
-from tests.scenario.conftest import SEARCH
+from tests.scenario.conftest import corrected_spot, register
 
 MODEL, RUN = "theirs", "handed-over"
 SERVED, NEW = 7, 8
@@ -42,8 +43,13 @@ class Operator:
 
 
 @pytest.fixture
-def theirs(planted: Planted, tmp_path: Path) -> Iterator[tuple[Stack, Operator]]:
-    """A stack that adopts the Triton of an operator, where the classifier is version 7."""
+def theirs(local_stack: Stack, undisturbed: Any, planted: Planted, tmp_path: Path) -> Iterator[tuple[Stack, Operator]]:
+    """A stack that adopts the Triton of an operator, where the classifier is version 7.
+
+    Its store has the VAE of the undisturbed run: data and settings are the same.
+    """
+    assert undisturbed["state"] == "succeeded"
+    shutil.copytree(f"{local_stack.home}/store/vaes", tmp_path / "ours" / "store" / "vaes")
     declared = declare(f"models/{MODEL}", classes=CLASSES, mean=[planted.mean], std=[planted.std])
     file = planted.onnx.read_bytes()
     with running_triton(tmp_path / "theirs") as server, closing(InferenceClient(server.address)) as inference:
@@ -58,16 +64,8 @@ def theirs(planted: Planted, tmp_path: Path) -> Iterator[tuple[Stack, Operator]]
 def test_a_version_is_handed_over_and_put_into_service(theirs: tuple[Stack, Operator], planted: Planted) -> None:
     """The whole loop without a word written to their repository; what they serve of ours is in the history."""
     stack, operator = theirs
-    added = stack.defuse(
-        *("models", "add", MODEL, "--onnx", planted.onnx, "--classes", ",".join(CLASSES)),
-        *("--mean", planted.mean, "--std", planted.std),
-    )
-    assert added["champion_version"] == SERVED
-    stack.defuse("runs", "create", "--model", MODEL, "--data", planted.data, "--name", RUN, *SEARCH, "--wait")
-    stack.defuse("annotate", RUN, "r1", "--label", str(TRUE))
-    corrected = stack.defuse(
-        *("correct", RUN, "--lambda", "0.4", "--learning-rate", "1e-3", "--method", "all_weights", "--wait")
-    )
+    assert register(stack, planted, MODEL)["champion_version"] == SERVED
+    corrected = corrected_spot(stack, planted, MODEL, RUN)
     assert corrected["verdict"]["passed"], corrected["verdict"]
     assert "not ours to write" in stack.defuse("trials", "start", RUN, status=1)
 

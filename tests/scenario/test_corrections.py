@@ -71,7 +71,8 @@ def test_a_correction_from_a_torch_factory(local_stack: Stack, annotated: str, p
     """Torch and its weights stand in for the file: corrected, measured, served under the names that callers know."""
     corrected = local_stack.defuse(
         *("correct", annotated, "--torch-factory", "tests.planted:untrained", "--weights", planted.weights),
-        *("--lambda", "0.4", "--learning-rate", "1e-3", "--method", "all_weights,last_layer", "--wait"),
+        *("--lambda", "0.4", "--learning-rate", "1e-3", "--method", "all_weights,last_layer"),
+        *("--epochs", "4", "--wait"),
     )
     assert corrected["config"]["torch_factory"] == "tests.planted:untrained"
     assert corrected["regions"][0]["after"]["value"] > 0.6

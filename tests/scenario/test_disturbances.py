@@ -59,17 +59,17 @@ def test_a_generator_killed_in_training(local_stack: Stack, start: Start, undist
     epochs: list[int] = []
     with local_stack.client() as client:
         client.create_run(
-            "trainer-killed", model=undisturbed["model"], dataset=undisturbed["dataset"], vae={"epochs": 9}
+            "trainer-killed", model=undisturbed["model"], dataset=undisturbed["dataset"], vae={"epochs": 6}
         )
         for run in client.watch_run("trainer-killed", timeout_s=240):
-            if found := re.search(r"training the VAE, epoch (\d+) of 9", run.note):
+            if found := re.search(r"training the VAE, epoch (\d+) of 6", run.note):
                 epochs.append(int(found[1]))
                 if len(epochs) == 3:
                     local_stack.kill("generator")
             if run.state != "preparing":
                 client.cancel_run("trainer-killed")
     assert epochs == sorted(set(epochs)), "an epoch was trained twice"
-    assert epochs[-1] == 9
+    assert epochs[-1] == 6
 
 
 def test_a_killed_distiller(local_stack: Stack, start: Start) -> None:
@@ -114,18 +114,17 @@ def test_two_generators_find_what_one_finds(local_stack: Stack, start: Start) ->
     assert '"outcome": "done"' in log
 
 
-def test_a_killed_corrector(local_stack: Stack, start: Start) -> None:
+def test_a_killed_corrector(local_stack: Stack, undisturbed: Any) -> None:
     """Kill -9 of the corrector in mid-training: the correction is made all the same."""
-    start("corrector-killed")
-    _finish(local_stack, "corrector-killed")
-    local_stack.defuse("annotate", "corrector-killed", "--suggested")
+    run = undisturbed["id"]
+    local_stack.defuse("annotate", run, "--suggested")
     with local_stack.client() as client:
         correction = client.create_correction(
-            "corrector-killed", region_weights=[0.1, 0.4], learning_rates=[1e-3], methods=["all_weights"]
+            run, region_weights=[0.1, 0.4], learning_rates=[1e-3], methods=["all_weights"], epochs=6
         )
-        eventually(lambda: client.correction("corrector-killed", correction.id).progress > 0.1, within_s=120)
+        eventually(lambda: client.correction(run, correction.id).progress > 0.1, within_s=120)
         local_stack.kill("corrector")
-        ended = client.wait_for_correction("corrector-killed", correction.id, timeout_s=240)
+        ended = client.wait_for_correction(run, correction.id, timeout_s=240)
     assert ended.state == "succeeded", ended.error
     assert ended.regions_after.value > ended.regions_before.value
 

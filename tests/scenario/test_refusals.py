@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.conftest import Stack
 from tests.planted import CLASSES, Planted
+from tests.scenario.conftest import SEARCH
 
 
 @pytest.fixture
@@ -103,7 +104,11 @@ def test_a_run_that_finds_nothing_ends_well(client: Client, undisturbed: Any, tm
     """Steps too small to change anything: the run succeeds, says what was tried, and has nothing to correct."""
     settings = {"radius_sd": 0.0001, "draws_per_source": 1, "max_sources": 100}
     client.create_run(
-        "nothing", model=undisturbed["model"], dataset=undisturbed["dataset"], search=settings, vae={"epochs": 15}
+        "nothing",
+        model=undisturbed["model"],
+        dataset=undisturbed["dataset"],
+        search=settings,
+        vae={"epochs": int(SEARCH[1])},
     )
     run = client.wait_for_run("nothing", timeout_s=120)
     assert run.state == "succeeded"

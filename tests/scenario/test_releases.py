@@ -19,8 +19,8 @@ from onnx import numpy_helper
 
 from services.runtime.processes import free_port
 from tests.conftest import ROOT, Stack, eventually
-from tests.planted import CLASSES, TRUE, Planted
-from tests.scenario.conftest import SEARCH
+from tests.planted import CLASSES, Planted
+from tests.scenario.conftest import corrected_spot, register
 
 MODEL, RUN = "shipped", "shipping"
 CANDIDATE = f"{MODEL}-candidate"
@@ -30,15 +30,8 @@ GATEWAY_READY_S = 60.0
 @pytest.fixture(scope="module")
 def corrected(stack: Stack, planted: Planted) -> Any:
     """A finished correction of a model that no other test releases."""
-    stack.defuse(
-        *("models", "add", MODEL, "--onnx", planted.onnx, "--classes", ",".join(CLASSES)),
-        *("--mean", planted.mean, "--std", planted.std),
-    )
-    stack.defuse("runs", "create", "--model", MODEL, "--data", planted.data, "--name", RUN, *SEARCH, "--wait")
-    stack.defuse("annotate", RUN, "r1", "--label", str(TRUE))
-    return stack.defuse(
-        *("correct", RUN, "--lambda", "0.4", "--learning-rate", "1e-3", "--method", "all_weights", "--wait")
-    )
+    register(stack, planted, MODEL)
+    return corrected_spot(stack, planted, MODEL, RUN)
 
 
 @contextmanager

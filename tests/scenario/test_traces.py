@@ -5,6 +5,7 @@ from typing import Any
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import format_span_id, format_trace_id
 
+from tests.collector import Span
 from tests.conftest import Stack, eventually
 from tests.scenario.conftest import SEARCH
 
@@ -26,15 +27,22 @@ def test_a_run_is_one_trace(local_stack: Stack, undisturbed: Any) -> None:
         )
         assert client.wait_for_run(RUN, timeout_s=120).state == "succeeded"
     trace = format_trace_id(caller.get_span_context().trace_id)
+    root = format_span_id(caller.get_span_context().span_id)
     stages = {"handle prepare", "handle identify", "handle distill"}
-    eventually(lambda: stages <= {span.name for span in collector.of_trace(trace)}, within_s=30)
 
+    def is_whole(spans: list[Span]) -> bool:
+        """Say whether all stages are there and no span's parent is missing; each service sends when it pleases."""
+        return stages <= {span.name for span in spans} and {span.parent for span in spans} <= {
+            root,
+            *(span.id for span in spans),
+        }
+
+    eventually(lambda: is_whole(collector.of_trace(trace)), within_s=60)
     spans = collector.of_trace(trace)
     assert {span.service for span in spans} == {"defuse-gateway", "defuse-generator", "defuse-distiller"}
     by_id = {span.id: span for span in spans}
-    assert {span.parent for span in spans} <= {*by_id, format_span_id(caller.get_span_context().span_id)}
     handled = [span for span in spans if span.name in stages]
     assert {span.attributes["subject"] for span in handled} == {f"runs/{RUN}"}
     assert all("shard" in span.attributes for span in handled if span.name == "handle identify")
     requests = [span for span in spans if span.name == "triton infer"]
-    assert {by_id[span.parent].name for span in requests} == stages
+    assert {by_id[span.parent].name for span in requests} >= stages

@@ -24,7 +24,7 @@ def test_the_spot_is_the_first_region(stack: Stack, undisturbed: Any) -> None:
     assert spot["suggested_label"] == str(TRUE)
     assert spot["error_rate"]["low"] > spot["control_error_rate"]["high"]
     assert spot["q_value"] < 0.001
-    assert spot["stability"] > 0.75
+    assert spot["stability"] > 0.5
     # The searched images have bold sevens, too: the real ones around the spot are wrong as well.
     assert spot["real_error_rate"]["low"] > 0.1
     assert {image["label"] for image in spot["nearest"]} == {str(TRUE)}

@@ -6,6 +6,7 @@
     ├── AlreadyExists       the caller named something that is taken
     ├── NotReady            the caller must do something else first
     ├── Conflict            the caller must wait for something under way
+    ├── PermissionDenied    the caller may not do this, whoever changes what
     ├── Cancelled           somebody asked for it
     ├── Unavailable         the operator must bring a server back; trying again is right
     ├── StoreFull           the operator must make room; trying again is right
@@ -68,6 +69,12 @@ class Conflict(DefuseError):
     default_reason = "CONFLICT"
 
 
+class PermissionDenied(DefuseError):
+    """The caller may not do this; somebody else may."""
+
+    default_reason = "PERMISSION_DENIED"
+
+
 class Cancelled(DefuseError):
     """Somebody asked for it to stop."""
 
@@ -102,6 +109,7 @@ CODES: dict[type[DefuseError], grpc.StatusCode] = {
     AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     NotReady: grpc.StatusCode.FAILED_PRECONDITION,
     Conflict: grpc.StatusCode.ABORTED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     Cancelled: grpc.StatusCode.CANCELLED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     StoreFull: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -4,7 +4,9 @@ Requests are bytes: their first fields say who is asked, and are replaced where 
 to Triton as it came, and so do its errors and the caller's deadline.
 """
 
+import functools
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -13,29 +15,62 @@ from defuse.v1 import trial_pb2
 from tritonclient.grpc import service_pb2
 
 from services.gateway.inference.comparisons import Comparisons
+from services.gateway.inference.memory import KINDS, REGISTER, STATUS, UNREGISTER, SharedMemory
 from services.gateway.inference.routes import Routes, challenger_of
+from services.gateway.inference.streams import StreamPassage
 from services.gateway.inference.tally import Tally
 from services.gateway.inference.wire import read_target, retargeted
 from services.runtime.channels import UNLIMITED, channel_to
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-# What tells callers about models. What loads, unloads or changes them is the corrector's, and Triton is its operator's.
-_TOLD = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics")
+# What tells callers about the server, and about models. What loads, unloads or changes models is the corrector's, and
+# Triton is its operator's.
+_SERVER = ("ServerLive", "ServerReady", "ServerMetadata")
+_MODEL = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+
+
+async def _abort_as(error: grpc.aio.AioRpcError, context: Any) -> NoReturn:
+    """Answer as Triton did."""
+    await context.abort(error.code(), error.details() or "")
+    raise error
+
+
+def _as_triton(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+    """Let a method `(..., request, context)` answer with the error that Triton answered with."""
+
+    @functools.wraps(method)
+    async def answer(*arguments: Any) -> bytes:
+        try:
+            return await method(*arguments)
+        except grpc.aio.AioRpcError as error:
+            await _abort_as(error, arguments[-1])
+
+    return answer
 
 
 class InferencePassage(grpc.GenericRpcHandler):
     """Passes inference to Triton."""
 
-    def __init__(self, url: str, tls: TlsFiles, routes: Routes, tally: Tally) -> None:
+    def __init__(self, url: str, tls: TlsFiles, routes: Routes, tally: Tally, *, shared_memory: bool = False) -> None:
         self._channel = channel_to(url, tls, receive_bytes=UNLIMITED)
         self._routes = routes
         self._tally = tally
         self._infer: Any = self._channel.unary_unary(_path("ModelInfer"))
+        self._memory = SharedMemory(self._call, offered=shared_memory)
+        streams = StreamPassage(self._channel.stream_stream(_path("ModelStreamInfer")), routes, self._memory)
         self._comparisons = Comparisons(self._infer, tally)
+        unary = grpc.unary_unary_rpc_method_handler
         self._handlers: dict[str, Any] = {
-            _path(name): grpc.unary_unary_rpc_method_handler(self._told(name)) for name in _TOLD
+            _path("ModelInfer"): unary(self._answered),
+            _path("ModelStreamInfer"): grpc.stream_stream_rpc_method_handler(streams.answer),
+            **{_path(name): unary(self._told(name)) for name in _SERVER},
+            **{_path(name): unary(self._told_of_model(name)) for name in _MODEL},
+            **{
+                _path(f"{kind}SharedMemory{name}"): unary(self._shared(kind, name))
+                for kind in KINDS
+                for name in (STATUS, REGISTER, UNREGISTER)
+            },
         }
-        self._handlers[_path("ModelInfer")] = grpc.unary_unary_rpc_method_handler(self._answered)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Return the handler of a method; None for those of other services."""
@@ -45,33 +80,49 @@ class InferencePassage(grpc.GenericRpcHandler):
         await self._comparisons.close()
         await self._channel.close()
 
-    def _told(self, name: str) -> Any:
-        call = self._channel.unary_unary(_path(name))
+    async def _call(self, name: str, request: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109  # gRPC's own
+        answer: bytes = await self._channel.unary_unary(_path(name))(request, timeout=timeout)
+        return answer
 
+    def _told(self, name: str) -> Any:
+        @_as_triton
         async def told(request: bytes, context: Any) -> bytes:
-            try:
-                answer: bytes = await call(request, timeout=context.time_remaining())
-            except grpc.aio.AioRpcError as error:
-                await _abort_as(error, context)
-            return answer
+            return await self._call(name, request, context.time_remaining())
 
         return told
 
+    def _told_of_model(self, name: str) -> Any:
+        @_as_triton
+        async def told(request: bytes, context: Any) -> bytes:
+            # Model and version are the first fields, as those of requests for inference.
+            target = read_target(request)
+            meant = self._routes.named(target)
+            named = retargeted(request, target, model=meant.model, version=meant.version)
+            return await self._call(name, named, context.time_remaining())
+
+        return told
+
+    def _shared(self, kind: str, name: str) -> Any:
+        @_as_triton
+        async def shared(request: bytes, context: Any) -> bytes:
+            return await self._memory.answer(kind, name, request, context)
+
+        return shared
+
+    @_as_triton
     async def _answered(self, request: bytes, context: Any) -> bytes:
+        self._memory.check(request, context)
         target = read_target(request)
         route = self._routes.route(target)
         champion = retargeted(request, target, model=route.model, version=route.version)
-        try:
-            if route.trial is None:
-                answer: bytes = await self._infer(champion, timeout=context.time_remaining())
-                return answer
-            challenger = b""
-            if route.drawn:
-                model, version = challenger_of(route.trial)
-                challenger = retargeted(request, target, model=model, version=version)
-            return await self._tried(route.trial, champion, challenger, context)
-        except grpc.aio.AioRpcError as error:
-            await _abort_as(error, context)
+        if route.trial is None:
+            answer: bytes = await self._infer(champion, timeout=context.time_remaining())
+            return answer
+        challenger = b""
+        if route.drawn:
+            model, version = challenger_of(route.trial)
+            challenger = retargeted(request, target, model=model, version=version)
+        return await self._tried(route.trial, champion, challenger, context)
 
     async def _tried(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
         """Answer within a trial; `challenger` is the request to it, or nothing where it was not drawn."""
@@ -104,9 +155,3 @@ class InferencePassage(grpc.GenericRpcHandler):
 
 def _path(method: str) -> str:
     return f"/{SERVICE.full_name}/{method}"
-
-
-async def _abort_as(error: grpc.aio.AioRpcError, context: Any) -> NoReturn:
-    """Answer as Triton did."""
-    await context.abort(error.code(), error.details() or "")
-    raise error

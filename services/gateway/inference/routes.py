@@ -50,10 +50,15 @@ class Routes:
         self._running = {names.last(names.parent(trial.name)): trial for trial in running}
 
     def route(self, target: Target) -> Route:
-        """Return where a request goes; raise NotFound for the challenger of a model that has no trial."""
-        # Who lost sight of the others does not know whether the trial goes on.
-        current = time.monotonic() - self._known_at < LEASE_S
-        trial = self._running.get(target.model) if current else None
+        """Return where a request for inference goes; raise NotFound as `named` does."""
+        trial = self._trial(target.model)
+        if target.version or trial is None:
+            return self.named(target)
+        return Route(model=target.model, trial=trial, drawn=_draw(target.id) < trial.share)
+
+    def named(self, target: Target) -> Route:
+        """Return what a model and a version mean; raise NotFound for the challenger of a model that has no trial."""
+        trial = self._trial(target.model)
         if target.version == CHALLENGER:
             if trial is None:
                 raise NotFound(
@@ -63,11 +68,11 @@ class Routes:
                 )
             model, version = challenger_of(trial)
             return Route(model=model, version=version)
-        if target.version == CHAMPION:
-            return Route(model=target.model)
-        if target.version or trial is None:
-            return Route(model=target.model, version=target.version)
-        return Route(model=target.model, trial=trial, drawn=_draw(target.id) < trial.share)
+        return Route(model=target.model, version="" if target.version == CHAMPION else target.version)
+
+    def _trial(self, model_id: str) -> trial_pb2.Trial | None:
+        """Return the trial of a model; none where this gateway lost sight of the others, as it may have ended."""
+        return self._running.get(model_id) if time.monotonic() - self._known_at < LEASE_S else None
 
 
 def challenger_of(trial: trial_pb2.Trial) -> tuple[str, str]:

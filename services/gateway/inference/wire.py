@@ -10,6 +10,9 @@ from defuse.errors import InvalidInput
 
 # Tags of the fields that say what is asked: number << 3 | 2, for bytes with their length before them.
 _MODEL_NAME, _MODEL_VERSION, _ID = 0x0A, 0x12, 0x1A
+# Tag of the field with the tensors' contents, and the wire type of bytes.
+_RAW_CONTENTS, _BYTES = 0x3A, 2
+_SHARED = b"shared_memory_region"
 _MORE = 0x80
 # A length has ten bytes at most, of seven bits each.
 _LONGEST_BITS = 70
@@ -50,6 +53,20 @@ def retargeted(request: bytes, target: Target, *, model: str, version: str) -> b
         _field(tag, value) for tag, value in ((_MODEL_NAME, model), (_MODEL_VERSION, version), (_ID, target.id))
     )
     return b"".join((head, memoryview(request)[target.end :]))
+
+
+def may_refer_to_memory(request: bytes) -> bool:
+    """Say whether tensors of a serialized ModelInferRequest may be in shared memory; their contents are passed over."""
+    position = 0
+    while position < len(request):
+        tag, begin = request[position], position + 1
+        if tag & 7 != _BYTES or tag & _MORE:
+            return _SHARED in request  # no field of today's: look everywhere
+        length, begin = _varint(request, begin)
+        position = begin + length
+        if tag != _RAW_CONTENTS and request.find(_SHARED, begin, position) >= 0:
+            return True
+    return False
 
 
 def _field(tag: int, value: str) -> bytes:

@@ -1,7 +1,17 @@
+"""Events: where each is recorded, and that none is lost."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from defuse.errors import StoreFull
 from defuse.v1 import work_pb2
 
-from services.gateway.events import _event_key
+from services.gateway import events
+from services.gateway.events import EventLoop, _event_key
 from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.queue import EVENTS, MAX_DELIVERIES, Queue, dead_letters
 from tests.unit.gateway.stories import ADAPTIVE, CANCELLED, NAME, Run, failed, identified, planned, progress
 
 
@@ -27,3 +37,43 @@ def test_progress_is_not_recorded() -> None:
     """Progress, and an event of nobody, leave nothing behind."""
     assert _event_key(progress(Run.STATE_PREPARING, 0.5)) is None
     assert _event_key(work_pb2.Event(failed=work_pb2.StageFailed())) is None
+
+
+class CrowdedStore(ArtifactStore):
+    """Has no room at first."""
+
+    refusals = 2 * MAX_DELIVERIES
+
+    def write_message(self, key: str, message: Any) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreFull("no room")
+        super().write_message(key, message)
+
+
+def test_an_event_waits_for_room(redis_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the store has no room, the event is recorded and counts in the end; it is not given up."""
+    monkeypatch.setattr(events, "RETRY_S", 0.02)
+    store = CrowdedStore(f"file://{tmp_path}/store")
+    counted: list[work_pb2.Event] = []
+
+    class Runs:
+        async def apply(self, event: work_pb2.Event) -> None:
+            counted.append(event)
+
+    async def story() -> tuple[int, int]:
+        queue = Queue(redis_url, claim_after_s=0.05)
+        loop = EventLoop(queue, store, Runs(), None)  # type: ignore[arg-type]
+        await queue.open([EVENTS])
+        await queue.send(EVENTS, failed("planted"))
+        task = asyncio.create_task(loop.run())
+        async with asyncio.timeout(20):
+            while (await queue.state(EVENTS)).backlog:
+                await asyncio.sleep(0.02)
+        task.cancel()
+        left = await queue.redis.xlen(dead_letters(EVENTS))
+        await queue.close()
+        return len(counted), left
+
+    assert asyncio.run(story()) == (1, 0)
+    assert store.exists(catalog.event(NAME, "failed"))

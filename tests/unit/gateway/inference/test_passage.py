@@ -160,7 +160,7 @@ def through_the_door(redis_url: str, store: ArtifactStore) -> Serve:
             behind, front = grpc.aio.server(), grpc.aio.server(interceptors=[ErrorInterceptor()])
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton or Triton(), behind)
             port = free_port() if absent else behind.add_insecure_port("127.0.0.1:0")
-            passage = InferencePassage(f"127.0.0.1:{port}", TlsFiles(), routes, tally)
+            passage = InferencePassage(f"127.0.0.1:{port}", TlsFiles(), routes, tally, shared_memory=True)
             front.add_generic_rpc_handlers((passage,))
             door = f"127.0.0.1:{front.add_insecure_port('127.0.0.1:0')}"
             for server in (front,) if absent else (behind, front):

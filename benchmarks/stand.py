@@ -245,27 +245,32 @@ class Search:
 @contextmanager
 def standing(device: str, *, threads: int) -> Iterator[Stand]:
     """Start Triton; stop it when the block ends. torch uses `threads` threads, Triton one thread a core."""
-    torch.set_num_threads(threads)
-    cache = StackSettings().cache.expanduser()
-    (cache / "benchmarks").mkdir(parents=True, exist_ok=True)
-    wheel = ensure_triton(cache, print)
+    wheel = ensure_triton(StackSettings().cache.expanduser(), print)
     with tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home_:
         home = Path(home_)
         triton = start_triton(wheel, repository=home / "models", backends=home / "backends", log=home / "triton.log")
         try:
             triton.child.wait_ready(time.monotonic() + READY_S)
-            store = ArtifactStore(f"file://{home}/store")
-            inference = InferenceClient(triton.address)
-            yield Stand(
-                store=store,
-                inference=inference,
-                releases=Releases(store, inference, home / "models"),
-                cache=cache / "benchmarks",
-                bench=Workbench(store, inference, torch.device(device)),
-            )
-            inference.close()
+            stand = stand_at(home, triton.address, device=device, threads=threads)
+            yield stand
+            stand.inference.close()
         finally:
             triton.child.stop(5.0)
+
+
+def stand_at(home: Path, triton: str, *, device: str, threads: int) -> Stand:
+    """Return a stand on a Triton that runs, whose repository is `models` in a directory; the store is `store` there."""
+    torch.set_num_threads(threads)
+    cache = StackSettings().cache.expanduser() / "benchmarks"
+    cache.mkdir(parents=True, exist_ok=True)
+    store, inference = ArtifactStore(f"file://{home}/store"), InferenceClient(triton)
+    return Stand(
+        store=store,
+        inference=inference,
+        releases=Releases(store, inference, home / "models"),
+        cache=cache,
+        bench=Workbench(store, inference, torch.device(device)),
+    )
 
 
 def distinct_sources(failures: dict[str, Array]) -> int:

@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.release.power import power
 from benchmarks.release.switch import switch
-from benchmarks.stand import SMOKE_IMAGES, Data, read, standing
+from benchmarks.stand import SMOKE_IMAGES, Data, read, stand_at
 from services.demo import classifier
 from services.demo.data import digits
-from services.runtime.stack import StackSettings
+from services.runtime.stack import LocalStack, StackSettings
 
 
 def main() -> None:
@@ -23,10 +23,10 @@ def main() -> None:
     path = arguments.data or digits(StackSettings().cache.expanduser() / "demo")
     data = read(path, limit=SMOKE_IMAGES if arguments.smoke else arguments.limit)
     figures: dict[str, Any] = {"data": data.name, "rate": arguments.rate, "smoke": arguments.smoke}
-    with tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home:
-        turns, pause_s = (1, 1.0) if arguments.smoke else (arguments.turns, 5.0)
-        figures |= switch(data, _two_versions(data), Path(home), rate=arguments.rate, turns=turns, pause_s=pause_s)
-    with standing("cpu", threads=os.cpu_count() or 1) as stand:
+    turns, pause_s = (1, 0.5) if arguments.smoke else (arguments.turns, 5.0)
+    with tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home_, _running(home := Path(home_)) as stack:
+        figures |= switch(stack, home, data, _two_versions(data), rate=arguments.rate, turns=turns, pause_s=pause_s)
+        stand = stand_at(home, stack.addresses()["triton"], device="cpu", threads=os.cpu_count() or 1)
         figures["gate_power"] = power(stand, data, each=1 if arguments.smoke else arguments.each, smoke=arguments.smoke)
     print(json.dumps(figures))
 
@@ -40,6 +40,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--each", type=int, default=4, help="candidates of each way to make one worse")
     parser.add_argument("--smoke", action="store_true", help="a few seconds on few images: does everything run")
     return parser.parse_args()
+
+
+def _running(home: Path) -> LocalStack:
+    return LocalStack(StackSettings(home=home), lambda line: print(line, flush=True))
 
 
 def _two_versions(data: Data) -> tuple[bytes, bytes]:

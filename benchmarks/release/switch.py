@@ -23,7 +23,7 @@ from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.inference import InferenceClient
 from services.runtime.queue import Queue
-from services.runtime.stack import LocalStack, StackSettings
+from services.runtime.stack import LocalStack
 
 MODEL = "digits"
 # After a change, what is still under way belongs to it.
@@ -59,11 +59,20 @@ class Timeline:
 
 
 def switch(
-    data: Data, files: tuple[bytes, bytes], home: Path, *, rate: float, turns: int, pause_s: float
+    stack: LocalStack,
+    home: Path,
+    data: Data,
+    files: tuple[bytes, bytes],
+    *,
+    rate: float,
+    turns: int,
+    pause_s: float,
 ) -> dict[str, Any]:
-    """Return the figures of the gate and of some turns of canary, release and rollback of `files`, before and after."""
-    settings = StackSettings(home=home)
-    with LocalStack(settings, lambda line: print(line, flush=True)) as stack, Client(stack.gateway) as client:
+    """Return the figures of the gate and of some turns of canary, release and rollback of `files`, before and after.
+
+    `home` is the directory of the stack.
+    """
+    with Client(stack.gateway) as client:
         world = _World(stack, home, client, data, files)
         loads = {"triton": stack.addresses()["triton"], "gateway": stack.gateway}
         image = world.image()

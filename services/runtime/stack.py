@@ -109,8 +109,7 @@ class LocalStack:
         else:
             variables |= self._start_triton()
             deadline = time.monotonic() + _READY_S  # the installation does not count
-        for child in self._children:
-            child.wait_ready(deadline)
+        # Services are started while the servers that they need still start: they wait for them by themselves.
         for name in SERVICES:
             count = {"generator": self._settings.generators, "corrector": self._settings.correctors}.get(name, 1)
             for number in range(1, count + 1):

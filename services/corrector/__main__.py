@@ -39,6 +39,8 @@ def main() -> None:
         return
     serve("corrector", settings, functools.partial(_build, trainer=trainer, needs=needs))
     processes.announce(None)
+    if crew:
+        crew.close()
 
 
 def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies) -> Service:

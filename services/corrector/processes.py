@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -91,6 +92,9 @@ class Crew:
         dist.all_reduce(torch.cat([flat, flat.new_tensor([0.0, 1.0])]))
 
     def close(self) -> None:
+        """Leave together: who goes first takes away what threads of the others still use, and they abort."""
+        with suppress(RuntimeError):  # one that died keeps nobody waiting
+            dist.barrier()
         dist.destroy_process_group()
 
 

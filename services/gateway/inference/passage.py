@@ -94,11 +94,7 @@ class InferencePassage(grpc.GenericRpcHandler):
     def _told_of_model(self, name: str) -> Any:
         @_as_triton
         async def told(request: bytes, context: Any) -> bytes:
-            # Model and version are the first fields, as those of requests for inference.
-            target = read_target(request)
-            meant = self._routes.named(target)
-            named = retargeted(request, target, model=meant.model, version=meant.version)
-            return await self._call(name, named, context.time_remaining())
+            return await self._call(name, self._routes.request_as_named(request), context.time_remaining())
 
         return told
 

@@ -11,7 +11,7 @@ from defuse import names
 from defuse.errors import NotFound
 from defuse.v1 import trial_pb2
 
-from services.gateway.inference.wire import Target
+from services.gateway.inference.wire import Target, read_target, retargeted
 from services.gateway.trials import LEASE_S, REFRESH_S, Trials
 from services.runtime.worker import patiently
 
@@ -55,6 +55,15 @@ class Routes:
         if target.version or trial is None:
             return self.named(target)
         return Route(model=target.model, trial=trial, drawn=_draw(target.id) < trial.share)
+
+    def request_as_named(self, request: bytes) -> bytes:
+        """Return a request with what its model and version mean; raise NotFound as `named` does.
+
+        Its first fields are model and version: so it is with all that ask for inference, or about a model.
+        """
+        target = read_target(request)
+        meant = self.named(target)
+        return retargeted(request, target, model=meant.model, version=meant.version)
 
     def named(self, target: Target) -> Route:
         """Return what a model and a version mean; raise NotFound for the challenger of a model that has no trial."""

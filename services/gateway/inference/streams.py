@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2
 
 from services.gateway.inference.memory import SharedMemory
 from services.gateway.inference.routes import Routes
-from services.gateway.inference.wire import read_target, retargeted
+from services.gateway.inference.wire import read_target
 
 # Answers that wait for the caller to read them; Triton's side waits then, too.
 _WAITING = 2
@@ -53,19 +53,13 @@ class StreamPassage:
         with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):  # Triton ended the stream: `_take` sees it
             async for request in requests:
                 try:
-                    named = self._named(request, context)
+                    self._memory.check(request, context)
+                    named = self._routes.request_as_named(request)
                 except DefuseError as error:
                     await answers.put(_refusal(request, error))
                 else:
                     await call.write(named)
             await call.done_writing()
-
-    def _named(self, request: bytes, context: Any) -> bytes:
-        """Return a request with the version that it means."""
-        self._memory.check(request, context)
-        target = read_target(request)
-        meant = self._routes.named(target)
-        return retargeted(request, target, model=meant.model, version=meant.version)
 
 
 async def _take(call: Any, answers: "asyncio.Queue[bytes | None]") -> None:

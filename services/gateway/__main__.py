@@ -14,6 +14,8 @@ from defuse.v1 import (
 )
 
 from services.gateway import passing
+from services.gateway.access.interceptor import AccessInterceptor
+from services.gateway.access.tokens import Tokens
 from services.gateway.advice import Advice
 from services.gateway.annotating import Annotator
 from services.gateway.corrections import Corrections
@@ -90,6 +92,7 @@ def build(settings: GatewaySettings) -> Service:
         checks=needs.checks,
         loops=[*EventLoop(needs.queue, needs.store, runs, corrections).loops, routes.run, tally.run],
         close=close,
+        interceptors=[AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else [],
     )
 
 

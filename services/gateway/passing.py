@@ -1,18 +1,18 @@
-"""GeneratorService at the public door: calls are passed through as bytes, never decoded."""
+"""GeneratorService at the public door: calls are passed through as bytes, when their callers may make them."""
 
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from defuse.errors import from_rpc_error
+from defuse.errors import InvalidInput, from_rpc_error
 from defuse.tls import TlsFiles
-from defuse.v1 import generator_service_pb2
+from defuse.v1 import access_pb2, generator_service_pb2
+from google.protobuf.message import DecodeError
 
+from services.gateway.access import caller, roles
 from services.runtime.channels import channel_to
 from services.runtime.settings import MAX_MESSAGE_BYTES
 
-# What is offered to other teams; `Estimate` takes a configuration that the gateway has checked.
-_OFFERED = ("Identify", "Encode", "Decode", "Interpolate")
 SERVICE = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
 
 
@@ -23,9 +23,8 @@ class GeneratorPassage(grpc.GenericRpcHandler):
         self._url = url
         self._channel = channel_to(url, tls, receive_bytes=MAX_MESSAGE_BYTES)
         self._handlers = {
-            f"/{SERVICE.full_name}/{method.name}": self._handler(method)
-            for method in SERVICE.methods
-            if method.name in _OFFERED
+            path: self._handler(path, SERVICE.methods_by_name[path.rpartition("/")[2]])
+            for path in roles.of_contract(SERVICE)
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
@@ -35,8 +34,7 @@ class GeneratorPassage(grpc.GenericRpcHandler):
     async def close(self) -> None:
         await self._channel.close()
 
-    def _handler(self, method: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-        path = f"/{SERVICE.full_name}/{method.name}"
+    def _handler(self, path: str, method: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         if not method.server_streaming:
 
             async def unary(request: bytes, context: Any) -> bytes:
@@ -49,6 +47,7 @@ class GeneratorPassage(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(unary)
 
         async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            _check_cancels(request)
             call = self._channel.unary_stream(path)(request, timeout=context.time_remaining())
             try:
                 async for answer in call:
@@ -59,3 +58,13 @@ class GeneratorPassage(grpc.GenericRpcHandler):
                 call.cancel()  # a caller that went away ends the work behind the stream too
 
         return grpc.unary_stream_rpc_method_handler(stream)
+
+
+def _check_cancels(request: bytes) -> None:
+    """Raise PermissionDenied where a stream would cancel its run and the caller may not."""
+    try:
+        asked = generator_service_pb2.IdentifyRequest.FromString(request)
+    except DecodeError as error:
+        raise InvalidInput(f"the request is no IdentifyRequest: {error}", reason="MALFORMED_REQUEST") from error
+    if asked.cancel_run:
+        caller.require(access_pb2.ROLE_OPERATOR, "Identify with cancel_run")

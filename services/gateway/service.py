@@ -24,6 +24,7 @@ from defuse.v1 import (
     gateway_service_pb2_grpc as pb_grpc,
 )
 
+from services.gateway.access.caller import signed
 from services.gateway.advice import Advice
 from services.gateway.annotating import Annotator
 from services.gateway.corrections import Corrections
@@ -117,6 +118,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.GetVerdictResponse(verdict=await asyncio.to_thread(self._catalog.verdict, request.name))
 
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
+        signed(request)
         wanted = corrector_service_pb2.RestorePreviousRequest(
             model=request.model, actor=request.actor, reason=request.reason
         )
@@ -208,7 +210,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
             yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])
 
     async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Context) -> pb.AnnotateRegionResponse:
-        region, parts = await self._rooms.annotator.annotate(request.annotation)
+        region, parts = await self._rooms.annotator.annotate(signed(request.annotation))
         return pb.AnnotateRegionResponse(region=region, parts=parts)
 
     async def CreateCorrection(
@@ -236,6 +238,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def ReleaseCorrection(
         self, request: pb.ReleaseCorrectionRequest, context: Context
     ) -> pb.ReleaseCorrectionResponse:
+        signed(request)
         correction = await self._rooms.corrections.get(request.name)
         wanted = corrector_service_pb2.PublishCorrectionRequest(
             correction=correction.name, actor=request.actor, reason=request.reason, approver=request.approver
@@ -256,7 +259,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.ReleaseCorrectionResponse(release=answer.release)
 
     async def StartTrial(self, request: pb.StartTrialRequest, context: Context) -> pb.StartTrialResponse:
-        return pb.StartTrialResponse(trial=await self._rooms.trials.start(request.trial))
+        return pb.StartTrialResponse(trial=await self._rooms.trials.start(signed(request.trial)))
 
     async def GetTrial(self, request: pb.GetTrialRequest, context: Context) -> pb.GetTrialResponse:
         return pb.GetTrialResponse(trial=await self._rooms.trials.get(request.name))

@@ -1,6 +1,6 @@
 """Settings of the gateway."""
 
-from pydantic import Field
+from pydantic import Field, FilePath
 
 from services.runtime.settings import Settings
 
@@ -11,6 +11,11 @@ class GatewaySettings(Settings):
     corrector_url: str = Field("127.0.0.1:8013", description="HOST:PORT of the corrector.")
     generator_url: str = Field("127.0.0.1:8011", description="HOST:PORT of a generator.")
     distiller_url: str = Field("127.0.0.1:8012", description="HOST:PORT of the distiller.")
+    tokens_file: FilePath | None = Field(
+        None,
+        description="Digests of callers' tokens (`python -m services.gateway.tokens` adds one), read again when it "
+        "changes; with it callers must show a token whose role is enough.",
+    )
     max_message_bytes: int = Field(
         64 * 1024 * 1024,
         gt=0,

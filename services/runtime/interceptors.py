@@ -21,13 +21,28 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
         wrap = _streaming if handler.response_streaming else _unary
-        kind = "stream" if handler.request_streaming else "unary"
-        answer = "stream" if handler.response_streaming else "unary"
-        make = getattr(grpc, f"{kind}_{answer}_rpc_method_handler")
-        inner = getattr(handler, f"{kind}_{answer}")
-        return make(wrap(method, inner), handler.request_deserializer, handler.response_serializer)
+        wrapped = wrap(handler_call_details.method, getattr(handler, _kind(handler)))
+        return _maker(handler)(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def refusal(handler: Any, error: DefuseError) -> Any:
+    """Return a handler of the same kind whose calls raise an error; no request is parsed."""
+
+    async def refuse(_: Any, __: Any) -> None:
+        raise error
+
+    return _maker(handler)(refuse)
+
+
+def _kind(handler: Any) -> str:
+    sides = (handler.request_streaming, handler.response_streaming)
+    return "_".join("stream" if streaming else "unary" for streaming in sides)
+
+
+def _maker(handler: Any) -> Callable[..., Any]:
+    maker: Callable[..., Any] = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
+    return maker
 
 
 def _unary(method: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -47,7 +62,7 @@ def _streaming(method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callabl
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         start = time.perf_counter()
         try:
-            # The health service answers with a coroutine that writes to the context.
+            # The health service answers with a coroutine that writes to the context; a refusal is one, too.
             answer: Any = inner(request, context)
             if hasattr(answer, "__aiter__"):
                 async for response in answer:

@@ -37,6 +37,8 @@ class Service:
     # Loops that run as long as the process.
     loops: Sequence[Callable[[], Awaitable[None]]] = ()
     close: Callable[[], Awaitable[None]] | None = field(default=None)
+    # What looks at a call before it is made: who may make it, and how often. What it raises is a status, too.
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
 
 
 def serve(name: str, settings: S, build: Callable[[S], Service]) -> None:
@@ -66,7 +68,8 @@ async def _serve(settings: S, build: Callable[[S], Service]) -> None:
 @contextlib.asynccontextmanager
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[health.aio.HealthServicer]:
     options = [("grpc.max_receive_message_length", settings.max_message_bytes), ("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(interceptors=[*tracing.server_interceptors(), ErrorInterceptor()], options=options)
+    interceptors = [*tracing.server_interceptors(), ErrorInterceptor(), *service.interceptors]
+    server = grpc.aio.server(interceptors=interceptors, options=options)
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     service.register(server)

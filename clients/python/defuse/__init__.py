@@ -17,7 +17,9 @@ from defuse.errors import (
     InvalidInput,
     NotFound,
     NotReady,
+    PermissionDenied,
     StoreFull,
+    Unauthenticated,
     Unavailable,
 )
 from defuse.latent_space import LatentSpace, Walk
@@ -81,6 +83,7 @@ __all__ = [
     "NotFound",
     "NotReady",
     "PairedDifference",
+    "PermissionDenied",
     "Preflight",
     "Preprocessing",
     "RealImage",
@@ -95,6 +98,7 @@ __all__ = [
     "StoreFull",
     "Trial",
     "TrialCounts",
+    "Unauthenticated",
     "Unavailable",
     "ValidityAdvice",
     "Walk",

@@ -56,12 +56,13 @@ class Client:
     Args:
         address: HOST:PORT of the gateway. By default `DEFUSE_GATEWAY`, else the local stack that `defuse up` started.
         timeout_s: Deadline of calls that answer at once.
+        token: Who calls, where the gateway asks for it. By default `DEFUSE_TOKEN`, else what `DEFUSE_TOKEN_FILE` holds.
 
     Every method raises a subclass of DefuseError: see `defuse.errors`.
     """
 
-    def __init__(self, address: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self._connection = Connection(address or find_gateway(), timeout_s=timeout_s)
+    def __init__(self, address: str | None = None, *, timeout_s: float = 30.0, token: str | None = None) -> None:
+        self._connection = Connection(address or find_gateway(), timeout_s=timeout_s, token=token)
         self.address = self._connection.address
 
     def __enter__(self) -> Self:
@@ -77,6 +78,10 @@ class Client:
     def version(self) -> str:
         """Return the version of the system that answers."""
         return str(self._connection.call("GetVersion", pb.GetVersionRequest()).version)
+
+    def _user(self) -> str:
+        """Return in whose name something is said; with a token the gateway knows it."""
+        return "" if self._connection.has_token else getpass.getuser()
 
     # Models.
 
@@ -137,7 +142,7 @@ class Client:
 
     def rollback(self, model_id: str, *, reason: str = "", actor: str | None = None) -> Release:
         """Give callers the version before the present one; `actor`, by default the user, and `reason` are kept."""
-        request = pb.RollbackModelRequest(model=names.model(model_id), actor=actor or getpass.getuser(), reason=reason)
+        request = pb.RollbackModelRequest(model=names.model(model_id), actor=actor or self._user(), reason=reason)
         return Release.from_proto(self._connection.call("RollbackModel", request, timeout_s=_LOAD_DEADLINE_S).release)
 
     # Data sets.
@@ -281,7 +286,7 @@ class Client:
             region=names.region(run_id, region_id),
             verdict=annotation_pb2.Annotation.Verdict.Value(f"VERDICT_{verdict.upper()}"),
             label=label,
-            annotator=annotator or getpass.getuser(),
+            annotator=annotator or self._user(),
         )
         answer = self._connection.call(
             "AnnotateRegion",
@@ -352,7 +357,7 @@ class Client:
             correction=names.correction(run_id, correction_id),
             mode=trial_pb2.Trial.Mode.Value(f"MODE_{mode.upper()}"),
             share=share,
-            actor=actor or getpass.getuser(),
+            actor=actor or self._user(),
             reason=reason,
             approver=approver,
         )
@@ -384,7 +389,7 @@ class Client:
         """
         request = pb.ReleaseCorrectionRequest(
             name=names.correction(run_id, correction_id),
-            actor=actor or getpass.getuser(),
+            actor=actor or self._user(),
             reason=reason,
             approver=approver,
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from defuse import tracing
+from defuse import bearer, tracing
 from defuse.errors import DeadlineExceeded, Unavailable, from_rpc_error
 from defuse.tls import TlsFiles, open_channel
 from defuse.v1 import gateway_service_pb2_grpc, generator_service_pb2_grpc
@@ -20,10 +20,14 @@ _RECONNECT_S = 1.0
 
 
 class Connection:
-    """Calls the methods of a gateway by name; `timeout_s` is the deadline of calls that answer at once."""
+    """Calls the methods of a gateway by name; `timeout_s` is the deadline of calls that answer at once.
 
-    def __init__(self, address: str, *, timeout_s: float) -> None:
+    Whose calls they are a token says, by default that of the environment.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float, token: str | None = None) -> None:
         self.address = address
+        self._credentials = bearer.metadata(bearer.find_token() if token is None else token, address)
         self._timeout_s = timeout_s
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         self._channel = open_channel(grpc, address, TlsFiles.of_environment(), options=options)
@@ -32,13 +36,18 @@ class Connection:
             generator_service_pb2_grpc.GeneratorServiceStub(self._channel),
         ]
 
+    @property
+    def has_token(self) -> bool:
+        """Say whether the gateway knows by a token who calls."""
+        return bool(self._credentials)
+
     def close(self) -> None:
         self._channel.close()
 
     def call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         """Return the answer to a request, or to an iterator of requests; raise a DefuseError."""
         try:
-            return self._method(method)(request, timeout=timeout_s or self._timeout_s, metadata=tracing.metadata())
+            return self._method(method)(request, timeout=timeout_s or self._timeout_s, metadata=self._metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=self.address) from error
 
@@ -51,9 +60,7 @@ class Connection:
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left = max(0.0, end - time.monotonic())
-            call = self._method(method)(
-                request, timeout=None if timeout_s is None else left, metadata=tracing.metadata()
-            )
+            call = self._method(method)(request, timeout=None if timeout_s is None else left, metadata=self._metadata())
             try:
                 yield from call
             except grpc.RpcError as error:
@@ -70,6 +77,9 @@ class Connection:
                 return
             finally:
                 call.cancel()  # a reader that stops reading ends the call
+
+    def _metadata(self) -> list[tuple[str, str]]:
+        return [*self._credentials, *tracing.metadata()]
 
     def _method(self, name: str) -> Any:
         """Return a method of either service that a gateway offers; their methods have different names."""

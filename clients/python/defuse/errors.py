@@ -6,7 +6,8 @@
     ├── AlreadyExists       the caller named something that is taken
     ├── NotReady            the caller must do something else first
     ├── Conflict            the caller must wait for something under way
-    ├── PermissionDenied    the caller may not do this, whoever changes what
+    ├── Unauthenticated     the caller must say who it is, with a token that is known
+    ├── PermissionDenied    the caller may not do this; somebody else may
     ├── Cancelled           somebody asked for it
     ├── Unavailable         the operator must bring a server back; trying again is right
     ├── StoreFull           the operator must make room; trying again is right
@@ -69,6 +70,12 @@ class Conflict(DefuseError):
     default_reason = "CONFLICT"
 
 
+class Unauthenticated(DefuseError):
+    """The caller must say who it is, with a token that is known."""
+
+    default_reason = "UNAUTHENTICATED"
+
+
 class PermissionDenied(DefuseError):
     """The caller may not do this; somebody else may."""
 
@@ -109,6 +116,7 @@ CODES: dict[type[DefuseError], grpc.StatusCode] = {
     AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     NotReady: grpc.StatusCode.FAILED_PRECONDITION,
     Conflict: grpc.StatusCode.ABORTED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     Cancelled: grpc.StatusCode.CANCELLED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,

@@ -26,7 +26,14 @@ SETTINGS = {
     "corrector": CorrectorSettings,
 }
 # What the client reads by itself.
-OF_CLIENT = {"DEFUSE_GATEWAY", "DEFUSE_TLS_AUTHORITY", "DEFUSE_TLS_CERTIFICATE", "DEFUSE_TLS_KEY"}
+OF_CLIENT = {
+    "DEFUSE_GATEWAY",
+    "DEFUSE_TLS_AUTHORITY",
+    "DEFUSE_TLS_CERTIFICATE",
+    "DEFUSE_TLS_KEY",
+    "DEFUSE_TOKEN",
+    "DEFUSE_TOKEN_FILE",
+}
 # What is read where no settings class is yet, or by the compose file itself.
 OF_OTHERS = {"DEFUSE_SETTINGS_FILE", "DEFUSE_USER"}
 # Endings under which Prometheus finds histograms and counters.

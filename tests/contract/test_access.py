@@ -1,0 +1,142 @@
+"""The gateway's door as a process of its own: tokens, their roles, and how they are replaced while it runs."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from defuse.errors import DefuseError, PermissionDenied, Unauthenticated, from_rpc_error
+from defuse.v1 import gateway_service_pb2 as pb
+from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
+from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from services.runtime.processes import free_port
+from tests.conftest import ROOT, eventually
+
+MakeToken = Callable[[str, str], str]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "tokens"
+
+
+@pytest.fixture
+def make_token(file: Path) -> MakeToken:
+    """Give what adds a token to the gateway's file and returns it."""
+
+    def make(name: str, role: str) -> str:
+        command = [sys.executable, "-m", "services.gateway.tokens", str(file), name, role]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    return make
+
+
+@pytest.fixture
+def door(file: Path, make_token: MakeToken, tmp_path: Path) -> Iterator[tuple[grpc.Channel, str]]:
+    """A gateway that asks for tokens, before no Redis and no Triton; give a channel to it and a viewer's token."""
+    token, port = make_token("vera", "viewer"), free_port()
+    environment = {
+        **os.environ,
+        "DEFUSE_PORT": str(port),
+        "DEFUSE_TOKENS_FILE": str(file),
+        "DEFUSE_REDIS_URL": "redis://127.0.0.1:9/0",
+        "DEFUSE_TRITON_URL": "127.0.0.1:9",
+        "DEFUSE_STORE_URL": f"file://{tmp_path}/store",
+    }
+    command = [sys.executable, "-m", "services.gateway"]
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((tmp_path / "log").open("w"))
+        process = stack.enter_context(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log))
+        stack.callback(process.kill)
+        eventually(lambda: "listening" in (tmp_path / "log").read_text(), alive=process)
+        yield stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}")), token
+
+
+def called(call: Callable[..., Any], request: Any, token: str | None = None) -> Any:
+    """Make a call; return its answer, or the error that it ends with."""
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    try:
+        return call(request, metadata=metadata, timeout=30)
+    except grpc.RpcError as error:
+        return from_rpc_error(error, address="the door")
+
+
+def version(channel: grpc.Channel, token: str | None) -> Any:
+    return called(pb_grpc.GatewayServiceStub(channel).GetVersion, pb.GetVersionRequest(), token)
+
+
+def test_who_is_let_in(door: tuple[grpc.Channel, str]) -> None:
+    """Without a token, or with one that is not known, nobody is; a viewer looks, and does nothing."""
+    channel, viewer = door
+    assert [type(version(channel, token)) for token in (None, "wrong", viewer)] == [
+        Unauthenticated,
+        Unauthenticated,
+        pb.GetVersionResponse,
+    ]
+    denied = called(pb_grpc.GatewayServiceStub(channel).CancelRun, pb.CancelRunRequest(name="runs/a"), viewer)
+    assert (type(denied), denied.metadata) == (PermissionDenied, {"role": "operator"})
+
+
+def test_every_service_of_the_door_is_guarded(door: tuple[grpc.Channel, str]) -> None:
+    """Inference, the generator's calls and reflection ask for a token, too."""
+    channel, viewer = door
+    inference = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    generator = generator_service_pb2_grpc.GeneratorServiceStub(channel)
+    reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    calls: list[tuple[Callable[..., Any], Any]] = [
+        (inference.ModelInfer, service_pb2.ModelInferRequest(model_name="tiny")),
+        (inference.ServerLive, service_pb2.ServerLiveRequest()),
+        (generator.Encode, generator_service_pb2.EncodeRequest()),
+        (lambda request, **how: next(generator.Identify(request, **how)), generator_service_pb2.IdentifyRequest()),
+        (lambda request, **how: next(reflection.ServerReflectionInfo(iter([request]), **how)), question),
+    ]
+    assert {type(called(call, request)) for call, request in calls} == {Unauthenticated}
+    assert Unauthenticated not in {type(called(call, request, viewer)) for call, request in calls}
+
+
+def test_a_viewer_cancels_no_run_by_leaving(door: tuple[grpc.Channel, str]) -> None:
+    """A stream that would cancel its run at its end is an operator's."""
+    channel, viewer = door
+    identify = generator_service_pb2_grpc.GeneratorServiceStub(channel).Identify
+    request = generator_service_pb2.IdentifyRequest(run="runs/a", cancel_run=True)
+    denied = called(lambda request, **how: next(identify(request, **how)), request, viewer)
+    assert (type(denied), denied.metadata) == (PermissionDenied, {"role": "operator"})
+
+
+def test_nobody_annotates_in_the_name_of_another(door: tuple[grpc.Channel, str], make_token: MakeToken) -> None:
+    """The gateway's own methods look at who is named before they do anything."""
+    channel, _ = door
+    token = make_token("ann", "admin")
+    eventually(lambda: not isinstance(version(channel, token), DefuseError))
+    gateway = pb_grpc.GatewayServiceStub(channel)
+    calls: list[tuple[Callable[..., Any], Any]] = [
+        (gateway.AnnotateRegion, pb.AnnotateRegionRequest(annotation={"region": "?", "annotator": "bob"})),
+        (gateway.RollbackModel, pb.RollbackModelRequest(model="?", actor="bob")),
+        (gateway.ReleaseCorrection, pb.ReleaseCorrectionRequest(name="?", approver="bob")),
+        (gateway.StartTrial, pb.StartTrialRequest(trial={"correction": "?", "actor": "bob"})),
+    ]
+    assert {called(call, request, token).reason for call, request in calls} == {"NOT_THE_CALLER"}
+
+
+def test_tokens_are_replaced_while_it_runs(door: tuple[grpc.Channel, str], file: Path, make_token: MakeToken) -> None:
+    """A new token is taken, an old one refused once its line is gone, and a broken file locks nobody out."""
+    channel, old = door
+    new = make_token("vera", "viewer")
+    eventually(lambda: not isinstance(version(channel, new), DefuseError))
+    lines = file.read_text().splitlines()
+    file.write_text(f"{lines[1]}\n")
+    eventually(lambda: isinstance(version(channel, old), Unauthenticated))
+    file.write_text("nonsense\n")
+    answers = [version(channel, new)]
+    while "tokens_not_renewed" not in (file.parent / "log").read_text():
+        answers.append(version(channel, new))
+    assert {type(answer) for answer in answers} == {pb.GetVersionResponse}

@@ -1,0 +1,56 @@
+"""Which role each call needs; the contract's own options are the table of our services."""
+
+import pytest
+from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2
+
+from services.gateway.access.caller import word
+from services.gateway.access.roles import needed, of_contract
+
+GATEWAY = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
+GENERATOR = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
+
+
+def test_every_call_of_the_gateway_says_its_role() -> None:
+    """No call is forgotten: what has no role in the contract is not offered, and all of the gateway's are."""
+    assert [path.rpartition("/")[2] for path in of_contract(GATEWAY)] == [method.name for method in GATEWAY.methods]
+
+
+def test_what_of_the_generator_is_offered() -> None:
+    """Its internal calls have no role."""
+    offered = {path.rpartition("/")[2] for path in of_contract(GENERATOR)}
+    assert offered == {"Identify", "Encode", "Decode", "Interpolate"}
+
+
+@pytest.mark.parametrize(
+    ("role", "calls"),
+    [
+        ("viewer", ["GetVersion", "ListRuns", "GetRegion", "ExportRegions", "WatchRun", "EstimateRun", "ListReleases"]),
+        ("annotator", ["AnnotateRegion"]),
+        ("operator", ["UploadFile", "CreateDataset", "CreateRun", "CancelRun", "CreateCorrection", "JudgeCandidate"]),
+        ("admin", ["CreateModel", "ReleaseCorrection", "RollbackModel", "StartTrial", "StopTrial"]),
+    ],
+)
+def test_the_roles_of_the_gateways_calls(role: str, calls: list[str]) -> None:
+    """Who looks is a viewer, who judges an annotator, who starts work an operator, who changes a model an admin."""
+    assert {word(needed(f"/{GATEWAY.full_name}/{call}") or access_pb2.ROLE_UNSPECIFIED) for call in calls} == {role}
+
+
+@pytest.mark.parametrize(
+    ("method", "role"),
+    [
+        ("/inference.GRPCInferenceService/ModelInfer", access_pb2.ROLE_VIEWER),
+        ("/inference.GRPCInferenceService/ModelStreamInfer", access_pb2.ROLE_VIEWER),
+        ("/inference.GRPCInferenceService/SystemSharedMemoryStatus", access_pb2.ROLE_VIEWER),
+        ("/inference.GRPCInferenceService/SystemSharedMemoryRegister", access_pb2.ROLE_OPERATOR),
+        ("/inference.GRPCInferenceService/CudaSharedMemoryUnregister", access_pb2.ROLE_OPERATOR),
+        ("/google.longrunning.Operations/WaitOperation", access_pb2.ROLE_VIEWER),
+        ("/google.longrunning.Operations/CancelOperation", access_pb2.ROLE_OPERATOR),
+        ("/google.longrunning.Operations/DeleteOperation", access_pb2.ROLE_OPERATOR),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", access_pb2.ROLE_VIEWER),
+        ("/somebody.Else/Anything", access_pb2.ROLE_ADMIN),
+        ("/grpc.health.v1.Health/Check", None),
+    ],
+)
+def test_calls_of_other_services(method: str, role: int | None) -> None:
+    """Probes need no token; what nobody thought of is for admins."""
+    assert needed(method) == role

@@ -27,3 +27,8 @@ class GatewaySettings(Settings):
         "it, whose users may read each other's memory.",
     )
     max_file_bytes: int = Field(8 * 1024**3, gt=0, description="Largest file that a client may upload or name by URL.")
+
+    @property
+    def knows_callers(self) -> bool:
+        """Say whether callers must show who they are, by a certificate or a token."""
+        return super().knows_callers or self.tokens_file is not None

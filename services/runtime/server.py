@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -42,10 +43,13 @@ class Service:
 
 
 def serve(name: str, settings: S, build: Callable[[S], Service]) -> None:
-    """Run a service until SIGTERM or SIGINT."""
+    """Run a service until SIGTERM or SIGINT; where something keeps it from starting, end with a line that says what."""
     telemetry.configure_logging(name, level=settings.log_level, log_format=settings.log_format)
-    with tracing.exported(name, settings.otlp_url):
-        asyncio.run(_serve(settings, build))
+    try:
+        with tracing.exported(name, settings.otlp_url):
+            asyncio.run(_serve(settings, build))
+    except DefuseError as error:
+        sys.exit(f"defuse: {error.message}")
 
 
 async def _serve(settings: S, build: Callable[[S], Service]) -> None:
@@ -61,8 +65,8 @@ async def _serve(settings: S, build: Callable[[S], Service]) -> None:
         await _end([stopped, *tasks])
     if service.close:
         await service.close()
-    for task in done - {stopped}:
-        task.result()  # a loop that ended did so with a defect: end the process with it
+    if defects := [task.exception() for task in done - {stopped}]:
+        raise RuntimeError("a loop of the service ended") from defects[0]
 
 
 @contextlib.asynccontextmanager
@@ -80,7 +84,12 @@ async def _listening(settings: Settings, service: Service) -> AsyncIterator[heal
         port = _add_port(server, address, settings.tls)
     except RuntimeError as error:
         raise Unavailable(f"cannot listen on {address}: is DEFUSE_PORT taken? ({error})") from error
-    metrics, metrics_port = telemetry.start_metrics_server(settings.host, settings.metrics_port)
+    try:
+        metrics, metrics_port = telemetry.start_metrics_server(settings.host, settings.metrics_port)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot listen on {settings.host}:{settings.metrics_port}: is DEFUSE_METRICS_PORT taken? ({error})"
+        ) from error
     await server.start()
     telemetry.log().info("listening", address=f"{settings.host}:{port}", metrics_port=metrics_port)
     try:

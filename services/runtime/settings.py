@@ -6,8 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
+from defuse.loopback import is_loopback
 from defuse.tls import TlsFiles
-from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from services.runtime import copies
@@ -49,6 +50,11 @@ class Settings(BaseSettings):
         None,
         description="Certificates (PEM) of whom to trust; with it callers must show a certificate of theirs (mTLS).",
     )
+    allow_anonymous: bool = Field(
+        False,
+        description="Listen beyond this host (`DEFUSE_HOST`) for callers who show neither certificate nor token: on a "
+        "private network, whose users may do everything.",
+    )
     otlp_url: str | None = Field(
         None,
         description="OpenTelemetry collector (`http://HOST:PORT`, OTLP over gRPC) for traces; unset: none are made.",
@@ -64,6 +70,21 @@ class Settings(BaseSettings):
         if (key is None) is not (info.data.get("tls_certificate") is None):
             raise ValueError(f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY are given together or not at all")
         return key
+
+    @model_validator(mode="after")
+    def _closed_to_strangers(self) -> Self:
+        if not (is_loopback(self.host) or self.knows_callers or self.allow_anonymous):
+            raise ValueError(
+                f"{PREFIX}HOST: whoever reaches {self.host} could do everything; demand certificates "
+                f"({PREFIX}TLS_AUTHORITY) or, at the gateway, tokens ({PREFIX}TOKENS_FILE), listen on 127.0.0.1, or "
+                f"say that the network is private ({PREFIX}ALLOW_ANONYMOUS=true)"
+            )
+        return self
+
+    @property
+    def knows_callers(self) -> bool:
+        """Say whether callers must show who they are."""
+        return self.tls_authority is not None
 
     @property
     def tls(self) -> TlsFiles:
@@ -98,6 +119,9 @@ class Settings(BaseSettings):
 def report_and_exit(error: ValidationError) -> NoReturn:
     """End the process with one line for each setting that is not valid, by the name of its variable."""
     for fault in error.errors():
+        if not fault["loc"]:  # of several settings together, which it names itself
+            sys.stderr.write(f"{fault['ctx']['error']}\n")
+            continue
         name = PREFIX + "_".join(str(part) for part in fault["loc"]).upper()
         sys.stderr.write(f"{name}: {fault['msg']} (got {fault['input']!r})\n")
     sys.exit(2)

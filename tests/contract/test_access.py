@@ -45,6 +45,7 @@ def door(file: Path, make_token: MakeToken, tmp_path: Path) -> Iterator[tuple[gr
     token, port = make_token("vera", "viewer"), free_port()
     environment = {
         **os.environ,
+        "DEFUSE_HOST": "0.0.0.0",  # as it knows its callers
         "DEFUSE_PORT": str(port),
         "DEFUSE_TOKENS_FILE": str(file),
         "DEFUSE_REDIS_URL": "redis://127.0.0.1:9/0",

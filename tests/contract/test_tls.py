@@ -78,6 +78,22 @@ def test_both_sides_show_who_they_are(gateway: tuple[str, Path], made: Path, mon
     assert not answers(address.removeprefix("grpcs://"), monkeypatch, {})
 
 
+def test_a_certificate_that_has_expired(
+    gateway: tuple[str, Path], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused, though its authority is trusted."""
+    authority, files = made / "old", tmp_path / "expired"
+    shutil.copytree(authority / "client", files)
+    request = ["openssl", "req", "-new", "-key", files / "key.pem", "-subj", "/CN=client", "-out", files / "request"]
+    sign = ["openssl", "x509", "-req", "-in", files / "request", "-CA", authority / "authority.pem"]
+    sign += ["-CAkey", authority / "authority.key", "-CAcreateserial", "-days", "-1", "-out", files / "certificate.pem"]
+    for command in (request, sign):
+        subprocess.run(command, check=True, capture_output=True)
+    address, _ = gateway
+    assert not answers(address, monkeypatch, variables(files))
+    assert answers(address, monkeypatch, variables(authority / "client"))
+
+
 def test_renewed_files_are_taken(gateway: tuple[str, Path], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the files were replaced, clients of the new authority are answered and those of the old one are not."""
     address, files = gateway

@@ -29,16 +29,30 @@ def complete(config: CorrectionConfig) -> CorrectionConfig:
         section, _, name = path.rpartition(".")
         value = getattr(getattr(config, section) if section else config, name)
         if math.isnan(value) or (value and not least <= value <= largest):
-            raise InvalidInput(f"{path} is {value}; it must lie between {least} and {largest}", reason="OUT_OF_BOUNDS")
+            raise InvalidInput(
+                f"{path} is {value}; it must lie between {least} and {largest}",
+                reason="OUT_OF_BOUNDS",
+                field=f"config.{path}",
+            )
     for weight in config.region_weights:
         if not 0 <= weight < 1:
-            raise InvalidInput(f"lambda is {weight}; it must be at least 0 and below 1", reason="OUT_OF_BOUNDS")
+            raise InvalidInput(
+                f"lambda is {weight}; it must be at least 0 and below 1",
+                reason="OUT_OF_BOUNDS",
+                field="config.region_weights",
+            )
     for rate in config.learning_rates:
         if not 0 < rate <= 1:
-            raise InvalidInput(f"learning rate is {rate}; it must be above 0 and at most 1", reason="OUT_OF_BOUNDS")
+            raise InvalidInput(
+                f"learning rate is {rate}; it must be above 0 and at most 1",
+                reason="OUT_OF_BOUNDS",
+                field="config.learning_rates",
+            )
     if config.torch_factory.weights_digest and not config.torch_factory.function:
         raise InvalidInput(
-            "weights are given without a torch factory that takes them; name it, module:function", reason="BAD_FACTORY"
+            "weights are given without a torch factory that takes them; name it, module:function",
+            reason="BAD_FACTORY",
+            field="config.torch_factory.function",
         )
     whole = CorrectionConfig()
     whole.CopyFrom(config)
@@ -75,7 +89,9 @@ def _region_weights(method: Training.Method.ValueType, config: CorrectionConfig)
 def _check_methods(config: CorrectionConfig) -> None:
     known = correction_pb2.Training.Method.values()
     if unknown := [method for method in config.methods if method not in known or not method]:
-        raise InvalidInput(f"method {unknown[0]} is unknown; see `Training.Method`", reason="UNKNOWN_METHOD")
+        raise InvalidInput(
+            f"method {unknown[0]} is unknown; see `Training.Method`", reason="UNKNOWN_METHOD", field="config.methods"
+        )
     count = len(trainings(config))
     if count > _MOST_TRAININGS:
         raise InvalidInput(

@@ -57,7 +57,7 @@ class Corrections:
         return await self.book.create(correction, works, taking=_model_key(correction))
 
     async def get(self, name: str) -> correction_pb2.Correction:
-        return await self.book.get(names.check(name, "runs/*/corrections/*"))
+        return await self.book.get(names.check(name, "runs/*/corrections/*", field="name"))
 
     async def list(self, run_name: str) -> list[correction_pb2.Correction]:
         """Return the corrections of a run, oldest first."""
@@ -65,7 +65,7 @@ class Corrections:
         return await self.book.list(run_name)
 
     def watch(self, name: str) -> AsyncIterator[correction_pb2.Correction]:
-        return self.book.watch(names.check(name, "runs/*/corrections/*"))
+        return self.book.watch(names.check(name, "runs/*/corrections/*", field="name"))
 
     async def cancel(self, name: str) -> correction_pb2.Correction:
         """Stop a correction; its trainings stop at their next step."""

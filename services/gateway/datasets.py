@@ -28,7 +28,7 @@ class Datasets:
     def create(self, *, file_digest: str, uri: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
         """Return the data set of an uploaded file, or of a URL; the same content and seed give the same one."""
         if bool(file_digest) == bool(uri):
-            raise InvalidInput("give either the digest of an uploaded file or a URL", reason="BAD_DATASET")
+            raise InvalidInput("give either the digest of an uploaded file or a URL", reason="BAD_DATASET", field="uri")
         if uri:
             with fetched(uri, max_bytes=self._max_bytes) as (file, digest):
                 return self._create(file, digest, display_name or uri, seed)

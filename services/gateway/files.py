@@ -31,7 +31,7 @@ class Files:
                 size += len(chunk)
                 if size > self._max_bytes:
                     raise InvalidInput(
-                        f"the file is larger than {self._max_bytes} bytes, the limit", reason="TOO_LARGE"
+                        f"the file is larger than {self._max_bytes} bytes, the limit", reason="TOO_LARGE", field="chunk"
                     )
                 content.update(chunk)
                 telemetry.UPLOADED_BYTES.inc(len(chunk))
@@ -40,6 +40,7 @@ class Files:
                 raise InvalidInput(
                     f"the file that arrived has digest {content.hexdigest()}, not {digest}; send it again",
                     reason="DIGEST_MISMATCH",
+                    field="digest",
                 )
         return size
 

@@ -123,7 +123,9 @@ class Regions:
     def _check(self, annotation: annotation_pb2.Annotation) -> None:
         if not annotation.verdict:
             raise InvalidInput(
-                "the verdict is missing; give a label, or invalid, mixed or unsure", reason="BAD_VERDICT"
+                "the verdict is missing; give a label, or invalid, mixed or unsure",
+                reason="BAD_VERDICT",
+                field="annotation.verdict",
             )
         if annotation.verdict != _LABEL:
             return
@@ -134,4 +136,5 @@ class Regions:
                 f"label {annotation.label!r} is no class of {names.last(run.config.model)!r}; its classes are "
                 f"{', '.join(classes[:50])}",
                 reason="LABELS_OUTSIDE_CLASSES",
+                field="annotation.label",
             )

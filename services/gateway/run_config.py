@@ -71,7 +71,11 @@ def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
         section, name = path.split(".")
         value = getattr(getattr(config, section), name)
         if (value and not least <= value <= largest) or math.isnan(value):
-            raise InvalidInput(f"{path} is {value}; it must lie between {least} and {largest}", reason="OUT_OF_BOUNDS")
+            raise InvalidInput(
+                f"{path} is {value}; it must lie between {least} and {largest}",
+                reason="OUT_OF_BOUNDS",
+                field=f"config.{path}",
+            )
     whole = run_pb2.RunConfig(
         search=_SEARCH_DEFAULTS, mixture=_MIXTURE_DEFAULTS, validity=_VALIDITY_DEFAULTS, preflight=_PREFLIGHT_DEFAULTS
     )

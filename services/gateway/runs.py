@@ -36,7 +36,7 @@ class Runs:
 
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
         """Check a configuration against the model, the data and the served classifier, and start a run."""
-        name = names.run(run_id)
+        name = names.run(names.check_id("run", run_id, field="run_id"))
         run = run_pb2.Run(name=name, config=await self.checked(config), state=run_pb2.Run.STATE_PREPARING)
         run.create_time.GetCurrentTime()
         run.update_time.CopyFrom(run.create_time)
@@ -60,7 +60,7 @@ class Runs:
         return list(reversed(await self.book.list()))
 
     def watch(self, name: str) -> AsyncIterator[run_pb2.Run]:
-        return self.book.watch(names.check(name, "runs/*"))
+        return self.book.watch(names.check(name, "runs/*", field="name"))
 
     async def cancel(self, name: str) -> run_pb2.Run:
         """Stop a run; its workers stop at their next batch."""

@@ -83,7 +83,9 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     ) -> pb.UploadFileResponse:
         first = await anext(aiter(request_iterator), None)
         if first is None:
-            raise InvalidInput("the upload has no messages; send the digest and the content", reason="EMPTY_UPLOAD")
+            raise InvalidInput(
+                "the upload has no messages; send the digest and the content", reason="EMPTY_UPLOAD", field="digest"
+            )
         size = await self._rooms.files.receive(first.digest, _chunks(first, request_iterator))
         return pb.UploadFileResponse(digest=first.digest, size=size)
 
@@ -204,7 +206,9 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         run = await self._rooms.runs.get(request.run)
         check_distilled(run)
         if request.offset < 0:
-            raise InvalidInput(f"the offset is {request.offset}; give 0 or more bytes", reason="OUT_OF_BOUNDS")
+            raise InvalidInput(
+                f"the offset is {request.offset}; give 0 or more bytes", reason="OUT_OF_BOUNDS", field="offset"
+            )
         content = await asyncio.to_thread(self._rooms.regions.export, run)
         for begin in range(request.offset, len(content), _PART_BYTES):
             yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])

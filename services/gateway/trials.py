@@ -70,7 +70,7 @@ class Trials:
         return trial
 
     async def get(self, name: str) -> trial_pb2.Trial:
-        return await self._counted(await self._book.get(names.check(name, "models/*/trials/*")))
+        return await self._counted(await self._book.get(names.check(name, "models/*/trials/*", field="name")))
 
     async def list(self, model_name: str) -> Sequence[trial_pb2.Trial]:
         """Return the trials of a model, oldest first."""
@@ -117,13 +117,14 @@ class Trials:
 
 
 def _check(wanted: trial_pb2.Trial) -> None:
-    names.check(wanted.correction, "runs/*/corrections/*")
+    names.check(wanted.correction, "runs/*/corrections/*", field="trial.correction")
     if not wanted.mode:
-        raise InvalidInput("the mode is missing; use canary or shadow", reason="BAD_MODE")
+        raise InvalidInput("the mode is missing; use canary or shadow", reason="BAD_MODE", field="trial.mode")
     if not 0 < wanted.share <= 1:
         raise InvalidInput(
             f"the share is {wanted.share:g}; give the part of the requests to draw, above 0 and at most 1",
             reason="OUT_OF_BOUNDS",
+            field="trial.share",
         )
 
 

@@ -41,7 +41,9 @@ def _protocol(uri: str) -> str:
     if not separator or protocol not in _PROTOCOLS:
         kinds = ", ".join(f"{name}://" for name in _PROTOCOLS)
         raise InvalidInput(
-            f"{uri!r} is no URL of a kind that the services read ({kinds}); upload local files", reason="BAD_URI"
+            f"{uri!r} is no URL of a kind that the services read ({kinds}); upload local files",
+            reason="BAD_URI",
+            field="uri",
         )
     return protocol
 
@@ -68,7 +70,7 @@ def _copy(file_system: Any, uri: str, target: IO[bytes], max_bytes: int) -> str:
     for chunk in _chunks(file_system, uri):
         size += len(chunk)
         if size > max_bytes:
-            raise InvalidInput(f"{uri!r} is larger than {max_bytes} bytes, the limit", reason="TOO_LARGE")
+            raise InvalidInput(f"{uri!r} is larger than {max_bytes} bytes, the limit", reason="TOO_LARGE", field="uri")
         content.update(chunk)
         append(target, chunk)
     return content.hexdigest()
@@ -84,4 +86,5 @@ def _chunks(file_system: Any, uri: str) -> Iterator[bytes]:
         raise InvalidInput(
             f"{uri!r} cannot be read ({type(cause).__name__}: {cause}); is it right, and may the services read it?",
             reason="BAD_URI",
+            field="uri",
         ) from error

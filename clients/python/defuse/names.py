@@ -7,12 +7,13 @@ from defuse.errors import InvalidInput
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-def check_id(kind: str, value: str) -> str:
-    """Return the id, or raise InvalidInput that names it."""
+def check_id(kind: str, value: str, *, field: str | None = None) -> str:
+    """Return the id, or raise InvalidInput that names it, and the field of the request that it is in."""
     if not _ID.fullmatch(value):
         raise InvalidInput(
             f"{kind} id {value!r} is refused: use 1 to 63 letters, digits, '.', '_' or '-', a letter or digit first",
             reason="INVALID_ID",
+            field=field,
         )
     return value
 
@@ -59,11 +60,16 @@ def parent(name: str) -> str:
     return "/".join(name.split("/")[:-2])
 
 
-def check(name: str, pattern: str) -> str:
-    """Return a resource name that has the shape of `pattern`, for instance `runs/*`; raise InvalidInput otherwise."""
+def check(name: str, pattern: str, *, field: str | None = None) -> str:
+    """Return a resource name that has the shape of `pattern`, for instance `runs/*`; raise InvalidInput otherwise.
+
+    The error names the field of the request that the name is in.
+    """
     parts, wanted = name.split("/"), pattern.split("/")
     if len(parts) != len(wanted) or any(w not in {"*", p} for p, w in zip(parts, wanted, strict=True)):
-        raise InvalidInput(f"{name!r} is not a resource name of the form {pattern!r}", reason="INVALID_NAME")
+        raise InvalidInput(
+            f"{name!r} is not a resource name of the form {pattern!r}", reason="INVALID_NAME", field=field
+        )
     for collection, part in zip(parts[::2], parts[1::2], strict=True):
-        check_id(collection.rstrip("s"), part)
+        check_id(collection.rstrip("s"), part, field=field)
     return name

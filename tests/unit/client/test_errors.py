@@ -6,7 +6,19 @@ from collections.abc import Sequence
 import grpc
 import pytest
 from defuse import errors
-from defuse.errors import CODES, DefuseError, Internal, StoreFull, Unavailable, from_rpc_error, to_status
+from defuse.errors import (
+    CODES,
+    Conflict,
+    DefuseError,
+    Internal,
+    InvalidInput,
+    LimitExceeded,
+    NotFound,
+    StoreFull,
+    Unavailable,
+    from_rpc_error,
+    to_status,
+)
 from google.rpc import error_details_pb2, status_pb2
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, DefuseError)]
@@ -36,21 +48,60 @@ def sent(status: status_pb2.Status) -> Status:
 
 
 def test_every_class_is_in_the_table_once() -> None:
-    """Each class of the hierarchy but its base has a code of its own."""
+    """Each class of the hierarchy but its base has a code, and those that share one have reasons of their own."""
     assert set(CLASSES) - {DefuseError} == set(CODES)
-    assert len(set(CODES.values())) == len(CODES)
+    assert len({(code, cls.default_reason) for cls, code in CODES.items()}) == len(CODES)
+    assert [cls for cls in CODES if list(CODES.values()).count(CODES[cls]) > 1] == [StoreFull, LimitExceeded]
 
 
 @pytest.mark.parametrize("cls", CODES, ids=lambda cls: cls.__name__)
 def test_both_ways(cls: type[DefuseError]) -> None:
     """A class becomes its code and is read back as itself, with sentence, reason and metadata."""
-    error = cls("region 'r9' is not there", reason="PLANTED", metadata={"region": "r9"})
+    reason = cls.default_reason if cls is LimitExceeded else "PLANTED"
+    error = cls("region 'r9' is not there", reason=reason, metadata={"region": "r9"})
     status = to_status(error)
     assert status.code == CODES[cls].value[0]
     read = from_rpc_error(sent(status), address="here:1")
     assert type(read) is cls
-    assert (read.message, read.reason, read.metadata) == (error.message, "PLANTED", {"region": "r9"})
+    assert (read.message, read.reason, read.metadata) == (error.message, reason, {"region": "r9"})
     assert str(read) == error.message
+
+
+@pytest.mark.parametrize("cls", [InvalidInput, NotFound])
+def test_the_field_that_is_wrong(cls: type[DefuseError]) -> None:
+    """It travels as google.rpc.BadRequest, so that any client can show the sentence beside it."""
+    status = to_status(cls("the radius is 9; at most 3", field="config.search.radius_sd"))
+    violations = error_details_pb2.BadRequest()
+    assert status.details[1].Unpack(violations)
+    [violation] = violations.field_violations
+    assert (violation.field, violation.description) == ("config.search.radius_sd", "the radius is 9; at most 3")
+    assert from_rpc_error(sent(status), address="here:1").field == "config.search.radius_sd"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.25, 90.0])
+def test_when_to_try_again(seconds: float) -> None:
+    """It travels as google.rpc.RetryInfo."""
+    status = to_status(LimitExceeded("too many calls", retry_after_s=seconds))
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.ToNanoseconds() == seconds * 1e9
+    assert from_rpc_error(sent(status), address="here:1").retry_after_s == seconds
+
+
+def test_who_may_try_again() -> None:
+    """Where trying again is right by itself it is said when; nowhere else, and no field without one."""
+    again = {cls for cls in CODES if cls("x").retry_after_s is not None}
+    assert again == {Conflict, Unavailable, LimitExceeded}
+    for cls in CODES:
+        read = from_rpc_error(sent(to_status(cls("x"))), address="here:1")
+        assert (read.retry_after_s, read.field) == (cls("x").retry_after_s, None)
+
+
+def test_a_full_store_and_a_limit_are_told_apart() -> None:
+    """They share a status code; another reason of that code, for instance of a newer server, is the store's."""
+    for cls in (StoreFull, LimitExceeded):
+        assert type(from_rpc_error(sent(to_status(cls("x"))), address="here:1")) is cls
+    assert type(from_rpc_error(sent(to_status(StoreFull("x", reason="NEWER"))), address="here:1")) is StoreFull
 
 
 @pytest.mark.parametrize("cls", CODES, ids=lambda cls: cls.__name__)

@@ -61,5 +61,5 @@ def test_names_of_the_right_form(name: str, pattern: str) -> None:
 def test_names_of_another_form(name: str, reason: str) -> None:
     """A name of another form, or with a bad id, is refused with itself or the id."""
     with pytest.raises(InvalidInput) as caught:
-        names.check(name, "runs/*")
-    assert caught.value.reason == reason
+        names.check(name, "runs/*", field="run")
+    assert (caught.value.reason, caught.value.field) == (reason, "run")

@@ -69,8 +69,9 @@ def test_each_method_is_tried_with_each_lambda_that_it_has() -> None:
 )
 def test_values_out_of_their_bounds_are_refused_by_name(name: str, value: float) -> None:
     """A value outside its bounds is refused with its name and itself."""
-    with pytest.raises(InvalidInput, match=f"{name} is {value}"):
+    with pytest.raises(InvalidInput, match=f"{name} is {value}") as caught:
         complete(CorrectionConfig(**{name: value}))
+    assert caught.value.field == f"config.{name}"
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1, float("nan")])

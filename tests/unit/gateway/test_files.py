@@ -53,6 +53,7 @@ def test_digest_mismatch_leaves_nothing(files: Files, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=hashlib.sha256(b"first ").hexdigest()) as caught:
         receive(files, DIGEST, CHUNKS[:1])
     assert DIGEST in caught.value.message
+    assert caught.value.field == "digest"
     assert left(tmp_path) == []
     assert receive(files, DIGEST, CHUNKS) == len(CONTENT)
 

@@ -131,7 +131,7 @@ def test_a_label_outside_the_classes(label: str, regions: Regions, store: Artifa
     """A label that the model does not have is refused with the ones that it has, and not stored."""
     with pytest.raises(InvalidInput, match="ant, bee") as caught:
         regions.annotate(verdict("LABEL", label=label))
-    assert caught.value.reason == "LABELS_OUTSIDE_CLASSES"
+    assert (caught.value.reason, caught.value.field) == ("LABELS_OUTSIDE_CLASSES", "annotation.label")
     assert store.keys(catalog.annotations(R1)) == []
 
 

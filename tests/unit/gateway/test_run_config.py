@@ -142,7 +142,7 @@ def test_values_out_of_their_bounds_are_refused_by_name(path: str, value: float)
     """A value outside its bounds is refused with its name and itself."""
     with pytest.raises(InvalidInput, match=f"{path} is {value}; it must lie between") as caught:
         complete(config_with(path, value))
-    assert caught.value.reason == "OUT_OF_BOUNDS"
+    assert (caught.value.reason, caught.value.field) == ("OUT_OF_BOUNDS", f"config.{path}")
 
 
 @pytest.mark.parametrize("path", [*WITH_PRESENCE, "search.radius_sd", "search.held_out_fraction", "vae.beta"])

@@ -107,13 +107,14 @@ def test_a_share_out_of_bounds(redis_url: str, store: ArtifactStore, share: floa
     error = refused(redis_url, store, wanted(share=share))
     assert isinstance(error, InvalidInput)
     assert (error.reason, f"the share is {share:g}" in error.message) == ("OUT_OF_BOUNDS", True)
+    assert error.field == "trial.share"
 
 
 def test_a_mode_is_needed(redis_url: str, store: ArtifactStore) -> None:
     """Whether callers get the challenger's answers is never guessed."""
     error = refused(redis_url, store, wanted(Trial.MODE_UNSPECIFIED))
     assert isinstance(error, InvalidInput)
-    assert error.reason == "BAD_MODE"
+    assert (error.reason, error.field) == ("BAD_MODE", "trial.mode")
 
 
 @pytest.mark.parametrize(("correction", "kind"), [("c1", InvalidInput), ("runs/first/corrections/c9", NotFound)])

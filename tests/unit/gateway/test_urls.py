@@ -78,7 +78,7 @@ def test_nothing_at_a_url(store: ArtifactStore, site: str, path: str) -> None:
     """What a web server does not have is refused by its URL; nothing in a URL leads to the server's own disk."""
     with pytest.raises(InvalidInput, match=f"{site}/{path}.*cannot be read") as caught:
         create(store, f"{site}/{path}")
-    assert caught.value.reason == "BAD_URI"
+    assert (caught.value.reason, caught.value.field) == ("BAD_URI", "uri")
 
 
 def test_nobody_at_a_url(store: ArtifactStore) -> None:

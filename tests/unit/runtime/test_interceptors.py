@@ -12,6 +12,7 @@ from defuse.errors import (
     DefuseError,
     Internal,
     InvalidInput,
+    LimitExceeded,
     NotFound,
     Unavailable,
     from_rpc_error,
@@ -87,12 +88,13 @@ def error_of(error: BaseException, kind: str = "unary_unary") -> grpc.aio.AioRpc
 @pytest.mark.parametrize("cls", CODES, ids=lambda cls: cls.__name__)
 def test_every_class_travels(cls: type[DefuseError]) -> None:
     """Each class arrives as its status code, and is read back as itself with sentence, reason and metadata."""
-    sent = cls("region 'ř9' is not there; look again", reason="PLANTED", metadata={"region": "r9"})
+    reason = cls.default_reason if cls is LimitExceeded else "PLANTED"
+    sent = cls("region 'ř9' is not there; look again", reason=reason, metadata={"region": "r9"})
     seen = error_of(sent)
     assert seen.code() is CODES[cls]
     read = from_rpc_error(seen, address="here:1")
     assert type(read) is cls
-    assert (read.message, read.reason, read.metadata) == (sent.message, "PLANTED", {"region": "r9"})
+    assert (read.message, read.reason, read.metadata) == (sent.message, reason, {"region": "r9"})
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
@@ -139,9 +141,9 @@ def test_a_class_below_a_known_one() -> None:
 @pytest.mark.parametrize("letter", ["x", "ř", "字"])
 def test_a_long_sentence_arrives(letter: str) -> None:
     """However long a sentence is, for instance with another server's words in it, class and reason arrive."""
-    seen = error_of(InvalidInput(letter * 30_000, reason="LONG"))
+    seen = error_of(InvalidInput(letter * 30_000, reason="LONG", field="config.name"))
     read = from_rpc_error(seen, address="here:1")
-    assert (type(read), read.reason) == (InvalidInput, "LONG")
+    assert (type(read), read.reason, read.field) == (InvalidInput, "LONG", "config.name")
     assert read.message.startswith(letter * 200)
 
 

@@ -15,6 +15,7 @@ from defuse.v1 import (
 
 from services.gateway import passing
 from services.gateway.access.interceptor import AccessInterceptor
+from services.gateway.access.limits import Limits, LimitsInterceptor
 from services.gateway.access.tokens import Tokens
 from services.gateway.advice import Advice
 from services.gateway.annotating import Annotator
@@ -92,8 +93,15 @@ def build(settings: GatewaySettings) -> Service:
         checks=needs.checks,
         loops=[*EventLoop(needs.queue, needs.store, runs, corrections).loops, routes.run, tally.run],
         close=close,
-        interceptors=[AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else [],
+        interceptors=_doorkeepers(settings),
     )
+
+
+def _doorkeepers(settings: GatewaySettings) -> list[grpc.aio.ServerInterceptor]:
+    """Return what stands before the methods: who calls first, then how often."""
+    limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
+    access = [AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else []
+    return [*access, LimitsInterceptor(limits)]
 
 
 async def _serve_candidate(

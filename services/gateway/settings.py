@@ -16,6 +16,18 @@ class GatewaySettings(Settings):
         description="Digests of callers' tokens (`python -m services.gateway.tokens` adds one), read again when it "
         "changes; with it callers must show a token whose role is enough.",
     )
+    max_calls_per_s: float = Field(
+        0,
+        ge=0,
+        description="Calls that one caller may make in a second, without those for inference; a second's worth at "
+        "once. 0: any number.",
+    )
+    max_concurrent_calls: int = Field(
+        256,
+        ge=0,
+        description="Calls of one caller that may be under way at the same time, streams included, without those for "
+        "inference. 0: any number.",
+    )
     max_message_bytes: int = Field(
         64 * 1024 * 1024,
         gt=0,

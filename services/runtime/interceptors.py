@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import grpc
@@ -33,6 +34,23 @@ def refusal(handler: Any, error: DefuseError) -> Any:
         raise error
 
     return _maker(handler)(refuse)
+
+
+def around(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[None]]) -> Any:
+    """Return a handler whose calls are made within `manager(request, context)`."""
+    inner = getattr(handler, _kind(handler))
+
+    async def unary(request: Any, context: Any) -> Any:
+        async with manager(request, context):
+            return await inner(request, context)
+
+    async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
+        async with manager(request, context):
+            async for response in inner(request, context):
+                yield response
+
+    call = streaming if handler.response_streaming else unary
+    return _maker(handler)(call, handler.request_deserializer, handler.response_serializer)
 
 
 def _kind(handler: Any) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -23,6 +24,13 @@ S = TypeVar("S", bound=Settings)
 Check = Callable[[], Awaitable[None]]
 CHECK_EVERY_S = 1.0
 _CANCEL_AGAIN_S = 0.5
+# A caller that vanished without a word is noticed by pings. A connection on which nothing is called is closed; whoever
+# opened it opens another one with the next call.
+_CONNECTIONS = (
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 15 * 60_000),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +53,18 @@ class Service:
 def serve(name: str, settings: S, build: Callable[[S], Service]) -> None:
     """Run a service until SIGTERM or SIGINT; where something keeps it from starting, end with a line that says what."""
     telemetry.configure_logging(name, level=settings.log_level, log_format=settings.log_format)
+    _allow_connections()
     try:
         with tracing.exported(name, settings.otlp_url):
             asyncio.run(_serve(settings, build))
     except DefuseError as error:
         sys.exit(f"defuse: {error.message}")
+
+
+def _allow_connections() -> None:
+    """Let this process have as many connections, each an open file, as the system lets it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(settings: S, build: Callable[[S], Service]) -> None:
@@ -71,7 +86,8 @@ async def _serve(settings: S, build: Callable[[S], Service]) -> None:
 
 @contextlib.asynccontextmanager
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[health.aio.HealthServicer]:
-    options = [("grpc.max_receive_message_length", settings.max_message_bytes), ("grpc.so_reuseport", 0)]
+    size = ("grpc.max_receive_message_length", settings.max_message_bytes)
+    options = [size, ("grpc.so_reuseport", 0), *_CONNECTIONS]
     interceptors = [*tracing.server_interceptors(), ErrorInterceptor(), *service.interceptors]
     server = grpc.aio.server(interceptors=interceptors, options=options)
     healths = health.aio.HealthServicer()

@@ -1,0 +1,189 @@
+"""How often a caller may call: counted by themselves, and before a real server."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from defuse.errors import LimitExceeded, from_rpc_error
+from defuse.v1 import gateway_service_pb2 as pb
+from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
+
+from services.gateway.access import limits
+from services.gateway.access.interceptor import AccessInterceptor
+from services.gateway.access.limits import Limits, LimitsInterceptor
+from services.gateway.access.tokens import Tokens, line_of
+from services.runtime.interceptors import ErrorInterceptor
+from tests.conftest import eventually
+
+
+def allowed(counts: Limits, who: str) -> bool:
+    try:
+        with counts.counted(who):
+            return True
+    except LimitExceeded:
+        return False
+
+
+@pytest.mark.parametrize(("rate", "at_once"), [(5.0, 5), (0.1, 1)])
+def test_a_seconds_worth_at_once(rate: float, at_once: int) -> None:
+    """After a silence a caller may call as often as in a second of its rate, at least once; others are not touched."""
+    counts = Limits(calls_per_s=rate, concurrent_calls=0)
+    assert [allowed(counts, "ann") for _ in range(at_once + 2)] == [True] * at_once + [False] * 2
+    assert allowed(counts, "bob")
+
+
+def test_who_waits_as_long_as_is_said_is_answered() -> None:
+    """A refusal says when, by whom and by which setting; calls that were refused do not count."""
+    counts = Limits(calls_per_s=4, concurrent_calls=0)
+    begin = time.monotonic()
+    while allowed(counts, "ann"):
+        pass
+    with (
+        pytest.raises(LimitExceeded, match=r"ann calls more than 4 times a second; wait 0\.2") as refused,
+        ExitStack() as s,
+    ):
+        s.enter_context(counts.counted("ann"))
+    wait_s = refused.value.retry_after_s
+    assert wait_s is not None
+    assert 0 < wait_s <= 0.25
+    assert refused.value.metadata == {"limit": "DEFUSE_MAX_CALLS_PER_S"}
+    eventually(lambda: allowed(counts, "ann"), within_s=5)
+    assert time.monotonic() - begin >= 0.25
+
+
+def test_calls_at_the_same_time() -> None:
+    """As many as the limit may be under way; each that ends makes room for another."""
+    counts = Limits(calls_per_s=0, concurrent_calls=2)
+    with counts.counted("ann"):
+        with counts.counted("ann"):
+            assert not allowed(counts, "ann")
+            assert allowed(counts, "bob")
+        assert allowed(counts, "ann")
+
+
+def test_without_limits() -> None:
+    counts = Limits(calls_per_s=0, concurrent_calls=0)
+    with ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(counts.counted("ann"))
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has not called for longest is forgotten first; nothing is kept of calls that have ended."""
+    monkeypatch.setattr(limits, "_MOST_CALLERS", 3)
+    counts = Limits(calls_per_s=1, concurrent_calls=9)
+    assert [allowed(counts, who) for who in ("a", "b", "c", "a", "d", "b", "a")] == [True] * 3 + [
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert len(counts._full_at) == 3
+    assert not counts._under_way
+
+
+class Gateway(pb_grpc.GatewayServiceServicer):
+    """Has streams that go on until the caller ends them."""
+
+    async def GetVersion(self, request: pb.GetVersionRequest, context: Any) -> pb.GetVersionResponse:  # noqa: N802  # gRPC's name
+        return pb.GetVersionResponse()
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.WatchRunResponse]:  # noqa: N802
+        yield pb.WatchRunResponse()
+        await asyncio.Event().wait()
+
+
+def before_the_gateway(ask: Callable[[grpc.aio.Channel], Awaitable[Any]], counts: Limits, tokens: Path) -> Any:
+    """Serve the gateway to callers with tokens; return what `ask` returns."""
+
+    async def run() -> Any:
+        guards = [ErrorInterceptor(), AccessInterceptor(Tokens(tokens)), LimitsInterceptor(counts)]
+        server = grpc.aio.server(interceptors=guards)
+        pb_grpc.add_GatewayServiceServicer_to_server(Gateway(), server)
+        infer = {"ModelInfer": grpc.unary_unary_rpc_method_handler(_echoed)}
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("inference.GRPCInferenceService", infer)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                return await asyncio.wait_for(ask(channel), 30)
+        finally:
+            await server.stop(None)
+
+    return asyncio.run(run())
+
+
+async def _echoed(request: bytes, _: Any) -> bytes:
+    return request
+
+
+def of(name: str) -> Any:
+    return [("authorization", f"Bearer token of {name}")]
+
+
+async def error_of(call: Awaitable[Any]) -> Any:
+    """Return the error that a call ends with; nothing where it is answered."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error, address="here:1")
+    return None
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    lines = [line_of(name, "viewer", f"token of {name}") for name in ("ann", "bob")]
+    (tmp_path / "tokens").write_text("\n".join(lines))
+    return tmp_path / "tokens"
+
+
+def test_streams_count_until_they_end(tokens: Path) -> None:
+    """A caller with as many streams as it may have is refused, another one is not; a stream left makes room."""
+
+    async def ask(channel: grpc.aio.Channel) -> Any:
+        gateway: Any = pb_grpc.GatewayServiceStub(channel)
+        streams = [gateway.WatchRun(pb.WatchRunRequest(), metadata=of("ann")) for _ in range(2)]
+        for stream in streams:
+            await stream.read()
+        refused = await error_of(gateway.GetVersion(pb.GetVersionRequest(), metadata=of("ann")))
+        assert await error_of(gateway.GetVersion(pb.GetVersionRequest(), metadata=of("bob"))) is None
+        streams[0].cancel()
+        while await error_of(gateway.GetVersion(pb.GetVersionRequest(), metadata=of("ann"))):
+            pass
+        return refused
+
+    refused = before_the_gateway(ask, Limits(calls_per_s=0, concurrent_calls=2), tokens)
+    assert type(refused) is LimitExceeded
+    assert "ann has 2 calls under way" in refused.message
+    assert refused.retry_after_s == 1.0
+
+
+def test_inference_does_not_count(tokens: Path) -> None:
+    """However little a caller may call, it may infer."""
+
+    async def ask(channel: grpc.aio.Channel) -> Any:
+        gateway: Any = pb_grpc.GatewayServiceStub(channel)
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        answers = await asyncio.gather(*(infer(b"x", metadata=of("ann")) for _ in range(50)))
+        calls = [await error_of(gateway.GetVersion(pb.GetVersionRequest(), metadata=of("ann"))) for _ in range(2)]
+        return answers, calls
+
+    answers, (first, second) = before_the_gateway(ask, Limits(calls_per_s=0.01, concurrent_calls=1), tokens)
+    assert answers == [b"x"] * 50
+    assert first is None
+    assert type(second) is LimitExceeded
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [("ipv4:10.0.0.7:4711", "10.0.0.7"), ("ipv6:%5B::1%5D:4711", "::1"), ("ipv6:[fe80::1]:4711", "fe80::1")],
+)
+def test_a_caller_without_a_token_is_its_host(peer: str, host: str) -> None:
+    """Whatever port a call comes from: another connection is no other caller."""
+    context: Any = type("Context", (), {"peer": lambda _: peer})()
+    assert limits.name_of_caller(context) == host

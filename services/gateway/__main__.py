@@ -14,7 +14,9 @@ from defuse.v1 import (
 )
 
 from services.gateway import passing
+from services.gateway.access.audit import AuditInterceptor
 from services.gateway.access.interceptor import AccessInterceptor
+from services.gateway.access.journal import Journal
 from services.gateway.access.limits import Limits, LimitsInterceptor
 from services.gateway.access.tokens import Tokens
 from services.gateway.advice import Advice
@@ -65,6 +67,7 @@ def build(settings: GatewaySettings) -> Service:
         advice=advice,
         corrections=corrections,
         trials=trials,
+        journal=Journal(needs.store),
         corrector=corrector,
         generator=generator,
         distiller=distiller,
@@ -93,15 +96,15 @@ def build(settings: GatewaySettings) -> Service:
         checks=needs.checks,
         loops=[*EventLoop(needs.queue, needs.store, runs, corrections).loops, routes.run, tally.run],
         close=close,
-        interceptors=_doorkeepers(settings),
+        interceptors=_doorkeepers(settings, rooms.journal),
     )
 
 
-def _doorkeepers(settings: GatewaySettings) -> list[grpc.aio.ServerInterceptor]:
-    """Return what stands before the methods: who calls first, then how often."""
+def _doorkeepers(settings: GatewaySettings, journal: Journal) -> list[grpc.aio.ServerInterceptor]:
+    """Return what stands before the methods: who calls, then how often; what tells of it stands before both."""
     limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
     access = [AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else []
-    return [*access, LimitsInterceptor(limits)]
+    return [AuditInterceptor(journal), *access, LimitsInterceptor(limits)]
 
 
 async def _serve_candidate(

@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from defuse.errors import InvalidInput, from_rpc_error
+from defuse.errors import from_rpc_error
 from defuse.tls import TlsFiles
-from defuse.v1 import access_pb2, generator_service_pb2
-from google.protobuf.message import DecodeError
+from defuse.v1 import generator_service_pb2
 
 from services.gateway.access import caller, roles
 from services.runtime.channels import channel_to
@@ -47,7 +46,8 @@ class GeneratorPassage(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(unary)
 
         async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-            _check_cancels(request)
+            if role := roles.needed_by(path, request):
+                caller.require(role, f"{method.name} with cancel_run")
             call = self._channel.unary_stream(path)(request, timeout=context.time_remaining())
             try:
                 async for answer in call:
@@ -58,13 +58,3 @@ class GeneratorPassage(grpc.GenericRpcHandler):
                 call.cancel()  # a caller that went away ends the work behind the stream too
 
         return grpc.unary_stream_rpc_method_handler(stream)
-
-
-def _check_cancels(request: bytes) -> None:
-    """Raise PermissionDenied where a stream would cancel its run and the caller may not."""
-    try:
-        asked = generator_service_pb2.IdentifyRequest.FromString(request)
-    except DecodeError as error:
-        raise InvalidInput(f"the request is no IdentifyRequest: {error}", reason="MALFORMED_REQUEST") from error
-    if asked.cancel_run:
-        caller.require(access_pb2.ROLE_OPERATOR, "Identify with cancel_run")

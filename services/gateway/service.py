@@ -25,6 +25,7 @@ from defuse.v1 import (
 )
 
 from services.gateway.access.caller import signed
+from services.gateway.access.journal import Journal
 from services.gateway.advice import Advice
 from services.gateway.annotating import Annotator
 from services.gateway.corrections import Corrections
@@ -58,6 +59,7 @@ class Rooms:
     advice: Advice
     corrections: Corrections
     trials: Trials
+    journal: Journal
     corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
     distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
     generator: "Peer[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
@@ -273,6 +275,12 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
 
     async def StopTrial(self, request: pb.StopTrialRequest, context: Context) -> pb.StopTrialResponse:
         return pb.StopTrialResponse(trial=await self._rooms.trials.stop(request.name))
+
+    async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
+        events, token = await asyncio.to_thread(
+            self._rooms.journal.list, page_size=request.page_size, page_token=request.page_token
+        )
+        return pb.ListAuditEventsResponse(events=events, next_page_token=token)
 
     async def _retire_candidates(self, model: str) -> None:
         """End the trial of a model whose correction was released; then nothing asks for its candidates any more."""

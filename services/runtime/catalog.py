@@ -1,13 +1,14 @@
 """Where each record lies in the artifact store, and how it is read back.
 
 The key of a record is its resource name, so a person finds in the store what the API names. Owners write: the gateway
-`files`, `datasets`, `runs/*/run.pb`, events and annotations; the generator `vaes`, `runs/*/sources`, plans and results;
-the distiller regions; the corrector models and what a correction leaves.
+`audit`, `files`, `datasets`, `runs/*/run.pb`, events and annotations; the generator `vaes`, `runs/*/sources`, plans and
+results; the distiller regions; the corrector models and what a correction leaves.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ Array = npt.NDArray[Any]
 
 # The split that runs search: the test split stays unseen.
 SEARCHED_SPLIT = "val"
+AUDIT = "audit"
 
 
 def file(digest: str) -> str:
@@ -141,6 +143,11 @@ def verdict(name: str) -> str:
 def trial(name: str) -> str:
     """A trial of a candidate on live requests."""
     return f"{name}/trial.pb"
+
+
+def audit_event(moment: datetime, unique: str) -> str:
+    """Something that a caller changed: a folder a day, whose keys sort by time."""
+    return f"{AUDIT}/{moment:%Y-%m-%d}/{moment:%H%M%S.%f}-{unique}.pb"
 
 
 def banked_region(model_name: str, region_name: str, label: str) -> str:

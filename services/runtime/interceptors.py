@@ -28,12 +28,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 
 def refusal(handler: Any, error: DefuseError) -> Any:
-    """Return a handler of the same kind whose calls raise an error; no request is parsed."""
+    """Return a handler of the same kind whose calls raise an error."""
 
-    async def refuse(_: Any, __: Any) -> None:
+    async def unary(_: Any, __: Any) -> None:
         raise error
 
-    return _maker(handler)(refuse)
+    async def streaming(_: Any, __: Any) -> AsyncIterator[Any]:
+        raise error
+        yield  # makes it a stream
+
+    return _maker(handler)(streaming if handler.response_streaming else unary, handler.request_deserializer)
 
 
 def around(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[None]]) -> Any:
@@ -80,7 +84,7 @@ def _streaming(method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callabl
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         start = time.perf_counter()
         try:
-            # The health service answers with a coroutine that writes to the context; a refusal is one, too.
+            # The health service answers with a coroutine that writes to the context.
             answer: Any = inner(request, context)
             if hasattr(answer, "__aiter__"):
                 async for response in answer:
@@ -97,7 +101,7 @@ def _streaming(method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callabl
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, start: float, error: Exception) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    known = _known(error)
+    known = known_error(error)
     status = rpc_status.to_status(to_status(known))
     _measure(method, status.code.name, start)
     if isinstance(known, Internal):
@@ -107,7 +111,8 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, start
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
-def _known(error: Exception) -> DefuseError:
+def known_error(error: BaseException) -> DefuseError:
+    """Return what a caller is told of an error."""
     if isinstance(error, DefuseError):
         return error
     if isinstance(error, GONE):

@@ -1,6 +1,7 @@
 """The gateway's door as a process of its own: tokens, their roles, and how they are replaced while it runs."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -10,17 +11,26 @@ from typing import Any
 
 import grpc
 import pytest
+from defuse import Client
+from defuse.cli.app import app
 from defuse.errors import DefuseError, PermissionDenied, Unauthenticated, from_rpc_error
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from typer.testing import CliRunner
 
 from services.runtime.processes import free_port
 from tests.conftest import ROOT, eventually
 
 MakeToken = Callable[[str, str], str]
+
+
+def address_of(file: Path) -> str:
+    """Return where the gateway with this file of tokens listens."""
+    line = next(line for line in (file.parent / "log").read_text().splitlines() if '"listening"' in line)
+    return f"127.0.0.1:{json.loads(line)['address'].rpartition(':')[2]}"
 
 
 @pytest.fixture
@@ -126,6 +136,30 @@ def test_nobody_annotates_in_the_name_of_another(door: tuple[grpc.Channel, str],
         (gateway.StartTrial, pb.StartTrialRequest(trial={"correction": "?", "actor": "bob"})),
     ]
     assert {called(call, request, token).reason for call, request in calls} == {"NOT_THE_CALLER"}
+
+
+def test_who_changed_what(
+    door: tuple[grpc.Channel, str], make_token: MakeToken, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What callers wanted to change is kept, and listed for admins, newest first; what was denied is not."""
+    channel, viewer = door
+    admin = make_token("ada", "admin")
+    eventually(lambda: not isinstance(version(channel, admin), DefuseError))
+    gateway = pb_grpc.GatewayServiceStub(channel)
+    denied = called(gateway.ListAuditEvents, pb.ListAuditEventsRequest(), viewer)
+    assert (type(denied), denied.metadata) == (PermissionDenied, {"role": "admin"})
+    called(gateway.CancelRun, pb.CancelRunRequest(name="runs/a"), viewer)
+    called(gateway.CancelRun, pb.CancelRunRequest(name="runs/b"), admin)
+    called(gateway.CreateDataset, pb.CreateDatasetRequest(uri="nowhere://"), admin)
+    with Client(address_of(file), token=admin) as client:
+        dataset, run = client.audit_events()
+    assert (run.caller, run.role, run.method) == ("ada", "admin", "defuse.v1.GatewayService/CancelRun")
+    assert (run.resources, run.code, run.reason) == (("runs/b",), "UNAVAILABLE", "REDIS_UNAVAILABLE")
+    assert (dataset.code, dataset.reason) == ("INVALID_ARGUMENT", "BAD_URI")
+    monkeypatch.setenv("DEFUSE_GATEWAY", address_of(file))
+    monkeypatch.setenv("DEFUSE_TOKEN", admin)
+    shown = CliRunner().invoke(app, ["audit", "--limit", "1", "--json"])
+    assert [one["method"] for one in json.loads(shown.stdout)] == ["defuse.v1.GatewayService/CreateDataset"]
 
 
 def test_tokens_are_replaced_while_it_runs(door: tuple[grpc.Channel, str], file: Path, make_token: MakeToken) -> None:

@@ -26,6 +26,7 @@ from defuse.errors import (
 from defuse.latent_space import LatentSpace, Walk
 from defuse.values import (
     Annotation,
+    AuditEvent,
     Choice,
     Correction,
     CorrectionPoint,
@@ -61,6 +62,7 @@ __all__ = [
     "VERSION",
     "AlreadyExists",
     "Annotation",
+    "AuditEvent",
     "Cancelled",
     "Choice",
     "Client",

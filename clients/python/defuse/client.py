@@ -20,6 +20,7 @@ from defuse.v1 import (
     gateway_service_pb2 as pb,
 )
 from defuse.values import (
+    AuditEvent,
     Correction,
     CostEstimate,
     Dataset,
@@ -144,6 +145,16 @@ class Client:
         """Give callers the version before the present one; `actor`, by default the user, and `reason` are kept."""
         request = pb.RollbackModelRequest(model=names.model(model_id), actor=actor or self._user(), reason=reason)
         return Release.from_proto(self._connection.call("RollbackModel", request, timeout_s=_LOAD_DEADLINE_S).release)
+
+    def audit_events(self) -> Iterator[AuditEvent]:
+        """Yield what callers changed, or were to change, newest first; asks for more as it is read. For admins."""
+        request = pb.ListAuditEventsRequest()
+        while True:
+            answer = self._connection.call("ListAuditEvents", request)
+            yield from map(AuditEvent.from_proto, answer.events)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
 
     # Data sets.
 

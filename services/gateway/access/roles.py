@@ -1,9 +1,16 @@
-"""Which role a call needs: the contract says it of our own services, a table here of others'."""
+"""Which role a call needs, and whether it changes something: the contract says it of our own services.
+
+A table here says it of others': what a viewer may do there changes nothing.
+"""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.message import DecodeError
 
 from services.gateway.access.caller import Role
 
@@ -33,10 +40,15 @@ def of_contract(service: ServiceDescriptor) -> dict[str, Role]:
     return {f"/{service.full_name}/{name}": role for name, role in roles.items() if role}
 
 
-_ROLES = {
-    **of_contract(gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]),
-    **of_contract(generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]),
-    **_METHODS,
+_GATEWAY = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
+_GENERATOR = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
+_ROLES = {**of_contract(_GATEWAY), **of_contract(_GENERATOR), **_METHODS}
+_IDENTIFY = f"/{_GENERATOR.full_name}/Identify"
+_LOOKING = {
+    f"/{service.full_name}/{method.name}"
+    for service in (_GATEWAY, _GENERATOR)
+    for method in service.methods
+    if method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
 }
 
 
@@ -46,3 +58,27 @@ def needed(method: str) -> Role | None:
         return role
     service = method.removeprefix("/").partition("/")[0]
     return None if service in _OPEN else _SERVICES.get(service, _ADMIN)
+
+
+def needed_by(method: str, request: Any) -> Role | None:
+    """Return the least role for a call with this request: a stream that cancels its run at its end is an operator's."""
+    if method == _IDENTIFY and _cancels(request):
+        return _OPERATOR
+    return needed(method)
+
+
+def changes(method: str, request: Any) -> bool:
+    """Say whether a call with this request changes something; inference and what only looks do not."""
+    role = needed_by(method, request)
+    return role is not None and role > _VIEWER and method not in _LOOKING
+
+
+def may_change(method: str) -> bool:
+    """Say whether a call changes something, with some request at least."""
+    return method == _IDENTIFY or changes(method, None)
+
+
+def _cancels(request: bytes) -> bool:
+    with suppress(DecodeError):  # whose caller the generator tells
+        return generator_service_pb2.IdentifyRequest.FromString(request).cancel_run
+    return False

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from defuse.cli import corrections, models, regions, releases, runs, trials
+from defuse.cli import audit, corrections, models, regions, releases, runs, trials
 from defuse.cli.output import complain
 from defuse.errors import DefuseError
 from defuse.version import VERSION
@@ -31,6 +31,7 @@ app.command()(releases.release)
 app.command()(releases.rollback)
 app.command()(releases.releases)
 app.command()(runs.report)
+app.command()(audit.audit)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What the client returns: small frozen values, with plain ids instead of resource names."""
 
+from defuse.values.audit import AuditEvent
 from defuse.values.correction import Choice, Correction, CorrectionPoint, PairedDifference, RegionChange
 from defuse.values.dataset import Dataset
 from defuse.values.estimate import Estimate
@@ -12,6 +13,7 @@ from defuse.values.trial import Trial, TrialCounts
 
 __all__ = [
     "Annotation",
+    "AuditEvent",
     "Choice",
     "Correction",
     "CorrectionPoint",

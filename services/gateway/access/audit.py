@@ -1,0 +1,109 @@
+"""Who changed what, when and how it ended: a call that changes something is an event in the log and in the journal."""
+
+import asyncio
+import functools
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from defuse.errors import LimitExceeded, PermissionDenied, Unauthenticated, to_status
+from defuse.v1 import access_pb2, audit_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2
+
+from services.gateway.access import caller, roles
+from services.gateway.access.journal import Journal
+from services.runtime import telemetry, tracing
+from services.runtime.interceptors import Continuation, around, known_error
+
+_NAME = re.compile(r"(models|runs|datasets|operations)/.+")
+# Fields that hold the last part of a name, and what stands before it.
+_PARTS = {"run_id": "runs", "digest": "files", "file_digest": "files"}
+# Of calls that changed nothing because of who made them, or how often: whoever knocks must not fill the store.
+_LOGGED_ALONE = (LimitExceeded, PermissionDenied, Unauthenticated)
+_MOST_NAMES = 20
+
+
+class AuditInterceptor(grpc.aio.ServerInterceptor):
+    """Tells of each call that changes something, once it has ended and before it is answered."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not roles.may_change(method):
+            return handler
+        return around(handler, functools.partial(self._told, method))
+
+    @asynccontextmanager
+    async def _told(self, method: str, request: Any, context: Any) -> AsyncIterator[None]:
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            if roles.changes(method, request):
+                event = _event(method, request, context, error)
+                # Also where the caller has gone away: what was changed is changed.
+                await asyncio.shield(self._tell(event, stored=not isinstance(error, _LOGGED_ALONE)))
+
+    async def _tell(self, event: audit_pb2.AuditEvent, *, stored: bool) -> None:
+        telemetry.log().info(
+            "audit",
+            caller=event.caller,
+            role=caller.word(event.role) if event.role else "",
+            method=event.method,
+            resources=list(event.resources),
+            code=event.code,
+            reason=event.reason,
+            peer=event.peer,
+        )
+        if stored:
+            await self._journal.keep(event)
+
+
+def names_in(message: Any) -> Iterator[str]:
+    """Yield the names of resources that a request holds, in its order."""
+    for field, value in message.ListFields() if isinstance(message, Message) else ():
+        if isinstance(value, Message):
+            yield from names_in(value)
+        elif isinstance(value, str) and field.name in _PARTS:
+            yield f"{_PARTS[field.name]}/{value}"
+        elif isinstance(value, str) and _NAME.fullmatch(value):
+            yield value
+
+
+def _event(method: str, request: Any, context: Any, error: BaseException | None) -> audit_pb2.AuditEvent:
+    known = caller.present()
+    code, reason = _outcome(context, error)
+    event = audit_pb2.AuditEvent(
+        caller=known.name if known else "",
+        role=known.role if known else access_pb2.ROLE_UNSPECIFIED,
+        method=method.removeprefix("/"),
+        resources=list(dict.fromkeys(names_in(request)))[:_MOST_NAMES],
+        code=code,
+        reason=reason,
+        peer=unquote(context.peer()),
+        trace_id=tracing.ids().get("trace_id", ""),
+    )
+    event.time.GetCurrentTime()
+    return event
+
+
+def _outcome(context: Any, error: BaseException | None) -> tuple[str, str]:
+    """Return how a call ended, and the reason of its error."""
+    if error is None:
+        return "OK", ""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "CANCELLED", "CALLER_GONE"
+    if isinstance(error, grpc.aio.AbortError):
+        return context.code().name, ""
+    known = known_error(error)
+    return code_pb2.Code.Name(to_status(known).code), known.reason

@@ -12,9 +12,19 @@ import grpc
 
 from defuse import bearer, tracing
 from defuse.errors import DeadlineExceeded, Unavailable, from_rpc_error
+from defuse.retries import service_config
 from defuse.tls import TlsFiles, open_channel
-from defuse.v1 import gateway_service_pb2_grpc, generator_service_pb2_grpc
+from defuse.v1 import (
+    gateway_service_pb2,
+    gateway_service_pb2_grpc,
+    generator_service_pb2,
+    generator_service_pb2_grpc,
+)
 
+_SERVICES = (
+    gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"],
+    generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"],
+)
 _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 _RECONNECT_S = 1.0
 
@@ -29,7 +39,10 @@ class Connection:
         self.address = address
         self._credentials = bearer.metadata(bearer.find_token() if token is None else token, address)
         self._timeout_s = timeout_s
-        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+        options = [
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.service_config", service_config(*_SERVICES)),
+        ]
         self._channel = open_channel(grpc, address, TlsFiles.of_environment(), options=options)
         self._stubs: list[Any] = [
             gateway_service_pb2_grpc.GatewayServiceStub(self._channel),

@@ -5,6 +5,7 @@ A table here says it of others': what a viewer may do there changes nothing.
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2
@@ -52,6 +53,7 @@ _LOOKING = {
 }
 
 
+@cache  # of the calls that are offered, and no others
 def needed(method: str) -> Role | None:
     """Return the least role that may make a call; None where nobody needs a token. What has no role is for admins."""
     if (role := _ROLES.get(method)) is not None:
@@ -73,6 +75,7 @@ def changes(method: str, request: Any) -> bool:
     return role is not None and role > _VIEWER and method not in _LOOKING
 
 
+@cache  # as above
 def may_change(method: str) -> bool:
     """Say whether a call changes something, with some request at least."""
     return method == _IDENTIFY or changes(method, None)

@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.runtime import telemetry, tracing
+from services.runtime.deadlines import DeadlineInterceptor
 from services.runtime.interceptors import ErrorInterceptor
 from services.runtime.settings import Settings
 from services.runtime.tls import server_credentials
@@ -88,7 +89,12 @@ async def _serve(settings: S, build: Callable[[S], Service]) -> None:
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[health.aio.HealthServicer]:
     size = ("grpc.max_receive_message_length", settings.max_message_bytes)
     options = [size, ("grpc.so_reuseport", 0), *_CONNECTIONS]
-    interceptors = [*tracing.server_interceptors(), ErrorInterceptor(), *service.interceptors]
+    interceptors = [
+        *tracing.server_interceptors(),
+        ErrorInterceptor(),
+        *service.interceptors,
+        DeadlineInterceptor(default_s=settings.default_deadline_s),
+    ]
     server = grpc.aio.server(interceptors=interceptors, options=options)
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
         description="OpenTelemetry collector (`http://HOST:PORT`, OTLP over gRPC) for traces; unset: none are made.",
     )
     max_message_bytes: int = Field(MAX_MESSAGE_BYTES, gt=0, description="Largest message that a caller may send.")
+    default_deadline_s: float = Field(
+        3600.0, gt=0, description="Seconds after which a single call that came without a deadline ends."
+    )
     drain_s: float = Field(10.0, ge=0, description="Seconds that calls in flight are given when the service stops.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
     log_format: str = Field("json", pattern="^(json|text)$", description="`json` for machines, `text` for people.")

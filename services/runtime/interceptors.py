@@ -40,17 +40,17 @@ def refusal(handler: Any, error: DefuseError) -> Any:
     return _maker(handler)(streaming if handler.response_streaming else unary, handler.request_deserializer)
 
 
-def around(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[None]]) -> Any:
-    """Return a handler whose calls are made within `manager(request, context)`."""
+def around(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Any:
+    """Return a handler whose calls are made within `manager(request, context)`, with the request that it gives."""
     inner = getattr(handler, _kind(handler))
 
     async def unary(request: Any, context: Any) -> Any:
-        async with manager(request, context):
-            return await inner(request, context)
+        async with manager(request, context) as given:
+            return await inner(given, context)
 
     async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with manager(request, context):
-            async for response in inner(request, context):
+        async with manager(request, context) as given:
+            async for response in inner(given, context):
                 yield response
 
     call = streaming if handler.response_streaming else unary

@@ -41,16 +41,17 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
         return around(handler, functools.partial(self._told, method))
 
     @asynccontextmanager
-    async def _told(self, method: str, request: Any, context: Any) -> AsyncIterator[None]:
+    async def _told(self, method: str, request: Any, context: Any) -> AsyncIterator[Any]:
         error: BaseException | None = None
+        names: list[str] = []
         try:
-            yield
+            yield _noted(request, names)
         except BaseException as caught:
             error = caught
             raise
         finally:
             if roles.changes(method, request):
-                event = _event(method, request, context, error)
+                event = _event(method, names, context, error)
                 # Also where the caller has gone away: what was changed is changed.
                 await asyncio.shield(self._tell(event, stored=not isinstance(error, _LOGGED_ALONE)))
 
@@ -69,6 +70,21 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
             await self._journal.keep(event)
 
 
+def _noted(request: Any, names: list[str]) -> Any:
+    """Return a request whose names are noted; of a stream of requests those of the first ones, when they come."""
+    if not hasattr(request, "__aiter__"):
+        names.extend(names_in(request))
+        return request
+
+    async def noted() -> AsyncIterator[Any]:
+        async for one in request:
+            if len(names) < _MOST_NAMES:
+                names.extend(names_in(one))
+            yield one
+
+    return noted()
+
+
 def names_in(message: Any) -> Iterator[str]:
     """Yield the names of resources that a request holds, in its order."""
     for field, value in message.ListFields() if isinstance(message, Message) else ():
@@ -80,14 +96,14 @@ def names_in(message: Any) -> Iterator[str]:
             yield value
 
 
-def _event(method: str, request: Any, context: Any, error: BaseException | None) -> audit_pb2.AuditEvent:
+def _event(method: str, names: list[str], context: Any, error: BaseException | None) -> audit_pb2.AuditEvent:
     known = caller.present()
     code, reason = _outcome(context, error)
     event = audit_pb2.AuditEvent(
         caller=known.name if known else "",
         role=known.role if known else access_pb2.ROLE_UNSPECIFIED,
         method=method.removeprefix("/"),
-        resources=list(dict.fromkeys(names_in(request)))[:_MOST_NAMES],
+        resources=list(dict.fromkeys(names))[:_MOST_NAMES],
         code=code,
         reason=reason,
         peer=unquote(context.peer()),

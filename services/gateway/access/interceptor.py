@@ -11,7 +11,7 @@ from services.gateway.access.caller import Caller
 from services.gateway.access.tokens import Tokens
 from services.runtime.interceptors import Continuation, refusal
 
-_HEADER, _SCHEME = "authorization", "Bearer "
+_HEADER, _SCHEME = "authorization", "bearer"
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
@@ -37,12 +37,13 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def _caller(self, metadata: Iterable[tuple[str, Any]]) -> Caller:
         said = next((value for key, value in metadata if key == _HEADER), "")
-        if not said.startswith(_SCHEME):
+        scheme, _, token = said.partition(" ")
+        if scheme.lower() != _SCHEME:
             raise Unauthenticated(
                 "the call has no token (`authorization: Bearer TOKEN`); set DEFUSE_TOKEN, and ask an admin for one",
                 reason="NO_TOKEN",
             )
-        if found := self._tokens.caller(said.removeprefix(_SCHEME)):
+        if found := self._tokens.caller(token):
             return found
         raise Unauthenticated(
             "the token is not known here; was it replaced? Set DEFUSE_TOKEN to a new one", reason="UNKNOWN_TOKEN"

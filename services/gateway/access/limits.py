@@ -84,9 +84,9 @@ class LimitsInterceptor(grpc.aio.ServerInterceptor):
         return around(handler, self._counted)
 
     @asynccontextmanager
-    async def _counted(self, _: Any, context: Any) -> AsyncIterator[None]:
+    async def _counted(self, request: Any, context: Any) -> AsyncIterator[Any]:
         with self._limits.counted(name_of_caller(context)):
-            yield
+            yield request
 
 
 def name_of_caller(context: Any) -> str:

@@ -12,6 +12,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import access_pb2, audit_pb2, generator_service_pb2
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
+from opentelemetry import trace
 
 from services.gateway.access.audit import AuditInterceptor, names_in
 from services.gateway.access.interceptor import AccessInterceptor
@@ -23,7 +24,7 @@ from services.runtime.interceptors import ErrorInterceptor
 
 GATEWAY = "defuse.v1.GatewayService"
 IDENTIFY = "/defuse.v1.GeneratorService/Identify"
-Ask = Callable[[grpc.aio.Channel], Awaitable[Any]]
+SPAN = trace.SpanContext(trace_id=0x0AF7651916CD43DD, span_id=0xB7AD, is_remote=False)
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
@@ -41,6 +42,9 @@ class Gateway(pb_grpc.GatewayServiceServicer):
         self.cancelling.set()
         await asyncio.Event().wait()
         return pb.CancelRunResponse()
+
+    async def UploadFile(self, request_iterator: Any, context: Any) -> pb.UploadFileResponse:  # noqa: N802
+        return pb.UploadFileResponse(size=sum([len(request.chunk) async for request in request_iterator]))
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:  # noqa: N802
         return pb.GetRunResponse()
@@ -81,7 +85,8 @@ def told(tmp_path: Path, store: ArtifactStore) -> Callable[..., list[audit_pb2.A
             for name, methods in others.items():
                 server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, methods)])
             port = server.add_insecure_port("127.0.0.1:0")
-            await server.start()
+            with trace.use_span(trace.NonRecordingSpan(SPAN)):  # all calls are part of it
+                await server.start()
             try:
                 async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                     await asyncio.wait_for(ask(channel, gateway), 30)
@@ -123,9 +128,21 @@ def test_who_changed_what_and_how_it_ended(told: Any) -> None:
     assert list(first.resources) == ["runs/first", "models/tiny", "datasets/d1"]
     assert (first.code, first.reason) == ("OK", "")
     assert first.peer.startswith("ipv4:127.0.0.1:")
+    assert first.trace_id == trace.format_trace_id(SPAN.trace_id)
     assert (bad.resources[0], bad.code, bad.reason) == ("runs/bad", "INVALID_ARGUMENT", "PLANTED")
     assert (list(rollback.resources), rollback.code) == (["models/tiny"], "DATA_LOSS")
     assert first.time.ToNanoseconds() <= bad.time.ToNanoseconds()
+
+
+def test_a_stream_of_requests(told: Any) -> None:
+    """What is uploaded is named by the stream's first message, and arrives as it was sent."""
+
+    async def ask(channel: grpc.aio.Channel, _: Gateway) -> None:
+        messages = [pb.UploadFileRequest(digest="ab"), *[pb.UploadFileRequest(chunk=b"xyz")] * 3]
+        gateway: Any = pb_grpc.GatewayServiceStub(channel)
+        assert (await gateway.UploadFile(iter(messages), **of("admin"))).size == 9
+
+    assert [list(event.resources) for event in told(ask)] == [["files/ab"]]
 
 
 def test_a_caller_that_goes_away(told: Any) -> None:

@@ -126,6 +126,18 @@ def test_nobody_comes_in_without_a_token(behind_the_doorkeeper: Any, metadata: A
         assert "DEFUSE_TOKEN" in error.message
 
 
+def test_the_scheme_is_a_word_in_any_case(behind_the_doorkeeper: Any) -> None:
+    """As HTTP has it."""
+
+    async def ask(channel: grpc.aio.Channel) -> Any:
+        return [
+            (await stub(channel).GetVersion(pb.GetVersionRequest(), metadata=[("authorization", said)])).version
+            for said in ("Bearer token of viewer", "bearer token of viewer", "BEARER token of viewer")
+        ]
+
+    assert behind_the_doorkeeper(ask) == ["viewer"] * 3
+
+
 def test_a_role_that_is_too_low(behind_the_doorkeeper: Any) -> None:
     """It is refused with the name of the one that is needed; those above may do it, too."""
 

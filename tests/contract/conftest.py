@@ -1,15 +1,22 @@
 """What the contracts are checked on: plain logs, the protos, a Triton of the suite's own."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from defuse.tls import TlsFiles
 
 from services.corrector.repository import TritonRepository
+from services.runtime.health import is_healthy
 from services.runtime.inference import InferenceClient
+from services.runtime.processes import free_port
 from services.runtime.telemetry import configure_logging
 from services.runtime.transport import SYSTEM_SHARED_MEMORY
+from tests.conftest import ROOT, eventually
 from tests.restartable_triton import Served, restartable_triton, running_triton, shared_files
 
 
@@ -61,3 +68,24 @@ def shared(served: Served) -> Iterator[InferenceClient]:
     """A client that shares memory with Triton, two requests in flight."""
     with closing(InferenceClient(served.address, in_flight=2, transport=SYSTEM_SHARED_MEMORY)) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def door(served: Served, redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A gateway before a Triton; give its address."""
+    root, address = tmp_path_factory.mktemp("gateway"), f"127.0.0.1:{free_port()}"
+    environment = {
+        **os.environ,
+        "DEFUSE_PORT": address.rpartition(":")[2],
+        "DEFUSE_REDIS_URL": redis_server,
+        "DEFUSE_TRITON_URL": served.address,
+        "DEFUSE_STORE_URL": f"file://{root}/store",
+        "DEFUSE_SHARED_MEMORY": "true",
+    }
+    command = [sys.executable, "-m", "services.gateway"]
+    with (root / "log").open("w") as log, subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log) as process:
+        try:
+            eventually(lambda: is_healthy(address, TlsFiles()), alive=process)
+            yield address
+        finally:
+            process.terminate()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,23 @@ def shared(served: Served) -> Iterator[InferenceClient]:
         yield client
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """A gateway process of the suite's own."""
+
+    address: str
+    pid: int
+    log: Path
+
+    def memory_bytes(self) -> int:
+        """Return what it holds in memory."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.fixture(scope="module")
-def door(served: Served, redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway before a Triton; give its address."""
+def gateway(served: Served, redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway before a Triton, without other services."""
     root, address = tmp_path_factory.mktemp("gateway"), f"127.0.0.1:{free_port()}"
     environment = {
         **os.environ,
@@ -83,9 +98,16 @@ def door(served: Served, redis_server: str, tmp_path_factory: pytest.TempPathFac
         "DEFUSE_SHARED_MEMORY": "true",
     }
     command = [sys.executable, "-m", "services.gateway"]
-    with (root / "log").open("w") as log, subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log) as process:
+    path = root / "log"
+    with path.open("w") as log, subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log) as process:
         try:
             eventually(lambda: is_healthy(address, TlsFiles()), alive=process)
-            yield address
+            yield Gateway(address=address, pid=process.pid, log=path)
         finally:
             process.terminate()
+
+
+@pytest.fixture(scope="module")
+def door(gateway: Gateway) -> str:
+    """The address of that gateway."""
+    return gateway.address

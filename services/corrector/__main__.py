@@ -13,6 +13,7 @@ from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, work_pb
 from services.corrector.adopted import AdoptedReleases, AnyReleases
 from services.corrector.choosing import Chooser, choose_candidate
 from services.corrector.gate.judge import Gate
+from services.corrector.guard.issuing import Guards
 from services.corrector.processes import ALONE, Crew, Processes, crew_of_torchrun
 from services.corrector.release import Releases
 from services.corrector.service import CorrectorService
@@ -70,7 +71,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
     return Service(
         names=[corrector_service_pb2.DESCRIPTOR.services_by_name["CorrectorService"].full_name],
         register=lambda server: corrector_service_pb2_grpc.add_CorrectorServiceServicer_to_server(
-            CorrectorService(needs.store, releases, gate), server
+            CorrectorService(needs.store, releases, gate, Guards(needs.store, releases)), server
         ),
         checks=needs.checks,
         loops=[*Worker(needs.queue, stages).loops, *loops],

@@ -21,8 +21,9 @@ from services.corrector.gate.version import Candidate, Version
 from services.corrector.history import Decision, History, Kind
 from services.corrector.measuring import LocalVersion
 from services.corrector.release import Releases
-from services.corrector.repository import exclusively, triton_config
+from services.corrector.repository import exclusively
 from services.corrector.signature import read_signature
+from services.corrector.triton_configs import classifier_config, guard_config, guarded_config
 from services.runtime import catalog, telemetry
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.inference import InferenceClient
@@ -101,6 +102,21 @@ class AdoptedReleases:
     def withdraw_candidates(self, model_name: str) -> None:
         """Do nothing: there are none in Triton."""
 
+    def serve_guard(self, model: model_pb2.Model, file: bytes) -> int:
+        """Hand a guard over, and the ensemble of both, as entries of a repository; return the guard's version."""
+        with exclusively(self._root):
+            guard, guarded = guard_config(model, [1]), guarded_config(model)
+            taken = [int(path.name) for path in (self._root / guard.name).glob("[0-9]*")]
+            version = 1 + max(taken, default=0)
+            guard.version_policy.specific.versions[:] = [version]
+            with _writing(self._root / guard.name):
+                (self._root / guard.name / str(version)).mkdir(parents=True)
+                (self._root / guard.name / str(version) / "model.onnx").write_bytes(file)
+                (self._root / guarded.name / "1").mkdir(parents=True, exist_ok=True)
+                for config in (guard, guarded):
+                    (self._root / config.name / "config.pbtxt").write_text(text_format.MessageToString(config))
+        return version
+
     @contextmanager
     def serving(self, model: model_pb2.Model, file: bytes) -> Iterator[Version]:
         """Run a file here."""
@@ -164,17 +180,25 @@ class AdoptedReleases:
         model_id = names.last(model.name)
         directory = self._root / model_id
         partial = directory / f".partial-{version}-{uuid.uuid4().hex[:8]}"
-        try:
+        with _writing(directory, partial):
             partial.mkdir(parents=True)
             (partial / "model.onnx").write_bytes(self._store.read_bytes(catalog.model_file(model.name, version)))
             (directory / f"{version}.verdict.json").write_text(verdict)
-            config = triton_config(model, model_id, [model.champion_version, version])
+            config = classifier_config(model, model_id, [model.champion_version, version])
             (directory / "config.pbtxt").write_text(text_format.MessageToString(config))
             shutil.rmtree(directory / str(version), ignore_errors=True)  # of a process that died before its record
             partial.rename(directory / str(version))
-        except OSError as error:
+
+
+@contextmanager
+def _writing(directory: Path, partial: Path | None = None) -> Iterator[None]:
+    """Name what is to be done where a directory cannot be written; what is there in part only is removed."""
+    try:
+        yield
+    except OSError as error:
+        if partial:
             shutil.rmtree(partial, ignore_errors=True)
-            raise StoreFull(f"cannot write {directory} ({error.strerror}); free space there") from error
+        raise StoreFull(f"cannot write {directory} ({error.strerror}); free space there") from error
 
 
 AnyReleases = Releases | AdoptedReleases

@@ -9,7 +9,7 @@ from defuse import names
 from defuse.errors import AlreadyExists, NotFound, NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2
 
-from services.corrector.repository import check_model_id
+from services.corrector.model_ids import check_model_id
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog

@@ -10,8 +10,10 @@ from defuse.v1 import correction_pb2, model_pb2, release_pb2
 
 from services.corrector.gate.version import Candidate, Version
 from services.corrector.history import Decision, History, Kind
-from services.corrector.repository import TritonRepository, candidate_id, exclusively, gate_id
+from services.corrector.model_ids import candidate_id, gate_id
+from services.corrector.repository import TritonRepository, exclusively
 from services.corrector.signature import read_signature
+from services.corrector.triton_configs import guard_config, guarded_config
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.inference import InferenceClient
@@ -108,6 +110,21 @@ class Releases:
             model_id = candidate_id(names.last(self.history.catalog.model(model_name).name))
             if self._repository.versions(model_id):
                 self._repository.withdraw(model_id)
+
+    def serve_guard(self, model: model_pb2.Model, file: bytes) -> int:
+        """Serve a guard under the model's name and `-guard`, and both as one ensemble; return the guard's version.
+
+        The guard before it stays loaded for the requests under way.
+        """
+        with exclusively(self._root):
+            guard = names.guard_model(names.last(model.name))
+            before = self._repository.versions(guard)[-1:]
+            version = 1 + max(before, default=0)
+            self._repository.add_version(guard, version, file)
+            self._repository.serve_as(guard_config(model, [*before, version]))
+            self._repository.add_ensemble(names.guarded_model(names.last(model.name)))
+            self._repository.serve_as(guarded_config(model))
+        return version
 
     @contextmanager
     def serving(self, model: model_pb2.Model, file: bytes) -> Iterator[Version]:

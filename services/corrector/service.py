@@ -13,6 +13,7 @@ from defuse.v1 import corrector_service_pb2_grpc as pb_grpc
 from services.corrector.adopted import AnyReleases
 from services.corrector.gate.judge import Gate
 from services.corrector.gate.version import Candidate
+from services.corrector.guard.issuing import Guards
 from services.corrector.history import Decision
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -23,10 +24,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CorrectorService(pb_grpc.CorrectorServiceServicer):
     """What changes the Triton repository at once."""
 
-    def __init__(self, store: ArtifactStore, releases: AnyReleases, gate: Gate) -> None:
+    def __init__(self, store: ArtifactStore, releases: AnyReleases, gate: Gate, guards: Guards) -> None:
         self._store = store
         self._releases = releases
         self._gate = gate
+        self._guards = guards
 
     async def RegisterModel(self, request: pb.RegisterModelRequest, context: Context) -> pb.RegisterModelResponse:
         model = await asyncio.to_thread(self._releases.register, request.model, request.file_digest)
@@ -58,6 +60,10 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         await asyncio.to_thread(self._releases.withdraw_candidates, request.model)
         return pb.WithdrawCandidatesResponse()
 
+    async def IssueGuard(self, request: pb.IssueGuardRequest, context: Context) -> pb.IssueGuardResponse:
+        guard = await asyncio.to_thread(self._guards.issue, request.run, request.false_alarm_rate)
+        return pb.IssueGuardResponse(guard=guard)
+
     def _serve_candidate(self, request: pb.ServeCandidateRequest) -> Candidate:
         correction = self._finished(request.correction)
         model = self._releases.history.check_publishable(correction)
@@ -83,7 +89,9 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
             verdict=verdict.name,
             approver="" if verdict.passed else request.approver,
         )
-        return self._releases.publish(correction, decision)
+        release = self._releases.publish(correction, decision)
+        self._guards.renew(names.parent(correction.name))
+        return release
 
     def _finished(self, name: str) -> correction_pb2.Correction:
         key = catalog.correction(names.check(name, "runs/*/corrections/*"))

@@ -130,6 +130,19 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         await self._retire_candidates(answer.release.model)
         return pb.RollbackModelResponse(release=answer.release)
 
+    async def CreateGuard(self, request: pb.CreateGuardRequest, context: Context) -> pb.CreateGuardResponse:
+        wanted = corrector_service_pb2.IssueGuardRequest(run=request.run, false_alarm_rate=request.false_alarm_rate)
+        answer = await self._rooms.corrector.call(
+            lambda stub, **how: stub.IssueGuard(wanted, **how), deadline_s=context.time_remaining()
+        )
+        return pb.CreateGuardResponse(guard=answer.guard)
+
+    async def GetGuard(self, request: pb.GetGuardRequest, context: Context) -> pb.GetGuardResponse:
+        return pb.GetGuardResponse(guard=await asyncio.to_thread(self._catalog.guard, request.name))
+
+    async def ListGuards(self, request: pb.ListGuardsRequest, context: Context) -> pb.ListGuardsResponse:
+        return pb.ListGuardsResponse(guards=await asyncio.to_thread(self._catalog.guards, request.model))
+
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
         dataset = await asyncio.to_thread(
             self._rooms.datasets.create,

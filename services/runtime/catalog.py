@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from defuse import names
 from defuse.errors import InvalidInput, NotFound
-from defuse.v1 import annotation_pb2, dataset_pb2, gate_pb2, model_pb2, region_pb2, release_pb2, run_pb2
+from defuse.v1 import annotation_pb2, dataset_pb2, gate_pb2, guard_pb2, model_pb2, region_pb2, release_pb2, run_pb2
 
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.groups import group
@@ -140,6 +140,11 @@ def verdict(name: str) -> str:
     return f"{name}/verdict.pb"
 
 
+def guard(name: str) -> str:
+    """What is known of a guard."""
+    return f"{name}/guard.pb"
+
+
 def trial(name: str) -> str:
     """A trial of a candidate on live requests."""
     return f"{name}/trial.pb"
@@ -237,6 +242,19 @@ class Catalog:
             return self.store.read_message(verdict(name), gate_pb2.GateVerdict)
         except NotFound as error:
             raise NotFound(f"there is no verdict {names.last(name)!r}", reason="VERDICT_NOT_FOUND") from error
+
+    def guard(self, name: str) -> guard_pb2.Guard:
+        """Return a guard; raise NotFound for an unknown name."""
+        names.check(name, "models/*/guards/*")
+        try:
+            return self.store.read_message(guard(name), guard_pb2.Guard)
+        except NotFound as error:
+            raise NotFound(f"there is no guard {names.last(name)!r}", reason="GUARD_NOT_FOUND") from error
+
+    def guards(self, model_name: str) -> list[guard_pb2.Guard]:
+        """Return the guards of a model, oldest first; NotFound for an unknown model."""
+        keys = self.store.keys(f"{self.model(model_name).name}/guards")
+        return [self.guard(key) for key in sorted(keys, key=lambda key: int(names.last(key)))]
 
     def run(self, name: str) -> run_pb2.Run:
         """Return a run as it was created; raise NotFound for an unknown name."""

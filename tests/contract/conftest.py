@@ -1,15 +1,23 @@
 """What the contracts are checked on: plain logs, the protos, a Triton of the suite's own."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from defuse.tls import TlsFiles
 
 from services.corrector.repository import TritonRepository
+from services.runtime.health import is_healthy
 from services.runtime.inference import InferenceClient
+from services.runtime.processes import free_port
 from services.runtime.telemetry import configure_logging
 from services.runtime.transport import SYSTEM_SHARED_MEMORY
+from tests.conftest import ROOT, eventually
 from tests.restartable_triton import Served, restartable_triton, running_triton, shared_files
 
 
@@ -61,3 +69,45 @@ def shared(served: Served) -> Iterator[InferenceClient]:
     """A client that shares memory with Triton, two requests in flight."""
     with closing(InferenceClient(served.address, in_flight=2, transport=SYSTEM_SHARED_MEMORY)) as client:
         yield client
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """A gateway process of the suite's own."""
+
+    address: str
+    pid: int
+    log: Path
+
+    def memory_bytes(self) -> int:
+        """Return what it holds in memory."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="module")
+def gateway(served: Served, redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway before a Triton, without other services."""
+    root, address = tmp_path_factory.mktemp("gateway"), f"127.0.0.1:{free_port()}"
+    environment = {
+        **os.environ,
+        "DEFUSE_PORT": address.rpartition(":")[2],
+        "DEFUSE_REDIS_URL": redis_server,
+        "DEFUSE_TRITON_URL": served.address,
+        "DEFUSE_STORE_URL": f"file://{root}/store",
+        "DEFUSE_SHARED_MEMORY": "true",
+    }
+    command = [sys.executable, "-m", "services.gateway"]
+    path = root / "log"
+    with path.open("w") as log, subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log) as process:
+        try:
+            eventually(lambda: is_healthy(address, TlsFiles()), alive=process)
+            yield Gateway(address=address, pid=process.pid, log=path)
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def door(gateway: Gateway) -> str:
+    """The address of that gateway."""
+    return gateway.address

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import queue
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -13,39 +11,14 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from defuse.tls import TlsFiles
 from tritonclient.utils import InferenceServerException
 from tritonclient.utils import shared_memory as system_memory
 
-from services.runtime.health import is_healthy
-from services.runtime.processes import free_port
 from services.runtime.transport_regions import OURS
-from tests.conftest import ROOT, eventually
-from tests.restartable_triton import CLASSES, SHAPE, Served, images
+from tests.restartable_triton import CLASSES, SHAPE, Served, asked, images
 
 MODEL = "tiny"
 OURS_THERE = f"{OURS}1-of-a-service"
-
-
-@pytest.fixture(scope="module")
-def door(served: Served, redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway before a Triton; give its address."""
-    root, address = tmp_path_factory.mktemp("gateway"), f"127.0.0.1:{free_port()}"
-    environment = {
-        **os.environ,
-        "DEFUSE_PORT": address.rpartition(":")[2],
-        "DEFUSE_REDIS_URL": redis_server,
-        "DEFUSE_TRITON_URL": served.address,
-        "DEFUSE_STORE_URL": f"file://{root}/store",
-        "DEFUSE_SHARED_MEMORY": "true",
-    }
-    command = [sys.executable, "-m", "services.gateway"]
-    with (root / "log").open("w") as log, subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log) as process:
-        try:
-            eventually(lambda: is_healthy(address, TlsFiles()), alive=process)
-            yield address
-        finally:
-            process.terminate()
 
 
 @pytest.fixture
@@ -59,12 +32,6 @@ def direct(served: Served) -> Iterator[triton.InferenceServerClient]:
     """The same client at Triton itself."""
     with closing(triton.InferenceServerClient(served.address)) as client:
         yield client
-
-
-def asked(batch: Any, name: str) -> list[triton.InferInput]:
-    given = triton.InferInput(name, list(batch.shape), "FP32")
-    given.set_data_from_numpy(batch)
-    return [given]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from defuse.errors import NotReady
 from google.protobuf import text_format
 
-from services.corrector.repository import triton_config
+from services.corrector.triton_configs import classifier_config
 from services.runtime.inference import InferenceClient
 from tests.restartable_triton import Served
 
@@ -14,7 +14,7 @@ from tests.restartable_triton import Served
 def load_with_threads(served: Served, name: str, count: str) -> None:
     """Load the classifier under a name, with one instance, as if an operator had written the entry."""
     served.repository.add_version(name, 1, (served.entry("tiny") / "1" / "model.onnx").read_bytes())
-    config = triton_config(served.model, name, [1])
+    config = classifier_config(served.model, name, [1])
     config.parameters["intra_op_thread_count"].string_value = count
     (served.entry(name) / "config.pbtxt").write_text(text_format.MessageToString(config))
     InferenceClient(served.address).load(name)

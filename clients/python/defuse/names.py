@@ -4,6 +4,8 @@ import re
 
 from defuse.errors import InvalidInput
 
+# Endings of the names in Triton of a model's guard, and of the ensemble of both.
+GUARD, GUARDED = "-guard", "-guarded"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -32,6 +34,20 @@ def verdict(model_id: str, verdict_id: str) -> str:
 
 def trial(model_id: str, trial_id: str) -> str:
     return f"{model(model_id)}/trials/{check_id('trial', trial_id)}"
+
+
+def guard(model_id: str, guard_id: str) -> str:
+    return f"{model(model_id)}/guards/{check_id('guard', guard_id)}"
+
+
+def guard_model(model_id: str) -> str:
+    """Return the name under which Triton serves the guard of a model."""
+    return f"{model_id}{GUARD}"
+
+
+def guarded_model(model_id: str) -> str:
+    """Return the name under which Triton serves a model and its guard together."""
+    return f"{model_id}{GUARDED}"
 
 
 def dataset(dataset_id: str) -> str:

@@ -22,6 +22,8 @@ from services.runtime.inference import as_floats, preprocess
 
 # Images that are asked about alone and in a batch.
 _ALONE = 8
+# Images of one request, where what is asked is no batch size: live callers wait behind it.
+_FEW = 32
 Say = Callable[[str], None]
 
 
@@ -36,7 +38,7 @@ class Comparison:
         self.before, self.after = before, after
         self._labels = test.labels
         self._images = test.images
-        logits = [version.classify_stored(test.images) for version in (before, after)]
+        logits = [_few_at_a_time(version.classify_stored, test.images) for version in (before, after)]
         if wrong := int((~np.isfinite(logits[1])).any(axis=1).sum()):
             raise InvalidInput(
                 f"the candidate's answers for {wrong} of {len(test.labels)} test images are not finite; look for "
@@ -53,7 +55,9 @@ class Comparison:
 
     def region(self, images: Array, label_id: int) -> Readings:
         """Return what both read correctly of images (n, c, h, w) in [0, 1] of one class."""
-        before, after = (version.classify(images).argmax(axis=1) == label_id for version in (self.before, self.after))
+        before, after = (
+            _few_at_a_time(version.classify, images).argmax(axis=1) == label_id for version in (self.before, self.after)
+        )
         return Readings(before=before, after=after)
 
     def checks(
@@ -105,6 +109,11 @@ class Comparison:
     def _request(self, size: int) -> Array:
         """Return test images (size, c, h, w) in [0, 1], repeated where there are fewer."""
         return as_floats(self._images[np.resize(np.arange(len(self._images)), size)])
+
+
+def _few_at_a_time(ask: Callable[[Array], Array], images: Array) -> Array:
+    """Return the logits (n, k) of images, also of none, asked so that others are answered in between."""
+    return np.concatenate([ask(images[begin : begin + _FEW]) for begin in range(0, max(1, len(images)), _FEW)])
 
 
 def _network(file: bytes) -> OnnxModule | None:

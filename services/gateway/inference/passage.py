@@ -15,8 +15,9 @@ from defuse.v1 import trial_pb2
 from tritonclient.grpc import service_pb2
 
 from services.gateway.inference.comparisons import Comparisons
+from services.gateway.inference.guarding import asks_for_guard, guarded
 from services.gateway.inference.memory import KINDS, REGISTER, STATUS, UNREGISTER, SharedMemory
-from services.gateway.inference.routes import Routes, challenger_of
+from services.gateway.inference.routes import CHAMPION, Routes, challenger_of
 from services.gateway.inference.streams import StreamPassage
 from services.gateway.inference.tally import Tally
 from services.gateway.inference.wire import read_target, retargeted
@@ -111,6 +112,8 @@ class InferencePassage(grpc.GenericRpcHandler):
         target = read_target(request)
         route = self._routes.route(target)
         champion = retargeted(request, target, model=route.model, version=route.version)
+        if asks_for_guard(context) and target.version in {"", CHAMPION}:
+            return await guarded(request, target, self._asked, champion=champion, context=context)
         if route.trial is None:
             answer: bytes = await self._infer(champion, timeout=context.time_remaining())
             return answer
@@ -119,6 +122,10 @@ class InferencePassage(grpc.GenericRpcHandler):
             model, version = challenger_of(route.trial)
             challenger = retargeted(request, target, model=model, version=version)
         return await self._tried(route.trial, champion, challenger, context)
+
+    async def _asked(self, request: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109  # gRPC's own
+        answer: bytes = await self._infer(request, timeout=timeout)
+        return answer
 
     async def _tried(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
         """Answer within a trial; `challenger` is the request to it, or nothing where it was not drawn."""

@@ -10,8 +10,8 @@ from defuse.errors import InvalidInput
 
 # Tags of the fields that say what is asked: number << 3 | 2, for bytes with their length before them.
 _MODEL_NAME, _MODEL_VERSION, _ID = 0x0A, 0x12, 0x1A
-# Tag of the field with the tensors' contents, and the wire type of bytes.
-_RAW_CONTENTS, _BYTES = 0x3A, 2
+# Tags of the fields with the outputs that are asked for and with the tensors' contents, and the wire type of bytes.
+_OUTPUTS, _RAW_CONTENTS, _BYTES = 0x32, 0x3A, 2
 _SHARED = b"shared_memory_region"
 _MORE = 0x80
 # A length has ten bytes at most, of seven bits each.
@@ -57,16 +57,28 @@ def retargeted(request: bytes, target: Target, *, model: str, version: str) -> b
 
 def may_refer_to_memory(request: bytes) -> bool:
     """Say whether tensors of a serialized ModelInferRequest may be in shared memory; their contents are passed over."""
-    position = 0
+    fields = _top_level_fields(request)
+    if fields is None:
+        return _SHARED in request  # no field of today's: look everywhere
+    return any(tag != _RAW_CONTENTS and request.find(_SHARED, begin, end) >= 0 for tag, begin, end in fields)
+
+
+def names_outputs(request: bytes) -> bool:
+    """Say whether a serialized ModelInferRequest names the outputs that it asks for; without, all are answered."""
+    return any(tag == _OUTPUTS for tag, _, _ in _top_level_fields(request) or ())
+
+
+def _top_level_fields(request: bytes) -> list[tuple[int, int, int]] | None:
+    """Return tag, begin and end of each field; None where one is not of the kind that they are today."""
+    found, position = [], 0
     while position < len(request):
         tag, begin = request[position], position + 1
         if tag & 7 != _BYTES or tag & _MORE:
-            return _SHARED in request  # no field of today's: look everywhere
+            return None
         length, begin = _varint(request, begin)
         position = begin + length
-        if tag != _RAW_CONTENTS and request.find(_SHARED, begin, position) >= 0:
-            return True
-    return False
+        found.append((tag, begin, position))
+    return found
 
 
 def _field(tag: int, value: str) -> bytes:

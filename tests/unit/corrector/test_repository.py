@@ -7,7 +7,9 @@ from defuse.v1 import model_pb2
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from services.corrector.repository import TritonRepository, candidate_id, check_model_id, triton_config
+from services.corrector.model_ids import candidate_id, check_model_id
+from services.corrector.repository import TritonRepository
+from services.corrector.triton_configs import classifier_config
 from tests.unit.conftest import RememberingTriton
 
 Declare = Callable[..., model_pb2.Model]
@@ -34,7 +36,7 @@ def model(declared: Declare) -> model_pb2.Model:
 
 def test_config_of_a_model_with_any_batch_size(model: model_pb2.Model) -> None:
     """Triton is told the input without the batch, the classes, the versions in order, and to batch requests."""
-    config = triton_config(model, "tiny", [3, 2])
+    config = classifier_config(model, "tiny", [3, 2])
     assert (config.name, config.backend, config.max_batch_size) == ("tiny", "onnxruntime", 64)
     assert list(config.version_policy.specific.versions) == [2, 3]
     [entry], [answer] = config.input, config.output
@@ -50,7 +52,7 @@ def test_config_of_a_model_with_a_fixed_batch_size(model: model_pb2.Model) -> No
     """A fixed batch is a dimension of the tensors, and nothing is batched."""
     model.fixed_batch_size, model.max_batch_size, model.input_datatype = 4, 0, "UINT8"
     model.preprocessing.layout = model_pb2.Preprocessing.LAYOUT_NHWC
-    config = triton_config(model, "tiny", [1])
+    config = classifier_config(model, "tiny", [1])
     assert config.max_batch_size == 0
     assert (config.input[0].data_type, list(config.input[0].dims)) == (model_config_pb2.TYPE_UINT8, [4, 8, 10, 3])
     assert list(config.output[0].dims) == [4, 3]
@@ -101,7 +103,7 @@ def test_serving_writes_the_config_then_loads(
     assert triton.calls == [("load", "tiny")] * 2
     assert sorted(path.name for path in (root / "tiny").iterdir()) == ["1", "config.pbtxt"]
     written = text_format.Parse((root / "tiny/config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-    assert written == triton_config(model, "tiny", [1, 2])
+    assert written == classifier_config(model, "tiny", [1, 2])
 
 
 def test_what_triton_refuses_is_said(

@@ -1,0 +1,44 @@
+"""Makes guards and has them served: one with each release, and when somebody asks for one."""
+
+from defuse import names
+from defuse.errors import DefuseError
+from defuse.v1 import guard_pb2
+
+from services.corrector.adopted import AnyReleases
+from services.corrector.guard.building import FALSE_ALARM_RATE, GuardBuilder
+from services.runtime import catalog, telemetry
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog
+
+
+class Guards:
+    """The guards of all models."""
+
+    def __init__(self, store: ArtifactStore, releases: AnyReleases) -> None:
+        self._store = store
+        self._catalog = Catalog(store)
+        self._releases = releases
+
+    def issue(self, run_name: str, false_alarm_rate: float = 0.0) -> guard_pb2.Guard:
+        """Make a guard of the labelled regions of a run and serve it beside its model; a rate of 0 takes the default.
+
+        Raises as `GuardBuilder.build` does, NotFound for an unknown run.
+        """
+        builder = GuardBuilder(self._store, self._catalog.run(run_name))
+        built, model = builder.build(false_alarm_rate or FALSE_ALARM_RATE), builder.model
+        model_id = names.last(model.name)
+        record = built.record
+        record.name = names.guard(model_id, str(self._releases.serve_guard(model, built.file)))
+        record.guard_model, record.guarded_model = names.guard_model(model_id), names.guarded_model(model_id)
+        record.model_version = model.champion_version
+        record.create_time.GetCurrentTime()
+        self._store.write_bytes(catalog.onnx_of(record.name), built.file)
+        self._store.write_message(catalog.guard(record.name), record)
+        return record
+
+    def renew(self, run_name: str) -> None:
+        """Make the guard of a release that was made; a release does not fail for it."""
+        try:
+            self.issue(run_name)
+        except DefuseError as error:
+            telemetry.log().warning("no_guard", run=run_name, reason=error.reason, error=error.message)

@@ -12,8 +12,9 @@ from defuse.v1 import (
     generator_service_pb2_grpc,
     trial_pb2,
 )
+from google.longrunning import operations_pb2_grpc
 
-from services.gateway import passing
+from services.gateway import operations_service, passing
 from services.gateway.advice import Advice
 from services.gateway.annotating import Annotator
 from services.gateway.corrections import Corrections
@@ -24,6 +25,8 @@ from services.gateway.inference import passage
 from services.gateway.inference.passage import InferencePassage
 from services.gateway.inference.routes import Routes
 from services.gateway.inference.tally import Tally
+from services.gateway.operations import Operations
+from services.gateway.operations_service import OperationsService
 from services.gateway.passing import GeneratorPassage
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs
@@ -52,6 +55,7 @@ def build(settings: GatewaySettings) -> Service:
     corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
     trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
     tally, routes = Tally(trials), Routes(trials)
+    operations = Operations(needs.queue, runs, corrections)
     rooms = Rooms(
         store=needs.store,
         files=files,
@@ -73,6 +77,7 @@ def build(settings: GatewaySettings) -> Service:
 
     def register(server: grpc.aio.Server) -> None:
         gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(rooms), server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(operations), server)
         server.add_generic_rpc_handlers(passages)
 
     async def close() -> None:
@@ -85,6 +90,7 @@ def build(settings: GatewaySettings) -> Service:
             gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name,
             passing.SERVICE.full_name,
             passage.SERVICE.full_name,
+            operations_service.SERVICE.full_name,
         ],
         register=register,
         checks=needs.checks,

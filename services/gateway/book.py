@@ -10,10 +10,13 @@ from defuse import names
 from defuse.errors import AlreadyExists, Conflict, NotFound
 from google.protobuf.message import Message
 
+from services.gateway.paging import Placed, Position
 from services.runtime.queue import KEY, Queue, fields
 
 # How soon a watcher sees a change. Polled: that holds across gateways and reconnects, where a message could be lost.
 _POLL_S = 0.2
+# How many records of a long list are read at once.
+_AT_ONCE = 100
 
 R = TypeVar("R", bound=Message)
 # A message and the stream it goes to.
@@ -73,6 +76,13 @@ class Book(Generic[R]):
         values = await self._queue.redis.mget([_key(name.decode()) for name in found])
         return [self._parse(data) for data in values if data is not None]
 
+    async def after(self, parent: str, position: Position, *, newest_first: bool = False) -> AsyncIterator[Placed[R]]:
+        """Yield the records below a parent behind a position, all where it is empty, each with its own position."""
+        while records := await self._behind(parent, position, newest_first=newest_first):
+            for placed in records:
+                yield placed
+            position, _ = records[-1]
+
     async def apply(self, name: str, change: Callable[[R], Sequence[Work]], *, releasing: str | None = None) -> R:
         """Change a record and start the work that follows, both or neither; again when somebody else was faster.
 
@@ -119,6 +129,25 @@ class Book(Generic[R]):
             raise Conflict(
                 f"{holder.decode()} is under way; wait until it has ended", reason=f"{self._noun.upper()}_UNDER_WAY"
             )
+
+    async def _behind(self, parent: str, position: Position, *, newest_first: bool) -> Sequence[Placed[R]]:
+        redis_ = self._queue.redis
+        ranged, begin, end = redis_.zrangebyscore, "-inf", "+inf"
+        if newest_first:
+            ranged, begin, end = redis_.zrevrangebyscore, end, begin
+        seen = 0
+        if position:
+            begin, last = position
+            # Records of the same moment are in the order of their names.
+            names_ = [found.decode() for found in await ranged(self._index(parent), begin, begin)]
+            seen = sum(name >= last if newest_first else name <= last for name in names_)
+        found = await ranged(self._index(parent), begin, end, start=seen, num=_AT_ONCE, withscores=True)
+        values = await redis_.mget([_key(name.decode()) for name, _ in found]) if found else []
+        return [
+            ([created, name.decode()], self._parse(data))
+            for (name, created), data in zip(found, values, strict=True)
+            if data is not None
+        ]
 
     @property
     def _noun(self) -> str:

@@ -97,8 +97,9 @@ class Corrections:
     ) -> correction_pb2.Correction:
         number = len(await self.book.list(run.name)) + 1
         model = await asyncio.to_thread(self._catalog.model, run.config.model)
+        name = names.correction(names.last(run.name), f"c{number}")
         correction = correction_pb2.Correction(
-            name=names.correction(names.last(run.name), f"c{number}"),
+            name=name,
             config=config,
             model=model.name,
             base_version=model.champion_version,
@@ -106,8 +107,10 @@ class Corrections:
             note="waiting for a corrector",
             regions=labelled,
             trainings=trainings(config),
+            operation=names.correction_operation(name),
         )
         correction.create_time.GetCurrentTime()
+        correction.update_time.CopyFrom(correction.create_time)
         return correction
 
 
@@ -126,10 +129,12 @@ def fold(correction: correction_pb2.Correction, event: work_pb2.Event) -> Sequen
         correction.result.CopyFrom(event.corrected.result)
     elif kind == "failed":
         correction.state = correction_pb2.Correction.STATE_FAILED
-        correction.error = event.failed.error
+        correction.error, correction.error_reason = event.failed.error, event.failed.reason
     elif kind == "cancelled":
         correction.state = correction_pb2.Correction.STATE_CANCELLED
         correction.note = "cancelled"
+    if correction.state in ENDED:
+        correction.update_time.GetCurrentTime()
     return []
 
 

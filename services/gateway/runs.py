@@ -37,7 +37,12 @@ class Runs:
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
         """Check a configuration against the model, the data and the served classifier, and start a run."""
         name = names.run(run_id)
-        run = run_pb2.Run(name=name, config=await self.checked(config), state=run_pb2.Run.STATE_PREPARING)
+        run = run_pb2.Run(
+            name=name,
+            config=await self.checked(config),
+            state=run_pb2.Run.STATE_PREPARING,
+            operation=names.search_operation(name),
+        )
         run.create_time.GetCurrentTime()
         run.update_time.CopyFrom(run.create_time)
         await asyncio.to_thread(self._claim_name, run)

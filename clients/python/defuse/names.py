@@ -5,6 +5,8 @@ import re
 from defuse.errors import InvalidInput
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+# Id of the one operation of a run that is no correction.
+SEARCH = "search"
 
 
 def check_id(kind: str, value: str) -> str:
@@ -47,6 +49,16 @@ def region(run_id: str, region_id: str) -> str:
 
 def correction(run_id: str, correction_id: str) -> str:
     return f"{run(run_id)}/corrections/{check_id('correction', correction_id)}"
+
+
+def search_operation(run_name: str) -> str:
+    """Return the name of the operation that a run's search is."""
+    return f"{run_name}/operations/{SEARCH}"
+
+
+def correction_operation(correction_name: str) -> str:
+    """Return the name of the operation that a correction is."""
+    return f"{parent(correction_name)}/operations/{last(correction_name)}"
 
 
 def last(name: str) -> str:

@@ -29,6 +29,7 @@ from services.gateway.operations import Operations
 from services.gateway.operations_service import OperationsService
 from services.gateway.passing import GeneratorPassage
 from services.gateway.regions import Regions
+from services.gateway.requests import Requests
 from services.gateway.runs import Runs
 from services.gateway.service import GatewayService, Rooms
 from services.gateway.settings import GatewaySettings
@@ -60,6 +61,7 @@ def build(settings: GatewaySettings) -> Service:
         store=needs.store,
         files=files,
         datasets=Datasets(needs.store, files, max_bytes=settings.max_file_bytes),
+        requests=Requests(needs.queue),
         runs=runs,
         regions=regions,
         annotator=Annotator(regions, distiller),

@@ -1,7 +1,7 @@
 """Records that change while work goes on, in Redis: a change is compare-and-set, with the work it starts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -11,6 +11,7 @@ from defuse.errors import AlreadyExists, Conflict, NotFound
 from google.protobuf.message import Message
 
 from services.gateway.paging import Placed, Position
+from services.gateway.requests import claimed
 from services.runtime.queue import KEY, Queue, fields
 
 # How soon a watcher sees a change. Polled: that holds across gateways and reconnects, where a message could be lost.
@@ -38,11 +39,13 @@ class Book(Generic[R]):
         `taking` is a key that the record holds until it is released; raise Conflict while another record holds it.
         """
         name, created = _identity(record)
-        key = _key(name)
+        key, claim = _key(name), claimed.get()
         while True:
             async with self._queue.redis.pipeline(transaction=True) as pipe:
                 try:
-                    await pipe.watch(key, *([taking] if taking else []))
+                    await pipe.watch(key, *([taking] if taking else []), *([claim.held_key] if claim else []))
+                    if claim:
+                        await claim.check(pipe)
                     if taking:
                         await self._check_free(taking)
                     if await pipe.exists(key):
@@ -54,6 +57,8 @@ class Book(Generic[R]):
                     pipe.zadd(self._index(names.parent(name)), {name: created})
                     if taking:
                         pipe.set(taking, name)
+                    if claim:
+                        claim.note(pipe, record)
                     for stream, message in works:
                         pipe.xadd(stream, fields(message))
                     await pipe.execute()
@@ -76,7 +81,9 @@ class Book(Generic[R]):
         values = await self._queue.redis.mget([_key(name.decode()) for name in found])
         return [self._parse(data) for data in values if data is not None]
 
-    async def after(self, parent: str, position: Position, *, newest_first: bool = False) -> AsyncIterator[Placed[R]]:
+    async def after(
+        self, parent: str, position: Position, *, newest_first: bool = False
+    ) -> AsyncGenerator[Placed[R], None]:
         """Yield the records below a parent behind a position, all where it is empty, each with its own position."""
         while records := await self._behind(parent, position, newest_first=newest_first):
             for placed in records:

@@ -30,6 +30,7 @@ from services.gateway.corrections import Corrections
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
 from services.gateway.regions import Regions
+from services.gateway.requests import Requests, once
 from services.gateway.runs import Runs, check_distilled
 from services.gateway.trials import Trials
 from services.runtime import catalog
@@ -51,6 +52,7 @@ class Rooms:
     store: ArtifactStore
     files: Files
     datasets: Datasets
+    requests: Requests
     runs: Runs
     regions: Regions
     annotator: Annotator
@@ -72,6 +74,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
+        self.requests = rooms.requests
         self._catalog = Catalog(rooms.store)
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
@@ -89,8 +92,11 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetFile(self, request: pb.GetFileRequest, context: Context) -> pb.GetFileResponse:
         return pb.GetFileResponse(size=await asyncio.to_thread(self._rooms.files.size, request.digest))
 
+    @once
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.CreateModelResponse:
-        wanted = corrector_service_pb2.RegisterModelRequest(model=request.model, file_digest=request.file_digest)
+        wanted = corrector_service_pb2.RegisterModelRequest(
+            model=request.model, file_digest=request.file_digest, request_id=request.request_id
+        )
         answer = await self._rooms.corrector.call(lambda stub, **how: stub.RegisterModel(wanted, **how))
         return pb.CreateModelResponse(model=answer.model)
 
@@ -116,14 +122,16 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetVerdict(self, request: pb.GetVerdictRequest, context: Context) -> pb.GetVerdictResponse:
         return pb.GetVerdictResponse(verdict=await asyncio.to_thread(self._catalog.verdict, request.name))
 
+    @once
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
         wanted = corrector_service_pb2.RestorePreviousRequest(
-            model=request.model, actor=request.actor, reason=request.reason
+            model=request.model, actor=request.actor, reason=request.reason, request_id=request.request_id
         )
         answer = await self._rooms.corrector.call(lambda stub, **how: stub.RestorePrevious(wanted, **how))
         await self._retire_candidates(answer.release.model)
         return pb.RollbackModelResponse(release=answer.release)
 
+    @once
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
         dataset = await asyncio.to_thread(
             self._rooms.datasets.create,
@@ -137,6 +145,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.GetDatasetResponse:
         return pb.GetDatasetResponse(dataset=await asyncio.to_thread(self._catalog.dataset, request.name))
 
+    @once
     async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
         return pb.CreateRunResponse(run=await self._rooms.runs.create(request.run_id, request.config))
 
@@ -207,10 +216,12 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         for begin in range(request.offset, len(content), _PART_BYTES):
             yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])
 
+    @once
     async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Context) -> pb.AnnotateRegionResponse:
         region, parts = await self._rooms.annotator.annotate(request.annotation)
         return pb.AnnotateRegionResponse(region=region, parts=parts)
 
+    @once
     async def CreateCorrection(
         self, request: pb.CreateCorrectionRequest, context: Context
     ) -> pb.CreateCorrectionResponse:
@@ -233,12 +244,17 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     ) -> pb.CancelCorrectionResponse:
         return pb.CancelCorrectionResponse(correction=await self._rooms.corrections.cancel(request.name))
 
+    @once
     async def ReleaseCorrection(
         self, request: pb.ReleaseCorrectionRequest, context: Context
     ) -> pb.ReleaseCorrectionResponse:
         correction = await self._rooms.corrections.get(request.name)
         wanted = corrector_service_pb2.PublishCorrectionRequest(
-            correction=correction.name, actor=request.actor, reason=request.reason, approver=request.approver
+            correction=correction.name,
+            actor=request.actor,
+            reason=request.reason,
+            approver=request.approver,
+            request_id=request.request_id,
         )
         if correction.state != correction_pb2.Correction.STATE_SUCCEEDED:
             raise NotReady(
@@ -255,6 +271,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         await self._retire_candidates(correction.model)
         return pb.ReleaseCorrectionResponse(release=answer.release)
 
+    @once
     async def StartTrial(self, request: pb.StartTrialRequest, context: Context) -> pb.StartTrialResponse:
         return pb.StartTrialResponse(trial=await self._rooms.trials.start(request.trial))
 

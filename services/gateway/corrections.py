@@ -9,6 +9,7 @@ from defuse.v1 import correction_pb2, run_pb2, work_pb2
 
 from services.gateway.book import Book, Work
 from services.gateway.correction_config import complete, trainings
+from services.gateway.paging import Cursor, Page
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs, check_distilled
 from services.runtime import catalog
@@ -59,10 +60,10 @@ class Corrections:
     async def get(self, name: str) -> correction_pb2.Correction:
         return await self.book.get(names.check(name, "runs/*/corrections/*"))
 
-    async def list(self, run_name: str) -> list[correction_pb2.Correction]:
-        """Return the corrections of a run, oldest first."""
+    async def page(self, run_name: str, cursor: Cursor) -> Page[correction_pb2.Correction]:
+        """Return some of the corrections of a run, oldest first."""
         await self._runs.get(run_name)
-        return await self.book.list(run_name)
+        return await cursor.page_of(self.book.after(run_name, cursor.after))
 
     def watch(self, name: str) -> AsyncIterator[correction_pb2.Correction]:
         return self.book.watch(names.check(name, "runs/*/corrections/*"))

@@ -16,6 +16,7 @@ DEFAULT_SIZE, LARGEST_SIZE = 100, 500
 MOST_BYTES = 3 << 20
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 # Where an entry stands in its list: plain values that sort as the entries do.
 Position = Sequence[Any]
 Placed = tuple[Position, M]
@@ -76,10 +77,10 @@ class Cursor:
                     break
         return self.page(found)
 
-    def behind(self, entries: Iterable[M], position: Callable[[M], Position]) -> list[Placed[M]]:
+    def behind(self, entries: Iterable[T], position: Callable[[T], Position]) -> list[tuple[Position, T]]:
         """Return entries in the order of their positions, those behind the page before."""
         placed = sorted(((list(position(entry)), entry) for entry in entries), key=lambda pair: pair[0])
-        return [pair for pair in placed if not self.after or pair[0] > list(self.after)]
+        return [pair for pair in placed if pair[0] > list(self.after)]
 
 
 def _token(subject: str, position: Position) -> str:

@@ -16,6 +16,9 @@ from defuse.v1 import (
     distiller_service_pb2_grpc,
     generator_service_pb2,
     generator_service_pb2_grpc,
+    model_pb2,
+    region_pb2,
+    run_pb2,
 )
 from defuse.v1 import (
     gateway_service_pb2 as pb,
@@ -29,6 +32,8 @@ from services.gateway.annotating import Annotator
 from services.gateway.corrections import Corrections
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
+from services.gateway.masks import ReadMask
+from services.gateway.paging import Cursor, Page
 from services.gateway.regions import Regions
 from services.gateway.requests import Requests, once
 from services.gateway.runs import Runs, check_distilled
@@ -104,11 +109,17 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.GetModelResponse(model=await asyncio.to_thread(self._catalog.model, request.name))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=await asyncio.to_thread(self._models))
+        page = await asyncio.to_thread(self._models, Cursor.of(request))
+        return pb.ListModelsResponse(models=page.entries, next_page_token=page.next_page_token)
 
     async def ListReleases(self, request: pb.ListReleasesRequest, context: Context) -> pb.ListReleasesResponse:
+        cursor = Cursor.of(request, request.model)
         model = await asyncio.to_thread(self._catalog.model, request.model)
-        return pb.ListReleasesResponse(releases=await asyncio.to_thread(self._catalog.releases, model.name))
+        releases = await asyncio.to_thread(self._catalog.releases, model.name)
+        # None is ever taken away, so the number of a release is its place.
+        numbers = cursor.behind(range(len(releases)), lambda number: [number])
+        page = cursor.page((place, releases[number]) for place, number in numbers)
+        return pb.ListReleasesResponse(releases=page.entries, next_page_token=page.next_page_token)
 
     async def JudgeCandidate(self, request: pb.JudgeCandidateRequest, context: Context) -> pb.JudgeCandidateResponse:
         wanted = corrector_service_pb2.RunGateRequest(
@@ -155,10 +166,13 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.EstimateRunResponse(estimate=answer.estimate)
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        return pb.GetRunResponse(run=await self._rooms.runs.get(request.name))
+        mask = ReadMask(run_pb2.Run, request.read_mask)
+        return pb.GetRunResponse(run=mask.of(await self._rooms.runs.get(request.name)))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        return pb.ListRunsResponse(runs=await self._rooms.runs.list())
+        mask = ReadMask(run_pb2.Run, request.read_mask)
+        page = await self._rooms.runs.page(Cursor.of(request))
+        return pb.ListRunsResponse(runs=map(mask.of, page.entries), next_page_token=page.next_page_token)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
         async for run in self._rooms.runs.watch(request.name):
@@ -173,13 +187,18 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.AdviseValidityResponse(advice=await self._rooms.advice.of(run))
 
     async def ListRegions(self, request: pb.ListRegionsRequest, context: Context) -> pb.ListRegionsResponse:
+        mask, cursor = ReadMask(region_pb2.Region, request.read_mask), Cursor.of(request, request.run)
         run = await self._rooms.runs.get(request.run)
         check_distilled(run)
         found = await asyncio.to_thread(self._rooms.regions.distillation, run)
-        return pb.ListRegionsResponse(regions=found.regions, counts=found.counts)
+        page = cursor.page(cursor.behind(found.regions, lambda region: [-region.score, region.name]))
+        return pb.ListRegionsResponse(
+            regions=map(mask.of, page.entries), counts=found.counts, next_page_token=page.next_page_token
+        )
 
     async def GetRegion(self, request: pb.GetRegionRequest, context: Context) -> pb.GetRegionResponse:
-        region = await asyncio.to_thread(self._rooms.regions.get, request.name)
+        mask = ReadMask(region_pb2.Region, request.read_mask)
+        region = mask.of(await asyncio.to_thread(self._rooms.regions.get, request.name))
         pictures = await asyncio.to_thread(self._rooms.regions.pictures, request.name)
         return pb.GetRegionResponse(
             region=region,
@@ -228,10 +247,13 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.CreateCorrectionResponse(correction=await self._rooms.corrections.create(request.run, request.config))
 
     async def GetCorrection(self, request: pb.GetCorrectionRequest, context: Context) -> pb.GetCorrectionResponse:
-        return pb.GetCorrectionResponse(correction=await self._rooms.corrections.get(request.name))
+        mask = ReadMask(correction_pb2.Correction, request.read_mask)
+        return pb.GetCorrectionResponse(correction=mask.of(await self._rooms.corrections.get(request.name)))
 
     async def ListCorrections(self, request: pb.ListCorrectionsRequest, context: Context) -> pb.ListCorrectionsResponse:
-        return pb.ListCorrectionsResponse(corrections=await self._rooms.corrections.list(request.run))
+        mask = ReadMask(correction_pb2.Correction, request.read_mask)
+        page = await self._rooms.corrections.page(request.run, Cursor.of(request, request.run))
+        return pb.ListCorrectionsResponse(corrections=map(mask.of, page.entries), next_page_token=page.next_page_token)
 
     async def WatchCorrection(
         self, request: pb.WatchCorrectionRequest, context: Context
@@ -279,7 +301,8 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.GetTrialResponse(trial=await self._rooms.trials.get(request.name))
 
     async def ListTrials(self, request: pb.ListTrialsRequest, context: Context) -> pb.ListTrialsResponse:
-        return pb.ListTrialsResponse(trials=await self._rooms.trials.list(request.model))
+        page = await self._rooms.trials.page(request.model, Cursor.of(request, request.model))
+        return pb.ListTrialsResponse(trials=page.entries, next_page_token=page.next_page_token)
 
     async def StopTrial(self, request: pb.StopTrialRequest, context: Context) -> pb.StopTrialResponse:
         return pb.StopTrialResponse(trial=await self._rooms.trials.stop(request.name))
@@ -291,9 +314,10 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         wanted = corrector_service_pb2.WithdrawCandidatesRequest(model=model)
         await self._rooms.corrector.call(lambda stub, **how: stub.WithdrawCandidates(wanted, **how))
 
-    def _models(self) -> list[Any]:
-        names_ = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(catalog.model(key))]
-        return [self._catalog.model(names.model(names.last(name))) for name in names_]
+    def _models(self, cursor: Cursor) -> Page[model_pb2.Model]:
+        keys = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(catalog.model(key))]
+        placed = cursor.behind((names.model(names.last(key)) for key in keys), lambda name: [name])
+        return cursor.page((place, self._catalog.model(name)) for place, name in placed)
 
 
 async def _chunks(first: pb.UploadFileRequest, rest: AsyncIterator[pb.UploadFileRequest]) -> AsyncIterator[bytes]:

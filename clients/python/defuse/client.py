@@ -108,12 +108,12 @@ class Client:
 
     def models(self) -> list[Model]:
         """Return all models, by id."""
-        return [Model.from_proto(model) for model in self._connection.call("ListModels", pb.ListModelsRequest()).models]
+        return [Model.from_proto(model) for model in self._listed("ListModels", pb.ListModelsRequest(), "models")]
 
     def releases(self, model_id: str) -> list[Release]:
         """Return the releases of a model, oldest first."""
-        answer = self._connection.call("ListReleases", pb.ListReleasesRequest(model=names.model(model_id)))
-        return [Release.from_proto(release) for release in answer.releases]
+        request = pb.ListReleasesRequest(model=names.model(model_id))
+        return [Release.from_proto(release) for release in self._listed("ListReleases", request, "releases")]
 
     def judge(self, model_id: str, onnx: str | Path | bytes, *, dataset: str = "") -> GateVerdict:
         """Ask the gate whether a file may take the place of the version that callers of a model get.
@@ -180,7 +180,7 @@ class Client:
 
     def runs(self) -> list[Run]:
         """Return all runs, newest first."""
-        return [Run.from_proto(run) for run in self._connection.call("ListRuns", pb.ListRunsRequest()).runs]
+        return [Run.from_proto(run) for run in self._listed("ListRuns", pb.ListRunsRequest(), "runs")]
 
     def watch_run(self, run_id: str, *, timeout_s: float | None = None) -> Iterator[Run]:
         """Yield a run now and whenever it changes, until it has ended; lost connections are made again.
@@ -236,8 +236,8 @@ class Client:
 
     def regions(self, run_id: str) -> list[Region]:
         """Return the regions of a run by score, descending; those that are mixed come with their parts."""
-        answer = self._connection.call("ListRegions", pb.ListRegionsRequest(run=names.run(run_id)))
-        return [Region.from_proto(region) for region in answer.regions]
+        request = pb.ListRegionsRequest(run=names.run(run_id))
+        return [Region.from_proto(region) for region in self._listed("ListRegions", request, "regions")]
 
     def region(self, run_id: str, region_id: str) -> RegionPictures:
         """Return a region with pictures."""
@@ -307,8 +307,8 @@ class Client:
 
     def corrections(self, run_id: str) -> list[Correction]:
         """Return the corrections of a run, oldest first."""
-        answer = self._connection.call("ListCorrections", pb.ListCorrectionsRequest(run=names.run(run_id)))
-        return [Correction.from_proto(correction) for correction in answer.corrections]
+        request = pb.ListCorrectionsRequest(run=names.run(run_id))
+        return [Correction.from_proto(found) for found in self._listed("ListCorrections", request, "corrections")]
 
     def wait_for_correction(
         self,
@@ -361,8 +361,8 @@ class Client:
 
     def trials(self, model_id: str) -> list[Trial]:
         """Return the trials of a model, oldest first."""
-        answer = self._connection.call("ListTrials", pb.ListTrialsRequest(model=names.model(model_id)))
-        return [Trial.from_proto(trial) for trial in answer.trials]
+        request = pb.ListTrialsRequest(model=names.model(model_id))
+        return [Trial.from_proto(trial) for trial in self._listed("ListTrials", request, "trials")]
 
     def trial(self, model_id: str, trial_id: str) -> Trial:
         """Return a trial with what was seen so far."""
@@ -391,3 +391,12 @@ class Client:
         return Release.from_proto(
             self._connection.call("ReleaseCorrection", request, timeout_s=_GATE_DEADLINE_S).release
         )
+
+    def _listed(self, method: str, request: Any, entries: str) -> Iterator[Any]:
+        """Yield the entries of all pages of a list."""
+        while True:
+            answer = self._connection.call(method, request)
+            yield from getattr(answer, entries)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token

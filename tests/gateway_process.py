@@ -68,16 +68,17 @@ class Door:
 
 
 @contextmanager
-def running_gateway(root: Path, redis_url: str, **variables: str) -> Iterator[Door]:
-    """Run a gateway with its store in a directory while the block runs."""
-    door = Door(address=f"127.0.0.1:{free_port()}", redis_url=redis_url, store=ArtifactStore(f"file://{root}/store"))
+def running_gateway(root: Path, redis_url: str, *, address: str = "") -> Iterator[Door]:
+    """Run a gateway with its store in a directory, at an address or at any, while the block runs."""
+    door = Door(
+        address=address or f"127.0.0.1:{free_port()}", redis_url=redis_url, store=ArtifactStore(f"file://{root}/store")
+    )
     environment = {
         **os.environ,
         "DEFUSE_PORT": door.address.rpartition(":")[2],
         "DEFUSE_REDIS_URL": redis_url,
         "DEFUSE_TRITON_URL": NO_TRITON,
         "DEFUSE_STORE_URL": f"file://{root}/store",
-        **variables,
     }
     log = root / "gateway.log"
     command = [sys.executable, "-m", "services.gateway"]
@@ -87,3 +88,4 @@ def running_gateway(root: Path, redis_url: str, **variables: str) -> Iterator[Do
             yield door
         finally:
             process.terminate()
+            process.wait(30)

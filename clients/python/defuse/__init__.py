@@ -20,7 +20,8 @@ from defuse.errors import (
     StoreFull,
     Unavailable,
 )
-from defuse.latent_space import LatentSpace, Walk
+from defuse.latent_space import LatentSpace
+from defuse.operation import Operation
 from defuse.values import (
     Annotation,
     Choice,
@@ -35,6 +36,7 @@ from defuse.values import (
     GateVerdict,
     GroupCounts,
     Model,
+    OperationStatus,
     PairedDifference,
     Preflight,
     Preprocessing,
@@ -50,6 +52,7 @@ from defuse.values import (
     Trial,
     TrialCounts,
     ValidityAdvice,
+    Walk,
 )
 from defuse.version import VERSION
 
@@ -80,6 +83,8 @@ __all__ = [
     "Model",
     "NotFound",
     "NotReady",
+    "Operation",
+    "OperationStatus",
     "PairedDifference",
     "Preflight",
     "Preprocessing",

@@ -4,11 +4,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.longrunning import operations_pb2_grpc
 
 from defuse import tracing
 from defuse.errors import DeadlineExceeded, Unavailable, from_rpc_error
@@ -17,6 +18,7 @@ from defuse.v1 import gateway_service_pb2_grpc, generator_service_pb2_grpc
 
 _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 _RECONNECT_S = 1.0
+OPTIONS = (("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),)
 
 
 class Connection:
@@ -25,12 +27,8 @@ class Connection:
     def __init__(self, address: str, *, timeout_s: float) -> None:
         self.address = address
         self._timeout_s = timeout_s
-        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-        self._channel = open_channel(grpc, address, TlsFiles.of_environment(), options=options)
-        self._stubs: list[Any] = [
-            gateway_service_pb2_grpc.GatewayServiceStub(self._channel),
-            generator_service_pb2_grpc.GeneratorServiceStub(self._channel),
-        ]
+        self._channel = open_channel(grpc, address, TlsFiles.of_environment(), options=OPTIONS)
+        self._stubs = stubs_on(self._channel)
 
     def close(self) -> None:
         self._channel.close()
@@ -38,7 +36,9 @@ class Connection:
     def call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         """Return the answer to a request, or to an iterator of requests; raise a DefuseError."""
         try:
-            return self._method(method)(request, timeout=timeout_s or self._timeout_s, metadata=tracing.metadata())
+            return method_of(self._stubs, method)(
+                request, timeout=timeout_s or self._timeout_s, metadata=tracing.metadata()
+            )
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=self.address) from error
 
@@ -51,29 +51,43 @@ class Connection:
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left = max(0.0, end - time.monotonic())
-            call = self._method(method)(
+            call = method_of(self._stubs, method)(
                 request, timeout=None if timeout_s is None else left, metadata=tracing.metadata()
             )
             try:
                 yield from call
             except grpc.RpcError as error:
-                known = from_rpc_error(error, address=self.address)
-                if isinstance(known, Unavailable | DeadlineExceeded) and time.monotonic() >= end:
-                    raise DeadlineExceeded(
-                        f"{method} had not ended after {timeout_s:g} s ({known.message}); what it waits for goes on: "
-                        "ask again, or wait longer"
-                    ) from error
-                if not isinstance(known, Unavailable):
-                    raise known from error
-                time.sleep(min(_RECONNECT_S, max(0.0, end - time.monotonic())))
+                time.sleep(pause_s(error, self.address, method, timeout_s=timeout_s, end=end))
             else:
                 return
             finally:
                 call.cancel()  # a reader that stops reading ends the call
 
-    def _method(self, name: str) -> Any:
-        """Return a method of either service that a gateway offers; their methods have different names."""
-        return next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
+
+def stubs_on(channel: Any) -> Sequence[Any]:
+    """Return a stub of each service that a gateway offers; their methods have different names."""
+    return [
+        gateway_service_pb2_grpc.GatewayServiceStub(channel),
+        generator_service_pb2_grpc.GeneratorServiceStub(channel),
+        operations_pb2_grpc.OperationsStub(channel),
+    ]
+
+
+def method_of(stubs: Sequence[Any], name: str) -> Any:
+    return next(getattr(stub, name) for stub in stubs if hasattr(stub, name))
+
+
+def pause_s(error: grpc.RpcError, address: str, method: str, *, timeout_s: float | None, end: float) -> float:
+    """Return how long to wait before a stream that broke off is asked for again; raise what else its end means."""
+    known = from_rpc_error(error, address=address)
+    if isinstance(known, Unavailable | DeadlineExceeded) and time.monotonic() >= end:
+        raise DeadlineExceeded(
+            f"{method} had not ended after {timeout_s:g} s ({known.message}); what it waits for goes on: ask again, or "
+            "wait longer"
+        ) from error
+    if not isinstance(known, Unavailable):
+        raise known from error
+    return min(_RECONNECT_S, max(0.0, end - time.monotonic()))
 
 
 def find_gateway() -> str:

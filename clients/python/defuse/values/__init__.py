@@ -6,9 +6,11 @@ from defuse.values.estimate import Estimate
 from defuse.values.failure import CostEstimate, Failure, FailureBatch
 from defuse.values.gate import GateCheck, GateVerdict
 from defuse.values.model import Model, Preprocessing, Release
+from defuse.values.operation import OperationStatus
 from defuse.values.region import Annotation, Images, RealImage, Region, RegionPair, RegionPictures, RegionsDiff
 from defuse.values.run import GroupCounts, Preflight, Run, SearchCounts, ValidityAdvice
 from defuse.values.trial import Trial, TrialCounts
+from defuse.values.walk import Walk
 
 __all__ = [
     "Annotation",
@@ -25,6 +27,7 @@ __all__ = [
     "GroupCounts",
     "Images",
     "Model",
+    "OperationStatus",
     "PairedDifference",
     "Preflight",
     "Preprocessing",
@@ -40,4 +43,5 @@ __all__ = [
     "Trial",
     "TrialCounts",
     "ValidityAdvice",
+    "Walk",
 ]

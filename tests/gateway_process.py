@@ -68,7 +68,7 @@ class Door:
 
 
 @contextmanager
-def running_gateway(root: Path, redis_url: str, *, address: str = "") -> Iterator[Door]:
+def running_gateway(root: Path, redis_url: str, *, address: str = "", **variables: str) -> Iterator[Door]:
     """Run a gateway with its store in a directory, at an address or at any, while the block runs."""
     door = Door(
         address=address or f"127.0.0.1:{free_port()}", redis_url=redis_url, store=ArtifactStore(f"file://{root}/store")
@@ -79,6 +79,7 @@ def running_gateway(root: Path, redis_url: str, *, address: str = "") -> Iterato
         "DEFUSE_REDIS_URL": redis_url,
         "DEFUSE_TRITON_URL": NO_TRITON,
         "DEFUSE_STORE_URL": f"file://{root}/store",
+        **variables,
     }
     log = root / "gateway.log"
     command = [sys.executable, "-m", "services.gateway"]

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint unit contract scenario format clean
+.PHONY: demo test lint released-contract unit contract scenario format clean
 
 # The main job on real images and real servers. DATA: class folders or an .npz; by default 5,000 handwritten digits.
 demo: $(INSTALLED)
@@ -20,6 +20,11 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/hadolint deploy/Dockerfile
 	cd protos && ../$(BIN)/buf lint
+	cd protos && ../$(BIN)/buf breaking --against released.binpb
+
+# With each release: the contract that the next one may only add to, until the package is `defuse.v2`.
+released-contract: $(INSTALLED)
+	cd protos && ../$(BIN)/buf build --exclude-source-info --output released.binpb
 
 # Two processes, each with servers of its own: one waits for a server or a file as often as it computes.
 unit contract scenario: $(INSTALLED)

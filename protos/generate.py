@@ -27,10 +27,15 @@ def generate() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     (CLIENT / "defuse" / "v1").mkdir(parents=True, exist_ok=True)
     (CLIENT / "defuse" / "v1" / "__init__.py").touch()
-    includes = [PROTOS, Path(str(importlib.resources.files("grpc_tools"))) / "_proto"]
     outputs = [f"--{kind}_out={CLIENT}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    compile_protos(*outputs)
+
+
+def compile_protos(*options: str) -> None:
+    """Run the compiler on every `.proto`; raise RuntimeError when it refuses one."""
+    includes = [PROTOS, Path(str(importlib.resources.files("grpc_tools"))) / "_proto"]
     files = [str(path.relative_to(PROTOS)) for path in sorted(PROTOS.glob("defuse/**/*.proto"))]
-    code = protoc.main(["protoc", *(f"--proto_path={path}" for path in includes), *outputs, *files])
+    code = protoc.main(["protoc", *(f"--proto_path={path}" for path in includes), *options, *files])
     if code:
         raise RuntimeError(f"protoc ended with status {code}")
 

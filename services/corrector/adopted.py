@@ -18,7 +18,7 @@ from google.protobuf import json_format, text_format
 
 from services.corrector.export import TOLERANCE
 from services.corrector.gate.version import Candidate, Version
-from services.corrector.history import Decision, History, Kind
+from services.corrector.history import NOBODY, Decision, History, Kind
 from services.corrector.measuring import LocalVersion
 from services.corrector.release import Releases
 from services.corrector.repository import exclusively
@@ -44,11 +44,13 @@ class AdoptedReleases:
         self._inference = inference
         self._root = root
 
-    def register(self, declared: model_pb2.Model, file_digest: str) -> model_pb2.Model:
+    def register(self, declared: model_pb2.Model, file_digest: str, decision: Decision = NOBODY) -> model_pb2.Model:
         """Take on a model that Triton serves under this name; the file must be the version that it serves.
 
         Raises NotReady where Triton does not serve it, InvalidInput where file and version answer differently.
         """
+        if self.history.registered_for(declared, decision.request_id):
+            return self.history.catalog.model(declared.name)
         file = self.history.uploaded(declared, file_digest)
         model = read_signature(declared, file)
         model_id = names.last(model.name)
@@ -58,7 +60,7 @@ class AdoptedReleases:
         self._check_same(model, file, version)
         model.create_time.GetCurrentTime()
         self.history.write_version(model, version, file)
-        self.history.record(model.name, Kind.KIND_REGISTERED, version=version, previous=0)
+        self.history.record(model.name, Kind.KIND_REGISTERED, version=version, previous=0, decision=decision)
         self._store.write_message(catalog.model(model.name), model)
         return self.history.catalog.model(model.name)
 
@@ -69,6 +71,8 @@ class AdoptedReleases:
             return self._published(correction, decision)
 
     def _published(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
+        if made := self.history.made(correction.model, decision.request_id):
+            return made
         model = self.history.check_publishable(correction)
         version = self.history.version_of(model, correction)
         verdict = json_format.MessageToJson(self.history.catalog.verdict(decision.verdict), indent=2)

@@ -25,6 +25,8 @@ class Decision:
     reason: str = ""
     verdict: str = ""
     approver: str = ""
+    # Of the caller's making: what was done for it is not done again.
+    request_id: str = ""
 
 
 NOBODY = Decision()
@@ -66,6 +68,16 @@ class History:
                 reason="BASE_VERSION_CHANGED",
             )
         return model
+
+    def made(self, model_name: str, request_id: str) -> release_pb2.Release | None:
+        """Return the change that was made for a request, if there is one; none for a request without an id."""
+        changes = self.catalog.releases(model_name) if request_id else []
+        return next((change for change in changes if change.request_id == request_id), None)
+
+    def registered_for(self, declared: model_pb2.Model, request_id: str) -> bool:
+        """Say whether a model was registered for a request, to its end."""
+        name = names.check(declared.name, "models/*")
+        return self.store.exists(catalog.model(name)) and self.made(name, request_id) is not None
 
     def versions(self, model_name: str) -> list[model_pb2.ModelVersion]:
         """Return the versions of a model, released or not, ascending."""

@@ -9,7 +9,7 @@ from defuse.errors import AlreadyExists, InvalidInput, NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2
 
 from services.corrector.gate.version import Candidate, Version
-from services.corrector.history import Decision, History, Kind
+from services.corrector.history import NOBODY, Decision, History, Kind
 from services.corrector.model_ids import candidate_id, gate_id
 from services.corrector.repository import TritonRepository, exclusively
 from services.corrector.signature import read_signature
@@ -32,16 +32,18 @@ class Releases:
         self._repository = TritonRepository(root, inference)
         self._root = root
 
-    def register(self, declared: model_pb2.Model, file_digest: str) -> model_pb2.Model:
-        """Check a file against its declaration and serve it as version 1."""
+    def register(self, declared: model_pb2.Model, file_digest: str, decision: Decision = NOBODY) -> model_pb2.Model:
+        """Check a file against its declaration and serve it as version 1; once for one request."""
         with exclusively(self._root):
+            if self.history.registered_for(declared, decision.request_id):
+                return self.history.catalog.model(declared.name)
             file = self.history.uploaded(declared, file_digest)
             model = read_signature(declared, file)
             model.create_time.GetCurrentTime()
             self._clear(model)
             self._write_version(model, self.history.write_version(model, 1, file))
             self._repository.serve(model, names.last(model.name), [1])
-            self.history.record(model.name, Kind.KIND_REGISTERED, version=1, previous=0)
+            self.history.record(model.name, Kind.KIND_REGISTERED, version=1, previous=0, decision=decision)
             # Written last: a model exists once it is served.
             self._store.write_message(catalog.model(model.name), model)
         return self.history.catalog.model(model.name)
@@ -49,6 +51,8 @@ class Releases:
     def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
         """Serve a correction's file as a new version beside the one that callers got until now."""
         with exclusively(self._root):
+            if made := self.history.made(correction.model, decision.request_id):
+                return made
             model = self.history.check_publishable(correction)
             version = self.history.version_of(model, correction)
             self._write_version(model, version)
@@ -66,6 +70,8 @@ class Releases:
         """Give callers the version that the present one replaced."""
         with exclusively(self._root):
             model = self.history.catalog.model(model_name)
+            if made := self.history.made(model_name, decision.request_id):
+                return made
             newest = self._repository.configured(names.last(model_name))[-1]
             if newest > model.champion_version:  # a release that died before its record
                 previous, instead_of = model.champion_version, newest

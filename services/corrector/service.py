@@ -31,7 +31,8 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         self._guards = guards
 
     async def RegisterModel(self, request: pb.RegisterModelRequest, context: Context) -> pb.RegisterModelResponse:
-        model = await asyncio.to_thread(self._releases.register, request.model, request.file_digest)
+        decision = Decision(request_id=request.request_id)
+        model = await asyncio.to_thread(self._releases.register, request.model, request.file_digest, decision)
         return pb.RegisterModelResponse(model=model)
 
     async def RunGate(self, request: pb.RunGateRequest, context: Context) -> pb.RunGateResponse:
@@ -46,7 +47,7 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         return pb.PublishCorrectionResponse(release=await asyncio.to_thread(self._publish, request))
 
     async def RestorePrevious(self, request: pb.RestorePreviousRequest, context: Context) -> pb.RestorePreviousResponse:
-        decision = Decision(actor=request.actor, reason=request.reason)
+        decision = Decision(actor=request.actor, reason=request.reason, request_id=request.request_id)
         release = await asyncio.to_thread(self._releases.restore_previous, request.model, decision)
         return pb.RestorePreviousResponse(release=release)
 
@@ -81,6 +82,8 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
 
     def _publish(self, request: pb.PublishCorrectionRequest) -> release_pb2.Release:
         correction = self._finished(request.correction)
+        if made := self._releases.history.made(correction.model, request.request_id):
+            return made
         self._releases.history.check_publishable(correction)
         verdict = self._gate.admit(correction, approver=request.approver, reason=request.reason)
         decision = Decision(
@@ -88,6 +91,7 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
             reason=request.reason,
             verdict=verdict.name,
             approver="" if verdict.passed else request.approver,
+            request_id=request.request_id,
         )
         release = self._releases.publish(correction, decision)
         self._guards.renew(names.parent(correction.name))

@@ -12,8 +12,9 @@ from defuse.v1 import (
     generator_service_pb2_grpc,
     trial_pb2,
 )
+from google.longrunning import operations_pb2_grpc
 
-from services.gateway import passing
+from services.gateway import operations_service, passing
 from services.gateway.access.audit import AuditInterceptor
 from services.gateway.access.interceptor import AccessInterceptor
 from services.gateway.access.journal import Journal
@@ -29,8 +30,11 @@ from services.gateway.inference import passage
 from services.gateway.inference.passage import InferencePassage
 from services.gateway.inference.routes import Routes
 from services.gateway.inference.tally import Tally
+from services.gateway.operations import Operations
+from services.gateway.operations_service import OperationsService
 from services.gateway.passing import GeneratorPassage
 from services.gateway.regions import Regions
+from services.gateway.requests import Requests
 from services.gateway.runs import Runs
 from services.gateway.service import GatewayService, Rooms
 from services.gateway.settings import GatewaySettings
@@ -57,10 +61,12 @@ def build(settings: GatewaySettings) -> Service:
     corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
     trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
     tally, routes = Tally(trials), Routes(trials)
+    operations = Operations(needs.queue, runs, corrections)
     rooms = Rooms(
         store=needs.store,
         files=files,
         datasets=Datasets(needs.store, files, max_bytes=settings.max_file_bytes),
+        requests=Requests(needs.queue),
         runs=runs,
         regions=regions,
         annotator=Annotator(regions, distiller),
@@ -79,6 +85,7 @@ def build(settings: GatewaySettings) -> Service:
 
     def register(server: grpc.aio.Server) -> None:
         gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(rooms), server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(operations), server)
         server.add_generic_rpc_handlers(passages)
 
     async def close() -> None:
@@ -91,6 +98,7 @@ def build(settings: GatewaySettings) -> Service:
             gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name,
             passing.SERVICE.full_name,
             passage.SERVICE.full_name,
+            operations_service.SERVICE.full_name,
         ],
         register=register,
         checks=needs.checks,

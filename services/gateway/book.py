@@ -1,7 +1,7 @@
 """Records that change while work goes on, in Redis: a change is compare-and-set, with the work it starts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -10,10 +10,14 @@ from defuse import names
 from defuse.errors import AlreadyExists, Conflict, NotFound
 from google.protobuf.message import Message
 
+from services.gateway.paging import Placed, Position
+from services.gateway.requests import claimed
 from services.runtime.queue import KEY, Queue, fields
 
 # How soon a watcher sees a change. Polled: that holds across gateways and reconnects, where a message could be lost.
 _POLL_S = 0.2
+# How many records of a long list are read at once.
+_AT_ONCE = 100
 
 R = TypeVar("R", bound=Message)
 # A message and the stream it goes to.
@@ -35,11 +39,13 @@ class Book(Generic[R]):
         `taking` is a key that the record holds until it is released; raise Conflict while another record holds it.
         """
         name, created = _identity(record)
-        key = _key(name)
+        key, claim = _key(name), claimed.get()
         while True:
             async with self._queue.redis.pipeline(transaction=True) as pipe:
                 try:
-                    await pipe.watch(key, *([taking] if taking else []))
+                    await pipe.watch(key, *([taking] if taking else []), *([claim.held_key] if claim else []))
+                    if claim:
+                        await claim.check(pipe)
                     if taking:
                         await self._check_free(taking)
                     if await pipe.exists(key):
@@ -51,6 +57,8 @@ class Book(Generic[R]):
                     pipe.zadd(self._index(names.parent(name)), {name: created})
                     if taking:
                         pipe.set(taking, name)
+                    if claim:
+                        claim.note(pipe, record)
                     for stream, message in works:
                         pipe.xadd(stream, fields(message))
                     await pipe.execute()
@@ -72,6 +80,15 @@ class Book(Generic[R]):
             return []
         values = await self._queue.redis.mget([_key(name.decode()) for name in found])
         return [self._parse(data) for data in values if data is not None]
+
+    async def after(
+        self, parent: str, position: Position, *, newest_first: bool = False
+    ) -> AsyncGenerator[Placed[R], None]:
+        """Yield the records below a parent behind a position, all where it is empty, each with its own position."""
+        while records := await self._behind(parent, position, newest_first=newest_first):
+            for placed in records:
+                yield placed
+            position, _ = records[-1]
 
     async def apply(self, name: str, change: Callable[[R], Sequence[Work]], *, releasing: str | None = None) -> R:
         """Change a record and start the work that follows, both or neither; again when somebody else was faster.
@@ -119,6 +136,25 @@ class Book(Generic[R]):
             raise Conflict(
                 f"{holder.decode()} is under way; wait until it has ended", reason=f"{self._noun.upper()}_UNDER_WAY"
             )
+
+    async def _behind(self, parent: str, position: Position, *, newest_first: bool) -> Sequence[Placed[R]]:
+        redis_ = self._queue.redis
+        ranged, begin, end = redis_.zrangebyscore, "-inf", "+inf"
+        if newest_first:
+            ranged, begin, end = redis_.zrevrangebyscore, end, begin
+        seen = 0
+        if position:
+            begin, last = position
+            # Records of the same moment are in the order of their names.
+            names_ = [found.decode() for found in await ranged(self._index(parent), begin, begin)]
+            seen = sum(name >= last if newest_first else name <= last for name in names_)
+        found = await ranged(self._index(parent), begin, end, start=seen, num=_AT_ONCE, withscores=True)
+        values = await redis_.mget([_key(name.decode()) for name, _ in found]) if found else []
+        return [
+            ([created, name.decode()], self._parse(data))
+            for (name, created), data in zip(found, values, strict=True)
+            if data is not None
+        ]
 
     @property
     def _noun(self) -> str:

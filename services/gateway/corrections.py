@@ -9,6 +9,7 @@ from defuse.v1 import correction_pb2, run_pb2, work_pb2
 
 from services.gateway.book import Book, Work
 from services.gateway.correction_config import complete, trainings
+from services.gateway.paging import Cursor, Page
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs, check_distilled
 from services.runtime import catalog
@@ -59,10 +60,10 @@ class Corrections:
     async def get(self, name: str) -> correction_pb2.Correction:
         return await self.book.get(names.check(name, "runs/*/corrections/*", field="name"))
 
-    async def list(self, run_name: str) -> list[correction_pb2.Correction]:
-        """Return the corrections of a run, oldest first."""
+    async def page(self, run_name: str, cursor: Cursor) -> Page[correction_pb2.Correction]:
+        """Return some of the corrections of a run, oldest first."""
         await self._runs.get(run_name)
-        return await self.book.list(run_name)
+        return await cursor.page_of(self.book.after(run_name, cursor.after))
 
     def watch(self, name: str) -> AsyncIterator[correction_pb2.Correction]:
         return self.book.watch(names.check(name, "runs/*/corrections/*", field="name"))
@@ -97,8 +98,9 @@ class Corrections:
     ) -> correction_pb2.Correction:
         number = len(await self.book.list(run.name)) + 1
         model = await asyncio.to_thread(self._catalog.model, run.config.model)
+        name = names.correction(names.last(run.name), f"c{number}")
         correction = correction_pb2.Correction(
-            name=names.correction(names.last(run.name), f"c{number}"),
+            name=name,
             config=config,
             model=model.name,
             base_version=model.champion_version,
@@ -106,8 +108,10 @@ class Corrections:
             note="waiting for a corrector",
             regions=labelled,
             trainings=trainings(config),
+            operation=names.correction_operation(name),
         )
         correction.create_time.GetCurrentTime()
+        correction.update_time.CopyFrom(correction.create_time)
         return correction
 
 
@@ -126,10 +130,12 @@ def fold(correction: correction_pb2.Correction, event: work_pb2.Event) -> Sequen
         correction.result.CopyFrom(event.corrected.result)
     elif kind == "failed":
         correction.state = correction_pb2.Correction.STATE_FAILED
-        correction.error = event.failed.error
+        correction.error, correction.error_reason = event.failed.error, event.failed.reason
     elif kind == "cancelled":
         correction.state = correction_pb2.Correction.STATE_CANCELLED
         correction.note = "cancelled"
+    if correction.state in ENDED:
+        correction.update_time.GetCurrentTime()
     return []
 
 

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from services.gateway.advice import Advice, advised
 from services.gateway.book import Book, Work
+from services.gateway.paging import Cursor, Page
 from services.gateway.run_config import complete
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -37,7 +38,12 @@ class Runs:
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
         """Check a configuration against the model, the data and the served classifier, and start a run."""
         name = names.run(names.check_id("run", run_id, field="run_id"))
-        run = run_pb2.Run(name=name, config=await self.checked(config), state=run_pb2.Run.STATE_PREPARING)
+        run = run_pb2.Run(
+            name=name,
+            config=await self.checked(config),
+            state=run_pb2.Run.STATE_PREPARING,
+            operation=names.search_operation(name),
+        )
         run.create_time.GetCurrentTime()
         run.update_time.CopyFrom(run.create_time)
         await asyncio.to_thread(self._claim_name, run)
@@ -55,9 +61,9 @@ class Runs:
     async def get(self, name: str) -> run_pb2.Run:
         return await self.book.get(names.check(name, "runs/*"))
 
-    async def list(self) -> list[run_pb2.Run]:
-        """Return all runs, newest first."""
-        return list(reversed(await self.book.list()))
+    async def page(self, cursor: Cursor) -> Page[run_pb2.Run]:
+        """Return some of all runs, newest first."""
+        return await cursor.page_of(self.book.after("", cursor.after, newest_first=True))
 
     def watch(self, name: str) -> AsyncIterator[run_pb2.Run]:
         return self.book.watch(names.check(name, "runs/*", field="name"))

@@ -16,6 +16,9 @@ from defuse.v1 import (
     distiller_service_pb2_grpc,
     generator_service_pb2,
     generator_service_pb2_grpc,
+    model_pb2,
+    region_pb2,
+    run_pb2,
 )
 from defuse.v1 import (
     gateway_service_pb2 as pb,
@@ -31,7 +34,10 @@ from services.gateway.annotating import Annotator
 from services.gateway.corrections import Corrections
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
+from services.gateway.masks import ReadMask
+from services.gateway.paging import Cursor, Page
 from services.gateway.regions import Regions
+from services.gateway.requests import Requests, once
 from services.gateway.runs import Runs, check_distilled
 from services.gateway.trials import Trials
 from services.runtime import catalog
@@ -53,6 +59,7 @@ class Rooms:
     store: ArtifactStore
     files: Files
     datasets: Datasets
+    requests: Requests
     runs: Runs
     regions: Regions
     annotator: Annotator
@@ -75,6 +82,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
+        self.requests = rooms.requests
         self._catalog = Catalog(rooms.store)
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
@@ -94,8 +102,11 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetFile(self, request: pb.GetFileRequest, context: Context) -> pb.GetFileResponse:
         return pb.GetFileResponse(size=await asyncio.to_thread(self._rooms.files.size, request.digest))
 
+    @once
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.CreateModelResponse:
-        wanted = corrector_service_pb2.RegisterModelRequest(model=request.model, file_digest=request.file_digest)
+        wanted = corrector_service_pb2.RegisterModelRequest(
+            model=request.model, file_digest=request.file_digest, request_id=request.request_id
+        )
         answer = await self._rooms.corrector.call(lambda stub, **how: stub.RegisterModel(wanted, **how))
         return pb.CreateModelResponse(model=answer.model)
 
@@ -103,11 +114,17 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.GetModelResponse(model=await asyncio.to_thread(self._catalog.model, request.name))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=await asyncio.to_thread(self._models))
+        page = await asyncio.to_thread(self._models, Cursor.of(request))
+        return pb.ListModelsResponse(models=page.entries, next_page_token=page.next_page_token)
 
     async def ListReleases(self, request: pb.ListReleasesRequest, context: Context) -> pb.ListReleasesResponse:
+        cursor = Cursor.of(request, request.model)
         model = await asyncio.to_thread(self._catalog.model, request.model)
-        return pb.ListReleasesResponse(releases=await asyncio.to_thread(self._catalog.releases, model.name))
+        releases = await asyncio.to_thread(self._catalog.releases, model.name)
+        # None is ever taken away, so the number of a release is its place.
+        numbers = cursor.behind(range(len(releases)), lambda number: [number])
+        page = cursor.page((place, releases[number]) for place, number in numbers)
+        return pb.ListReleasesResponse(releases=page.entries, next_page_token=page.next_page_token)
 
     async def JudgeCandidate(self, request: pb.JudgeCandidateRequest, context: Context) -> pb.JudgeCandidateResponse:
         wanted = corrector_service_pb2.RunGateRequest(
@@ -121,15 +138,17 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetVerdict(self, request: pb.GetVerdictRequest, context: Context) -> pb.GetVerdictResponse:
         return pb.GetVerdictResponse(verdict=await asyncio.to_thread(self._catalog.verdict, request.name))
 
+    @once
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
         signed(request)
         wanted = corrector_service_pb2.RestorePreviousRequest(
-            model=request.model, actor=request.actor, reason=request.reason
+            model=request.model, actor=request.actor, reason=request.reason, request_id=request.request_id
         )
         answer = await self._rooms.corrector.call(lambda stub, **how: stub.RestorePrevious(wanted, **how))
         await self._retire_candidates(answer.release.model)
         return pb.RollbackModelResponse(release=answer.release)
 
+    @once
     async def CreateGuard(self, request: pb.CreateGuardRequest, context: Context) -> pb.CreateGuardResponse:
         wanted = corrector_service_pb2.IssueGuardRequest(run=request.run, false_alarm_rate=request.false_alarm_rate)
         answer = await self._rooms.corrector.call(
@@ -143,6 +162,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def ListGuards(self, request: pb.ListGuardsRequest, context: Context) -> pb.ListGuardsResponse:
         return pb.ListGuardsResponse(guards=await asyncio.to_thread(self._catalog.guards, request.model))
 
+    @once
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
         dataset = await asyncio.to_thread(
             self._rooms.datasets.create,
@@ -156,6 +176,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.GetDatasetResponse:
         return pb.GetDatasetResponse(dataset=await asyncio.to_thread(self._catalog.dataset, request.name))
 
+    @once
     async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
         return pb.CreateRunResponse(run=await self._rooms.runs.create(request.run_id, request.config))
 
@@ -165,10 +186,13 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.EstimateRunResponse(estimate=answer.estimate)
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
-        return pb.GetRunResponse(run=await self._rooms.runs.get(request.name))
+        mask = ReadMask(run_pb2.Run, request.read_mask)
+        return pb.GetRunResponse(run=mask.of(await self._rooms.runs.get(request.name)))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        return pb.ListRunsResponse(runs=await self._rooms.runs.list())
+        mask = ReadMask(run_pb2.Run, request.read_mask)
+        page = await self._rooms.runs.page(Cursor.of(request))
+        return pb.ListRunsResponse(runs=map(mask.of, page.entries), next_page_token=page.next_page_token)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
         async for run in self._rooms.runs.watch(request.name):
@@ -183,13 +207,18 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.AdviseValidityResponse(advice=await self._rooms.advice.of(run))
 
     async def ListRegions(self, request: pb.ListRegionsRequest, context: Context) -> pb.ListRegionsResponse:
+        mask, cursor = ReadMask(region_pb2.Region, request.read_mask), Cursor.of(request, request.run)
         run = await self._rooms.runs.get(request.run)
         check_distilled(run)
         found = await asyncio.to_thread(self._rooms.regions.distillation, run)
-        return pb.ListRegionsResponse(regions=found.regions, counts=found.counts)
+        page = cursor.page(cursor.behind(found.regions, lambda region: [-region.score, region.name]))
+        return pb.ListRegionsResponse(
+            regions=map(mask.of, page.entries), counts=found.counts, next_page_token=page.next_page_token
+        )
 
     async def GetRegion(self, request: pb.GetRegionRequest, context: Context) -> pb.GetRegionResponse:
-        region = await asyncio.to_thread(self._rooms.regions.get, request.name)
+        mask = ReadMask(region_pb2.Region, request.read_mask)
+        region = mask.of(await asyncio.to_thread(self._rooms.regions.get, request.name))
         pictures = await asyncio.to_thread(self._rooms.regions.pictures, request.name)
         return pb.GetRegionResponse(
             region=region,
@@ -228,20 +257,25 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         for begin in range(request.offset, len(content), _PART_BYTES):
             yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])
 
+    @once
     async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Context) -> pb.AnnotateRegionResponse:
         region, parts = await self._rooms.annotator.annotate(signed(request.annotation))
         return pb.AnnotateRegionResponse(region=region, parts=parts)
 
+    @once
     async def CreateCorrection(
         self, request: pb.CreateCorrectionRequest, context: Context
     ) -> pb.CreateCorrectionResponse:
         return pb.CreateCorrectionResponse(correction=await self._rooms.corrections.create(request.run, request.config))
 
     async def GetCorrection(self, request: pb.GetCorrectionRequest, context: Context) -> pb.GetCorrectionResponse:
-        return pb.GetCorrectionResponse(correction=await self._rooms.corrections.get(request.name))
+        mask = ReadMask(correction_pb2.Correction, request.read_mask)
+        return pb.GetCorrectionResponse(correction=mask.of(await self._rooms.corrections.get(request.name)))
 
     async def ListCorrections(self, request: pb.ListCorrectionsRequest, context: Context) -> pb.ListCorrectionsResponse:
-        return pb.ListCorrectionsResponse(corrections=await self._rooms.corrections.list(request.run))
+        mask = ReadMask(correction_pb2.Correction, request.read_mask)
+        page = await self._rooms.corrections.page(request.run, Cursor.of(request, request.run))
+        return pb.ListCorrectionsResponse(corrections=map(mask.of, page.entries), next_page_token=page.next_page_token)
 
     async def WatchCorrection(
         self, request: pb.WatchCorrectionRequest, context: Context
@@ -254,13 +288,18 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     ) -> pb.CancelCorrectionResponse:
         return pb.CancelCorrectionResponse(correction=await self._rooms.corrections.cancel(request.name))
 
+    @once
     async def ReleaseCorrection(
         self, request: pb.ReleaseCorrectionRequest, context: Context
     ) -> pb.ReleaseCorrectionResponse:
         signed(request)
         correction = await self._rooms.corrections.get(request.name)
         wanted = corrector_service_pb2.PublishCorrectionRequest(
-            correction=correction.name, actor=request.actor, reason=request.reason, approver=request.approver
+            correction=correction.name,
+            actor=request.actor,
+            reason=request.reason,
+            approver=request.approver,
+            request_id=request.request_id,
         )
         if correction.state != correction_pb2.Correction.STATE_SUCCEEDED:
             raise NotReady(
@@ -277,6 +316,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         await self._retire_candidates(correction.model)
         return pb.ReleaseCorrectionResponse(release=answer.release)
 
+    @once
     async def StartTrial(self, request: pb.StartTrialRequest, context: Context) -> pb.StartTrialResponse:
         return pb.StartTrialResponse(trial=await self._rooms.trials.start(signed(request.trial)))
 
@@ -284,16 +324,15 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.GetTrialResponse(trial=await self._rooms.trials.get(request.name))
 
     async def ListTrials(self, request: pb.ListTrialsRequest, context: Context) -> pb.ListTrialsResponse:
-        return pb.ListTrialsResponse(trials=await self._rooms.trials.list(request.model))
+        page = await self._rooms.trials.page(request.model, Cursor.of(request, request.model))
+        return pb.ListTrialsResponse(trials=page.entries, next_page_token=page.next_page_token)
 
     async def StopTrial(self, request: pb.StopTrialRequest, context: Context) -> pb.StopTrialResponse:
         return pb.StopTrialResponse(trial=await self._rooms.trials.stop(request.name))
 
     async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
-        events, token = await asyncio.to_thread(
-            self._rooms.journal.list, page_size=request.page_size, page_token=request.page_token
-        )
-        return pb.ListAuditEventsResponse(events=events, next_page_token=token)
+        page = await asyncio.to_thread(self._rooms.journal.page, Cursor.of(request))
+        return pb.ListAuditEventsResponse(events=page.entries, next_page_token=page.next_page_token)
 
     async def _retire_candidates(self, model: str) -> None:
         """End the trial of a model whose correction was released; then nothing asks for its candidates any more."""
@@ -302,9 +341,10 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         wanted = corrector_service_pb2.WithdrawCandidatesRequest(model=model)
         await self._rooms.corrector.call(lambda stub, **how: stub.WithdrawCandidates(wanted, **how))
 
-    def _models(self) -> list[Any]:
-        names_ = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(catalog.model(key))]
-        return [self._catalog.model(names.model(names.last(name))) for name in names_]
+    def _models(self, cursor: Cursor) -> Page[model_pb2.Model]:
+        keys = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(catalog.model(key))]
+        placed = cursor.behind((names.model(names.last(key)) for key in keys), lambda name: [name])
+        return cursor.page((place, self._catalog.model(name)) for place, name in placed)
 
 
 async def _chunks(first: pb.UploadFileRequest, rest: AsyncIterator[pb.UploadFileRequest]) -> AsyncIterator[bytes]:

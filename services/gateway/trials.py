@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from defuse import names
 from defuse.errors import DefuseError, InvalidInput, NotFound, NotReady
@@ -10,6 +11,7 @@ from defuse.v1 import correction_pb2, trial_pb2
 
 from services.gateway.book import Book, Work
 from services.gateway.corrections import Corrections
+from services.gateway.paging import Cursor, Page
 from services.runtime import catalog
 from services.runtime.catalog import Catalog
 from services.runtime.queue import KEY, Queue
@@ -72,10 +74,11 @@ class Trials:
     async def get(self, name: str) -> trial_pb2.Trial:
         return await self._counted(await self._book.get(names.check(name, "models/*/trials/*", field="name")))
 
-    async def list(self, model_name: str) -> Sequence[trial_pb2.Trial]:
-        """Return the trials of a model, oldest first."""
+    async def page(self, model_name: str, cursor: Cursor) -> Page[trial_pb2.Trial]:
+        """Return some of the trials of a model, oldest first."""
         model = await asyncio.to_thread(self._catalog.model, model_name)
-        return [await self._counted(trial) for trial in await self._book.list(model.name)]
+        page = await cursor.page_of(self._book.after(model.name, cursor.after))
+        return replace(page, entries=[await self._counted(trial) for trial in page.entries])
 
     async def running(self) -> Sequence[trial_pb2.Trial]:
         """Return the trials under way, of all models, without their counts."""

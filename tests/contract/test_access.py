@@ -17,6 +17,7 @@ from defuse.errors import DefuseError, PermissionDenied, Unauthenticated, from_r
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc
+from google.longrunning import operations_pb2, operations_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from typer.testing import CliRunner
@@ -101,17 +102,21 @@ def test_every_service_of_the_door_is_guarded(door: tuple[grpc.Channel, str]) ->
     channel, viewer = door
     inference = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     generator = generator_service_pb2_grpc.GeneratorServiceStub(channel)
+    operations = operations_pb2_grpc.OperationsStub(channel)
     reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
     question = reflection_pb2.ServerReflectionRequest(list_services="")
     calls: list[tuple[Callable[..., Any], Any]] = [
         (inference.ModelInfer, service_pb2.ModelInferRequest(model_name="tiny")),
         (inference.ServerLive, service_pb2.ServerLiveRequest()),
         (generator.Encode, generator_service_pb2.EncodeRequest()),
+        (operations.GetOperation, operations_pb2.GetOperationRequest(name="runs/a/operations/search")),
         (lambda request, **how: next(generator.Identify(request, **how)), generator_service_pb2.IdentifyRequest()),
         (lambda request, **how: next(reflection.ServerReflectionInfo(iter([request]), **how)), question),
     ]
     assert {type(called(call, request)) for call, request in calls} == {Unauthenticated}
     assert Unauthenticated not in {type(called(call, request, viewer)) for call, request in calls}
+    cancel = operations_pb2.CancelOperationRequest(name="runs/a/operations/search")
+    assert called(operations.CancelOperation, cancel, viewer).metadata == {"role": "operator"}
 
 
 def test_a_viewer_cancels_no_run_by_leaving(door: tuple[grpc.Channel, str]) -> None:

@@ -1,5 +1,6 @@
 """The contract itself: linted, commented, and what the wheel carries."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,23 @@ def test_buf_lint(protos: Path) -> None:
     buf = Path(sys.executable).with_name("buf")
     done = subprocess.run([buf, "lint"], cwd=protos, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def breaks(protos: Path) -> str:
+    """Return what is changed beside the contract of the last release."""
+    buf = Path(sys.executable).with_name("buf")
+    command = [buf, "breaking", "--against", "released.binpb"]
+    return subprocess.run(command, cwd=protos, capture_output=True, text=True, check=False).stdout
+
+
+def test_what_was_released_stays(protos: Path, tmp_path: Path) -> None:
+    """Nothing that other teams may use is taken away; where it were, it would be named."""
+    assert breaks(protos) == ""
+    changed = tmp_path / "protos"
+    shutil.copytree(protos, changed, ignore=shutil.ignore_patterns("__pycache__"))
+    file = changed / "defuse" / "v1" / "run.proto"
+    file.write_text(file.read_text().replace("  string error_reason = 15;\n", ""))
+    assert 'Previously present field "15" with name "error_reason" on message "Run" was deleted' in breaks(changed)
 
 
 @pytest.fixture(scope="module")

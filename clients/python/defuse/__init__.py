@@ -23,7 +23,8 @@ from defuse.errors import (
     Unauthenticated,
     Unavailable,
 )
-from defuse.latent_space import LatentSpace, Walk
+from defuse.latent_space import LatentSpace
+from defuse.operation import Operation
 from defuse.values import (
     Annotation,
     AuditEvent,
@@ -39,6 +40,7 @@ from defuse.values import (
     GateVerdict,
     GroupCounts,
     Model,
+    OperationStatus,
     PairedDifference,
     Preflight,
     Preprocessing,
@@ -54,6 +56,7 @@ from defuse.values import (
     Trial,
     TrialCounts,
     ValidityAdvice,
+    Walk,
 )
 from defuse.version import VERSION
 
@@ -86,6 +89,8 @@ __all__ = [
     "Model",
     "NotFound",
     "NotReady",
+    "Operation",
+    "OperationStatus",
     "PairedDifference",
     "PermissionDenied",
     "Preflight",

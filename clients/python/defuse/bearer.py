@@ -1,11 +1,28 @@
 """The token by which a gateway knows its caller."""
 
+import getpass
 import os
 from pathlib import Path
 
+from defuse import tracing
 from defuse.errors import InvalidInput
 from defuse.loopback import is_loopback
 from defuse.tls import SCHEME, is_secure, target_of
+
+
+class Bearer:
+    """Who makes the calls of a connection: whom a token says, by default that of the environment, or nobody known."""
+
+    def __init__(self, token: str | None, address: str) -> None:
+        self._credentials = metadata(find_token() if token is None else token, address)
+
+    def metadata(self) -> list[tuple[str, str]]:
+        """Return what each call carries, with the trace that it belongs to."""
+        return [*self._credentials, *tracing.metadata()]
+
+    def user(self) -> str:
+        """Return in whose name something is said; nothing where the gateway knows it by the token."""
+        return "" if self._credentials else getpass.getuser()
 
 
 def find_token() -> str:

@@ -4,13 +4,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.longrunning import operations_pb2_grpc
 
-from defuse import bearer, tracing
+from defuse.bearer import Bearer
 from defuse.errors import DeadlineExceeded, Unavailable, from_rpc_error
 from defuse.retries import service_config
 from defuse.tls import TlsFiles, open_channel
@@ -27,32 +28,21 @@ _SERVICES = (
 )
 _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 _RECONNECT_S = 1.0
+OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.service_config", service_config(*_SERVICES)),
+)
 
 
 class Connection:
-    """Calls the methods of a gateway by name; `timeout_s` is the deadline of calls that answer at once.
-
-    Whose calls they are a token says, by default that of the environment.
-    """
+    """Calls the methods of a gateway by name; `timeout_s` is the deadline of calls that answer at once."""
 
     def __init__(self, address: str, *, timeout_s: float, token: str | None = None) -> None:
         self.address = address
-        self._credentials = bearer.metadata(bearer.find_token() if token is None else token, address)
+        self.bearer = Bearer(token, address)
         self._timeout_s = timeout_s
-        options = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.service_config", service_config(*_SERVICES)),
-        ]
-        self._channel = open_channel(grpc, address, TlsFiles.of_environment(), options=options)
-        self._stubs: list[Any] = [
-            gateway_service_pb2_grpc.GatewayServiceStub(self._channel),
-            generator_service_pb2_grpc.GeneratorServiceStub(self._channel),
-        ]
-
-    @property
-    def has_token(self) -> bool:
-        """Say whether the gateway knows by a token who calls."""
-        return bool(self._credentials)
+        self._channel = open_channel(grpc, address, TlsFiles.of_environment(), options=OPTIONS)
+        self._stubs = stubs_on(self._channel)
 
     def close(self) -> None:
         self._channel.close()
@@ -60,7 +50,9 @@ class Connection:
     def call(self, method: str, request: Any, *, timeout_s: float | None = None) -> Any:
         """Return the answer to a request, or to an iterator of requests; raise a DefuseError."""
         try:
-            return self._method(method)(request, timeout=timeout_s or self._timeout_s, metadata=self._metadata())
+            return method_of(self._stubs, method)(
+                request, timeout=timeout_s or self._timeout_s, metadata=self.bearer.metadata()
+            )
         except grpc.RpcError as error:
             raise from_rpc_error(error, address=self.address) from error
 
@@ -73,30 +65,43 @@ class Connection:
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left = max(0.0, end - time.monotonic())
-            call = self._method(method)(request, timeout=None if timeout_s is None else left, metadata=self._metadata())
+            call = method_of(self._stubs, method)(
+                request, timeout=None if timeout_s is None else left, metadata=self.bearer.metadata()
+            )
             try:
                 yield from call
             except grpc.RpcError as error:
-                known = from_rpc_error(error, address=self.address)
-                if isinstance(known, Unavailable | DeadlineExceeded) and time.monotonic() >= end:
-                    raise DeadlineExceeded(
-                        f"{method} had not ended after {timeout_s:g} s ({known.message}); what it waits for goes on: "
-                        "ask again, or wait longer"
-                    ) from error
-                if not isinstance(known, Unavailable):
-                    raise known from error
-                time.sleep(min(_RECONNECT_S, max(0.0, end - time.monotonic())))
+                time.sleep(pause_s(error, self.address, method, timeout_s=timeout_s, end=end))
             else:
                 return
             finally:
                 call.cancel()  # a reader that stops reading ends the call
 
-    def _metadata(self) -> list[tuple[str, str]]:
-        return [*self._credentials, *tracing.metadata()]
 
-    def _method(self, name: str) -> Any:
-        """Return a method of either service that a gateway offers; their methods have different names."""
-        return next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
+def stubs_on(channel: Any) -> Sequence[Any]:
+    """Return a stub of each service that a gateway offers; their methods have different names."""
+    return [
+        gateway_service_pb2_grpc.GatewayServiceStub(channel),
+        generator_service_pb2_grpc.GeneratorServiceStub(channel),
+        operations_pb2_grpc.OperationsStub(channel),
+    ]
+
+
+def method_of(stubs: Sequence[Any], name: str) -> Any:
+    return next(getattr(stub, name) for stub in stubs if hasattr(stub, name))
+
+
+def pause_s(error: grpc.RpcError, address: str, method: str, *, timeout_s: float | None, end: float) -> float:
+    """Return how long to wait before a stream that broke off is asked for again; raise what else its end means."""
+    known = from_rpc_error(error, address=address)
+    if isinstance(known, Unavailable | DeadlineExceeded) and time.monotonic() >= end:
+        raise DeadlineExceeded(
+            f"{method} had not ended after {timeout_s:g} s ({known.message}); what it waits for goes on: ask again, or "
+            "wait longer"
+        ) from error
+    if not isinstance(known, Unavailable):
+        raise known from error
+    return min(_RECONNECT_S, max(0.0, end - time.monotonic()))
 
 
 def find_gateway() -> str:

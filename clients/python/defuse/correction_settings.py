@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from defuse.connection import Connection
 from defuse.errors import InvalidInput
 from defuse.messages import message
-from defuse.uploads import read_file, upload_bytes
+from defuse.steps import Steps
+from defuse.uploads import content_of, upload_bytes
 from defuse.v1 import correction_pb2
 
 METHODS = tuple(
@@ -44,13 +44,13 @@ class CorrectionSettings:
     weights: Path | str | None = None
 
 
-def correction_config(connection: Connection, settings: CorrectionSettings) -> correction_pb2.CorrectionConfig:
+def correction_config(settings: CorrectionSettings) -> Steps[correction_pb2.CorrectionConfig]:
     """Return what is sent; upload the weights that the settings name."""
     if unknown := [method for method in settings.methods if method not in METHODS]:
         raise InvalidInput(f"method {unknown[0]!r} is unknown; use some of {', '.join(METHODS)}")
     factory = {"function": settings.torch_factory}
     if settings.weights:
-        factory["weights_digest"] = upload_bytes(connection, read_file(Path(settings.weights)))
+        factory["weights_digest"] = yield from upload_bytes((yield from content_of(settings.weights)))
     return message(
         correction_pb2.CorrectionConfig,
         {

@@ -7,6 +7,8 @@ from defuse.errors import InvalidInput
 # Endings of the names in Triton of a model's guard, and of the ensemble of both.
 GUARD, GUARDED = "-guard", "-guarded"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+# Id of the one operation of a run that is no correction.
+SEARCH = "search"
 
 
 def check_id(kind: str, value: str, *, field: str | None = None) -> str:
@@ -64,6 +66,16 @@ def region(run_id: str, region_id: str) -> str:
 
 def correction(run_id: str, correction_id: str) -> str:
     return f"{run(run_id)}/corrections/{check_id('correction', correction_id)}"
+
+
+def search_operation(run_name: str) -> str:
+    """Return the name of the operation that a run's search is."""
+    return f"{run_name}/operations/{SEARCH}"
+
+
+def correction_operation(correction_name: str) -> str:
+    """Return the name of the operation that a correction is."""
+    return f"{parent(correction_name)}/operations/{last(correction_name)}"
 
 
 def last(name: str) -> str:

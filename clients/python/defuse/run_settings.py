@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from defuse import names
-from defuse.connection import Connection
 from defuse.messages import message
-from defuse.uploads import read_file, upload_bytes
+from defuse.steps import Steps
+from defuse.uploads import content_of, upload_bytes
 from defuse.v1 import run_pb2
 
 Section = Mapping[str, Any]
@@ -40,12 +39,12 @@ class RunSettings:
     validity_from: str = ""
 
 
-def run_config(connection: Connection, settings: RunSettings) -> run_pb2.RunConfig:
+def run_config(settings: RunSettings) -> Steps[run_pb2.RunConfig]:
     """Return what is sent; upload the files that the settings name."""
     vae = dict(settings.vae)
     for part in ("encoder", "decoder"):
         if path := vae.pop(part, None):
-            vae[f"{part}_digest"] = upload_bytes(connection, read_file(Path(path)))
+            vae[f"{part}_digest"] = yield from upload_bytes((yield from content_of(path)))
     validity = dict(settings.validity)
     if oracle := validity.get("oracle"):
         validity["oracle"] = names.model(oracle)

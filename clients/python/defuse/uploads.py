@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from defuse.connection import Connection
 from defuse.errors import InvalidInput, NotFound
+from defuse.steps import Call, Steps, Work
 from defuse.v1 import gateway_service_pb2 as pb
 
 CHUNK_BYTES = 512 * 1024
@@ -40,6 +40,14 @@ def read_file(path: Path) -> bytes:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
 
 
+def content_of(file: str | Path | bytes) -> Steps[bytes]:
+    """Return the content of a user's file, or what is given in its place."""
+    if isinstance(file, bytes):
+        return file
+    content: bytes = yield Work(function=lambda: read_file(Path(file)))
+    return content
+
+
 @contextmanager
 def dataset_file(source: Path) -> Iterator[Path]:
     """Give the file to send for a data set: the `.npz` itself, or a zip of the directory, made for the occasion."""
@@ -52,13 +60,13 @@ def dataset_file(source: Path) -> Iterator[Path]:
         raise InvalidInput(f"there is no file or directory {str(source)!r}")
 
 
-def upload_bytes(connection: Connection, content: bytes) -> str:
+def upload_bytes(content: bytes) -> Steps[str]:
     """Send content that is in memory; return its digest."""
     parts = [content[begin : begin + CHUNK_BYTES] for begin in range(0, len(content), CHUNK_BYTES)]
-    return _upload(connection, digest_of([content]), lambda: iter(parts))
+    return (yield from _upload(digest_of([content]), lambda: iter(parts)))
 
 
-def upload_file(connection: Connection, path: Path, on_progress: Callable[[int, int], None]) -> str:
+def upload_file(path: Path, on_progress: Callable[[int, int], None]) -> Steps[str]:
     """Send a file; return its digest. `on_progress` is told the bytes sent and the bytes in all."""
     total = path.stat().st_size
 
@@ -69,14 +77,15 @@ def upload_file(connection: Connection, path: Path, on_progress: Callable[[int, 
             sent += len(chunk)
             on_progress(sent, total)
 
-    return _upload(connection, digest_of(chunks(path)), counted)
+    digest = yield Work(function=lambda: digest_of(chunks(path)))
+    return (yield from _upload(digest, counted))
 
 
-def _upload(connection: Connection, digest: str, content: Callable[[], Iterator[bytes]]) -> str:
+def _upload(digest: str, content: Callable[[], Iterator[bytes]]) -> Steps[str]:
     try:
-        connection.call("GetFile", pb.GetFileRequest(digest=digest))
+        yield Call(method="GetFile", request=pb.GetFileRequest(digest=digest))
     except NotFound:
-        connection.call("UploadFile", _requests(digest, content()), timeout_s=_UPLOAD_DEADLINE_S)
+        yield Call(method="UploadFile", request=_requests(digest, content()), timeout_s=_UPLOAD_DEADLINE_S)
     return digest
 
 

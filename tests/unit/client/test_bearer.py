@@ -1,12 +1,13 @@
 """A client's token: where it comes from, and where it does not go."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from defuse import Client, InvalidInput
+from defuse import Client, InvalidInput, aio
 from defuse.bearer import find_token, metadata
 from defuse.loopback import is_loopback
 from defuse.v1 import gateway_service_pb2 as pb
@@ -60,6 +61,20 @@ def test_a_token_goes_with_every_call(address: str, gateway: Gateway) -> None:
     with Client(address) as client:
         client.version()
     assert gateway.tokens == ["Bearer abc", "Bearer abc", ""]
+
+
+def test_the_client_on_an_event_loop(address: str, gateway: Gateway) -> None:
+    """It sends the token, too, and says nothing in the user's name."""
+
+    async def story() -> None:
+        async with aio.Client(address, token="abc") as client:
+            await client.version()
+            _ = [run async for run in client.watch_run("first")]
+            await client.rollback("tiny")
+
+    asyncio.run(story())
+    assert gateway.tokens == ["Bearer abc", "Bearer abc"]
+    assert gateway.actors == [""]
 
 
 def test_with_a_token_the_gateway_knows_who_says_something(address: str, gateway: Gateway) -> None:

@@ -32,10 +32,10 @@ class Gateway(pb_grpc.GatewayServiceServicer):
     """Remembers which pages were asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.asked: list[tuple[int, str]] = []
 
     def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Any) -> pb.ListAuditEventsResponse:  # noqa: N802  # gRPC's name
-        self.asked.append(request.page_token)
+        self.asked.append((request.page_size, request.page_token))
         if request.page_token:
             return pb.ListAuditEventsResponse(events=[event(2)])
         return pb.ListAuditEventsResponse(events=[event(0), event(1)], next_page_token="more")
@@ -59,7 +59,7 @@ def audit(*options: str) -> Result:
 def test_all_pages_are_shown(gateway: Gateway) -> None:
     """Everything of an event is in JSON, newest first; without a token nobody has a name or a role."""
     first, second, last = json.loads(audit("--json").stdout)
-    assert gateway.asked == ["", "more"]
+    assert gateway.asked == [(50, ""), (48, "more")]
     assert (first["caller"], first["role"], first["code"]) == ("", "", "OK")
     assert (second["caller"], second["role"], second["reason"]) == ("ann", "admin", "TRIAL_NOT_FOUND")
     assert (last["resources"], last["peer"]) == (["models/tiny/trials/t2"], "ipv4:10.0.0.7:4711")
@@ -69,7 +69,7 @@ def test_all_pages_are_shown(gateway: Gateway) -> None:
 
 def test_no_more_is_asked_for_than_is_shown(gateway: Gateway) -> None:
     assert len(json.loads(audit("--limit", "2", "--json").stdout)) == 2
-    assert gateway.asked == [""]
+    assert gateway.asked == [(2, "")]
 
 
 def test_for_people(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

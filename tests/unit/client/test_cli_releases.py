@@ -91,6 +91,13 @@ HISTORY = (
 )
 
 
+def without_id(request: Any) -> Any:
+    """Return a request without the id that every one has, which is another one each time."""
+    assert len(request.request_id) == 36
+    request.ClearField("request_id")
+    return request
+
+
 class Gateway(pb_grpc.GatewayServiceServicer):
     """Has a verdict, four releases and three corrections, of which the first two succeeded."""
 
@@ -128,11 +135,11 @@ class Gateway(pb_grpc.GatewayServiceServicer):
         return pb.ListCorrectionsResponse(corrections=found)
 
     def ReleaseCorrection(self, request: pb.ReleaseCorrectionRequest, context: Any) -> pb.ReleaseCorrectionResponse:  # noqa: N802
-        self.released.append(request)
+        self.released.append(without_id(request))
         return pb.ReleaseCorrectionResponse(release=HISTORY[2])
 
     def RollbackModel(self, request: pb.RollbackModelRequest, context: Any) -> pb.RollbackModelResponse:  # noqa: N802
-        self.rolled_back.append(request)
+        self.rolled_back.append(without_id(request))
         return pb.RollbackModelResponse(release=HISTORY[3])
 
     def ListReleases(self, request: pb.ListReleasesRequest, context: Any) -> pb.ListReleasesResponse:  # noqa: N802

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from defuse.blocking import perform
 from defuse.connection import Connection, find_gateway
 from defuse.errors import DeadlineExceeded, NotFound, Unavailable, to_status
 from defuse.uploads import CHUNK_BYTES, upload_bytes, upload_file
@@ -89,8 +90,8 @@ def test_a_file_is_sent_once(connection: Connection, gateway: Gateway, tmp_path:
     (tmp_path / "file").write_bytes(content)
     told: list[tuple[int, int]] = []
     ways: dict[str, Callable[[], str]] = {
-        "bytes": lambda: upload_bytes(connection, content),
-        "file": lambda: upload_file(connection, tmp_path / "file", lambda *progress: told.append(progress)),
+        "bytes": lambda: perform(connection, upload_bytes(content)),
+        "file": lambda: perform(connection, upload_file(tmp_path / "file", lambda *progress: told.append(progress))),
     }
     digest = hashlib.sha256(content).hexdigest()
     assert [ways[send](), ways[send]()] == [digest, digest]

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from defuse.blocking import perform
 from defuse.connection import Connection
 from defuse.errors import InvalidInput
 from defuse.run_settings import RunSettings, run_config
@@ -46,7 +47,7 @@ def connection(gateway: Gateway) -> Iterator[Connection]:
 
 
 def config(connection: Connection, **settings: Any) -> run_pb2.RunConfig:
-    return run_config(connection, RunSettings(model="tiny", dataset="d1", **settings))
+    return perform(connection, run_config(RunSettings(model="tiny", dataset="d1", **settings)))
 
 
 def test_what_is_not_set_is_not_sent(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from defuse.v1 import correction_pb2, model_pb2, release_pb2
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from services.corrector.history import Decision
+from services.corrector.history import NOBODY, Decision
 from services.corrector.release import Releases
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -121,6 +122,30 @@ def test_publishing_serves_the_correction_beside_its_base(registered: House) -> 
     assert (registered.champion(), registered.served()) == (2, [1, 2])
     assert (registered.root / "tiny/2/model.onnx").read_bytes() == b"file of c1"
     assert (release.actor, release.reason) == ("anna", "bold sevens")
+
+
+def test_what_was_done_for_a_request_is_not_done_again(registered: House) -> None:
+    """Asked again with the same id, a release and a rollback return what they did; another id is another wish."""
+    first, second = replace(WHO, request_id="first"), replace(WHO, request_id="second")
+    correction = registered.correction(1, base_version=1)
+    release = registered.releases.publish(correction, first)
+    assert registered.releases.publish(correction, first) == release
+    undone = registered.releases.restore_previous(NAME, second)
+    assert registered.releases.restore_previous(NAME, second) == undone
+    assert (registered.champion(), undone.request_id) == (1, "second")
+    with pytest.raises(NotReady, match="first"):
+        registered.releases.restore_previous(NAME, replace(WHO, request_id="third"))
+
+
+def test_a_registration_that_is_asked_again(house: House) -> None:
+    """With the same id it returns the model; any other one finds the name taken."""
+    asked = replace(NOBODY, request_id="first")
+    file = house.upload()
+    model = house.releases.register(declare(NAME), file, asked)
+    assert house.releases.register(declare(NAME), file, asked) == model
+    for decision in (NOBODY, replace(NOBODY, request_id="second")):
+        with pytest.raises(AlreadyExists):
+            house.releases.register(declare(NAME), file, decision)
 
 
 def test_lineage_over_several_releases(registered: House) -> None:

@@ -169,7 +169,7 @@ def test_one_correction_of_a_model_at_a_time(redis_url: str, annotated: Artifact
         await corrections.apply(corrected())
         second = await corrections.create("runs/first", correction_pb2.CorrectionConfig())
         assert second.name == "runs/first/corrections/c2"
-        assert [one.name for one in await corrections.list("runs/first")] == [first.name, second.name]
+        assert [one.name for one in await corrections.book.list("runs/first")] == [first.name, second.name]
 
     with_corrections(redis_url, annotated, story)
 

@@ -9,6 +9,7 @@ from defuse.v1 import annotation_pb2, model_pb2, region_pb2, release_pb2, run_pb
 from google.protobuf import json_format
 
 from services.gateway.regions import Regions
+from services.gateway.requests import Claim, claimed
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 
@@ -58,6 +59,18 @@ def test_the_latest_verdict_counts(regions: Regions, store: ArtifactStore) -> No
     assert len(store.keys(catalog.annotations(R1))) == 3
     regions.annotate(verdict("INVALID"))
     assert regions.labelled(RUN) == []
+
+
+def test_a_verdict_that_is_sent_again(regions: Regions, store: ArtifactStore) -> None:
+    """The same request stores it once, so that it does not come before what was said in between."""
+    token = claimed.set(Claim(request_id="one", holder="this"))
+    regions.annotate(verdict("LABEL", label="bee"))
+    claimed.set(Claim(request_id="two", holder="this"))
+    regions.annotate(verdict("LABEL", label="ant"))
+    claimed.set(Claim(request_id="one", holder="another"))
+    assert regions.annotate(verdict("LABEL", label="bee")).annotation.label == "ant"
+    assert len(store.keys(catalog.annotations(R1))) == 2
+    claimed.reset(token)
 
 
 def test_only_labels_are_trained_with(regions: Regions) -> None:

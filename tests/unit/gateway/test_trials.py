@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from defuse.errors import Conflict, InvalidInput, NotFound, NotReady
 from defuse.v1 import correction_pb2, trial_pb2
+from defuse.v1 import gateway_service_pb2 as pb
 
+from services.gateway.paging import Cursor
 from services.gateway.trials import Trials
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -28,13 +30,18 @@ def kept(store: ArtifactStore, name: str = TRIAL) -> trial_pb2.Trial:
     return store.read_message(catalog.trial(name), Trial)
 
 
+async def listed(trials: Trials, model: str = "models/tiny") -> list[trial_pb2.Trial]:
+    cursor = Cursor.of(pb.ListTrialsRequest(model=model), model)
+    return list((await trials.page(model, cursor)).entries)
+
+
 def refused(url: str, store: ArtifactStore, asked: trial_pb2.Trial, *corrections: correction_pb2.Correction) -> Any:
     """Ask for a trial that is refused; return the error, after nothing was found of it."""
 
     async def story(trials: Trials, _: Trials) -> Any:
         with pytest.raises((InvalidInput, NotReady, NotFound)) as caught:
             await trials.start(asked)
-        assert list(await trials.list("models/tiny")) == list(await trials.running()) == []
+        assert await listed(trials) == list(await trials.running()) == []
         return caught.value
 
     return with_trials(url, store, story, *corrections)
@@ -49,7 +56,7 @@ def test_a_trial_begins_with_the_candidate_of_its_correction(redis_url: str, sto
         assert (trial.candidate, trial.candidate_version) == (CANDIDATE, CANDIDATE_VERSION)
         assert (trial.correction, trial.mode, trial.share) == (CORRECTION, CANARY, 0.2)
         assert (trial.actor, trial.reason) == ("ann", "it helps")
-        found = [await other.get(TRIAL), *await other.list("models/tiny"), *await other.running()]
+        found = [await other.get(TRIAL), *await listed(other), *await other.running()]
         assert [one.name for one in found] == [TRIAL] * 3
         assert found[0].create_time == trial.create_time
 
@@ -95,7 +102,7 @@ def test_one_trial_of_a_model_at_a_time(redis_url: str, store: ArtifactStore) ->
         await trials.stop(TRIAL)
         second = await other.start(wanted(SHADOW))
         assert second.name == "models/tiny/trials/t2"
-        assert [one.name for one in await trials.list("models/tiny")] == [TRIAL, second.name]
+        assert [one.name for one in await listed(trials)] == [TRIAL, second.name]
         assert [one.name for one in await trials.running()] == [second.name]
 
     with_trials(redis_url, store, story)
@@ -172,7 +179,7 @@ def test_counts_of_all_gateways_add_up(redis_url: str, store: ArtifactStore) -> 
         assert counts.champion_ms == pytest.approx(150)
         assert (counts.challenger_requests, counts.challenger_errors) == (5, 1)
         assert counts.challenger_ms == pytest.approx(50)
-        assert [one.counts for one in await other.list("models/tiny")] == [counts]
+        assert [one.counts for one in await listed(other)] == [counts]
 
     with_trials(redis_url, store, story)
 
@@ -211,6 +218,6 @@ def test_names_that_are_not_there(redis_url: str, store: ArtifactStore) -> None:
             with pytest.raises(InvalidInput, match="'t1' is not a resource name"):
                 await call("t1")
         with pytest.raises(NotFound, match="no model 'huge'"):
-            await trials.list("models/huge")
+            await listed(trials, "models/huge")
 
     with_trials(redis_url, store, story)

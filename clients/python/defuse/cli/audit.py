@@ -1,6 +1,5 @@
 """`defuse audit`: who changed what."""
 
-from itertools import islice
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ def audit(
 ) -> None:
     """List what callers changed, or were to change. For admins."""
     with Client() as client:
-        found = list(islice(client.audit_events(), limit))
+        found = client.audit_events(limit)
     if as_json:
         print_json([record(one) for one in found])
         return

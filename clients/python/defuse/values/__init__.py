@@ -7,9 +7,11 @@ from defuse.values.estimate import Estimate
 from defuse.values.failure import CostEstimate, Failure, FailureBatch
 from defuse.values.gate import GateCheck, GateVerdict
 from defuse.values.model import Model, Preprocessing, Release
+from defuse.values.operation import OperationStatus
 from defuse.values.region import Annotation, Images, RealImage, Region, RegionPair, RegionPictures, RegionsDiff
 from defuse.values.run import GroupCounts, Preflight, Run, SearchCounts, ValidityAdvice
 from defuse.values.trial import Trial, TrialCounts
+from defuse.values.walk import Walk
 
 __all__ = [
     "Annotation",
@@ -27,6 +29,7 @@ __all__ = [
     "GroupCounts",
     "Images",
     "Model",
+    "OperationStatus",
     "PairedDifference",
     "Preflight",
     "Preprocessing",
@@ -42,4 +45,5 @@ __all__ = [
     "Trial",
     "TrialCounts",
     "ValidityAdvice",
+    "Walk",
 ]

@@ -137,6 +137,8 @@ class Correction:
     candidate_version: int
     # What the gate said of the candidate; None until it has succeeded.
     verdict: GateVerdict | None
+    # Name of the same as an operation: `Client.operation`.
+    operation: str
     create_time: datetime
 
     @classmethod
@@ -162,6 +164,7 @@ class Correction:
             candidate=result.candidate,
             candidate_version=result.candidate_version,
             verdict=GateVerdict.from_proto(result.verdict) if result.HasField("verdict") else None,
+            operation=message.operation,
             create_time=moment(message.create_time),
             **{name: Estimate.from_proto(getattr(result, name)) for name in figures},
         )
@@ -169,6 +172,12 @@ class Correction:
     @property
     def ended(self) -> bool:
         return self.state in {"succeeded", "failed", "cancelled"}
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        from defuse import notebook
+
+        return notebook.of_correction(self)
 
 
 def _points(message: correction_pb2.Correction) -> list[CorrectionPoint]:

@@ -85,3 +85,9 @@ class GateVerdict:
     def failed(self) -> tuple[GateCheck, ...]:
         """The checks that the candidate did not pass."""
         return tuple(check for check in self.checks if not check.passed)
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        from defuse import notebook
+
+        return notebook.of_verdict(self)

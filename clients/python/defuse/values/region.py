@@ -137,6 +137,12 @@ class Region:
             return "open"
         return "labelled" if self.annotation.verdict == "label" else self.annotation.verdict
 
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        from defuse import notebook
+
+        return notebook.of_region(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionPictures:
@@ -161,6 +167,12 @@ class RegionPictures:
             nearest=tensors.images_from_proto(message.nearest),
             nearest_misclassified=tensors.images_from_proto(message.nearest_misclassified),
         )
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        from defuse import notebook
+
+        return notebook.of_pictures(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,6 +133,8 @@ class Run:
     config: Mapping[str, Any]
     # The run whose annotations gave the validity thresholds that its creator left out; empty for none.
     validity_from: str
+    # Name of the same as an operation: `Client.operation`.
+    operation: str
     create_time: datetime
     update_time: datetime
 
@@ -156,6 +158,7 @@ class Run:
             groups=GroupCounts.from_proto(message.groups) if message.HasField("groups") else None,
             config={section: settings(getattr(config, section)) for section in SECTIONS},
             validity_from=names.last(config.validity_from),
+            operation=message.operation,
             create_time=moment(message.create_time),
             update_time=moment(message.update_time),
         )
@@ -163,3 +166,9 @@ class Run:
     @property
     def ended(self) -> bool:
         return self.state in {"succeeded", "failed", "cancelled"}
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        from defuse import notebook
+
+        return notebook.of_run(self)

@@ -19,6 +19,7 @@ from services.gateway.access.interceptor import AccessInterceptor
 from services.gateway.access.journal import Journal
 from services.gateway.access.limits import Limits, LimitsInterceptor
 from services.gateway.access.tokens import Tokens, line_of
+from services.gateway.paging import Cursor
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.interceptors import ErrorInterceptor
 
@@ -94,8 +95,7 @@ def told(tmp_path: Path, store: ArtifactStore) -> Callable[..., list[audit_pb2.A
                 await server.stop(10)
 
         asyncio.run(run())
-        events, _ = Journal(store).list(page_size=0, page_token="")
-        return events[::-1]
+        return list(Journal(store).page(Cursor.of(pb.ListAuditEventsRequest())).entries)[::-1]
 
     return serve
 

@@ -1,0 +1,92 @@
+"""A gateway of a test's own, with a real Redis and without a Triton: what needs none of its images is answered."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from defuse import Client
+from defuse.v1 import correction_pb2, run_pb2, work_pb2
+
+from services.gateway.corrections import Corrections
+from services.gateway.runs import Runs
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog
+from services.runtime.inference import InferenceClient
+from services.runtime.processes import free_port
+from services.runtime.queue import Queue
+from tests.conftest import ROOT, eventually
+
+NO_TRITON = "127.0.0.1:9"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """A gateway and what it keeps its records in."""
+
+    address: str
+    redis_url: str
+    store: ArtifactStore
+
+    def client(self) -> Client:
+        return Client(self.address)
+
+    def plant(self, *records: run_pb2.Run | correction_pb2.Correction) -> None:
+        """Put records into the books as they stand."""
+
+        async def tell(runs: Runs, corrections: Corrections) -> None:
+            for record in records:
+                book: Any = runs.book if isinstance(record, run_pb2.Run) else corrections.book
+                await book.create(record, [])
+
+        self._told(tell)
+
+    def tell(self, event: work_pb2.Event) -> None:
+        """Let something happen to a run or a correction, as a stage would."""
+
+        async def tell(runs: Runs, corrections: Corrections) -> None:
+            await (corrections if "/corrections/" in event.subject else runs).apply(event)
+
+        self._told(tell)
+
+    def _told(self, story: Callable[[Runs, Corrections], Awaitable[None]]) -> None:
+        async def tell() -> None:
+            queue = Queue(self.redis_url)
+            # Nothing is searched here: Triton, advice and regions are not asked.
+            runs = Runs(queue, self.store, InferenceClient(NO_TRITON), None)  # type: ignore[arg-type]
+            try:
+                await story(runs, Corrections(queue, Catalog(self.store), runs, None))  # type: ignore[arg-type]
+            finally:
+                await queue.close()
+
+        asyncio.run(tell())
+
+
+@contextmanager
+def running_gateway(root: Path, redis_url: str, *, address: str = "", **variables: str) -> Iterator[Door]:
+    """Run a gateway with its store in a directory, at an address or at any, while the block runs."""
+    door = Door(
+        address=address or f"127.0.0.1:{free_port()}", redis_url=redis_url, store=ArtifactStore(f"file://{root}/store")
+    )
+    environment = {
+        **os.environ,
+        "DEFUSE_PORT": door.address.rpartition(":")[2],
+        "DEFUSE_REDIS_URL": redis_url,
+        "DEFUSE_TRITON_URL": NO_TRITON,
+        "DEFUSE_STORE_URL": f"file://{root}/store",
+        **variables,
+    }
+    log = root / "gateway.log"
+    command = [sys.executable, "-m", "services.gateway"]
+    with log.open("w") as file, subprocess.Popen(command, env=environment, cwd=ROOT, stderr=file) as process:
+        try:
+            eventually(lambda: '"listening"' in log.read_text(), alive=process)
+            yield door
+        finally:
+            process.terminate()
+            process.wait(30)

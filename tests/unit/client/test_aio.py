@@ -1,0 +1,226 @@
+"""The client with an event loop, against a gateway of the test's own."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent import futures
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from defuse import DefuseError, InvalidInput, NotFound, NotReady, Preprocessing, aio, connection, tensors
+from defuse.errors import DeadlineExceeded, Unavailable, to_status
+from defuse.uploads import CHUNK_BYTES
+from defuse.v1 import failure_pb2, generator_service_pb2, generator_service_pb2_grpc
+from defuse.v1 import gateway_service_pb2 as pb
+from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
+from grpc_status import rpc_status
+
+from services.runtime.processes import free_port
+
+Story = Callable[[aio.Client], Awaitable[None]]
+COUNT = 5
+TIMEOUT_S = 30
+
+
+def refuse(context: Any, error: DefuseError) -> None:
+    context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+
+class Gateway(pb_grpc.GatewayServiceServicer):
+    """Keeps files, lists runs two to a page, and is away when a run is watched for the first time."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.ids: list[str] = []
+        self.watches = 0
+        self.cancelled = threading.Event()
+
+    def GetFile(self, request: pb.GetFileRequest, context: Any) -> pb.GetFileResponse:  # noqa: N802  # gRPC's name
+        if request.digest not in self.files:
+            refuse(context, NotFound("no such file"))
+        return pb.GetFileResponse()
+
+    def UploadFile(self, requests: Iterator[pb.UploadFileRequest], context: Any) -> pb.UploadFileResponse:  # noqa: N802
+        digest = next(requests).digest
+        self.files[digest] = b"".join(request.chunk for request in requests)
+        return pb.UploadFileResponse()
+
+    def CreateModel(self, request: pb.CreateModelRequest, context: Any) -> pb.CreateModelResponse:  # noqa: N802
+        self.ids.append(request.request_id)
+        return pb.CreateModelResponse(model=request.model)
+
+    def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:  # noqa: N802
+        begin = int(request.page_token or 0)
+        runs = [{"name": f"runs/r{number}"} for number in range(begin, min(begin + 2, COUNT))]
+        return pb.ListRunsResponse(runs=runs, next_page_token=str(begin + 2) if begin + 2 < COUNT else "")
+
+    def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> Iterator[pb.WatchRunResponse]:  # noqa: N802
+        self.watches += 1
+        yield pb.WatchRunResponse(run={"name": request.name, "note": str(self.watches)})
+        if request.name == "runs/endless":
+            self.cancelled.wait(TIMEOUT_S)
+        elif self.watches == 1:
+            refuse(context, Unavailable("Redis does not answer"))
+
+    def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:  # noqa: N802
+        if request.name == "runs/unstoppable":
+            refuse(context, NotReady("there is no stopping it", reason="PLANTED"))
+        self.cancelled.set()
+        return pb.CancelRunResponse(run={"name": request.name})
+
+
+class Generator(generator_service_pb2_grpc.GeneratorServiceServicer):
+    """Sends one failure in each batch; its latents are pixels."""
+
+    def Identify(  # noqa: N802
+        self, request: generator_service_pb2.IdentifyRequest, context: Any
+    ) -> Iterator[generator_service_pb2.IdentifyResponse]:
+        for number in range(int(request.resume_token or 0), COUNT):
+            yield generator_service_pb2.IdentifyResponse(
+                failures=[failure_pb2.Failure(source=number, latent=[0.0])], resume_token=str(number + 1)
+            )
+
+    def Encode(  # noqa: N802
+        self, request: generator_service_pb2.EncodeRequest, context: Any
+    ) -> generator_service_pb2.EncodeResponse:
+        pixels = tensors.images_from_proto(request.images).astype(np.float32).reshape(request.images.shape[0], -1)
+        floats = tensors.floats_to_proto(pixels)
+        return generator_service_pb2.EncodeResponse(mu=floats, sigma=floats)
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+@pytest.fixture
+def told(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Story], None]]:
+    """Tell a story to a client of that gateway."""
+    monkeypatch.setattr(connection, "_RECONNECT_S", 0.0)
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    pb_grpc.add_GatewayServiceServicer_to_server(gateway, server)
+    generator_service_pb2_grpc.add_GeneratorServiceServicer_to_server(Generator(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+
+    def tell(story: Story) -> None:
+        async def run() -> None:
+            async with aio.Client(f"127.0.0.1:{port}") as client:
+                await asyncio.wait_for(story(client), TIMEOUT_S)
+
+        asyncio.run(run())
+
+    yield tell
+    gateway.cancelled.set()
+    server.stop(None).wait()
+
+
+def test_pages_and_calls_side_by_side(told: Callable[[Story], None]) -> None:
+    """A list has all of its pages; calls run at the same time."""
+
+    async def story(client: aio.Client) -> None:
+        lists = await asyncio.gather(client.runs(), client.runs())
+        assert [[run.id for run in runs] for runs in lists] == [[f"r{number}" for number in range(COUNT)]] * 2
+
+    told(story)
+
+
+def test_a_file_and_what_is_made_of_it(told: Callable[[Story], None], gateway: Gateway, tmp_path: Path) -> None:
+    """A file is sent in chunks, once; each create has an id of its own."""
+    content = bytes(2 * CHUNK_BYTES + 7)
+    (tmp_path / "tiny.onnx").write_bytes(content)
+
+    async def story(client: aio.Client) -> None:
+        for _ in range(2):
+            model = await client.add_model("tiny", tmp_path / "tiny.onnx", ["ant", "bee"], Preprocessing())
+            assert model.id == "tiny"
+        with pytest.raises(InvalidInput, match="cannot read"):
+            await client.add_model("tiny", tmp_path / "missing", ["ant", "bee"])
+
+    told(story)
+    assert gateway.files == {hashlib.sha256(content).hexdigest(): content}
+    assert [len(request_id) for request_id in gateway.ids] == [36, 36]
+    assert len(set(gateway.ids)) == 2
+
+
+def test_a_stream_goes_on_after_an_absence(told: Callable[[Story], None]) -> None:
+    """Whoever waits, or reads, sees one stream."""
+
+    async def story(client: aio.Client) -> None:
+        notes: list[str] = []
+        assert (await client.wait_for_run("a", on_change=lambda run: notes.append(run.note))).note == "2"
+        assert notes == ["1", "2"]
+        assert [run.note async for run in client.watch_run("a")] == ["3"]
+
+    told(story)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_stream_ends_when_the_caller_has_waited_long_enough(told: Callable[[Story], None], there: bool) -> None:
+    """It is the same error, whether the gateway takes too long or never came back."""
+
+    async def story(client: aio.Client) -> None:
+        async with aio.Client(f"127.0.0.1:{free_port()}") as nobody:
+            asked = client if there else nobody
+            with pytest.raises(DeadlineExceeded, match=r"WatchRun had not ended after 0.3 s"):
+                await asked.wait_for_run("endless", timeout_s=0.3)
+
+    told(story)
+
+
+def test_failures_as_they_are_found(told: Callable[[Story], None], gateway: Gateway) -> None:
+    """They are read by `async for`, from any token on; a reader that stops can cancel the run."""
+
+    async def story(client: aio.Client) -> None:
+        assert [batch.failures[0].source async for batch in client.failures("a", resume_token="3")] == [3, 4]
+        async with aclosing(client.failures("a")) as batches:
+            await anext(batches)
+        assert not gateway.cancelled.is_set()
+        async with aclosing(client.failures("a", cancel_run=True)) as batches:
+            await anext(batches)
+        assert gateway.cancelled.is_set()
+
+    told(story)
+
+
+def test_a_call_that_is_cancelled(told: Callable[[Story], None]) -> None:
+    """A task that waits can be cancelled like any other."""
+
+    async def story(client: aio.Client) -> None:
+        waiting = asyncio.create_task(client.wait_for_run("endless"))
+        await asyncio.wait([waiting], timeout=0.2)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    told(story)
+
+
+def test_a_latent_space(told: Callable[[Story], None]) -> None:
+    """It is functions of arrays here too."""
+
+    async def story(client: aio.Client) -> None:
+        images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
+        mu, _ = await client.latent_space("first").encode(images)
+        np.testing.assert_allclose(mu, images.reshape(3, 4))
+
+    told(story)
+
+
+def test_errors_have_their_classes(told: Callable[[Story], None]) -> None:
+    """What the gateway means is raised, with its reason; a call that nobody answers says where nobody is."""
+
+    async def story(client: aio.Client) -> None:
+        with pytest.raises(NotReady, match="there is no stopping") as caught:
+            await client.cancel_run("unstoppable")
+        assert caught.value.reason == "PLANTED"
+        async with aio.Client(f"127.0.0.1:{free_port()}") as nobody:
+            with pytest.raises(Unavailable, match=nobody.address):
+                await nobody.version()
+
+    told(story)

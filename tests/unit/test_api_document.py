@@ -1,0 +1,48 @@
+"""docs/api.md says what the contract says, and its examples are requests that the contract knows."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from defuse.v1 import gateway_service_pb2, generator_service_pb2
+from google.longrunning import operations_proto_pb2
+from google.protobuf import json_format, message_factory
+
+from protos.document import DOCS, EXAMPLES, SERVICES, document
+
+PAGE = (DOCS / "api.md").read_text()
+CALLS, _, _ = PAGE.partition("\n## Messages\n")
+_MODULES: tuple[Any, ...] = (gateway_service_pb2, generator_service_pb2, operations_proto_pb2)
+PUBLIC = {name: service for module in _MODULES for name, service in module.DESCRIPTOR.services_by_name.items()}
+
+
+def test_the_documented_api_is_the_api() -> None:
+    """The page is the generated one: `python -m protos.document`."""
+    assert document() == PAGE
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_call_is_there(service: str) -> None:
+    """With each field of its request and its response, and what they mean."""
+    offered = SERVICES[service] or {method.name for method in PUBLIC[service].methods}
+    for method in PUBLIC[service].methods:
+        assert (f"\n### {method.name}\n" in CALLS) is (method.name in offered)
+        for field in method.input_type.fields if method.name in offered else ():
+            assert f"\n| `{field.name}` | " in CALLS
+
+
+def test_links_lead_somewhere() -> None:
+    """Each type that is linked has a heading, and no cell is without its meaning."""
+    headings = {re.sub(r"[^a-z]", "", title.lower()) for title in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#(\w+)\)", PAGE)) <= headings
+    assert "|  |" not in PAGE
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_requests_are_requests(path: Path) -> None:
+    """An example parses into the request of the call that its file is named after."""
+    service, _, method = path.stem.partition(".")
+    request = message_factory.GetMessageClass(PUBLIC[service].methods_by_name[method].input_type)()
+    json_format.Parse(path.read_text(), request)
+    assert request.ListFields()

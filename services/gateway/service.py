@@ -160,7 +160,12 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.GetGuardResponse(guard=await asyncio.to_thread(self._catalog.guard, request.name))
 
     async def ListGuards(self, request: pb.ListGuardsRequest, context: Context) -> pb.ListGuardsResponse:
-        return pb.ListGuardsResponse(guards=await asyncio.to_thread(self._catalog.guards, request.model))
+        cursor = Cursor.of(request, request.model)
+        guards = await asyncio.to_thread(self._catalog.guards, request.model)
+        # None is ever taken away, so the number of a guard is its place.
+        numbers = cursor.behind(range(len(guards)), lambda number: [number])
+        page = cursor.page((place, guards[number]) for place, number in numbers)
+        return pb.ListGuardsResponse(guards=page.entries, next_page_token=page.next_page_token)
 
     @once
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 
 from services.runtime.processes import free_port
 from tests.conftest import ROOT, Stack, eventually
-from tests.planted import CLASSES, Planted
+from tests.planted import CLASSES, TRUE, Planted
 from tests.scenario.conftest import corrected_spot, register
 
 MODEL, RUN = "shipped", "shipping"
@@ -186,6 +186,34 @@ def test_nobody_notices_a_release(local_stack: Stack, planted: Planted) -> None:
         ("rolled_back", 1, "otto", "a drill"),
     ]
     assert history[1]["verdict"]
+
+
+@pytest.mark.usefixtures("corrected")
+def test_the_guard_of_a_release(stack: Stack, planted: Planted) -> None:
+    """Real images of the spot, which nobody has seen, are in its region by name; of others as few as is stated."""
+    guard = stack.defuse("guards", "list", MODEL)[-1]
+    assert guard["regions"] == {"r1": str(TRUE)}
+    assert guard["model_version"] == 2
+    correct = planted.others[planted.other_labels != TRUE]
+    in_spot, elsewhere = (regions_of(stack, planted, images) for images in (planted.spot, correct[:400]))
+    assert set(in_spot) | set(elsewhere) <= {f"runs/{RUN}/regions/r1", ""}
+    found, false_alarms = (np.mean([region != "" for region in regions]) for regions in (in_spot, elsewhere))
+    assert false_alarms < 3 * guard["false_alarm_rate"]
+    assert found > max(0.4, 3 * false_alarms)
+
+
+def regions_of(stack: Stack, planted: Planted, images: Any) -> list[str]:
+    """Return the region that each of some stored images (n, h, w, c) is inside of, by asking for the guard."""
+    pixels = (images.transpose(0, 3, 1, 2) / 255 - float(planted.mean)) / float(planted.std)
+    regions = []
+    with triton.InferenceServerClient(stack.gateway) as client:
+        name = client.get_model_metadata(MODEL).inputs[0].name
+        for part in np.array_split(pixels.astype(np.float32), -(-len(pixels) // 200)):
+            tensor = triton.InferInput(name, list(part.shape), "FP32")
+            tensor.set_data_from_numpy(part)
+            answer = client.infer(MODEL, [tensor], headers={"defuse-guard": "true"})
+            regions += [region.decode() for region in answer.as_numpy("defuse_region")[:, 0]]
+    return regions
 
 
 @pytest.mark.usefixtures("corrected")

@@ -7,6 +7,7 @@ from defuse.blocking import perform, read
 from defuse.calls import audit as audit_calls
 from defuse.calls import corrections as correction_calls
 from defuse.calls import datasets as dataset_calls
+from defuse.calls import guards as guard_calls
 from defuse.calls import models as model_calls
 from defuse.calls import operations as operation_calls
 from defuse.calls import regions as region_calls
@@ -76,6 +77,10 @@ class Client:
     judge = _asked(model_calls.judge)
     verdict = _asked(model_calls.verdict)
     rollback = _asked(model_calls.rollback)
+
+    create_guard = _asked(guard_calls.create_guard)
+    guard = _asked(guard_calls.guard)
+    guards = _asked(guard_calls.guards)
 
     add_dataset = _asked(dataset_calls.add_dataset)
 

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from defuse.cli import audit, corrections, models, regions, releases, runs, trials
+from defuse.cli import audit, corrections, guards, models, regions, releases, runs, trials
 from defuse.cli.output import complain
 from defuse.errors import DefuseError
 from defuse.version import VERSION
@@ -23,6 +23,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(regions.app, name="regions")
 app.add_typer(corrections.app, name="corrections")
 app.add_typer(trials.app, name="trials")
+app.add_typer(guards.app, name="guards")
 app.command()(regions.annotate)
 app.command()(corrections.correct)
 app.command()(releases.gate)

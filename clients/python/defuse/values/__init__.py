@@ -6,6 +6,7 @@ from defuse.values.dataset import Dataset
 from defuse.values.estimate import Estimate
 from defuse.values.failure import CostEstimate, Failure, FailureBatch
 from defuse.values.gate import GateCheck, GateVerdict
+from defuse.values.guard import Guard
 from defuse.values.model import Model, Preprocessing, Release
 from defuse.values.operation import OperationStatus
 from defuse.values.region import Annotation, Images, RealImage, Region, RegionPair, RegionPictures, RegionsDiff
@@ -27,6 +28,7 @@ __all__ = [
     "GateCheck",
     "GateVerdict",
     "GroupCounts",
+    "Guard",
     "Images",
     "Model",
     "OperationStatus",

@@ -145,6 +145,36 @@ def guard(name: str) -> str:
     return f"{name}/guard.pb"
 
 
+def guard_reference(name: str) -> str:
+    """What a guard, and the version that its run searched, say of the test split: what calm traffic looks like."""
+    return f"{name}/reference.safetensors"
+
+
+def observations(model_name: str, hour: str) -> str:
+    """Batches that were reported within an hour, `2026-11-26-14`, UTC."""
+    return f"{model_name}/observations/{hour}"
+
+
+def reported(batch: str) -> str:
+    """What was reported, an ObservationBatch without images; `batch` is the key of a batch below `observations`."""
+    return f"{batch}/reported.pb"
+
+
+def observed_images(batch: str) -> str:
+    """Images (n, h, w, c) uint8 and scores (n, k) of a batch, in the order of what was reported."""
+    return f"{batch}/images.safetensors"
+
+
+def watched(batch: str) -> str:
+    """What a guard says of a batch: region index, inside, risk, typicality, latent; and what its scores say."""
+    return f"{batch}/watched.safetensors"
+
+
+def alert(name: str) -> str:
+    """An alert."""
+    return f"{name}/alert.pb"
+
+
 def trial(name: str) -> str:
     """A trial of a candidate on live requests."""
     return f"{name}/trial.pb"

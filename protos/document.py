@@ -52,15 +52,16 @@ wraps every call; its methods are named after them and say the same.
 _OPERATIONS = """## google.longrunning.Operations
 
 A run's search is the operation `runs/{run}/operations/search`, a correction `runs/{run}/operations/{correction}`;
-`Run.operation` and `Correction.operation` name it. They are a view of these resources, so they are there after a
-restart. Metadata is [OperationMetadata](#operationmetadata), the response a [Run](#run) or a
-[Correction](#correction), the error what ended it.
+`Run.operation` and `Correction.operation` name it. A release is `models/{model}/operations/{request_id}`. They are
+views of records, so they are there after a restart. Metadata is [OperationMetadata](#operationmetadata), the response
+a [Run](#run), a [Correction](#correction) or a [Release](#release), the error what ended it.
 
 - `GetOperation`: `NOT_FOUND` for an unknown or deleted one.
-- `ListOperations`: `name` is `runs/{run}`, or `runs/-` or nothing for all; `filter` is `done=true`, `done=false` or
-  nothing. Newest run first, each search before its corrections.
+- `ListOperations`: `name` is `runs/{run}`, or `runs/-` or nothing for all runs, or `models/{model}`; `filter` is
+  `done=true`, `done=false` or nothing. Newest run first, each search before its corrections; releases oldest first.
 - `WaitOperation` answers when it has ended, or when `timeout` or the call's deadline is about to be over.
-- `CancelOperation` cancels the run or the correction; no effect on what has ended.
+- `CancelOperation` cancels the run or the correction; no effect on what has ended. `FAILED_PRECONDITION` for a release
+  under way, which nobody can stop half-way.
 - `DeleteOperation` forgets one that has ended, `FAILED_PRECONDITION` otherwise; the run and its results stay.
 """
 

@@ -14,6 +14,7 @@ from defuse import Client
 from defuse.v1 import correction_pb2, run_pb2, work_pb2
 
 from services.gateway.corrections import Corrections
+from services.gateway.publications import Publications
 from services.gateway.runs import Runs
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
@@ -39,7 +40,7 @@ class Door:
     def plant(self, *records: run_pb2.Run | correction_pb2.Correction) -> None:
         """Put records into the books as they stand."""
 
-        async def tell(runs: Runs, corrections: Corrections) -> None:
+        async def tell(runs: Runs, corrections: Corrections, _: Publications) -> None:
             for record in records:
                 book: Any = runs.book if isinstance(record, run_pb2.Run) else corrections.book
                 await book.create(record, [])
@@ -49,22 +50,28 @@ class Door:
     def tell(self, event: work_pb2.Event) -> None:
         """Let something happen to a run or a correction, as a stage would."""
 
-        async def tell(runs: Runs, corrections: Corrections) -> None:
-            await (corrections if "/corrections/" in event.subject else runs).apply(event)
+        async def tell(runs: Runs, corrections: Corrections, publications: Publications) -> None:
+            owners = {"corrections": corrections, "publications": publications}
+            await owners.get(event.subject.split("/")[-2], runs).apply(event)
 
         self._told(tell)
 
-    def _told(self, story: Callable[[Runs, Corrections], Awaitable[None]]) -> None:
+    def _told(self, story: Callable[[Runs, Corrections, Publications], Awaitable[None]]) -> None:
         async def tell() -> None:
             queue = Queue(self.redis_url)
             # Nothing is searched here: Triton, advice and regions are not asked.
             runs = Runs(queue, self.store, InferenceClient(NO_TRITON), None)  # type: ignore[arg-type]
             try:
-                await story(runs, Corrections(queue, Catalog(self.store), runs, None))  # type: ignore[arg-type]
+                corrections = Corrections(queue, Catalog(self.store), runs, None)  # type: ignore[arg-type]
+                await story(runs, corrections, Publications(queue, corrections, _retire))
             finally:
                 await queue.close()
 
         asyncio.run(tell())
+
+
+async def _retire(_: str) -> None:
+    """There is no corrector, and so no candidate."""
 
 
 @contextmanager
@@ -78,6 +85,7 @@ def running_gateway(root: Path, redis_url: str, *, address: str = "", **variable
         "DEFUSE_PORT": door.address.rpartition(":")[2],
         "DEFUSE_REDIS_URL": redis_url,
         "DEFUSE_TRITON_URL": NO_TRITON,
+        "DEFUSE_DRAIN_S": "0.5",
         "DEFUSE_STORE_URL": f"file://{root}/store",
         **variables,
     }

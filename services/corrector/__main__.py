@@ -15,6 +15,7 @@ from services.corrector.choosing import Chooser, choose_candidate
 from services.corrector.gate.judge import Gate
 from services.corrector.guard.issuing import Guards
 from services.corrector.processes import ALONE, Crew, Processes, crew_of_torchrun
+from services.corrector.publishing import Publisher, publish
 from services.corrector.release import Releases
 from services.corrector.service import CorrectorService
 from services.corrector.settings import CorrectorSettings
@@ -22,7 +23,7 @@ from services.corrector.training import Trainer, follow, train
 from services.runtime import telemetry
 from services.runtime.dependencies import Dependencies
 from services.runtime.devices import device_of, limit_threads
-from services.runtime.queue import CHOOSE, TRAIN
+from services.runtime.queue import CHOOSE, PUBLISH, TRAIN
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker
 
@@ -53,7 +54,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
         loops.append(releases.keep_noticing)
     else:
         releases = Releases(needs.store, needs.inference, settings.triton_repository)
-    gate = Gate(needs.store, releases)
+    gate, guards = Gate(needs.store, releases), Guards(needs.store, releases)
     chooser = Chooser(store=needs.store, releases=releases, gate=gate)
     stages: dict[str, Stage[Any]] = {
         CHOOSE: Stage(
@@ -68,13 +69,20 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
             details=lambda work: {"training": work.training},
         ),
     }
+    publisher = Publisher(store=needs.store, releases=releases, gate=gate, guards=guards)
+    publishing = Stage(
+        kind=work_pb2.PublishWork,
+        subject=lambda work: work.publication.name,
+        handle=functools.partial(publish, publisher),
+    )
     return Service(
         names=[corrector_service_pb2.DESCRIPTOR.services_by_name["CorrectorService"].full_name],
         register=lambda server: corrector_service_pb2_grpc.add_CorrectorServiceServicer_to_server(
-            CorrectorService(needs.store, releases, gate, Guards(needs.store, releases)), server
+            CorrectorService(needs.store, releases, gate, guards), server
         ),
         checks=needs.checks,
-        loops=[*Worker(needs.queue, stages).loops, *loops],
+        # A release does not wait for a training to end.
+        loops=[*Worker(needs.queue, stages).loops, *Worker(needs.queue, {PUBLISH: publishing}).loops, *loops],
         close=needs.queue.close,
     )
 

@@ -4,9 +4,7 @@ import asyncio
 from typing import Any
 
 import grpc
-from defuse import names
-from defuse.errors import NotFound, NotReady
-from defuse.v1 import correction_pb2, release_pb2
+from defuse.errors import NotReady
 from defuse.v1 import corrector_service_pb2 as pb
 from defuse.v1 import corrector_service_pb2_grpc as pb_grpc
 
@@ -15,6 +13,7 @@ from services.corrector.gate.judge import Gate
 from services.corrector.gate.version import Candidate
 from services.corrector.guard.issuing import Guards
 from services.corrector.history import Decision
+from services.corrector.publishing import finished
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 
@@ -41,11 +40,6 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         )
         return pb.RunGateResponse(verdict=verdict)
 
-    async def PublishCorrection(
-        self, request: pb.PublishCorrectionRequest, context: Context
-    ) -> pb.PublishCorrectionResponse:
-        return pb.PublishCorrectionResponse(release=await asyncio.to_thread(self._publish, request))
-
     async def RestorePrevious(self, request: pb.RestorePreviousRequest, context: Context) -> pb.RestorePreviousResponse:
         decision = Decision(actor=request.actor, reason=request.reason, request_id=request.request_id)
         release = await asyncio.to_thread(self._releases.restore_previous, request.model, decision)
@@ -66,7 +60,7 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         return pb.IssueGuardResponse(guard=guard)
 
     def _serve_candidate(self, request: pb.ServeCandidateRequest) -> Candidate:
-        correction = self._finished(request.correction)
+        correction = finished(self._store, request.correction)
         model = self._releases.history.check_publishable(correction)
         if request.answers_callers:
             self._gate.admit(correction, approver=request.approver, reason=request.reason)
@@ -79,30 +73,3 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
                 reason="TRITON_ADOPTED",
             )
         return candidate
-
-    def _publish(self, request: pb.PublishCorrectionRequest) -> release_pb2.Release:
-        correction = self._finished(request.correction)
-        if made := self._releases.history.made(correction.model, request.request_id):
-            return made
-        self._releases.history.check_publishable(correction)
-        verdict = self._gate.admit(correction, approver=request.approver, reason=request.reason)
-        decision = Decision(
-            actor=request.actor,
-            reason=request.reason,
-            verdict=verdict.name,
-            approver="" if verdict.passed else request.approver,
-            request_id=request.request_id,
-        )
-        release = self._releases.publish(correction, decision)
-        self._guards.renew(names.parent(correction.name))
-        return release
-
-    def _finished(self, name: str) -> correction_pb2.Correction:
-        key = catalog.correction(names.check(name, "runs/*/corrections/*"))
-        try:
-            return self._store.read_message(key, correction_pb2.Correction)
-        except NotFound as error:
-            raise NotReady(
-                f"{name} is not finished, or failed; only a finished correction can be released",
-                reason="CORRECTION_NOT_FINISHED",
-            ) from error

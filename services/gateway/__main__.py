@@ -22,6 +22,7 @@ from services.gateway.access.limits import Limits, LimitsInterceptor
 from services.gateway.access.tokens import Tokens
 from services.gateway.advice import Advice
 from services.gateway.annotating import Annotator
+from services.gateway.candidates import Candidates
 from services.gateway.corrections import Corrections
 from services.gateway.datasets import Datasets
 from services.gateway.events import EventLoop
@@ -33,6 +34,7 @@ from services.gateway.inference.tally import Tally
 from services.gateway.operations import Operations
 from services.gateway.operations_service import OperationsService
 from services.gateway.passing import GeneratorPassage
+from services.gateway.publications import Publications
 from services.gateway.regions import Regions
 from services.gateway.requests import Requests
 from services.gateway.runs import Runs
@@ -61,7 +63,9 @@ def build(settings: GatewaySettings) -> Service:
     corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
     trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
     tally, routes = Tally(trials), Routes(trials)
-    operations = Operations(needs.queue, runs, corrections)
+    candidates = Candidates(trials, corrector)
+    publications = Publications(needs.queue, corrections, candidates.retire)
+    operations = Operations(needs.queue, runs, corrections, publications)
     rooms = Rooms(
         store=needs.store,
         files=files,
@@ -72,8 +76,10 @@ def build(settings: GatewaySettings) -> Service:
         annotator=Annotator(regions, distiller),
         advice=advice,
         corrections=corrections,
+        publications=publications,
         trials=trials,
         journal=Journal(needs.store),
+        candidates=candidates,
         corrector=corrector,
         generator=generator,
         distiller=distiller,
@@ -102,7 +108,7 @@ def build(settings: GatewaySettings) -> Service:
         ],
         register=register,
         checks=needs.checks,
-        loops=[*EventLoop(needs.queue, needs.store, runs, corrections).loops, routes.run, tally.run],
+        loops=[*EventLoop(needs.queue, needs.store, runs, corrections, publications).loops, routes.run, tally.run],
         close=close,
         interceptors=_doorkeepers(settings, rooms.journal),
     )

@@ -1,4 +1,4 @@
-"""What the stages say, folded into runs and corrections; each event is in the store before it has an effect."""
+"""What the stages say, folded into runs, corrections and releases; each event is stored before it has an effect."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,6 +8,7 @@ from defuse.errors import DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import work_pb2
 
 from services.gateway.corrections import Corrections
+from services.gateway.publications import Publications
 from services.gateway.runs import Runs
 from services.runtime import catalog, telemetry, tracing
 from services.runtime.artifacts import ArtifactStore
@@ -18,11 +19,14 @@ from services.runtime.worker import RETRY_S, keep_measuring, patiently
 class EventLoop:
     """Reads the stream `events`."""
 
-    def __init__(self, queue: Queue, store: ArtifactStore, runs: Runs, corrections: Corrections) -> None:
+    def __init__(
+        self, queue: Queue, store: ArtifactStore, runs: Runs, corrections: Corrections, publications: Publications
+    ) -> None:
         self._queue = queue
         self._store = store
         self._runs = runs
         self._corrections = corrections
+        self._publications = publications
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
@@ -75,6 +79,8 @@ class EventLoop:
     async def _fold(self, event: work_pb2.Event) -> None:
         if "/corrections/" in event.subject:
             await self._corrections.apply(event)
+        elif "/publications/" in event.subject:
+            await self._publications.apply(event)
         else:
             await self._runs.apply(event)
 

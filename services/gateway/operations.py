@@ -1,8 +1,10 @@
 """Operations found, listed, waited for, cancelled and forgotten."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any
 
 from defuse import names
 from defuse.errors import InvalidInput, NotFound, NotReady
@@ -10,8 +12,9 @@ from defuse.v1 import run_pb2
 from google.longrunning.operations_proto_pb2 import Operation
 
 from services.gateway.corrections import Corrections
-from services.gateway.operation_view import of_correction, of_run
+from services.gateway.operation_view import of_correction, of_publication, of_run
 from services.gateway.paging import Cursor, Page, Placed, Position
+from services.gateway.publications import Publications
 from services.gateway.runs import Runs
 from services.runtime.queue import KEY, Queue
 
@@ -21,48 +24,59 @@ _FILTERS = {"": None, "done=true": True, "done=false": False}
 _EVERYWHERE = {"", "runs/-"}
 
 
-class Operations:
-    """What takes long, by the names `runs/{run}/operations/{operation}`."""
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """The record that an operation is a view of."""
 
-    def __init__(self, queue: Queue, runs: Runs, corrections: Corrections) -> None:
+    records: Runs | Corrections | Publications
+    name: str
+    view: Callable[[Any], Operation]
+
+
+class Operations:
+    """What takes long, by the names `runs/{run}/operations/{operation}` and `models/{model}/operations/{operation}`."""
+
+    def __init__(self, queue: Queue, runs: Runs, corrections: Corrections, publications: Publications) -> None:
         self._redis = queue.redis
         self._runs = runs
         self._corrections = corrections
+        self._publications = publications
 
     async def get(self, name: str) -> Operation:
         """Return an operation; raise NotFound for an unknown name, or one that was deleted."""
-        target = _target(await self._known(name))
+        source = await self._source(name)
         try:
-            if "/corrections/" in target:
-                return of_correction(await self._corrections.get(target))
-            return of_run(await self._runs.get(target))
+            return source.view(await source.records.get(source.name))
         except NotFound as error:
             raise _unknown(name) from error
 
     async def list(self, parent: str, wanted: str, cursor: Cursor) -> Page[Operation]:
-        """Return a page of the operations of a run, or of all runs, that a filter lets through.
+        """Return a page of the operations of a run, of all runs or of a model, that a filter lets through.
 
-        Runs come newest first, each one's search before its corrections, these oldest first.
+        Runs come newest first, each one's search before its corrections; these, and releases, come oldest first.
         """
-        run = None if parent in _EVERYWHERE else await self._runs.get(parent)
-        return await cursor.page_of(self._filtered(run, _filter(wanted), cursor.after))
+        if parent in _EVERYWHERE:
+            found = self._of_all(cursor.after)
+        elif parent.startswith("models/"):
+            found = self._of_model(names.check(parent, "models/*"), cursor.after)
+        else:
+            found = self._of_run(await self._runs.get(parent), cursor.after)
+        return await cursor.page_of(self._filtered(found, _filter(wanted)))
 
     async def wait(self, name: str, timeout_s: float | None) -> Operation:
         """Return an operation as soon as it has ended, or after `timeout_s` seconds as it then is."""
-        operation = await self.get(name)
+        operation, source = await self.get(name), await self._source(name)
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), aclosing(self._followed(_target(name))) as followed:
-                async for latest in followed:
-                    operation = latest
+            async with asyncio.timeout(timeout_s):
+                async for record in source.records.watch(source.name):
+                    operation = source.view(record)
         return operation
 
     async def cancel(self, name: str) -> None:
-        """Stop what an operation does; no effect on one that has ended."""
-        target = _target(await self._known(name))
-        if "/corrections/" in target:
-            await self._corrections.cancel(target)
-        else:
-            await self._runs.cancel(target)
+        """Stop what an operation does; no effect on one that has ended. Raises NotReady for what cannot be stopped."""
+        await self.get(name)
+        source = await self._source(name)
+        await source.records.cancel(source.name)
 
     async def delete(self, name: str) -> None:
         """Forget an operation that has ended; raise NotReady while it has not."""
@@ -70,25 +84,23 @@ class Operations:
             raise NotReady(f"operation {name!r} has not ended; cancel it first, or wait", reason="OPERATION_UNDER_WAY")
         await self._redis.sadd(_FORGOTTEN, name)
 
-    async def _known(self, name: str) -> str:
-        names.check(name, "runs/*/operations/*")
+    async def _source(self, name: str) -> _Source:
+        of_model = name.startswith("models/")
+        names.check(name, "models/*/operations/*" if of_model else "runs/*/operations/*")
         if await self._redis.sismember(_FORGOTTEN, name):
             raise _unknown(name)
-        return name
-
-    async def _followed(self, target: str) -> AsyncGenerator[Operation, None]:
-        """Yield the operation of a record now and whenever it changes, until it has ended."""
-        if "/corrections/" in target:
-            async for correction in self._corrections.watch(target):
-                yield of_correction(correction)
-        else:
-            async for run in self._runs.watch(target):
-                yield of_run(run)
+        owner, operation = names.parent(name), names.last(name)
+        if of_model:
+            publication = names.publication(names.last(owner), operation)
+            return _Source(records=self._publications, name=publication, view=of_publication)
+        if operation == names.SEARCH:
+            return _Source(records=self._runs, name=owner, view=of_run)
+        correction = names.correction(names.last(owner), operation)
+        return _Source(records=self._corrections, name=correction, view=of_correction)
 
     async def _filtered(
-        self, run: run_pb2.Run | None, done: bool | None, after: Position
+        self, found: AsyncGenerator[Placed[Operation], None], done: bool | None
     ) -> AsyncGenerator[Placed[Operation], None]:
-        found = self._of_run(run, after) if run else self._of_all(after)
         async with aclosing(found) as placed:
             async for position, operation in placed:
                 if done in {None, operation.done} and not await self._redis.sismember(_FORGOTTEN, operation.name):
@@ -111,11 +123,9 @@ class Operations:
         async for position, correction in self._corrections.book.after(run.name, after[1:]):
             yield [names.SEARCH, *position], of_correction(correction)
 
-
-def _target(name: str) -> str:
-    """Return the record that an operation is a view of."""
-    run, operation = names.parent(name), names.last(name)
-    return run if operation == names.SEARCH else names.correction(names.last(run), operation)
+    async def _of_model(self, model: str, after: Position) -> AsyncGenerator[Placed[Operation], None]:
+        async for position, publication in self._publications.book.after(model, after):
+            yield position, of_publication(publication)
 
 
 def _filter(wanted: str) -> bool | None:
@@ -128,4 +138,4 @@ def _filter(wanted: str) -> bool | None:
 
 
 def _unknown(name: str) -> NotFound:
-    return NotFound(f"there is no operation {name!r}; list those of its run", reason="OPERATION_NOT_FOUND")
+    return NotFound(f"there is no operation {name!r}; list those of its run or model", reason="OPERATION_NOT_FOUND")

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 from defuse import names
 from defuse.errors import AlreadyExists, Conflict
+from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.message import Message
 
 from services.runtime.queue import GONE, KEY, Queue
@@ -54,7 +55,9 @@ class Claim:
 
     def note(self, pipe: Any, record: Message) -> None:
         """Add to a transaction that writes a record the note that this request made it."""
-        pipe.hset(self.key, "made", record.SerializeToString())
+        made = Any_()
+        made.Pack(record)
+        pipe.hset(self.key, "made", made.SerializeToString())
 
 
 # The request that is carried out, where it has an id.
@@ -162,10 +165,12 @@ def _answer(known: dict[bytes, bytes], kind: type[A]) -> A | None:
 
 
 def _of_record(known: dict[bytes, bytes], kind: type[A]) -> A | None:
-    """Return the answer of a request whose gateway died behind the record: the record, as it was made."""
-    if b"made" not in known:
-        return None
-    answer = kind()
-    [field] = kind.DESCRIPTOR.fields
-    getattr(answer, field.name).ParseFromString(known[b"made"])
-    return answer
+    """Return the answer of a request whose gateway died behind the record, where it is the record."""
+    made = Any_.FromString(known.get(b"made", b""))
+    fields: Any = kind.DESCRIPTOR.fields
+    for field in fields:
+        if field.message_type and made.Is(field.message_type):
+            answer = kind()
+            made.Unpack(getattr(answer, field.name))
+            return answer
+    return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 from defuse import VERSION, names, tensors
-from defuse.errors import AlreadyExists, InvalidInput, NotReady
+from defuse.errors import InvalidInput
 from defuse.v1 import (
     correction_pb2,
     corrector_service_pb2,
@@ -31,11 +31,13 @@ from services.gateway.access.caller import signed
 from services.gateway.access.journal import Journal
 from services.gateway.advice import Advice
 from services.gateway.annotating import Annotator
+from services.gateway.candidates import Candidates
 from services.gateway.corrections import Corrections
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
 from services.gateway.masks import ReadMask
 from services.gateway.paging import Cursor, Page
+from services.gateway.publications import Publications
 from services.gateway.regions import Regions
 from services.gateway.requests import Requests, once
 from services.gateway.runs import Runs, check_distilled
@@ -65,8 +67,10 @@ class Rooms:
     annotator: Annotator
     advice: Advice
     corrections: Corrections
+    publications: Publications
     trials: Trials
     journal: Journal
+    candidates: Candidates
     corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
     distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
     generator: "Peer[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
@@ -145,7 +149,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
             model=request.model, actor=request.actor, reason=request.reason, request_id=request.request_id
         )
         answer = await self._rooms.corrector.call(lambda stub, **how: stub.RestorePrevious(wanted, **how))
-        await self._retire_candidates(answer.release.model)
+        await self._rooms.candidates.retire(answer.release.model)
         return pb.RollbackModelResponse(release=answer.release)
 
     @once
@@ -298,28 +302,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         self, request: pb.ReleaseCorrectionRequest, context: Context
     ) -> pb.ReleaseCorrectionResponse:
         signed(request)
-        correction = await self._rooms.corrections.get(request.name)
-        wanted = corrector_service_pb2.PublishCorrectionRequest(
-            correction=correction.name,
-            actor=request.actor,
-            reason=request.reason,
-            approver=request.approver,
-            request_id=request.request_id,
-        )
-        if correction.state != correction_pb2.Correction.STATE_SUCCEEDED:
-            raise NotReady(
-                f"{correction.name} is not finished, failed or was cancelled; only one that succeeded can be released",
-                reason="CORRECTION_NOT_FINISHED",
-            )
-        try:
-            answer = await self._rooms.corrector.call(
-                lambda stub, **how: stub.PublishCorrection(wanted, **how), deadline_s=context.time_remaining()
-            )
-        except AlreadyExists:
-            await self._retire_candidates(correction.model)  # of a call that died in between
-            raise
-        await self._retire_candidates(correction.model)
-        return pb.ReleaseCorrectionResponse(release=answer.release)
+        return pb.ReleaseCorrectionResponse(release=await self._rooms.publications.released(request))
 
     @once
     async def StartTrial(self, request: pb.StartTrialRequest, context: Context) -> pb.StartTrialResponse:
@@ -338,13 +321,6 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
         page = await asyncio.to_thread(self._rooms.journal.page, Cursor.of(request))
         return pb.ListAuditEventsResponse(events=page.entries, next_page_token=page.next_page_token)
-
-    async def _retire_candidates(self, model: str) -> None:
-        """End the trial of a model whose correction was released; then nothing asks for its candidates any more."""
-        if trial := await self._rooms.trials.of_model(model):
-            await self._rooms.trials.stop(trial.name)
-        wanted = corrector_service_pb2.WithdrawCandidatesRequest(model=model)
-        await self._rooms.corrector.call(lambda stub, **how: stub.WithdrawCandidates(wanted, **how))
 
     def _models(self, cursor: Cursor) -> Page[model_pb2.Model]:
         keys = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(catalog.model(key))]

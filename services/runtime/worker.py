@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import redis.exceptions
 import structlog
-from defuse.errors import Cancelled, DefuseError, StoreFull, Unavailable
+from defuse.errors import Cancelled, DefuseError, Internal, StoreFull, Unavailable, to_status
 from defuse.v1 import run_pb2, work_pb2
 from google.protobuf.message import Message
 
@@ -114,7 +114,7 @@ class Worker:
             delivery.decode(work)
         except DefuseError as error:
             telemetry.MESSAGES.labels(delivery.stream, "dead").inc()
-            await patiently(lambda e=error: self._queue.give_up(delivery, e.message, then=_failed("", e.message)))  # type: ignore[misc]
+            await patiently(lambda e=error: self._queue.give_up(delivery, e.message, then=_failed("", e)))  # type: ignore[misc]
             return
         subject = stage.subject(work)
         about = {"subject": subject, "message": delivery.id, "stream": delivery.stream, **stage.details(work)}
@@ -143,7 +143,7 @@ class Worker:
             return "cancelled"
         except DefuseError as error:
             telemetry.log().warning("stage_failed", error=error.message, reason=error.reason)
-            failed = _failed(subject, error.message, error.reason)
+            failed = _failed(subject, error)
             await patiently(lambda: self._queue.acknowledge(delivery, then=failed))
             return "failed"
         except asyncio.CancelledError:
@@ -188,7 +188,7 @@ class Worker:
         error = f"given up after {MAX_DELIVERIES} deliveries; the last error was: {delivery.last_error}"
         telemetry.log().error("dead_letter", error=error)
         telemetry.MESSAGES.labels(delivery.stream, "dead").inc()
-        await patiently(lambda: self._queue.give_up(delivery, error, then=_failed(subject, error)))
+        await patiently(lambda: self._queue.give_up(delivery, error, then=_failed(subject, Internal(error))))
 
     async def _publish(self, event: work_pb2.Event) -> None:
         with suppress(*GONE):
@@ -216,5 +216,6 @@ def cancel_key(subject: str) -> str:
     return f"{KEY}cancelled:{subject}"
 
 
-def _failed(subject: str, error: str, reason: str = "INTERNAL") -> tuple[str, work_pb2.Event]:
-    return EVENTS, work_pb2.Event(subject=subject, failed=work_pb2.StageFailed(error=error, reason=reason))
+def _failed(subject: str, error: DefuseError) -> tuple[str, work_pb2.Event]:
+    failed = work_pb2.StageFailed(error=error.message, reason=error.reason, code=to_status(error).code)
+    return EVENTS, work_pb2.Event(subject=subject, failed=failed)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from defuse import Client, DeadlineExceeded, NotFound, NotReady, OperationStatus, Run, aio
-from defuse.v1 import correction_pb2, run_pb2, work_pb2
+from defuse import Client, DeadlineExceeded, NotFound, NotReady, OperationStatus, Release, Run, Unavailable, aio
+from defuse.v1 import correction_pb2, release_pb2, run_pb2, work_pb2
 
+from tests.conftest import eventually
 from tests.gateway_process import Door, running_gateway
 
 SEARCH, CORRECTION = "runs/first/operations/search", "runs/first/operations/c1"
@@ -32,6 +33,13 @@ def door(redis_url: str, tmp_path: Path) -> Iterator[Door]:
         yield found
 
 
+def answers(client: Client) -> bool:
+    try:
+        return bool(client.version())
+    except Unavailable:
+        return False  # connections of a process know for a while that nobody was there
+
+
 def failed(subject: str) -> work_pb2.Event:
     return work_pb2.Event(subject=subject, failed=work_pb2.StageFailed(error="mush", reason="VAE_TOO_COARSE"))
 
@@ -45,7 +53,7 @@ def test_an_operation_in_hand(door: Door) -> None:
     """It is found by the name that its run says, waited for with its progress, cancelled, and forgotten."""
     with door.client() as client:
         operation = client.operation(client.run("first").operation)
-        assert (operation.name, operation.status.verb, operation.status.run) == (SEARCH, "search", "first")
+        assert (operation.name, operation.status.verb, operation.status.parent) == (SEARCH, "search", "runs/first")
         with pytest.raises(DeadlineExceeded, match=f"{SEARCH} had not ended after 0.1 s; it goes on"):
             operation.wait(timeout_s=0.1)
         with pytest.raises(NotReady):
@@ -117,7 +125,9 @@ def test_a_gateway_that_goes_away(redis_url: str, tmp_path: Path, kind: str) -> 
 
     def follow(address: str) -> None:
         with Client(address) as client:
-            waiting = threading.Thread(target=lambda: ended.append(client.operation(SEARCH).wait(timeout_s=TIMEOUT_S)))
+            waiting = threading.Thread(
+                target=lambda: ended.append(client.operation(SEARCH).wait(timeout_s=TIMEOUT_S)), daemon=True
+            )
             waiting.start()
             for run in client.watch_run("first", timeout_s=TIMEOUT_S):
                 seen.append(run)
@@ -135,10 +145,37 @@ def test_a_gateway_that_goes_away(redis_url: str, tmp_path: Path, kind: str) -> 
     with running_gateway(tmp_path, redis_url) as door:
         door.plant(run_pb2.Run(name="runs/first", state=run_pb2.Run.STATE_PREPARING))
         target = follow if kind == "blocking" else lambda address: asyncio.run(follow_on_loop(address))
-        following = threading.Thread(target=target, args=(door.address,))
+        following = threading.Thread(target=target, args=(door.address,), daemon=True)
         following.start()
         assert begun.wait(TIMEOUT_S)
     door.tell(failed("runs/first"))
     with running_gateway(tmp_path, redis_url, address=door.address):
         following.join(TIMEOUT_S)
     assert [seen[-1].state, *(status.state for status in ended)] == ["failed", "failed"]
+
+
+def test_a_release_outlives_its_gateway(redis_url: str, tmp_path: Path) -> None:
+    """Who released waits on while the gateway is away, and is told what was done, which was asked for once."""
+    done: list[Release] = []
+    finished = correction_pb2.Correction(
+        name="runs/first/corrections/c1", model="models/tiny", state=correction_pb2.Correction.STATE_SUCCEEDED
+    )
+
+    def publish(address: str) -> None:
+        with Client(address) as client:
+            done.append(client.release("first", "c1", reason="bold sevens"))
+
+    with running_gateway(tmp_path, redis_url) as door, door.client() as client:
+        door.plant(finished)
+        releasing = threading.Thread(target=publish, args=(door.address,), daemon=True)
+        releasing.start()
+        eventually(lambda: client.operations(model="tiny"))
+    with running_gateway(tmp_path, redis_url, address=door.address), door.client() as client:
+        eventually(lambda: answers(client))
+        [operation] = client.operations(model="tiny")
+        publication = operation.name.replace("/operations/", "/publications/")
+        release = release_pb2.Release(model="models/tiny", version=2, reason="bold sevens")
+        door.tell(work_pb2.Event(subject=publication, published={"release": release}))
+        releasing.join(TIMEOUT_S)
+        assert [operation.wait().result] == done
+    assert (done[0].version, done[0].reason) == (2, "bold sevens")

@@ -7,13 +7,16 @@ from typing import Any
 
 import grpc
 import pytest
-from defuse.v1 import correction_pb2, operation_pb2, run_pb2, work_pb2
+from defuse.v1 import correction_pb2, operation_pb2, release_pb2, run_pb2, work_pb2
+from defuse.v1 import gateway_service_pb2 as gateway_pb
+from defuse.v1 import gateway_service_pb2_grpc as gateway_pb_grpc
 from google.longrunning import operations_pb2_grpc
 from google.longrunning import operations_proto_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
 
+from tests.conftest import eventually
 from tests.gateway_process import Door, running_gateway
 
 Run, Correction = run_pb2.Run, correction_pb2.Correction
@@ -160,3 +163,30 @@ def test_what_is_refused(stub: Any, request_: Any, code: grpc.StatusCode, reason
     """A refusal has its code, and its reason for programs."""
     call = stub.GetOperation if isinstance(request_, pb.GetOperationRequest) else stub.ListOperations
     assert refusal(call, request_) == (code, reason)
+
+
+def test_a_release_is_an_operation(door: Door, stub: Any) -> None:
+    """Under the id of its request, of its model, with what was done as its response; it cannot be cancelled."""
+    finished = Correction(
+        name="runs/first/corrections/c1", model="models/tiny", state=Correction.STATE_SUCCEEDED, base_version=1
+    )
+    door.plant(run("first"), finished)
+    request = gateway_pb.ReleaseCorrectionRequest(name=finished.name, actor="ann", request_id="bold")
+    name = "models/tiny/operations/bold"
+    with grpc.insecure_channel(door.address) as channel:
+        waiting = gateway_pb_grpc.GatewayServiceStub(channel).ReleaseCorrection.future(request, timeout=TIMEOUT_S)
+        eventually(lambda: listed(stub, "models/tiny") == [name])
+        assert refusal(stub.CancelOperation, pb.CancelOperationRequest(name=name)) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "NOT_CANCELLABLE",
+        )
+        release = release_pb2.Release(model="models/tiny", version=2, correction=finished.name)
+        door.tell(work_pb2.Event(subject="models/tiny/publications/bold", published={"release": release}))
+        operation = stub.WaitOperation(pb.WaitOperationRequest(name=name), timeout=TIMEOUT_S)
+        assert waiting.result().release == release
+    metadata, response = operation_pb2.OperationMetadata(), release_pb2.Release()
+    assert operation.metadata.Unpack(metadata)
+    assert operation.response.Unpack(response)
+    assert (metadata.target, metadata.verb, response) == ("models/tiny", "release", release)
+    assert listed(stub, "models/tiny", "done=false") == []
+    assert listed(stub) == [FIRST, "runs/first/operations/c1"]

@@ -123,7 +123,7 @@ class Client:
         """Return what takes long, by its name: `Run.operation`, `Correction.operation`."""
         return Operation(self._connection, perform(self._connection, operation_calls.operation(name)))
 
-    def operations(self, run_id: str = "", *, done: bool | None = None) -> list[Operation]:
-        """Return the operations of a run, or of all runs, newest run first; `done` says which."""
-        found = perform(self._connection, operation_calls.operations(run_id, done=done))
+    def operations(self, run_id: str = "", *, model: str = "", done: bool | None = None) -> list[Operation]:
+        """Return the operations of a run, of all runs, newest first, or the releases of a model; `done` says which."""
+        found = perform(self._connection, operation_calls.operations(run_id, model=model, done=done))
         return [Operation(self._connection, status) for status in found]

@@ -52,6 +52,10 @@ def guarded_model(model_id: str) -> str:
     return f"{model_id}{GUARDED}"
 
 
+def publication(model_id: str, publication_id: str) -> str:
+    return f"{model(model_id)}/publications/{check_id('publication', publication_id)}"
+
+
 def dataset(dataset_id: str) -> str:
     return f"datasets/{check_id('dataset', dataset_id)}"
 
@@ -76,6 +80,11 @@ def search_operation(run_name: str) -> str:
 def correction_operation(correction_name: str) -> str:
     """Return the name of the operation that a correction is."""
     return f"{parent(correction_name)}/operations/{last(correction_name)}"
+
+
+def publication_operation(publication_name: str) -> str:
+    """Return the name of the operation that a release is."""
+    return f"{parent(publication_name)}/operations/{last(publication_name)}"
 
 
 def last(name: str) -> str:

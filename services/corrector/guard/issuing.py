@@ -2,7 +2,7 @@
 
 from defuse import names
 from defuse.errors import DefuseError
-from defuse.v1 import guard_pb2
+from defuse.v1 import guard_pb2, release_pb2
 
 from services.corrector.adopted import AnyReleases
 from services.corrector.guard.building import FALSE_ALARM_RATE, GuardBuilder
@@ -36,8 +36,11 @@ class Guards:
         self._store.write_message(catalog.guard(record.name), record)
         return record
 
-    def renew(self, run_name: str) -> None:
-        """Make the guard of a release that was made; a release does not fail for it."""
+    def renew(self, run_name: str, release: release_pb2.Release) -> None:
+        """Make the guard of a release that was made, once; a release does not fail for it."""
+        guards, since = self._catalog.guards(release.model), release.create_time.ToNanoseconds()
+        if any(guard.run == run_name and guard.create_time.ToNanoseconds() >= since for guard in guards):
+            return
         try:
             self.issue(run_name)
         except DefuseError as error:

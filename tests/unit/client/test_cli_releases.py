@@ -134,6 +134,9 @@ class Gateway(pb_grpc.GatewayServiceServicer):
         ]
         return pb.ListCorrectionsResponse(corrections=found)
 
+    def GetCorrection(self, request: pb.GetCorrectionRequest, context: Any) -> pb.GetCorrectionResponse:  # noqa: N802
+        return pb.GetCorrectionResponse(correction=Correction(name=request.name))
+
     def ReleaseCorrection(self, request: pb.ReleaseCorrectionRequest, context: Any) -> pb.ReleaseCorrectionResponse:  # noqa: N802
         self.released.append(without_id(request))
         return pb.ReleaseCorrectionResponse(release=HISTORY[2])

@@ -125,7 +125,7 @@ class Client:
         """Return what takes long, by its name: `Run.operation`, `Correction.operation`."""
         return Operation(self._connection, await perform(self._connection, operation_calls.operation(name)))
 
-    async def operations(self, run_id: str = "", *, done: bool | None = None) -> list[Operation]:
-        """Return the operations of a run, or of all runs, newest run first; `done` says which."""
-        found = await perform(self._connection, operation_calls.operations(run_id, done=done))
+    async def operations(self, run_id: str = "", *, model: str = "", done: bool | None = None) -> list[Operation]:
+        """Return the operations of a run, of all runs, newest first, or the releases of a model; `done` says which."""
+        found = await perform(self._connection, operation_calls.operations(run_id, model=model, done=done))
         return [Operation(self._connection, status) for status in found]

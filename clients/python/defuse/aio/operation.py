@@ -9,7 +9,7 @@ from defuse.values import OperationStatus
 
 
 class Operation:
-    """A search or a correction at a gateway; `status` is what was last heard of it."""
+    """A search, a correction or a release at a gateway; `status` is what was last heard of it."""
 
     def __init__(self, connection: Connection, status: OperationStatus) -> None:
         self._connection = connection
@@ -31,7 +31,7 @@ class Operation:
         return self.status
 
     async def cancel(self) -> None:
-        """Stop what it does; no effect on one that has ended."""
+        """Stop what it does; no effect on one that has ended, NotReady for a release."""
         await perform(self._connection, calls.cancel_operation(self.name))
 
     async def delete(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from defuse import names
 from defuse.calls.models import GATE_DEADLINE_S
 from defuse.calls.pages import listed
-from defuse.calls.requests import new_id
+from defuse.calls.requests import new_id, persistently
 from defuse.correction_settings import CorrectionSettings, correction_config
 from defuse.steps import Call, Steps, Stream, User
 from defuse.v1 import gateway_service_pb2 as pb
@@ -64,7 +64,7 @@ def release(
     """Publish a correction as a new version of its model.
 
     Raises NotReady where it does not pass the gate, unless an `approver` with a `reason` lets it through; they and
-    `actor`, by default the user, are kept.
+    `actor`, by default the user, are kept. Waits on when the connection is lost: the release goes on meanwhile.
     """
     request = pb.ReleaseCorrectionRequest(
         name=names.correction(run_id, correction_id),
@@ -73,5 +73,7 @@ def release(
         approver=approver,
         request_id=new_id(),
     )
-    answer = yield Call(method="ReleaseCorrection", request=request, timeout_s=GATE_DEADLINE_S)
+    yield from correction(run_id, correction_id)  # where there is no gateway, that is said at once
+    call = Call(method="ReleaseCorrection", request=request, timeout_s=GATE_DEADLINE_S)
+    answer = yield from persistently(call, GATE_DEADLINE_S)
     return Release.from_proto(answer.release)

@@ -24,10 +24,11 @@ def operation(name: str) -> Steps[OperationStatus]:
     return OperationStatus.from_proto(answer)
 
 
-def operations(run_id: str = "", *, done: bool | None = None) -> Steps[list[OperationStatus]]:
-    """Return the operations of a run, or of all runs, newest run first; `done` says which."""
+def operations(run_id: str = "", *, model: str = "", done: bool | None = None) -> Steps[list[OperationStatus]]:
+    """Return the operations of a run, of all runs, newest first, or the releases of a model; `done` says which."""
     wanted = "" if done is None else f"done={str(done).lower()}"
-    request = pb.ListOperationsRequest(name=names.run(run_id) if run_id else "", filter=wanted)
+    parent = names.model(model) if model else names.run(run_id) if run_id else ""
+    request = pb.ListOperationsRequest(name=parent, filter=wanted)
     return [
         OperationStatus.from_proto(message) for message in (yield from listed("ListOperations", request, "operations"))
     ]

@@ -7,17 +7,20 @@ from typing import Any, Self
 from google.rpc import error_details_pb2
 
 from defuse import names
-from defuse.v1 import correction_pb2, operation_pb2, run_pb2
+from defuse.v1 import correction_pb2, operation_pb2, release_pb2, run_pb2
 from defuse.values.correction import Correction
+from defuse.values.model import Release
 from defuse.values.plain import moment, word
 from defuse.values.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperationStatus:
-    """A search or a correction. `verb` is search or correct, `state` running, succeeded, failed or cancelled."""
+    """A search, a correction or a release. `verb` is search, correct or release, `state` running, succeeded, failed or
+    cancelled.
+    """
 
-    # `runs/{run}/operations/{operation}`
+    # `runs/{run}/operations/{operation}`, or `models/{model}/operations/{operation}`
     name: str
     verb: str
     state: str
@@ -28,7 +31,7 @@ class OperationStatus:
     # The error for programs, for instance VAE_TOO_COARSE.
     error_reason: str
     # What it gave; None until it has succeeded.
-    result: Run | Correction | None
+    result: Run | Correction | Release | None
     create_time: datetime
     update_time: datetime
 
@@ -51,21 +54,23 @@ class OperationStatus:
         )
 
     @property
-    def run(self) -> str:
-        """Return the id of its run."""
-        return names.last(names.parent(self.name))
+    def parent(self) -> str:
+        """Return what it belongs to: `runs/{run}`, or `models/{model}` of a release."""
+        return names.parent(self.name)
 
     @property
     def ended(self) -> bool:
         return self.state != "running"
 
 
-def _result(message: Any) -> Run | Correction:
-    run, correction = run_pb2.Run(), correction_pb2.Correction()
+def _result(message: Any) -> Run | Correction | Release:
+    run, correction, release = run_pb2.Run(), correction_pb2.Correction(), release_pb2.Release()
     if message.response.Unpack(run):
         return Run.from_proto(run)
-    message.response.Unpack(correction)
-    return Correction.from_proto(correction)
+    if message.response.Unpack(correction):
+        return Correction.from_proto(correction)
+    message.response.Unpack(release)
+    return Release.from_proto(release)
 
 
 def _reason(message: Any) -> str:

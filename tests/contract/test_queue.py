@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
-from defuse.errors import InvalidInput, Unavailable
+from defuse.errors import CODES, InvalidInput, Unavailable
 from defuse.v1 import work_pb2
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import format_trace_id
@@ -203,18 +203,24 @@ def test_a_poisoned_message_becomes_a_dead_letter(redis_url: str) -> None:
 
 
 def test_a_refusal_is_not_tried_again(redis_url: str) -> None:
-    """An error that says what the caller must change ends the subject at once."""
+    """An error that says what the caller must change ends the subject at once, with what it was."""
     tried = []
 
     def handle(_: Work, __: Job) -> work_pb2.Event:
         tried.append(1)
         raise InvalidInput("change this")
 
+    failed: list[work_pb2.StageFailed] = []
+
     async def until(queue: Queue) -> bool:
-        return await failure_of(queue) == "change this"
+        entries = [values[b"payload"] for _, values in await queue.redis.xrange(EVENTS)]
+        failed[:] = [work_pb2.Event.FromString(payload).failed for payload in entries]
+        return bool(failed)
 
     handled(redis_url, handle, until)
     assert len(tried) == 1
+    code, _ = CODES[InvalidInput].value
+    assert failed == [work_pb2.StageFailed(error="change this", reason="INVALID_INPUT", code=code)]
 
 
 def test_a_server_that_is_away_is_waited_for(redis_url: str) -> None:

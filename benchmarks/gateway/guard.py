@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from defuse import names
+from defuse.guard_outputs import INSIDE, OUTPUTS
 from defuse.v1 import annotation_pb2, guard_pb2, tensor_pb2
 from scipy.stats import betabinom
 
@@ -19,8 +20,6 @@ from services.runtime.sessions import in_batches, onnx_function
 
 _EPOCHS = 3
 _CONFIDENCE = 0.95
-# Of a guard's outputs.
-_INSIDE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ def _inside(stand: Stand, guard: guard_pb2.Guard, whole: Data, spots: Spots) -> 
     model = stand.bench.catalog.model(names.parent(guard.name))
     images = whole.images["test"][spots.contain(whole.images["test"], whole.labels["test"])]
     run = onnx_function(file)
-    return in_batches(lambda part: run(preprocess(part, model))[_INSIDE][:, 0], as_floats(images), 256)
+    return in_batches(lambda part: run(preprocess(part, model))[OUTPUTS.index(INSIDE)][:, 0], as_floats(images), 256)
 
 
 def _figures(guard: guard_pb2.Guard, spot: Array) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from defuse import names
+from defuse.guard_outputs import INDEX, INSIDE, OUTPUTS, REGION, RISK, TYPICALITY
 from defuse.v1 import model_pb2
 from tritonclient.grpc import model_config_pb2
-
-from services.corrector.guard.graph import INDEX, INSIDE, OUTPUTS, REGION, RISK, TYPICALITY
 
 # How long Triton may hold a request back to fill a batch.
 _QUEUE_DELAY_US = 200

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from defuse.guard_outputs import OUTPUTS
 from defuse.v1 import model_pb2
 
-from services.corrector.guard.graph import OUTPUTS, Knowledge, guard_graph
+from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
 from services.corrector.release import Releases
 from services.runtime.artifacts import ArtifactStore
@@ -95,7 +96,7 @@ def test_outputs_that_are_named(client: triton.InferenceServerClient, served: Se
     wanted = [triton.InferRequestedOutput(model.output_name)]
     answer = client.infer(MODEL, asked(images(1), model.input_name), outputs=wanted, headers=ASK)
     names = {output.name for output in answer.get_response().outputs}
-    assert names == {model.output_name, "defuse_region", "defuse_risk", "defuse_inside", "defuse_typicality"}
+    assert names == {model.output_name, *OUTPUTS}
 
 
 def test_a_model_without_a_guard(client: triton.InferenceServerClient, served: Served) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from defuse import names
 from defuse.errors import InvalidInput, NotReady
+from defuse.guard_outputs import OUTPUTS, RISK
 from defuse.v1 import annotation_pb2, correction_pb2, guard_pb2, model_pb2, run_pb2, tensor_pb2
 
 from services.corrector.augmentation import Array
 from services.corrector.curriculum import RegionData, carrying, sample_region
-from services.corrector.guard.graph import OUTPUTS, RISK, Knowledge, guard_graph
+from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
 from services.corrector.measuring import LocalVersion
 from services.runtime import catalog
@@ -156,7 +157,7 @@ class GuardBuilder:
 
     def _risk(self, file: bytes) -> Callable[[Array], Array]:
         """Return a guard as a function: images (n, c, h, w) in [0, 1] to their risks (n,)."""
-        run, position = onnx_function(file), list(OUTPUTS).index(RISK)
+        run, position = onnx_function(file), OUTPUTS.index(RISK)
         fixed = self.model.fixed_batch_size
 
         def answers(images: Array) -> Array:

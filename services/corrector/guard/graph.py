@@ -10,21 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+from defuse.guard_outputs import INDEX, INSIDE, REGION, RISK, TYPICALITY
 from defuse.v1 import model_pb2
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from services.corrector.augmentation import Array
 from services.corrector.guard.mixture import Mixture
 
-REGION, INDEX, RISK, INSIDE, TYPICALITY = (
-    "defuse_region",
-    "defuse_region_index",
-    "defuse_risk",
-    "defuse_inside",
-    "defuse_typicality",
-)
-# Outputs in their order, with their ONNX types; each is (n, 1).
-OUTPUTS = {
+# The outputs' ONNX types, in their order.
+_TYPES = {
     REGION: TensorProto.STRING,
     INDEX: TensorProto.INT64,
     RISK: TensorProto.FLOAT,
@@ -69,7 +63,7 @@ def guard_graph(encoder: bytes, model: model_pb2.Model, known: Knowledge, *, thr
         [*write.nodes, *body.graph.node, *after.nodes],
         "guard",
         [_image_value(model)],
-        [helper.make_tensor_value_info(name, kind, [_rows(model), 1]) for name, kind in OUTPUTS.items()],
+        [helper.make_tensor_value_info(name, kind, [_rows(model), 1]) for name, kind in _TYPES.items()],
         [*body.graph.initializer, *write.constants, *after.constants],
     )
     whole = helper.make_model(

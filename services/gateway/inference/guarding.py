@@ -9,13 +9,11 @@ from typing import Any
 
 import grpc
 from defuse import names
+from defuse.guard_outputs import METADATA, OUTPUTS
 from tritonclient.grpc import service_pb2
 
 from services.gateway.inference.wire import Target, names_outputs, retargeted
 
-METADATA = "defuse-guard"
-# What the guard answers, beside `defuse_region_index`, which few need.
-OUTPUTS = ("defuse_region", "defuse_risk", "defuse_inside", "defuse_typicality")
 _ASKED_FOR = service_pb2.ModelInferRequest(
     outputs=[service_pb2.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in OUTPUTS]
 ).SerializeToString()

@@ -8,6 +8,7 @@ import pytest
 from defuse.errors import AlreadyExists, NotReady
 from defuse.v1 import correction_pb2, gate_pb2, release_pb2, work_pb2
 
+from services.corrector.guard.issuing import Guards
 from services.corrector.publishing import Publisher, publish
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
@@ -49,7 +50,8 @@ def wanted(request_id: str = "one", **fields: Any) -> work_pb2.PublishWork:
 
 
 def done(house: House, work: work_pb2.PublishWork, gate: Gate | None = None) -> work_pb2.Event:
-    publisher = Publisher(store=house.store, releases=house.releases, gate=gate or Gate())  # type: ignore[arg-type]
+    guards = Guards(house.store, house.releases)
+    publisher = Publisher(store=house.store, releases=house.releases, gate=gate or Gate(), guards=guards)  # type: ignore[arg-type]
     return publish(publisher, work, Job(work.publication.name, lambda _: None))
 
 

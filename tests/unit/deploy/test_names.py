@@ -7,6 +7,7 @@ from typing import Any
 
 import prometheus_client
 import pytest
+from defuse.guard_outputs import OUTPUTS
 
 from services.corrector.settings import CorrectorSettings
 from services.distiller.settings import DistillerSettings
@@ -41,6 +42,10 @@ SUFFIXES = ("_bucket", "_count", "_sum")
 OBSERVED = (*(ROOT / "deploy" / "prometheus").glob("*.yaml"), *(ROOT / "deploy" / "grafana").rglob("*.json"))
 
 
+# What the guard answers callers.
+ANSWERED = {*OUTPUTS, "defuse_guard"}
+
+
 def variables(cls: Any) -> set[str]:
     return {f"{PREFIX}{name.upper()}" for name in cls.model_fields}
 
@@ -58,7 +63,7 @@ def metrics() -> set[str]:
 
 
 def named_metrics(text: str) -> set[str]:
-    found = set(re.findall(r"\bdefuse_[a-z_]+\b", text))
+    found = set(re.findall(r"\bdefuse_[a-z_]+\b", text)) - ANSWERED
     return {next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name) for name in found}
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from defuse.errors import InvalidInput, NotReady
+from defuse.guard_outputs import INSIDE, OUTPUTS, REGION
 from defuse.v1 import annotation_pb2, region_pb2
 
 from services.corrector.guard.building import GuardBuilder, conformal_threshold
-from services.corrector.guard.graph import INSIDE, OUTPUTS, REGION
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog

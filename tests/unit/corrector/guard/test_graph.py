@@ -6,11 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from defuse.guard_outputs import INDEX, INSIDE, OUTPUTS, REGION, RISK, TYPICALITY
 from defuse.v1 import model_pb2
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from services.corrector.guard.graph import INDEX, INSIDE, OUTPUTS, REGION, RISK, TYPICALITY, Knowledge, guard_graph
+from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
 from services.runtime.inference import preprocess
 from services.runtime.sessions import onnx_function

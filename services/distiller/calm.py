@@ -1,0 +1,62 @@
+"""What calm traffic looks like: the test split of a guard's run, which neither VAE nor regions were fitted to."""
+
+import numpy as np
+from scipy.stats import beta
+
+from services.distiller.gaussian import Array
+from services.distiller.lookout import Lookout, readings
+from services.runtime.catalog import LabelledImages
+from services.runtime.inference import Classifier
+from services.runtime.intervals import clopper_pearson
+
+# Images that calm is told from: bounds time.
+_MOST_IMAGES = 10_000
+# Sets the draw of these apart from others of the same seed.
+_STREAM = 0x4C4F4F4B
+# Probability that a calm rate lies above its bound, over all rates of a kind.
+_ABOVE = 0.01
+
+
+def calm(lookout: Lookout, classifier: Classifier) -> dict[str, Array]:
+    """Return what m images of the test split look like through a guard and a version of its model.
+
+    images (1,): m. hits (k,): how many are inside of each region; hits_low and hits_high (k,), ends of the share's 95 %
+    interval; hits_bound (k,), which the true shares exceed with a probability of 0.01 at most. predicted (c,) and
+    predicted_bound (c,): the same of the predicted classes. typicality (m,), ascending. correct (1,): how many are
+    read correctly; confidence (1,): the value that as many exceed (Garg et al., 2022).
+    """
+    data = _images(lookout)
+    seen, read = lookout.look(data.images), readings(classifier.classify_stored(data.images))
+    count = len(data.labels)
+    hits = np.bincount(seen["index"][seen["inside"] > 0], minlength=len(lookout.guard.regions))
+    predicted = np.bincount(read["predicted"], minlength=len(lookout.model.classes))
+    correct = int((read["predicted"] == data.labels).sum())
+    low, high = np.array([clopper_pearson(int(number), count) for number in hits]).T
+    return {
+        "images": np.array([count]),
+        "hits": hits,
+        "hits_low": low,
+        "hits_high": high,
+        "hits_bound": _bounds(hits, count),
+        "predicted": predicted,
+        "predicted_bound": _bounds(predicted, count),
+        "typicality": np.sort(seen["typicality"]),
+        "correct": np.array([correct]),
+        "confidence": np.sort(read["confidence"])[[count - correct - 1]]
+        if correct < count
+        else np.zeros(1, np.float32),
+    }
+
+
+def _images(lookout: Lookout) -> LabelledImages:
+    split = lookout.split("test")
+    generator = np.random.default_rng([lookout.run.config.seed, _STREAM])
+    count = min(_MOST_IMAGES, len(split.labels))
+    rows = np.sort(generator.choice(len(split.labels), size=count, replace=False))
+    return LabelledImages(images=split.images[rows], labels=split.labels[rows])
+
+
+def _bounds(counts: Array, trials: int) -> Array:
+    """Return upper bounds (k,) of shares that hold together (Clopper and Pearson, 1934; Bonferroni)."""
+    above = _ABOVE / max(1, len(counts))
+    return np.where(counts < trials, beta.ppf(1 - above, counts + 1, np.maximum(trials - counts, 1)), 1.0)

@@ -1,0 +1,73 @@
+"""The distiller's second stage: what is seen of a batch of observations, stored beside it."""
+
+import functools
+
+import numpy as np
+from defuse.v1 import model_pb2, work_pb2
+
+from services.distiller.assessing import Tools
+from services.distiller.calm import calm
+from services.distiller.gaussian import Array
+from services.distiller.lookout import Lookout, as_logits, filled, nothing_seen, readings
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog
+from services.runtime.worker import Job
+
+# Guards that are kept ready: models that are watched at the same time.
+_GUARDS = 4
+
+
+class Watcher:
+    """Handles the stage; guards are read once."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._store: ArtifactStore = tools.store
+        self._lookout = functools.lru_cache(_GUARDS)(self._read)
+
+    def watch(self, work: work_pb2.WatchWork, _: Job) -> work_pb2.Event:
+        """Look at a batch and store what is seen; one that was deleted meanwhile has nothing to be seen."""
+        if self._store.exists(catalog.observed_images(work.batch)):
+            self._watch(work)
+        event = work_pb2.Event(subject=work.model)
+        event.watched.batch, event.watched.guard = work.batch, work.guard
+        return event
+
+    def _watch(self, work: work_pb2.WatchWork) -> None:
+        model = Catalog(self._store).model(work.model)
+        arrays = self._store.read_arrays(catalog.observed_images(work.batch))
+        seen = _of_scores(arrays, model)
+        # Of a batch that comes again the images may be gone already, but not what was seen of them.
+        if work.guard and "image" in arrays:
+            seen = self._of_images(arrays, seen, work.guard, model)
+        if "image" in arrays or not self._store.exists(catalog.watched(work.batch)):
+            self._store.write_arrays(catalog.watched(work.batch), seen)
+        if work.latents_alone and "image" in arrays:
+            kept = {name: array for name, array in arrays.items() if name != "image"}
+            self._store.write_arrays(catalog.observed_images(work.batch), kept)
+
+    def _of_images(
+        self, arrays: dict[str, Array], seen: dict[str, Array], guard: str, model: model_pb2.Model
+    ) -> dict[str, Array]:
+        lookout = self._lookout(guard)
+        if not self._store.exists(key := catalog.guard_reference(guard)):
+            classifier = self._tools.inference.classifier(model, version=model.champion_version)
+            self._store.create_arrays(key, calm(lookout, classifier))
+        rows = np.flatnonzero(arrays["has_image"])
+        return filled(lookout.look(arrays["image"][rows]), rows, seen) if len(rows) else seen
+
+    def _read(self, guard: str) -> Lookout:
+        model = Catalog(self._store).model("/".join(guard.split("/")[:2]))
+        return Lookout(self._store, guard, model)
+
+
+def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
+    """Return what scores alone say, in the rows that have some; a predicted class of -1 in the others."""
+    count = len(arrays["has_scores"])
+    unread: dict[str, Array] = {
+        "predicted": np.full(count, -1, np.int64),
+        "confidence": np.full(count, np.nan, np.float32),
+    }
+    rows = np.flatnonzero(arrays["has_scores"])
+    return filled(readings(as_logits(arrays["scores"][rows], model)), rows, {**nothing_seen(count), **unread})

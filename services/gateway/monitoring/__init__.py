@@ -1,0 +1,1 @@
+"""Production traffic: reported observations, what they say of known regions, alerts."""

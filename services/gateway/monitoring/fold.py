@@ -1,0 +1,212 @@
+"""The state of a model's traffic as a fold over what was seen of its batches."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from defuse import names
+from defuse.v1 import guard_pb2, monitor_pb2, tensor_pb2
+
+from services.gateway.monitoring.sequential import (
+    ODDS_RATIOS,
+    STAKES,
+    Array,
+    accumulated,
+    rank_factors,
+    rate_factors,
+)
+
+Kind = monitor_pb2.Alert
+# Shares of the evidence: known regions are what is watched for first. They add up to 1, so the run length holds.
+_WEIGHTS = {Kind.KIND_REGION_HITS: 0.5, Kind.KIND_PREDICTION_DRIFT: 0.25, Kind.KIND_LATENT_DRIFT: 0.25}
+# What an alert was raised about raises no other within so large a part of the expected run length.
+_SILENCE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was seen of the n observations of a batch, in their order."""
+
+    # As the distiller stores it: index, inside, typicality, predicted, confidence, (n,) each.
+    arrays: Mapping[str, Array]
+    # Versions that answered, (n,).
+    versions: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calm:
+    """What a guard's reference images look like, as the distiller stores it, and the names of what they are told by."""
+
+    guard: guard_pb2.Guard
+    classes: Sequence[str]
+    arrays: Mapping[str, Array]
+
+    @property
+    def images(self) -> int:
+        return int(self.arrays["images"][0])
+
+    def ranks(self, typicality: Array) -> Array:
+        """Return the ranks (n,), in [0, 1], of values among the references."""
+        sorted_ = self.arrays["typicality"]
+        below, upto = (np.searchsorted(sorted_, typicality, side=side) for side in ("left", "right"))
+        return np.asarray((below + upto) / 2 / len(sorted_))
+
+    def estimate(self, region: int) -> tensor_pb2.Estimate:
+        hits = int(self.arrays["hits"][region])
+        return tensor_pb2.Estimate(
+            value=hits / self.images,
+            low=float(self.arrays["hits_low"][region]),
+            high=float(self.arrays["hits_high"][region]),
+            successes=hits,
+            trials=self.images,
+        )
+
+
+def begun(state: monitor_pb2.MonitorState, calm: Calm) -> None:
+    """Let a monitor begin anew with a guard, in place; what it is silent about it stays silent about."""
+    silent, total, config = dict(state.silent_until), state.total, state.monitor.config
+    anew = monitor_pb2.MonitorState(total=total, silent_until=silent)
+    anew.monitor.name = f"{names.parent(calm.guard.name)}/monitor"
+    anew.monitor.config.CopyFrom(config)
+    anew.monitor.guard = calm.guard.name
+    anew.since.GetCurrentTime()
+    for number, region in enumerate(calm.guard.regions):
+        anew.monitor.hits.add(region=region.region, label=region.label, calm_rate=calm.estimate(number))
+    anew.region_evidence[:] = [0.0] * (len(calm.guard.regions) * len(ODDS_RATIOS))
+    anew.class_evidence[:] = [0.0] * (len(calm.classes) * len(ODDS_RATIOS))
+    anew.rank_evidence[:] = [0.0] * len(STAKES)
+    anew.predicted[:] = [0] * len(calm.classes)
+    state.CopyFrom(anew)
+
+
+def fold(
+    state: monitor_pb2.MonitorState, seen: Seen, calm: Calm, *, expected_run_length: float
+) -> list[monitor_pb2.Alert]:
+    """Change a state by a batch, in place; return the alert that it gives cause to, if any.
+
+    With an alert the monitor begins anew; the rest of the batch is not looked at for change.
+    """
+    paths = _paths(state, seen, calm)
+    weighed = np.sum([_WEIGHTS[kind] * path.mean(axis=(1, 2)) for kind, path in paths.items()], axis=0)
+    reached = np.flatnonzero(weighed >= expected_run_length)
+    count = int(reached[0]) + 1 if len(reached) else len(seen.versions)
+    _count(state, seen, calm, count)
+    if not len(reached):
+        for kind, field in _FIELDS.items():
+            getattr(state, field)[:] = paths[kind][-1].ravel().tolist()
+        return []
+    alert = _alert(state, calm, {kind: path[count - 1] for kind, path in paths.items()})
+    alert.evidence = float(weighed[count - 1])
+    state.silent_until[_about(alert)] = state.total + round(_SILENCE * expected_run_length)
+    begun(state, calm)
+    _count_versions(state, seen.versions[count:])
+    state.total += len(seen.versions) - count
+    return [alert]
+
+
+_FIELDS = {
+    Kind.KIND_REGION_HITS: "region_evidence",
+    Kind.KIND_PREDICTION_DRIFT: "class_evidence",
+    Kind.KIND_LATENT_DRIFT: "rank_evidence",
+}
+
+
+def _paths(state: monitor_pb2.MonitorState, seen: Seen, calm: Calm) -> dict["monitor_pb2.Alert.Kind.ValueType", Array]:
+    """Return the evidence after each observation, (n, k, alternatives) for each kind."""
+    index, inside = seen.arrays["index"], seen.arrays["inside"] > 0
+    looked_at, read = index >= 0, seen.arrays["predicted"] >= 0
+    in_region = (index[:, None] == np.arange(len(calm.guard.regions))) & inside[:, None]
+    of_class = seen.arrays["predicted"][:, None] == np.arange(len(calm.classes))
+    ranks = calm.ranks(np.nan_to_num(seen.arrays["typicality"]))
+    told = {
+        Kind.KIND_REGION_HITS: (rate_factors(in_region, calm.arrays["hits_bound"]), looked_at),
+        Kind.KIND_PREDICTION_DRIFT: (rate_factors(of_class, calm.arrays["predicted_bound"]), read),
+        Kind.KIND_LATENT_DRIFT: (rank_factors(ranks, calm.images), looked_at),
+    }
+    return {
+        kind: accumulated(
+            np.array(getattr(state, _FIELDS[kind])).reshape(factors.shape[1:]),
+            factors * _heard(state, kind, calm)[:, None],
+            of_which,
+        )
+        for kind, (factors, of_which) in told.items()
+    }
+
+
+def _heard(state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", calm: Calm) -> Array:
+    """Return 1 for what may raise an alert, 0 for what the monitor is silent about, (k,)."""
+    silent = [state.silent_until.get(f"{kind} {subject}", 0) > state.total for subject in _subjects(kind, calm)]
+    return 1.0 - np.array(silent)
+
+
+def _subjects(kind: "monitor_pb2.Alert.Kind.ValueType", calm: Calm) -> list[str]:
+    if kind == Kind.KIND_REGION_HITS:
+        return [region.region for region in calm.guard.regions]
+    return list(calm.classes) if kind == Kind.KIND_PREDICTION_DRIFT else [""]
+
+
+def _about(alert: monitor_pb2.Alert) -> str:
+    return f"{alert.kind} {alert.subject}"
+
+
+def _count(state: monitor_pb2.MonitorState, seen: Seen, calm: Calm, count: int) -> None:
+    """Count the first observations of a batch."""
+    arrays = {name: array[:count] for name, array in seen.arrays.items()}
+    state.total += count
+    state.monitor.observations += count
+    _count_versions(state, seen.versions[:count])
+    for row in np.flatnonzero(arrays["inside"]).tolist():
+        hits = state.monitor.hits[int(arrays["index"][row])]
+        hits.hits += 1
+        hits.versions[seen.versions[row]] += 1
+    read = arrays["predicted"] >= 0
+    classes = np.bincount(arrays["predicted"][read], minlength=len(calm.classes))
+    state.predicted[:] = (np.array(state.predicted) + classes).tolist()
+    state.confident += int((arrays["confidence"][read] > calm.arrays["confidence"][0]).sum())
+    ranks = calm.ranks(arrays["typicality"][arrays["index"] >= 0])
+    state.ranked += len(ranks)
+    state.rank_sum += float(ranks.sum())
+    _tell(state, calm)
+
+
+def _count_versions(state: monitor_pb2.MonitorState, versions: Sequence[str]) -> None:
+    for version, number in Counter(versions).items():
+        state.monitor.versions[version] += number
+
+
+def _tell(state: monitor_pb2.MonitorState, calm: Calm) -> None:
+    """Say what the counts come to."""
+    monitor, predicted = state.monitor, np.array(state.predicted)
+    if total := predicted.sum():
+        reference = calm.arrays["predicted"] / calm.images
+        monitor.prediction_drift = float(np.abs(predicted / total - reference).sum() / 2)
+        monitor.estimated_accuracy = state.confident / int(total)
+    if state.ranked:
+        monitor.latent_drift = 2 * state.rank_sum / state.ranked - 1
+    monitor.update_time.GetCurrentTime()
+
+
+def _alert(
+    state: monitor_pb2.MonitorState, calm: Calm, evidence: Mapping["monitor_pb2.Alert.Kind.ValueType", Array]
+) -> monitor_pb2.Alert:
+    """Return the alert about what has most of the evidence (k, alternatives) of all kinds."""
+    shares = {kind: _WEIGHTS[kind] * of.sum(axis=1) / of.size for kind, of in evidence.items()}
+    kind = max(shares, key=lambda one: float(shares[one].max()))
+    number = int(shares[kind].argmax())
+    alert = monitor_pb2.Alert(kind=kind, subject=_subjects(kind, calm)[number], observations=state.monitor.observations)
+    alert.since.CopyFrom(state.since)
+    if kind == Kind.KIND_REGION_HITS:
+        hits = state.monitor.hits[number]
+        alert.calm, alert.now = hits.calm_rate.value, hits.hits / state.monitor.observations
+        where = f"region {names.last(hits.region)} of run {names.last(names.parent(hits.region))} ({hits.label})"
+        alert.summary = f"{alert.now:.3g} of the images fall in {where}, {alert.calm:.3g} in calm"
+    elif kind == Kind.KIND_PREDICTION_DRIFT:
+        alert.calm = float(calm.arrays["predicted"][number] / calm.images)
+        alert.now = state.predicted[number] / max(1, sum(state.predicted))
+        alert.summary = f"{alert.subject!r} is predicted for {alert.now:.3g} of the images, {alert.calm:.3g} in calm"
+    else:
+        alert.calm, alert.now = 0.5, (1 + state.monitor.latent_drift) / 2
+        word = "less" if alert.now < alert.calm else "more"
+        alert.summary = f"images are {word} usual than in calm: mean rank {alert.now:.3g} instead of 0.5"
+    return alert

@@ -25,8 +25,8 @@ from services.runtime import tracing
 
 # Every key that Defuse has in Redis begins like this.
 KEY = "defuse:"
-PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, EVENTS = (
-    f"{KEY}stream:{stage}" for stage in ("prepare", "plan", "identify", "distill", "train", "choose", "events")
+PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, WATCH, EVENTS = (
+    f"{KEY}stream:{stage}" for stage in ("prepare", "plan", "identify", "distill", "train", "choose", "watch", "events")
 )
 GROUP = "workers"
 MAX_DELIVERIES = 5

@@ -6,7 +6,7 @@ import numpy as np
 from defuse.v1 import model_pb2, work_pb2
 
 from services.distiller.assessing import Tools
-from services.distiller.calm import calm
+from services.distiller.calm import calm, reference_images
 from services.distiller.gaussian import Array
 from services.distiller.lookout import Lookout, as_logits, filled, nothing_seen, readings
 from services.runtime import catalog
@@ -53,9 +53,9 @@ class Watcher:
         lookout = self._lookout(guard)
         if not self._store.exists(key := catalog.guard_reference(guard)):
             classifier = self._tools.inference.classifier(model, version=model.champion_version)
-            self._store.create_arrays(key, calm(lookout, classifier))
-        rows = np.flatnonzero(arrays["has_image"])
-        return filled(lookout.look(arrays["image"][rows]), rows, seen) if len(rows) else seen
+            self._store.create_arrays(key, calm(lookout, classifier, reference_images(lookout)))
+        rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) are of these alone
+        return filled(lookout.look(arrays["image"]), rows, seen) if len(rows) else seen
 
     def _read(self, guard: str) -> Lookout:
         model = Catalog(self._store).model("/".join(guard.split("/")[:2]))
@@ -64,10 +64,11 @@ class Watcher:
 
 def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
     """Return what scores alone say, in the rows that have some; a predicted class of -1 in the others."""
-    count = len(arrays["has_scores"])
+    count = len(arrays["id"])
     unread: dict[str, Array] = {
         "predicted": np.full(count, -1, np.int64),
         "confidence": np.full(count, np.nan, np.float32),
     }
     rows = np.flatnonzero(arrays["has_scores"])
-    return filled(readings(as_logits(arrays["scores"][rows], model)), rows, {**nothing_seen(count), **unread})
+    read = readings(as_logits(arrays["scores"][rows], model))
+    return {"id": arrays["id"], **filled(read, rows, {**nothing_seen(count), **unread})}

@@ -104,6 +104,12 @@ def build(settings: GatewaySettings) -> Service:
             await connected.close()
         await needs.queue.close()
 
+    folds = {
+        "runs": runs.apply,
+        "corrections": corrections.apply,
+        "publications": publications.apply,
+        "models": monitoring.monitors.apply,
+    }
     return Service(
         names=[
             gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name,
@@ -115,7 +121,7 @@ def build(settings: GatewaySettings) -> Service:
         register=register,
         checks=needs.checks,
         loops=[
-            *EventLoop(needs.queue, needs.store, runs, corrections, publications, monitoring.monitors).loops,
+            *EventLoop(needs.queue, needs.store, folds).loops,
             *monitoring.loops,
             routes.run,
             tally.run,

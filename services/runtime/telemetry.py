@@ -34,6 +34,9 @@ TRIALS = prometheus_client.Counter("defuse_trials_total", "What trials on live r
 OBSERVATIONS = prometheus_client.Counter(
     "defuse_observations_total", "Observations that were reported, by what became of them.", ["model", "outcome"]
 )
+REGION_HITS = prometheus_client.Counter(
+    "defuse_region_hits_total", "Observed images inside of a known region.", ["model", "region"]
+)
 ALERTS = prometheus_client.Counter("defuse_alerts_total", "Alerts that were raised.", ["model", "kind"])
 WEBHOOKS = prometheus_client.Counter(
     "defuse_webhooks_total", "Alerts that webhooks were to get, by what became of them.", ["outcome"]

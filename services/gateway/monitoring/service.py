@@ -7,7 +7,6 @@ from typing import Any
 
 import grpc
 from defuse import names
-from defuse.v1 import monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 from defuse.v1 import monitor_service_pb2_grpc as pb_grpc
 
@@ -15,6 +14,7 @@ from services.gateway.monitoring import config
 from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts
 from services.gateway.monitoring.deletion import Deletions
+from services.gateway.monitoring.monitors import Monitors
 from services.gateway.monitoring.receiving import received
 from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.subjects import Subjects
@@ -33,6 +33,7 @@ class MonitorRooms:
     store: ArtifactStore
     subjects: Subjects
     reports: Reports
+    monitors: Monitors
     truths: Truths
     deletions: Deletions
     alerts: Alerts
@@ -59,10 +60,7 @@ class MonitorService(pb_grpc.MonitorServiceServicer):
 
     async def GetMonitor(self, request: pb.GetMonitorRequest, context: Context) -> pb.GetMonitorResponse:
         model_name = names.check(request.name.removesuffix("/monitor"), "models/*", field="name")
-        subject = await self._rooms.subjects.of(model_name)
-        return pb.GetMonitorResponse(
-            monitor=monitor_pb2.Monitor(name=f"{model_name}/monitor", config=subject.config, guard=subject.guard)
-        )
+        return pb.GetMonitorResponse(monitor=await self._rooms.monitors.get(model_name))
 
     async def ConfigureMonitor(
         self, request: pb.ConfigureMonitorRequest, context: Context

@@ -27,7 +27,7 @@ class Subjects:
     """Reads models from the store, each at most once a second."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+        self.catalog = catalog
         self._known: dict[str, tuple[float, Subject]] = {}
 
     async def of(self, model_name: str) -> Subject:
@@ -44,10 +44,10 @@ class Subjects:
         self._known.pop(model_name, None)
 
     def _read(self, model_name: str) -> Subject:
-        model = self._catalog.model(model_name)
-        guards = self._catalog.guards(model.name)
+        model = self.catalog.model(model_name)
+        guards = self.catalog.guards(model.name)
         return Subject(
             model=model,
             guard=guards[-1].name if guards else "",
-            config=config.read(self._catalog.store, model.name),
+            config=config.read(self.catalog.store, model.name),
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from defuse import names
@@ -10,7 +10,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring.index import Index
-from services.gateway.monitoring.subjects import Subjects
+from services.gateway.monitoring.subjects import Subject, Subjects
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 
@@ -18,16 +18,24 @@ MOST_TRUTHS = 10_000
 
 
 class Truths:
-    """Keeps what is said."""
+    """Keeps what is said, and tells of which batch it was."""
 
-    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index) -> None:
+    def __init__(
+        self,
+        store: ArtifactStore,
+        subjects: Subjects,
+        index: Index,
+        told: Callable[[Subject, str], Awaitable[None]],
+    ) -> None:
         self._store = store
+        self._told = told
         self._subjects = subjects
         self._index = index
 
     async def attach(self, model_name: str, truths: Mapping[str, str]) -> int:
         """Store what observations show, by their ids; return how many of them are known."""
-        model = (await self._subjects.of(names.check(model_name, "models/*", field="model"))).model
+        subject = await self._subjects.of(names.check(model_name, "models/*", field="model"))
+        model = subject.model
         _check(truths, model)
         attached = 0
         for batch, ids in (await self._index.find(model.name, list(truths))).items():
@@ -37,6 +45,7 @@ class Truths:
                 there = (await self._index.find(model.name, ids)).get(batch, [])
                 said = [monitor_pb2.Observation(id=one, truth=truths[one]) for one in there]
                 attached += await asyncio.to_thread(self._keep, batch, said)
+            await self._told(subject, batch)
         return attached
 
     def _keep(self, batch: str, said: list[monitor_pb2.Observation]) -> int:

@@ -7,6 +7,7 @@ from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts
 from services.gateway.monitoring.deletion import Deletions
 from services.gateway.monitoring.index import Index
+from services.gateway.monitoring.monitors import Monitors
 from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.retention import Retention
 from services.gateway.monitoring.service import MonitorRooms, MonitorService
@@ -30,12 +31,14 @@ class Monitoring:
         self.reports = Reports(store, subjects, index)
         self.alerts = Alerts(queue, store, subjects, webhooks)
         self.alert_runs = AlertRuns(store, self.alerts, runs)
+        self.monitors = Monitors(queue, store, subjects, self.alerts, self.alert_runs)
         self.service = MonitorService(
             MonitorRooms(
                 store=store,
                 subjects=subjects,
                 reports=self.reports,
-                truths=Truths(store, subjects, index),
+                monitors=self.monitors,
+                truths=Truths(store, subjects, index, self.monitors.count_truth),
                 deletions=Deletions(store, subjects, index),
                 alerts=self.alerts,
                 alert_runs=self.alert_runs,

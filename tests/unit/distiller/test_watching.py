@@ -56,11 +56,13 @@ def pictures(store: ArtifactStore, region: int) -> Array:
 
 def report(store: ArtifactStore, images: Array, scores: Array, *, has_image: Array | None = None) -> None:
     count = len(images)
+    has_image = np.ones(count, bool) if has_image is None else has_image
     arrays = {
-        "image": images,
-        "has_image": np.ones(count, np.uint8) if has_image is None else has_image,
+        "id": np.arange(count * 16, dtype=np.uint8).reshape(count, 16),
+        "image": images[has_image],
+        "has_image": has_image,
         "scores": scores.astype(np.float32),
-        "has_scores": np.ones(count, np.uint8),
+        "has_scores": np.ones(count, bool),
     }
     store.write_arrays(catalog.observed_images(BATCH), arrays)
 
@@ -91,12 +93,13 @@ def test_images_are_looked_for_in_the_regions(store: ArtifactStore) -> None:
 def test_what_has_no_image_or_no_scores(store: ArtifactStore) -> None:
     """Nothing is made up for it, and the others are looked at."""
     images = pictures(store, 0)
-    has_image = (np.arange(len(images)) % 2).astype(np.uint8)
+    has_image = np.arange(len(images)) % 2 == 1
     report(store, images, np.zeros((len(images), 3)), has_image=has_image)
     seen = watched(store)
-    assert (seen["index"][has_image == 0] == -1).all()
-    assert np.isnan(seen["typicality"][has_image == 0]).all()
-    assert (seen["inside"][has_image == 1] > 0).mean() > 0.8
+    assert (seen["index"][~has_image] == -1).all()
+    assert np.isnan(seen["typicality"][~has_image]).all()
+    assert (seen["inside"][has_image] > 0).mean() > 0.8
+    assert seen["id"].shape == (20, 16)
 
 
 def test_without_a_guard_only_scores_are_looked_at(store: ArtifactStore) -> None:
@@ -112,7 +115,7 @@ def test_latents_alone_are_kept(store: ArtifactStore) -> None:
     """Images are gone, what was seen of them stays, also when the message comes again."""
     report(store, pictures(store, 0), np.zeros((20, 3)))
     first = watched(store, latents_alone=True)
-    assert set(store.read_arrays(catalog.observed_images(BATCH))) == {"has_image", "scores", "has_scores"}
+    assert set(store.read_arrays(catalog.observed_images(BATCH))) == {"id", "has_image", "scores", "has_scores"}
     again = watched(store, latents_alone=True)
     np.testing.assert_array_equal(first["latent"], again["latent"])
 

@@ -23,7 +23,8 @@ def calm(lookout: Lookout, classifier: Classifier, data: LabelledImages) -> dict
     images (1,): m. hits (k,): how many are inside of each region; hits_low and hits_high (k,), ends of the share's 95 %
     interval; hits_bound (k,), which the true shares exceed with a probability of 0.01 at most. predicted (c,) and
     predicted_bound (c,): the same of the predicted classes. typicality (m,), ascending. correct (1,): how many are
-    read correctly; confidence (1,): the value that as many exceed (Garg et al., 2022).
+    read correctly; confidence (1,): the value that as many exceed (Garg et al., 2022). error_rate (k,): of the regions,
+    by the version that was searched, searched_version (1,); recall (1,): the guard's.
     """
     seen, read = lookout.look(data.images), readings(classifier.classify_stored(data.images))
     count = len(data.labels)
@@ -41,6 +42,9 @@ def calm(lookout: Lookout, classifier: Classifier, data: LabelledImages) -> dict
         "predicted_bound": _bounds(predicted, count),
         "typicality": np.sort(seen["typicality"]),
         "correct": np.array([correct]),
+        "error_rate": np.array([lookout.error_rate(region.region) for region in lookout.guard.regions]),
+        "searched_version": np.array([lookout.run.config.model_version]),
+        "recall": np.array([lookout.guard.recall.value]),
         "confidence": np.sort(read["confidence"])[[count - correct - 1]]
         if correct < count
         else np.zeros(1, np.float32),

@@ -3,7 +3,8 @@
 import functools
 
 import numpy as np
-from defuse.v1 import model_pb2, work_pb2
+from defuse.errors import NotFound
+from defuse.v1 import model_pb2, monitor_pb2, work_pb2
 
 from services.distiller.assessing import Tools
 from services.distiller.calm import calm, reference_images
@@ -46,6 +47,24 @@ class Watcher:
         if work.latents_alone and "image" in arrays:
             kept = {name: array for name, array in arrays.items() if name != "image"}
             self._store.write_arrays(catalog.observed_images(work.batch), kept)
+        self._take_out_what_was_deleted(work.batch)
+
+    def _take_out_what_was_deleted(self, batch: str) -> None:
+        """Take the observations out of what was written that somebody took out of the record meanwhile."""
+        left = {catalog.observation_digest(one.id) for one in self._record(batch).observations}
+        for key in (catalog.watched(batch), catalog.observed_images(batch)):
+            arrays = self._store.read_arrays(key) if self._store.exists(key) else {"id": np.zeros((0, 16), np.uint8)}
+            kept = np.array([row.tobytes() in left for row in arrays["id"]], bool)
+            if not left:
+                self._store.remove(key)
+            elif not kept.all() and "image" not in arrays:
+                self._store.write_arrays(key, {name: array[kept] for name, array in arrays.items()})
+
+    def _record(self, batch: str) -> monitor_pb2.ObservationBatch:
+        try:
+            return self._store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
+        except NotFound:
+            return monitor_pb2.ObservationBatch()
 
     def _of_images(
         self, arrays: dict[str, Array], seen: dict[str, Array], guard: str, model: model_pb2.Model

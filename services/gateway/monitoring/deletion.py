@@ -9,7 +9,7 @@ from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring import batches, config
 from services.gateway.monitoring.index import Index
-from services.gateway.monitoring.subjects import Subjects
+from services.gateway.monitoring.subjects import Subjects, Told
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 
@@ -17,10 +17,11 @@ MOST_IDS = 10_000
 
 
 class Deletions:
-    """Deletes observations."""
+    """Deletes observations, and tells of which batch they were."""
 
-    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index) -> None:
+    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index, told: Told) -> None:
         self._store = store
+        self._told = told
         self._subjects = subjects
         self._index = index
 
@@ -39,6 +40,7 @@ class Deletions:
             async with self._index.alone(batch):
                 await asyncio.to_thread(self._take_out, batch, own)
             # Killed before this, they are found again by who asks again, and what is left of them is taken out.
+            await self._told(subject, batch)
             await self._index.mark_deleted(subject.model.name, own, config.retention(subject.config))
         return sum(map(len, found.values()))
 

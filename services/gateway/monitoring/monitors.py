@@ -71,10 +71,12 @@ class Monitors:
     async def count_truth(self, subject: Subject, batch: str) -> None:
         """Count anew how often a batch was read correctly, as far as its truth and what was answered are known."""
         counts = await asyncio.to_thread(accuracy.counts, self._store, batch, subject.model.classes)
+        key = _key(subject.model.name, "truth")
         if counts:
-            key = _key(subject.model.name, "truth")
             await self._redis.hset(key, batch, counts)
             await self._redis.expire(key, retention(subject.config))
+        else:
+            await self._redis.hdel(key, batch)
 
     async def raise_pending(self) -> None:
         """Raise alerts whose batches were folded, also by a gateway that died right then: each has its name already."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from defuse.v1 import model_pb2, monitor_pb2
@@ -21,6 +22,10 @@ class Subject:
     # Name of its newest guard; empty where it has none.
     guard: str
     config: monitor_pb2.MonitorConfig
+
+
+# Is told of a model and of a batch whose observations, or what is known of them, were changed.
+Told = Callable[[Subject, str], Awaitable[None]]
 
 
 class Subjects:

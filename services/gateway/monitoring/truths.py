@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from defuse import names
@@ -10,7 +10,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring.index import Index
-from services.gateway.monitoring.subjects import Subject, Subjects
+from services.gateway.monitoring.subjects import Subjects, Told
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 
@@ -20,13 +20,7 @@ MOST_TRUTHS = 10_000
 class Truths:
     """Keeps what is said, and tells of which batch it was."""
 
-    def __init__(
-        self,
-        store: ArtifactStore,
-        subjects: Subjects,
-        index: Index,
-        told: Callable[[Subject, str], Awaitable[None]],
-    ) -> None:
+    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index, told: Told) -> None:
         self._store = store
         self._told = told
         self._subjects = subjects

@@ -39,7 +39,7 @@ class Monitoring:
                 reports=self.reports,
                 monitors=self.monitors,
                 truths=Truths(store, subjects, index, self.monitors.count_truth),
-                deletions=Deletions(store, subjects, index),
+                deletions=Deletions(store, subjects, index, self.monitors.count_truth),
                 alerts=self.alerts,
                 alert_runs=self.alert_runs,
             )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from defuse.v1 import correction_pb2, work_pb2
+from defuse.v1 import correction_pb2, monitor_pb2, work_pb2
 from scipy.stats import binom
 
 from services.corrector.guard.building import GuardBuilder
@@ -58,13 +58,20 @@ def report(store: ArtifactStore, images: Array, scores: Array, *, has_image: Arr
     count = len(images)
     has_image = np.ones(count, bool) if has_image is None else has_image
     arrays = {
-        "id": np.arange(count * 16, dtype=np.uint8).reshape(count, 16),
         "image": images[has_image],
         "has_image": has_image,
         "scores": scores.astype(np.float32),
         "has_scores": np.ones(count, bool),
     }
+    ids = [f"o{number}" for number in range(count)]
+    arrays["id"] = np.frombuffer(b"".join(map(catalog.observation_digest, ids)), np.uint8).reshape(count, 16)
     store.write_arrays(catalog.observed_images(BATCH), arrays)
+    record(store, ids)
+
+
+def record(store: ArtifactStore, ids: list[str]) -> None:
+    observations = [monitor_pb2.Observation(id=one) for one in ids]
+    store.write_message(catalog.reported(BATCH), monitor_pb2.ObservationBatch(observations=observations))
 
 
 def watched(store: ArtifactStore, *, guard: str = GUARD, latents_alone: bool = False) -> dict[str, Array]:
@@ -118,6 +125,15 @@ def test_latents_alone_are_kept(store: ArtifactStore) -> None:
     assert set(store.read_arrays(catalog.observed_images(BATCH))) == {"id", "has_image", "scores", "has_scores"}
     again = watched(store, latents_alone=True)
     np.testing.assert_array_equal(first["latent"], again["latent"])
+
+
+def test_observations_that_are_deleted_meanwhile(store: ArtifactStore) -> None:
+    """Whoever deletes takes them out of the record first: what is written of them here goes, too."""
+    report(store, pictures(store, 0), np.zeros((20, 3)))
+    record(store, ["o3", "o7"])
+    seen = watched(store, latents_alone=True)
+    assert [row.tobytes() for row in seen["id"]] == [catalog.observation_digest(one) for one in ("o3", "o7")]
+    assert len(store.read_arrays(catalog.observed_images(BATCH))["scores"]) == 2
 
 
 def test_a_batch_that_was_deleted_meanwhile(store: ArtifactStore) -> None:

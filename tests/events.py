@@ -2,6 +2,7 @@
 
 import base64
 import json
+import ssl
 import urllib.error
 import urllib.request
 from typing import Any
@@ -51,11 +52,11 @@ def structured_in_base64(said: dict[str, str], data: Any) -> tuple[dict[str, str
     return {"Content-Type": "application/cloudevents+json"}, json.dumps({**said, "data_base64": encoded}).encode()
 
 
-def post(url: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
+def post(url: str, headers: dict[str, str], body: bytes, *, context: ssl.SSLContext | None = None) -> tuple[int, Any]:
     """Return status and content of the answer."""
     request = urllib.request.Request(url, body, headers)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context) as answer:
             return answer.status, None
     except urllib.error.HTTPError as error:
         with error:

@@ -6,10 +6,10 @@ import sys
 
 from defuse.errors import DefuseError
 
-from services.runtime.queue import CHOOSE, DISTILL, EVENTS, GONE, IDENTIFY, KEY, PLAN, PREPARE, TRAIN, Queue
+from services.runtime.queue import CHOOSE, DISTILL, EVENTS, GONE, IDENTIFY, KEY, PLAN, PREPARE, TRAIN, WATCH, Queue
 from services.runtime.settings import Settings
 
-_STREAMS = (PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, EVENTS)
+_STREAMS = (PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, WATCH, EVENTS)
 _STAGES = [stream.rpartition(":")[2] for stream in _STREAMS]
 
 

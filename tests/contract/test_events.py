@@ -1,5 +1,8 @@
 """CloudEvents of inference, sent to a real gateway over HTTP."""
 
+import shutil
+import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ from services.gateway.access.tokens import line_of
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.processes import free_port
+from tests.conftest import ROOT, eventually
 from tests.events import attributes, binary, post, request_of, response_of, structured, structured_in_base64
 from tests.gateway_process import running_gateway
 from tests.monitored import batches_in, pictures, plant_model, stored_ids, works
@@ -62,10 +66,10 @@ def test_halves_in_every_mode_and_order(house: House) -> None:
         for order, first in enumerate((0, 1)):
             event_id = f"{number}{order}"
             for to, (half, data) in enumerate((halves[first], halves[1 - first])):
-                assert stored_ids(house.store).count(f"{event_id}-0") == 0
                 assert house.send(event_id, half, data, mode=mode, to=to) == (202, None)
-            assert {f"{event_id}-0", f"{event_id}-1"} <= set(stored_ids(house.store))
-    assert len(works(house.redis_url)) == 6
+    wanted = sorted(f"{mode}{order}-{row}" for mode in range(3) for order in range(2) for row in range(2))
+    eventually(lambda: sorted(stored_ids(house.store)) == wanted)
+    eventually(lambda: len(works(house.redis_url)) == len(batches_in(house.store)))
 
 
 def test_what_is_stored(house: House) -> None:
@@ -75,6 +79,7 @@ def test_what_is_stored(house: House) -> None:
         sent = request_of(images, house.model, flat=False)
         assert house.send("a", "request", sent, time="2026-11-26T14:45:00Z") == (202, None)
         assert house.send("a", "response", response_of(SCORES), time="2026-11-26T14:45:01.5Z") == (202, None)
+        eventually(lambda: works(house.redis_url))
     arrays = house.arrays()
     np.testing.assert_array_equal(arrays["image"], images)
     np.testing.assert_array_equal(arrays["scores"], SCORES)
@@ -95,12 +100,13 @@ def test_a_half_outlives_its_gateway(redis_url: str, tmp_path: Path) -> None:
     for half, data in halves.items():
         with running_gateway(tmp_path, redis_url, DEFUSE_HTTP_PORT=str(port)) as door:
             assert post(url, *binary(attributes("a", half), data)) == (202, None)
-    assert stored_ids(door.store) == ["a-0", "a-1"]
+            if half == "response":
+                eventually(lambda: stored_ids(door.store) == ["a-0", "a-1"])
 
 
 def test_what_is_refused(house: House) -> None:
     """With a status and a sentence; nothing of it is stored."""
-    request, response = request_of(pictures(2), house.model), response_of(SCORES)
+    request = request_of(pictures(2), house.model)
     good = attributes("a", "request")
     refused: list[tuple[tuple[dict[str, str], bytes], str]] = [
         (binary({**good, "specversion": "0.3"}, request), "specversion '0.3'"),
@@ -122,10 +128,6 @@ def test_what_is_refused(house: House) -> None:
         assert (status, words in error["message"]) == (400, True), error
     status, error = post(house.urls[0].replace("tiny", "none"), *binary(good, request))
     assert (status, error["reason"]) == (404, "MODEL_NOT_FOUND")
-    house.send("b", "request", request)
-    status, error = house.send("b", "response", response_of(SCORES[:1]))
-    assert (status, error["message"]) == (400, "the request has 2 images, its response scores for 1")
-    house.send("c", "response", response)
     assert batches_in(house.store) == []
 
 
@@ -142,3 +144,24 @@ def test_who_may_send_events(redis_url: str, tmp_path: Path) -> None:
             headers = {**event[0], "Authorization": f"Bearer {token}"} if token else event[0]
             answers[token] = post(f"http://127.0.0.1:{port}/v1/models/tiny:observe", headers, event[1])[0]
     assert answers == {"": 401, "nonsense": 401, "let-me-look": 403, "let-me-in": 202}
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes certificates with openssl")
+def test_with_certificates(redis_url: str, tmp_path: Path) -> None:
+    """Where the gateway has one it speaks TLS, and where it trusts an authority its callers show theirs."""
+    subprocess.run([ROOT / "deploy" / "make-certificates.sh", tmp_path / "made"], check=True, capture_output=True)
+    names = {"CERTIFICATE": "certificate.pem", "KEY": "key.pem", "AUTHORITY": "authority.pem"}
+    own, port = tmp_path / "made" / "gateway", free_port()
+    variables = {f"DEFUSE_TLS_{part}": str(own / file) for part, file in names.items()}
+    url = f"https://localhost:{port}/v1/models/tiny:observe"
+    event = binary(attributes("a", "response"), response_of(SCORES))
+    stranger = ssl.create_default_context(cafile=own / names["AUTHORITY"])
+    friend = ssl.create_default_context(cafile=own / names["AUTHORITY"])
+    friend.load_cert_chain(
+        tmp_path / "made" / "client" / names["CERTIFICATE"], tmp_path / "made" / "client" / names["KEY"]
+    )
+    with running_gateway(tmp_path, redis_url, DEFUSE_HTTP_PORT=str(port), **variables) as door:
+        plant_model(door.store)
+        assert post(url, *event, context=friend) == (202, None)
+        with pytest.raises(OSError, match=r"(?i)certificate|EOF|reset"):
+            post(url, *event, context=stranger)

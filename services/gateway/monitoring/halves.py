@@ -10,12 +10,15 @@ from defuse.v1 import monitor_pb2
 from services.gateway.monitoring.payloads import REQUEST, RESPONSE
 from services.runtime.queue import KEY, Queue
 
-# How long a half waits for the other one, how many may wait, and of how many bytes; the oldest are given up first.
+# How long a half waits for the other one, how many may wait, and of how many bytes; the oldest are given up first. Then
+# how many pairs are stored at once.
 LONGEST_WAIT_S = 600
 MOST_WAITING = 10_000
 MOST_BYTES = 256 << 20
-_WAITING = f"{KEY}events:waiting"
+MOST_AT_ONCE = 200
+_WAITING, _WHOLE = f"{KEY}events:waiting", f"{KEY}events:whole"
 _MODEL = "model"
+_FIELDS_OF_WHOLE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +45,30 @@ class Halves:
     def __init__(self, queue: Queue) -> None:
         self._redis = queue.redis
 
-    async def put(self, model_name: str, event_id: str, half: str, batch: monitor_pb2.ObservationBatch) -> Pair | None:
-        """Keep a half and return the pair as it is now; None where it was whole, and settled, before."""
+    async def put(self, model_name: str, event_id: str, half: str, batch: monitor_pb2.ObservationBatch) -> None:
+        """Keep a half, unless its pair was settled before."""
         key = _key(model_name, event_id)
         if await self._redis.exists(_settled(key)):
-            return None
+            return
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(key, mapping={half: batch.SerializeToString(), _MODEL: model_name})
             pipe.zadd(_WAITING, {key: time.time()}, nx=True)
-            await pipe.execute()
-        return await self._read(key)
+            pipe.hlen(key)
+            *_, fields = await pipe.execute()
+        # Killed before this, the pair is found by `late`.
+        if fields == _FIELDS_OF_WHOLE:
+            await self._redis.zadd(_WHOLE, {key: time.time()})
+
+    async def take_whole(self) -> Sequence[Pair]:
+        """Return some whole pairs, which no other gateway gets until they are given back, or late."""
+        found = await self._redis.zpopmin(_WHOLE, MOST_AT_ONCE)
+        pairs = [await self._read(key.decode()) for key, _ in found]
+        return [pair for pair in pairs if pair.whole]  # others were settled meanwhile
+
+    async def give_back(self, pairs: Sequence[Pair]) -> None:
+        """Let any gateway take whole pairs."""
+        if pairs:
+            await self._redis.zadd(_WHOLE, {pair.key: time.time() for pair in pairs})
 
     async def settle(self, pair: Pair) -> bool:
         """Let go of a pair; return whether this gateway did it, of several that may."""

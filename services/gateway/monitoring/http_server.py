@@ -1,7 +1,7 @@
 """The gateway's HTTP server: `POST /v1/models/{model}:observe` for what is not Python.
 
-An event is answered with 202 once nothing of it can be lost: a half whose other half is still to come lies in Redis,
-a whole observation in the store.
+An event is answered with 202 once it lies in Redis, from where it is stored with its other half: senders such as
+KServe's payload logger drop what they cannot get rid of soon.
 """
 
 import asyncio

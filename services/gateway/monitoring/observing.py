@@ -1,9 +1,15 @@
-"""Events of inference that become observations: request and answer come separately, in either order."""
+"""Events of inference that become observations: request and answer come separately, in either order.
+
+Senders are not kept waiting for the store: what lies in Redis is not lost, and whole pairs are stored from there, as
+many at once as there are.
+"""
 
 import asyncio
-from contextlib import suppress
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
 
-from defuse.errors import Conflict, DefuseError, InvalidInput
+from defuse.errors import DefuseError, InvalidInput, NotFound
+from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring.cloud_events import CloudEvent
 from services.gateway.monitoring.halves import Halves, Pair
@@ -14,6 +20,7 @@ from services.gateway.monitoring.subjects import Subjects
 from services.runtime import telemetry
 from services.runtime.queue import GONE
 
+_STORE_EVERY_S = 0.2
 _LOOK_EVERY_S = 1.0
 
 
@@ -25,52 +32,77 @@ class Observing:
         self._reports = reports
         self._subjects = subjects
 
+    @property
+    def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """What runs as long as the gateway."""
+        return [
+            lambda: _again_and_again(self.store_whole, _STORE_EVERY_S),
+            lambda: _again_and_again(self.look, _LOOK_EVERY_S),
+        ]
+
     async def take(self, model_name: str, event: CloudEvent) -> None:
-        """Keep an event until the other half comes, or store what both are; nothing is lost once this returns."""
+        """Keep an event until it is stored with its other half; it is not lost once this returns."""
         subject = await self._subjects.of(model_name)
         half, batch = await asyncio.to_thread(half_of, event, subject.model)
-        pair = await self._halves.put(subject.model.name, event.id, half, batch)
-        if pair and pair.whole:
-            await self._store(pair)
+        await self._halves.put(subject.model.name, event.id, half, batch)
 
-    async def run(self) -> None:
-        """Give up what waited for too long, or is too much, until the task is cancelled."""
-        while True:
+    async def store_whole(self) -> None:
+        """Store all pairs that are whole."""
+        while pairs := await self._halves.take_whole():
             try:
-                await self.look()
-            except (DefuseError, *GONE) as error:
-                telemetry.log().warning("events_wait", error=str(error), retry_s=_LOOK_EVERY_S)
-            await asyncio.sleep(_LOOK_EVERY_S)
+                await self._store(pairs)
+            except BaseException:
+                await self._halves.give_back(pairs)
+                raise
 
     async def look(self) -> None:
-        """Give up halves without the other; store pairs whose gateway died before it could."""
-        for pair in await self._halves.late():
-            await self._end(pair, f"no_{pair.lacks}")
-        for pair in await self._halves.too_many():
-            await self._end(pair, "too_many_waiting")
+        """Give up what waits for too long, or is too much; take up pairs whose gateway died before it stored them."""
+        late, beyond = await self._halves.late(), await self._halves.too_many()
+        await self._halves.give_back([pair for pair in (*late, *beyond) if pair.whole])
+        for pair in late:
+            if not pair.whole:
+                await self._give_up(pair, f"no_{pair.lacks}")
+        for pair in beyond:
+            if not pair.whole:
+                await self._give_up(pair, "too_many_waiting")
 
-    async def _end(self, pair: Pair, reason: str) -> None:
-        if pair.whole:
-            await self._store(pair)
-        else:
-            await self._give_up(pair, reason)
+    async def _store(self, pairs: Sequence[Pair]) -> None:
+        """Store pairs and let go of them: killed in between, they are stored again, which changes nothing."""
+        found: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            found.setdefault(pair.model, []).append(pair)
+        for model_name, of_model in found.items():
+            try:
+                await self._store_of(model_name, of_model)
+            except (NotFound, InvalidInput) as error:  # the model is gone, or another one, since they came
+                for pair in of_model:
+                    await self._give_up(pair, "model_changed", error=error.message)
 
-    async def _store(self, pair: Pair) -> None:
-        """Store a whole pair and let go of it: killed in between, it is stored again, which changes nothing."""
-        subject = await self._subjects.of(pair.model)
-        try:
-            observations = joined(pair.halves[REQUEST], pair.halves[RESPONSE])
-        except InvalidInput:
-            await self._give_up(pair, "halves_differ")
-            raise
-        with suppress(
-            Conflict
-        ):  # another gateway has the same pair in its hands; should that one die, it is found again
-            await self._reports.store(subject, Batch(id=pair.key.rpartition(":")[2], observations=observations))
+    async def _store_of(self, model_name: str, pairs: Sequence[Pair]) -> None:
+        subject = await self._subjects.of(model_name)
+        observations: list[monitor_pb2.Observation] = []
+        for pair in pairs:
+            try:
+                observations += joined(pair.halves[REQUEST], pair.halves[RESPONSE])
+            except InvalidInput as error:
+                await self._give_up(pair, "halves_differ", error=error.message)
+        await self._reports.store(subject, Batch(id=uuid.uuid4().hex, observations=observations))
+        for pair in pairs:
             await self._halves.settle(pair)
 
-    async def _give_up(self, pair: Pair, reason: str) -> None:
+    async def _give_up(self, pair: Pair, reason: str, **why: str) -> None:
         rows = max((len(half.observations) for half in pair.halves.values()), default=0)
         if await self._halves.settle(pair):
             telemetry.OBSERVATIONS.labels(pair.model, reason).inc(rows)
-            telemetry.log().warning("event_given_up", model=pair.model, reason=reason, observations=rows)
+            telemetry.log().warning("event_given_up", model=pair.model, reason=reason, observations=rows, **why)
+
+
+async def _again_and_again(call: Callable[[], Awaitable[None]], pause_s: float) -> None:
+    """Call until the task is cancelled, whatever is away meanwhile."""
+    while True:
+        try:
+            await call()
+        except (DefuseError, OSError, *GONE) as error:
+            telemetry.log().warning("events_wait", error=str(error))
+            await asyncio.sleep(_LOOK_EVERY_S)
+        await asyncio.sleep(pause_s)

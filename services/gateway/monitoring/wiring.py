@@ -46,7 +46,7 @@ class Monitoring:
             )
         )
         observing = Observing(Halves(queue), self.reports, subjects)
-        self._loops = [self.reports.run, Retention(store).run, webhooks.run, observing.run]
+        self._loops = [self.reports.run, Retention(store).run, webhooks.run, *observing.loops]
         if settings.http_port:
             self._loops.append(HttpServer(settings, observing).run)
 

@@ -25,6 +25,7 @@ EXAMPLES = DOCS / "examples"
 # What is offered to other teams, and of GeneratorService which calls.
 SERVICES: Mapping[str, set[str] | None] = {
     "GatewayService": None,
+    "MonitorService": None,
     "GeneratorService": {"Identify", "Encode", "Decode", "Interpolate"},
 }
 _PACKAGE = ".defuse.v1."

@@ -87,7 +87,7 @@ def build(settings: GatewaySettings) -> Service:
         generator=generator,
         distiller=distiller,
     )
-    monitoring = Monitoring(needs.queue, needs.store, runs)
+    monitoring = Monitoring(settings, needs.queue, needs.store, runs)
     passages = (
         GeneratorPassage(settings.generator_url, settings.tls),
         InferencePassage(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),

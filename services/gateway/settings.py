@@ -16,6 +16,12 @@ class GatewaySettings(Settings):
         description="Digests of callers' tokens (`python -m services.gateway.tokens` adds one), read again when it "
         "changes; with it callers must show a token whose role is enough.",
     )
+    http_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of the HTTP server that takes CloudEvents of inference; 0: none is started.",
+    )
     max_calls_per_s: float = Field(
         0,
         ge=0,

@@ -6,10 +6,23 @@ import sys
 
 from defuse.errors import DefuseError
 
-from services.runtime.queue import CHOOSE, DISTILL, EVENTS, GONE, IDENTIFY, KEY, PLAN, PREPARE, PUBLISH, TRAIN, Queue
+from services.runtime.queue import (
+    CHOOSE,
+    DISTILL,
+    EVENTS,
+    GONE,
+    IDENTIFY,
+    KEY,
+    PLAN,
+    PREPARE,
+    PUBLISH,
+    TRAIN,
+    WATCH,
+    Queue,
+)
 from services.runtime.settings import Settings
 
-_STREAMS = (PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, PUBLISH, EVENTS)
+_STREAMS = (PREPARE, PLAN, IDENTIFY, DISTILL, WATCH, TRAIN, CHOOSE, PUBLISH, EVENTS)
 _STAGES = [stream.rpartition(":")[2] for stream in _STREAMS]
 
 

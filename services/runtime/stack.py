@@ -143,6 +143,9 @@ class LocalStack:
         address = f"127.0.0.1:{port}"
         label = name if number == 1 else f"{name}-{number}"
         own = {"DEFUSE_PORT": str(port), "DEFUSE_METRICS_PORT": str(free_port())}
+        if name == "gateway":
+            own["DEFUSE_HTTP_PORT"] = str(free_port())
+            self._addresses["gateway-http"] = f"127.0.0.1:{own['DEFUSE_HTTP_PORT']}"
         if name == "gateway" and not self._settings.triton_url:
             own["DEFUSE_SHARED_MEMORY"] = "true"  # Triton and all who can call are this user's, on this host
         child = Child(

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from defuse.v1 import generator_service_pb2_grpc, region_pb2, run_pb2
+from defuse.v1 import generator_service_pb2_grpc, model_pb2, region_pb2, release_pb2, run_pb2
 
 from services.runtime import catalog
 from tests.conftest import ROOT
 from tests.gateway_process import Door, running_gateway
 from tests.unit.client.test_generator import BATCHES, Generator
 
+DIGITS = model_pb2.Model(name="models/digits", classes=map(str, range(10)), image_shape=[28, 28, 1])
 RUN = run_pb2.Run(name="runs/first", state=run_pb2.Run.STATE_SUCCEEDED)
 TIMEOUT_S = 60
 
@@ -31,6 +32,8 @@ def door(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         found.plant(RUN)
         found.store.write_message(catalog.run(RUN.name), RUN)
         region = region_pb2.Region(name="runs/first/regions/r1", true_label="ant", predicted_label="bee")
+        found.store.write_message(catalog.model(DIGITS.name), DIGITS)
+        found.store.write_message(f"{catalog.releases(DIGITS.name)}/1.pb", release_pb2.Release(version=1))
         found.store.write_message(catalog.distillation(RUN.name), region_pb2.Distillation(regions=[region]))
         yield found
     generator.stop(None).wait()
@@ -41,6 +44,7 @@ def door(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     [
         ("gateway_service", "r1 ant taken for bee"),
         ("generator_service", f"1 more failures; goes on from {BATCHES}"),
+        ("monitor_service", "2 stored\n1 labelled"),
         ("operations", "done"),
     ],
 )
@@ -60,5 +64,6 @@ def test_every_example_is_run() -> None:
     assert {path.stem for path in Path(ROOT / "docs" / "examples").glob("*.py")} == {
         "gateway_service",
         "generator_service",
+        "monitor_service",
         "operations",
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from defuse.v1 import gateway_service_pb2, generator_service_pb2
+from defuse.v1 import gateway_service_pb2, generator_service_pb2, monitor_service_pb2
 from google.longrunning import operations_proto_pb2
 from google.protobuf import json_format, message_factory
 
@@ -13,7 +13,7 @@ from protos.document import DOCS, EXAMPLES, SERVICES, document
 
 PAGE = (DOCS / "api.md").read_text()
 CALLS, _, _ = PAGE.partition("\n## Messages\n")
-_MODULES: tuple[Any, ...] = (gateway_service_pb2, generator_service_pb2, operations_proto_pb2)
+_MODULES: tuple[Any, ...] = (gateway_service_pb2, generator_service_pb2, monitor_service_pb2, operations_proto_pb2)
 PUBLIC = {name: service for module in _MODULES for name, service in module.DESCRIPTOR.services_by_name.items()}
 
 

@@ -32,19 +32,24 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def _admit(self, call: grpc.HandlerCallDetails) -> None:
         if (role := roles.needed(call.method)) is not None:
-            caller.enter(self._caller(call.invocation_metadata or ()))
+            caller.enter(caller_of(self._tokens, _said(call.invocation_metadata or ())))
             caller.require(role, call.method.rpartition("/")[2])
 
-    def _caller(self, metadata: Iterable[tuple[str, Any]]) -> Caller:
-        said = next((value for key, value in metadata if key == _HEADER), "")
-        scheme, _, token = said.partition(" ")
-        if scheme.lower() != _SCHEME:
-            raise Unauthenticated(
-                "the call has no token (`authorization: Bearer TOKEN`); set DEFUSE_TOKEN, and ask an admin for one",
-                reason="NO_TOKEN",
-            )
-        if found := self._tokens.caller(token):
-            return found
+
+def _said(metadata: Iterable[tuple[str, Any]]) -> str:
+    return next((value for key, value in metadata if key == _HEADER), "")
+
+
+def caller_of(tokens: Tokens, said: str) -> Caller:
+    """Return who says `Bearer TOKEN`; raise Unauthenticated for nothing of the kind, and for a token of nobody."""
+    scheme, _, token = said.partition(" ")
+    if scheme.lower() != _SCHEME:
         raise Unauthenticated(
-            "the token is not known here; was it replaced? Set DEFUSE_TOKEN to a new one", reason="UNKNOWN_TOKEN"
+            "the call has no token (`authorization: Bearer TOKEN`); set DEFUSE_TOKEN, and ask an admin for one",
+            reason="NO_TOKEN",
         )
+    if found := tokens.caller(token):
+        return found
+    raise Unauthenticated(
+        "the token is not known here; was it replaced? Set DEFUSE_TOKEN to a new one", reason="UNKNOWN_TOKEN"
+    )

@@ -16,7 +16,7 @@ from services.runtime.catalog import shape
 MOST_OBSERVATIONS = 10_000
 MOST_BYTES = 64 << 20
 _LONGEST_ID = 128
-_LONGEST_VERSION = 64
+LONGEST_VERSION = 64
 # The end of the year 9999, as far as timestamps go.
 _LATEST_S = 253_402_300_799
 _VALUE_BYTES = {"FP32": 4, "UINT8": 1}
@@ -89,8 +89,8 @@ def _fault(observation: monitor_pb2.Observation, model: model_pb2.Model) -> str:
         return f"has an id that is refused: use 1 to {_LONGEST_ID} printable characters"
     if not 0 <= observation.time.seconds <= _LATEST_S:
         return f"has a time of {observation.time.seconds} s; give seconds since 1970"
-    if len(observation.version) > _LONGEST_VERSION:
-        return f"has a version of {len(observation.version)} characters; use at most {_LONGEST_VERSION}"
+    if len(observation.version) > LONGEST_VERSION:
+        return f"has a version of {len(observation.version)} characters; use at most {LONGEST_VERSION}"
     if observation.truth and observation.truth not in model.classes:
         return f"shows {observation.truth!r}, which is no class of {names.last(model.name)!r}; name one of its classes"
     return _image_fault(observation, model) or _scores_fault(observation, model)

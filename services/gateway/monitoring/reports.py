@@ -54,7 +54,7 @@ class Reports:
         while True:
             try:
                 await self.finish_abandoned()
-            except (DefuseError, *GONE) as error:
+            except (DefuseError, OSError, *GONE) as error:
                 telemetry.log().warning("reports_wait", error=str(error), retry_s=_LOOK_EVERY_S)
             await asyncio.sleep(_LOOK_EVERY_S)
 

@@ -5,6 +5,7 @@ Each gateway does it: what one has removed the others do not find.
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from defuse import names
@@ -51,6 +52,7 @@ class Retention:
 def past(hours: Iterable[str], kept: timedelta, now: datetime) -> Iterator[str]:
     """Yield the keys of hours whose last moment is further away than observations are kept."""
     for hour in hours:
-        begin = datetime.strptime(names.last(hour), HOUR).replace(tzinfo=UTC)
-        if begin + timedelta(hours=1) + kept < now:
-            yield hour
+        with suppress(ValueError):  # of something that is no hour
+            begin = datetime.strptime(names.last(hour), HOUR).replace(tzinfo=UTC)
+            if begin + timedelta(hours=1) + kept < now:
+                yield hour

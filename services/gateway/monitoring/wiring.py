@@ -6,8 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts
 from services.gateway.monitoring.deletion import Deletions
+from services.gateway.monitoring.halves import Halves
+from services.gateway.monitoring.http_server import HttpServer
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.monitors import Monitors
+from services.gateway.monitoring.observing import Observing
 from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.retention import Retention
 from services.gateway.monitoring.service import MonitorRooms, MonitorService
@@ -15,6 +18,7 @@ from services.gateway.monitoring.subjects import Subjects
 from services.gateway.monitoring.truths import Truths
 from services.gateway.monitoring.webhooks import Webhooks
 from services.gateway.runs import Runs
+from services.gateway.settings import GatewaySettings
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
@@ -24,7 +28,7 @@ from services.runtime.queue import Queue
 class Monitoring:
     """What takes in the traffic of models, and what tells of it."""
 
-    def __init__(self, queue: Queue, store: ArtifactStore, runs: Runs) -> None:
+    def __init__(self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs) -> None:
         subjects = Subjects(Catalog(store))
         index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
         webhooks = Webhooks()
@@ -44,7 +48,10 @@ class Monitoring:
                 alert_runs=self.alert_runs,
             )
         )
-        self._loops = (self.reports.run, Retention(store).run, webhooks.run)
+        observing = Observing(Halves(queue), self.reports, subjects)
+        self._loops = [self.reports.run, Retention(store).run, webhooks.run, *observing.loops]
+        if settings.http_port:
+            self._loops.append(HttpServer(settings, observing).run)
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:

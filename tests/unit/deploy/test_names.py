@@ -90,7 +90,7 @@ def test_addresses_have_the_ports_that_are_listened_on() -> None:
     named = {match for text in texts for match in re.findall(rf"\b({'|'.join(SETTINGS)}):(\d{{4}})\b", text)}
     assert named == {(name, values["DEFUSE_PORT"]) for name, values in ports.items()}
     published = {name: service["ports"] for name, service in composed.services().items() if "ports" in service}
-    own = [ports["gateway"][f"DEFUSE_{port}"] for port in ("PORT", "METRICS_PORT")]
+    own = [ports["gateway"][f"DEFUSE_{port}"] for port in ("PORT", "HTTP_PORT", "METRICS_PORT")]
     assert published == {"gateway": [f"127.0.0.1:{port}:{port}" for port in own]}
 
 

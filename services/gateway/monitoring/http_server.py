@@ -1,0 +1,123 @@
+"""The gateway's HTTP server: `POST /v1/models/{model}:observe` for what is not Python.
+
+An event is answered with 202 once it lies in Redis, from where it is stored with its other half: senders such as
+KServe's payload logger drop what they cannot get rid of soon.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp.web
+from defuse import names
+from defuse.errors import (
+    Conflict,
+    DefuseError,
+    InvalidInput,
+    LimitExceeded,
+    NotFound,
+    PermissionDenied,
+    StoreFull,
+    Unauthenticated,
+    Unavailable,
+)
+from defuse.tls import TlsFiles
+from defuse.v1 import access_pb2
+
+from services.gateway.access import caller
+from services.gateway.access.interceptor import caller_of
+from services.gateway.access.limits import Limits
+from services.gateway.access.tokens import Tokens
+from services.gateway.monitoring.cloud_events import parsed
+from services.gateway.monitoring.observing import Observing
+from services.gateway.settings import GatewaySettings
+from services.runtime import telemetry
+from services.runtime.interceptors import known_error
+
+_MOST_BYTES = 64 << 20
+_STATUSES: Mapping[type[DefuseError], int] = {
+    InvalidInput: 400,
+    Unauthenticated: 401,
+    PermissionDenied: 403,
+    NotFound: 404,
+    Conflict: 409,
+    LimitExceeded: 429,
+    Unavailable: 503,
+    StoreFull: 507,
+}
+
+
+class HttpServer:
+    """Takes events at a port."""
+
+    def __init__(self, settings: GatewaySettings, observing: Observing) -> None:
+        self._observing = observing
+        self._tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
+        self._limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
+        self._tls = _context(settings.tls)
+        self._socket = _listening(settings.host, settings.http_port)
+
+    async def run(self) -> None:
+        """Serve until the task is cancelled."""
+        application = aiohttp.web.Application(client_max_size=_MOST_BYTES)
+        application.router.add_post("/v1/models/{model}:observe", self._observe)
+        runner = aiohttp.web.AppRunner(application, access_log=None)
+        await runner.setup()
+        try:
+            await aiohttp.web.SockSite(runner, self._socket, ssl_context=self._tls).start()
+            telemetry.log().info("listening_http", address="{}:{}".format(*self._socket.getsockname()[:2]))
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
+
+    async def _observe(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
+        try:
+            with self._limits.counted(self._admitted(request)):
+                model_name = names.model(request.match_info["model"])
+                event = await asyncio.to_thread(parsed, request.headers, await request.read())
+                await self._observing.take(model_name, event)
+        except aiohttp.web.HTTPException:
+            raise
+        except Exception as error:  # noqa: BLE001  # everything becomes a status
+            return _refusal(error)
+        return aiohttp.web.Response(status=202)
+
+    def _admitted(self, request: aiohttp.web.Request) -> str:
+        """Return who asks; raise unless he may report."""
+        if not self._tokens:
+            return request.remote or ""
+        known = caller_of(self._tokens, request.headers.get("authorization", ""))
+        caller.enter(known)
+        caller.require(access_pb2.ROLE_OPERATOR, "observe")
+        return known.name
+
+
+def _refusal(error: Exception) -> aiohttp.web.Response:
+    known = known_error(error)
+    status = next((_STATUSES[cls] for cls in type(known).__mro__ if cls in _STATUSES), 500)
+    if status == 500:
+        telemetry.log().error("event_failed", exc_info=error)
+    wait: dict[str, Any] = (
+        {} if known.retry_after_s is None else {"Retry-After": str(max(1, round(known.retry_after_s)))}
+    )
+    content = {"error": {"message": known.message, "reason": known.reason}}
+    return aiohttp.web.json_response(content, status=status, headers=wait)
+
+
+def _context(tls: TlsFiles) -> ssl.SSLContext | None:
+    if not tls.certificate:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.authority)
+    context.load_cert_chain(tls.certificate, tls.key)
+    if tls.authority:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {host}:{port}: is DEFUSE_HTTP_PORT taken? ({error})") from error

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Door:
     address: str
     redis_url: str
     store: ArtifactStore
+    pid: int = 0
 
     def client(self) -> Client:
         return Client(self.address)
@@ -94,7 +95,7 @@ def running_gateway(root: Path, redis_url: str, *, address: str = "", **variable
     with log.open("w") as file, subprocess.Popen(command, env=environment, cwd=ROOT, stderr=file) as process:
         try:
             eventually(lambda: '"listening"' in log.read_text(), alive=process)
-            yield door
+            yield replace(door, pid=process.pid)
         finally:
             process.terminate()
             process.wait(30)

@@ -7,14 +7,17 @@ import json
 import os
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from defuse import Client, Preprocessing
+from defuse import Client, Preprocessing, names
+from defuse.guard_outputs import METADATA
 
+from benchmarks.gateway import guard
 from benchmarks.gateway.doors import Door, added_ms, in_turns
-from benchmarks.gateway.guard import guarded
+from benchmarks.guarded import guarded
 from benchmarks.stand import SMOKE_IMAGES, read, stand_at
 from services.demo import classifier
 from services.demo.data import digits
@@ -36,12 +39,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home_, _running(home := Path(home_)) as stack:
         figures |= _door(stack, turns, seconds)
         stand = stand_at(home, stack.addresses()["triton"], device="cpu", threads=os.cpu_count() or 1)
-        guard = guarded(stand, data, smoke=arguments.smoke)
-        figures |= guard.figures
-        plain = Door(address=stack.gateway, model=guard.model, image_shape=data.image_shape)
-        asking = Door(
-            address=stack.gateway, model=guard.model, image_shape=data.image_shape, metadata={"defuse-guard": "true"}
-        )
+        world = guarded(stand, data, smoke=arguments.smoke)
+        figures |= guard.figures(stand, data, world)
+        plain = Door(address=stack.gateway, model=names.last(world.model.name), image_shape=data.image_shape)
+        asking = replace(plain, metadata={METADATA: "true"})
         taken = in_turns({"plain": plain, "asking": asking}, turns, batch=1, concurrency=1, seconds=seconds)
         figures["guard_added_ms"] = added_ms(taken, "plain", by="asking", quantile=50)
     print(json.dumps(figures))

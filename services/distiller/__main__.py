@@ -8,8 +8,9 @@ from services.distiller import worker
 from services.distiller.assessing import Tools
 from services.distiller.service import DistillerService
 from services.distiller.settings import DistillerSettings
+from services.distiller.watching import Watcher
 from services.runtime.dependencies import Dependencies
-from services.runtime.queue import DISTILL
+from services.runtime.queue import DISTILL, WATCH
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker
 
@@ -25,13 +26,15 @@ def build(settings: DistillerSettings) -> Service:
             handle=functools.partial(worker.distill, tools),
         )
     }
+    # What is seen of traffic does not wait for a run's regions.
+    watching = Stage(kind=work_pb2.WatchWork, subject=lambda work: work.model, handle=Watcher(tools).watch)
     return Service(
         names=[distiller_service_pb2.DESCRIPTOR.services_by_name["DistillerService"].full_name],
         register=lambda server: distiller_service_pb2_grpc.add_DistillerServiceServicer_to_server(
             DistillerService(tools), server
         ),
         checks=needs.checks,
-        loops=Worker(needs.queue, stages).loops,
+        loops=[*Worker(needs.queue, stages).loops, *Worker(needs.queue, {WATCH: watching}).loops],
         close=needs.queue.close,
     )
 

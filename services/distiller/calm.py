@@ -17,15 +17,15 @@ _STREAM = 0x4C4F4F4B
 _ABOVE = 0.01
 
 
-def calm(lookout: Lookout, classifier: Classifier) -> dict[str, Array]:
-    """Return what m images of the test split look like through a guard and a version of its model.
+def calm(lookout: Lookout, classifier: Classifier, data: LabelledImages) -> dict[str, Array]:
+    """Return what m labelled images look like through a guard and a version of its model.
 
     images (1,): m. hits (k,): how many are inside of each region; hits_low and hits_high (k,), ends of the share's 95 %
     interval; hits_bound (k,), which the true shares exceed with a probability of 0.01 at most. predicted (c,) and
     predicted_bound (c,): the same of the predicted classes. typicality (m,), ascending. correct (1,): how many are
-    read correctly; confidence (1,): the value that as many exceed (Garg et al., 2022).
+    read correctly; confidence (1,): the value that as many exceed (Garg et al., 2022). error_rate (k,): of the regions,
+    by the version that was searched, searched_version (1,); recall (1,): the guard's.
     """
-    data = _images(lookout)
     seen, read = lookout.look(data.images), readings(classifier.classify_stored(data.images))
     count = len(data.labels)
     hits = np.bincount(seen["index"][seen["inside"] > 0], minlength=len(lookout.guard.regions))
@@ -42,13 +42,17 @@ def calm(lookout: Lookout, classifier: Classifier) -> dict[str, Array]:
         "predicted_bound": _bounds(predicted, count),
         "typicality": np.sort(seen["typicality"]),
         "correct": np.array([correct]),
+        "error_rate": np.array([lookout.error_rate(region.region) for region in lookout.guard.regions]),
+        "searched_version": np.array([lookout.run.config.model_version]),
+        "recall": np.array([lookout.guard.recall.value]),
         "confidence": np.sort(read["confidence"])[[count - correct - 1]]
         if correct < count
         else np.zeros(1, np.float32),
     }
 
 
-def _images(lookout: Lookout) -> LabelledImages:
+def reference_images(lookout: Lookout) -> LabelledImages:
+    """Return images of the test split, the same ones each time."""
     split = lookout.split("test")
     generator = np.random.default_rng([lookout.run.config.seed, _STREAM])
     count = min(_MOST_IMAGES, len(split.labels))

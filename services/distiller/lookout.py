@@ -39,6 +39,10 @@ class Lookout:
         """Return a split of the data that the guard's run searched."""
         return self._catalog.split(self.run.config.dataset, name, self.model)
 
+    def error_rate(self, region: str) -> float:
+        """Return how often the version that was searched misreads images of a region."""
+        return float(self._catalog.region(region).error_rate.value)
+
     def _part(self, images: Array, size: int) -> dict[str, Array]:
         floats = as_floats(images)
         rows = np.resize(np.arange(len(images)), size if self.model.fixed_batch_size else len(images))

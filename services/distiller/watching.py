@@ -3,10 +3,11 @@
 import functools
 
 import numpy as np
-from defuse.v1 import model_pb2, work_pb2
+from defuse.errors import NotFound
+from defuse.v1 import model_pb2, monitor_pb2, work_pb2
 
 from services.distiller.assessing import Tools
-from services.distiller.calm import calm
+from services.distiller.calm import calm, reference_images
 from services.distiller.gaussian import Array
 from services.distiller.lookout import Lookout, as_logits, filled, nothing_seen, readings
 from services.runtime import catalog
@@ -46,6 +47,24 @@ class Watcher:
         if work.latents_alone and "image" in arrays:
             kept = {name: array for name, array in arrays.items() if name != "image"}
             self._store.write_arrays(catalog.observed_images(work.batch), kept)
+        self._take_out_what_was_deleted(work.batch)
+
+    def _take_out_what_was_deleted(self, batch: str) -> None:
+        """Take the observations out of what was written that somebody took out of the record meanwhile."""
+        left = {catalog.observation_digest(one.id) for one in self._record(batch).observations}
+        for key in (catalog.watched(batch), catalog.observed_images(batch)):
+            arrays = self._store.read_arrays(key) if self._store.exists(key) else {"id": np.zeros((0, 16), np.uint8)}
+            kept = np.array([row.tobytes() in left for row in arrays["id"]], bool)
+            if not left:
+                self._store.remove(key)
+            elif not kept.all() and "image" not in arrays:
+                self._store.write_arrays(key, {name: array[kept] for name, array in arrays.items()})
+
+    def _record(self, batch: str) -> monitor_pb2.ObservationBatch:
+        try:
+            return self._store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
+        except NotFound:
+            return monitor_pb2.ObservationBatch()
 
     def _of_images(
         self, arrays: dict[str, Array], seen: dict[str, Array], guard: str, model: model_pb2.Model
@@ -53,9 +72,9 @@ class Watcher:
         lookout = self._lookout(guard)
         if not self._store.exists(key := catalog.guard_reference(guard)):
             classifier = self._tools.inference.classifier(model, version=model.champion_version)
-            self._store.create_arrays(key, calm(lookout, classifier))
-        rows = np.flatnonzero(arrays["has_image"])
-        return filled(lookout.look(arrays["image"][rows]), rows, seen) if len(rows) else seen
+            self._store.create_arrays(key, calm(lookout, classifier, reference_images(lookout)))
+        rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) are of these alone
+        return filled(lookout.look(arrays["image"]), rows, seen) if len(rows) else seen
 
     def _read(self, guard: str) -> Lookout:
         model = Catalog(self._store).model("/".join(guard.split("/")[:2]))
@@ -64,10 +83,11 @@ class Watcher:
 
 def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
     """Return what scores alone say, in the rows that have some; a predicted class of -1 in the others."""
-    count = len(arrays["has_scores"])
+    count = len(arrays["id"])
     unread: dict[str, Array] = {
         "predicted": np.full(count, -1, np.int64),
         "confidence": np.full(count, np.nan, np.float32),
     }
     rows = np.flatnonzero(arrays["has_scores"])
-    return filled(readings(as_logits(arrays["scores"][rows], model)), rows, {**nothing_seen(count), **unread})
+    read = readings(as_logits(arrays["scores"][rows], model))
+    return {"id": arrays["id"], **filled(read, rows, {**nothing_seen(count), **unread})}

@@ -10,6 +10,8 @@ from defuse.v1 import (
     gateway_service_pb2,
     gateway_service_pb2_grpc,
     generator_service_pb2_grpc,
+    monitor_service_pb2,
+    monitor_service_pb2_grpc,
     trial_pb2,
 )
 from google.longrunning import operations_pb2_grpc
@@ -31,6 +33,7 @@ from services.gateway.inference import passage
 from services.gateway.inference.passage import InferencePassage
 from services.gateway.inference.routes import Routes
 from services.gateway.inference.tally import Tally
+from services.gateway.monitoring.wiring import Monitoring
 from services.gateway.operations import Operations
 from services.gateway.operations_service import OperationsService
 from services.gateway.passing import GeneratorPassage
@@ -84,6 +87,7 @@ def build(settings: GatewaySettings) -> Service:
         generator=generator,
         distiller=distiller,
     )
+    monitoring = Monitoring(needs.queue, needs.store, runs)
     passages = (
         GeneratorPassage(settings.generator_url, settings.tls),
         InferencePassage(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),
@@ -92,6 +96,7 @@ def build(settings: GatewaySettings) -> Service:
     def register(server: grpc.aio.Server) -> None:
         gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(rooms), server)
         operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(operations), server)
+        monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server(monitoring.service, server)
         server.add_generic_rpc_handlers(passages)
 
     async def close() -> None:
@@ -99,16 +104,28 @@ def build(settings: GatewaySettings) -> Service:
             await connected.close()
         await needs.queue.close()
 
+    folds = {
+        "runs": runs.apply,
+        "corrections": corrections.apply,
+        "publications": publications.apply,
+        "models": monitoring.monitors.apply,
+    }
     return Service(
         names=[
             gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name,
+            monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name,
             passing.SERVICE.full_name,
             passage.SERVICE.full_name,
             operations_service.SERVICE.full_name,
         ],
         register=register,
         checks=needs.checks,
-        loops=[*EventLoop(needs.queue, needs.store, runs, corrections, publications).loops, routes.run, tally.run],
+        loops=[
+            *EventLoop(needs.queue, needs.store, folds).loops,
+            *monitoring.loops,
+            routes.run,
+            tally.run,
+        ],
         close=close,
         interceptors=_doorkeepers(settings, rooms.journal),
     )

@@ -1,32 +1,31 @@
-"""What the stages say, folded into runs, corrections and releases; each event is stored before it has an effect."""
+"""What the stages say, folded into the records that it is about; each event is stored before it has an effect."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+from defuse import names
 from defuse.errors import DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import work_pb2
 
-from services.gateway.corrections import Corrections
-from services.gateway.publications import Publications
-from services.gateway.runs import Runs
 from services.runtime import catalog, telemetry, tracing
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, Delivery, Queue
 from services.runtime.worker import RETRY_S, keep_measuring, patiently
 
+Fold = Callable[[work_pb2.Event], Awaitable[Any]]
+# Of what is seen of traffic the batches are the record.
+_UNRECORDED = "models"
+
 
 class EventLoop:
-    """Reads the stream `events`."""
+    """Reads the stream `events`; each event is folded by the collection that its subject belongs to."""
 
-    def __init__(
-        self, queue: Queue, store: ArtifactStore, runs: Runs, corrections: Corrections, publications: Publications
-    ) -> None:
+    def __init__(self, queue: Queue, store: ArtifactStore, folds: Mapping[str, Fold]) -> None:
         self._queue = queue
         self._store = store
-        self._runs = runs
-        self._corrections = corrections
-        self._publications = publications
+        self._folds = folds
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
@@ -77,12 +76,10 @@ class EventLoop:
             await asyncio.to_thread(self._store.write_message, key, event)
 
     async def _fold(self, event: work_pb2.Event) -> None:
-        if "/corrections/" in event.subject:
-            await self._corrections.apply(event)
-        elif "/publications/" in event.subject:
-            await self._publications.apply(event)
-        else:
-            await self._runs.apply(event)
+        fold = self._folds.get(_collection(event))
+        if fold is None:
+            raise NotFound(f"nothing here is called {event.subject!r}", reason="UNKNOWN_SUBJECT")
+        await fold(event)
 
 
 def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager[None]:
@@ -93,9 +90,14 @@ def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager
     return tracing.message("event", delivery.trace, subject=event.subject, kind=kind)
 
 
+def _collection(event: work_pb2.Event) -> str:
+    """Return what a subject is one of: `corrections` for `runs/a/corrections/c1`."""
+    return names.last(event.subject.rpartition("/")[0])
+
+
 def _event_key(event: work_pb2.Event) -> str | None:
     kind = event.WhichOneof("kind")
-    if kind == "progress" or not event.subject:
+    if kind == "progress" or not event.subject or _collection(event) == _UNRECORDED:
         return None
     return catalog.event(event.subject, f"{kind}{_occurrence(event)}")
 

@@ -162,6 +162,12 @@ class ArtifactStore:
         """Remove an artifact that nobody will ask for again."""
         self._discard(self._path(key))
 
+    def remove_below(self, prefix: str) -> None:
+        """Remove every artifact below a prefix; several may do so at the same time."""
+        with suppress(FileNotFoundError):
+            self._fs.rm(self._path(prefix), recursive=True)
+        self._fs.invalidate_cache()
+
     def _on_this_disk(self, key: str) -> BinaryIO:
         path = self._path(key)
         if self._copies is None:

@@ -150,24 +150,66 @@ def guard_reference(name: str) -> str:
     return f"{name}/reference.safetensors"
 
 
+def observed_hours(model_name: str) -> str:
+    """The hours in which something was reported."""
+    return f"{model_name}/observations"
+
+
 def observations(model_name: str, hour: str) -> str:
     """Batches that were reported within an hour, `2026-11-26-14`, UTC."""
-    return f"{model_name}/observations/{hour}"
+    return f"{observed_hours(model_name)}/{hour}"
 
 
 def reported(batch: str) -> str:
-    """What was reported, an ObservationBatch without images; `batch` is the key of a batch below `observations`."""
+    """What was reported, an ObservationBatch without images; `batch` is the key of a batch below `observations`.
+
+    Written last of what is reported: a batch exists once it is there.
+    """
     return f"{batch}/reported.pb"
 
 
 def observed_images(batch: str) -> str:
-    """Images (n, h, w, c) uint8 and scores (n, k) of a batch, in the order of what was reported."""
+    """Images and scores of a batch of n, in the order of what was reported.
+
+    `id` (n, 16) uint8 names the rows by what `observation_digest` gives; `has_image` (n,) bool, `image` (m, h, w, c)
+    uint8: of the m rows that have one; `has_scores` (n,) bool, `scores` (n, k) float32, zeros where there are none.
+    """
     return f"{batch}/images.safetensors"
 
 
+def truths(batch: str) -> str:
+    """What was said afterwards that observations of a batch show, in the order of the keys: the last word counts.
+
+    Each is an ObservationBatch whose observations have `id` and `truth` alone.
+    """
+    return f"{batch}/truths"
+
+
+def truth(batch: str, moment: datetime, unique: str) -> str:
+    return f"{truths(batch)}/{moment:%Y%m%d%H%M%S.%f}-{unique}.pb"
+
+
+def observation_digest(observation_id: str) -> bytes:
+    """What names the row of an observation in the arrays of its batch; 16 bytes."""
+    return hashlib.sha256(observation_id.encode()).digest()[:16]
+
+
+def monitor_config(model_name: str) -> str:
+    """How the traffic of a model is watched."""
+    return f"{model_name}/monitor/config.pb"
+
+
 def watched(batch: str) -> str:
-    """What a guard says of a batch: region index, inside, risk, typicality, latent; and what its scores say."""
+    """What a guard says of a batch: region index, inside, risk, typicality, latent; and what its scores say.
+
+    `id` names its rows as in `observed_images`, so that a row can be taken out whatever was taken out before.
+    """
     return f"{batch}/watched.safetensors"
+
+
+def alerts(model_name: str) -> str:
+    """The alerts of a model; their names sort by time."""
+    return f"{model_name}/alerts"
 
 
 def alert(name: str) -> str:

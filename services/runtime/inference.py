@@ -236,6 +236,18 @@ def preprocess(images: Any, model: model_pb2.Model, *, out: Any = None) -> Any:
     return out
 
 
+def restored(inputs: Array, model: model_pb2.Model) -> Array:
+    """Undo `preprocess`: return stored images (n, h, w, c) uint8 of a classifier's inputs, to the nearest byte."""
+    pixels = inputs.astype(np.float32)
+    if _channels_last(model):
+        pixels = pixels.transpose(0, 3, 1, 2)  # (n, c, h, w)
+    declared = model.preprocessing
+    for channel, (mean, std) in enumerate(zip(declared.mean, declared.std, strict=True)):
+        pixels[:, channel] *= std
+        pixels[:, channel] += mean
+    return as_stored((pixels - np.float32(declared.low)) / np.float32(declared.high - declared.low))
+
+
 def _normalise(pixels: Any, declared: model_pb2.Preprocessing) -> None:
     """Bring pixels (n, c, h, w) from [0, 1] to the declared range, mean and standard deviation, in place."""
     if declared.high - declared.low != 1:

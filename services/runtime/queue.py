@@ -25,9 +25,9 @@ from services.runtime import tracing
 
 # Every key that Defuse has in Redis begins like this.
 KEY = "defuse:"
-PREPARE, PLAN, IDENTIFY, DISTILL, TRAIN, CHOOSE, PUBLISH, EVENTS = (
+PREPARE, PLAN, IDENTIFY, DISTILL, WATCH, TRAIN, CHOOSE, PUBLISH, EVENTS = (
     f"{KEY}stream:{stage}"
-    for stage in ("prepare", "plan", "identify", "distill", "train", "choose", "publish", "events")
+    for stage in ("prepare", "plan", "identify", "distill", "watch", "train", "choose", "publish", "events")
 )
 GROUP = "workers"
 MAX_DELIVERIES = 5

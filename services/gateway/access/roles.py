@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2
+from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2, monitor_service_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError
@@ -43,14 +43,17 @@ def of_contract(service: ServiceDescriptor) -> dict[str, Role]:
 
 _GATEWAY = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
 _GENERATOR = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
-_ROLES = {**of_contract(_GATEWAY), **of_contract(_GENERATOR), **_METHODS}
+_MONITOR = monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"]
+_ROLES = {**of_contract(_GATEWAY), **of_contract(_GENERATOR), **of_contract(_MONITOR), **_METHODS}
 _IDENTIFY = f"/{_GENERATOR.full_name}/Identify"
+# What is reported says itself when and of what; an event for each batch would outgrow it.
+_REPORT = f"/{_MONITOR.full_name}/Report"
 _LOOKING = {
     f"/{service.full_name}/{method.name}"
-    for service in (_GATEWAY, _GENERATOR)
+    for service in (_GATEWAY, _GENERATOR, _MONITOR)
     for method in service.methods
     if method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
-}
+} | {_REPORT}
 
 
 @cache  # of the calls that are offered, and no others

@@ -13,6 +13,8 @@ _MODEL_NAME, _MODEL_VERSION, _ID = 0x0A, 0x12, 0x1A
 # Tags of the fields with the outputs that are asked for and with the tensors' contents, and the wire type of bytes.
 _OUTPUTS, _RAW_CONTENTS, _BYTES = 0x32, 0x3A, 2
 _SHARED = b"shared_memory_region"
+# Bytes up to which it is quicker to look at all of a request than to pass over its contents.
+_SMALL = 16_384
 _MORE = 0x80
 # A length has ten bytes at most, of seven bits each.
 _LONGEST_BITS = 70
@@ -57,6 +59,8 @@ def retargeted(request: bytes, target: Target, *, model: str, version: str) -> b
 
 def may_refer_to_memory(request: bytes) -> bool:
     """Say whether tensors of a serialized ModelInferRequest may be in shared memory; their contents are passed over."""
+    if len(request) < _SMALL and _SHARED not in request:
+        return False
     fields = _top_level_fields(request)
     if fields is None:
         return _SHARED in request  # no field of today's: look everywhere

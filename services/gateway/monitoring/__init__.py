@@ -1,1 +1,1 @@
-"""Production traffic: reported observations, what they say of known regions, alerts."""
+"""Production traffic at the public door: taken in, kept for a while, deleted on request; alerts told to who listens."""

@@ -20,6 +20,8 @@ from services.gateway.monitoring.sequential import (
 Kind = monitor_pb2.Alert
 # Shares of the evidence: known regions are what is watched for first. They add up to 1, so the run length holds.
 _WEIGHTS = {Kind.KIND_REGION_HITS: 0.5, Kind.KIND_PREDICTION_DRIFT: 0.25, Kind.KIND_LATENT_DRIFT: 0.25}
+# Less than this of a region, found beyond calm, tells nothing of how much moved there.
+_LEAST_RECALL = 0.1
 # What an alert was raised about raises no other within so large a part of the expected run length.
 _SILENCE = 0.1
 
@@ -163,7 +165,9 @@ def _count(state: monitor_pb2.MonitorState, seen: Seen, calm: Calm, count: int) 
     read = arrays["predicted"] >= 0
     classes = np.bincount(arrays["predicted"][read], minlength=len(calm.classes))
     state.predicted[:] = (np.array(state.predicted) + classes).tolist()
-    state.confident += int((arrays["confidence"][read] > calm.arrays["confidence"][0]).sum())
+    outside = read & (arrays["inside"] == 0)
+    state.outside += int(outside.sum())
+    state.confident += int((arrays["confidence"][outside] > calm.arrays["confidence"][0]).sum())
     ranks = calm.ranks(arrays["typicality"][arrays["index"] >= 0])
     state.ranked += len(ranks)
     state.rank_sum += float(ranks.sum())
@@ -181,10 +185,27 @@ def _tell(state: monitor_pb2.MonitorState, calm: Calm) -> None:
     if total := predicted.sum():
         reference = calm.arrays["predicted"] / calm.images
         monitor.prediction_drift = float(np.abs(predicted / total - reference).sum() / 2)
-        monitor.estimated_accuracy = state.confident / int(total)
+    if state.outside:
+        monitor.estimated_accuracy = _estimated_accuracy(state, calm)
     if state.ranked:
         monitor.latent_drift = 2 * state.rank_sum / state.ranked - 1
     monitor.update_time.GetCurrentTime()
+
+
+def _estimated_accuracy(state: monitor_pb2.MonitorState, calm: Calm) -> float:
+    """Return the share that is read correctly, as far as it can be told without truth.
+
+    Outside of the regions by confidence. More hits than in calm, over the share of a region that the guard finds, moved
+    there, and are misread as the searched version misreads the region.
+    """
+    usual = state.confident / state.outside
+    if set(state.monitor.versions) != {str(calm.arrays["searched_version"][0])}:
+        return usual
+    hits = np.array([one.hits for one in state.monitor.hits]) / state.monitor.observations
+    at_rest = calm.arrays["hits"] / calm.images
+    moved = np.clip((hits - at_rest) / np.maximum(calm.arrays["recall"][0] - at_rest, _LEAST_RECALL), 0, 1)
+    moved = moved / max(1.0, float(moved.sum()))
+    return float((1 - moved.sum()) * usual + (moved * (1 - calm.arrays["error_rate"])).sum())
 
 
 def _alert(

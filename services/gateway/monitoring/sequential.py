@@ -19,6 +19,8 @@ ODDS_RATIOS = np.array([1.5, 2.0, 4.0, 8.0, 20.0])
 STAKES = np.array([-1.2, -0.6, -0.3, 0.3, 0.6, 1.2])
 """What is bet on a mean rank above or below one half: alternatives again."""
 
+# Evidence is not counted beyond this: of infinity nothing comes back.
+_MOST = 1e300
 # Quantile of the normal distribution: how sure it is that a mean rank in calm is as near to one half as is allowed for.
 _SURE = 2.6
 
@@ -50,6 +52,6 @@ def accumulated(evidence: Array, factors: Array, told: Array) -> Array:
     """
     path = np.empty_like(factors)
     for step, factor in enumerate(factors):
-        evidence = (evidence + 1) * factor if told[step] else evidence
+        evidence = np.minimum((evidence + 1) * factor, _MOST) if told[step] else evidence
         path[step] = evidence
     return path

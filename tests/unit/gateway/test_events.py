@@ -63,7 +63,7 @@ def test_an_event_waits_for_room(redis_url: str, tmp_path: Any, monkeypatch: pyt
 
     async def story() -> tuple[int, int]:
         queue = Queue(redis_url, claim_after_s=0.05)
-        loop = EventLoop(queue, store, Runs(), None, None)  # type: ignore[arg-type]
+        loop = EventLoop(queue, store, {"runs": Runs().apply})
         await queue.open([EVENTS])
         await queue.send(EVENTS, failed("planted"))
         task = asyncio.create_task(loop.run())

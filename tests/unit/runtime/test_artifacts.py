@@ -218,3 +218,12 @@ def test_what_is_removed_is_gone(store: ArtifactStore, monkeypatch: pytest.Monke
         assert not store.exists("a/key")
     monkeypatch.setattr(store._fs, "exists", lambda _: True)  # it was there a moment ago
     store.remove("a/key")
+
+
+def test_what_lies_below_a_prefix_goes(store: ArtifactStore) -> None:
+    """All of it and nothing else; again it changes nothing."""
+    for key in ("a/b/one", "a/b/c/two", "a/bc"):
+        store.write_bytes(key, b"x")
+    for _ in range(2):
+        store.remove_below("a/b")
+    assert store.keys("a") == ["a/bc"]

@@ -10,7 +10,7 @@ import torch
 from defuse.errors import Unavailable
 from defuse.v1 import model_pb2
 
-from services.runtime.inference import Classifier, InferenceClient, as_floats, as_stored, preprocess
+from services.runtime.inference import Classifier, InferenceClient, as_floats, as_stored, preprocess, restored
 from services.runtime.processes import free_port
 from services.runtime.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY, Request, Wanted
 
@@ -55,6 +55,18 @@ def test_every_byte_survives_the_way_to_floats_and_back() -> None:
     """No stored value is changed by the way there and back, in any channel."""
     stored = np.random.default_rng(0).permutation(np.arange(256, dtype=np.uint8).repeat(3)).reshape(4, 8, 8, 3)
     np.testing.assert_array_equal(as_stored(as_floats(stored)), stored)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    "preprocessing",
+    [{}, {"low": -1.0}, {"high": 255.0}, {"mean": [0.1, 0.5, 0.9], "std": [0.3, 0.01, 2.0], "low": -1.0, "high": 2.0}],
+)
+def test_every_byte_survives_the_way_to_the_input_and_back(layout: str, preprocessing: dict[str, Any]) -> None:
+    """Whatever the model declares."""
+    stored = np.random.default_rng(0).permutation(np.arange(256, dtype=np.uint8).repeat(3)).reshape(4, 8, 8, 3)
+    declared = model(layout, preprocessing=preprocessing)
+    np.testing.assert_array_equal(restored(preprocess(as_floats(stored), declared), declared), stored)
 
 
 def test_input_of_plain_floats() -> None:

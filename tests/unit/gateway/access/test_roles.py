@@ -1,18 +1,27 @@
 """Which role each call needs; the contract's own options are the table of our services."""
 
 import pytest
-from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2
+from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2, monitor_service_pb2
+from google.protobuf.descriptor import ServiceDescriptor
 
 from services.gateway.access.caller import word
-from services.gateway.access.roles import needed, of_contract
+from services.gateway.access.roles import may_change, needed, of_contract
 
 GATEWAY = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
+MONITOR = monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"]
 GENERATOR = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
 
 
-def test_every_call_of_the_gateway_says_its_role() -> None:
+@pytest.mark.parametrize("service", [GATEWAY, MONITOR], ids=lambda service: str(service.name))
+def test_every_call_of_the_gateway_says_its_role(service: ServiceDescriptor) -> None:
     """No call is forgotten: what has no role in the contract is not offered, and all of the gateway's are."""
-    assert [path.rpartition("/")[2] for path in of_contract(GATEWAY)] == [method.name for method in GATEWAY.methods]
+    assert [path.rpartition("/")[2] for path in of_contract(service)] == [method.name for method in service.methods]
+
+
+def test_what_of_monitoring_is_told_of() -> None:
+    """Whoever deletes, labels or configures leaves an event; who reports leaves what he reported."""
+    told = {method.name for method in MONITOR.methods if may_change(f"/{MONITOR.full_name}/{method.name}")}
+    assert told == {"AttachTruth", "DeleteObservations", "ConfigureMonitor", "StartAlertRun"}
 
 
 def test_what_of_the_generator_is_offered() -> None:

@@ -32,6 +32,9 @@ def calm() -> Calm:
         "predicted_bound": np.array([0.55, 0.55]),
         "typicality": np.linspace(0, 1, 1000),
         "correct": np.array([900]),
+        "error_rate": np.array([0.9, 0.5]),
+        "searched_version": np.array([1]),
+        "recall": np.array([0.8]),
         "confidence": np.array([0.6]),
     }
     return Calm(guard=guard, classes=CLASSES, arrays=arrays)
@@ -75,6 +78,19 @@ def test_calm_traffic_is_counted_and_raises_nothing() -> None:
     assert monitor.prediction_drift < 0.05
     assert abs(monitor.latent_drift) < 0.1
     assert 0.7 < monitor.estimated_accuracy < 0.9
+
+
+def test_accuracy_without_truth() -> None:
+    """Confidence knows nothing of a blind spot, but known regions do, where the version that was searched answers."""
+    moved = traffic(100, rates=(0.41, 0.01))  # so 0.39 of 0.78 moved
+    estimates = []
+    for version in ("1", "2"):
+        state = fresh()
+        seen = Seen(arrays=moved.arrays, versions=[version] * 100)
+        fold(state, seen, calm(), expected_run_length=1e300)
+        estimates.append(state.monitor.estimated_accuracy)
+    assert abs(estimates[0] - (0.5 * 0.8 + 0.5 * 0.1)) < 0.12
+    assert abs(estimates[1] - 0.8) < 0.12
 
 
 def test_batches_fold_as_one() -> None:

@@ -1,0 +1,190 @@
+"""Runs on what production showed: the captured images of a region that an alert is about."""
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from defuse import names
+from defuse.errors import InvalidInput, NotFound, NotReady
+from defuse.v1 import dataset_pb2, guard_pb2, model_pb2, monitor_pb2, run_pb2
+
+from services.gateway.monitoring.alerts import Alerts
+from services.gateway.monitoring.captured import Captured, Period, captured
+from services.gateway.runs import Runs
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import SEARCHED_SPLIT, Catalog, label_map
+from services.runtime.streamed import StreamedArray
+
+Array = npt.NDArray[Any]
+_LONGEST_ID = 63
+_VAE_PARTS = {"encoder_digest": "encoder.onnx", "decoder_digest": "decoder.onnx"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cause:
+    """What an alert is about."""
+
+    model: model_pb2.Model
+    guard: guard_pb2.Guard
+    # Position of the region among those of the guard.
+    region: int
+
+    @property
+    def label(self) -> str:
+        return self.guard.regions[self.region].label
+
+
+class AlertRuns:
+    """Starts runs on what caused alerts."""
+
+    def __init__(self, store: ArtifactStore, alerts: Alerts, runs: Runs) -> None:
+        self._store = store
+        self._catalog = Catalog(store)
+        self._alerts = alerts
+        self._runs = runs
+
+    async def start(self, alert_name: str) -> run_pb2.Run:
+        """Return the run of an alert, started now unless it was before.
+
+        Raises InvalidInput for an alert that is about no region, NotReady where no images of it were kept.
+        """
+        alert = await self._alerts.get(alert_name)
+        run_id = run_id_of(alert)
+        if alert.run:
+            return await self._runs.get(alert.run)
+        # Killed between its creation and the note at the alert, the run is found by its id.
+        with suppress(NotFound):
+            return await self._noted(alert, await self._runs.get(names.run(run_id)))
+        config = await asyncio.to_thread(self._config, alert)
+        return await self._noted(alert, await self._runs.create(run_id, config))
+
+    async def _noted(self, alert: monitor_pb2.Alert, run: run_pb2.Run) -> run_pb2.Run:
+        alert.run = run.name
+        await self._alerts.keep(alert)
+        return run
+
+    def _config(self, alert: monitor_pb2.Alert) -> run_pb2.RunConfig:
+        """Return the configuration of the guard's run, on other images and of what callers get today."""
+        cause = self._cause(alert)
+        images = captured(self._store, cause.model.name, cause.region, self._period(alert, cause.guard))
+        if not images:
+            raise NotReady(
+                f"no image is kept of those that caused {names.last(alert.name)!r}; a run needs KEEP_IMAGES, and "
+                "images that are neither deleted nor past their retention",
+                reason="NO_IMAGES_KEPT",
+            )
+        before = self._catalog.run(cause.guard.run).config
+        config = run_pb2.RunConfig()
+        config.CopyFrom(before)
+        config.dataset = self._dataset(before.dataset, cause, images)
+        # Of the run's versions Triton may have dropped some since.
+        config.model_version = config.validity.oracle_version = 0
+        config.validity_from = ""  # whose advice is part of the configuration already
+        config.preflight.declared_accuracy = 0  # these images are expected to be misread
+        self._give_vae(before, config.vae)
+        return config
+
+    def _cause(self, alert: monitor_pb2.Alert) -> _Cause:
+        if alert.kind != monitor_pb2.Alert.KIND_REGION_HITS:
+            raise InvalidInput(
+                f"{names.last(alert.name)!r} is about no region; runs are started by alerts about regions",
+                reason="NO_REGION_ALERT",
+                field="name",
+            )
+        model = self._catalog.model(names.parent(alert.name))
+        for guard in reversed(self._catalog.guards(model.name)):
+            regions = [region.region for region in guard.regions]
+            if alert.subject in regions and guard.create_time.ToNanoseconds() <= alert.create_time.ToNanoseconds():
+                return _Cause(model=model, guard=guard, region=regions.index(alert.subject))
+        raise NotReady(
+            f"no guard of {names.last(model.name)!r} knows region {alert.subject!r} any more", reason="GUARD_NOT_FOUND"
+        )
+
+    def _period(self, alert: monitor_pb2.Alert, guard: guard_pb2.Guard) -> Period:
+        """Return the time in which the images came: a monitor begins anew with a guard, and behind each alert."""
+        earlier = [name for name in self._store.keys(catalog.alerts(names.parent(alert.name))) if name < alert.name]
+        begins = [guard.create_time.ToDatetime(UTC)]
+        if earlier:
+            last = self._store.read_message(catalog.alert(earlier[-1]), monitor_pb2.Alert)
+            begins.append(last.create_time.ToDatetime(UTC))
+        return Period(since=max(begins), until=alert.create_time.ToDatetime(UTC))
+
+    def _dataset(self, base_name: str, cause: _Cause, images: Sequence[Captured]) -> str:
+        """Return the name of a data set whose searched split are these images; made unless it is there."""
+        base = self._catalog.dataset(base_name)
+        name = names.dataset(_digest(base_name, cause, images))
+        if self._store.exists(catalog.dataset(name)):
+            return name
+        made, label = _described(base, cause.model, cause.label)
+        count = sum(len(part.rows) for part in images)
+        made.name, made.display_name = name, f"captured in {cause.guard.regions[cause.region].region}"
+        for split in made.splits:
+            if split.name != SEARCHED_SPLIT:
+                self._copy(catalog.split(base_name, split.name), catalog.split(name, split.name))
+                continue
+            split.size, split.cut_by_seed = count, False
+            shape = (count, *base.image_shape)
+            arrays = {
+                "x": StreamedArray(shape=shape, dtype=np.uint8, parts=(part.read() for part in images)),
+                "y": StreamedArray.whole(np.full(count, label, np.int64)),
+            }
+            self._store.write_streamed(catalog.split(name, SEARCHED_SPLIT), arrays)
+        # Written last: a data set exists once it is whole.
+        self._store.write_message(catalog.dataset(name), made)
+        return name
+
+    def _give_vae(self, before: run_pb2.RunConfig, vae: run_pb2.VaeConfig) -> None:
+        """Let a run use the VAE of another, as a pair of files that somebody brought."""
+        if vae.encoder_digest:
+            return
+        for field, part in _VAE_PARTS.items():
+            content = self._store.read_bytes(catalog.vae(before, part))
+            digest = hashlib.sha256(content).hexdigest()
+            if not self._store.exists(catalog.file(digest)):
+                self._store.write_bytes(catalog.file(digest), content)
+            setattr(vae, field, digest)
+
+    def _copy(self, source: str, target: str) -> None:
+        with self._store.open(source) as read, self._store.writing(target) as written:
+            shutil.copyfileobj(read, written)
+
+
+def run_id_of(alert: monitor_pb2.Alert) -> str:
+    """Return the id of the run of an alert: the model's, shortened where both are too long, and the alert's."""
+    alert_id = names.last(alert.name)
+    model_id = names.last(names.parent(alert.name))
+    return f"{model_id[: _LONGEST_ID - len(alert_id) - 1]}-{alert_id}"
+
+
+def _digest(base_name: str, cause: _Cause, images: Sequence[Captured]) -> str:
+    """Return a digest of what a data set is made of; an observation, once stored, never changes."""
+    content = hashlib.sha256(f"{base_name}:{cause.model.name}:{cause.label}".encode())
+    for part in images:
+        content.update(part.ids.tobytes())
+    return content.hexdigest()[:16]
+
+
+def _described(base: dataset_pb2.Dataset, model: model_pb2.Model, label: str) -> tuple[dataset_pb2.Dataset, int]:
+    """Return a description like that of another data set, in which there is a label, and how it is stored there."""
+    made = dataset_pb2.Dataset()
+    made.CopyFrom(base)
+    made.create_time.GetCurrentTime()
+    class_id = list(model.classes).index(label)
+    stored = np.flatnonzero(label_map(base, model) == class_id)
+    if len(stored):
+        return made, int(stored[0])
+    if not base.classes:  # plain class ids
+        value = class_id
+    else:
+        value = len(base.classes)
+        made.classes.append(label if set(base.classes) <= set(model.classes) else str(class_id))
+    made.label_count = max(made.label_count, value + 1)
+    return made, value

@@ -1,0 +1,92 @@
+"""Observations that are taken out of the store: images, scores, latents, truth."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+
+from defuse import names
+from defuse.errors import InvalidInput, NotFound
+from defuse.v1 import monitor_pb2
+
+from services.gateway.monitoring import batches, config
+from services.gateway.monitoring.index import Index
+from services.gateway.monitoring.subjects import Subjects, Told
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+
+MOST_IDS = 10_000
+
+
+class Deletions:
+    """Deletes observations, and tells of which batch they were."""
+
+    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index, told: Told) -> None:
+        self._store = store
+        self._told = told
+        self._subjects = subjects
+        self._index = index
+
+    async def delete(self, model_name: str, ids: Sequence[str]) -> int:
+        """Take observations out of the store; return how many of the ids were known."""
+        if len(ids) > MOST_IDS:
+            raise InvalidInput(
+                f"{len(ids)} ids are more than {MOST_IDS}, the limit; send them in several calls",
+                reason="TOO_LARGE",
+                field="ids",
+            )
+        subject = await self._subjects.of(names.check(model_name, "models/*", field="model"))
+        found = await self._index.find(subject.model.name, list(dict.fromkeys(ids)))
+        for batch, own in found.items():
+            await self._index.check_settled(batch)
+            async with self._index.alone(batch):
+                await asyncio.to_thread(self._take_out, batch, own)
+            # Killed before this, they are found again by who asks again, and what is left of them is taken out.
+            await self._told(subject, batch)
+            await self._index.mark_deleted(subject.model.name, own, config.retention(subject.config))
+        return sum(map(len, found.values()))
+
+    def _take_out(self, batch: str, ids: Sequence[str]) -> None:
+        """Take observations out of each file of a batch.
+
+        The record goes first. Who looks at the batch meanwhile reads the record again when it has written what it saw:
+        either it finds them missing there, or what it has written is there to be changed here.
+        """
+        if not self._keep_record(batch, ids):
+            self._store.remove_below(batch)
+            return
+        gone = set(map(catalog.observation_digest, ids))
+        self._keep_rows(catalog.observed_images(batch), gone)
+        for key in self._store.keys(catalog.truths(batch)):
+            self._keep_said(key, ids)
+        self._keep_rows(catalog.watched(batch), gone)
+
+    def _keep_record(self, batch: str, ids: Collection[str]) -> bool:
+        """Write the record without these observations; return whether others are left."""
+        key = catalog.reported(batch)
+        if not self._store.exists(key):
+            return False
+        left = _without(self._store.read_message(key, monitor_pb2.ObservationBatch), ids)
+        if left.observations:
+            self._store.write_message(key, left)
+        else:
+            self._store.remove(key)
+        return bool(left.observations)
+
+    def _keep_rows(self, key: str, gone: Collection[bytes]) -> None:
+        try:
+            arrays = self._store.read_arrays(key)
+        except NotFound:
+            return  # not looked at yet, or images are not kept
+        if (kept := batches.without(arrays, gone)) is not None:
+            self._store.write_arrays(key, kept)
+
+    def _keep_said(self, key: str, ids: Collection[str]) -> None:
+        left = _without(self._store.read_message(key, monitor_pb2.ObservationBatch), ids)
+        if left.observations:
+            self._store.write_message(key, left)
+        else:
+            self._store.remove(key)
+
+
+def _without(batch: monitor_pb2.ObservationBatch, ids: Collection[str]) -> monitor_pb2.ObservationBatch:
+    gone = set(ids)
+    return monitor_pb2.ObservationBatch(observations=[one for one in batch.observations if one.id not in gone])

@@ -1,0 +1,164 @@
+"""Which batch has an observation, which batches are being stored, and which were handed on: in Redis, for all gateways.
+
+The store is the record. What is here finds things in it, and is forgotten once they are gone from it.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import redis.exceptions
+from defuse import names
+from defuse.errors import Conflict
+from google.protobuf.message import Message
+
+from services.runtime import catalog
+from services.runtime.queue import KEY, WATCH, Queue, fields
+
+# Longer than storing a batch takes: after so long what somebody wanted to store is anybody's.
+LEASE_S = 60
+# Of a deletion's work on one batch.
+_LOCK_S = 60
+# A batch is in the store until the hour it was reported in is past its retention, and the next look at it.
+_LONGER = timedelta(hours=2)
+_DELETED = "-"
+_UNFINISHED = f"{KEY}observed:unfinished"
+
+# Says whether a batch is in the store.
+Exists = Callable[[str], Awaitable[bool]]
+
+
+class Index:
+    """Finds observations. Batches are named by their keys in the store."""
+
+    def __init__(self, queue: Queue, exists: Exists) -> None:
+        self._redis = queue.redis
+        self._exists = exists
+
+    async def place(self, model_name: str, batch_id: str, batch: str, kept: timedelta) -> str:
+        """Return where the batch of this id lies; `batch` unless somebody has begun to store it before."""
+        key = f"{KEY}observed:{names.last(model_name)}:batch:{batch_id}"
+        await self._redis.set(key, batch, nx=True, ex=kept + _LONGER)
+        found = await self._redis.get(key)
+        return found.decode() if found else batch
+
+    async def claim(self, batch: str, ids: Sequence[str], kept: timedelta) -> tuple[str, Sequence[str]]:
+        """Claim observations for a batch that is about to be stored; return a token of the claim and which are its own.
+
+        Those of other batches that are stored, and those that were deleted, are not: they count once. Raises Conflict
+        while another batch with one of them is being stored.
+        """
+        keys = {_id_key(batch, one): one for one in ids}
+        token = uuid.uuid4().hex
+        while True:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                try:
+                    if keys:
+                        await pipe.watch(*keys)
+                    found = await pipe.mget(list(keys)) if keys else []
+                    holders = {key: (holder or b"").decode() for key, holder in zip(keys, found, strict=True)}
+                    taken = {holder for holder in set(holders.values()) if await self._keeps(holder, batch)}
+                    own = [key for key, holder in holders.items() if holder not in taken]
+                    pipe.multi()
+                    for key in own:
+                        pipe.set(key, batch, ex=kept + _LONGER)
+                    pipe.set(_lease_key(batch), token, ex=LEASE_S)
+                    pipe.zadd(_UNFINISHED, {batch: time.time()})
+                    await pipe.execute()
+                except redis.exceptions.WatchError:
+                    continue
+                return token, [keys[key] for key in own]
+
+    async def check(self, batch: str, token: str) -> None:
+        """Raise Conflict when storing took so long that somebody else may have claimed the same observations."""
+        if await self._redis.get(_lease_key(batch)) != token.encode():
+            raise Conflict(
+                f"batch {names.last(batch)!r} is being stored elsewhere; ask again", reason="BATCH_UNDER_WAY"
+            )
+
+    async def hand_on(self, batch: str, work: Message, kept: timedelta) -> None:
+        """Send the work that follows from a stored batch, once."""
+        marker = f"{KEY}observed:handed-on:{batch}"
+        while True:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                try:
+                    await pipe.watch(marker)
+                    sent = await pipe.exists(marker)
+                    pipe.multi()
+                    if not sent:
+                        pipe.set(marker, "1", ex=kept + _LONGER)
+                        pipe.xadd(WATCH, fields(work))
+                    pipe.zrem(_UNFINISHED, batch)
+                    await pipe.execute()
+                except redis.exceptions.WatchError:
+                    continue
+                return
+
+    async def abandoned(self) -> Sequence[str]:
+        """Return batches that somebody began to store long ago and never handed on."""
+        found = await self._redis.zrangebyscore(_UNFINISHED, "-inf", time.time() - LEASE_S)
+        return [batch.decode() for batch in found]
+
+    async def forget(self, batch: str) -> None:
+        """Leave a batch that was never stored to whoever reports it again."""
+        await self._redis.zrem(_UNFINISHED, batch)
+
+    async def find(self, model_name: str, ids: Sequence[str]) -> dict[str, list[str]]:
+        """Return which of these observations each batch has; unknown and deleted ones are left out."""
+        found: dict[str, list[str]] = {}
+        if not ids:
+            return found
+        holders = await self._redis.mget([_key(names.last(model_name), one) for one in ids])
+        for one, holder in zip(ids, holders, strict=True):
+            if holder and holder != _DELETED.encode():
+                found.setdefault(holder.decode(), []).append(one)
+        return found
+
+    async def mark_deleted(self, model_name: str, ids: Sequence[str], kept: timedelta) -> None:
+        """Remember that observations were deleted, so that a late report does not bring them back."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for one in ids:
+                pipe.set(_key(names.last(model_name), one), _DELETED, ex=kept + _LONGER)
+            await pipe.execute()
+
+    async def check_settled(self, batch: str) -> None:
+        """Raise Conflict while a batch is being stored and is not there yet."""
+        if await self._redis.exists(_lease_key(batch)) and not await self._exists(batch):
+            raise _under_way(batch)
+
+    @asynccontextmanager
+    async def alone(self, batch: str) -> AsyncIterator[None]:
+        """Let nobody else change a stored batch while the block runs."""
+        async with self._redis.lock(f"{KEY}observed:lock:{batch}", timeout=_LOCK_S):
+            yield
+
+    async def _keeps(self, holder: str, batch: str) -> bool:
+        """Say whether observations stay with whom they belong to."""
+        if holder in {"", batch}:
+            return False
+        if holder == _DELETED or await self._exists(holder):
+            return True
+        if await self._redis.exists(_lease_key(holder)):
+            raise _under_way(holder)
+        return False  # whoever wanted to store it is dead
+
+
+def _under_way(batch: str) -> Conflict:
+    return Conflict(
+        f"batch {names.last(batch)!r}, which has some of these observations, is being stored; ask again",
+        reason="BATCH_UNDER_WAY",
+    )
+
+
+def _lease_key(batch: str) -> str:
+    return f"{KEY}observed:storing:{batch}"
+
+
+def _id_key(batch: str, observation_id: str) -> str:
+    return _key(names.last(batch.partition("/observations/")[0]), observation_id)
+
+
+def _key(model_id: str, observation_id: str) -> str:
+    return f"{KEY}observed:{model_id}:id:{catalog.observation_digest(observation_id).hex()}"

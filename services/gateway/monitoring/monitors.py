@@ -1,0 +1,170 @@
+"""What is known of each model's traffic, in Redis: changed by compare-and-set, by each batch once."""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import redis.exceptions
+from defuse import names
+from defuse.errors import DefuseError, NotFound
+from defuse.v1 import monitor_pb2, work_pb2
+
+from services.gateway.monitoring import accuracy
+from services.gateway.monitoring.alert_runs import AlertRuns
+from services.gateway.monitoring.alerts import Alerts, name_of
+from services.gateway.monitoring.config import retention
+from services.gateway.monitoring.fold import Calm, Seen, begun, fold
+from services.gateway.monitoring.subjects import Subject, Subjects
+from services.runtime import catalog, telemetry
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.queue import KEY, Queue
+
+_PENDING = f"{KEY}alerts:pending"
+State = monitor_pb2.MonitorState
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """A batch, what was seen of it, and what calm looks like to the guard that looked."""
+
+    batch: str
+    seen: Seen
+    calm: Calm
+
+
+class Monitors:
+    """Folds what the distiller saw, and raises alerts."""
+
+    def __init__(
+        self, queue: Queue, store: ArtifactStore, subjects: Subjects, alerts: Alerts, alert_runs: AlertRuns
+    ) -> None:
+        self._redis = queue.redis
+        self._store = store
+        self._subjects = subjects
+        self._alerts = alerts
+        self._alert_runs = alert_runs
+
+    async def get(self, model_name: str) -> monitor_pb2.Monitor:
+        """Return what is known of a model's traffic; raise NotFound for an unknown name."""
+        subject = await self._subjects.of(model_name)
+        state = _parse(await self._redis.get(_key(model_name, "state")))
+        monitor = state.monitor
+        monitor.name, monitor.guard = f"{model_name}/monitor", monitor.guard or subject.guard
+        monitor.config.CopyFrom(subject.config)
+        monitor.right, monitor.truths = accuracy.total(await self._redis.hvals(_key(model_name, "truth")))
+        return monitor
+
+    async def apply(self, event: work_pb2.Event) -> None:
+        """Fold a batch that was looked at; one that was folded, or deleted meanwhile, changes nothing."""
+        if event.HasField("failed"):
+            telemetry.log().error("batch_not_looked_at", model=event.subject, error=event.failed.error)
+        if not event.HasField("watched"):
+            return
+        subject = await self._subjects.of(event.subject)
+        await self.count_truth(subject, event.watched.batch)
+        look = await asyncio.to_thread(self._look, subject, event.watched) if event.watched.guard else None
+        if look:
+            await self._fold(subject, look)
+        await self.raise_pending()
+
+    async def count_truth(self, subject: Subject, batch: str) -> None:
+        """Count anew how often a batch was read correctly, as far as its truth and what was answered are known."""
+        counts = await asyncio.to_thread(accuracy.counts, self._store, batch, subject.model.classes)
+        key = _key(subject.model.name, "truth")
+        if counts:
+            await self._redis.hset(key, batch, counts)
+            await self._redis.expire(key, retention(subject.config))
+        else:
+            await self._redis.hdel(key, batch)
+
+    async def raise_pending(self) -> None:
+        """Raise alerts whose batches were folded, also by a gateway that died right then: each has its name already."""
+        for data in await self._redis.lrange(_PENDING, 0, -1):
+            alert = monitor_pb2.Alert.FromString(data)
+            model_name = names.parent(alert.name)
+            raised = await self._alerts.raise_(model_name, alert)
+            await self._start_run(await self._subjects.of(model_name), raised)
+            await self._redis.lrem(_PENDING, 1, data)
+
+    async def _start_run(self, subject: Subject, alert: monitor_pb2.Alert) -> None:
+        if not subject.config.start_runs or alert.kind != monitor_pb2.Alert.KIND_REGION_HITS or alert.run:
+            return
+        try:
+            await self._alert_runs.start(alert.name)
+        except DefuseError as error:
+            telemetry.log().warning("no_alert_run", alert=alert.name, reason=error.reason, error=error.message)
+
+    async def _fold(self, subject: Subject, look: _Look) -> None:
+        name = subject.model.name
+        state_key, folded_key = _key(name, "state"), _key(name, "folded")
+        while True:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                try:
+                    await pipe.watch(state_key, folded_key)
+                    if await pipe.sismember(folded_key, look.batch):
+                        return
+                    state = _parse(await pipe.get(state_key))
+                    alerts = await asyncio.to_thread(_changed, state, subject, look)
+                    pipe.multi()
+                    pipe.set(state_key, state.SerializeToString())
+                    pipe.sadd(folded_key, look.batch)
+                    pipe.expire(folded_key, retention(subject.config))
+                    for alert in alerts:
+                        pipe.rpush(_PENDING, alert.SerializeToString())
+                    await pipe.execute()
+                except redis.exceptions.WatchError:
+                    continue
+                _measure(name, look)
+                return
+
+    def _look(self, subject: Subject, watched: work_pb2.Watched) -> _Look | None:
+        try:
+            arrays = self._store.read_arrays(catalog.watched(watched.batch))
+            record = self._store.read_message(catalog.reported(watched.batch), monitor_pb2.ObservationBatch)
+        except NotFound:
+            return None
+        versions = {catalog.observation_digest(one.id): one.version for one in record.observations}
+        calm = Calm(
+            guard=self._subjects.catalog.guard(watched.guard),
+            classes=subject.model.classes,
+            arrays=self._store.read_arrays(catalog.guard_reference(watched.guard)),
+        )
+        answered_by = [versions.get(row.tobytes(), "") for row in arrays["id"]]
+        return _Look(batch=watched.batch, seen=Seen(arrays=arrays, versions=answered_by), calm=calm)
+
+
+def _changed(state: State, subject: Subject, look: _Look) -> list[monitor_pb2.Alert]:
+    """Change a state by a batch, in place; return the alerts that it gives cause to, with their names."""
+    guard = look.calm.guard.name
+    if _number(guard) < _number(state.monitor.guard):
+        return []  # looked at by a guard that was replaced meanwhile
+    if guard != state.monitor.guard:
+        begun(state, look.calm)
+    alerts = fold(state, look.seen, look.calm, expected_run_length=subject.config.expected_run_length)
+    for alert in alerts:
+        alert.create_time.GetCurrentTime()
+        alert.name = name_of(subject.model.name, alert, hashlib.sha256(look.batch.encode()).hexdigest()[:6])
+    return alerts
+
+
+def _measure(model: str, look: _Look) -> None:
+    """Count the hits for Prometheus."""
+    inside = look.seen.arrays["index"][look.seen.arrays["inside"] > 0]
+    for number, hits in enumerate(np.bincount(inside, minlength=len(look.calm.guard.regions)).tolist()):
+        region = look.calm.guard.regions[number].region
+        telemetry.REGION_HITS.labels(names.last(model), region.removeprefix("runs/").replace("/regions/", " ")).inc(
+            hits
+        )
+
+
+def _number(guard: str) -> int:
+    return int(names.last(guard)) if guard else 0
+
+
+def _parse(data: bytes | None) -> State:
+    return State.FromString(data) if data else State()
+
+
+def _key(model_name: str, what: str) -> str:
+    return f"{KEY}monitor:{model_name}:{what}"

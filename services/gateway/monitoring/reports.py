@@ -1,0 +1,116 @@
+"""Batches of observations, stored and handed on: at least once, with exactly one effect.
+
+A gateway can be killed between any two steps; what then happens stands at each.
+"""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from defuse.errors import DefuseError, NotFound
+from defuse.v1 import monitor_pb2, work_pb2
+
+from services.gateway.monitoring import batches, config
+from services.gateway.monitoring.index import Index
+from services.gateway.monitoring.receiving import Batch, check
+from services.gateway.monitoring.subjects import Subject, Subjects
+from services.runtime import catalog, telemetry
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.queue import GONE
+
+HOUR = "%Y-%m-%d-%H"
+_LOOK_EVERY_S = 15.0
+
+
+class Reports:
+    """Takes in what is reported."""
+
+    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index) -> None:
+        self._store = store
+        self._subjects = subjects
+        self._index = index
+
+    async def store(self, subject: Subject, batch: Batch) -> int:
+        """Store a batch, unless it is stored, and have it looked at; return how many observations of it are stored."""
+        try:
+            await asyncio.to_thread(check, batch.observations, subject.model)
+            # Nothing has happened yet. The id of the batch is bound to one place before anything is written there:
+            # killed behind this, the batch goes to the same place when it is reported again, in whatever hour.
+            place = await self._place(subject, batch.id)
+            if not await self._has(place) and not await self._write(subject, batch, place):
+                return 0
+        except DefuseError:
+            telemetry.OBSERVATIONS.labels(subject.model.name, "refused").inc(len(batch.observations))
+            raise
+        stored = await asyncio.to_thread(
+            self._store.read_message, catalog.reported(place), monitor_pb2.ObservationBatch
+        )
+        # Killed before this, the batch is stored and nobody looks at it yet: who reports it again comes past here,
+        # and where nobody does `run` finds it. Killed behind it, the message is there and the caller asks again.
+        await self._hand_on(subject, place)
+        return len(stored.observations)
+
+    async def run(self) -> None:
+        """Hand on what was stored by gateways that died before they did, until the task is cancelled."""
+        while True:
+            try:
+                await self.finish_abandoned()
+            except (DefuseError, *GONE) as error:
+                telemetry.log().warning("reports_wait", error=str(error), retry_s=_LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def finish_abandoned(self) -> None:
+        """Hand on batches that are stored and were left lying; forget those that never came to be stored."""
+        for place in await self._index.abandoned():
+            try:
+                subject = await self._subjects.of(place.partition("/observations/")[0])
+            except NotFound:
+                subject = None
+            if subject and await self._has(place):
+                await self._hand_on(subject, place)
+            else:
+                await self._index.forget(place)
+
+    async def _place(self, subject: Subject, batch_id: str) -> str:
+        """Return the key of a batch: where it was begun before, else in the present hour."""
+        now = datetime.now(UTC)
+        here, before = (_place(subject, now - timedelta(hours=hours), batch_id) for hours in (0, 1))
+        place = await self._index.place(subject.model.name, batch_id, here, config.retention(subject.config))
+        # A Redis that lost its data knows of no batch; who reports one again does so soon.
+        return before if place == here and await self._has(before) else place
+
+    async def _has(self, place: str) -> bool:
+        return await asyncio.to_thread(self._store.exists, catalog.reported(place))
+
+    async def _write(self, subject: Subject, batch: Batch, place: str) -> bool:
+        """Store what of a batch is nowhere else; return whether there is any."""
+        ids = [observation.id for observation in batch.observations]
+        # An id goes to one batch. Killed behind this, the batch takes up its own ids when it is reported again; when
+        # it never is, another batch may take them once the claim is old, as the store does not have this one.
+        token, own = await self._index.claim(place, ids, config.retention(subject.config))
+        telemetry.OBSERVATIONS.labels(subject.model.name, "repeated").inc(len(ids) - len(own))
+        if not own:
+            await self._index.forget(place)
+            return False
+        wanted = set(own)
+        observations = [one for one in batch.observations if one.id in wanted]
+        arrays = await asyncio.to_thread(batches.arrays_of, observations, subject.model)
+        # Killed behind this, nobody reads the arrays: they are written anew, or go with their hour.
+        await asyncio.to_thread(self._store.write_arrays, catalog.observed_images(place), arrays)
+        await self._index.check(place, token)
+        record = batches.record_of(observations)
+        await asyncio.to_thread(self._store.write_message, catalog.reported(place), record)
+        telemetry.OBSERVATIONS.labels(subject.model.name, "stored").inc(len(observations))
+        return True
+
+    async def _hand_on(self, subject: Subject, place: str) -> None:
+        work = work_pb2.WatchWork(
+            model=subject.model.name,
+            batch=place,
+            guard=subject.guard,
+            latents_alone=subject.config.keep == monitor_pb2.MonitorConfig.KEEP_LATENTS,
+        )
+        await self._index.hand_on(place, work, config.retention(subject.config))
+
+
+def _place(subject: Subject, moment: datetime, batch_id: str) -> str:
+    return f"{catalog.observations(subject.model.name, moment.strftime(HOUR))}/{batch_id}"

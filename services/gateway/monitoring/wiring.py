@@ -1,0 +1,52 @@
+"""The parts of monitoring, put together."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from services.gateway.monitoring.alert_runs import AlertRuns
+from services.gateway.monitoring.alerts import Alerts
+from services.gateway.monitoring.deletion import Deletions
+from services.gateway.monitoring.index import Index
+from services.gateway.monitoring.monitors import Monitors
+from services.gateway.monitoring.reports import Reports
+from services.gateway.monitoring.retention import Retention
+from services.gateway.monitoring.service import MonitorRooms, MonitorService
+from services.gateway.monitoring.subjects import Subjects
+from services.gateway.monitoring.truths import Truths
+from services.gateway.monitoring.webhooks import Webhooks
+from services.gateway.runs import Runs
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog
+from services.runtime.queue import Queue
+
+
+class Monitoring:
+    """What takes in the traffic of models, and what tells of it."""
+
+    def __init__(self, queue: Queue, store: ArtifactStore, runs: Runs) -> None:
+        subjects = Subjects(Catalog(store))
+        index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
+        webhooks = Webhooks()
+        self.reports = Reports(store, subjects, index)
+        self.alerts = Alerts(queue, store, subjects, webhooks)
+        self.alert_runs = AlertRuns(store, self.alerts, runs)
+        self.monitors = Monitors(queue, store, subjects, self.alerts, self.alert_runs)
+        self.service = MonitorService(
+            MonitorRooms(
+                store=store,
+                subjects=subjects,
+                reports=self.reports,
+                monitors=self.monitors,
+                truths=Truths(store, subjects, index, self.monitors.count_truth),
+                deletions=Deletions(store, subjects, index, self.monitors.count_truth),
+                alerts=self.alerts,
+                alert_runs=self.alert_runs,
+            )
+        )
+        self._loops = (self.reports.run, Retention(store).run, webhooks.run)
+
+    @property
+    def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """What runs as long as the gateway."""
+        return self._loops

@@ -1,0 +1,84 @@
+"""Live traffic through a hook: calm raises nothing; what drifts into a known region is named, and a run looks at it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from defuse import hooks
+
+from tests.conftest import Stack, eventually
+from tests.planted import TRUE, Planted
+from tests.scenario.conftest import SEARCH, register
+
+MODEL, RUN = "watched", "watched"
+RUN_LENGTH = 4_000
+CALM = RUN_LENGTH // 20
+
+
+@pytest.fixture(scope="module")
+def guarded(stack: Stack, planted: Planted) -> Any:
+    """A guard of the spot, for a model that no other test corrects, and a monitor that starts runs."""
+    register(stack, planted, MODEL)
+    stack.defuse("runs", "create", "--model", MODEL, "--data", planted.data, "--name", RUN, *SEARCH, "--wait")
+    stack.defuse("annotate", RUN, "r1", "--label", str(TRUE))
+    guard = stack.defuse("guards", "create", RUN, "--false-alarm-rate", "0.02")
+    stack.defuse("monitor", "configure", MODEL, "--run-length", str(RUN_LENGTH), "--start-runs")
+    return guard
+
+
+@pytest.fixture
+def monitor(stack: Stack) -> Iterator[hooks.Monitor]:
+    with hooks.Monitor(stack.gateway) as monitor:
+        yield monitor
+
+
+def ask(stack: Stack, planted: Planted, monitor: hooks.Monitor, images: Any, *, name: str) -> None:
+    """Ask about stored images (n, h, w, c), one after the other, through a client with the hook in it."""
+    pixels = (images.transpose(0, 3, 1, 2) / 255 - float(planted.mean)) / float(planted.std)
+    with triton.InferenceServerClient(stack.gateway) as client:
+        hooks.watch(client, monitor)
+        input_name = client.get_model_metadata(MODEL).inputs[0].name
+        for number, image in enumerate(pixels.astype(np.float32)):
+            tensor = triton.InferInput(input_name, [1, *image.shape], "FP32")
+            tensor.set_data_from_numpy(image[None])
+            client.infer(MODEL, [tensor], request_id=f"{name}-{number}")
+
+
+def drawn(images: Any, count: int, seed: int) -> Any:
+    return images[np.random.default_rng(seed).integers(len(images), size=count)]
+
+
+@pytest.mark.usefixtures("guarded")
+def test_traffic_that_drifts_into_a_known_region(stack: Stack, planted: Planted, monitor: hooks.Monitor) -> None:
+    """No alert in a twentieth of the run length of calm; then half of the traffic moves, and the alert names where."""
+    ask(stack, planted, monitor, drawn(planted.others, CALM, 0), name="calm")
+    with stack.client() as client:
+        eventually(lambda: client.monitor(MODEL).observations == CALM)
+        assert client.alerts(MODEL) == []
+        drifted = np.concatenate([drawn(planted.spot, 150, 1), drawn(planted.others, 150, 2)])
+        ask(stack, planted, monitor, np.random.default_rng(3).permutation(drifted), name="drift")
+        eventually(lambda: client.alerts(MODEL))
+        [alert] = client.alerts(MODEL)
+        assert (alert.kind, alert.subject) == ("region_hits", f"{RUN} r1")
+        assert alert.observations < CALM + 300
+        eventually(lambda: client.alerts(MODEL)[0].run)
+        run = client.wait_for_run(client.alerts(MODEL)[0].run, timeout_s=300)
+    counts = monitor.counts
+    assert (counts.stored, counts.waiting, sum(counts.dropped.values())) == (CALM + 300, 0, 0)
+    assert run.state == "succeeded", run.error
+    assert run.counts.sources > 10
+
+
+@pytest.mark.usefixtures("guarded")
+def test_truth_that_comes_later(stack: Stack, planted: Planted, monitor: hooks.Monitor) -> None:
+    """Real accuracy is that of the images whose truth was said: the spot is misread."""
+    ask(stack, planted, monitor, planted.spot[:20], name="spot")
+    monitor.close(30)
+    with stack.client() as client:
+        assert client.attach_truth(MODEL, {f"spot-{number}": str(TRUE) for number in range(20)}) == 20
+        eventually(lambda: client.monitor(MODEL).truths == 20)
+        assert client.monitor(MODEL).right < 10
+        assert client.delete_observations(MODEL, [f"spot-{number}" for number in range(20)]) == 20
+        eventually(lambda: client.monitor(MODEL).truths == 0)

@@ -1,0 +1,45 @@
+"""Alerts of one model, over a real Redis and a real store."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from defuse.v1 import monitor_pb2
+
+from services.gateway.monitoring.alerts import Alerts
+from services.gateway.monitoring.subjects import Subjects
+from services.gateway.monitoring.webhooks import Webhooks
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog
+from services.runtime.queue import Queue
+from tests.monitored import MODEL, plant_model
+
+HITS = monitor_pb2.Alert.KIND_REGION_HITS
+# Of a webhook that does not answer.
+PAUSES_S = (0.01, 0.01)
+
+
+def raised(subject: str) -> monitor_pb2.Alert:
+    return monitor_pb2.Alert(kind=HITS, subject=subject, summary=f"more images in {subject}", evidence=1e6)
+
+
+def with_alerts(url: str, store: ArtifactStore, story: Callable[[Alerts], Awaitable[Any]], *, webhook: str = "") -> Any:
+    """Tell a story to the alerts of a gateway; return its end."""
+    plant_model(store)
+    config = monitor_pb2.MonitorConfig(webhook_url=webhook)
+    store.write_message(catalog.monitor_config(MODEL), config)
+
+    async def tell() -> Any:
+        queue, webhooks = Queue(url), Webhooks(pauses_s=PAUSES_S)
+        posting = asyncio.create_task(webhooks.run())
+        try:
+            return await asyncio.wait_for(story(Alerts(queue, store, Subjects(Catalog(store)), webhooks)), 60)
+        finally:
+            posting.cancel()
+            with suppress(asyncio.CancelledError):
+                await posting
+            await queue.close()
+
+    return asyncio.run(tell())

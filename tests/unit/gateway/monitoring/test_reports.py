@@ -1,0 +1,125 @@
+"""What becomes of batches whose gateway died, over a real Redis and a real store."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+from defuse.errors import Conflict
+from defuse.v1 import monitor_pb2
+
+from services.gateway.monitoring import index as index_
+from services.gateway.monitoring.index import Index
+from services.gateway.monitoring.receiving import Batch
+from services.gateway.monitoring.reports import Reports
+from services.gateway.monitoring.subjects import Subject, Subjects
+from services.runtime import catalog
+from services.runtime.artifacts import ArtifactStore
+from services.runtime.catalog import Catalog
+from services.runtime.queue import KEY, Queue
+from tests.monitored import MODEL, batches_in, observation, plant_model, stored_ids, works
+
+DAY = timedelta(days=1)
+LOST = f"{MODEL}/observations/2026-11-26-14/lost"
+
+
+class Taking:
+    """What takes reports in, and what it keeps them in."""
+
+    def __init__(self, queue: Queue, store: ArtifactStore) -> None:
+        self.redis, self.store = queue.redis, store
+        self.subjects = Subjects(Catalog(store))
+        self.index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
+        self.reports = Reports(store, self.subjects, self.index)
+
+    async def subject(self) -> Subject:
+        return await self.subjects.of(MODEL)
+
+    async def report(self, batch_id: str, ids: str) -> int:
+        batch = Batch(id=batch_id, observations=[observation(one) for one in ids])
+        return await self.reports.store(await self.subject(), batch)
+
+    async def grow_old(self, *batches: str) -> None:
+        """Let the time pass after which what a gateway had begun is anybody's."""
+        for batch in batches:
+            await self.redis.delete(f"{KEY}observed:storing:{batch}")
+            await self.redis.zadd(f"{KEY}observed:unfinished", {batch: time.time() - index_.LEASE_S - 1})
+
+
+def told(url: str, store: ArtifactStore, story: Callable[[Taking], Awaitable[None]]) -> None:
+    plant_model(store)
+
+    async def tell() -> None:
+        queue = Queue(url)
+        try:
+            await asyncio.wait_for(story(Taking(queue, store)), 60)
+        finally:
+            await queue.close()
+
+    asyncio.run(tell())
+
+
+def test_stored_and_never_handed_on(redis_url: str, store: ArtifactStore) -> None:
+    """Another gateway hands it on, once, and nothing that is still under way."""
+
+    async def story(taking: Taking) -> None:
+        await taking.index.claim(LOST, ["a"], DAY)
+        store.write_message(catalog.reported(LOST), monitor_pb2.ObservationBatch(observations=[{"id": "a"}]))
+        await taking.reports.finish_abandoned()
+        assert works(redis_url) == []
+        await taking.grow_old(LOST)
+        for _ in range(2):
+            await taking.reports.finish_abandoned()
+        assert [work.batch for work in works(redis_url)] == [LOST]
+
+    told(redis_url, store, story)
+
+
+def test_claimed_and_never_stored(redis_url: str, store: ArtifactStore) -> None:
+    """Another batch cannot have its observations while it may still be stored; afterwards it has them."""
+
+    async def story(taking: Taking) -> None:
+        await taking.index.claim(LOST, ["a", "b"], DAY)
+        with pytest.raises(Conflict, match="batch 'lost', which has some of these observations, is being stored"):
+            await taking.report("other", "bc")
+        await taking.grow_old(LOST)
+        await taking.reports.finish_abandoned()
+        assert await taking.report("other", "bc") == 2
+        assert works(redis_url)[0].batch == batches_in(store)[0]
+
+    told(redis_url, store, story)
+
+
+def test_a_claim_that_was_taken_over(redis_url: str, store: ArtifactStore) -> None:
+    """Who was silent for too long does not store what another has."""
+
+    async def story(taking: Taking) -> None:
+        token, _ = await taking.index.claim(LOST, ["a"], DAY)
+        await taking.index.check(LOST, token)
+        await taking.grow_old(LOST)
+        await taking.report("other", "a")
+        with pytest.raises(Conflict, match="batch 'lost' is being stored elsewhere"):
+            await taking.index.check(LOST, token)
+
+    told(redis_url, store, story)
+
+
+def test_batches_at_the_same_time(redis_url: str, store: ArtifactStore) -> None:
+    """Each observation of batches that overlap is stored once; who is refused asks again."""
+
+    async def until_stored(taking: Taking, number: int) -> None:
+        ids = "".join(chr(ord("a") + (number + step) % 20) for step in range(10))
+        while True:
+            try:
+                await taking.report(f"batch-{number}", ids)
+            except Conflict:
+                await asyncio.sleep(0)
+            else:
+                return
+
+    async def story(taking: Taking) -> None:
+        await asyncio.gather(*(until_stored(taking, number) for number in range(20)))
+        assert sorted(stored_ids(store)) == [chr(ord("a") + letter) for letter in range(20)]
+
+    told(redis_url, store, story)

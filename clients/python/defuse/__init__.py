@@ -26,6 +26,7 @@ from defuse.errors import (
 from defuse.latent_space import LatentSpace
 from defuse.operation import Operation
 from defuse.values import (
+    Alert,
     Annotation,
     AuditEvent,
     Choice,
@@ -41,6 +42,8 @@ from defuse.values import (
     GroupCounts,
     Guard,
     Model,
+    Monitor,
+    MonitorConfig,
     OperationStatus,
     PairedDifference,
     Preflight,
@@ -48,6 +51,7 @@ from defuse.values import (
     RealImage,
     Region,
     RegionChange,
+    RegionHits,
     RegionPair,
     RegionPictures,
     RegionsDiff,
@@ -64,6 +68,7 @@ from defuse.version import VERSION
 __version__ = VERSION
 __all__ = [
     "VERSION",
+    "Alert",
     "AlreadyExists",
     "Annotation",
     "AuditEvent",
@@ -89,6 +94,8 @@ __all__ = [
     "LatentSpace",
     "LimitExceeded",
     "Model",
+    "Monitor",
+    "MonitorConfig",
     "NotFound",
     "NotReady",
     "Operation",
@@ -100,6 +107,7 @@ __all__ = [
     "RealImage",
     "Region",
     "RegionChange",
+    "RegionHits",
     "RegionPair",
     "RegionPictures",
     "RegionsDiff",

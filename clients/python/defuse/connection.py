@@ -20,11 +20,14 @@ from defuse.v1 import (
     gateway_service_pb2_grpc,
     generator_service_pb2,
     generator_service_pb2_grpc,
+    monitor_service_pb2,
+    monitor_service_pb2_grpc,
 )
 
 _SERVICES = (
     gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"],
     generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"],
+    monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"],
 )
 _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 _RECONNECT_S = 1.0
@@ -83,6 +86,7 @@ def stubs_on(channel: Any) -> Sequence[Any]:
     return [
         gateway_service_pb2_grpc.GatewayServiceStub(channel),
         generator_service_pb2_grpc.GeneratorServiceStub(channel),
+        monitor_service_pb2_grpc.MonitorServiceStub(channel),
         operations_pb2_grpc.OperationsStub(channel),
     ]
 

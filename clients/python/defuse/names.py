@@ -42,6 +42,14 @@ def guard(model_id: str, guard_id: str) -> str:
     return f"{model(model_id)}/guards/{check_id('guard', guard_id)}"
 
 
+def monitor(model_id: str) -> str:
+    return f"{model(model_id)}/monitor"
+
+
+def alert(model_id: str, alert_id: str) -> str:
+    return f"{model(model_id)}/alerts/{check_id('alert', alert_id)}"
+
+
 def guard_model(model_id: str) -> str:
     """Return the name under which Triton serves the guard of a model."""
     return f"{model_id}{GUARD}"

@@ -12,6 +12,7 @@ from defuse.calls import corrections as correction_calls
 from defuse.calls import datasets as dataset_calls
 from defuse.calls import guards as guard_calls
 from defuse.calls import models as model_calls
+from defuse.calls import monitoring as monitoring_calls
 from defuse.calls import operations as operation_calls
 from defuse.calls import regions as region_calls
 from defuse.calls import runs as run_calls
@@ -114,6 +115,14 @@ class Client:
     trials = _asked(trial_calls.trials)
     trial = _asked(trial_calls.trial)
     stop_trial = _asked(trial_calls.stop_trial)
+
+    monitor = _asked(monitoring_calls.monitor)
+    configure_monitor = _asked(monitoring_calls.configure_monitor)
+    alerts = _asked(monitoring_calls.alerts)
+    watch_alerts = _followed(monitoring_calls.watch_alerts)
+    start_alert_run = _asked(monitoring_calls.start_alert_run)
+    attach_truth = _asked(monitoring_calls.attach_truth)
+    delete_observations = _asked(monitoring_calls.delete_observations)
 
     audit_events = _asked(audit_calls.audit_events)
 

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from defuse.cli import audit, corrections, guards, models, regions, releases, runs, trials
+from defuse.cli import alerts, audit, corrections, guards, models, monitor, regions, releases, runs, trials
 from defuse.cli.output import complain
 from defuse.errors import DefuseError
 from defuse.version import VERSION
@@ -24,6 +24,8 @@ app.add_typer(regions.app, name="regions")
 app.add_typer(corrections.app, name="corrections")
 app.add_typer(trials.app, name="trials")
 app.add_typer(guards.app, name="guards")
+app.add_typer(monitor.app, name="monitor")
+app.add_typer(alerts.app, name="alerts")
 app.command()(regions.annotate)
 app.command()(corrections.correct)
 app.command()(releases.gate)

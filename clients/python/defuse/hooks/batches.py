@@ -23,6 +23,11 @@ class Batch:
     observations: dict[str, monitor_pb2.Observation] = field(default_factory=dict)
     size: int = 0
 
+    def without(self, observation_id: str) -> "Batch":
+        """Return a batch of the others."""
+        others = {id_: one for id_, one in self.observations.items() if id_ != observation_id}
+        return Batch(model=self.model, observations=others)
+
     def requests(self) -> list[pb.ReportRequest]:
         """Return the messages that report it."""
         request = pb.ReportRequest(model=f"models/{self.model}", batch_id=self.id)

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from defuse.bearer import Bearer
+from defuse.errors import from_rpc_error
 from defuse.hooks.buffer import CLOSED
 from defuse.hooks.complaints import Complaints
 from defuse.hooks.drops import Dropped
@@ -79,7 +80,9 @@ class Courier:
         """Say what went wrong; raise Dropped where it goes wrong the next time, too."""
         reason = error.code().name.lower()
         if error.code() in _REFUSALS:
-            raise Dropped(reason, f"the gateway at {self._gateway} refuses what is reported ({error.details()})")
+            about = from_rpc_error(error, address=self._gateway).metadata.get("id", "")
+            refusal = f"the gateway at {self._gateway} refuses what is reported ({error.details()})"
+            raise Dropped(reason, refusal, about=about)
         if not self._stopped.is_set():
             self._complaints.say(
                 reason, f"the gateway at {self._gateway} takes no reports ({error.details()}), they wait"

@@ -18,6 +18,8 @@ class Sampler:
         self._below = round(share * _HASHES)
 
     def takes(self, request_id: str) -> bool:
+        if self._below == _HASHES:
+            return True
         digest = hashlib.blake2b(request_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest, "big") < self._below
 

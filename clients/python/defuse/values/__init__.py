@@ -8,6 +8,7 @@ from defuse.values.failure import CostEstimate, Failure, FailureBatch
 from defuse.values.gate import GateCheck, GateVerdict
 from defuse.values.guard import Guard
 from defuse.values.model import Model, Preprocessing, Release
+from defuse.values.monitor import Alert, Monitor, MonitorConfig, RegionHits
 from defuse.values.operation import OperationStatus
 from defuse.values.region import Annotation, Images, RealImage, Region, RegionPair, RegionPictures, RegionsDiff
 from defuse.values.run import GroupCounts, Preflight, Run, SearchCounts, ValidityAdvice
@@ -15,6 +16,7 @@ from defuse.values.trial import Trial, TrialCounts
 from defuse.values.walk import Walk
 
 __all__ = [
+    "Alert",
     "Annotation",
     "AuditEvent",
     "Choice",
@@ -31,6 +33,8 @@ __all__ = [
     "Guard",
     "Images",
     "Model",
+    "Monitor",
+    "MonitorConfig",
     "OperationStatus",
     "PairedDifference",
     "Preflight",
@@ -38,6 +42,7 @@ __all__ = [
     "RealImage",
     "Region",
     "RegionChange",
+    "RegionHits",
     "RegionPair",
     "RegionPictures",
     "RegionsDiff",

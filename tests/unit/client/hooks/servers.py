@@ -10,9 +10,11 @@ from typing import Any
 
 import grpc
 import numpy as np
+from defuse.errors import InvalidInput, to_status
 from defuse.v1 import monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 from defuse.v1 import monitor_service_pb2_grpc as pb_grpc
+from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
@@ -23,7 +25,10 @@ CLASSES = 3
 
 
 class Gateway(pb_grpc.MonitorServiceServicer):
-    """Keeps what is reported, each id once, and what is said of it; `codes` are what it refuses the next calls with."""
+    """Keeps what is reported, each id once, and what is said of it.
+
+    `codes` are what it refuses the next calls with; a batch with an id that begins with `bad` is refused for that.
+    """
 
     def __init__(self) -> None:
         self.address = f"127.0.0.1:{free_port()}"
@@ -42,6 +47,9 @@ class Gateway(pb_grpc.MonitorServiceServicer):
     def Report(self, requests: Iterator[pb.ReportRequest], context: Any) -> pb.ReportResponse:  # noqa: N802  # gRPC's name
         messages = list(requests)
         self._ready("Report", context)
+        if about := self._first_bad(messages):
+            refused = InvalidInput(f"{about!r} has a bad image", metadata={"id": about})
+            context.abort_with_status(rpc_status.to_status(to_status(refused)))
         observations = [observation for message in messages for observation in message.observations]
         batch = messages[0].batch_id
         with self._lock:
@@ -75,6 +83,10 @@ class Gateway(pb_grpc.MonitorServiceServicer):
 
     def observation(self, observation_id: str) -> monitor_pb2.Observation:
         return self.stored[observation_id][1]
+
+    def _first_bad(self, messages: list[pb.ReportRequest]) -> str:
+        ids = [observation.id for message in messages for observation in message.observations]
+        return next((id_ for id_ in ids if id_.startswith("bad")), "")
 
     def _ready(self, method: str, context: Any) -> None:
         with self._lock:

@@ -81,18 +81,6 @@ def test_a_gateway_that_refuses_for_good(
     assert settled(monitor, 3).stored == 1
 
 
-def test_a_size_that_is_refused_takes_nothing_with_it(monitored: Make, gateway: Gateway) -> None:
-    """Images of different sizes are reported apart: the gateway refuses a batch as a whole."""
-    gateway.kill()
-    monitor = monitored()
-    for number in range(6):
-        monitor.log(MODEL, bytes(4 + number % 2), [1, 2, 3], id=f"a{number}")
-    gateway.codes = [Code.INVALID_ARGUMENT]
-    gateway.start()
-    counts = settled(monitor, 6)
-    assert (counts.stored, counts.dropped) == (3, {"invalid_argument": 3})
-
-
 def test_a_gateway_that_restarts(monitored: Make, hooked: Hooked, gateway: Gateway) -> None:
     """Broken off again and again while four threads ask, nothing is lost: it is stored once, or dropped and counted."""
     monitor = monitored()

@@ -50,7 +50,8 @@ MONITOR = monitor_pb2.Monitor(
     prediction_drift=0.25,
     latent_drift=-0.5,
     estimated_accuracy=0.875,
-    real_accuracy=RATE,
+    truths=40,
+    right=30,
     versions={"1": 234, "2": 1000},
     update_time=STAMP,
 )
@@ -170,7 +171,8 @@ def test_a_monitor(client: Client) -> None:
         prediction_drift=0.25,
         latent_drift=-0.5,
         estimated_accuracy=0.875,
-        real_accuracy=Estimate.from_proto(RATE),
+        truths=40,
+        right=30,
         versions={"1": 234, "2": 1000},
         update_time=WHEN,
     )
@@ -181,9 +183,10 @@ def test_a_monitor_that_has_seen_nothing(gateway: Gateway, client: Client) -> No
     gateway.monitor = monitor_pb2.Monitor(name="models/tiny/monitor", config=CONFIG)
     found = client.monitor("tiny")
     assert (found.guard, found.hits, found.estimated_accuracy, found.update_time) == ("", (), None, None)
+    assert found.real_accuracy is None
     output = defuse("monitor", "show", "tiny").output
     assert "not known" in output
-    assert "not measured" in output
+    assert "not known of 0" in output
     assert "defuse guards create" in output
 
 

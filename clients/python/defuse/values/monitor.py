@@ -74,10 +74,11 @@ class Monitor:
     prediction_drift: float
     # In [-1, 1], negative where images are less usual.
     latent_drift: float
-    # As told from confidence alone; None without scores.
+    # As told without ground truth; None without scores.
     estimated_accuracy: float | None
-    # Where ground truth came.
-    real_accuracy: Estimate
+    # Observations that are kept whose ground truth came, and those of them that were read correctly.
+    truths: int
+    right: int
     # Observations by the version that answered.
     versions: Mapping[str, int]
     # None where nothing was looked at yet.
@@ -94,10 +95,16 @@ class Monitor:
             prediction_drift=message.prediction_drift,
             latent_drift=message.latent_drift,
             estimated_accuracy=message.estimated_accuracy if message.HasField("estimated_accuracy") else None,
-            real_accuracy=Estimate.from_proto(message.real_accuracy),
+            truths=message.truths,
+            right=message.right,
             versions=dict(message.versions),
             update_time=moment(message.update_time) if message.HasField("update_time") else None,
         )
+
+    @property
+    def real_accuracy(self) -> float | None:
+        """The accuracy where ground truth came; None where none did."""
+        return self.right / self.truths if self.truths else None
 
 
 @dataclass(frozen=True, kw_only=True)

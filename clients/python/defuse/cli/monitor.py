@@ -73,17 +73,20 @@ def configure(
 
 
 def _facts(monitor: Monitor) -> dict[str, Any]:
-    accuracy = monitor.estimated_accuracy
     return {
         "observations": monitor.observations,
         "by version": ", ".join(f"{version}: {count}" for version, count in sorted(monitor.versions.items())),
         "guard": monitor.guard or "none: release a correction, or make one with `defuse guards create`",
         "prediction drift, 0 to 1": f"{monitor.prediction_drift:.3f}",
         "latent drift, -1 to 1": f"{monitor.latent_drift:.3f}",
-        "accuracy, estimated": "not known" if accuracy is None else f"{accuracy:.3f}",
-        "accuracy, where truth came": monitor.real_accuracy,
+        "accuracy, estimated": _share(monitor.estimated_accuracy),
+        "accuracy, where truth came": f"{_share(monitor.real_accuracy)} ({monitor.right} of {monitor.truths})",
         **_settings(monitor.config),
     }
+
+
+def _share(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.3f}"
 
 
 def _settings(config: MonitorConfig) -> dict[str, Any]:

@@ -74,10 +74,13 @@ class Monitor:
     prediction_drift: float
     # In [-1, 1], negative where images are less usual.
     latent_drift: float
-    # As told from confidence alone; None without scores.
+    # As told without ground truth; None without scores.
     estimated_accuracy: float | None
-    # Where ground truth came.
-    real_accuracy: Estimate
+    # Observations that are kept whose ground truth came, and those of them that were read correctly.
+    truths: int
+    right: int
+    # The share of these; None without truth.
+    real_accuracy: float | None
     # Observations by the version that answered.
     versions: Mapping[str, int]
     # None where nothing was looked at yet.
@@ -94,7 +97,9 @@ class Monitor:
             prediction_drift=message.prediction_drift,
             latent_drift=message.latent_drift,
             estimated_accuracy=message.estimated_accuracy if message.HasField("estimated_accuracy") else None,
-            real_accuracy=Estimate.from_proto(message.real_accuracy),
+            truths=message.truths,
+            right=message.right,
+            real_accuracy=message.right / message.truths if message.truths else None,
             versions=dict(message.versions),
             update_time=moment(message.update_time) if message.HasField("update_time") else None,
         )

@@ -61,7 +61,7 @@ def test_traffic_that_drifts_into_a_known_region(stack: Stack, planted: Planted,
         ask(stack, planted, monitor, np.random.default_rng(3).permutation(drifted), name="drift")
         eventually(lambda: client.alerts(MODEL))
         [alert] = client.alerts(MODEL)
-        assert (alert.kind, alert.subject) == ("region_hits", f"{RUN} r1")
+        assert (alert.kind, alert.subject) == ("region_hits", f"runs/{RUN}/regions/r1")
         assert alert.observations < CALM + 300
         eventually(lambda: client.alerts(MODEL)[0].run)
         run = client.wait_for_run(client.alerts(MODEL)[0].run, timeout_s=300)

@@ -80,13 +80,13 @@ def _facts(monitor: Monitor) -> dict[str, Any]:
         "prediction drift, 0 to 1": f"{monitor.prediction_drift:.3f}",
         "latent drift, -1 to 1": f"{monitor.latent_drift:.3f}",
         "accuracy, estimated": _share(monitor.estimated_accuracy),
-        "accuracy, where truth came": f"{_share(monitor.real_accuracy)} ({monitor.right} of {monitor.truths})",
+        "accuracy, where truth came": f"{_share(monitor.real_accuracy)} of {monitor.truths}",
         **_settings(monitor.config),
     }
 
 
-def _share(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.3f}"
+def _share(accuracy: float | None) -> str:
+    return "not known" if accuracy is None else f"{accuracy:.3f}"
 
 
 def _settings(config: MonitorConfig) -> dict[str, Any]:

@@ -79,8 +79,6 @@ class Monitor:
     # Observations that are kept whose ground truth came, and those of them that were read correctly.
     truths: int
     right: int
-    # The share of these; None without truth.
-    real_accuracy: float | None
     # Observations by the version that answered.
     versions: Mapping[str, int]
     # None where nothing was looked at yet.
@@ -99,10 +97,14 @@ class Monitor:
             estimated_accuracy=message.estimated_accuracy if message.HasField("estimated_accuracy") else None,
             truths=message.truths,
             right=message.right,
-            real_accuracy=message.right / message.truths if message.truths else None,
             versions=dict(message.versions),
             update_time=moment(message.update_time) if message.HasField("update_time") else None,
         )
+
+    @property
+    def real_accuracy(self) -> float | None:
+        """The accuracy where ground truth came; None where none did."""
+        return self.right / self.truths if self.truths else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from defuse.bearer import Bearer
-from defuse.errors import from_rpc_error
+from defuse.errors import InvalidInput, from_rpc_error
 from defuse.hooks.buffer import CLOSED
 from defuse.hooks.complaints import Complaints
 from defuse.hooks.drops import Dropped
@@ -91,5 +91,13 @@ class Courier:
     def _stub(self) -> Any:
         with self._opening:
             if self._channel is None:
-                self._channel = open_channel(grpc, self._gateway, TlsFiles.of_environment(), options=_OPTIONS)
+                self._channel = self._open()
             return pb_grpc.MonitorServiceStub(self._channel)
+
+    def _open(self) -> grpc.Channel:
+        """Return a channel; raise Dropped while the files that TLS needs cannot be read."""
+        try:
+            channel: grpc.Channel = open_channel(grpc, self._gateway, TlsFiles.of_environment(), options=_OPTIONS)
+        except InvalidInput as error:
+            raise Dropped("bad_tls", error.message) from error
+        return channel

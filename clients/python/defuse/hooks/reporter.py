@@ -17,7 +17,7 @@ from defuse.v1 import monitor_service_pb2 as pb
 
 Redact = Callable[[Observation], Observation | None]
 # The program's own threads wait for the interpreter while this one has it: it is given back this often, for so long.
-_HELD_S, _GIVEN_S = 200e-6, 50e-6
+_HELD_S, _GIVEN_S = 50e-6, 50e-6
 # A batch is reported so often at most, each time without what it was refused for.
 _MOST_REFUSALS = 8
 
@@ -88,12 +88,12 @@ class Reporter:
     def _send(self, batch: Batch, left: Counter[str]) -> None:
         """Report a batch; without the observations that it is refused for, unless these are too many to be a chance."""
         for _ in range(_MOST_REFUSALS):
-            count = len(batch.observations)
+            count = len(batch.ids)
             try:
-                stored = min(self._courier.report(batch.requests()), count)
+                stored = min(self._courier.report(batch.requests), count)
             except Dropped as drop:
                 last = drop
-                if drop.about not in batch.observations or count == 1:
+                if drop.about not in batch.ids or count == 1:
                     break
                 self._drop(left, OBSERVATIONS, 1, drop)
                 batch = batch.without(drop.about)
@@ -101,7 +101,7 @@ class Reporter:
                 # The others are stored already, in another batch under the same ids.
                 self._settle(left, OBSERVATIONS, stored=stored, dropped={"repeated": count - stored})
                 return
-        self._drop(left, OBSERVATIONS, len(batch.observations), last)
+        self._drop(left, OBSERVATIONS, len(batch.ids), last)
 
     def _attach(self, model: str, truths: Sequence[Truth], left: Counter[str]) -> None:
         """Say truths together; where they are refused, each label alone: it may be one that is no class."""

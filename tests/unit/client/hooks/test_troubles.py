@@ -4,11 +4,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from defuse.hooks import Monitor
+from defuse.hooks import Monitor, background
 
 from tests.conftest import eventually
 from tests.unit.client.hooks.servers import MODEL, Gateway, asking
@@ -105,6 +106,18 @@ def test_a_gateway_that_restarts(monitored: Make, hooked: Hooked, gateway: Gatew
     counts = settled(monitor, asked)
     assert (counts.stored, counts.dropped) == (asked, {})
     assert len(gateway.stored) == asked
+
+
+def test_tls_files_that_are_not_there_yet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is seen meanwhile is dropped, and the variable is named."""
+    monkeypatch.setenv("DEFUSE_TLS_AUTHORITY", str(tmp_path / "missing.pem"))
+    monkeypatch.setattr(background, "PERIOD_S", 0.05)
+    with Monitor("grpcs://127.0.0.1:1", token="") as monitor:
+        monitor.log(MODEL, b"abcd", [1, 2, 3])
+        assert settled(monitor, 1).dropped == {"bad_tls": 1}
+    assert "DEFUSE_TLS_AUTHORITY" in caplog.text
 
 
 def test_closing_while_the_gateway_is_away(monitored: Make, gateway: Gateway) -> None:

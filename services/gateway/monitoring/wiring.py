@@ -31,7 +31,8 @@ class Monitoring:
         subjects = Subjects(Catalog(store))
         index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
         webhooks = Webhooks()
-        self.reports = Reports(store, subjects, index)
+        deletions = Deletions(store, subjects, index)
+        self.reports = Reports(store, subjects, index, deletions)
         self.alerts = Alerts(queue, store, subjects, webhooks)
         self.alert_runs = AlertRuns(store, self.alerts, runs)
         self.service = MonitorService(
@@ -40,7 +41,7 @@ class Monitoring:
                 subjects=subjects,
                 reports=self.reports,
                 truths=Truths(store, subjects, index),
-                deletions=Deletions(store, subjects, index),
+                deletions=deletions,
                 alerts=self.alerts,
                 alert_runs=self.alert_runs,
             )

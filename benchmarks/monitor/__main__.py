@@ -1,28 +1,47 @@
-"""`python -m benchmarks.monitor`: what does monitoring cost whoever is monitored, and does it lose anything?"""
+"""`python -m benchmarks.monitor`: what does monitoring cost whoever is monitored, does it lose anything, and how soon does
+it notice a change?
+"""
 
 import argparse
 import json
+import os
+from pathlib import Path
 from typing import Any
 
-from benchmarks.monitor import hooks
+from benchmarks.guarded import guarded
+from benchmarks.monitor import change, hooks
+from benchmarks.stand import SMOKE_IMAGES, read, standing
+from services.demo.data import digits
+from services.runtime.stack import StackSettings
 
 
 def main() -> None:
-    """Measure the hooks; print one JSON object as the last line."""
+    """Measure the hooks, then the alerts; print one JSON object as the last line."""
     arguments = _arguments()
-    turns, calls, seconds = (3, 200, 8.0) if arguments.smoke else (arguments.turns, arguments.calls, arguments.seconds)
-    figures: dict[str, Any] = {"smoke": arguments.smoke}
+    smoke = arguments.smoke
+    turns, calls, seconds = (3, 200, 4.0) if smoke else (arguments.turns, arguments.calls, arguments.seconds)
+    path = arguments.data or digits(StackSettings().cache.expanduser() / "demo")
+    data = read(path, limit=SMOKE_IMAGES if smoke else arguments.limit)
+    figures: dict[str, Any] = {"data": data.name, "smoke": smoke}
     figures |= hooks.cost(turns=turns, calls=calls)
     figures |= hooks.loss(seconds=seconds)
+    with standing("cpu", threads=os.cpu_count() or 1) as stand:
+        world = guarded(stand, data, smoke=smoke)
+        figures |= change.figures(
+            stand, data, world, streams=2 if smoke else arguments.streams, shifted=2 if smoke else 20
+        )
     print(json.dumps(figures))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.monitor", description=__doc__)
+    parser.add_argument("--data", type=Path, help="an .npz or a zip of class folders; by default 5,000 MNIST digits")
+    parser.add_argument("--limit", type=int, default=0, help="use so many images of each split; 0 uses all")
     parser.add_argument("--turns", type=int, default=15, help="how often each channel is asked, one after the other")
     parser.add_argument("--calls", type=int, default=1_000, help="calls of a turn")
     parser.add_argument("--seconds", type=float, default=40.0, help="how long images are sent while the gateway dies")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds: does everything run")
+    parser.add_argument("--streams", type=int, default=200, help="calm streams")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds on few images: does everything run")
     return parser.parse_args()
 
 

@@ -261,7 +261,7 @@ def test_deletion(door: Door, stub: Any) -> None:
     [truth] = door.store.keys(catalog.truths(one))
     said = door.store.read_message(truth, monitor_pb2.ObservationBatch).observations
     assert [(observed.id, observed.truth) for observed in said] == [("c", "cat")]
-    assert stub.DeleteObservations(request, timeout=TIMEOUT_S).deleted == 0
+    assert stub.DeleteObservations(request, timeout=TIMEOUT_S).deleted == 2  # the answer of the first
     late = {batch: report(stub, batch, ids) for batch, ids in {"one": "abc", "two": "d", "three": "be"}.items()}
     assert late == {"one": 2, "two": 0, "three": 1}
     assert sorted(stored_ids(door.store)) == ["a", "c", "e"]

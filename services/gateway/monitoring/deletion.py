@@ -34,15 +34,27 @@ class Deletions:
                 field="ids",
             )
         subject = await self._subjects.of(names.check(model_name, "models/*", field="model"))
-        found = await self._index.find(subject.model.name, list(dict.fromkeys(ids)))
+        found = await self._index.find(subject.model.name, list(dict.fromkeys(ids)), deleted=True)
         for batch, own in found.items():
+<<<<<<< HEAD
             await self._index.check_settled(batch)
             async with self._index.alone(batch):
                 await asyncio.to_thread(self._take_out, batch, own)
             # Killed before this, they are found again by who asks again, and what is left of them is taken out.
             await self._told(subject, batch)
             await self._index.mark_deleted(subject.model.name, own, config.retention(subject.config))
+=======
+            # First: who stores the batch at this moment looks for these marks before it hands the batch on, and takes
+            # out what they are at. Killed behind this, they are found again by who asks again.
+            await self._index.mark_deleted(batch, own, config.retention(subject.config))
+            await self.take_out(batch, own)
+>>>>>>> c42452c0e6f9fc845ffe1d4824c982a20ad2cc31
         return sum(map(len, found.values()))
+
+    async def take_out(self, batch: str, ids: Sequence[str]) -> None:
+        """Take observations that are marked as deleted out of each file of a batch; again it changes nothing."""
+        async with self._index.alone(batch):
+            await asyncio.to_thread(self._take_out, batch, ids)
 
     def _take_out(self, batch: str, ids: Sequence[str]) -> None:
         """Take observations out of each file of a batch.
@@ -60,10 +72,10 @@ class Deletions:
         self._keep_rows(catalog.watched(batch), gone)
 
     def _keep_record(self, batch: str, ids: Collection[str]) -> bool:
-        """Write the record without these observations; return whether others are left."""
+        """Write the record without these observations; return whether others are left, or a record may still come."""
         key = catalog.reported(batch)
         if not self._store.exists(key):
-            return False
+            return True
         left = _without(self._store.read_message(key, monitor_pb2.ObservationBatch), ids)
         if left.observations:
             self._store.write_message(key, left)

@@ -23,8 +23,28 @@ LEASE_S = 60
 _LOCK_S = 60
 # A batch is in the store until the hour it was reported in is past its retention, and the next look at it.
 _LONGER = timedelta(hours=2)
+# Before the batch of an observation that was deleted.
 _DELETED = "-"
 _UNFINISHED = f"{KEY}observed:unfinished"
+
+# Claims all observations that belong to nobody, or to a batch that lost them, or none of them: where one belongs to a
+# batch that was not looked at, nothing is changed and nothing returned. A script, because to watch thousands of keys
+# takes Redis a time that grows with their square.
+_CLAIM = """
+local batch, token, lease_s, now, kept_s, free = unpack(ARGV, 1, 6)
+local known = {[batch] = 'free'}
+for i = 7, #ARGV do known[ARGV[i]] = i < 7 + free and 'free' or 'taken' end
+local own = {}
+for i = 3, #KEYS do
+    local holder = redis.call('GET', KEYS[i])
+    if holder and not known[holder] then return nil end
+    if not holder or known[holder] == 'free' then own[#own + 1] = i - 3 end
+end
+for _, row in ipairs(own) do redis.call('SET', KEYS[row + 3], batch, 'EX', kept_s) end
+redis.call('SET', KEYS[1], token, 'EX', lease_s)
+redis.call('ZADD', KEYS[2], now, batch)
+return own
+"""
 
 # Says whether a batch is in the store.
 Exists = Callable[[str], Awaitable[bool]]
@@ -36,6 +56,7 @@ class Index:
     def __init__(self, queue: Queue, exists: Exists) -> None:
         self._redis = queue.redis
         self._exists = exists
+        self._claim = self._redis.register_script(_CLAIM)
 
     async def place(self, model_name: str, batch_id: str, batch: str, kept: timedelta) -> str:
         """Return where the batch of this id lies; `batch` unless somebody has begun to store it before."""
@@ -50,26 +71,17 @@ class Index:
         Those of other batches that are stored, and those that were deleted, are not: they count once. Raises Conflict
         while another batch with one of them is being stored.
         """
-        keys = {_id_key(batch, one): one for one in ids}
-        token = uuid.uuid4().hex
-        while True:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                try:
-                    if keys:
-                        await pipe.watch(*keys)
-                    found = await pipe.mget(list(keys)) if keys else []
-                    holders = {key: (holder or b"").decode() for key, holder in zip(keys, found, strict=True)}
-                    taken = {holder for holder in set(holders.values()) if await self._keeps(holder, batch)}
-                    own = [key for key, holder in holders.items() if holder not in taken]
-                    pipe.multi()
-                    for key in own:
-                        pipe.set(key, batch, ex=kept + _LONGER)
-                    pipe.set(_lease_key(batch), token, ex=LEASE_S)
-                    pipe.zadd(_UNFINISHED, {batch: time.time()})
-                    await pipe.execute()
-                except redis.exceptions.WatchError:
-                    continue
-                return token, [keys[key] for key in own]
+        keys, token = [_id_key(batch, one) for one in ids], uuid.uuid4().hex
+        own = None
+        while own is None:
+            found = await self._redis.mget(keys) if keys else []
+            holders = {holder.decode() for holder in found if holder} - {batch}
+            free = [holder for holder in holders if not await self._keeps(holder)]
+            own = await self._claim(
+                keys=[_lease_key(batch), _UNFINISHED, *keys],
+                args=[batch, token, LEASE_S, time.time(), _seconds(kept), len(free), *free, *holders.difference(free)],
+            )
+        return token, [ids[row] for row in own]
 
     async def check(self, batch: str, token: str) -> None:
         """Raise Conflict when storing took so long that somebody else may have claimed the same observations."""
@@ -105,23 +117,32 @@ class Index:
         """Leave a batch that was never stored to whoever reports it again."""
         await self._redis.zrem(_UNFINISHED, batch)
 
-    async def find(self, model_name: str, ids: Sequence[str]) -> dict[str, list[str]]:
-        """Return which of these observations each batch has; unknown and deleted ones are left out."""
+    async def find(self, model_name: str, ids: Sequence[str], *, deleted: bool = False) -> dict[str, list[str]]:
+        """Return which of these observations each batch has; unknown ones are left out.
+
+        So are those that were marked as deleted, unless they are asked for too.
+        """
         found: dict[str, list[str]] = {}
         if not ids:
             return found
         holders = await self._redis.mget([_key(names.last(model_name), one) for one in ids])
         for one, holder in zip(ids, holders, strict=True):
-            if holder and holder != _DELETED.encode():
-                found.setdefault(holder.decode(), []).append(one)
+            batch = (holder or b"").decode()
+            if batch and (deleted or not batch.startswith(_DELETED)):
+                found.setdefault(batch.removeprefix(_DELETED), []).append(one)
         return found
 
-    async def mark_deleted(self, model_name: str, ids: Sequence[str], kept: timedelta) -> None:
-        """Remember that observations were deleted, so that a late report does not bring them back."""
+    async def mark_deleted(self, batch: str, ids: Sequence[str], kept: timedelta) -> None:
+        """Remember that observations of a batch are deleted: no late report brings them back."""
         async with self._redis.pipeline(transaction=True) as pipe:
             for one in ids:
-                pipe.set(_key(names.last(model_name), one), _DELETED, ex=kept + _LONGER)
+                pipe.set(_id_key(batch, one), f"{_DELETED}{batch}", ex=kept + _LONGER)
             await pipe.execute()
+
+    async def deleted_of(self, batch: str, ids: Sequence[str]) -> Sequence[str]:
+        """Return which observations of a batch were marked as deleted."""
+        holders = await self._redis.mget([_id_key(batch, one) for one in ids])
+        return [one for one, holder in zip(ids, holders, strict=True) if holder == f"{_DELETED}{batch}".encode()]
 
     async def check_settled(self, batch: str) -> None:
         """Raise Conflict while a batch is being stored and is not there yet."""
@@ -134,15 +155,17 @@ class Index:
         async with self._redis.lock(f"{KEY}observed:lock:{batch}", timeout=_LOCK_S):
             yield
 
-    async def _keeps(self, holder: str, batch: str) -> bool:
-        """Say whether observations stay with whom they belong to."""
-        if holder in {"", batch}:
-            return False
-        if holder == _DELETED or await self._exists(holder):
+    async def _keeps(self, holder: str) -> bool:
+        """Say whether observations stay with the batch that they belong to."""
+        if holder.startswith(_DELETED) or await self._exists(holder):
             return True
         if await self._redis.exists(_lease_key(holder)):
             raise _under_way(holder)
         return False  # whoever wanted to store it is dead
+
+
+def _seconds(kept: timedelta) -> int:
+    return int((kept + _LONGER).total_seconds())
 
 
 def _under_way(batch: str) -> Conflict:

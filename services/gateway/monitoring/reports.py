@@ -4,12 +4,15 @@ A gateway can be killed between any two steps; what then happens stands at each.
 """
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from defuse.errors import DefuseError, NotFound
+from defuse.errors import DefuseError, InvalidInput, NotFound
 from defuse.v1 import monitor_pb2, work_pb2
 
 from services.gateway.monitoring import batches, config
+from services.gateway.monitoring.deletion import Deletions
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.receiving import Batch, check
 from services.gateway.monitoring.subjects import Subject, Subjects
@@ -24,10 +27,11 @@ _LOOK_EVERY_S = 15.0
 class Reports:
     """Takes in what is reported."""
 
-    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index) -> None:
+    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index, deletions: Deletions) -> None:
         self._store = store
         self._subjects = subjects
         self._index = index
+        self._deletions = deletions
 
     async def store(self, subject: Subject, batch: Batch) -> int:
         """Store a batch, unless it is stored, and have it looked at; return how many observations of it are stored."""
@@ -38,16 +42,12 @@ class Reports:
             place = await self._place(subject, batch.id)
             if not await self._has(place) and not await self._write(subject, batch, place):
                 return 0
-        except DefuseError:
+        except InvalidInput:
             telemetry.OBSERVATIONS.labels(subject.model.name, "refused").inc(len(batch.observations))
             raise
-        stored = await asyncio.to_thread(
-            self._store.read_message, catalog.reported(place), monitor_pb2.ObservationBatch
-        )
         # Killed before this, the batch is stored and nobody looks at it yet: who reports it again comes past here,
         # and where nobody does `run` finds it. Killed behind it, the message is there and the caller asks again.
-        await self._hand_on(subject, place)
-        return len(stored.observations)
+        return await self._finish(subject, place)
 
     async def run(self) -> None:
         """Hand on what was stored by gateways that died before they did, until the task is cancelled."""
@@ -66,7 +66,7 @@ class Reports:
             except NotFound:
                 subject = None
             if subject and await self._has(place):
-                await self._hand_on(subject, place)
+                await self._finish(subject, place)
             else:
                 await self._index.forget(place)
 
@@ -101,6 +101,23 @@ class Reports:
         await asyncio.to_thread(self._store.write_message, catalog.reported(place), record)
         telemetry.OBSERVATIONS.labels(subject.model.name, "stored").inc(len(observations))
         return True
+
+    async def _finish(self, subject: Subject, place: str) -> int:
+        """Take out of a stored batch what was deleted while it was stored, and hand it on; return how many are left."""
+        ids = await asyncio.to_thread(self._ids, place)
+        if ids and (deleted := await self._index.deleted_of(place, ids)):
+            await self._deletions.take_out(place, deleted)
+            ids = await asyncio.to_thread(self._ids, place)
+        if ids:
+            await self._hand_on(subject, place)
+        return len(ids)
+
+    def _ids(self, place: str) -> Sequence[str]:
+        """Return what is stored of a batch; nothing where all of it was deleted."""
+        with suppress(NotFound):
+            record = self._store.read_message(catalog.reported(place), monitor_pb2.ObservationBatch)
+            return [observation.id for observation in record.observations]
+        return []
 
     async def _hand_on(self, subject: Subject, place: str) -> None:
         work = work_pb2.WatchWork(

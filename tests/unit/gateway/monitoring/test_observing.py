@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY
 
 from services.gateway.monitoring import halves as halves_
 from services.gateway.monitoring.cloud_events import CloudEvent
+from services.gateway.monitoring.deletion import Deletions
 from services.gateway.monitoring.halves import Halves
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.observing import Observing
@@ -32,7 +33,9 @@ class House:
         subjects = Subjects(Catalog(store))
         index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
         self.halves = Halves(queue)
-        self.observing = Observing(self.halves, Reports(store, subjects, index), subjects)
+        self.observing = Observing(
+            self.halves, Reports(store, subjects, index, Deletions(store, subjects, index)), subjects
+        )
 
     async def send(self, event_id: str, half: str) -> None:
         data = request_of(pictures(1), self.model) if half == "request" else response_of(SCORES)

@@ -5,11 +5,14 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
+import numpy as np
 import pytest
 from defuse.errors import Conflict
 from defuse.v1 import monitor_pb2
 
+from services.gateway.monitoring import batches
 from services.gateway.monitoring import index as index_
+from services.gateway.monitoring.deletion import Deletions
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.receiving import Batch
 from services.gateway.monitoring.reports import Reports
@@ -31,7 +34,8 @@ class Taking:
         self.redis, self.store = queue.redis, store
         self.subjects = Subjects(Catalog(store))
         self.index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
-        self.reports = Reports(store, self.subjects, self.index)
+        self.deletions = Deletions(store, self.subjects, self.index)
+        self.reports = Reports(store, self.subjects, self.index, self.deletions)
 
     async def subject(self) -> Subject:
         return await self.subjects.of(MODEL)
@@ -121,5 +125,43 @@ def test_batches_at_the_same_time(redis_url: str, store: ArtifactStore) -> None:
     async def story(taking: Taking) -> None:
         await asyncio.gather(*(until_stored(taking, number) for number in range(20)))
         assert sorted(stored_ids(store)) == [chr(ord("a") + letter) for letter in range(20)]
+
+    told(redis_url, store, story)
+
+
+def test_deleted_while_it_is_stored(redis_url: str, store: ArtifactStore) -> None:
+    """Whichever is first, nothing of it is left, and the rest of the batch is there."""
+
+    async def story(taking: Taking) -> None:
+        await taking.index.claim(LOST, ["a", "b"], DAY)
+        assert await taking.deletions.delete(MODEL, ["b", "never"]) == 1
+        # Whoever claimed both before goes on.
+        observations = [observation("a"), observation("b")]
+        record = monitor_pb2.ObservationBatch(observations=[{"id": "a"}, {"id": "b"}])
+        arrays = batches.arrays_of(observations, (await taking.subject()).model)
+        store.write_arrays(catalog.observed_images(LOST), arrays)
+        store.write_message(catalog.reported(LOST), record)
+        await taking.grow_old(LOST)  # and dies
+        await taking.reports.finish_abandoned()
+        assert stored_ids(store) == ["a"]
+        assert len(store.read_arrays(catalog.observed_images(LOST))["image"]) == 1
+
+    told(redis_url, store, story)
+
+
+def test_deletions_and_reports_at_the_same_time(redis_url: str, store: ArtifactStore) -> None:
+    """What is said to be deleted is nowhere, in whatever order they came."""
+
+    async def delete_all(taking: Taking) -> list[str]:
+        return [letter for letter in "abcdefghij" if await taking.deletions.delete(MODEL, [letter])]
+
+    async def story(taking: Taking) -> None:
+        reporting = [taking.report(f"batch-{number}", "abcdefghij"[number : number + 2]) for number in range(0, 10, 2)]
+        deleted, *_ = await asyncio.gather(delete_all(taking), *reporting)
+        assert sorted(stored_ids(store)) == sorted(set("abcdefghij") - set(deleted))
+        for batch in batches_in(store):
+            record = store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
+            rows = store.read_arrays(catalog.observed_images(batch))["id"]
+            np.testing.assert_array_equal(rows, batches.digests(one.id for one in record.observations))
 
     told(redis_url, store, story)

@@ -1,5 +1,5 @@
-"""`python -m benchmarks.monitor`: what does monitoring cost whoever is monitored, does it lose anything, and how soon does
-it notice a change?
+"""`python -m benchmarks.monitor`: what does monitoring cost whoever is monitored, does it lose anything, and how soon
+does it notice a change?
 """
 
 import argparse
@@ -20,6 +20,7 @@ def main() -> None:
     arguments = _arguments()
     smoke = arguments.smoke
     turns, calls, seconds = (3, 200, 4.0) if smoke else (arguments.turns, arguments.calls, arguments.seconds)
+    streams, shifted = (2, 2) if smoke else (arguments.streams, 20)
     path = arguments.data or digits(StackSettings().cache.expanduser() / "demo")
     data = read(path, limit=SMOKE_IMAGES if smoke else arguments.limit)
     figures: dict[str, Any] = {"data": data.name, "smoke": smoke}

@@ -36,19 +36,11 @@ class Deletions:
         subject = await self._subjects.of(names.check(model_name, "models/*", field="model"))
         found = await self._index.find(subject.model.name, list(dict.fromkeys(ids)), deleted=True)
         for batch, own in found.items():
-<<<<<<< HEAD
-            await self._index.check_settled(batch)
-            async with self._index.alone(batch):
-                await asyncio.to_thread(self._take_out, batch, own)
-            # Killed before this, they are found again by who asks again, and what is left of them is taken out.
-            await self._told(subject, batch)
-            await self._index.mark_deleted(subject.model.name, own, config.retention(subject.config))
-=======
             # First: who stores the batch at this moment looks for these marks before it hands the batch on, and takes
             # out what they are at. Killed behind this, they are found again by who asks again.
             await self._index.mark_deleted(batch, own, config.retention(subject.config))
             await self.take_out(batch, own)
->>>>>>> c42452c0e6f9fc845ffe1d4824c982a20ad2cc31
+            await self._told(subject, batch)
         return sum(map(len, found.values()))
 
     async def take_out(self, batch: str, ids: Sequence[str]) -> None:

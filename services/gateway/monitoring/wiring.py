@@ -32,24 +32,19 @@ class Monitoring:
         subjects = Subjects(Catalog(store))
         index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
         webhooks = Webhooks()
-        deletions = Deletions(store, subjects, index)
-        self.reports = Reports(store, subjects, index, deletions)
         self.alerts = Alerts(queue, store, subjects, webhooks)
         self.alert_runs = AlertRuns(store, self.alerts, runs)
         self.monitors = Monitors(queue, store, subjects, self.alerts, self.alert_runs)
+        deletions = Deletions(store, subjects, index, self.monitors.count_truth)
+        self.reports = Reports(store, subjects, index, deletions)
         self.service = MonitorService(
             MonitorRooms(
                 store=store,
                 subjects=subjects,
                 reports=self.reports,
-<<<<<<< HEAD
                 monitors=self.monitors,
                 truths=Truths(store, subjects, index, self.monitors.count_truth),
-                deletions=Deletions(store, subjects, index, self.monitors.count_truth),
-=======
-                truths=Truths(store, subjects, index),
                 deletions=deletions,
->>>>>>> c42452c0e6f9fc845ffe1d4824c982a20ad2cc31
                 alerts=self.alerts,
                 alert_runs=self.alert_runs,
             )

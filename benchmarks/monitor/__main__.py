@@ -28,9 +28,7 @@ def main() -> None:
     figures |= hooks.loss(seconds=seconds)
     with standing("cpu", threads=os.cpu_count() or 1) as stand:
         world = guarded(stand, data, smoke=smoke)
-        figures |= change.figures(
-            stand, data, world, streams=2 if smoke else arguments.streams, shifted=2 if smoke else 20
-        )
+        figures |= change.figures(stand, data, world, streams=streams, shifted=shifted)
     print(json.dumps(figures))
 
 

@@ -21,6 +21,7 @@ from services.runtime.catalog import Catalog
 from services.runtime.queue import KEY, Queue
 from tests.events import TYPES, request_of, response_of
 from tests.monitored import MODEL, pictures, plant_model, stored_ids, works
+from tests.unit.gateway.monitoring.listening import nobody
 
 SCORES = [[1, 2, 3]]
 
@@ -34,7 +35,7 @@ class House:
         index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
         self.halves = Halves(queue)
         self.observing = Observing(
-            self.halves, Reports(store, subjects, index, Deletions(store, subjects, index)), subjects
+            self.halves, Reports(store, subjects, index, Deletions(store, subjects, index, nobody)), subjects
         )
 
     async def send(self, event_id: str, half: str) -> None:

@@ -22,6 +22,7 @@ from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.queue import KEY, Queue
 from tests.monitored import MODEL, batches_in, observation, plant_model, stored_ids, works
+from tests.unit.gateway.monitoring.listening import nobody
 
 DAY = timedelta(days=1)
 LOST = f"{MODEL}/observations/2026-11-26-14/lost"
@@ -34,7 +35,7 @@ class Taking:
         self.redis, self.store = queue.redis, store
         self.subjects = Subjects(Catalog(store))
         self.index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
-        self.deletions = Deletions(store, self.subjects, self.index)
+        self.deletions = Deletions(store, self.subjects, self.index, nobody)
         self.reports = Reports(store, self.subjects, self.index, self.deletions)
 
     async def subject(self) -> Subject:

@@ -1,0 +1,7 @@
+"""Who hears of batches that were changed."""
+
+from services.gateway.monitoring.subjects import Subject
+
+
+async def nobody(subject: Subject, batch: str) -> None:
+    """Hear of a batch, and do nothing about it."""

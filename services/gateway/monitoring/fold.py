@@ -18,8 +18,9 @@ from services.gateway.monitoring.sequential import (
 )
 
 Kind = monitor_pb2.Alert
-# Shares of the evidence: known regions are what is watched for first. They add up to 1, so the run length holds.
-_WEIGHTS = {Kind.KIND_REGION_HITS: 0.5, Kind.KIND_PREDICTION_DRIFT: 0.25, Kind.KIND_LATENT_DRIFT: 0.25}
+# Shares of the evidence. They add up to 1, so the run length holds. What moves into a region changes the predicted
+# classes, too: of both the region says why, and is named unless there is much less evidence for it.
+_WEIGHTS = {Kind.KIND_REGION_HITS: 0.8, Kind.KIND_PREDICTION_DRIFT: 0.1, Kind.KIND_LATENT_DRIFT: 0.1}
 # Less than this of a region, found beyond calm, tells nothing of how much moved there.
 _LEAST_RECALL = 0.1
 # What an alert was raised about raises no other within so large a part of the expected run length.

@@ -1,11 +1,12 @@
 """What nobody should send, at the public door: each is answered with a clear status, and the next caller is served."""
 
+import dataclasses
 import re
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -202,14 +203,10 @@ def test_tensors_that_do_not_fit(door: str, served: Served, fault: str) -> None:
 
 def test_a_slow_reader_of_a_stream(gateway: Gateway, served: Served) -> None:
     """Who sends requests and reads no answer is held back; the gateway does not keep the answers for him."""
-    request = service_pb2.ModelInferRequest(model_name=MODEL)
-    batch = images(256)
-    request.inputs.add(name=served.model.input_name, datatype="FP32", shape=batch.shape)
-    request.raw_input_contents.append(batch.tobytes())
+    data = asked_for(images(256), served.model.input_name)
     sent = [0]
 
     def endlessly() -> Iterator[bytes]:
-        data = request.SerializeToString()
         for sent[0] in range(2000):
             yield data
 
@@ -230,46 +227,69 @@ def test_a_slow_reader_of_a_stream(gateway: Gateway, served: Served) -> None:
         client.infer(MODEL, asked(images(1), served.model.input_name))
 
 
-def test_an_independent_client(door: str, served: Served) -> None:
-    """Another implementation of HTTP/2, with gRPC's frames written by hand, is served by the letter of the protocol."""
-    request = service_pb2.ModelInferRequest(model_name=MODEL)
-    batch = images(2)
-    request.inputs.add(name=served.model.input_name, datatype="FP32", shape=batch.shape)
-    request.raw_input_contents.append(batch.tobytes())
-    headers, body, trailers = posted(door, INFER, request.SerializeToString())
-    assert headers[b":status"] == b"200"
-    assert headers[b"content-type"].startswith(b"application/grpc")
-    assert trailers[b"grpc-status"] == b"0"
-    compressed, size = struct.unpack(">BI", body[:5])
-    assert (compressed, size) == (0, len(body) - 5)
-    answer = service_pb2.ModelInferResponse.FromString(body[5:])
-    scores = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(2, -1)
+def test_an_independent_load_generator(door: str, served: Served) -> None:
+    """Another implementation of HTTP/2, with gRPC's frames written by hand, is served by the letter of the protocol.
+
+    Fifty small requests, which fit the window of one connection, are under way on it; each gets its own answer.
+    """
+    batches = [images(1, seed=seed) for seed in range(50)]
+    answers = posted(door, INFER, [asked_for(batch, served.model.input_name) for batch in batches])
     with closing(triton.InferenceServerClient(served.address)) as direct:
-        expected = direct.infer(MODEL, asked(batch, served.model.input_name)).as_numpy(served.model.output_name)
-    np.testing.assert_array_equal(scores, expected)
+        for batch, answer in zip(batches, answers, strict=True):
+            assert answer.headers[b":status"] == b"200"
+            assert answer.headers[b"content-type"].startswith(b"application/grpc")
+            assert answer.trailers[b"grpc-status"] == b"0"
+            compressed, size = struct.unpack(">BI", answer.body[:5])
+            assert (compressed, size) == (0, len(answer.body) - 5)
+            response = service_pb2.ModelInferResponse.FromString(answer.body[5:])
+            scores = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(1, -1)
+            expected = direct.infer(MODEL, asked(batch, served.model.input_name)).as_numpy(served.model.output_name)
+            np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
-def posted(address: str, path: str, message: bytes) -> tuple[dict[bytes, bytes], bytes, dict[bytes, bytes]]:
-    """Make a unary call with hyper-h2; return its headers, its body and its trailers."""
+def asked_for(batch: Any, input_name: str) -> bytes:
+    request = service_pb2.ModelInferRequest(model_name=MODEL)
+    request.inputs.add(name=input_name, datatype="FP32", shape=batch.shape)
+    request.raw_input_contents.append(batch.tobytes())
+    return request.SerializeToString()
+
+
+@dataclasses.dataclass
+class Answer:
+    """What came on one stream."""
+
+    headers: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
+    body: bytes = b""
+    trailers: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
+    ended: bool = False
+
+
+def posted(address: str, path: str, messages: Sequence[bytes]) -> list[Answer]:
+    """Make unary calls with hyper-h2, all at once on one connection; return what came on each stream."""
     host, port = address.split(":")
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
-    headers, body, trailers = {}, b"", {}
+    answers = {1 + 2 * number: Answer() for number in range(len(messages))}
+    names = {":method": "POST", ":scheme": "http", ":path": path, ":authority": address}
     with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as wire:
         connection.initiate_connection()
-        names = {":method": "POST", ":scheme": "http", ":path": path, ":authority": address}
-        connection.send_headers(1, [*names.items(), ("content-type", "application/grpc"), ("te", "trailers")])
-        connection.send_data(1, struct.pack(">BI", 0, len(message)) + message, end_stream=True)
-        wire.sendall(connection.data_to_send())
-        while True:
+        for stream, message in zip(answers, messages, strict=True):
+            connection.send_headers(stream, [*names.items(), ("content-type", "application/grpc"), ("te", "trailers")])
+            connection.send_data(stream, struct.pack(">BI", 0, len(message)) + message, end_stream=True)
+        while not all(answer.ended for answer in answers.values()):
+            wire.sendall(connection.data_to_send())
             for event in connection.receive_data(wire.recv(65536)):
-                match event:
-                    case h2.events.ResponseReceived():
-                        headers = dict(event.headers or ())
-                    case h2.events.DataReceived():
-                        body += event.data or b""
-                    case h2.events.TrailersReceived():
-                        trailers = dict(event.headers or ())
-                    case h2.events.StreamEnded():
-                        return headers, body, trailers
-            with suppress(BrokenPipeError):
-                wire.sendall(connection.data_to_send())
+                take(event, answers, connection)
+    return list(answers.values())
+
+
+def take(event: Any, answers: Mapping[int, Answer], connection: h2.connection.H2Connection) -> None:
+    match event:
+        case h2.events.ResponseReceived():
+            answers[event.stream_id].headers = dict(event.headers or ())
+        case h2.events.DataReceived():
+            answers[event.stream_id].body += event.data or b""
+            connection.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
+        case h2.events.TrailersReceived():
+            answers[event.stream_id].trailers = dict(event.headers or ())
+        case h2.events.StreamEnded():
+            answers[event.stream_id].ended = True

@@ -56,7 +56,7 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         return pb.WithdrawCandidatesResponse()
 
     async def IssueGuard(self, request: pb.IssueGuardRequest, context: Context) -> pb.IssueGuardResponse:
-        guard = await asyncio.to_thread(self._guards.issue, request.run, request.false_alarm_rate)
+        guard = await asyncio.to_thread(self._guards.requested, request)
         return pb.IssueGuardResponse(guard=guard)
 
     def _serve_candidate(self, request: pb.ServeCandidateRequest) -> Candidate:

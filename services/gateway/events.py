@@ -47,8 +47,8 @@ class EventLoop:
         try:
             delivery.decode(event)
             with _traced(event, delivery):
-                await self._record_when_possible(event, delivery)
-                await patiently(lambda: self._fold(event))
+                await self._when_possible(self._record, event, delivery)
+                await self._when_possible(self._fold, event, delivery)
         except NotFound:
             telemetry.log().warning("event_without_subject", subject=event.subject)
         except DefuseError as error:
@@ -57,13 +57,13 @@ class EventLoop:
             return  # not acknowledged: it is delivered again
         await patiently(lambda: self._queue.acknowledge(delivery))
 
-    async def _record_when_possible(self, event: work_pb2.Event, delivery: Delivery) -> None:
-        """Record an event, however long the store has no room or is away."""
+    async def _when_possible(self, act: Fold, event: work_pb2.Event, delivery: Delivery) -> None:
+        """Record or fold an event, however long the store has no room or is away; Redis is waited for, too."""
         while True:
             try:
-                await self._record(event)
-            except (Unavailable, StoreFull) as error:
-                telemetry.log().warning("event_waits", error=error.message, retry_s=RETRY_S)
+                await patiently(lambda: act(event))
+            except (Unavailable, StoreFull, OSError) as error:
+                telemetry.log().warning("event_waits", error=str(error), retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
                 await patiently(lambda: self._queue.heartbeat(delivery))
             else:

@@ -107,6 +107,9 @@ class Requests:
             token = claimed.set(claim)
             try:
                 answer = await carry_out()
+            except GONE:
+                # Redis may have made it all the same, and not have come to say so: the note that it did must stay.
+                raise
             except Exception:
                 await self._forget(claim)
                 raise

@@ -154,7 +154,9 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
 
     @once
     async def CreateGuard(self, request: pb.CreateGuardRequest, context: Context) -> pb.CreateGuardResponse:
-        wanted = corrector_service_pb2.IssueGuardRequest(run=request.run, false_alarm_rate=request.false_alarm_rate)
+        wanted = corrector_service_pb2.IssueGuardRequest(
+            run=request.run, false_alarm_rate=request.false_alarm_rate, request_id=request.request_id
+        )
         answer = await self._rooms.corrector.call(
             lambda stub, **how: stub.IssueGuard(wanted, **how), deadline_s=context.time_remaining()
         )

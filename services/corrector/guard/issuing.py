@@ -2,7 +2,7 @@
 
 from defuse import names
 from defuse.errors import DefuseError
-from defuse.v1 import guard_pb2, release_pb2
+from defuse.v1 import corrector_service_pb2, guard_pb2, release_pb2
 
 from services.corrector.adopted import AnyReleases
 from services.corrector.guard.building import FALSE_ALARM_RATE, GuardBuilder
@@ -19,7 +19,15 @@ class Guards:
         self._catalog = Catalog(store)
         self._releases = releases
 
-    def issue(self, run_name: str, false_alarm_rate: float = 0.0) -> guard_pb2.Guard:
+    def requested(self, request: corrector_service_pb2.IssueGuardRequest) -> guard_pb2.Guard:
+        """Return the guard of a request, made now unless it was before."""
+        model = self._catalog.run(request.run).config.model
+        for guard in self._catalog.guards(model) if request.request_id else ():
+            if guard.request_id == request.request_id:
+                return guard
+        return self.issue(request.run, request.false_alarm_rate, request_id=request.request_id)
+
+    def issue(self, run_name: str, false_alarm_rate: float = 0.0, *, request_id: str = "") -> guard_pb2.Guard:
         """Make a guard of the labelled regions of a run and serve it beside its model; a rate of 0 takes the default.
 
         Raises as `GuardBuilder.build` does, NotFound for an unknown run.
@@ -30,7 +38,7 @@ class Guards:
         record = built.record
         record.name = names.guard(model_id, str(self._releases.serve_guard(model, built.file)))
         record.guard_model, record.guarded_model = names.guard_model(model_id), names.guarded_model(model_id)
-        record.model_version = model.champion_version
+        record.model_version, record.request_id = model.champion_version, request_id
         record.create_time.GetCurrentTime()
         self._store.write_bytes(catalog.onnx_of(record.name), built.file)
         self._store.write_message(catalog.guard(record.name), record)

@@ -28,7 +28,7 @@ def total(told: Iterable[bytes]) -> tuple[int, int]:
     """Return how many are right, of how many, over batches."""
     right, of = 0, 0
     for one in told:
-        some, some_of = map(int, one.split())
+        some, some_of = map(int, one.split()[:2])
         right, of = right + some, of + some_of
     return right, of
 

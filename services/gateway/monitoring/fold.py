@@ -21,6 +21,8 @@ Kind = monitor_pb2.Alert
 # Shares of the evidence. They add up to 1, so the run length holds. What moves into a region changes the predicted
 # classes, too: of both the region says why, and is named unless there is much less evidence for it.
 _WEIGHTS = {Kind.KIND_REGION_HITS: 0.8, Kind.KIND_PREDICTION_DRIFT: 0.1, Kind.KIND_LATENT_DRIFT: 0.1}
+# Versions that are told apart; what answers beyond these is counted together.
+_MOST_VERSIONS, OTHER_VERSIONS = 50, "other"
 # Less than this of a region, found beyond calm, tells nothing of how much moved there.
 _LEAST_RECALL = 0.1
 # What an alert was raised about raises no other within so large a part of the expected run length.
@@ -35,6 +37,11 @@ class Seen:
     arrays: Mapping[str, Array]
     # Versions that answered, (n,).
     versions: Sequence[str]
+
+    def part(self, begin: int, end: int) -> "Seen":
+        """Return some of the observations."""
+        arrays = {name: array[begin:end] for name, array in self.arrays.items()}
+        return Seen(arrays=arrays, versions=self.versions[begin:end])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +169,7 @@ def _count(state: monitor_pb2.MonitorState, seen: Seen, calm: Calm, count: int) 
     for row in np.flatnonzero(arrays["inside"]).tolist():
         hits = state.monitor.hits[int(arrays["index"][row])]
         hits.hits += 1
-        hits.versions[seen.versions[row]] += 1
+        hits.versions[_told_apart(hits.versions, seen.versions[row])] += 1
     read = arrays["predicted"] >= 0
     classes = np.bincount(arrays["predicted"][read], minlength=len(calm.classes))
     state.predicted[:] = (np.array(state.predicted) + classes).tolist()
@@ -177,7 +184,12 @@ def _count(state: monitor_pb2.MonitorState, seen: Seen, calm: Calm, count: int) 
 
 def _count_versions(state: monitor_pb2.MonitorState, versions: Sequence[str]) -> None:
     for version, number in Counter(versions).items():
-        state.monitor.versions[version] += number
+        state.monitor.versions[_told_apart(state.monitor.versions, version)] += number
+
+
+def _told_apart(counts: Mapping[str, int], version: str) -> str:
+    """Return under which name a version is counted: whoever reports names it, and there are only so many."""
+    return version if version in counts or len(counts) < _MOST_VERSIONS else OTHER_VERSIONS
 
 
 def _tell(state: monitor_pb2.MonitorState, calm: Calm) -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import hashlib
+import time
 from dataclasses import dataclass
 
 import numpy as np
 import redis.exceptions
 from defuse import names
-from defuse.errors import DefuseError, NotFound
+from defuse.errors import Conflict, DeadlineExceeded, DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import monitor_pb2, work_pb2
 
 from services.gateway.monitoring import accuracy
@@ -18,9 +19,14 @@ from services.gateway.monitoring.fold import Calm, Seen, begun, fold
 from services.gateway.monitoring.subjects import Subject, Subjects
 from services.runtime import catalog, telemetry
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.queue import KEY, Queue
+from services.runtime.queue import GONE, KEY, Queue
+from services.runtime.worker import RETRY_S
 
 _PENDING = f"{KEY}alerts:pending"
+# Observations that are folded at once: bounds the memory that many classes take.
+_SLICE = 256
+# How soon an alert is raised behind its fold, and for how long it is left to the gateway that has begun to.
+_RAISE_EVERY_S, _CLAIM_S = 0.2, 120
 State = monitor_pb2.MonitorState
 
 
@@ -52,7 +58,7 @@ class Monitors:
         monitor = state.monitor
         monitor.name, monitor.guard = f"{model_name}/monitor", monitor.guard or subject.guard
         monitor.config.CopyFrom(subject.config)
-        monitor.right, monitor.truths = accuracy.total(await self._redis.hvals(_key(model_name, "truth")))
+        monitor.right, monitor.truths = accuracy.total(await self._kept_truth(model_name))
         return monitor
 
     async def apply(self, event: work_pb2.Event) -> None:
@@ -66,25 +72,53 @@ class Monitors:
         look = await asyncio.to_thread(self._look, subject, event.watched) if event.watched.guard else None
         if look:
             await self._fold(subject, look)
-        await self.raise_pending()
+
+    async def run(self) -> None:
+        """Raise alerts whose batches were folded, until the task is cancelled."""
+        while True:
+            try:
+                await self.raise_pending()
+            except (DefuseError, OSError, *GONE) as error:
+                telemetry.log().warning("alerts_wait", error=str(error), retry_s=RETRY_S)
+                await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(_RAISE_EVERY_S)
 
     async def count_truth(self, subject: Subject, batch: str) -> None:
         """Count anew how often a batch was read correctly, as far as its truth and what was answered are known."""
         counts = await asyncio.to_thread(accuracy.counts, self._store, batch, subject.model.classes)
         key = _key(subject.model.name, "truth")
-        if counts:
-            await self._redis.hset(key, batch, counts)
-            await self._redis.expire(key, retention(subject.config))
-        else:
+        if not counts:
             await self._redis.hdel(key, batch)
+            return
+        kept_until = time.time() + retention(subject.config).total_seconds()
+        await self._redis.hset(key, batch, f"{counts} {kept_until:.0f}")
+
+    async def _kept_truth(self, model_name: str) -> list[bytes]:
+        """Return what was counted of batches that are still kept; the others are forgotten."""
+        key = _key(model_name, "truth")
+        counted = await self._redis.hgetall(key)
+        past = [batch for batch, count in counted.items() if float(count.split()[-1]) < time.time()]
+        if past:
+            await self._redis.hdel(key, *past)
+        return [count for batch, count in counted.items() if batch not in past]
 
     async def raise_pending(self) -> None:
-        """Raise alerts whose batches were folded, also by a gateway that died right then: each has its name already."""
+        """Raise alerts whose batches were folded, also by a gateway that died right then: each has its name already.
+
+        Of several gateways one does: the others leave it alone until it must be dead.
+        """
         for data in await self._redis.lrange(_PENDING, 0, -1):
             alert = monitor_pb2.Alert.FromString(data)
-            model_name = names.parent(alert.name)
-            raised = await self._alerts.raise_(model_name, alert)
-            await self._start_run(await self._subjects.of(model_name), raised)
+            claim = f"{_PENDING}:{alert.name}"
+            if not await self._redis.set(claim, 1, nx=True, ex=_CLAIM_S):
+                continue
+            try:
+                model_name = names.parent(alert.name)
+                raised = await self._alerts.raise_(model_name, alert)
+                await self._start_run(await self._subjects.of(model_name), raised)
+            except BaseException:
+                await self._redis.delete(claim)
+                raise
             await self._redis.lrem(_PENDING, 1, data)
 
     async def _start_run(self, subject: Subject, alert: monitor_pb2.Alert) -> None:
@@ -92,24 +126,25 @@ class Monitors:
             return
         try:
             await self._alert_runs.start(alert.name)
+        except (Unavailable, DeadlineExceeded, StoreFull, Conflict):
+            raise  # it is tried again
         except DefuseError as error:
             telemetry.log().warning("no_alert_run", alert=alert.name, reason=error.reason, error=error.message)
 
     async def _fold(self, subject: Subject, look: _Look) -> None:
         name = subject.model.name
-        state_key, folded_key = _key(name, "state"), _key(name, "folded")
+        state_key, folded_key = _key(name, "state"), _key(name, f"folded:{look.batch}")
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
                 try:
                     await pipe.watch(state_key, folded_key)
-                    if await pipe.sismember(folded_key, look.batch):
+                    if await pipe.exists(folded_key):
                         return
                     state = _parse(await pipe.get(state_key))
                     alerts = await asyncio.to_thread(_changed, state, subject, look)
                     pipe.multi()
                     pipe.set(state_key, state.SerializeToString())
-                    pipe.sadd(folded_key, look.batch)
-                    pipe.expire(folded_key, retention(subject.config))
+                    pipe.set(folded_key, 1, ex=retention(subject.config))
                     for alert in alerts:
                         pipe.rpush(_PENDING, alert.SerializeToString())
                     await pipe.execute()
@@ -141,10 +176,21 @@ def _changed(state: State, subject: Subject, look: _Look) -> list[monitor_pb2.Al
         return []  # looked at by a guard that was replaced meanwhile
     if guard != state.monitor.guard:
         begun(state, look.calm)
-    alerts = fold(state, look.seen, look.calm, expected_run_length=subject.config.expected_run_length)
-    for alert in alerts:
+    alerts = [
+        alert
+        for begin in range(0, len(look.seen.versions), _SLICE)
+        for alert in fold(
+            state,
+            look.seen.part(begin, begin + _SLICE),
+            look.calm,
+            expected_run_length=subject.config.expected_run_length,
+        )
+    ]
+    for number, alert in enumerate(alerts):
         alert.create_time.GetCurrentTime()
-        alert.name = name_of(subject.model.name, alert, hashlib.sha256(look.batch.encode()).hexdigest()[:6])
+        alert.name = name_of(
+            subject.model.name, alert, hashlib.sha256(f"{look.batch} {number}".encode()).hexdigest()[:6]
+        )
     return alerts
 
 

@@ -50,7 +50,7 @@ class Monitoring:
             )
         )
         observing = Observing(Halves(queue), self.reports, subjects)
-        self._loops = [self.reports.run, Retention(store).run, webhooks.run, *observing.loops]
+        self._loops = [self.monitors.run, self.reports.run, Retention(store).run, webhooks.run, *observing.loops]
         if settings.http_port:
             self._loops.append(HttpServer(settings, observing).run)
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import redis.exceptions
 from defuse.errors import AlreadyExists, Conflict, InvalidInput
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import run_pb2
@@ -63,6 +64,23 @@ def test_asked_again(redis_url: str) -> None:
         assert (house.carried_out, [run.name for run in await house.book.list()]) == (1, ["runs/a-1"])
         assert await house.ask(request_id="another") != first
         assert 0 < await house.redis.ttl(f"{KEY}request:{ID}") <= 24 * 3600
+
+    told(redis_url, story)
+
+
+def test_a_reply_of_redis_that_was_lost(redis_url: str) -> None:
+    """The record was made, and nobody heard of it: asked again, it is the answer, and nothing is made twice."""
+
+    async def story(house: House) -> None:
+        async def lost() -> None:
+            raise redis.exceptions.ConnectionError("reset")
+
+        house.then = lost
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await house.ask()
+        house.then = None
+        assert (await house.ask(1)).run.name == "runs/a-1"
+        assert house.carried_out == 1
 
     told(redis_url, story)
 

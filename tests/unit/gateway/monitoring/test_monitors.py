@@ -1,13 +1,14 @@
 """The monitor of a model over a real Redis and a store; the distiller's work is laid there by hand."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from defuse.errors import NotFound
+from defuse.errors import NotFound, Unavailable
 from defuse.v1 import guard_pb2, model_pb2, monitor_pb2, release_pb2, work_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
@@ -30,8 +31,11 @@ class Runs:
 
     def __init__(self) -> None:
         self.started: list[str] = []
+        self.away = False
 
     async def start(self, alert: str) -> None:
+        if self.away:
+            raise Unavailable("Triton is away")
         self.started.append(alert)
 
 
@@ -134,8 +138,9 @@ def test_traffic_that_moves_raises_one_alert_with_a_run(world: World, told: Any)
     async def story(monitors: Monitors, alerts: Alerts) -> list[monitor_pb2.Alert]:
         await monitors.apply(world.batch())
         moved = world.batch(400, rates=(0.02, 0.4))
-        await monitors.apply(moved)
-        await monitors.apply(moved)
+        for _ in range(2):
+            await monitors.apply(moved)
+            await monitors.raise_pending()
         return await listed(alerts)
 
     [alert] = told(story)
@@ -152,11 +157,13 @@ def test_an_alert_outlives_the_gateway_that_folded(world: World, told: Any) -> N
             raise KeyboardInterrupt
 
         alerts.raise_ = dies  # type: ignore[assignment,method-assign]
+        await monitors.apply(moved)
         with pytest.raises(KeyboardInterrupt):
-            await monitors.apply(moved)
+            await monitors.raise_pending()
 
     async def next_one(monitors: Monitors, alerts: Alerts) -> list[monitor_pb2.Alert]:
         await monitors.apply(moved)  # is delivered again
+        await monitors.raise_pending()
         return await listed(alerts)
 
     told(killed)
@@ -214,5 +221,39 @@ def test_a_model_that_is_not_there(told: Any) -> None:
     async def story(monitors: Monitors, _: Alerts) -> None:
         with pytest.raises(NotFound):
             await monitors.get("models/nobody")
+
+    told(story)
+
+
+def test_a_run_that_cannot_be_started_now(world: World, told: Any) -> None:
+    """While Triton is away the alert is there, and its run is started once it is back."""
+    world.configure(start_runs=True)
+
+    async def story(monitors: Monitors, alerts: Alerts) -> None:
+        await monitors.apply(world.batch(400, rates=(0.02, 0.4)))
+        world.runs.away = True
+        with pytest.raises(Unavailable):
+            await monitors.raise_pending()
+        assert len(await listed(alerts)) == 1
+        world.runs.away = False
+        await monitors.raise_pending()
+
+    told(story)
+    assert len(world.runs.started) == 1
+
+
+def test_truth_of_what_is_no_longer_kept(world: World, told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes with its batch."""
+
+    async def story(monitors: Monitors, _: Alerts) -> None:
+        event = world.batch(4, predicted=np.array([0, 0, 1, 1]))
+        await monitors.apply(event)
+        said = monitor_pb2.ObservationBatch(observations=[monitor_pb2.Observation(id="1-0", truth=CLASSES[0])])
+        world.store.write_message(f"{catalog.truths(event.watched.batch)}/0.pb", said)
+        await monitors.count_truth(await Subjects(Catalog(world.store)).of(MODEL), event.watched.batch)
+        assert (await monitors.get(MODEL)).truths == 1
+        later = time.time() + 3601
+        monkeypatch.setattr(time, "time", lambda: later)
+        assert (await monitors.get(MODEL)).truths == 0
 
     told(story)

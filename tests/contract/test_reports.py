@@ -217,7 +217,8 @@ def test_killed_in_the_middle(redis_url: str, tmp_path: Path) -> None:
 def watch(door: Door, batch: str) -> None:
     """Look at a batch, as the stage does."""
     kept = door.store.read_arrays(catalog.observed_images(batch))
-    seen = {"id": kept["id"], "latent": np.arange(len(kept["id"]), dtype=np.float32)[:, None]}
+    rows = np.arange(len(kept["id"]))
+    seen = {"id": kept["id"], "latent": rows.astype(np.float32)[:, None], "predicted": rows % 3}
     door.store.write_arrays(catalog.watched(batch), seen)
 
 

@@ -112,7 +112,7 @@ def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Mode
         )
     try:
         values = np.array(tensor.get("data"), np.float32).reshape(said)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # the last for whole numbers beyond all floats
         raise InvalidInput(
             f"the data of tensor {tensor.get('name')!r} are not {shape(said)} numbers ({error}); binary data cannot "
             "be read in JSON",

@@ -63,7 +63,7 @@ def test_the_output_among_others(model: model_pb2.Model) -> None:
         half_of(event("response", data), model)
 
 
-@pytest.mark.parametrize("data", [[1, None, 3], [1, "NaN", 3], ["a", 2, 3], [[1, 2], [3]], None])
+@pytest.mark.parametrize("data", [[1, None, 3], [1, "NaN", 3], ["a", 2, 3], [[1, 2], [3]], [1, 10**400, 3], None])
 def test_data_that_are_no_numbers(model: model_pb2.Model, data: Any) -> None:
     """Whatever they are instead."""
     answer = response_of([[1, 2, 3]])

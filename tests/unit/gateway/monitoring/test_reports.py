@@ -110,6 +110,21 @@ def test_a_claim_that_was_taken_over(redis_url: str, store: ArtifactStore) -> No
     told(redis_url, store, story)
 
 
+def test_a_lock_that_was_lost(redis_url: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who worked for too long is told to ask again, which loops of the gateway survive; asked again it is done."""
+    monkeypatch.setattr(index_, "_LOCK_S", 0.01)
+
+    async def story(taking: Taking) -> None:
+        with pytest.raises(Conflict, match=r"work on batch 'lost' took longer than 0\.01 s"):
+            async with taking.index.alone(LOST):
+                await asyncio.sleep(0.1)
+        monkeypatch.undo()
+        async with taking.index.alone(LOST):
+            pass
+
+    told(redis_url, store, story)
+
+
 def test_batches_at_the_same_time(redis_url: str, store: ArtifactStore) -> None:
     """Each observation of batches that overlap is stored once; who is refused asks again."""
 

@@ -136,3 +136,18 @@ def test_too_many_wait(redis_url: str, store: ArtifactStore) -> None:
         assert await house.halves.too_many() == []
 
     told(redis_url, store, story)
+
+
+def test_scores_that_wait_take_room_too(redis_url: str, store: ArtifactStore) -> None:
+    """Responses whose requests do not come count as what they are, in bytes."""
+
+    async def story(house: House) -> None:
+        for event_id in "abc":
+            await house.send(event_id, "response")
+        [first, second, third] = await house.redis.zrange(f"{KEY}events:waiting", 0, -1)
+        await house.send("c", "request")
+        sizes = [await house.redis.hstrlen(third, half) for half in TYPES]
+        most_bytes = sum(sizes) + await house.redis.hstrlen(second, "response")
+        assert [pair.key.encode() for pair in await house.halves.too_many(most_bytes=most_bytes)] == [first]
+
+    told(redis_url, store, story)

@@ -113,6 +113,7 @@ def test_what_is_refused(house: House) -> None:
         (binary({**good, "id": ""}, request), "the event has no id"),
         (binary({**good, "type": "other"}, request), "the event has type 'other'"),
         (binary({**good, "time": "yesterday"}, request), "the event has time 'yesterday'"),
+        (binary({**good, "time": "1969-12-31T23:59:59Z"}, request), "has a time of -1 s; give seconds since 1970"),
         (binary({**good, "id": "x" * 117}, request), "is refused: use 1 to 116 printable characters"),
         ((binary(good, request)[0], b"{"), "the event's data are no JSON"),
         (structured(good, [request]), "the event's data are no JSON object"),

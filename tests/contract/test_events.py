@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from defuse import Client, LimitExceeded
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.access.tokens import line_of
@@ -145,6 +146,24 @@ def test_who_may_send_events(redis_url: str, tmp_path: Path) -> None:
             headers = {**event[0], "Authorization": f"Bearer {token}"} if token else event[0]
             answers[token] = post(f"http://127.0.0.1:{port}/v1/models/tiny:observe", headers, event[1])[0]
     assert answers == {"": 401, "nonsense": 401, "let-me-look": 403, "let-me-in": 202}
+
+
+def test_events_that_are_refused_count(redis_url: str, tmp_path: Path) -> None:
+    """Over HTTP and over gRPC together: whoever knocks is refused at either door for how often."""
+    tokens, port = tmp_path / "tokens", free_port()
+    tokens.write_text(line_of("bob", "viewer", "let-me-look"))
+    variables = {"DEFUSE_HTTP_PORT": str(port), "DEFUSE_MAX_CALLS_PER_S": "0.01"}
+    with running_gateway(tmp_path, redis_url, DEFUSE_TOKENS_FILE=str(tokens), **variables) as door:
+        url, event = f"http://127.0.0.1:{port}/v1/models/tiny:observe", binary(attributes("a", "response"), {})
+        viewer = {**event[0], "Authorization": "Bearer let-me-look"}
+        assert [post(url, headers, event[1])[0] for headers in (event[0], viewer) for _ in range(2)] == [
+            401,
+            429,
+            403,
+            429,
+        ]
+        with Client(door.address, token="let-me-look") as client, pytest.raises(LimitExceeded, match="bob calls more"):
+            client.version()
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="makes certificates with openssl")

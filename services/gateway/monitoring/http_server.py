@@ -8,6 +8,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import aiohttp.web
@@ -52,10 +53,10 @@ _STATUSES: Mapping[type[DefuseError], int] = {
 class HttpServer:
     """Takes events at a port."""
 
-    def __init__(self, settings: GatewaySettings, observing: Observing) -> None:
+    def __init__(self, settings: GatewaySettings, observing: Observing, limits: Limits) -> None:
         self._observing = observing
         self._tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
-        self._limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
+        self._limits = limits
         self._tls = _context(settings.tls)
         self._socket = _listening(settings.host, settings.http_port)
 
@@ -74,7 +75,8 @@ class HttpServer:
 
     async def _observe(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
         try:
-            with self._limits.counted(self._admitted(request)):
+            with self._limits.counted(self._who(request)):
+                self._admit(request)
                 model_name = names.model(request.match_info["model"])
                 event = await asyncio.to_thread(parsed, request.headers, await request.read())
                 await self._observing.take(model_name, event)
@@ -84,14 +86,18 @@ class HttpServer:
             return _refusal(error)
         return aiohttp.web.Response(status=202)
 
-    def _admitted(self, request: aiohttp.web.Request) -> str:
-        """Return who asks; raise unless he may report."""
-        if not self._tokens:
-            return request.remote or ""
-        known = caller_of(self._tokens, request.headers.get("authorization", ""))
-        caller.enter(known)
-        caller.require(access_pb2.ROLE_OPERATOR, "observe")
-        return known.name
+    def _who(self, request: aiohttp.web.Request) -> str:
+        """Return for whom a call counts, whether it is let in or not: the name of its token, else its host."""
+        if self._tokens:
+            with suppress(Unauthenticated):
+                return caller_of(self._tokens, request.headers.get("authorization", "")).name
+        return request.remote or ""
+
+    def _admit(self, request: aiohttp.web.Request) -> None:
+        """Raise unless who asks may report."""
+        if self._tokens:
+            caller.enter(caller_of(self._tokens, request.headers.get("authorization", "")))
+            caller.require(access_pb2.ROLE_OPERATOR, "observe")
 
 
 def _refusal(error: Exception) -> aiohttp.web.Response:

@@ -3,6 +3,8 @@
 import shutil
 import ssl
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +148,19 @@ def test_who_may_send_events(redis_url: str, tmp_path: Path) -> None:
             headers = {**event[0], "Authorization": f"Bearer {token}"} if token else event[0]
             answers[token] = post(f"http://127.0.0.1:{port}/v1/models/tiny:observe", headers, event[1])[0]
     assert answers == {"": 401, "nonsense": 401, "let-me-look": 403, "let-me-in": 202}
+
+
+def test_an_event_that_is_too_large(redis_url: str, tmp_path: Path) -> None:
+    """It is refused by the limit of all messages, and the next one is taken."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v1/models/tiny:observe"
+    variables = {"DEFUSE_HTTP_PORT": str(port), "DEFUSE_MAX_MESSAGE_BYTES": "65536"}
+    with running_gateway(tmp_path, redis_url, **variables) as door:
+        plant_model(door.store)
+        headers, body = binary(attributes("a", "response"), response_of(SCORES))
+        with pytest.raises(urllib.error.HTTPError, match="413"):
+            urllib.request.urlopen(urllib.request.Request(url, body.ljust(70_000), headers), timeout=30)
+        assert post(url, headers, body.ljust(60_000)) == (202, None)
 
 
 def test_events_that_are_refused_count(redis_url: str, tmp_path: Path) -> None:

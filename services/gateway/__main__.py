@@ -87,7 +87,8 @@ def build(settings: GatewaySettings) -> Service:
         generator=generator,
         distiller=distiller,
     )
-    monitoring = Monitoring(settings, needs.queue, needs.store, runs)
+    limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
+    monitoring = Monitoring(settings, needs.queue, needs.store, runs, limits)
     passages = (
         GeneratorPassage(settings.generator_url, settings.tls),
         InferencePassage(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),
@@ -127,15 +128,14 @@ def build(settings: GatewaySettings) -> Service:
             tally.run,
         ],
         close=close,
-        interceptors=_doorkeepers(settings, rooms.journal),
+        interceptors=_doorkeepers(settings, rooms.journal, limits),
     )
 
 
-def _doorkeepers(settings: GatewaySettings, journal: Journal) -> list[grpc.aio.ServerInterceptor]:
-    """Return what stands before the methods: who calls, then how often; what tells of it stands before both."""
-    limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
+def _doorkeepers(settings: GatewaySettings, journal: Journal, limits: Limits) -> list[grpc.aio.ServerInterceptor]:
+    """Return what stands before the methods: how often, also for who is not let in; what tells of it before both."""
     access = [AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else []
-    return [AuditInterceptor(journal), *access, LimitsInterceptor(limits)]
+    return [AuditInterceptor(journal), LimitsInterceptor(limits), *access]
 
 
 async def _serve_candidate(

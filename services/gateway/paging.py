@@ -94,9 +94,10 @@ def _position(subject: str, token: str) -> Position:
         return ()
     try:
         seal, *position = json.loads(base64.urlsafe_b64decode(token))
-    except (ValueError, TypeError):
-        seal, position = "", []
-    if seal != _seal(subject, position):
+        known = seal == _seal(subject, position)
+    except (ValueError, TypeError, RecursionError):  # the last for lists within lists, thousands deep
+        known, position = False, []
+    if not known:
         raise InvalidInput(
             f"{token[:80]!r} is no page token of this list; give the `next_page_token` of the page before, with the "
             "same request",

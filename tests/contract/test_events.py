@@ -3,6 +3,8 @@
 import shutil
 import ssl
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from defuse import Client, LimitExceeded
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.access.tokens import line_of
@@ -113,6 +116,7 @@ def test_what_is_refused(house: House) -> None:
         (binary({**good, "id": ""}, request), "the event has no id"),
         (binary({**good, "type": "other"}, request), "the event has type 'other'"),
         (binary({**good, "time": "yesterday"}, request), "the event has time 'yesterday'"),
+        (binary({**good, "time": "1969-12-31T23:59:59Z"}, request), "has a time of -1 s; give seconds since 1970"),
         (binary({**good, "id": "x" * 117}, request), "is refused: use 1 to 116 printable characters"),
         ((binary(good, request)[0], b"{"), "the event's data are no JSON"),
         (structured(good, [request]), "the event's data are no JSON object"),
@@ -144,6 +148,37 @@ def test_who_may_send_events(redis_url: str, tmp_path: Path) -> None:
             headers = {**event[0], "Authorization": f"Bearer {token}"} if token else event[0]
             answers[token] = post(f"http://127.0.0.1:{port}/v1/models/tiny:observe", headers, event[1])[0]
     assert answers == {"": 401, "nonsense": 401, "let-me-look": 403, "let-me-in": 202}
+
+
+def test_an_event_that_is_too_large(redis_url: str, tmp_path: Path) -> None:
+    """It is refused by the limit of all messages, and the next one is taken."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v1/models/tiny:observe"
+    variables = {"DEFUSE_HTTP_PORT": str(port), "DEFUSE_MAX_MESSAGE_BYTES": "65536"}
+    with running_gateway(tmp_path, redis_url, **variables) as door:
+        plant_model(door.store)
+        headers, body = binary(attributes("a", "response"), response_of(SCORES))
+        with pytest.raises(urllib.error.HTTPError, match="413"):
+            urllib.request.urlopen(urllib.request.Request(url, body.ljust(70_000), headers), timeout=30)
+        assert post(url, headers, body.ljust(60_000)) == (202, None)
+
+
+def test_events_that_are_refused_count(redis_url: str, tmp_path: Path) -> None:
+    """Over HTTP and over gRPC together: whoever knocks is refused at either door for how often."""
+    tokens, port = tmp_path / "tokens", free_port()
+    tokens.write_text(line_of("bob", "viewer", "let-me-look"))
+    variables = {"DEFUSE_HTTP_PORT": str(port), "DEFUSE_MAX_CALLS_PER_S": "0.01"}
+    with running_gateway(tmp_path, redis_url, DEFUSE_TOKENS_FILE=str(tokens), **variables) as door:
+        url, event = f"http://127.0.0.1:{port}/v1/models/tiny:observe", binary(attributes("a", "response"), {})
+        viewer = {**event[0], "Authorization": "Bearer let-me-look"}
+        assert [post(url, headers, event[1])[0] for headers in (event[0], viewer) for _ in range(2)] == [
+            401,
+            429,
+            403,
+            429,
+        ]
+        with Client(door.address, token="let-me-look") as client, pytest.raises(LimitExceeded, match="bob calls more"):
+            client.version()
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="makes certificates with openssl")

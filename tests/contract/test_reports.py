@@ -95,6 +95,14 @@ def test_the_same_batch_again(door: Door, stub: Any) -> None:
     assert len(works(door.redis_url)) == 1
 
 
+def test_another_batch_under_the_same_id(stub: Any) -> None:
+    """It is refused: to answer what the first was answered would lose it."""
+    assert report(stub, "one", ["a", "b"]) == 2
+    error = refused(stub.Report, messages("one", [observation("c")]))
+    assert error.code() == grpc.StatusCode.ALREADY_EXISTS
+    assert "batch 'one' is stored with other observations" in error.details()
+
+
 def test_the_same_batch_in_another_hour(door: Door, stub: Any) -> None:
     """Also where Redis has lost what it knew."""
     hour = (datetime.now(UTC) - timedelta(hours=1)).strftime(HOUR)

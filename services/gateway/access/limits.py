@@ -1,6 +1,7 @@
 """How often one caller may call, and with how many calls at the same time.
 
-Callers are told apart by their tokens, without one by their hosts. Inference does not count: Triton has queues of its
+Callers are told apart by their tokens, without one by their hosts. Calls of who is not let in count like all others, so
+that nobody tries tokens or knocks as often as it likes. Inference does not count: Triton has queues of its
 own, and who asks for it asks thousands of times a second.
 """
 
@@ -71,7 +72,7 @@ class Limits:
 
 
 class LimitsInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls beyond the limits of their caller."""
+    """Refuses calls beyond the limits of their caller; before the doorkeeper, so that whom he refuses counts."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

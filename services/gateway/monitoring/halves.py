@@ -90,10 +90,11 @@ class Halves:
         async with self._redis.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.hstrlen(key, REQUEST)
+                pipe.hstrlen(key, RESPONSE)
             sizes = await pipe.execute()
         left, beyond = most_bytes, []
-        for number, (key, size) in enumerate(zip(keys, sizes, strict=True)):
-            left -= size
+        for number, (key, *of_halves) in enumerate(zip(keys, sizes[::2], sizes[1::2], strict=True)):
+            left -= sum(of_halves)
             if number >= most or left < 0:
                 beyond.append(await self._read(key.decode()))
         return beyond

@@ -8,12 +8,14 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import aiohttp.web
 from defuse import names
 from defuse.errors import (
     Conflict,
+    DeadlineExceeded,
     DefuseError,
     InvalidInput,
     LimitExceeded,
@@ -36,12 +38,16 @@ from services.gateway.settings import GatewaySettings
 from services.runtime import telemetry
 from services.runtime.interceptors import known_error
 
-_MOST_BYTES = 64 << 20
+# How long a sender may take for its event, and how many are read and parsed at once: each may be as large as a message,
+# and several times that as numbers.
+_READ_S = 30.0
+_READ_AT_ONCE = 8
 _STATUSES: Mapping[type[DefuseError], int] = {
     InvalidInput: 400,
     Unauthenticated: 401,
     PermissionDenied: 403,
     NotFound: 404,
+    DeadlineExceeded: 408,
     Conflict: 409,
     LimitExceeded: 429,
     Unavailable: 503,
@@ -52,16 +58,18 @@ _STATUSES: Mapping[type[DefuseError], int] = {
 class HttpServer:
     """Takes events at a port."""
 
-    def __init__(self, settings: GatewaySettings, observing: Observing) -> None:
+    def __init__(self, settings: GatewaySettings, observing: Observing, limits: Limits) -> None:
         self._observing = observing
         self._tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
-        self._limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
+        self._limits = limits
+        self._most_bytes = settings.max_message_bytes
+        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
         self._tls = _context(settings.tls)
         self._socket = _listening(settings.host, settings.http_port)
 
     async def run(self) -> None:
         """Serve until the task is cancelled."""
-        application = aiohttp.web.Application(client_max_size=_MOST_BYTES)
+        application = aiohttp.web.Application(client_max_size=self._most_bytes)
         application.router.add_post("/v1/models/{model}:observe", self._observe)
         runner = aiohttp.web.AppRunner(application, access_log=None)
         await runner.setup()
@@ -74,24 +82,41 @@ class HttpServer:
 
     async def _observe(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
         try:
-            with self._limits.counted(self._admitted(request)):
+            with self._limits.counted(self._who(request)):
+                self._admit(request)
                 model_name = names.model(request.match_info["model"])
-                event = await asyncio.to_thread(parsed, request.headers, await request.read())
-                await self._observing.take(model_name, event)
+                async with self._reading:
+                    event = await asyncio.to_thread(parsed, request.headers, await _body(request))
+                    await self._observing.take(model_name, event)
         except aiohttp.web.HTTPException:
             raise
         except Exception as error:  # noqa: BLE001  # everything becomes a status
             return _refusal(error)
         return aiohttp.web.Response(status=202)
 
-    def _admitted(self, request: aiohttp.web.Request) -> str:
-        """Return who asks; raise unless he may report."""
-        if not self._tokens:
-            return request.remote or ""
-        known = caller_of(self._tokens, request.headers.get("authorization", ""))
-        caller.enter(known)
-        caller.require(access_pb2.ROLE_OPERATOR, "observe")
-        return known.name
+    def _who(self, request: aiohttp.web.Request) -> str:
+        """Return for whom a call counts, whether it is let in or not: the name of its token, else its host."""
+        if self._tokens:
+            with suppress(Unauthenticated):
+                return caller_of(self._tokens, request.headers.get("authorization", "")).name
+        return request.remote or ""
+
+    def _admit(self, request: aiohttp.web.Request) -> None:
+        """Raise unless who asks may report."""
+        if self._tokens:
+            caller.enter(caller_of(self._tokens, request.headers.get("authorization", "")))
+            caller.require(access_pb2.ROLE_OPERATOR, "observe")
+
+
+async def _body(request: aiohttp.web.Request) -> bytes:
+    """Return what a request carries; raise DeadlineExceeded for a sender that is too slow."""
+    try:
+        async with asyncio.timeout(_READ_S):
+            return await request.read()
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"the event was not there within {_READ_S:g} s; send it faster, or smaller", reason="EVENT_TOO_SLOW"
+        ) from error
 
 
 def _refusal(error: Exception) -> aiohttp.web.Response:

@@ -151,9 +151,16 @@ class Index:
 
     @asynccontextmanager
     async def alone(self, batch: str) -> AsyncIterator[None]:
-        """Let nobody else change a stored batch while the block runs."""
-        async with self._redis.lock(f"{KEY}observed:lock:{batch}", timeout=_LOCK_S):
-            yield
+        """Let nobody else change a stored batch while the block runs; raise Conflict where that took too long."""
+        try:
+            async with self._redis.lock(f"{KEY}observed:lock:{batch}", timeout=_LOCK_S):
+                yield
+        except redis.exceptions.LockError as error:  # its time was over before the block was
+            raise Conflict(
+                f"work on batch {names.last(batch)!r} took longer than {_LOCK_S} s, and others may have changed it "
+                "meanwhile; ask again",
+                reason="BATCH_UNDER_WAY",
+            ) from error
 
     async def _keeps(self, holder: str) -> bool:
         """Say whether observations stay with the batch that they belong to."""

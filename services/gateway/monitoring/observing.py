@@ -9,12 +9,12 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 from defuse.errors import DefuseError, InvalidInput, NotFound
-from defuse.v1 import monitor_pb2
+from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring.cloud_events import CloudEvent
 from services.gateway.monitoring.halves import Halves, Pair
 from services.gateway.monitoring.payloads import REQUEST, RESPONSE, half_of, joined
-from services.gateway.monitoring.receiving import Batch
+from services.gateway.monitoring.receiving import Batch, check
 from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.subjects import Subjects
 from services.runtime import telemetry
@@ -41,9 +41,13 @@ class Observing:
         ]
 
     async def take(self, model_name: str, event: CloudEvent) -> None:
-        """Keep an event until it is stored with its other half; it is not lost once this returns."""
+        """Keep an event until it is stored with its other half; it is not lost once this returns.
+
+        Raises InvalidInput for one that could never be stored: whoever sent it is not there any more when it is.
+        """
         subject = await self._subjects.of(model_name)
         half, batch = await asyncio.to_thread(half_of, event, subject.model)
+        await asyncio.to_thread(check, batch.observations, subject.model)
         await self._halves.put(subject.model.name, event.id, half, batch)
 
     async def store_whole(self) -> None:
@@ -82,13 +86,22 @@ class Observing:
         subject = await self._subjects.of(model_name)
         observations: list[monitor_pb2.Observation] = []
         for pair in pairs:
-            try:
-                observations += joined(pair.halves[REQUEST], pair.halves[RESPONSE])
-            except InvalidInput as error:
-                await self._give_up(pair, "halves_differ", error=error.message)
+            observations += await self._observations(pair, subject.model)
         await self._reports.store(subject, Batch(id=uuid.uuid4().hex, observations=observations))
         for pair in pairs:
             await self._halves.settle(pair)
+
+    async def _observations(self, pair: Pair, model: model_pb2.Model) -> Sequence[monitor_pb2.Observation]:
+        """Return what is to be stored of a pair: nothing where it is given up, lest others be refused for it."""
+        reason = "halves_differ"
+        try:
+            found = joined(pair.halves[REQUEST], pair.halves[RESPONSE])
+            reason = "model_changed"
+            await asyncio.to_thread(check, found, model)
+        except InvalidInput as error:
+            await self._give_up(pair, reason, error=error.message)
+            return []
+        return found
 
     async def _give_up(self, pair: Pair, reason: str, **why: str) -> None:
         rows = max((len(half.observations) for half in pair.halves.values()), default=0)

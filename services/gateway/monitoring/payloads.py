@@ -14,7 +14,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring.cloud_events import CloudEvent
-from services.gateway.monitoring.receiving import LONGEST_VERSION
+from services.gateway.monitoring.receiving import LONGEST_VERSION, MOST_OBSERVATIONS
 from services.runtime.catalog import shape
 from services.runtime.inference import input_shape, restored
 
@@ -110,9 +110,15 @@ def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Mode
             f"n x {shape(one)}",
             reason="BAD_PAYLOAD",
         )
+    if said[0] > MOST_OBSERVATIONS:
+        raise InvalidInput(
+            f"tensor {tensor.get('name')!r} is of {said[0]} images; an event has {MOST_OBSERVATIONS} at most, send "
+            "several",
+            reason="TOO_LARGE",
+        )
     try:
         values = np.array(tensor.get("data"), np.float32).reshape(said)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # the last for whole numbers beyond all floats
         raise InvalidInput(
             f"the data of tensor {tensor.get('name')!r} are not {shape(said)} numbers ({error}); binary data cannot "
             "be read in JSON",

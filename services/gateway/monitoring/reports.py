@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from defuse.errors import DefuseError, InvalidInput, NotFound
+from defuse.errors import AlreadyExists, DefuseError, InvalidInput, NotFound
 from defuse.v1 import monitor_pb2, work_pb2
 
 from services.gateway.monitoring import batches, config
@@ -40,9 +40,11 @@ class Reports:
             # Nothing has happened yet. The id of the batch is bound to one place before anything is written there:
             # killed behind this, the batch goes to the same place when it is reported again, in whatever hour.
             place = await self._place(subject, batch.id)
-            if not await self._has(place) and not await self._write(subject, batch, place):
+            if await self._has(place):
+                await self._check_same(batch, place, subject.model.name)
+            elif not await self._write(subject, batch, place):
                 return 0
-        except InvalidInput:
+        except (AlreadyExists, InvalidInput):
             telemetry.OBSERVATIONS.labels(subject.model.name, "refused").inc(len(batch.observations))
             raise
         # Killed before this, the batch is stored and nobody looks at it yet: who reports it again comes past here,
@@ -80,6 +82,20 @@ class Reports:
 
     async def _has(self, place: str) -> bool:
         return await asyncio.to_thread(self._store.exists, catalog.reported(place))
+
+    async def _check_same(self, batch: Batch, place: str, model_name: str) -> None:
+        """Raise AlreadyExists where a stored batch is not the one that is reported under its id again."""
+        stored, said = set(await asyncio.to_thread(self._ids, place)), {one.id for one in batch.observations}
+        found = await self._index.find(model_name, list(said), deleted=True)
+        # What was reported and is not there was another batch's, or was deleted since: somebody had it. A Redis that
+        # lost its data does not know who, nor that this batch has what it has.
+        had = set().union(*found.values()) if place in found else said
+        if not (stored <= said <= stored | had):
+            raise AlreadyExists(
+                f"batch {batch.id!r} is stored with other observations; report these under an id of their own",
+                reason="BATCH_ID_USED",
+                field="batch_id",
+            )
 
     async def _write(self, subject: Subject, batch: Batch, place: str) -> bool:
         """Store what of a batch is nowhere else; return whether there is any."""

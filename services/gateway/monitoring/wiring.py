@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from services.gateway.access.limits import Limits
 from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts
 from services.gateway.monitoring.deletion import Deletions
@@ -28,7 +29,9 @@ from services.runtime.queue import Queue
 class Monitoring:
     """What takes in the traffic of models, and what tells of it."""
 
-    def __init__(self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs) -> None:
+    def __init__(
+        self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs, limits: Limits
+    ) -> None:
         subjects = Subjects(Catalog(store))
         index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
         webhooks = Webhooks()
@@ -52,7 +55,7 @@ class Monitoring:
         observing = Observing(Halves(queue), self.reports, subjects)
         self._loops = [self.monitors.run, self.reports.run, Retention(store).run, webhooks.run, *observing.loops]
         if settings.http_port:
-            self._loops.append(HttpServer(settings, observing).run)
+            self._loops.append(HttpServer(settings, observing, limits).run)
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:

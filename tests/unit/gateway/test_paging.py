@@ -1,4 +1,5 @@
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -81,7 +82,10 @@ def token_of(*about: str) -> str:
     return str(cursor.page(cursor.behind(named("a", "b"), position)).next_page_token)
 
 
-@pytest.mark.parametrize("token", ["a", "é", "AAAA", "W10=", token_of("other"), token_of()[:-8], "bnVsbA=="])
+DEEP = base64.urlsafe_b64encode(b"[" * 100_000).decode()
+
+
+@pytest.mark.parametrize("token", ["a", "é", "AAAA", "W10=", token_of("other"), token_of()[:-8], "bnVsbA==", DEEP])
 def test_a_token_of_something_else(token: str) -> None:
     """A token of another list, or none at all, is refused with what to give."""
     with pytest.raises(InvalidInput, match="is no page token of this list; give the `next_page_token`") as caught:

@@ -63,7 +63,15 @@ def test_a_gateway_that_refuses_for_now(monitored: Make, gateway: Gateway, code:
 
 
 @pytest.mark.parametrize(
-    "code", [Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.PERMISSION_DENIED, Code.UNAUTHENTICATED, Code.UNIMPLEMENTED]
+    "code",
+    [
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.ALREADY_EXISTS,
+        Code.PERMISSION_DENIED,
+        Code.UNAUTHENTICATED,
+        Code.UNIMPLEMENTED,
+    ],
 )
 def test_a_gateway_that_refuses_for_good(
     monitored: Make, gateway: Gateway, code: grpc.StatusCode, caplog: pytest.LogCaptureFixture

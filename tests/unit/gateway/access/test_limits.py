@@ -1,6 +1,7 @@
 """How often a caller may call: counted by themselves, and before a real server."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from defuse.errors import LimitExceeded, from_rpc_error
+from defuse.errors import DefuseError, LimitExceeded, PermissionDenied, Unauthenticated, from_rpc_error
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 
@@ -102,7 +103,7 @@ def before_the_gateway(ask: Callable[[grpc.aio.Channel], Awaitable[Any]], counts
     """Serve the gateway to callers with tokens; return what `ask` returns."""
 
     async def run() -> Any:
-        guards = [ErrorInterceptor(), AccessInterceptor(Tokens(tokens)), LimitsInterceptor(counts)]
+        guards = [ErrorInterceptor(), LimitsInterceptor(counts), AccessInterceptor(Tokens(tokens))]
         server = grpc.aio.server(interceptors=guards)
         pb_grpc.add_GatewayServiceServicer_to_server(Gateway(), server)
         infer = {"ModelInfer": grpc.unary_unary_rpc_method_handler(_echoed)}
@@ -161,6 +162,25 @@ def test_streams_count_until_they_end(tokens: Path) -> None:
     assert type(refused) is LimitExceeded
     assert "ann has 2 calls under way" in refused.message
     assert refused.retry_after_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("token", "refusal", "who"),
+    [("nobody", Unauthenticated, r"127\.0\.0\.1"), ("ann", PermissionDenied, "ann")],
+)
+def test_calls_that_are_refused_count(tokens: Path, token: str, refusal: type[DefuseError], who: str) -> None:
+    """By the name of the token or, where there is none of that kind, by the host; others are answered meanwhile."""
+
+    async def ask(channel: grpc.aio.Channel) -> Any:
+        gateway: Any = pb_grpc.GatewayServiceStub(channel)
+        calls = [await error_of(gateway.CreateRun(pb.CreateRunRequest(), metadata=of(token))) for _ in range(2)]
+        return *calls, await error_of(gateway.GetVersion(pb.GetVersionRequest(), metadata=of("bob")))
+
+    first, second, of_another = before_the_gateway(ask, Limits(calls_per_s=0.01, concurrent_calls=0), tokens)
+    assert type(first) is refusal
+    assert type(second) is LimitExceeded
+    assert re.match(f"{who} calls more than 0.01 times a second", second.message)
+    assert of_another is None
 
 
 def test_inference_does_not_count(tokens: Path) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import pytest
+from defuse.errors import InvalidInput
 from prometheus_client import REGISTRY
 
 from services.gateway.monitoring import halves as halves_
@@ -13,6 +15,7 @@ from services.gateway.monitoring.deletion import Deletions
 from services.gateway.monitoring.halves import Halves
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.observing import Observing
+from services.gateway.monitoring.payloads import half_of
 from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.subjects import Subjects
 from services.runtime import catalog
@@ -123,6 +126,39 @@ def test_halves_that_do_not_fit(redis_url: str, store: ArtifactStore) -> None:
     told(redis_url, store, story)
 
 
+def test_an_event_that_could_never_be_stored(redis_url: str, store: ArtifactStore) -> None:
+    """Its sender is told, and nothing of it waits."""
+
+    async def story(house: House) -> None:
+        long_ago = datetime(1969, 12, 31, tzinfo=UTC)
+        event = CloudEvent(id="a", type=TYPES["response"], time=long_ago, data=response_of(SCORES))
+        with pytest.raises(InvalidInput, match="has a time of -86400 s; give seconds since 1970"):
+            await house.observing.take(MODEL, event)
+        assert await house.redis.zcard(f"{KEY}events:waiting") == 0
+
+    told(redis_url, store, story)
+
+
+def test_one_that_is_refused_among_others(redis_url: str, store: ArtifactStore) -> None:
+    """It alone is given up, whatever came about since it was taken in; the others are stored."""
+
+    async def story(house: House) -> None:
+        before = given_up("model_changed")
+        _, batch = half_of(CloudEvent(id="b", type=TYPES["response"], time=None, data=response_of(SCORES)), house.model)
+        del batch.observations[0].scores[2]  # as of a model of two classes
+        await house.halves.put(MODEL, "b", "response", batch)
+        for event_id in "abc":
+            await house.send(event_id, "request")
+        for event_id in "ac":
+            await house.send(event_id, "response")
+        await house.observing.store_whole()
+        assert given_up("model_changed") == before + 1
+        assert sorted(stored_ids(store)) == ["a-0", "c-0"]
+        assert await house.redis.exists(f"{KEY}events:waiting", f"{KEY}events:whole") == 0
+
+    told(redis_url, store, story)
+
+
 def test_too_many_wait(redis_url: str, store: ArtifactStore) -> None:
     """By number or by size, the oldest go."""
 
@@ -134,5 +170,20 @@ def test_too_many_wait(redis_url: str, store: ArtifactStore) -> None:
         assert [pair.key.encode() for pair in await house.halves.too_many(most=1)] == [second, first]
         assert [pair.key.encode() for pair in await house.halves.too_many(most_bytes=2 * size)] == [first]
         assert await house.halves.too_many() == []
+
+    told(redis_url, store, story)
+
+
+def test_scores_that_wait_take_room_too(redis_url: str, store: ArtifactStore) -> None:
+    """Responses whose requests do not come count as what they are, in bytes."""
+
+    async def story(house: House) -> None:
+        for event_id in "abc":
+            await house.send(event_id, "response")
+        [first, second, third] = await house.redis.zrange(f"{KEY}events:waiting", 0, -1)
+        await house.send("c", "request")
+        sizes = [await house.redis.hstrlen(third, half) for half in TYPES]
+        most_bytes = sum(sizes) + await house.redis.hstrlen(second, "response")
+        assert [pair.key.encode() for pair in await house.halves.too_many(most_bytes=most_bytes)] == [first]
 
     told(redis_url, store, story)

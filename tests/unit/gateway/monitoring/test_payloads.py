@@ -9,6 +9,7 @@ from defuse.v1 import model_pb2
 
 from services.gateway.monitoring.cloud_events import CloudEvent
 from services.gateway.monitoring.payloads import half_of, joined
+from services.gateway.monitoring.receiving import MOST_OBSERVATIONS
 from services.runtime.artifacts import ArtifactStore
 from tests.events import TYPES, request_of, response_of
 from tests.monitored import pictures, plant_model
@@ -63,13 +64,21 @@ def test_the_output_among_others(model: model_pb2.Model) -> None:
         half_of(event("response", data), model)
 
 
-@pytest.mark.parametrize("data", [[1, None, 3], [1, "NaN", 3], ["a", 2, 3], [[1, 2], [3]], None])
+@pytest.mark.parametrize("data", [[1, None, 3], [1, "NaN", 3], ["a", 2, 3], [[1, 2], [3]], [1, 10**400, 3], None])
 def test_data_that_are_no_numbers(model: model_pb2.Model, data: Any) -> None:
     """Whatever they are instead."""
     answer = response_of([[1, 2, 3]])
     answer["outputs"][0]["data"] = data
     with pytest.raises(InvalidInput, match=r"not (1x3 numbers|finite)|that are not finite"):
         half_of(event("response", answer), model)
+
+
+def test_more_images_than_an_event_may_have(model: model_pb2.Model) -> None:
+    """It is as many as a batch may have: an event is stored whole."""
+    half_of(event("response", response_of(np.zeros((MOST_OBSERVATIONS, 3)))), model)
+    with pytest.raises(InvalidInput, match="is of 10001 images; an event has 10000 at most") as refused:
+        half_of(event("response", response_of(np.zeros((MOST_OBSERVATIONS + 1, 3)))), model)
+    assert refused.value.reason == "TOO_LARGE"
 
 
 def test_a_shape_that_is_none(model: model_pb2.Model) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from defuse.errors import Conflict
+from defuse.errors import AlreadyExists, Conflict
 from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring import batches
@@ -106,6 +106,52 @@ def test_a_claim_that_was_taken_over(redis_url: str, store: ArtifactStore) -> No
         await taking.report("other", "a")
         with pytest.raises(Conflict, match="batch 'lost' is being stored elsewhere"):
             await taking.index.check(LOST, token)
+
+    told(redis_url, store, story)
+
+
+@pytest.mark.parametrize("ids", ["c", "bc", "abc", "a", ""])
+def test_an_id_of_a_batch_with_other_observations(redis_url: str, store: ArtifactStore, ids: str) -> None:
+    """It is refused: nothing is stored of what would be lost, and an id of its own stores it."""
+
+    async def story(taking: Taking) -> None:
+        await taking.report("one", "ab")
+        with pytest.raises(AlreadyExists, match="batch 'one' is stored with other observations; report") as refused:
+            await taking.report("one", ids)
+        assert refused.value.reason == "BATCH_ID_USED"
+        assert stored_ids(store) == ["a", "b"]
+        assert await taking.report("two", "c") == 1
+
+    told(redis_url, store, story)
+
+
+def test_a_batch_again_whose_observations_went_elsewhere(redis_url: str, store: ArtifactStore) -> None:
+    """It is the same although another batch had some, and others were deleted; also for a Redis that knows nothing."""
+
+    async def story(taking: Taking) -> None:
+        await taking.report("other", "a")
+        assert await taking.report("one", "abc") == 2
+        await taking.deletions.delete(MODEL, ["b"])
+        assert await taking.report("one", "abc") == 1
+        await taking.deletions.delete(MODEL, ["a"])
+        assert await taking.report("one", "abc") == 1
+        await taking.redis.flushall()
+        assert await taking.report("one", "abc") == 1
+
+    told(redis_url, store, story)
+
+
+def test_a_lock_that_was_lost(redis_url: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who worked for too long is told to ask again, which loops of the gateway survive; asked again it is done."""
+    monkeypatch.setattr(index_, "_LOCK_S", 0.01)
+
+    async def story(taking: Taking) -> None:
+        with pytest.raises(Conflict, match=r"work on batch 'lost' took longer than 0\.01 s"):
+            async with taking.index.alone(LOST):
+                await asyncio.sleep(0.1)
+        monkeypatch.undo()
+        async with taking.index.alone(LOST):
+            pass
 
     told(redis_url, store, story)
 

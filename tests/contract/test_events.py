@@ -198,5 +198,5 @@ def test_with_certificates(redis_url: str, tmp_path: Path) -> None:
     with running_gateway(tmp_path, redis_url, DEFUSE_HTTP_PORT=str(port), **variables) as door:
         plant_model(door.store)
         assert post(url, *event, context=friend) == (202, None)
-        with pytest.raises(OSError, match=r"(?i)certificate|EOF|reset"):
+        with pytest.raises(OSError, match=r"(?i)certificate|EOF|reset|closed"):
             post(url, *event, context=stranger)

@@ -125,7 +125,8 @@ def test_a_gateway_learns_of_trials_that_another_one_starts(redis_url: str, stor
             await trials.stop(TRIAL)
             assert known.route(target()) == Route(model="tiny")
         finally:
-            keeping_up.cancel()
-            await asyncio.wait([keeping_up])
+            while not keeping_up.done():  # redis-py can swallow a cancellation
+                keeping_up.cancel()
+                await asyncio.wait([keeping_up], timeout=0.5)
 
     with_trials(redis_url, store, story)

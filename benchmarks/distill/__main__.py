@@ -5,8 +5,7 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch
 from benchmarks.distill.sizes import FULL, SMOKE, Sizes
 from benchmarks.distill.speed import against_scikit_learn, bound_gap, scaling, two_processes
 from benchmarks.distill.truth import recovery
+from benchmarks.sections import Section, add_only, measured
 
 
 def main() -> None:
@@ -21,23 +21,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distill", description=__doc__)
     parser.add_argument("--device", default="cpu", help="where ours runs: cpu or cuda")
     parser.add_argument("--smoke", action="store_true", help="a few seconds on few points: does everything run")
+    add_only(parser, _sections(SMOKE, "cpu"))
     arguments = parser.parse_args()
     sizes, device = (SMOKE if arguments.smoke else FULL), arguments.device
-    sections: dict[str, Callable[[], dict[str, Any]]] = {
-        "scikit-learn": lambda: against_scikit_learn(sizes, device),
-        "bound": lambda: bound_gap(sizes),
-        "scaling": lambda: scaling(sizes, device),
-        "memory": lambda: memory(sizes),
-        "recovery": lambda: recovery(sizes),
-        "processes": lambda: two_processes(sizes),
+    figures = {"device": device, "threads": torch.get_num_threads(), "smoke": arguments.smoke}
+    print(json.dumps(figures | measured(_sections(sizes, device), arguments.only)))
+
+
+def _sections(sizes: Sizes, device: str) -> dict[str, Section]:
+    return {
+        "scikit-learn": partial(against_scikit_learn, sizes, device),
+        "bound": partial(bound_gap, sizes),
+        "scaling": partial(scaling, sizes, device),
+        "memory": partial(memory, sizes),
+        "recovery": partial(recovery, sizes),
+        "processes": partial(two_processes, sizes),
     }
-    figures: dict[str, Any] = {"device": device, "threads": torch.get_num_threads(), "smoke": arguments.smoke}
-    for name, section in sections.items():
-        begin = time.perf_counter()
-        found = section()
-        print(f"{name}: {json.dumps(found)} ({time.perf_counter() - begin:.0f} s)", flush=True)
-        figures |= found
-    print(json.dumps(figures))
 
 
 def memory(sizes: Sizes) -> dict[str, Any]:

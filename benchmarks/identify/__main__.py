@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,16 @@ from benchmarks.identify.memory import searched
 from benchmarks.identify.speed import throughput
 from benchmarks.identify.truth import planted_share, reconstructions
 from benchmarks.identify.where import budget, time_to_failures
+from benchmarks.sections import add_only, measured
 from benchmarks.stand import read, standing
 from services.demo.data import digits
 from services.runtime.stack import StackSettings
+
+SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    section.__name__: section for section in (reconstructions, throughput, budget, time_to_failures, planted_share)
+}
+# Each search in a process of its own, without the stand.
+MEMORY = "memory"
 
 
 def main() -> None:
@@ -38,13 +46,11 @@ def main() -> None:
             "transport": stand.inference.transport,
             "smoke": arguments.smoke,
         }
-        for section in (reconstructions, throughput, budget, time_to_failures, planted_share):
-            begin = time.perf_counter()
-            found = section(bench)
-            print(f"{section.__name__}: {json.dumps(found)} ({time.perf_counter() - begin:.0f} s)", flush=True)
-            figures |= found
-        figures |= searched(stand, data, sizes.sources, trained=100) if arguments.smoke else {}
-    figures |= {} if arguments.smoke else _memory(arguments)
+        figures |= measured({name: partial(section, bench) for name, section in SECTIONS.items()}, arguments.only)
+        if arguments.smoke and MEMORY in arguments.only:
+            figures |= searched(stand, data, sizes.sources, trained=100)
+    if not arguments.smoke:
+        figures |= measured({MEMORY: partial(_memory, arguments)}, arguments.only)
     print(json.dumps(figures))
 
 
@@ -53,6 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="an .npz or a zip of class folders; by default 5,000 MNIST digits")
     parser.add_argument("--device", default="cpu", help="where torch decodes: cpu or cuda")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")
+    add_only(parser, [*SECTIONS, MEMORY])
     parser.add_argument("--smoke", action="store_true", help="a few seconds on few images: does everything run")
     return parser.parse_args()
 

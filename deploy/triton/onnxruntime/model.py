@@ -91,5 +91,6 @@ def _providers(args):
     """Return where the graph runs: on the GPU that Triton gives the instance, if this ONNX Runtime can use one."""
     cpu = "CPUExecutionProvider"
     if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        onnxruntime.preload_dlls()  # CUDA and cuDNN as wheels, which no library path leads to
         return [("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}), cpu]
     return [cpu]

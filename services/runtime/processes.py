@@ -28,6 +28,8 @@ class Child:
     # Says whether the process can be used.
     ready: Callable[[], bool]
     variables: Mapping[str, str] = field(default_factory=dict)
+    # How far it gives way to other processes for the processor, 0 to 19.
+    niceness: int = 0
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
@@ -35,7 +37,7 @@ class Child:
         with self.log.open("ab") as log:
             # A group of its own lets `stop` reach the child's children too.
             self.process = subprocess.Popen(
-                [sys.executable, "-SE", _TETHER, *self.command],
+                [sys.executable, "-SE", _TETHER, str(self.niceness), *self.command],
                 env={**os.environ, **self.variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -23,6 +23,8 @@ SERVICES = ("corrector", "distiller", "generator", "gateway")
 _READY_S = 120.0
 _GRACE_S = 15.0
 _WATCH_S = 0.5
+# Of the services that work on runs and corrections: who asks a classifier comes first, and shares their processors.
+_NICENESS = 10
 Say = Callable[[str], None]
 
 
@@ -152,6 +154,7 @@ class LocalStack:
             name=label,
             command=[sys.executable, "-m", f"services.{name}"],
             variables={**variables, **own},
+            niceness=0 if name == "gateway" else _NICENESS,
             log=self.logs / f"{label}.log",
             ready=lambda: is_healthy(address, TlsFiles()),
         )

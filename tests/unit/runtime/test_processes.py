@@ -179,6 +179,15 @@ def test_variables_and_log(make: Make) -> None:
     assert child.log.read_text() == "seen\nseen\n"
 
 
+def test_niceness(make: Make) -> None:
+    """A child gives way to others as far as it is told, beyond what its parent does."""
+    child = make("import os; print(os.nice(0), flush=True)", niceness=7)
+    child.start()
+    assert child.process
+    assert child.process.wait(30) == 0
+    assert int(child.log.read_text()) == min(19, os.nice(0) + 7)
+
+
 def test_restart_leaves_nothing_of_the_first(make: Make, tmp_path: Path) -> None:
     """A process that was killed is started again, after what it had started itself is gone."""
     child, pids = family(make, tmp_path)

@@ -32,6 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stack", default="local", help="`local` starts one; HOST:PORT uses the gateway of one that runs")
 
 
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the GPUs of this machine from the test and the processes that it starts."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stack:
     """A running stack; what only a local one has is empty for another."""

@@ -13,8 +13,9 @@ from defuse.errors import Unavailable
 from services.runtime.inference import InferenceClient
 from services.runtime.transport import CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY
 from tests.conftest import eventually
-from tests.restartable_triton import Served, images
+from tests.restartable_triton import TOLERANCE, Served, images
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 # Growing, shrinking, more than a request takes (256), none.
 SIZES = (1, 7, 200, 30, 600, 0, 2)
 
@@ -26,7 +27,7 @@ def test_every_transport_gives_the_same_logits(served: Served, shared: Inference
         batch = images(count, seed)
         logits, expected = classifier.classify(batch), served.over_grpc(batch)
         assert logits.shape == expected.shape == (count, 3)
-        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(logits, expected, **TOLERANCE)
 
 
 def test_tensors_of_torch(served: Served, shared: InferenceClient) -> None:
@@ -46,14 +47,15 @@ def test_images_may_change_once_they_are_sent(served: Served, shared: InferenceC
         pending.append(classifier.submit(sent))
         sent[...] = np.nan
     for answer in pending:
-        np.testing.assert_allclose(answer.result(), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(answer.result(), expected, **TOLERANCE)
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_auto_shares_memory_with_a_triton_on_this_host(served: Served, own_files: Callable[[], list[str]]) -> None:
-    """Left to itself the client takes system shared memory here, on a CPU, and its regions are registered."""
+    """Left to itself the client takes system shared memory on a host without a GPU, and its regions are registered."""
     with closing(InferenceClient(served.address)) as client:
         served.classifier(client).classify(images(3))
-        assert client.transport == (CUDA_SHARED_MEMORY if torch.cuda.is_available() else SYSTEM_SHARED_MEMORY)
+        assert client.transport == SYSTEM_SHARED_MEMORY
         assert served.regions() == own_files()
         assert len(own_files()) == 1
 
@@ -69,7 +71,7 @@ def test_many_threads_share_few_slots(
         pending = [classifier.submit(batch) for batch in batches]
         expected = np.split(served.over_grpc(np.concatenate(batches)), np.cumsum([len(b) for b in batches])[:-1])
         for answer, logits in zip(pending, expected, strict=True):
-            np.testing.assert_allclose(answer.result(), logits, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(answer.result(), logits, **TOLERANCE)
 
     with ThreadPoolExecutor(8) as threads:
         for _ in threads.map(ask, range(8), timeout=120):
@@ -86,7 +88,7 @@ def test_a_client_goes_on_after_triton_was_started_again(
     served.kill()
     served.restart()
     assert (served.regions(), own_files()) == ([], before)
-    np.testing.assert_allclose(classifier.classify(batch), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(classifier.classify(batch), expected, **TOLERANCE)
     assert served.regions() == own_files() != before
 
 
@@ -110,7 +112,7 @@ def test_no_answer_is_lost_or_wrong_while_triton_is_killed(
                 stop.wait(0.05)
                 continue
             for logits in answers:
-                np.testing.assert_allclose(logits, expected[thread], rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(logits, expected[thread], **TOLERANCE)
             answered[thread] += 1
 
     with ThreadPoolExecutor(4) as threads:
@@ -136,7 +138,7 @@ def wait_for_more(counts: list[int]) -> None:
     eventually(lambda: all(now >= then + 3 for now, then in zip(counts, before, strict=True)))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.usefixtures("no_gpu")
 def test_cuda_shared_memory_without_a_gpu(served: Served) -> None:
     """Asked for by name, what cannot work is refused by that name, when images are sent, not when it is made."""
     client = InferenceClient(served.address, transport=CUDA_SHARED_MEMORY)
@@ -145,7 +147,7 @@ def test_cuda_shared_memory_without_a_gpu(served: Served) -> None:
     assert caught.value.reason == "TRANSPORT_REFUSED"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_cuda_shared_memory_gives_the_same_logits(served: Served) -> None:
     """Images on the device, and in numpy, are answered as over gRPC."""
     with closing(InferenceClient(served.address, transport=CUDA_SHARED_MEMORY)) as client:
@@ -153,4 +155,12 @@ def test_cuda_shared_memory_gives_the_same_logits(served: Served) -> None:
             batch = images(count)
             for sent in (batch, torch.from_numpy(batch).cuda()):
                 logits = served.classifier(client).classify(sent)
-                np.testing.assert_allclose(logits, served.over_grpc(batch), rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(logits, served.over_grpc(batch), **TOLERANCE)
+
+
+@needs_cuda
+def test_auto_shares_a_gpu_with_a_triton_on_this_host(served: Served) -> None:
+    """Left to itself the client takes the memory of the GPU where there is one."""
+    with closing(InferenceClient(served.address)) as client:
+        served.classifier(client).classify(images(3))
+        assert client.transport == CUDA_SHARED_MEMORY

@@ -16,7 +16,10 @@ from onnx import helper
 from services.runtime.inference import InferenceClient
 from services.runtime.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY
 from tests.conftest import ROOT, eventually
-from tests.restartable_triton import Served, images, shared_files
+from tests.restartable_triton import TOLERANCE, Served, images, shared_files
+
+# What is shared through /dev/shm; a GPU would be taken before it.
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 # Seconds of a loop in ONNX Runtime.
 ROUNDS = 2_000_000
@@ -70,7 +73,7 @@ def test_images_go_over_grpc_when_shared_memory_runs_out(served: Served, own_fil
         classifier.classify(batch[:10])
         with largest_file(128 * 1024):
             logits = classifier.classify(batch)
-        np.testing.assert_allclose(logits, served.over_grpc(batch), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(logits, served.over_grpc(batch), **TOLERANCE)
         assert (client.transport, own_files(), served.regions()) == (GRPC, [], [])
 
 
@@ -95,7 +98,7 @@ def test_memory_of_a_request_that_was_given_up_is_not_used_again(
         with pytest.raises(Unavailable, match="Deadline"):
             asked.result()
         assert own_files() == []
-        np.testing.assert_allclose(classifier.classify(batch), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(classifier.classify(batch), expected, **TOLERANCE)
         assert given_up in served.regions()
         assert given_up not in own_files()
 

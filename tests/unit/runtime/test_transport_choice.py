@@ -6,7 +6,6 @@ from concurrent import futures
 
 import grpc
 import pytest
-import torch
 from defuse.errors import Unavailable
 from structlog.testing import capture_logs
 
@@ -14,7 +13,7 @@ from services.runtime.inference import InferenceClient
 from services.runtime.processes import free_port
 from services.runtime.transport import AUTO, CUDA_SHARED_MEMORY, GRPC, SYSTEM_SHARED_MEMORY, Wanted
 
-needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 @pytest.fixture
@@ -84,7 +83,6 @@ def test_what_was_asked_for_is_not_replaced(stranger: str) -> None:
     assert "DEFUSE_TRITON_TRANSPORT" in caught.value.message
 
 
-@needs_no_cuda
 def test_cuda_without_a_gpu(stranger: str) -> None:
     """CUDA shared memory is never chosen on a CPU, and says what is missing when it is asked for."""
     assert InferenceClient(stranger).transport == GRPC

@@ -16,6 +16,7 @@ from defuse.hooks import Counts, Monitor
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
+from benchmarks.monitor.processors import here
 from benchmarks.monitor.servers import MODEL, SHAPE, Gateway, running_classifier, running_gateway
 
 # A bare channel, one with an interceptor that does nothing, one with the hook.
@@ -31,7 +32,8 @@ _CLOSE_S = 300.0
 def cost(*, turns: int, calls: int) -> dict[str, float]:
     """Return what the hook adds to a call beside an interceptor that does nothing, and what that one adds.
 
-    In microseconds, medians over turns of the differences of a quantile, while a real gateway takes the reports.
+    In microseconds, medians over turns of the differences of a quantile, while a real gateway takes the reports: beside
+    the load and its classifier, on a processor of its own, as it has a machine of its own in production.
     """
     with running_classifier() as classifier, running_gateway() as gateway, _own_process() as load:
         taken = load.submit(_take_turns, classifier, gateway.address, turns, calls).result()
@@ -86,6 +88,8 @@ def _stand_still(gateway: Gateway) -> None:
 def _own_process() -> Iterator[ProcessPoolExecutor]:
     """A process for the load, which would wait for the interpreter with the stand otherwise."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as load:
+        with here():
+            load.submit(int).result()  # the process starts with the first call
         yield load
 
 

@@ -21,6 +21,7 @@ from defuse.v1 import model_pb2, monitor_pb2, release_pb2
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
+from benchmarks.monitor.processors import elsewhere, here
 from services.runtime import catalog
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.processes import free_port
@@ -54,9 +55,8 @@ class Gateway:
             "DEFUSE_TRITON_URL": _NO_TRITON,
             "DEFUSE_STORE_URL": f"file://{self.home}/store",
         }
-        # In production it has a machine of its own; here it gets what the measured processes leave.
-        command = ["nice", "-n", "19", sys.executable, "-m", "services.gateway"]
-        with (self.home / "gateway.log").open("ab") as log:
+        command = [sys.executable, "-m", "services.gateway"]
+        with (self.home / "gateway.log").open("ab") as log, elsewhere():
             self.process = subprocess.Popen(command, env=environment, cwd=_ROOT, stderr=log)
         end = time.monotonic() + _READY_S
         while not _answers(self.address):
@@ -91,7 +91,8 @@ def running_gateway() -> Iterator[Gateway]:
     """Run a gateway that knows one model, as long as the block runs."""
     with tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home_:
         home = Path(home_)
-        redis = start_redis(home, log=home / "redis.log")
+        with elsewhere():
+            redis = start_redis(home, log=home / "redis.log")
         gateway = Gateway(home=home, redis_url=f"redis://{redis.address}/0")
         try:
             redis.child.wait_ready(time.monotonic() + _READY_S)
@@ -142,7 +143,8 @@ def running_classifier() -> Iterator[str]:
     """Serve the classifier in a process of its own as long as the block runs; give its address."""
     port = free_port()
     process = multiprocessing.get_context("spawn").Process(target=_serve_classifier, args=(port,), daemon=True)
-    process.start()
+    with here():
+        process.start()
     try:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             grpc.channel_ready_future(channel).result(_READY_S)

@@ -47,6 +47,11 @@ class Buffer:
         self._held, self._held_bytes = 0, 0
         self._closed = False
 
+    @property
+    def queued(self) -> int:
+        """How many wait to be taken out."""
+        return self._queued
+
     def pass_over(self, kind: str, count: int) -> None:
         """Count what is not sampled."""
         with self._lock:

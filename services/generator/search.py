@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from services.generator import pipeline
 from services.generator.budget import DirectionSums
+from services.generator.codec import as_array
 from services.generator.draws import Draws, Law, Orders, Screening, Sources, draws, filled, perturbations
 from services.generator.failures import Array, Counts, Failures
-from services.generator.pipeline import Images, Pending
+from services.generator.pipeline import Codes, Images, Pending
 from services.generator.validity import Check, radius_sd
 
 # Logits differ by rounding between batch sizes; an answer this close to the decision is no failure, and no success.
@@ -22,10 +24,10 @@ MARGIN_EPSILON = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """What the search asks: functions, so that it knows neither Triton nor torch."""
+    """What the search asks: functions, so that it knows neither Triton nor the networks."""
 
     # (n, d) -> (n, c, h, w) in [0, 1]
-    decode: Callable[[Array], Images]
+    decode: Callable[[Codes], Images]
     # (n, c, h, w) -> mu, sigma (n, d)
     encode: Callable[[Images], tuple[Array, Array]]
     # (n, c, h, w) -> logits (n, k), later
@@ -33,6 +35,8 @@ class Models:
     # (d,) standard deviation of mu over the training split
     sd_agg: Array
     decoders: pipeline.Decoders
+    # Where perturbations are drawn and screened: where they are decoded.
+    device: torch.device
     # The same as `submit`, of a second classifier.
     oracle: Callable[[Images], Pending] | None = None
 
@@ -78,11 +82,12 @@ def search(
     counts = Counts(sources=len(sources.index) if orders.round_ == 0 else 0)
     sums, tally = _no_directions(classes, sources.mu.shape[1]), np.zeros((3, len(sources.index)))
     found = [Failures.none(sources.mu.shape[1])]
-    parts = pipeline.made(draws(sources, orders, law, models.sd_agg, checks.screening), models.decoders)
+    makers = draws(sources, orders, law, models.sd_agg, checks.screening, models.device)
+    parts = pipeline.made(makers, models.decoders)
     batches = filled(_counted(parts, counts), law.batch_size)
     for batch, logits in pipeline.classified(batches, models.decode, models.submit, models.decoders):
         margin = margins(logits, sources.labels[batch.row])
-        counts.decodes += len(batch.z)
+        counts.decodes += len(batch.row)
         for sum_, value in zip(tally, (np.ones_like(margin), margin, margin**2), strict=True):
             np.add.at(sum_, batch.row, value)
         if orders.screen:
@@ -123,7 +128,7 @@ def _candidates(
 ) -> Failures:
     """Return what the classifier gets wrong in one batch, with its provenance."""
     wrong = np.flatnonzero(margin < -MARGIN_EPSILON)
-    row, z = batch.row[wrong], batch.z[wrong]
+    row, z = batch.row[wrong], batch.latent[wrong]
     return Failures.of(
         source=sources.index[row],
         round=np.full(len(row), orders.round_),
@@ -169,11 +174,13 @@ def _confirmed(
 
 def _confirmed_batch(part: Failures, mu: Array, law: Law, models: Models, checks: Checks, counts: Counts) -> Failures:
     rounds = part.round[0] if len(part.round) else 0
-    _, z = perturbations(law, models.sd_agg, mu=mu, source=part.source, round_=rounds, draw=part.draw)
+    _, z = perturbations(
+        law, models.sd_agg, mu=mu, source=part.source, round_=rounds, draw=part.draw, device=models.device
+    )
     images = pipeline.rounded(models.decode(z))
     second = models.submit(images)
     opinion = models.oracle(images) if models.oracle else None
-    round_trip = radius_sd(models.encode(images)[0], z, models.sd_agg)
+    round_trip = radius_sd(models.encode(images)[0], as_array(z), models.sd_agg)
     logits = second.result()
     agreed = (logits.argmax(axis=1) == part.predicted_label) & (margins(logits, part.true_label) < -MARGIN_EPSILON)
     oracle_margin = margins(opinion.result(), part.true_label) if opinion else np.zeros(len(z))

@@ -97,6 +97,7 @@ class Workbench:
             submit=submit,
             sd_agg=sd_agg,
             decoders=self.decoders,
+            device=self.device,
             oracle=second,
         )
 

@@ -6,6 +6,7 @@ again by a second, separate call is a failure.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -50,6 +51,16 @@ class Checks:
     # Says which draws are worth decoding; None screens nothing.
     screening: Screening | None
     max_round_trip_sd: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SecondLook:
+    """A batch of failures, drawn and decoded again: what the classifiers will say, and how far the pictures are off."""
+
+    part: Failures
+    answer: Pending
+    opinion: Pending | None
+    round_trip: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,40 +174,47 @@ def _confirmed(
     check: Callable[[], None],
 ) -> Failures:
     """Find each failure again from its identity, as the picture that would be stored, in calls of its own."""
-    row = np.searchsorted(sources.index, valid.source)
+    mu = sources.mu[np.searchsorted(sources.index, valid.source)]
+    parts = [slice(begin, begin + law.batch_size) for begin in range(0, len(mu), law.batch_size)]
+    makers = (partial(_looked_again, valid.take(part), mu[part], law, models) for part in parts)
     kept = [Failures.none(sources.mu.shape[1])]
-    for begin in range(0, len(row), law.batch_size):
-        part = slice(begin, begin + law.batch_size)
-        kept.append(_confirmed_batch(valid.take(part), sources.mu[row[part]], law, models, checks, counts))
+    for second in pipeline.made(makers, models.decoders):
+        kept.append(_agreed(second, checks, counts))
         check()
     return Failures.joined(kept)
 
 
-def _confirmed_batch(part: Failures, mu: Array, law: Law, models: Models, checks: Checks, counts: Counts) -> Failures:
-    rounds = part.round[0] if len(part.round) else 0
+def _looked_again(part: Failures, mu: Array, law: Law, models: Models) -> _SecondLook:
     _, z = perturbations(
-        law, models.sd_agg, mu=mu, source=part.source, round_=rounds, draw=part.draw, device=models.device
+        law, models.sd_agg, mu=mu, source=part.source, round_=part.round[0], draw=part.draw, device=models.device
     )
     images = pipeline.rounded(models.decode(z))
-    second = models.submit(images)
-    opinion = models.oracle(images) if models.oracle else None
-    round_trip = radius_sd(models.encode(images)[0], as_array(z), models.sd_agg)
-    logits = second.result()
+    return _SecondLook(
+        part=part,
+        answer=models.submit(images),
+        opinion=models.oracle(images) if models.oracle else None,
+        round_trip=radius_sd(models.encode(images)[0], as_array(z), models.sd_agg),
+    )
+
+
+def _agreed(second: _SecondLook, checks: Checks, counts: Counts) -> Failures:
+    """Leave out, reason by reason, what a second look does not confirm."""
+    part, count, logits = second.part, len(second.part.source), second.answer.result()
     agreed = (logits.argmax(axis=1) == part.predicted_label) & (margins(logits, part.true_label) < -MARGIN_EPSILON)
-    oracle_margin = margins(opinion.result(), part.true_label) if opinion else np.zeros(len(z))
-    counts.decodes_again += len(z)
-    counts.encodes += len(z)
-    counts.classifications += len(z) * (2 if opinion else 1)
+    oracle_margin = margins(second.opinion.result(), part.true_label) if second.opinion else np.zeros(count)
+    counts.decodes_again += count
+    counts.encodes += count
+    counts.classifications += count * (2 if second.opinion else 1)
     reasons = {
-        "round_trip_sd": round_trip <= checks.max_round_trip_sd,
-        "oracle_margin": oracle_margin > MARGIN_EPSILON if opinion else np.ones(len(z), bool),
+        "round_trip_sd": second.round_trip <= checks.max_round_trip_sd,
+        "oracle_margin": oracle_margin > MARGIN_EPSILON if second.opinion else np.ones(count, bool),
         "confirmation": agreed,
     }
-    kept = np.ones(len(z), bool)
+    kept = np.ones(count, bool)
     for reason, passed in reasons.items():
         counts.reject(reason, int((kept & ~passed).sum()))
         kept &= passed
-    return part.recording(round_trip_sd=round_trip, oracle_margin=oracle_margin).take(kept)
+    return part.recording(round_trip_sd=second.round_trip, oracle_margin=oracle_margin).take(kept)
 
 
 def _within_limit(confirmed: Failures, sources: Sources, orders: Orders, law: Law, counts: Counts) -> Failures:

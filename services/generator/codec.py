@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from services.generator.pipeline import Images
+from services.generator.pipeline import Codes, Images
 from services.generator.vae import Vae
 
 Array = npt.NDArray[Any]
@@ -38,8 +38,9 @@ class Codec:
 
     # images (n, c, h, w) float32 in [0, 1], arrays or tensors on any device -> mu, sigma (n, d)
     encode: Callable[[Images], tuple[Array, Array]]
-    # z (n, d) -> images (n, c, h, w) float32 in [0, 1], where they were made: what a GPU decodes stays there
-    decode: Callable[[Array], Images]
+    # z (n, d) float32, arrays or tensors on any device -> images (n, c, h, w) float32 in [0, 1], where they were made:
+    # what a GPU decodes stays there
+    decode: Callable[[Codes], Images]
     latent_dim: int
     # channels, height, width
     image_shape: tuple[int, int, int]
@@ -74,8 +75,8 @@ def of_vae(vae: Vae, device: torch.device) -> Codec:
         return mu.cpu().numpy(), sigma.cpu().numpy()
 
     @torch.inference_mode()
-    def decode(z: Array) -> Images:
-        return network.decode(torch.from_numpy(z).to(device)).contiguous()
+    def decode(z: Codes) -> Images:
+        return network.decode(torch.as_tensor(z).to(device)).contiguous()
 
     return Codec(encode=encode, decode=decode, latent_dim=vae.config.latent_dim, image_shape=vae.config.image_shape)
 
@@ -90,8 +91,8 @@ def of_onnx(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int
         mu, *rest = encoder(as_array(images))
         return mu, rest[0] if rest else np.zeros_like(mu)
 
-    def decode(z: Array) -> Array:
-        return decoder(z)[0]
+    def decode(z: Codes) -> Array:
+        return decoder(as_array(z))[0]
 
     mu, sigma = _tried("encoder", encode, np.full((2, *image_shape), 0.5, np.float32))
     if mu.ndim != 2 or len(mu) != 2 or sigma.shape != mu.shape:
@@ -115,9 +116,9 @@ def of_onnx(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int
     )
 
 
-def as_array(images: Images) -> Array:
-    """Return decoded images as an array of the host."""
-    return images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+def as_array(values: Array | torch.Tensor) -> Array:
+    """Return an array, or a tensor on any device, as an array of the host."""
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def as_pixels(images: Array) -> Array:

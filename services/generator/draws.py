@@ -7,10 +7,14 @@ into shards and batches, nor on how many workers share them.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from services.generator import noise
+from services.generator.codec import as_array
 from services.generator.failures import Array
 from services.generator.validity import radius_sd
 
@@ -19,8 +23,9 @@ CANDIDATES = 4
 # Batches whose slots one maker looks at: the label model is asked in larger batches, for fewer calls.
 _BATCHES_OF_SLOTS = 4
 
-Screening = Callable[[Array, Array, Array], Array]
-"""Latents (n, d), their labels and radii (n,) -> which are worth decoding, (n,) bool."""
+Screening = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Latents (n, d), their labels and radii (n,) -> which are worth decoding, (n,) bool, all on the device that draws."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +40,13 @@ class Law:
     max_failures_per_source: int
     batch_size: int
 
-    def step(self, eps: Array, sd_agg: Array) -> Array:
+    def step(self, eps: Tensor, sd_agg: Tensor) -> Tensor:
         """Return the displacement (n, d) that noise (n, d) means."""
         return eps if self.released else self.radius_sd * sd_agg * eps
 
-    def noise(self, *, source: Array, round_: int, draw: Array, dim: int) -> Array:
+    def noise(self, *, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
         law = noise.released if self.released else noise.standard_normal
-        return np.asarray(law(seed=self.seed, source=source, round_=round_, draw=draw, dim=dim))
+        return law(seed=self.seed, source=source, round_=round_, draw=draw, dim=dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,35 +82,59 @@ class Orders:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Perturbations of one batch, as arrays over its rows."""
+    """Perturbations of one batch, over its rows: arrays of the host, and what is decoded where it was drawn."""
 
     row: Array  # position in the shard
     draw: Array
     eps: Array  # (b, d)
-    z: Array  # (b, d)
+    latent: Array  # (b, d), the same as z
+    z: Tensor  # (b, d)
 
-    def take(self, rows: Array | slice) -> "Draws":
+    @classmethod
+    def of(cls, *, row: Tensor, draw: Tensor, eps: Tensor, z: Tensor) -> "Draws":
+        """Fetch what the host needs, all of it here: every fetch waits for whatever the device was given before."""
+        return cls(z=z, row=as_array(row), draw=as_array(draw), eps=as_array(eps), latent=as_array(z))
+
+    def take(self, rows: slice) -> "Draws":
         return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def __add__(self, other: "Draws") -> "Draws":
         return Draws(
-            **{
-                field.name: np.concatenate([getattr(self, field.name), getattr(other, field.name)])
-                for field in fields(self)
-            }
+            **{field.name: _joined(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """What all slots of a shard are drawn from, on the device that draws."""
+
+    law: Law
+    round_: int
+    screen: bool
+    screening: Screening | None
+    mu: Tensor  # (n, d)
+    source: Tensor  # (n,)
+    labels: Tensor  # (n,)
+    sd_agg: Tensor  # (d,)
+    directions: Tensor | None  # (k, d)
+
+
 def perturbations(
-    law: Law, sd_agg: Array, *, mu: Array, source: Array, round_: int, draw: Array
-) -> tuple[Array, Array]:
-    """Return noise and latents, both (n, d), of perturbations known by their identity alone."""
-    eps = law.noise(source=source, round_=round_, draw=draw, dim=mu.shape[1])
-    return eps, (mu + law.step(eps, sd_agg)).astype(np.float32)
+    law: Law, sd_agg: Array, *, mu: Array, source: Array, round_: int, draw: Array, device: torch.device = CPU
+) -> tuple[Tensor, Tensor]:
+    """Return noise and latents, both (n, d) on the device, of perturbations known by their identity alone."""
+    return _perturbations(
+        law,
+        _on(device, sd_agg),
+        mu=_on(device, mu),
+        source=_on(device, source),
+        round_=round_,
+        draw=_on(device, draw),
+    )
 
 
 def draws(
-    sources: Sources, orders: Orders, law: Law, sd_agg: Array, screening: Screening | None
+    sources: Sources, orders: Orders, law: Law, sd_agg: Array, screening: Screening | None, device: torch.device
 ) -> Iterator[Callable[[], tuple[Draws, int]]]:
     """Yield makers of the perturbations to decode, in source order, and of how many were screened out on the way.
 
@@ -114,11 +143,23 @@ def draws(
     different numbers of draws.
     """
     rows = np.repeat(np.arange(len(sources.index)), orders.decodes)  # (slots,)
-    slot = np.arange(len(rows)) - np.repeat(np.cumsum(orders.decodes) - orders.decodes, orders.decodes)
+    slots = np.arange(len(rows)) - np.repeat(np.cumsum(orders.decodes) - orders.decodes, orders.decodes)
+    shard = _Shard(
+        law=law,
+        round_=orders.round_,
+        screen=orders.screen,
+        screening=screening,
+        mu=_on(device, sources.mu),
+        source=_on(device, sources.index),
+        labels=_on(device, sources.labels).long(),
+        sd_agg=_on(device, sd_agg),
+        directions=None if orders.directions is None else _on(device, orders.directions),
+    )
+    row, slot = _on(device, rows), _on(device, slots)
     size = _BATCHES_OF_SLOTS * law.batch_size
     for begin in range(0, len(rows), size):
         part = slice(begin, begin + size)
-        yield partial(_slots, sources, orders, law, sd_agg, screening, rows[part], slot[part])
+        yield partial(_slots, shard, row[part], slot[part])
 
 
 def filled(parts: Iterable[Draws], size: int) -> Iterator[Draws]:
@@ -133,56 +174,70 @@ def filled(parts: Iterable[Draws], size: int) -> Iterator[Draws]:
         yield rest
 
 
-def _slots(
-    sources: Sources,
-    orders: Orders,
-    law: Law,
-    sd_agg: Array,
-    screening: Screening | None,
-    row: Array,
-    slot: Array,
-) -> tuple[Draws, int]:
-    width = CANDIDATES if orders.screen else 1
-    draw = (slot[:, None] * width + np.arange(width)).ravel()  # (slots * width,)
-    wide = np.repeat(row, width)
-    eps, z = perturbations(
-        law, sd_agg, mu=sources.mu[wide], source=sources.index[wide], round_=orders.round_, draw=draw
-    )
-    drawn = Draws(row=wide, draw=draw, eps=eps, z=z)
-    if width == 1:
-        return drawn, 0
-    chosen, screened_out = _chosen(sources, orders, sd_agg, screening, wide, eps, z)
-    return drawn.take(chosen), screened_out
+def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, asked_at_once: int) -> tuple[Tensor, int]:
+    """Return the first entry of each row of `order` (slots, k) that passes, ascending in rows, and how many did not.
+
+    Rows without one are left out. `passes` answers for entries (m,); it is asked for so many columns at once, later
+    ones only where no earlier entry of the row passed.
+    """
+    width = order.shape[1]
+    failed = torch.zeros(len(order), dtype=torch.int64, device=order.device)  # (slots,) entries before the one to take
+    for begin in range(0, width, asked_at_once):
+        open_ = (failed == begin).nonzero()[:, 0]
+        tried = order[open_, begin : begin + asked_at_once]
+        out = ~passes(tried.flatten()).view(tried.shape)
+        failed[open_] += out.cumprod(dim=1).sum(dim=1)
+    rows = (failed < width).nonzero()[:, 0]
+    return order[rows, failed[rows]], int(failed.sum())
 
 
-def _chosen(
-    sources: Sources,
-    orders: Orders,
-    sd_agg: Array,
-    screening: Screening | None,
-    row: Array,
-    eps: Array,
-    z: Array,
-) -> tuple[Array, int]:
+def _perturbations(
+    law: Law, sd_agg: Tensor, *, mu: Tensor, source: Tensor, round_: int, draw: Tensor
+) -> tuple[Tensor, Tensor]:
+    eps = law.noise(source=source, round_=round_, draw=draw, dim=mu.shape[1])
+    return eps, (mu + law.step(eps, sd_agg)).float()
+
+
+def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[Draws, int]:
+    width = CANDIDATES if shard.screen else 1
+    draw = (slot[:, None] * width + torch.arange(width, device=slot.device)).flatten()  # (slots * width,)
+    wide = row.repeat_interleave(width)
+    mu, source = shard.mu.index_select(0, wide), shard.source[wide]
+    eps, z = _perturbations(shard.law, shard.sd_agg, mu=mu, source=source, round_=shard.round_, draw=draw)
+    if not shard.screen:
+        return Draws.of(row=wide, draw=draw, eps=eps, z=z), 0
+    chosen, screened_out = _chosen(shard, shard.labels[wide], eps, z, radius_sd(z, mu, shard.sd_agg))
+    return Draws.of(row=wide[chosen], draw=draw[chosen], eps=eps[chosen], z=z[chosen]), screened_out
+
+
+def _chosen(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tensor) -> tuple[Tensor, int]:
     """Return for each slot the position of its most promising draw that passes, ascending, and how many did not."""
-    radius = radius_sd(z, sources.mu[row], sd_agg)
-    promise = np.zeros(len(row)) if orders.directions is None else _promise(eps, orders.directions, sources.labels[row])
-    order = np.argsort(-promise.reshape(-1, CANDIDATES), axis=1, kind="stable")  # (slots, CANDIDATES)
-    positions = np.take_along_axis(np.arange(len(row)).reshape(-1, CANDIDATES), order, axis=1)
-    chosen, screened_out = np.full(len(positions), -1), 0
-    for rank in range(CANDIDATES):  # the label model is asked for the next best only where the better ones failed
-        open_ = np.flatnonzero(chosen < 0)
-        tried = positions[open_, rank]
-        passed = _all(tried) if screening is None else screening(z[tried], sources.labels[row[tried]], radius[tried])
-        screened_out += int((~passed).sum())
-        chosen[open_[passed]] = tried[passed]
-    return chosen[chosen >= 0], screened_out
+
+    def passes(tried: Tensor) -> Tensor:
+        if shard.screening is None:
+            return torch.ones_like(tried, dtype=torch.bool)
+        return shard.screening(z.index_select(0, tried), labels[tried], radius[tried])
+
+    # A CPU pays for each latent that the label model is asked about, a GPU for each time that it is asked.
+    asked_at_once = 1 if z.device.type == "cpu" else CANDIDATES
+    return first_passing(_by_promise(shard, labels, eps), passes, asked_at_once=asked_at_once)
 
 
-def _all(rows: Array) -> Array:
-    return np.ones(len(rows), bool)
+def _by_promise(shard: _Shard, labels: Tensor, eps: Tensor) -> Tensor:
+    """Return the positions (slots, CANDIDATES) of each slot's draws, the most promising first.
+
+    That is the one that leads furthest against its class's direction, in which margins rise.
+    """
+    positions = torch.arange(len(eps), device=eps.device).view(-1, CANDIDATES)
+    if shard.directions is None:
+        return positions
+    rise = (eps * shard.directions.index_select(0, labels)).sum(dim=1).view(-1, CANDIDATES)
+    return positions.gather(1, rise.argsort(dim=1, stable=True))
 
 
-def _promise(eps: Array, directions: Array, labels: Array) -> Array:
-    """Return how far each step leads against its class's direction, in which margins rise."""
-    return np.asarray(-np.einsum("nd,nd->n", eps, directions[labels]))
+def _joined(first: Any, second: Any) -> Any:
+    return torch.cat([first, second]) if isinstance(first, Tensor) else np.concatenate([first, second])
+
+
+def _on(device: torch.device, array: Array) -> Tensor:
+    return torch.tensor(array, device=device)  # a copy: torch warns of arrays that it may not write

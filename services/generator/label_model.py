@@ -6,7 +6,7 @@ still is a picture of its source's label.
 """
 
 import json
-from typing import cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Arrays of the host, or tensors where the model is.
+A = TypeVar("A", npt.NDArray[Any], Tensor)
 _WIDTH = 192
 _STEPS = 1200
 _BATCH = 256
@@ -75,13 +77,14 @@ def train_label_model(
     return model.eval()
 
 
-def probability_of(
-    model: LabelModel, z: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]
-) -> npt.NDArray[np.float32]:
-    """Return the probability (n,) that each latent z (n, d) has its label (n,)."""
-    probabilities = _probabilities(model, z)  # (n, k)
-    chosen: npt.NDArray[np.float32] = probabilities[np.arange(len(z)), labels]  # (n,)
-    return chosen
+def probability_of(model: LabelModel, z: A, labels: A) -> A:
+    """Return the probability (n,) that each latent z (n, d) has its label (n,), as an array or a tensor, as z is."""
+    if isinstance(z, Tensor):
+        return _probabilities(model, z).gather(1, labels[:, None])[:, 0]
+    device = model.mean.device
+    latents = torch.tensor(z, dtype=torch.float32, device=device)
+    ids = torch.tensor(labels, dtype=torch.int64, device=device)
+    return probability_of(model, latents, ids).cpu().numpy()
 
 
 def to_bytes(model: LabelModel) -> bytes:
@@ -156,10 +159,11 @@ def _fit(model: LabelModel, mu: Tensor, sigma: Tensor, y: Tensor, generator: tor
 
 
 def _accuracy(model: LabelModel, mu: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> float:
-    return float((_probabilities(model, mu).argmax(axis=1) == labels).mean())
+    z = torch.tensor(mu, dtype=torch.float32, device=model.mean.device)
+    return float((_probabilities(model, z).argmax(dim=1).cpu().numpy() == labels).mean())
 
 
-def _probabilities(model: LabelModel, z: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    with torch.inference_mode():
-        probabilities = model(torch.tensor(z, dtype=torch.float32, device=model.mean.device)).softmax(dim=1)
-    return cast("npt.NDArray[np.float32]", probabilities.cpu().numpy())  # (n, k)
+@torch.inference_mode()
+def _probabilities(model: LabelModel, z: Tensor) -> Tensor:
+    probabilities: Tensor = model(z).softmax(dim=1)  # (n, k)
+    return probabilities

@@ -1,65 +1,87 @@
 """Draws that are a pure function of (seed, source, round, draw), so that no way of sharing the work changes them.
 
 Counter-based: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the identity, then the quantile function of the law.
+Computed where the identities are: the bits are the same on every device, what is made of them is so up to rounding.
 """
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, ndtri
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
 
 Array = npt.NDArray[Any]
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # The released code draws each dimension from Beta(50, 50): mean 0.5, sd 0.05, not centred.
 _RELEASED_CONCENTRATION = 50.0
 
 
-def standard_normal(*, seed: int, source: Array, round_: int, draw: Array, dim: int) -> Array:
-    """Return standard normal noise (n, dim), one row for each (source, draw)."""
-    return np.asarray(ndtri(_uniform(seed, source, round_, draw, dim)))
+def standard_normal(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
+    """Return standard normal noise (n, dim), one row for each (source, draw) of integers (n,)."""
+    eps: Tensor = torch.special.ndtri(_uniform(seed, source, round_, draw, dim))
+    return eps
 
 
-def released(*, seed: int, source: Array, round_: int, draw: Array, dim: int) -> Array:
-    """Return the noise (n, dim) of the authors' released code, for fidelity: every draw is nearly the same shift."""
+def released(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
+    """Return the noise (n, dim) of the authors' released code, for fidelity: every draw is nearly the same shift.
+
+    Torch has no such quantile function, so this one is computed on the host.
+    """
     uniform = _uniform(seed, source, round_, draw, dim)
-    return np.asarray(betaincinv(_RELEASED_CONCENTRATION, _RELEASED_CONCENTRATION, uniform))
+    noise = betaincinv(_RELEASED_CONCENTRATION, _RELEASED_CONCENTRATION, uniform.cpu().numpy())
+    return torch.from_numpy(noise).to(uniform.device)
 
 
 def is_held_out(*, seed: int, source: Array, fraction: float) -> Array:
     """Say for each source (n,) whether correction must not see it; a fixed share, drawn by seed and source alone."""
-    return np.asarray(_unit(_bits(seed ^ 0x48454C44, source)) < fraction)
+    return np.asarray(_unit(_bits(seed ^ 0x48454C44, torch.tensor(source))) < fraction)
 
 
 def choose(*, seed: int, count: int, limit: int) -> Array:
     """Return the positions of at most `limit` of `count` things, ascending, drawn by seed; all of them for limit 0."""
-    positions = np.arange(count, dtype=np.int64)
     if not 0 < limit < count:
-        return positions
-    order = np.argsort(_bits(seed ^ 0x534F5552, positions), kind="stable")
-    return np.sort(order[:limit])
+        return np.arange(count, dtype=np.int64)
+    bits = _bits(seed ^ 0x534F5552, torch.arange(count)).numpy().view(np.uint64)
+    return np.sort(np.argsort(bits, kind="stable")[:limit])
 
 
-def _uniform(seed: int, source: Array, round_: int, draw: Array, dim: int) -> Array:
-    key = _bits(seed, source, np.full(len(source), round_), draw)  # (n,)
-    return _unit(_mix(key[:, None] + _GOLDEN * np.arange(1, dim + 1, dtype=np.uint64)))  # (n, dim)
+def _uniform(seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
+    key = _bits(seed, source, torch.full_like(source, round_), draw)  # (n,)
+    counter = torch.arange(1, dim + 1, device=key.device)
+    return _unit(_mix(key[:, None] + _GOLDEN * counter))  # (n, dim)
 
 
-def _bits(seed: int, *parts: Array) -> Array:
-    """Hash a seed and arrays of integers (n,) to 64 uniform bits each, (n,)."""
-    state = _mix(np.full(len(parts[0]), seed, np.uint64) + _GOLDEN)
+def _bits(seed: int, *parts: Tensor) -> Tensor:
+    """Hash a seed and integers (n,) to 64 uniform bits each, (n,) int64, where the integers are."""
+    state = _mix(torch.full((1,), _signed(seed), device=parts[0].device) + _GOLDEN)  # (1,)
     for part in parts:
-        state = _mix((state ^ part.astype(np.uint64)) + _GOLDEN)
+        state = _mix((state ^ part) + _GOLDEN)
     return state
 
 
-def _mix(bits: Array) -> Array:
+def _mix(bits: Tensor) -> Tensor:
     """Finalise SplitMix64; multiplication wraps around, as it should."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(bits ^ (bits >> np.uint64(31)))
+    bits = _shifted(bits, 30).bitwise_xor_(bits).mul_(_FIRST_FACTOR)
+    bits = _shifted(bits, 27).bitwise_xor_(bits).mul_(_SECOND_FACTOR)
+    return _shifted(bits, 31).bitwise_xor_(bits)
 
 
-def _unit(bits: Array) -> Array:
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Shift right and fill up with zeros, where torch, which knows no unsigned shift, repeats the sign."""
+    return (bits >> by).bitwise_and_((1 << 64 - by) - 1)
+
+
+def _unit(bits: Tensor) -> Tensor:
     """Map 64 bits to the open interval (0, 1)."""
-    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return _shifted(bits, 11).double().add_(0.5).mul_(2.0**-53)
+
+
+def _signed(bits: int) -> int:
+    """Return 64 bits as the integer that int64 reads them as."""
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FIRST_FACTOR = _signed(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = _signed(0x94D049BB133111EB)

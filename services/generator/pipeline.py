@@ -9,8 +9,9 @@ from typing import Any, Protocol, TypeVar
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-# A numpy array, or a torch tensor on the device of the decoder.
+# Numpy arrays, or torch tensors on the device of the decoder.
 Images = Any
+Codes = Any
 # Batches that are under way for each decoder thread; bounds the memory of a search.
 _AHEAD = 2
 
@@ -25,7 +26,7 @@ class Latents(Protocol):
     """A batch of latents, with whatever the caller wants to find beside the answer."""
 
     @property
-    def z(self) -> Array: ...
+    def z(self) -> Codes: ...
 
 
 B = TypeVar("B", bound=Latents)
@@ -62,7 +63,7 @@ def made(makers: Iterable[Callable[[], T]], decoders: Decoders) -> Iterator[T]:
 
 def classified(
     batches: Iterable[B],
-    decode: Callable[[Array], Images],
+    decode: Callable[[Codes], Images],
     submit: Callable[[Images], Pending],
     decoders: Decoders,
 ) -> Iterator[tuple[B, Array]]:
@@ -71,7 +72,7 @@ def classified(
         yield batch, pending.result()
 
 
-def _sent(batch: B, decode: Callable[[Array], Images], submit: Callable[[Images], Pending]) -> tuple[B, Pending]:
+def _sent(batch: B, decode: Callable[[Codes], Images], submit: Callable[[Images], Pending]) -> tuple[B, Pending]:
     return batch, submit(decode(batch.z))
 
 

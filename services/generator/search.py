@@ -6,14 +6,17 @@ again by a second, separate call is a failure.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 
 from services.generator import pipeline
 from services.generator.budget import DirectionSums
+from services.generator.codec import as_array
 from services.generator.draws import Draws, Law, Orders, Screening, Sources, draws, filled, perturbations
 from services.generator.failures import Array, Counts, Failures
-from services.generator.pipeline import Images, Pending
+from services.generator.pipeline import Codes, Images, Pending
 from services.generator.validity import Check, radius_sd
 
 # Logits differ by rounding between batch sizes; an answer this close to the decision is no failure, and no success.
@@ -22,10 +25,10 @@ MARGIN_EPSILON = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """What the search asks: functions, so that it knows neither Triton nor torch."""
+    """What the search asks: functions, so that it knows neither Triton nor the networks."""
 
     # (n, d) -> (n, c, h, w) in [0, 1]
-    decode: Callable[[Array], Images]
+    decode: Callable[[Codes], Images]
     # (n, c, h, w) -> mu, sigma (n, d)
     encode: Callable[[Images], tuple[Array, Array]]
     # (n, c, h, w) -> logits (n, k), later
@@ -33,6 +36,8 @@ class Models:
     # (d,) standard deviation of mu over the training split
     sd_agg: Array
     decoders: pipeline.Decoders
+    # Where perturbations are drawn and screened: where they are decoded.
+    device: torch.device
     # The same as `submit`, of a second classifier.
     oracle: Callable[[Images], Pending] | None = None
 
@@ -46,6 +51,16 @@ class Checks:
     # Says which draws are worth decoding; None screens nothing.
     screening: Screening | None
     max_round_trip_sd: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SecondLook:
+    """A batch of failures, drawn and decoded again: what the classifiers will say, and how far the pictures are off."""
+
+    part: Failures
+    answer: Pending
+    opinion: Pending | None
+    round_trip: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +93,12 @@ def search(
     counts = Counts(sources=len(sources.index) if orders.round_ == 0 else 0)
     sums, tally = _no_directions(classes, sources.mu.shape[1]), np.zeros((3, len(sources.index)))
     found = [Failures.none(sources.mu.shape[1])]
-    parts = pipeline.made(draws(sources, orders, law, models.sd_agg, checks.screening), models.decoders)
+    makers = draws(sources, orders, law, models.sd_agg, checks.screening, models.device)
+    parts = pipeline.made(makers, models.decoders)
     batches = filled(_counted(parts, counts), law.batch_size)
     for batch, logits in pipeline.classified(batches, models.decode, models.submit, models.decoders):
         margin = margins(logits, sources.labels[batch.row])
-        counts.decodes += len(batch.z)
+        counts.decodes += len(batch.row)
         for sum_, value in zip(tally, (np.ones_like(margin), margin, margin**2), strict=True):
             np.add.at(sum_, batch.row, value)
         if orders.screen:
@@ -123,7 +139,7 @@ def _candidates(
 ) -> Failures:
     """Return what the classifier gets wrong in one batch, with its provenance."""
     wrong = np.flatnonzero(margin < -MARGIN_EPSILON)
-    row, z = batch.row[wrong], batch.z[wrong]
+    row, z = batch.row[wrong], batch.latent[wrong]
     return Failures.of(
         source=sources.index[row],
         round=np.full(len(row), orders.round_),
@@ -158,38 +174,47 @@ def _confirmed(
     check: Callable[[], None],
 ) -> Failures:
     """Find each failure again from its identity, as the picture that would be stored, in calls of its own."""
-    row = np.searchsorted(sources.index, valid.source)
+    mu = sources.mu[np.searchsorted(sources.index, valid.source)]
+    parts = [slice(begin, begin + law.batch_size) for begin in range(0, len(mu), law.batch_size)]
+    makers = (partial(_looked_again, valid.take(part), mu[part], law, models) for part in parts)
     kept = [Failures.none(sources.mu.shape[1])]
-    for begin in range(0, len(row), law.batch_size):
-        part = slice(begin, begin + law.batch_size)
-        kept.append(_confirmed_batch(valid.take(part), sources.mu[row[part]], law, models, checks, counts))
+    for second in pipeline.made(makers, models.decoders):
+        kept.append(_agreed(second, checks, counts))
         check()
     return Failures.joined(kept)
 
 
-def _confirmed_batch(part: Failures, mu: Array, law: Law, models: Models, checks: Checks, counts: Counts) -> Failures:
-    rounds = part.round[0] if len(part.round) else 0
-    _, z = perturbations(law, models.sd_agg, mu=mu, source=part.source, round_=rounds, draw=part.draw)
+def _looked_again(part: Failures, mu: Array, law: Law, models: Models) -> _SecondLook:
+    _, z = perturbations(
+        law, models.sd_agg, mu=mu, source=part.source, round_=part.round[0], draw=part.draw, device=models.device
+    )
     images = pipeline.rounded(models.decode(z))
-    second = models.submit(images)
-    opinion = models.oracle(images) if models.oracle else None
-    round_trip = radius_sd(models.encode(images)[0], z, models.sd_agg)
-    logits = second.result()
+    return _SecondLook(
+        part=part,
+        answer=models.submit(images),
+        opinion=models.oracle(images) if models.oracle else None,
+        round_trip=radius_sd(models.encode(images)[0], as_array(z), models.sd_agg),
+    )
+
+
+def _agreed(second: _SecondLook, checks: Checks, counts: Counts) -> Failures:
+    """Leave out, reason by reason, what a second look does not confirm."""
+    part, count, logits = second.part, len(second.part.source), second.answer.result()
     agreed = (logits.argmax(axis=1) == part.predicted_label) & (margins(logits, part.true_label) < -MARGIN_EPSILON)
-    oracle_margin = margins(opinion.result(), part.true_label) if opinion else np.zeros(len(z))
-    counts.decodes_again += len(z)
-    counts.encodes += len(z)
-    counts.classifications += len(z) * (2 if opinion else 1)
+    oracle_margin = margins(second.opinion.result(), part.true_label) if second.opinion else np.zeros(count)
+    counts.decodes_again += count
+    counts.encodes += count
+    counts.classifications += count * (2 if second.opinion else 1)
     reasons = {
-        "round_trip_sd": round_trip <= checks.max_round_trip_sd,
-        "oracle_margin": oracle_margin > MARGIN_EPSILON if opinion else np.ones(len(z), bool),
+        "round_trip_sd": second.round_trip <= checks.max_round_trip_sd,
+        "oracle_margin": oracle_margin > MARGIN_EPSILON if second.opinion else np.ones(count, bool),
         "confirmation": agreed,
     }
-    kept = np.ones(len(z), bool)
+    kept = np.ones(count, bool)
     for reason, passed in reasons.items():
         counts.reject(reason, int((kept & ~passed).sum()))
         kept &= passed
-    return part.recording(round_trip_sd=round_trip, oracle_margin=oracle_margin).take(kept)
+    return part.recording(round_trip_sd=second.round_trip, oracle_margin=oracle_margin).take(kept)
 
 
 def _within_limit(confirmed: Failures, sources: Sources, orders: Orders, law: Law, counts: Counts) -> Failures:

@@ -7,16 +7,19 @@ classifier. These signals come from labelled training images alone; none of them
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import logsumexp
+from torch import Tensor
 
 from services.generator.codec import SD_FLOOR
 
 Array = npt.NDArray[Any]
+# Arrays of the host, or tensors of one device.
+A = TypeVar("A", Array, Tensor)
 NEIGHBOURS = 10
 # Training images that typicality and neighbours are told from, drawn by seed: bounds memory and time.
 MAX_REFERENCES = 20_000
@@ -107,11 +110,12 @@ class Reference:
         return centre, (self.latent - centre).astype(np.float32)
 
 
-def radius_sd(z: Array, mu: Array, sd_agg: Array) -> Array:
+def radius_sd(z: A, mu: A, sd_agg: A) -> A:
     """Return `norm((z - mu) / sd_agg) / sqrt(d)`, (n,): the size of a step from mu to z (n, d)."""
     # A latent dimension that the VAE does not use has no scale, and no step was made along it.
-    scale = np.where(sd_agg > 0, sd_agg, 1)
-    return np.asarray(np.linalg.norm((z - mu) / scale, axis=1) / np.sqrt(z.shape[1]))
+    scale = sd_agg + (sd_agg == 0)
+    radius: A = (((z - mu) / scale) ** 2).mean(1) ** 0.5
+    return radius
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,16 +157,16 @@ def latent_checks(
 
 
 def screening(
-    thresholds: Thresholds, *, label_probability: Callable[[Array, Array], Array]
-) -> Callable[[Array, Array, Array], Array]:
+    thresholds: Thresholds, *, label_probability: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Return what says of latents (n, d), labels and radii (n,) which are worth decoding at all.
 
     The label model is the one signal that is both cheap and decisive.
     """
 
-    def passes(z: Array, label: Array, radius: Array) -> Array:
+    def passes(z: Tensor, label: Tensor, radius: Tensor) -> Tensor:
         likely = label_probability(z, label) >= thresholds.min_label_probability
-        return np.asarray(likely & (radius <= thresholds.max_radius_sd))
+        return likely & (radius <= thresholds.max_radius_sd)
 
     return passes
 

@@ -20,6 +20,9 @@ from services.runtime.catalog import Catalog, LabelledImages
 from services.runtime.inference import Classifier, InferenceClient
 from services.runtime.sessions import onnx_function
 
+# A thread waits for the GPU before it tells Triton of a batch, and before it knows which draws passed; meanwhile the
+# others give the GPU its next work. All share its default stream, in which it does one thing after the other.
+_DECODERS_OF_A_GPU = 4
 VAE, ENCODER, DECODER = "vae.safetensors", "encoder.onnx", "decoder.onnx"
 
 
@@ -44,8 +47,9 @@ class Workbench:
     def __init__(self, store: ArtifactStore, inference: InferenceClient, device: torch.device) -> None:
         self.threads = torch.get_num_threads()
         on_cpu = device.type == "cpu"
-        # On a GPU one thread is enough to keep it busy while the next batch is drawn.
-        self.decoders = Decoders(self.threads if on_cpu else 1, at_start=functools.partial(torch.set_num_threads, 1))
+        self.decoders = Decoders(
+            self.threads if on_cpu else _DECODERS_OF_A_GPU, at_start=functools.partial(torch.set_num_threads, 1)
+        )
         self.store = store
         self.catalog = Catalog(store)
         self.inference = inference
@@ -97,6 +101,7 @@ class Workbench:
             submit=submit,
             sd_agg=sd_agg,
             decoders=self.decoders,
+            device=self.device,
             oracle=second,
         )
 

@@ -60,7 +60,7 @@ def test_every_failure_is_found_again_from_its_identity(local_stack: Stack) -> N
             draw=found["draw"][rows],
         )
         np.testing.assert_allclose(z, found["latent"][rows], atol=1e-6)
-        logits = classifier.classify(rounded(read_decoder(local_stack.store, run.config)(z)))
+        logits = classifier.classify(rounded(read_decoder(local_stack.store, run.config)(z.numpy())))
         assert np.array_equal(logits.argmax(axis=1), found["predicted_label"][rows])
     assert len(np.unique(found["round"])) > 1
 

@@ -82,6 +82,7 @@ def test_a_decoder_that_ends_linearly_is_clipped() -> None:
     pair = opened(encoder_file(), decoder_file(clipped=False))
     z = np.linspace(-0.2, 1.2, 12, dtype=np.float32).reshape(2, 6)
     np.testing.assert_array_equal(pair.decode(z), z.clip(0, 1).reshape(2, *SHAPE))
+    np.testing.assert_array_equal(pair.decode(torch.from_numpy(z)), pair.decode(z))
 
 
 def test_a_trained_vae_is_a_codec(of_torch: Codec) -> None:
@@ -95,6 +96,7 @@ def test_a_trained_vae_is_a_codec(of_torch: Codec) -> None:
     mu, sigma = of_torch.encode(images.numpy())
     for got, want in zip((mu, sigma, of_torch.decode(mu)), (*expected, decoded), strict=True):
         np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+    np.testing.assert_array_equal(of_torch.decode(torch.from_numpy(mu)), of_torch.decode(mu))
     assert of_torch.decode(mu).is_contiguous()
     assert as_array(of_torch.decode(mu)).dtype == np.float32
     for got, want in zip(of_torch.encode(images), (mu, sigma), strict=True):

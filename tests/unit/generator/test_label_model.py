@@ -40,6 +40,14 @@ def test_planted_labels_are_found(model: subject.LabelModel) -> None:
     assert model.held_out_accuracy > 0.98
 
 
+def test_tensors_are_answered_where_they_are(model: subject.LabelModel) -> None:
+    """Latents and labels as tensors get the same answer as arrays do, as a tensor; labels are integers of any type."""
+    mu, _, labels = planted(seed=7)
+    told = subject.probability_of(model, torch.from_numpy(mu), torch.from_numpy(labels))
+    assert isinstance(told, torch.Tensor)
+    np.testing.assert_array_equal(told, subject.probability_of(model, mu, labels.astype(np.int32)))
+
+
 def test_a_step_across_the_boundary_loses_the_label(model: subject.LabelModel) -> None:
     """On the way from one cloud to another the source's label is sure, then in doubt, then gone."""
     start, middle, end = subject.probability_of(model, at((-2, 0), (0, 0), (2, 0)), np.zeros(3, dtype=np.int64))

@@ -1,6 +1,7 @@
 """What becomes of a candidate: each check rejects what it should, under its name; the first one that fails counts."""
 
 import itertools
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -91,6 +92,19 @@ def test_what_does_not_come_back_is_rejected_by_its_round_trip() -> None:
     stored = encode(rounded(decode(expected.latent)))[0]
     np.testing.assert_allclose(result.failures.round_trip_sd, radius_sd(stored, expected.latent, SD), atol=1e-6)
     assert rejections(result.counts) == {"rejected_by_round_trip": len(EVERYTHING.source) - len(expected.source)}
+
+
+def test_second_looks_are_under_way_side_by_side() -> None:
+    """Two decoders find two batches of failures again at the same time, each in a thread of its own."""
+    both, size = threading.Barrier(2, timeout=60), len(EVERYTHING.source) // 4
+
+    def meet(images: Array) -> tuple[Array, Array]:
+        if len(images) == size:  # of four batches; what is left over meets nobody
+            both.wait()
+        return encode(images)
+
+    result = searched(law=replace(LAW, batch_size=size), asked=models(encode=meet))
+    np.testing.assert_array_equal(result.failures.latent, EVERYTHING.latent)
 
 
 def test_the_oracle_must_read_the_label() -> None:

@@ -178,6 +178,8 @@ def test_radius_is_the_length_of_a_step_in_deviations() -> None:
     z, mu = np.array([[4.0, 5.0, 6.0]]), np.array([[1.0, 1.0, 6.0]])
     assert radius_sd(z, mu, np.array([1.0, 1.0, 1.0])) == pytest.approx([5 / np.sqrt(3)])
     assert radius_sd(z, mu, np.array([3.0, 4.0, 0.0])) == pytest.approx([np.sqrt(2 / 3)])
+    tensors = (torch.from_numpy(array) for array in (z, mu, np.array([3.0, 4.0, 0.0])))
+    assert radius_sd(*tensors).numpy() == pytest.approx([np.sqrt(2 / 3)])
 
 
 def candidates(z: Array, label: Array, radius: Array) -> Failures:
@@ -227,5 +229,8 @@ def test_thresholds_that_let_everything_pass(reference: Reference) -> None:
 def test_screening_asks_for_label_and_radius() -> None:
     """A draw is decoded when its label is believed and its step is small enough; nothing else is asked."""
     z = np.array([[-2.0, 99.0, 1.0], [2.0, 0.0, 1.0], [-2.0, 0.0, 1.0]], np.float32)
-    passes = screening(THRESHOLDS, label_probability=probability)
-    assert passes(z, np.array([3, 3, 3]), np.array([1.0, 0.1, 1.01])).tolist() == [True, False, False]
+    passes = screening(
+        THRESHOLDS, label_probability=lambda z, label: torch.from_numpy(probability(z.numpy(), label.numpy()))
+    )
+    told = (torch.from_numpy(z), torch.tensor([3, 3, 3]), torch.tensor([1.0, 0.1, 1.01]))
+    assert passes(*told).tolist() == [True, False, False]

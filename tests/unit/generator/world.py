@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from services.generator.codec import as_array
 from services.generator.draws import Law, Orders, Screening, Sources
 from services.generator.pipeline import Decoders
 from services.generator.search import Checks, Models, ShardResult, search
@@ -21,6 +24,7 @@ DIM = 3
 SD = np.array([1.0, 0.5, 2.0], np.float32)
 LAW = Law(seed=5, radius_sd=0.8, max_failures_per_source=1000, batch_size=32)
 DECODERS = Decoders(2)
+CPU = torch.device("cpu")
 # What is drawn for each source unless a test says otherwise.
 DECODES = 12
 
@@ -35,8 +39,8 @@ class Answered:
         return self.logits
 
 
-def decode(z: Array) -> Array:
-    return z.reshape(len(z), 1, 1, DIM).astype(np.float32)
+def decode(z: Array | Tensor) -> Array:
+    return as_array(z).reshape(len(z), 1, 1, DIM).astype(np.float32)
 
 
 def encode(images: Array) -> tuple[Array, Array]:
@@ -54,7 +58,7 @@ def answering(classify: Callable[[Array], Array]) -> Callable[[Array], Answered]
 
 
 def models(classify: Callable[[Array], Array] = planes, **others: Any) -> Models:
-    plain = Models(decode=decode, encode=encode, submit=answering(classify), sd_agg=SD, decoders=DECODERS)
+    plain = Models(decode=decode, encode=encode, submit=answering(classify), sd_agg=SD, decoders=DECODERS, device=CPU)
     return replace(plain, **others)
 
 

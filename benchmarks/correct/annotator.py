@@ -10,9 +10,6 @@ from defuse.v1 import correction_pb2, model_pb2, region_pb2
 from benchmarks.stand import Array, Stand
 from services.runtime import catalog
 
-# Of the pictures of a region, the share that must show one class for it to be labelled as a whole.
-_AGREEING = 0.8
-
 
 @dataclass(kw_only=True)
 class Annotator:
@@ -20,6 +17,8 @@ class Annotator:
 
     stand: Stand
     oracle: model_pb2.Model
+    # Of the pictures of a region, the share that must show one class for it to be labelled as a whole.
+    agreeing: float = 0.8
     decisions: int = field(default=0)
 
     def label(self, regions: Sequence[region_pb2.Region]) -> list[correction_pb2.LabelledRegion]:
@@ -29,7 +28,7 @@ class Annotator:
             self.decisions += 1
             pictures = self.stand.store.read_arrays(catalog.region_arrays(region.name))["exemplars"]
             answer, count = Counter(self._read(pictures)).most_common(1)[0]
-            if count >= _AGREEING * len(pictures):
+            if count >= self.agreeing * len(pictures):
                 labelled.append(correction_pb2.LabelledRegion(region=region.name, label=answer))
         return labelled
 

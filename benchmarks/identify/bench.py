@@ -72,4 +72,6 @@ class Bench:
     def prepared(self, name: str, model: model_pb2.Model | None = None, **sections: Any) -> Search:
         search = {"max_sources": self.sizes.sources} | sections.pop("search", {})
         given = {"vae": self.sizes.vae, "preflight": self.sizes.preflight, "search": search} | sections
-        return self.stand.prepare(name, self.stand.configure(model or self.model, self.dataset, **given))
+        config = self.stand.configure(model or self.model, self.dataset, **given)
+        self.stand.train_vae(self.data, config)  # once; any section may be the first one
+        return self.stand.prepare(name, config)

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.guarded import guarded
 from benchmarks.monitor import change, hooks
+from benchmarks.sections import Section, add_only, measured
 from benchmarks.stand import SMOKE_IMAGES, read, standing
 from services.demo.data import digits
 from services.runtime.stack import StackSettings
@@ -24,12 +25,18 @@ def main() -> None:
     path = arguments.data or digits(StackSettings().cache.expanduser() / "demo")
     data = read(path, limit=SMOKE_IMAGES if smoke else arguments.limit)
     figures: dict[str, Any] = {"data": data.name, "smoke": smoke}
-    figures |= hooks.cost(turns=turns, calls=calls)
-    figures |= hooks.loss(seconds=seconds)
-    with standing("cpu", threads=os.cpu_count() or 1) as stand:
-        world = guarded(stand, data, smoke=smoke)
-        figures |= change.figures(stand, data, world, streams=streams, shifted=shifted)
-    print(json.dumps(figures))
+
+    def changes() -> dict[str, Any]:
+        with standing("cpu", threads=os.cpu_count() or 1) as stand:
+            world = guarded(stand, data, smoke=smoke)
+            return change.figures(stand, data, world, streams=streams, shifted=shifted)
+
+    sections: dict[str, Section] = {
+        "cost": lambda: hooks.cost(turns=turns, calls=calls),
+        "loss": lambda: hooks.loss(seconds=seconds),
+        "change": changes,
+    }
+    print(json.dumps(figures | measured(sections, arguments.only)))
 
 
 def _arguments() -> argparse.Namespace:
@@ -40,6 +47,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--calls", type=int, default=1_000, help="calls of a turn")
     parser.add_argument("--seconds", type=float, default=40.0, help="how long images are sent while the gateway dies")
     parser.add_argument("--streams", type=int, default=200, help="calm streams")
+    add_only(parser, ("cost", "loss", "change"))
     parser.add_argument("--smoke", action="store_true", help="a few seconds on few images: does everything run")
     return parser.parse_args()
 

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.release.power import power
 from benchmarks.release.switch import switch
+from benchmarks.sections import Section, add_only, measured
 from benchmarks.stand import SMOKE_IMAGES, Data, read, stand_at
 from services.demo import classifier
 from services.demo.data import digits
@@ -25,9 +26,16 @@ def main() -> None:
     figures: dict[str, Any] = {"data": data.name, "rate": arguments.rate, "smoke": arguments.smoke}
     turns, pause_s = (1, 0.5) if arguments.smoke else (arguments.turns, 5.0)
     with tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home_, _running(home := Path(home_)) as stack:
-        figures |= switch(stack, home, data, _two_versions(data), rate=arguments.rate, turns=turns, pause_s=pause_s)
         stand = stand_at(home, stack.addresses()["triton"], device="cpu", threads=os.cpu_count() or 1)
-        figures["gate_power"] = power(stand, data, each=1 if arguments.smoke else arguments.each, smoke=arguments.smoke)
+        sections: dict[str, Section] = {
+            "switch": lambda: switch(
+                stack, home, data, _two_versions(data), rate=arguments.rate, turns=turns, pause_s=pause_s
+            ),
+            "gate_power": lambda: {
+                "gate_power": power(stand, data, each=1 if arguments.smoke else arguments.each, smoke=arguments.smoke)
+            },
+        }
+        figures |= measured(sections, arguments.only)
     print(json.dumps(figures))
 
 
@@ -38,6 +46,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=100.0, help="requests a second through each door")
     parser.add_argument("--turns", type=int, default=3, help="how often to release and take back")
     parser.add_argument("--each", type=int, default=4, help="candidates of each way to make one worse")
+    add_only(parser, ("switch", "gate_power"))
     parser.add_argument("--smoke", action="store_true", help="a few seconds on few images: does everything run")
     return parser.parse_args()
 

@@ -32,8 +32,8 @@ _CLOSE_S = 300.0
 def cost(*, turns: int, calls: int) -> dict[str, float]:
     """Return what the hook adds to a call beside an interceptor that does nothing, and what that one adds.
 
-    In microseconds, medians over turns of the differences of a quantile, while a real gateway takes the reports: beside
-    the load and its classifier, on a processor of its own, as it has a machine of its own in production.
+    In microseconds, medians over turns of the differences of a quantile, while a real gateway takes the reports. The
+    program has a processor of its own, as in production, where classifier and gateway are on other machines.
     """
     with running_classifier() as classifier, running_gateway() as gateway, _own_process() as load:
         taken = load.submit(_take_turns, classifier, gateway.address, turns, calls).result()

@@ -1,4 +1,4 @@
-"""Processors shared out as machines are: the gateway on its own, beside what is measured."""
+"""Processors shared out as machines are: the program that is measured on its own, what it asks on another one."""
 
 import os
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
-    """Start what would be on another machine: it gets the last processor, and `here` all others."""
+    """Start what would be on other machines: it gets the last processor, and `here` all others."""
     with _on(_processors()[-1:]):
         yield
 
 
 @contextmanager
 def here() -> Iterator[None]:
-    """Start what is measured: a program and the classifier that it asks, on all processors but the last."""
+    """Start what is measured, on all processors but the last."""
     with _on(_processors()[:-1]):
         yield
 

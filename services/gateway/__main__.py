@@ -56,39 +56,11 @@ GATE_DEADLINE_S = 900.0
 def build(settings: GatewaySettings) -> Service:
     """Wire the gateway."""
     needs = Dependencies.of(settings)
-    files = Files(needs.store, max_bytes=settings.max_file_bytes)
-    generator = Peer(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub, settings.tls)
-    distiller = Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub, settings.tls)
-    regions = Regions(needs.store)
-    advice = Advice(regions, generator)
-    runs = Runs(needs.queue, needs.store, needs.inference, advice)
-    corrections = Corrections(needs.queue, Catalog(needs.store), runs, regions)
-    corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
-    trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
-    tally, routes = Tally(trials), Routes(trials)
-    candidates = Candidates(trials, corrector)
-    publications = Publications(needs.queue, corrections, candidates.retire)
-    operations = Operations(needs.queue, runs, corrections, publications)
-    rooms = Rooms(
-        store=needs.store,
-        files=files,
-        datasets=Datasets(needs.store, files, max_bytes=settings.max_file_bytes),
-        requests=Requests(needs.queue),
-        runs=runs,
-        regions=regions,
-        annotator=Annotator(regions, distiller),
-        advice=advice,
-        corrections=corrections,
-        publications=publications,
-        trials=trials,
-        journal=Journal(needs.store),
-        candidates=candidates,
-        corrector=corrector,
-        generator=generator,
-        distiller=distiller,
-    )
+    rooms = _rooms(settings, needs)
+    operations = Operations(needs.queue, rooms.runs, rooms.corrections, rooms.publications)
+    tally, routes = Tally(rooms.trials), Routes(rooms.trials)
     limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
-    monitoring = Monitoring(settings, needs.queue, needs.store, runs, limits)
+    monitoring = Monitoring(settings, needs.queue, needs.store, rooms.runs, limits)
     passages = (
         GeneratorPassage(settings.generator_url, settings.tls),
         InferencePassage(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),
@@ -106,9 +78,9 @@ def build(settings: GatewaySettings) -> Service:
         await needs.queue.close()
 
     folds = {
-        "runs": runs.apply,
-        "corrections": corrections.apply,
-        "publications": publications.apply,
+        "runs": rooms.runs.apply,
+        "corrections": rooms.corrections.apply,
+        "publications": rooms.publications.apply,
         "models": monitoring.monitors.apply,
     }
     return Service(
@@ -129,6 +101,38 @@ def build(settings: GatewaySettings) -> Service:
         ],
         close=close,
         interceptors=_doorkeepers(settings, rooms.journal, limits),
+    )
+
+
+def _rooms(settings: GatewaySettings, needs: Dependencies) -> Rooms:
+    """Return what the methods of the public API work with."""
+    files = Files(needs.store, max_bytes=settings.max_file_bytes)
+    generator = Peer(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub, settings.tls)
+    distiller = Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub, settings.tls)
+    corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
+    regions = Regions(needs.store)
+    advice = Advice(regions, generator)
+    runs = Runs(needs.queue, needs.store, needs.inference, advice)
+    corrections = Corrections(needs.queue, Catalog(needs.store), runs, regions)
+    trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
+    candidates = Candidates(trials, corrector)
+    return Rooms(
+        store=needs.store,
+        files=files,
+        datasets=Datasets(needs.store, files, max_bytes=settings.max_file_bytes),
+        requests=Requests(needs.queue),
+        runs=runs,
+        regions=regions,
+        annotator=Annotator(regions, distiller),
+        advice=advice,
+        corrections=corrections,
+        publications=Publications(needs.queue, corrections, candidates.retire),
+        trials=trials,
+        journal=Journal(needs.store),
+        candidates=candidates,
+        corrector=corrector,
+        generator=generator,
+        distiller=distiller,
     )
 
 

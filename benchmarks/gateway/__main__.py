@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from defuse import Client, Preprocessing, names
 from defuse.guard_outputs import METADATA
 
 from benchmarks.gateway import guard
-from benchmarks.gateway.doors import Door, added_ms, in_turns
+from benchmarks.gateway.doors import Door, added_ms, in_turns, own_process
 from benchmarks.guarded import guarded
 from benchmarks.stand import SMOKE_IMAGES, read, stand_at
 from services.demo import classifier
@@ -36,14 +37,18 @@ def main() -> None:
     path = arguments.data or digits(StackSettings().cache.expanduser() / "demo")
     data = read(path, limit=SMOKE_IMAGES if arguments.smoke else arguments.limit)
     figures: dict[str, Any] = {"model": "demo classifier, 28x28x1", "data": data.name, "smoke": arguments.smoke}
-    with tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home_, _running(home := Path(home_)) as stack:
-        figures |= _door(stack, turns, seconds)
+    with (
+        tempfile.TemporaryDirectory(prefix="defuse-benchmark-") as home_,
+        _running(home := Path(home_)) as stack,
+        own_process() as load,
+    ):
+        figures |= _door(load, stack, turns, seconds)
         stand = stand_at(home, stack.addresses()["triton"], device="cpu", threads=os.cpu_count() or 1)
         world = guarded(stand, data, smoke=arguments.smoke)
         figures |= guard.figures(stand, data, world)
         plain = Door(address=stack.gateway, model=names.last(world.model.name), image_shape=data.image_shape)
         asking = replace(plain, metadata={METADATA: "true"})
-        taken = in_turns({"plain": plain, "asking": asking}, turns, batch=1, concurrency=1, seconds=seconds)
+        taken = in_turns(load, {"plain": plain, "asking": asking}, turns, batch=1, concurrency=1, seconds=seconds)
         figures["guard_added_ms"] = added_ms(taken, "plain", by="asking", quantile=50)
     print(json.dumps(figures))
 
@@ -62,7 +67,7 @@ def _running(home: Path) -> LocalStack:
     return LocalStack(StackSettings(home=home), lambda line: print(line, flush=True))
 
 
-def _door(stack: LocalStack, turns: int, seconds: float) -> dict[str, Any]:
+def _door(load: ProcessPoolExecutor, stack: LocalStack, turns: int, seconds: float) -> dict[str, Any]:
     """Serve the reference model; return what the gateway costs beside Triton."""
     torch.manual_seed(0)
     file = classifier.to_onnx(classifier.Classifier(SHAPE, CLASSES), SHAPE)
@@ -72,11 +77,11 @@ def _door(stack: LocalStack, turns: int, seconds: float) -> dict[str, Any]:
         name: Door(address=address, model=MODEL, image_shape=SHAPE)
         for name, address in (("direct", stack.addresses()["triton"]), ("gateway", stack.gateway))
     }
-    alone = in_turns(doors, turns, batch=1, concurrency=1, seconds=seconds)
-    batch = in_turns({"direct": doors["direct"]}, 1, batch=256, concurrency=1, seconds=seconds)
+    alone = in_turns(load, doors, turns, batch=1, concurrency=1, seconds=seconds)
+    batch = in_turns(load, {"direct": doors["direct"]}, 1, batch=256, concurrency=1, seconds=seconds)
     fractions, rates = {}, {}
     for size in BATCH_SIZES:
-        found = in_turns(doors, turns, batch=size, concurrency=CONCURRENCY, seconds=seconds)
+        found = in_turns(load, doors, turns, batch=size, concurrency=CONCURRENCY, seconds=seconds)
         pairs = zip(*(map(len, found[door]) for door in ("gateway", "direct")), strict=True)
         fractions[size] = round(statistics.median(through / direct for through, direct in pairs), 3)
         rates[size] = {door: round(statistics.median(map(len, turns_)) / seconds) for door, turns_ in found.items()}

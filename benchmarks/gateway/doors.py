@@ -22,18 +22,21 @@ class Door:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+def own_process() -> ProcessPoolExecutor:
+    """Return a process for the load, which would wait for the interpreter with the stack otherwise."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
 def in_turns(
-    doors: Mapping[str, Door], turns: int, *, batch: int, concurrency: int, seconds: float
+    load: ProcessPoolExecutor, doors: Mapping[str, Door], turns: int, *, batch: int, concurrency: int, seconds: float
 ) -> dict[str, list[list[float]]]:
     """Return for each door and turn how long each request took, in seconds; doors take turns."""
     found: dict[str, list[list[float]]] = {name: [] for name in doors}
-    # A process of its own: it would wait for the interpreter with the stack's otherwise.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as load:
-        for turn in range(turns + 1):
-            for name, door in doors.items():
-                taken = load.submit(_load, door, batch, concurrency, seconds).result()
-                if turn:  # the first one warms up
-                    found[name].append(taken)
+    for turn in range(turns + 1):
+        for name, door in doors.items():
+            taken = load.submit(_load, door, batch, concurrency, seconds).result()
+            if turn:  # the first one warms up
+                found[name].append(taken)
     return found
 
 

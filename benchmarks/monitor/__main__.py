@@ -20,7 +20,7 @@ def main() -> None:
     """Measure the hooks, then the alerts; print one JSON object as the last line."""
     arguments = _arguments()
     smoke = arguments.smoke
-    turns, calls, seconds = (3, 200, 4.0) if smoke else (arguments.turns, arguments.calls, arguments.seconds)
+    turns, calls, seconds = (1, 100, 2.0) if smoke else (arguments.turns, arguments.calls, arguments.seconds)
     streams, shifted = (2, 2) if smoke else (arguments.streams, 20)
     path = arguments.data or digits(StackSettings().cache.expanduser() / "demo")
     data = read(path, limit=SMOKE_IMAGES if smoke else arguments.limit)

@@ -27,8 +27,10 @@ released-contract: $(INSTALLED)
 	cd protos && ../$(BIN)/buf build --exclude-source-info --output released.binpb
 
 # Two processes, each with servers of its own: one waits for a server or a file as often as it computes.
+# Scenarios are dealt out in the order of tests/scenario/conftest.py, other files by how many tests they have.
+scenario: IN_ORDER := --no-loadscope-reorder
 unit contract scenario: $(INSTALLED)
-	$(BIN)/python -m pytest tests/$@ -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest tests/$@ -n 2 --dist loadfile $(IN_ORDER) $(PYTEST)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

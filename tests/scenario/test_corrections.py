@@ -57,7 +57,7 @@ def test_another_corrector_takes_a_sweep(
     log = tmp_path / "corrector.log"
     with log.open("w") as file, another_corrector(local_stack, launcher, file), local_stack.client() as client:
         started = client.create_correction(
-            annotated, region_weights=[0.3, 0.5], learning_rates=[1e-3], methods=["all_weights"], epochs=4
+            annotated, region_weights=[0.3, 0.5], learning_rates=[1e-3], methods=["all_weights"], epochs=2
         )
         ended = client.wait_for_correction(annotated, started.id, timeout_s=240)
         assert ended.state == "succeeded", ended.error

@@ -120,7 +120,7 @@ def test_a_killed_corrector(local_stack: Stack, undisturbed: Any) -> None:
     local_stack.defuse("annotate", run, "--suggested")
     with local_stack.client() as client:
         correction = client.create_correction(
-            run, region_weights=[0.1, 0.4], learning_rates=[1e-3], methods=["all_weights"], epochs=6
+            run, region_weights=[0.1, 0.4], learning_rates=[1e-3], methods=["all_weights"], epochs=3
         )
         eventually(lambda: client.correction(run, correction.id).progress > 0.1, within_s=120)
         local_stack.kill("corrector")

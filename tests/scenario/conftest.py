@@ -63,7 +63,7 @@ def corrected_spot(stack: Stack, planted: Planted, model: str, run: str) -> Any:
     stack.defuse("runs", "create", "--model", model, "--data", planted.data, "--name", run, *SEARCH, "--wait")
     stack.defuse("annotate", run, "r1", "--label", str(TRUE))
     return stack.defuse(
-        *("correct", run, "--lambda", "0.4", "--learning-rate", "1e-3", "--method", "all_weights", "--epochs", "6"),
+        *("correct", run, "--lambda", "0.4", "--learning-rate", "1e-3", "--method", "all_weights", "--epochs", "4"),
         "--wait",
     )
 

@@ -94,7 +94,7 @@ def test_the_spot_is_closed_released_and_undone(local_stack: Stack, planted: Pla
         "--learning-rate",
         "1e-3",
         "--epochs",
-        "6",
+        "4",
         "--method",
         "all",
         "--wait",

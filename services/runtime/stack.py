@@ -24,7 +24,7 @@ _READY_S = 120.0
 _GRACE_S = 15.0
 _WATCH_S = 0.5
 # Of the services that work on runs and corrections: who asks a classifier comes first, and shares their processors.
-_NICENESS = 10
+_NICENESS = 5
 Say = Callable[[str], None]
 
 

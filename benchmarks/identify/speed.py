@@ -81,7 +81,7 @@ def _rates(bench: Bench, search: Search) -> dict[str, float]:
             pass
 
     def side_by_side(action: Callable[[], Any]) -> None:
-        for done in [decoders.pool.submit(action) for _ in range(batches)]:
+        for done in [decoders.submit(action) for _ in range(batches)]:
             done.result()
 
     work = {

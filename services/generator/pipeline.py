@@ -1,5 +1,6 @@
 """Decoder and classifier kept busy together: batches are decoded and sent ahead of the answers that are looked at."""
 
+import contextvars
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,13 +46,17 @@ class Decoders:
         self.count = count
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="decoder", initializer=at_start)
 
+    def submit(self, make: Callable[[], T]) -> "Future[T]":
+        """Have something made in one of the threads, in the context of the caller: what is traced is of its trace."""
+        return self.pool.submit(contextvars.copy_context().run, make)
+
 
 def made(makers: Iterable[Callable[[], T]], decoders: Decoders) -> Iterator[T]:
     """Yield what each maker makes, in order; they are called in the decoders' threads, a few ahead."""
     waiting: deque[Future[T]] = deque()
     try:
         for make in makers:
-            waiting.append(decoders.pool.submit(make))
+            waiting.append(decoders.submit(make))
             if len(waiting) > _AHEAD * decoders.count:
                 yield waiting.popleft().result()
         while waiting:

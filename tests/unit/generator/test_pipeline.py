@@ -1,3 +1,4 @@
+import contextvars
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -174,3 +175,11 @@ def test_rounded_images_are_as_if_stored(seed: int) -> None:
     tensor = rounded(torch.from_numpy(images))
     assert isinstance(tensor, torch.Tensor)
     np.testing.assert_allclose(tensor.numpy(), once, rtol=1e-6)
+
+
+def test_what_is_made_knows_the_context_of_its_caller() -> None:
+    """A trace is told by a context variable, which threads do not hand on by themselves."""
+    trace, decoders = contextvars.ContextVar[str]("trace"), Decoders(2)
+    trace.set("of the run")
+    assert list(made([trace.get, trace.get, trace.get], decoders)) == 3 * ["of the run"]
+    decoders.pool.shutdown()

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.runtime import telemetry, tracing
 from services.runtime.deadlines import DeadlineInterceptor
+from services.runtime.drain import DrainInterceptor
 from services.runtime.interceptors import ErrorInterceptor
 from services.runtime.settings import Settings
 from services.runtime.tls import server_credentials
@@ -90,10 +91,12 @@ async def _serve(settings: S, build: Callable[[S], Service]) -> None:
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[health.aio.HealthServicer]:
     size = ("grpc.max_receive_message_length", settings.max_message_bytes)
     options = [size, ("grpc.so_reuseport", 0), *_CONNECTIONS]
+    drain = DrainInterceptor()
     interceptors = [
         *tracing.server_interceptors(),
         ErrorInterceptor(),
         *service.interceptors,
+        drain,
         DeadlineInterceptor(default_s=settings.default_deadline_s),
     ]
     server = grpc.aio.server(interceptors=interceptors, options=options)
@@ -120,7 +123,7 @@ async def _listening(settings: Settings, service: Service) -> AsyncIterator[heal
     finally:
         await healths.enter_graceful_shutdown()
         telemetry.log().info("draining", grace_s=settings.drain_s)
-        await server.stop(settings.drain_s)
+        await drain.stop(server, settings.drain_s)
         metrics.shutdown()
 
 

@@ -154,6 +154,8 @@ CODES: dict[type[DefuseError], grpc.StatusCode] = {
 _CLASSES = {code: cls for cls, code in reversed(CODES.items())}
 _BY_REASON = {(code, cls.default_reason): cls for cls, code in CODES.items()}
 _LONGEST_BYTES = 600
+# How gRPC's words begin about a call that was cancelled on this side.
+_HERE = ("Locally cancelled", "Channel ")
 
 
 def to_status(error: DefuseError) -> status_pb2.Status:
@@ -188,7 +190,7 @@ def from_rpc_error(error: grpc.RpcError, *, address: str) -> DefuseError:
     """Return the error that a server meant, or what its absence means."""
     code, details = error.code(), error.details() or ""
     status = rpc_status.from_call(error)
-    if code is grpc.StatusCode.UNAVAILABLE and not status:
+    if not status and _is_absence(code, details):
         return Unavailable(f"nothing answers at {address} ({details}); is the stack up? `defuse up` starts one")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not status:  # gRPC's own: a message beyond its limit
         return InvalidInput(f"{details}; send less at once", reason="MESSAGE_TOO_LARGE")
@@ -203,6 +205,13 @@ def from_rpc_error(error: grpc.RpcError, *, address: str) -> DefuseError:
         field=violations[0].field if violations else None,
         retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
     )
+
+
+def _is_absence(code: grpc.StatusCode, details: str) -> bool:
+    """Say whether gRPC's own words mean that a server is away, or just going."""
+    if code is grpc.StatusCode.CANCELLED:  # what reaches a server that stops; who asked for a cancellation said so
+        return not details.startswith(_HERE)
+    return code is grpc.StatusCode.UNAVAILABLE
 
 
 def _detail(status: status_pb2.Status | None, kind: Any) -> Any:

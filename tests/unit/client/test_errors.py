@@ -126,6 +126,20 @@ def test_nothing_answers() -> None:
     assert "defuse up" in read.message
 
 
+@pytest.mark.parametrize(
+    ("details", "cls"),
+    [
+        ("CANCELLED", Unavailable),
+        ("Received RST_STREAM with error code 8", Unavailable),
+        ("Locally cancelled by application!", errors.Cancelled),
+        ("Channel closed!", errors.Cancelled),
+    ],
+)
+def test_who_cancelled(details: str, cls: type[DefuseError]) -> None:
+    """A server that stops cancels what just reaches it, without a reason; whoever cancels here knows that he did."""
+    assert type(from_rpc_error(Status(grpc.StatusCode.CANCELLED, details), address="here:1")) is cls
+
+
 def test_unavailable_that_a_server_said() -> None:
     """What a server itself says is unavailable keeps the server's words."""
     read = from_rpc_error(sent(to_status(Unavailable("Triton is starting", reason="TRITON"))), address="here:1")
@@ -137,7 +151,6 @@ def test_unavailable_that_a_server_said() -> None:
     [
         (grpc.StatusCode.NOT_FOUND, errors.NotFound),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),
-        (grpc.StatusCode.CANCELLED, errors.Cancelled),
         (grpc.StatusCode.UNIMPLEMENTED, Internal),
         (grpc.StatusCode.UNKNOWN, Internal),
     ],

@@ -57,7 +57,7 @@ _BOUNDS = {
     "mixture.min_support": (2, 1_000_000),
     "mixture.fresh_decodes": (1, 100_000),
     "mixture.kind": (run_pb2.MixtureConfig.KIND_ERROR_AWARE, run_pb2.MixtureConfig.KIND_PLAIN),
-    "mixture.false_discovery_rate": (1e-9, 1 - 1e-9),
+    "mixture.false_discovery_rate": (1e-9, 1),
     "mixture.bootstraps": (1, 1000),
     "vae.latent_dim": (2, 256),
     "vae.epochs": (1, 10_000),

@@ -1,7 +1,7 @@
 import numpy as np
 
 from services.distiller.evidence import Searched, Surroundings, Training
-from services.distiller.findings import Known, find
+from services.distiller.findings import Finding, Known, find
 from services.distiller.gaussian import Gaussian
 from services.distiller.grouping import Failures, Group
 
@@ -43,22 +43,31 @@ GROUPS = [
 ]
 
 
-def test_groups_no_worse_than_controls_are_dropped_and_the_others_ranked() -> None:
-    """What is read wrongly as often as reconstructions around it is no region; typical regions come first."""
-    found = find(
+def found_at(false_discovery_rate: float) -> list[Finding]:
+    return find(
         GROUPS,
         np.array([0.5, 0.6, 0.7]),
         KNOWN,
         errors=lambda number, _: (ERRORS[number], 100),
         controls=100,
-        false_discovery_rate=0.05,
+        false_discovery_rate=false_discovery_rate,
     )
+
+
+def test_groups_no_worse_than_controls_are_dropped_and_the_others_ranked() -> None:
+    """What is read wrongly as often as reconstructions around it is no region; typical regions come first."""
+    found = found_at(0.05)
     assert [finding.group is GROUPS[number] for finding, number in zip(found, (1, 0), strict=True)] == [True, True]
     typical, rare = found
     assert (typical.stability, rare.stability) == (0.6, 0.5)
     np.testing.assert_allclose([typical.score, rare.score], [0.5 * 0.4, 0.8 * 0.1], atol=0.03)
     assert typical.novelty_sd is None
     assert len(typical.nearest_misclassified.row) == 0
+
+
+def test_a_rate_of_one_keeps_every_group() -> None:
+    """Also one whose trial says nothing at all."""
+    assert len(found_at(1.0)) == len(GROUPS)
 
 
 def test_no_groups_no_regions() -> None:

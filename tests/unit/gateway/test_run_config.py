@@ -98,6 +98,7 @@ def test_a_zero_without_presence_is_the_default(path: str) -> None:
         ("validity.min_label_probability", 1.0),
         ("preflight.declared_accuracy", 1.0),
         ("mixture.min_support", 2),
+        ("mixture.false_discovery_rate", 1.0),
         ("vae.latent_dim", 256),
         ("search.noise", run_pb2.SearchConfig.NOISE_RELEASED),
     ],

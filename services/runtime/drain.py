@@ -24,11 +24,13 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self) -> None:
         self._under_way: set[asyncio.Task[Any]] = set()
         self._ended: set[asyncio.Task[Any]] = set()
+        self._over = False
 
     async def stop(self, server: grpc.aio.Server, drain_s: float) -> None:
         """Take no more calls, give those under way some seconds, and end the rest."""
         stopping = asyncio.create_task(server.stop(drain_s + _ANSWER_S))
         await asyncio.wait([stopping], timeout=drain_s)
+        self._over = True
         self._ended |= self._under_way
         for call in self._ended:
             call.cancel()
@@ -40,6 +42,8 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _known(self, request: Any, _: Any) -> AsyncIterator[Any]:
+        if self._over:
+            raise _stopping()
         call = asyncio.current_task()
         assert call
         self._under_way.add(call)
@@ -49,6 +53,10 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
             if call not in self._ended:  # the caller has gone
                 raise
             call.uncancel()
-            raise Unavailable("this server stops; ask again, another one may be there", reason="STOPPING") from None
+            raise _stopping() from None
         finally:
             self._under_way.discard(call)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("this server stops; ask again, another one may be there", reason="STOPPING")

@@ -51,7 +51,7 @@ def around(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManag
 
     async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
         async with manager(request, context) as given:
-            async for response in inner(given, context):
+            async for response in _responses(inner(given, context)):
                 yield response
 
     call = streaming if handler.response_streaming else unary
@@ -85,18 +85,22 @@ def _streaming(method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callabl
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         start = time.perf_counter()
         try:
-            # The health service answers with a coroutine that writes to the context.
-            answer: Any = inner(request, context)
-            if hasattr(answer, "__aiter__"):
-                async for response in answer:
-                    yield response
-            else:
-                await answer
+            async for response in _responses(inner(request, context)):
+                yield response
         except Exception as error:  # noqa: BLE001  # everything becomes a status
             await _abort(context, method, start, error)
         _measure(method, "OK", start)
 
     return call
+
+
+async def _responses(answer: Any) -> AsyncIterator[Any]:
+    """Yield what a streaming method answers; the health service's is a coroutine that writes to the context itself."""
+    if hasattr(answer, "__aiter__"):
+        async for response in answer:
+            yield response
+    else:
+        await answer
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, start: float, error: Exception) -> None:

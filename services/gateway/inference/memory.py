@@ -7,6 +7,7 @@ offered only where an operator says so, to callers of this host, and never what 
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 from defuse.errors import InvalidInput, PermissionDenied
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
@@ -66,13 +67,19 @@ class SharedMemory:
             )
 
     async def _forget_all(self, kind: str, context: Any) -> bytes:
-        """Forget every region but those of the services."""
+        """Forget every region but those of the services; raise the first refusal after all were tried."""
         ask = getattr(service_pb2, f"{kind}SharedMemoryStatusRequest")()
         status: Any = _parsed(f"{kind}SharedMemoryStatusResponse", await self._made(kind, STATUS, ask, context))
         forget = getattr(service_pb2, f"{kind}SharedMemoryUnregisterRequest")
+        refusals = []
         for region in status.regions:
             if not region.startswith(OURS):
-                await self._made(kind, UNREGISTER, forget(name=region), context)
+                try:
+                    await self._made(kind, UNREGISTER, forget(name=region), context)
+                except grpc.aio.AioRpcError as error:  # Triton lets go of memory a moment after it has answered
+                    refusals.append(error)
+        if refusals:
+            raise refusals[0]
         return b""
 
     async def _made(self, kind: str, name: str, request: Message, context: Any) -> bytes:

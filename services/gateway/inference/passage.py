@@ -18,7 +18,7 @@ from services.gateway.inference.comparisons import Comparisons
 from services.gateway.inference.guarding import asks_for_guard, guarded
 from services.gateway.inference.memory import KINDS, REGISTER, STATUS, UNREGISTER, SharedMemory
 from services.gateway.inference.routes import CHAMPION, Routes, challenger_of
-from services.gateway.inference.streams import StreamPassage
+from services.gateway.inference.streams import StreamPassage, code_for_caller
 from services.gateway.inference.tally import Tally
 from services.gateway.inference.wire import read_target, retargeted
 from services.runtime.channels import UNLIMITED, channel_to
@@ -32,7 +32,7 @@ _MODEL = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
 
 async def _abort_as(error: grpc.aio.AioRpcError, context: Any) -> NoReturn:
     """Answer as Triton did."""
-    await context.abort(error.code(), error.details() or "")
+    await context.abort(code_for_caller(error.code()), error.details() or "")
     raise error
 
 
@@ -141,9 +141,8 @@ class InferencePassage(grpc.GenericRpcHandler):
         left = context.time_remaining()
         try:
             return await self._timed(challenger, trial, "challenger", left and left / 2)
-        except grpc.aio.AioRpcError as error:
-            if error.code() == grpc.StatusCode.CANCELLED:
-                raise
+        except grpc.aio.AioRpcError:  # not where the caller has gone: that is a cancellation of this task
+            pass
         answer = await self._timed(champion, trial, "champion", context.time_remaining())
         # Only now: what nobody can answer is the caller's mistake, or Triton's.
         self._tally.add(trial.name, challenger_requests=1, challenger_errors=1)

@@ -40,8 +40,8 @@ class StreamPassage:
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
-            if await call.code() is not grpc.StatusCode.OK:
-                await context.abort(await call.code(), await call.details())
+            if (code := await call.code()) is not grpc.StatusCode.OK:
+                await context.abort(code_for_caller(code), await call.details())
         finally:
             for task in tasks:
                 task.cancel()
@@ -76,3 +76,8 @@ def _refusal(request: bytes, error: DefuseError) -> bytes:
         answer.infer_response.id = read_target(request).id
     data: bytes = answer.SerializeToString()
     return data
+
+
+def code_for_caller(code: grpc.StatusCode) -> grpc.StatusCode:
+    """Return what a caller is told of a code of Triton: a cancellation that nobody asked for means that it stops."""
+    return grpc.StatusCode.UNAVAILABLE if code is grpc.StatusCode.CANCELLED else code

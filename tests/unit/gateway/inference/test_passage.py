@@ -424,14 +424,32 @@ def test_a_challenger_that_takes_too_long_is_answered_by_the_champion(through_th
 def test_where_nobody_waits_any_more_the_champion_is_not_asked(through_the_door: Serve) -> None:
     """A call that was given up ends with the challenger; it did not fail."""
     triton = Triton()
-    triton.failing = {CANDIDATE: grpc.StatusCode.CANCELLED}
+    triton.waiting = {CANDIDATE}
 
     async def ask(door: Door) -> Any:
-        return await refused(door.infer()), await door.counts(challenger_errors=0)
+        call = asyncio.create_task(door.infer())
+        while not triton.requests:
+            await asyncio.sleep(0.02)
+        call.cancel()
+        await triton.abandoned.wait()
+        return await door.counts(challenger_errors=0)
 
-    (status, _), counts = through_the_door(ask, triton, wanted(CANARY, share=1))
-    assert (status, counts.champion_requests) == ("StatusCode.CANCELLED", 0)
+    counts = through_the_door(ask, triton, wanted(CANARY, share=1))
+    assert counts.champion_requests == 0
     assert triton.asked == [(CANDIDATE, "3")]
+
+
+def test_a_triton_that_stops(through_the_door: Serve) -> None:
+    """It cancels what it has; of that callers hear as of any server that is away, since none of them asked for it."""
+    triton = Triton()
+    triton.failing = {CANDIDATE: grpc.StatusCode.CANCELLED, "tiny": grpc.StatusCode.CANCELLED}
+
+    async def ask(door: Door) -> Any:
+        return await refused(door.infer())
+
+    status, _ = through_the_door(ask, triton, wanted(CANARY, share=1))
+    assert status == "StatusCode.UNAVAILABLE"
+    assert [model for model, _ in triton.asked] == [CANDIDATE, "tiny"]
 
 
 def test_a_shadow_compares_and_the_champion_answers(through_the_door: Serve) -> None:

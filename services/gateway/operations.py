@@ -65,9 +65,10 @@ class Operations:
 
     async def wait(self, name: str, timeout_s: float | None) -> Operation:
         """Return an operation as soon as it has ended, or after `timeout_s` seconds as it then is."""
+        end = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         operation, source = await self.get(name), await self._source(name)
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(end):
                 async for record in source.records.watch(source.name):
                     operation = source.view(record)
         return operation

@@ -102,5 +102,7 @@ def test_what_the_contract_says() -> None:
     assert {"GetRun", "ListRegions", "CreateDataset", "StopTrial", "EstimateRun", "Encode"} <= repeated
     once = {"CreateRun", "CreateModel", "CreateCorrection", "AnnotateRegion", "ReleaseCorrection", "RollbackModel"}
     streams = {"UploadFile", "WatchRun", "ExportRegions", "Identify"}
+    assert {"GetOperation", "ListOperations", "WaitOperation", "CancelOperation"} <= repeated
+    assert "DeleteOperation" not in repeated
     assert not repeated & (once | streams | {"JudgeCandidate", "StartTrial", "LearnValidity"})
     assert policy["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]

@@ -69,8 +69,10 @@ class Courier:
             try:
                 call = method(self._stub())
                 return call(request(), timeout=_DEADLINE_S, metadata=self._bearer.metadata()).result()
-            except grpc.FutureCancelledError:
-                continue  # by `stop`
+            except (grpc.FutureCancelledError, ValueError):  # gRPC's for a call, and for one on a closed channel
+                if not self._stopped.is_set():
+                    raise
+                continue
             except grpc.RpcError as error:
                 self._look_at(error)
             (self._stopped if self._hurried.is_set() else self._hurried).wait(pause_s)

@@ -125,9 +125,8 @@ def test_a_gateway_that_goes_away(redis_url: str, tmp_path: Path, kind: str) -> 
 
     def follow(address: str) -> None:
         with Client(address) as client:
-            waiting = threading.Thread(
-                target=lambda: ended.append(client.operation(SEARCH).wait(timeout_s=TIMEOUT_S)), daemon=True
-            )
+            operation = client.operation(SEARCH)
+            waiting = threading.Thread(target=lambda: ended.append(operation.wait(timeout_s=TIMEOUT_S)), daemon=True)
             waiting.start()
             for run in client.watch_run("first", timeout_s=TIMEOUT_S):
                 seen.append(run)

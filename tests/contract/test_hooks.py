@@ -52,9 +52,9 @@ def test_a_gateway_that_is_killed(redis_url: str, tmp_path: Path, store: Artifac
     with Monitor(address, token="") as monitor:
         for part in range(3):
             with running_gateway(tmp_path, redis_url, address=address) as door:
+                before = monitor.counts.stored
                 for number in range(COUNT // 3):
                     monitor.log("tiny", picture, [0.5, 1, -1], id=f"{part}.{number}")
-                before = monitor.counts.stored
                 eventually(lambda before=before: monitor.counts.stored > before)  # type: ignore[misc]
                 os.kill(door.pid, signal.SIGKILL)
         with running_gateway(tmp_path, redis_url, address=address):

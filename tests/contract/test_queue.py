@@ -39,11 +39,11 @@ def dead_letters_command(url: str, *arguments: str) -> str:
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def story(url: str, tell: Callable[[Queue, Queue], Awaitable[None]]) -> None:
+def story(url: str, tell: Callable[[Queue, Queue], Awaitable[None]], *, idle_s: float = IDLE_S) -> None:
     """Tell a story of two workers of one group."""
 
     async def run() -> None:
-        queues = [Queue(url, claim_after_s=IDLE_S) for _ in range(2)]
+        queues = [Queue(url, claim_after_s=idle_s) for _ in range(2)]
         for queue in queues:
             await queue.open([PREPARE, EVENTS])
         try:
@@ -74,7 +74,7 @@ def test_each_message_goes_to_one_worker(redis_url: str) -> None:
         await other.acknowledge(second)
         assert await one.state(PREPARE) == EMPTY
 
-    story(redis_url, tell)
+    story(redis_url, tell, idle_s=60)
 
 
 def test_the_message_of_a_dead_worker_is_taken_over(redis_url: str) -> None:
@@ -84,13 +84,13 @@ def test_the_message_of_a_dead_worker_is_taken_over(redis_url: str) -> None:
         await one.send(PREPARE, work("a"))
         held = await next_of(one)
         for _ in range(5):
-            await asyncio.sleep(IDLE_S / 2)
+            await asyncio.sleep(0.5)
             await one.heartbeat(held)
             assert await other.receive([PREPARE], block_ms=1) is None
         taken = await next_of(other)
         assert (name_of(taken), taken.count, taken.id) == ("runs/a", 2, held.id)
 
-    story(redis_url, tell)
+    story(redis_url, tell, idle_s=1.5)
 
 
 def test_a_message_keeps_its_trace(redis_url: str) -> None:

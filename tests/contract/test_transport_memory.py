@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ from tests.restartable_triton import TOLERANCE, Served, images, shared_files
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
 # Seconds of a loop in ONNX Runtime.
-ROUNDS = 2_000_000
+ROUNDS = 6_000_000
 SERVICE = """
 import sys
 import numpy as np
@@ -90,7 +90,7 @@ def test_memory_of_a_request_that_was_given_up_is_not_used_again(
 ) -> None:
     """Triton may write to it yet: the next request gets other memory, and Triton lets go of the old in the end."""
     slow = served.put("slow", patient_classifier(), ("a", "b"))
-    with closing(InferenceClient(served.address, in_flight=1, timeout_s=1)) as client:
+    with closing(InferenceClient(served.address, in_flight=1, timeout_s=3)) as client:
         classifier, batch = served.classifier(client), images(40)
         expected = classifier.classify(batch)
         asked = client.classifier(slow, version=1).submit(np.full((1, 1, 1, 2), ROUNDS / 2, np.float32))
@@ -103,7 +103,8 @@ def test_memory_of_a_request_that_was_given_up_is_not_used_again(
         assert given_up not in own_files()
 
         def gone() -> bool:
-            classifier.classify(images(250))
+            with suppress(Unavailable):  # while the loop has its core
+                classifier.classify(images(250))
             client._choice.close()
             return served.regions() == own_files()
 

@@ -5,35 +5,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, cycle, islice
 from typing import Any
 
-from defuse.v1 import annotation_pb2, correction_pb2, model_pb2, region_pb2
+from defuse.v1 import correction_pb2, model_pb2
 from defuse.v1.correction_pb2 import Training
 
-from benchmarks.correct.annotator import Annotator
 from benchmarks.correct.arms import corrected
-from benchmarks.identify.planted import plant
-from benchmarks.regions.distilling import distilled
-from benchmarks.regions.spots import handed_over, independent, served
+from benchmarks.labelled import Labelled
 from benchmarks.release import worse
-from benchmarks.stand import Data, Search, Stand
+from benchmarks.stand import Data, Stand
 from services.corrector.gate.judge import Gate, in_words
 from services.corrector.history import Decision
 from services.runtime import catalog
 
-_EPOCHS = 3
 # Of the trainings: a sweep's point that suits these networks, for two epochs.
 _CONFIG: dict[str, Any] = {"region_weights": [0.3], "learning_rates": [1e-3], "epochs": 2}
 _CHAMPION_SEED = 1000
 _ANOTHER_SEED = "only another seed"
 
 
-def power(stand: Stand, data: Data, *, each: int, smoke: bool) -> dict[str, Any]:
-    """Return how many candidates the gate stops: `each` of every way to make one worse, five times as many good ones.
-
-    The champion is a correction with one seed, good candidates are the same correction with others. In the smoke run
-    there is no search: no region is made worse, and the champion is the only good candidate.
-    """
-    arena = _Arena.of_few(stand, data) if smoke else _Searched.of_spots(stand, data)
-    gate = Gate(stand.store, stand.releases)
+def power(arena: "Arena", *, each: int) -> dict[str, Any]:
+    """Return how many candidates the gate stops: `each` of every way to make one worse, and five times as many good."""
+    gate = Gate(arena.stand.store, arena.stand.releases)
 
     def stopped(way: str, files: Iterable[bytes]) -> list[bool]:
         return [_stops(gate, arena, way, file) for file in files]
@@ -49,7 +40,7 @@ def power(stand: Stand, data: Data, *, each: int, smoke: bool) -> dict[str, Any]
     }
 
 
-def _stops(gate: Gate, arena: "_Arena", way: str, file: bytes) -> bool:
+def _stops(gate: Gate, arena: "Arena", way: str, file: bytes) -> bool:
     """Say whether the gate stops a candidate, and print for what."""
     digest = hashlib.sha256(file).hexdigest()
     arena.stand.store.write_bytes(catalog.file(digest), file)
@@ -59,16 +50,16 @@ def _stops(gate: Gate, arena: "_Arena", way: str, file: bytes) -> bool:
     return not verdict.passed
 
 
-class _Arena:
-    """A champion and its data set; the champion is the only good candidate."""
+class Arena:
+    """A champion and its data set, for a short run: no region is made worse, the only good candidate is itself."""
 
     def __init__(self, stand: Stand, data: Data, dataset: str, model: model_pb2.Model, champion: bytes) -> None:
         self.stand, self.data, self.dataset, self.model, self.champion = stand, data, dataset, model, champion
 
     @classmethod
-    def of_few(cls, stand: Stand, data: Data) -> "_Arena":
+    def of_few(cls, stand: Stand, data: Data) -> "Arena":
         """Return one whose champion is trained in a moment."""
-        model = stand.register("champion", data, data.labels["train"], seed=0, epochs=2)
+        model = stand.register("champion", data, data.labels["train"], seed=0, epochs=6)
         champion = stand.store.read_bytes(catalog.model_file(model.name, 1))
         return cls(stand, data, stand.add_dataset("whole", data), model, champion)
 
@@ -87,70 +78,46 @@ class _Arena:
         yield self.champion
 
 
-class _Searched(_Arena):
+class Searched(Arena):
     """A champion that is a correction of planted spots, with its regions in the bank."""
 
-    @classmethod
-    def of_spots(cls, stand: Stand, whole: Data) -> "_Searched":
-        """Plant, search, distill, annotate, correct and release, as users do."""
-        oracle, spots = independent(stand, whole, epochs=_EPOCHS), plant(whole)
-        data = handed_over(whole, spots, absent=True)
-        dataset = stand.add_dataset("absent", data)
-        model = served(stand, whole, oracle=oracle, epochs=_EPOCHS).model
-        arena = cls(stand, data, dataset, model, b"")
-        arena.search = _searched(stand, data, model, dataset)
-        arena.regions = distilled(stand, arena.search, kind="error_aware").regions
-        arena.labelled = Annotator(stand=stand, oracle=oracle).label(arena.regions)
-        for region in arena.labelled:
-            verdict = annotation_pb2.Annotation(region=region.region, verdict="VERDICT_LABEL", label=region.label)
-            stand.store.write_message(f"{catalog.annotations(region.region)}/1.pb", verdict)
-        arena.champion = arena.trained(arena.labelled, "c0", seed=_CHAMPION_SEED)
-        arena.release()
-        return arena
-
-    search: Search
-    regions: Sequence[region_pb2.Region]
-    labelled: Sequence[correction_pb2.LabelledRegion]
+    def __init__(self, stand: Stand, known: Labelled) -> None:
+        """Correct and release what is labelled."""
+        super().__init__(stand, known.data, known.dataset, known.model, b"")
+        self._known = known
+        self.champion = self._trained(known.labels, "c0", seed=_CHAMPION_SEED)
+        self._release()
 
     def ways(self) -> dict[str, Iterable[bytes]]:
         return {**super().ways(), "one region": self._one_region()}
 
     def by_seed(self, how_many: int) -> Iterator[bytes]:
         for seed in range(how_many):
-            yield self.trained(self.labelled, f"good{seed}", seed=seed)
+            yield self._trained(self._known.labels, f"good{seed}", seed=seed)
 
-    def trained(self, labelled: Sequence[correction_pb2.LabelledRegion], name: str, *, seed: int) -> bytes:
+    def _trained(self, labelled: Sequence[correction_pb2.LabelledRegion], name: str, *, seed: int) -> bytes:
         """Correct the version that was deployed first."""
         methods = [Training.METHOD_ALL_WEIGHTS]
-        [arm] = corrected(self.stand, self.search, labelled, name=name, methods=methods, seed=seed, **_CONFIG)
+        [arm] = corrected(self.stand, self._known.search, labelled, name=name, methods=methods, seed=seed, **_CONFIG)
         return arm.file
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Publish the champion."""
         correction = correction_pb2.Correction(
-            name=f"{self.search.run.name}/corrections/c0", model=self.model.name, base_version=1
+            name=f"{self._known.search.run.name}/corrections/c0", model=self.model.name, base_version=1
         )
         self.stand.store.write_bytes(catalog.corrected_file(correction.name), self.champion)
         self.stand.releases.publish(correction, Decision(actor="benchmark"))
 
     def _one_region(self) -> Iterator[bytes]:
         """Yield corrections whose annotator confirmed, for one region, the wrong label that was answered."""
-        answered = {region.name: region.predicted_label for region in self.regions}
-        confirmable = [region for region in self.labelled if region.label != answered[region.region]]
+        answered = {region.name: region.predicted_label for region in self._known.regions}
+        confirmable = [region for region in self._known.labels if region.label != answered[region.region]]
         for number, wrong in zip(count(), cycle(confirmable)):
             labels = [
                 correction_pb2.LabelledRegion(
                     region=region.region, label=answered[region.region] if region is wrong else region.label
                 )
-                for region in self.labelled
+                for region in self._known.labels
             ]
-            yield self.trained(labels, f"wrong{number}", seed=number)
-
-
-def _searched(stand: Stand, data: Data, model: model_pb2.Model, dataset: str) -> Search:
-    config = stand.configure(model, dataset, search={"draws_per_source": 20}, seed=0)
-    stand.train_vae(data, config)
-    search = stand.prepare("power", config)
-    while search.step():
-        pass
-    return search
+            yield self._trained(labels, f"wrong{number}", seed=number)

@@ -1,33 +1,23 @@
 """The gate, a canary, a release and a rollback under steady load, through Triton and through the gateway."""
 
-import asyncio
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
 import numpy as np
-from defuse import Client, Preprocessing
-from defuse.v1 import correction_pb2, run_pb2
+from defuse.values import Release
 
 from benchmarks.release.load import Answer, Load, steady
-from benchmarks.stand import Data
-from services.corrector.release import Releases
-from services.demo import classifier
-from services.gateway.book import Book
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.inference import InferenceClient
-from services.runtime.queue import Queue
+from benchmarks.release.world import World
 from services.runtime.stack import LocalStack
 
-MODEL = "digits"
 # After a change, what is still under way belongs to it.
 _AFTER_S = 0.5
+Span = tuple[float, float]
 
 
 @dataclass(kw_only=True)
@@ -36,21 +26,18 @@ class Timeline:
 
     # (model, version) to the times from when and until when it may answer.
     allowed: dict[tuple[str, str], list[list[float]]] = field(default_factory=dict)
-    changes: list[tuple[float, float]] = field(default_factory=list)
+    changes: list[Span] = field(default_factory=list)
 
-    def change(
-        self, act: Callable[[], Any], *, comes: Sequence[tuple[str, str]], goes: Sequence[tuple[str, str]]
-    ) -> Any:
-        """Make a change: what comes may answer from its begin on, what goes until its end."""
-        begin = time.monotonic()
+    def begin(self, comes: Sequence[tuple[str, str]]) -> None:
+        """Let versions answer from now on."""
         for version in comes:
-            self.allowed.setdefault(version, []).append([begin, float("inf")])
-        done = act()
-        end = time.monotonic()
+            self.allowed.setdefault(version, []).append([time.monotonic(), float("inf")])
+
+    def end(self, change: Span, goes: Sequence[tuple[str, str]]) -> None:
+        """Note a change, at whose end versions went."""
         for version in goes:
-            self.allowed[version][-1][1] = end
-        self.changes.append((begin, end))
-        return done
+            self.allowed[version][-1][1] = change[1]
+        self.changes.append(change)
 
     def permits(self, answer: Answer) -> bool:
         """Say whether who answered was allowed to at some moment while the request was under way."""
@@ -58,125 +45,91 @@ class Timeline:
         return any(begin <= answer.sent + answer.took and answer.sent <= end for begin, end in spans)
 
 
-def switch(
-    stack: LocalStack,
-    home: Path,
-    data: Data,
-    files: tuple[bytes, bytes],
-    *,
-    rate: float,
-    turns: int,
-    pause_s: float,
-) -> dict[str, Any]:
-    """Return the figures of the gate and of some turns of canary, release and rollback of `files`, before and after.
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """From when to when a turn went, when a guard was made in it, and how many seconds its rollback took."""
 
-    `home` is the directory of the stack.
-    """
-    with Client(stack.gateway) as client:
-        world = _World(stack, home, client, data, files)
-        loads = {"triton": stack.addresses()["triton"], "gateway": stack.gateway}
-        image = world.image()
-        timelines = {door: Timeline(allowed={(MODEL, "1"): [[0.0, float("inf")]]}) for door in loads}
+    whole: Span
+    guard: Span
+    rollback_s: float
+
+
+def switch(stack: LocalStack, world: World, *, rate: float, turns: int, pause_s: float) -> dict[str, Any]:
+    """Return the figures of the gate and of some turns of canary, release with its guard, and rollback."""
+    loads = {"triton": stack.addresses()["triton"], "gateway": stack.gateway}
+    first = (world.model_id, "1")
+    timelines = {door: Timeline(allowed={first: [[0.0, float("inf")]]}) for door in loads}
+    with ExitStack() as block:
+        found = [
+            block.enter_context(steady(door, at, world.model_id, world.image(), rate=rate))
+            for door, at in loads.items()
+        ]
         begin = time.monotonic()
-        with ExitStack() as block:
-            found = [block.enter_context(steady(door, at, MODEL, image, rate=rate)) for door, at in loads.items()]
-            time.sleep(pause_s)
-            gate = world.ask_gate()
-            time.sleep(pause_s)
-            rollbacks = [_turn(world, timelines, turn, pause_s) for turn in range(turns)]
-        return _figures(found, timelines, rollbacks, begin, gate)
+        time.sleep(pause_s)
+        gate = world.ask_gate()
+        time.sleep(pause_s)
+        done = [_turn(world, timelines, turn, pause_s) for turn in range(turns)]
+    return _figures(found, timelines, done, begin, gate)
 
 
-class _World:
-    """A served model, and corrections of it as the corrector leaves them."""
-
-    def __init__(self, stack: LocalStack, home: Path, client: Client, data: Data, files: tuple[bytes, bytes]) -> None:
-        self._addresses, self.client, self._data, self._file = stack.addresses(), client, data, files[1]
-        mean, std = classifier.statistics(data.images["train"])
-        classes = [str(label) for label in range(data.classes)]
-        client.add_model(MODEL, files[0], classes, Preprocessing(mean=mean, std=std))
-        images = {f"x_{split}": images for split, images in data.images.items()}
-        np.savez(home / "data.npz", **images, **{f"y_{split}": labels for split, labels in data.labels.items()})
-        self._dataset = client.add_dataset(home / "data.npz")
-        self._store = ArtifactStore(f"file://{home}/store")
-        inference = InferenceClient(self._addresses["triton"])
-        self._releases = Releases(self._store, inference, home / "models")
-
-    def image(self) -> Any:
-        height, width, channels = self._data.image_shape
-        return np.random.default_rng(0).standard_normal((1, channels, height, width)).astype(np.float32)
-
-    def ask_gate(self) -> tuple[float, float]:
-        """Have the gate judge the second file; return when it began and ended."""
-        begin = time.monotonic()
-        self.client.judge(MODEL, self._file, dataset=self._dataset.id)
-        return begin, time.monotonic()
-
-    def correct(self, turn: int) -> tuple[str, str, tuple[str, str]]:
-        """Leave a finished correction that passed the gate, its candidate served; return run, id and candidate."""
-        model = Catalog(self._store).model(f"models/{MODEL}")
-        candidate = self._releases.serve_candidate(model, self._file)
-        run, name = f"turn-{turn}", "c1"
-        correction = correction_pb2.Correction(
-            name=f"runs/{run}/corrections/{name}",
-            model=model.name,
-            base_version=model.champion_version,
-            state=correction_pb2.Correction.STATE_SUCCEEDED,
-        )
-        correction.create_time.GetCurrentTime()
-        result = correction.result
-        result.candidate, result.candidate_version = candidate.name, candidate.version
-        verdict = result.verdict
-        verdict.name, verdict.correction = f"{model.name}/verdicts/planted-{turn}", correction.name
-        verdict.base_version, verdict.passed = model.champion_version, True
-        self._store.write_message(catalog.verdict(verdict.name), verdict)
-        self._store.write_message(catalog.run(f"runs/{run}"), run_pb2.Run(name=f"runs/{run}"))
-        self._store.write_bytes(catalog.corrected_file(correction.name), self._file)
-        self._store.write_message(catalog.correction(correction.name), correction)
-        asyncio.run(self._book(correction))
-        return run, name, (candidate.name, str(candidate.version))
-
-    async def _book(self, correction: correction_pb2.Correction) -> None:
-        queue = Queue(f"redis://{self._addresses['redis']}/0")
-        book = Book(queue, correction_pb2.Correction, "corrections", lambda _: True)
-        await book.create(correction, [])
-        await queue.close()
-
-
-def _turn(world: _World, timelines: dict[str, Timeline], turn: int, pause_s: float) -> float:
-    """Canary, release, rollback; return the seconds of the rollback."""
-    client, champion, new = world.client, (MODEL, "1"), (MODEL, str(2 + turn))
-    run, correction, candidate = world.correct(turn)
-    gateway, triton = timelines["gateway"], timelines["triton"]
-    trial = gateway.change(
-        lambda: client.start_trial(run, correction, share=0.2, reason="benchmark"), comes=[candidate], goes=[]
+def _turn(world: World, timelines: dict[str, Timeline], turn: int, pause_s: float) -> Turn:
+    """Candidate, canary, release and its guard, rollback."""
+    client, champion, new = world.client, (world.model_id, "1"), (world.model_id, str(2 + turn))
+    gateway, both = [timelines["gateway"]], list(timelines.values())
+    start = time.monotonic()
+    time.sleep(pause_s)
+    (run, correction, candidate), _ = _change(both, lambda: world.correct(turn))
+    trial, _ = _change(
+        gateway, lambda: client.start_trial(run, correction, share=0.2, reason="benchmark"), comes=[candidate]
     )
     time.sleep(pause_s)
-    gateway.change(lambda: client.stop_trial(MODEL, trial.id), comes=[], goes=[candidate])
+    _change(gateway, lambda: client.stop_trial(world.model_id, trial.id), goes=[candidate])
     time.sleep(pause_s)
-    released = _both(triton, gateway, lambda: client.release(run, correction), comes=[new], goes=[champion])
-    assert str(released.version) == new[1], released
+    guards = world.guards()
+    released, switched = _change(
+        both, lambda: client.release(run, correction), comes=[new], goes=[champion], ended=_switched
+    )
+    guard = switched, time.monotonic()
+    assert (str(released.version), world.guards()) == (new[1], guards + 1), released
     time.sleep(pause_s)
     begin = time.perf_counter()
-    _both(triton, gateway, lambda: client.rollback(MODEL), comes=[champion], goes=[new])
+    _change(both, lambda: client.rollback(world.model_id), comes=[champion], goes=[new])
     seconds = time.perf_counter() - begin
     time.sleep(pause_s)
-    return seconds
+    return Turn(whole=(start, time.monotonic()), guard=guard, rollback_s=seconds)
 
 
-def _both(one: Timeline, other: Timeline, act: Callable[[], Any], **versions: Any) -> Any:
-    """Make a change that both doors see."""
-    return one.change(lambda: other.change(act, **versions), **versions)
+def _change(
+    timelines: Sequence[Timeline],
+    act: Callable[[], Any],
+    *,
+    comes: Sequence[tuple[str, str]] = (),
+    goes: Sequence[tuple[str, str]] = (),
+    ended: Callable[[Any], float] = lambda _: time.monotonic(),
+) -> tuple[Any, float]:
+    """Make a change, before whose begin nothing may answer that comes, and after whose end nothing that goes.
+
+    Return what it gave, and its end.
+    """
+    begin = time.monotonic()
+    for timeline in timelines:
+        timeline.begin(comes)
+    done = act()
+    end = ended(done)
+    for timeline in timelines:
+        timeline.end((begin, end), goes)
+    return done, end
+
+
+def _switched(release: Release) -> float:
+    """Return when callers had the version of a release, before its guard was made, in monotonic seconds."""
+    return time.monotonic() - (datetime.now(release.create_time.tzinfo) - release.create_time).total_seconds()
 
 
 def _figures(
-    loads: Sequence[Load],
-    timelines: dict[str, Timeline],
-    rollbacks: Sequence[float],
-    begin: float,
-    gate: tuple[float, float],
+    loads: Sequence[Load], timelines: dict[str, Timeline], turns: Sequence[Turn], begin: float, gate: Span
 ) -> dict[str, Any]:
-    parts = {load.door: _of_door(load, timelines[load.door], begin, gate) for load in loads}
+    parts = {load.door: _of_door(load, timelines[load.door], turns, begin, gate) for load in loads}
     for load in loads:
         for answer in load.failed[:3]:
             print(f"{load.door}: {answer}", flush=True)
@@ -184,29 +137,47 @@ def _figures(
         "requests": sum(part["requests"] for part in parts.values()),
         "failed_requests": sum(part["failed"] for part in parts.values()),
         "wrong_version": sum(part["wrong_version"] for part in parts.values()),
-        "rollback_s": round(statistics.median(rollbacks), 3),
-        "p99_switch_ratio": max(part["p99_switch_ratio"] for part in parts.values()),
+        "rollback_s": round(statistics.median(turn.rollback_s for turn in turns), 3),
         "gate_s": round(gate[1] - gate[0], 1),
-        "p99_gate_ratio": max(part["p99_gate_ratio"] for part in parts.values()),
+        "guard_s": round(statistics.median(turn.guard[1] - turn.guard[0] for turn in turns), 1),
+        **{
+            f"p99_{what}_ratio": max(part[f"p99_{what}_ratio"] for part in parts.values())
+            for what in ("switch", "guard", "gate")
+        },
         "doors": parts,
     }
 
 
-def _of_door(load: Load, timeline: Timeline, begin: float, gate: tuple[float, float]) -> dict[str, Any]:
-    during = [one for start, end in timeline.changes for one in load.between(start, end + _AFTER_S)]
-    before_ms, during_ms = _p99_ms(load.between(begin, gate[0])), _p99_ms(during)
-    gate_ms = _p99_ms(load.between(*gate))
+def _of_door(load: Load, timeline: Timeline, turns: Sequence[Turn], begin: float, gate: Span) -> dict[str, Any]:
+    """Return the figures of a door; percentiles and their ratios are taken in each turn, of which the median counts."""
+    at_gate, before_gate = _p99_ms(load, [gate]), _p99_ms(load, [(begin, gate[0])])
+    calm, switch, guard = zip(*(_latencies(load, timeline, turn) for turn in turns), strict=True)
+    switch_ratios = [during / before for during, before in zip(switch, calm, strict=True)]
+    guard_ratios = [during / before for during, before in zip(guard, calm, strict=True)]
     return {
         "requests": len(load.answers),
         "failed": len(load.failed),
         "wrong_version": sum(not timeline.permits(answer) for answer in load.answers if not answer.error),
         "answered_by": _counted(load),
-        "p99_before_ms": round(before_ms, 2),
-        "p99_switch_ms": round(during_ms, 2),
-        "p99_switch_ratio": round(during_ms / before_ms, 2),
-        "p99_gate_ms": round(gate_ms, 2),
-        "p99_gate_ratio": round(gate_ms / before_ms, 2),
+        "p99_calm_ms": round(statistics.median(calm), 2),
+        "p99_switch_ms": round(statistics.median(switch), 2),
+        "p99_guard_ms": round(statistics.median(guard), 2),
+        "p99_gate_ms": round(at_gate, 2),
+        "p99_switch_ratio": round(statistics.median(switch_ratios), 2),
+        "p99_switch_ratios": [round(ratio, 2) for ratio in switch_ratios],
+        "p99_guard_ratio": round(statistics.median(guard_ratios), 2),
+        "p99_gate_ratio": round(at_gate / before_gate, 2),
     }
+
+
+def _latencies(load: Load, timeline: Timeline, turn: Turn) -> tuple[float, float, float]:
+    """Return the 99th percentiles of a turn between its changes, during them, and while its guard was made, in ms."""
+    start, end = turn.whole
+    changes = [(begin, done + _AFTER_S) for begin, done in timeline.changes if start <= begin < end]
+    guard = (turn.guard[0], turn.guard[1] + _AFTER_S)
+    busy = sorted([*changes, guard])
+    calm = list(zip([start, *(done for _, done in busy)], [*(begin for begin, _ in busy), end], strict=True))
+    return _p99_ms(load, calm), _p99_ms(load, changes), _p99_ms(load, [turn.guard])
 
 
 def _counted(load: Load) -> dict[str, int]:
@@ -214,5 +185,7 @@ def _counted(load: Load) -> dict[str, int]:
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-def _p99_ms(answers: Sequence[Answer]) -> float:
-    return float(np.quantile([1000 * answer.took for answer in answers], 0.99))
+def _p99_ms(load: Load, spans: Sequence[Span]) -> float:
+    """Return the 99th percentile of the latency of what was sent in some spans of time."""
+    sent = [answer for span in spans for answer in load.between(*span)]
+    return float(np.quantile([1000 * answer.took for answer in sent], 0.99))

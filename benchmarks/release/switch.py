@@ -142,7 +142,7 @@ def _figures(
         "guard_s": round(statistics.median(turn.guard[1] - turn.guard[0] for turn in turns), 1),
         **{
             f"p99_{what}_ratio": max(part[f"p99_{what}_ratio"] for part in parts.values())
-            for what in ("switch", "guard", "gate")
+            for what in ("switch", "guard", "gate", "pooled")
         },
         "doors": parts,
     }
@@ -153,6 +153,7 @@ def _of_door(load: Load, timeline: Timeline, turns: Sequence[Turn], begin: float
     at_gate, before_gate = _p99_ms(load, [gate]), _p99_ms(load, [(begin, gate[0])])
     calm, switch, guard = zip(*(_latencies(load, timeline, turn) for turn in turns), strict=True)
     switch_ratios = [during / before for during, before in zip(switch, calm, strict=True)]
+    pooled = _p99_ms(load, [(start, done + _AFTER_S) for start, done in timeline.changes])
     guard_ratios = [during / before for during, before in zip(guard, calm, strict=True)]
     return {
         "requests": len(load.answers),
@@ -167,6 +168,7 @@ def _of_door(load: Load, timeline: Timeline, turns: Sequence[Turn], begin: float
         "p99_switch_ratios": [round(ratio, 2) for ratio in switch_ratios],
         "p99_guard_ratio": round(statistics.median(guard_ratios), 2),
         "p99_gate_ratio": round(at_gate / before_gate, 2),
+        "p99_pooled_ratio": round(pooled / before_gate, 2),
     }
 
 

@@ -20,7 +20,7 @@ from services.demo import classifier
 from services.gateway.run_config import complete
 from services.generator import label_model, noise, preparation, vae, vae_files, vae_training, worker
 from services.generator.workbench import DECODER, ENCODER, VAE, Workbench
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.images import SPLITS, parse_images
 from services.runtime.inference import InferenceClient
@@ -115,7 +115,7 @@ class Stand:
         )
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        self.store.write_bytes(catalog.file(digest), content)
+        self.store.write_bytes(keys.file(digest), content)
         return self.releases.register(declared, digest)
 
     def add_dataset(self, name: str, data: Data) -> str:
@@ -125,8 +125,8 @@ class Stand:
         )
         for split in SPLITS:
             arrays = {"x": data.images[split], "y": data.labels[split]}
-            self.store.write_arrays(catalog.split(record.name, split), arrays)
-        self.store.write_message(catalog.dataset(record.name), record)
+            self.store.write_arrays(keys.split(record.name, split), arrays)
+        self.store.write_message(keys.dataset(record.name), record)
         return record.name
 
     def configure(self, model: model_pb2.Model, dataset: str, **sections: Any) -> run_pb2.RunConfig:
@@ -158,13 +158,13 @@ class Stand:
             (kept / DECODER).write_bytes(vae_files.decoder_onnx(network))
             (kept / "seconds").write_text(str(seconds))
         for part in (VAE, ENCODER, DECODER):
-            self.store.write_bytes(catalog.vae(config, part), (kept / part).read_bytes())
+            self.store.write_bytes(keys.vae(config, part), (kept / part).read_bytes())
         return float((kept / "seconds").read_text())
 
     def prepare(self, name: str, config: run_pb2.RunConfig) -> "Search":
         """Prepare a run as the generator does."""
         run = run_pb2.Run(name=names.run(f"{name}-{self.started}"), config=config)
-        self.store.write_message(catalog.run(run.name), run)
+        self.store.write_message(keys.run(run.name), run)
         with self._kept_labels(config):
             event = preparation.prepare(self.bench, work_pb2.PrepareWork(run=run), _job(run))
         shards = -(-event.prepared.source_count // config.search.shard_size)
@@ -178,12 +178,12 @@ class Stand:
     @contextmanager
     def _kept_labels(self, config: run_pb2.RunConfig) -> Iterator[None]:
         """Take what validity is told from out of the cache, or keep it there: VAE, model, labels and seed decide it."""
-        keys = [of(config) for of in (catalog.label_model, catalog.label_model_onnx, catalog.reference)]
-        train = self.store.read_arrays(catalog.split(config.dataset, "train"))
-        identity = self.store.read_bytes(catalog.vae(config, VAE)) + train["y"].tobytes() + config.model.encode()
+        record_keys = [of(config) for of in (keys.label_model, keys.label_model_onnx, keys.reference)]
+        train = self.store.read_arrays(keys.split(config.dataset, "train"))
+        identity = self.store.read_bytes(keys.vae(config, VAE)) + train["y"].tobytes() + config.model.encode()
         identity += str(config.seed).encode() + Path(label_model.__file__).read_bytes()
         kept = self.cache / f"labels-{hashlib.sha256(identity).hexdigest()[:16]}"
-        files = {key: kept / names.last(key) for key in keys}
+        files = {key: kept / names.last(key) for key in record_keys}
         if all(file.exists() for file in files.values()):
             for key, file in files.items():
                 self.store.create_bytes(key, file.read_bytes())

@@ -14,7 +14,7 @@ from services.corrector.choosing import Chooser, choose_candidate
 from services.corrector.gate.judge import Gate
 from services.corrector.training import Trainer, train
 from services.gateway.correction_config import complete, trainings
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.worker import Job
 
 OURS = (
@@ -71,7 +71,7 @@ def corrected(
             else _word(training),
             region_weight=training.region_weight,
             share=point.share,
-            file=stand.store.read_bytes(catalog.onnx_of(catalog.point(correction.name, position, number))),
+            file=stand.store.read_bytes(keys.onnx_of(keys.point(correction.name, position, number))),
             chosen=(training.method, training.region_weight, point.share)
             == (choice.method, choice.region_weight, choice.share),
         )

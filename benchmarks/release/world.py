@@ -11,7 +11,7 @@ from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Stand
 from services.corrector.gate.bank import Bank
 from services.gateway.book import Book
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.queue import Queue
 from services.runtime.stack import LocalStack
 
@@ -59,9 +59,9 @@ class World:
         verdict.name, verdict.correction = f"{model.name}/verdicts/planted-{turn}", correction.name
         verdict.base_version, verdict.passed = model.champion_version, True
         verdict.bank.update(Bank(store, model).regions())
-        store.write_message(catalog.verdict(verdict.name), verdict)
-        store.write_bytes(catalog.corrected_file(correction.name), self.file)
-        store.write_message(catalog.correction(correction.name), correction)
+        store.write_message(keys.verdict(verdict.name), verdict)
+        store.write_bytes(keys.corrected_file(correction.name), self.file)
+        store.write_message(keys.correction(correction.name), correction)
         asyncio.run(self._book(correction))
         return names.last(run), names.last(correction.name), (candidate.name, str(candidate.version))
 

@@ -24,7 +24,7 @@ from services.corrector.release import Releases
 from services.corrector.repository import exclusively
 from services.corrector.signature import read_signature
 from services.corrector.triton_configs import classifier_config, guard_config, guarded_config
-from services.runtime import catalog, telemetry
+from services.runtime import keys, telemetry
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.inference import InferenceClient
 
@@ -61,7 +61,7 @@ class AdoptedReleases:
         model.create_time.GetCurrentTime()
         self.history.write_version(model, version, file)
         self.history.record(model.name, Kind.KIND_REGISTERED, version=version, previous=0, decision=decision)
-        self._store.write_message(catalog.model(model.name), model)
+        self._store.write_message(keys.model(model.name), model)
         return self.history.catalog.model(model.name)
 
     def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
@@ -97,7 +97,7 @@ class AdoptedReleases:
 
     def version(self, model: model_pb2.Model, version: int) -> Version:
         """Return a version that runs here: beside a candidate that does, too."""
-        return LocalVersion(self._store.read_bytes(catalog.model_file(model.name, version)), model)
+        return LocalVersion(self._store.read_bytes(keys.model_file(model.name, version)), model)
 
     def serve_candidate(self, model: model_pb2.Model, file: bytes) -> Candidate:
         """Return a candidate that runs here."""
@@ -143,7 +143,7 @@ class AdoptedReleases:
 
     def _notice_all(self) -> None:
         for key in self._store.keys("models"):
-            if self._store.exists(catalog.model(key)):
+            if self._store.exists(keys.model(key)):
                 try:
                     self.notice(key)
                 except DefuseError as error:
@@ -186,7 +186,7 @@ class AdoptedReleases:
         partial = directory / f".partial-{version}-{uuid.uuid4().hex[:8]}"
         with _writing(directory, partial):
             partial.mkdir(parents=True)
-            (partial / "model.onnx").write_bytes(self._store.read_bytes(catalog.model_file(model.name, version)))
+            (partial / "model.onnx").write_bytes(self._store.read_bytes(keys.model_file(model.name, version)))
             (directory / f"{version}.verdict.json").write_text(verdict)
             config = classifier_config(model, model_id, [model.champion_version, version])
             (directory / "config.pbtxt").write_text(text_format.MessageToString(config))

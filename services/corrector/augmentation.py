@@ -1,14 +1,13 @@
 """Changes of training images that keep their labels: shifts, rotations and flips, as one affine map an image."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
+
 # Uniform numbers that an image takes: shift right, shift down, rotation, flip.
 DRAWS = 4
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from defuse.errors import InvalidInput
 from defuse.v1 import correction_pb2, work_pb2
 
+from services.arrays import Array
 from services.corrector.adopted import AnyReleases
-from services.corrector.augmentation import Array
 from services.corrector.choice import RULE, Chosen, Measured, choose
 from services.corrector.gate.comparison import Comparison
 from services.corrector.gate.judge import Gate, joined, region_readings
@@ -16,7 +16,7 @@ from services.corrector.gate.version import Version
 from services.corrector.materials import HeldOut, Materials
 from services.corrector.measuring import difference_of, share_of
 from services.corrector.paired import PairedDifference, Readings
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.worker import Job
 
@@ -32,7 +32,7 @@ class Chooser:
 
 def choose_candidate(chooser: Chooser, work: work_pb2.ChooseWork, job: Job) -> work_pb2.Event:
     """Choose, serve and measure; a correction that is stored already is not made again."""
-    key = catalog.correction(work.correction.name)
+    key = keys.correction(work.correction.name)
     if not chooser.store.exists(key):
         correction = correction_pb2.Correction()
         correction.CopyFrom(work.correction)
@@ -101,11 +101,11 @@ def _choice(
 
 def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position: int, number: int) -> bytes:
     """Give the files of the chosen point the names that a release looks for; return the ONNX file."""
-    point = catalog.point(correction.name, position, number)
-    file = store.read_bytes(catalog.onnx_of(point))
-    store.write_bytes(catalog.corrected_file(correction.name), file)
-    if store.exists(weights := catalog.weights_of(point)):
-        store.write_bytes(catalog.corrected_weights(correction.name), store.read_bytes(weights))
+    point = keys.point(correction.name, position, number)
+    file = store.read_bytes(keys.onnx_of(point))
+    store.write_bytes(keys.corrected_file(correction.name), file)
+    if store.exists(weights := keys.weights_of(point)):
+        store.write_bytes(keys.corrected_weights(correction.name), store.read_bytes(weights))
     return file
 
 

@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 
 # Latents that are drawn for each image, at most, until one still carries its label.
 _MOST_DRAWS = 20

@@ -10,7 +10,7 @@ import torch
 from defuse.errors import Internal
 from torch import Tensor
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.runtime.sessions import onnx_function
 
 # Largest difference of any output that rounding explains, relative to the largest output.

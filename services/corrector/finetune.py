@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.corrector.augmentation import DRAWS, Array
+from services.arrays import Array
+from services.corrector.augmentation import DRAWS
 from services.corrector.processes import ALONE, Processes
 from services.corrector.training_state import Schedule, TrainingState
 

@@ -10,7 +10,7 @@ from defuse.errors import AlreadyExists, NotFound, NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2
 
 from services.corrector.model_ids import check_model_id
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 
@@ -43,14 +43,14 @@ class History:
         """Return the file of a model that may be registered; raise what speaks against it."""
         model_id = names.last(names.check(declared.name, "models/*"))
         check_model_id(model_id)
-        if self.store.exists(catalog.model(declared.name)):
+        if self.store.exists(keys.model(declared.name)):
             raise AlreadyExists(
                 f"model {model_id!r} is registered already; correct and release it, or choose another name",
                 reason="MODEL_EXISTS",
             )
-        if not self.store.exists(catalog.file(file_digest)):
+        if not self.store.exists(keys.file(file_digest)):
             raise NotFound(f"no file {file_digest} was uploaded; upload the ONNX file first", reason="FILE_NOT_FOUND")
-        return self.store.read_bytes(catalog.file(file_digest))
+        return self.store.read_bytes(keys.file(file_digest))
 
     def check_publishable(self, correction: correction_pb2.Correction) -> model_pb2.Model:
         """Return the model of a correction that may be published as things are; raise what speaks against it."""
@@ -77,12 +77,12 @@ class History:
     def registered_for(self, declared: model_pb2.Model, request_id: str) -> bool:
         """Say whether a model was registered for a request, to its end."""
         name = names.check(declared.name, "models/*")
-        return self.store.exists(catalog.model(name)) and self.made(name, request_id) is not None
+        return self.store.exists(keys.model(name)) and self.made(name, request_id) is not None
 
     def versions(self, model_name: str) -> list[model_pb2.ModelVersion]:
         """Return the versions of a model, released or not, ascending."""
-        keys = sorted(self.store.keys(f"{model_name}/versions"), key=lambda key: int(names.last(key)))
-        written = [catalog.model_version(model_name, int(names.last(key))) for key in keys]
+        record_keys = sorted(self.store.keys(f"{model_name}/versions"), key=lambda key: int(names.last(key)))
+        written = [keys.model_version(model_name, int(names.last(key))) for key in record_keys]
         return [self.store.read_message(key, model_pb2.ModelVersion) for key in written if self.store.exists(key)]
 
     def version_of(self, model: model_pb2.Model, correction: correction_pb2.Correction) -> int:
@@ -91,7 +91,7 @@ class History:
         for version in versions:
             if version.correction == correction.name:
                 return int(names.last(version.name))
-        file = self.store.read_bytes(catalog.corrected_file(correction.name))
+        file = self.store.read_bytes(keys.corrected_file(correction.name))
         return self.write_version(model, int(names.last(versions[-1].name)) + 1, file, correction=correction.name)
 
     def write_version(self, model: model_pb2.Model, version: int, file: bytes, *, correction: str = "") -> int:
@@ -102,17 +102,17 @@ class History:
             correction=correction,
         )
         record.create_time.GetCurrentTime()
-        self.store.write_bytes(catalog.model_file(model.name, version), file)
-        self.store.write_message(catalog.model_version(model.name, version), record)
+        self.store.write_bytes(keys.model_file(model.name, version), file)
+        self.store.write_message(keys.model_version(model.name, version), record)
         return version
 
     def candidate_number(self, model_name: str, file: bytes) -> int:
         """Return the number of a candidate: the same for the same file, and never that of another one."""
         digest = hashlib.sha256(file).hexdigest()
-        known = [self.store.read_bytes(key).decode() for key in self.store.keys(catalog.candidates(model_name))]
+        known = [self.store.read_bytes(key).decode() for key in self.store.keys(keys.candidates(model_name))]
         if digest not in known:
             known.append(digest)
-            self.store.write_bytes(f"{catalog.candidates(model_name)}/{len(known):06d}", digest.encode())
+            self.store.write_bytes(f"{keys.candidates(model_name)}/{len(known):06d}", digest.encode())
         return known.index(digest) + 1
 
     def replaced_by(self, model: model_pb2.Model) -> int:
@@ -143,6 +143,6 @@ class History:
         )
         release.create_time.GetCurrentTime()
         # Nanoseconds first, so that the keys sort by time.
-        key = f"{catalog.releases(model_name)}/{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.pb"
+        key = f"{keys.releases(model_name)}/{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.pb"
         self.store.write_message(key, release)
         return release

@@ -8,9 +8,9 @@ import numpy as np
 from defuse import names
 from defuse.v1 import correction_pb2, model_pb2, run_pb2
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.curriculum import RegionData, carrying, fresh_latents
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
 from services.runtime.catalog import Catalog, LabelledImages
@@ -51,7 +51,7 @@ class Materials:
     @property
     def deployed_file(self) -> bytes:
         """The ONNX file of the version that is corrected."""
-        return self.store.read_bytes(catalog.model_file(self.model.name, self.correction.base_version))
+        return self.store.read_bytes(keys.model_file(self.model.name, self.correction.base_version))
 
     @cached_property
     def train(self) -> LabelledImages:
@@ -92,7 +92,7 @@ class Materials:
 
     def held_out_original(self) -> LabelledImages:
         """Return real images that neither training nor any region's failures come from; they decide on stopping."""
-        split = self._split(catalog.SEARCHED_SPLIT)
+        split = self._split(keys.SEARCHED_SPLIT)
         seen = np.concatenate([arrays["source"] for _, arrays in self._region_arrays()])
         unseen = np.setdiff1d(np.arange(len(split.labels)), seen)
         generator = np.random.default_rng(self.run.config.seed)
@@ -104,7 +104,7 @@ class Materials:
 
         Halves are of sources, the same ones in every correction of a run: what was used to decide is never reported.
         """
-        count = len(self._split(catalog.SEARCHED_SPLIT).labels)
+        count = len(self._split(keys.SEARCHED_SPLIT).labels)
         decides = np.random.default_rng([self.run.config.seed, _HALVES]).random(count) < 0.5
         return [
             HeldOut(
@@ -137,7 +137,7 @@ class Materials:
 
     def pictures(self, region: str) -> Array:
         """Return the stored images (n, h, w, c) that an annotator sees of a region."""
-        return self.store.read_arrays(catalog.region_arrays(region))["exemplars"]
+        return self.store.read_arrays(keys.region_arrays(region))["exemplars"]
 
     def decoded(self, latent: Array) -> Array:
         """Return the images (n, c, h, w) in [0, 1] of latents (n, d), also of none."""
@@ -146,7 +146,7 @@ class Materials:
 
     def _region_arrays(self) -> Sequence[tuple[correction_pb2.LabelledRegion, dict[str, Array]]]:
         return [
-            (region, self.store.read_arrays(catalog.region_arrays(region.region))) for region in self.correction.regions
+            (region, self.store.read_arrays(keys.region_arrays(region.region))) for region in self.correction.regions
         ]
 
     def _split(self, name: str) -> LabelledImages:

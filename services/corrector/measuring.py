@@ -4,12 +4,13 @@ import numpy as np
 from defuse.v1 import correction_pb2, model_pb2, tensor_pb2
 from scipy.special import log_softmax
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.materials import HeldOut, Materials
 from services.corrector.paired import Readings
 from services.runtime.catalog import LabelledImages
-from services.runtime.inference import LEAST_PROBABILITY, as_floats, no_logits, preprocess
-from services.runtime.intervals import estimate
+from services.runtime.estimates import estimate
+from services.runtime.inference import LEAST_PROBABILITY
+from services.runtime.preprocessing import as_floats, no_logits, preprocess
 from services.runtime.sessions import onnx_function
 
 _BATCH = 256

@@ -9,14 +9,15 @@ from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 
+from services.arrays import Array
 from services.corrector import torch_module
-from services.corrector.augmentation import Array
 from services.corrector.export import largest_difference
 from services.corrector.materials import Materials
-from services.corrector.onnx_module import OnnxModule, UnsupportedOperator
+from services.corrector.onnx_module import OnnxModule
+from services.corrector.onnx_ops import UnsupportedOperator
 from services.corrector.torch_module import TorchModule
-from services.runtime import catalog
-from services.runtime.inference import as_floats, preprocess
+from services.runtime import keys
+from services.runtime.preprocessing import as_floats, preprocess
 
 Network = OnnxModule | TorchModule
 # Images on which a factory's module must agree with the served file.
@@ -62,11 +63,11 @@ def _weights(materials: Materials) -> bytes:
     """Return the uploaded weights; without any, those that the correction behind the base version left."""
     digest = materials.correction.config.torch_factory.weights_digest
     if digest:
-        return materials.store.read_bytes(catalog.file(digest))
-    key = catalog.model_version(materials.model.name, materials.correction.base_version)
+        return materials.store.read_bytes(keys.file(digest))
+    key = keys.model_version(materials.model.name, materials.correction.base_version)
     correction = materials.store.read_message(key, model_pb2.ModelVersion).correction
-    if correction and materials.store.exists(catalog.corrected_weights(correction)):
-        return materials.store.read_bytes(catalog.corrected_weights(correction))
+    if correction and materials.store.exists(keys.corrected_weights(correction)):
+        return materials.store.read_bytes(keys.corrected_weights(correction))
     raise InvalidInput(
         f"version {materials.correction.base_version} of {names.last(materials.model.name)!r} has no torch weights "
         "here; upload a safetensors file of its state dict (--weights)",

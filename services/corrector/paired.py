@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 
 CONFIDENCE = 0.95
 _NEARLY_1 = 1 - 1e-12

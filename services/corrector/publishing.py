@@ -10,7 +10,7 @@ from services.corrector.adopted import AnyReleases
 from services.corrector.gate.judge import Gate
 from services.corrector.guard.issuing import Guards
 from services.corrector.history import Decision
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.worker import Job
 
@@ -37,7 +37,7 @@ def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_
 
 def finished(store: ArtifactStore, name: str) -> correction_pb2.Correction:
     """Return a correction as it was stored when it had succeeded; raise NotReady where it did not."""
-    key = catalog.correction(names.check(name, "runs/*/corrections/*"))
+    key = keys.correction(names.check(name, "runs/*/corrections/*"))
     try:
         return store.read_message(key, correction_pb2.Correction)
     except NotFound as error:

@@ -14,7 +14,7 @@ from services.corrector.model_ids import candidate_id, gate_id
 from services.corrector.repository import TritonRepository, exclusively
 from services.corrector.signature import read_signature
 from services.corrector.triton_configs import guard_config, guarded_config
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.inference import InferenceClient
 
@@ -45,7 +45,7 @@ class Releases:
             self._repository.serve(model, names.last(model.name), [1])
             self.history.record(model.name, Kind.KIND_REGISTERED, version=1, previous=0, decision=decision)
             # Written last: a model exists once it is served.
-            self._store.write_message(catalog.model(model.name), model)
+            self._store.write_message(keys.model(model.name), model)
         return self.history.catalog.model(model.name)
 
     def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
@@ -158,7 +158,7 @@ class Releases:
     def _clear(self, model: model_pb2.Model) -> None:
         """Remove what a registration that was refused left behind; a directory of somebody else's is not touched."""
         model_id = names.last(model.name)
-        if self._store.exists(catalog.model_version(model.name, 1)):
+        if self._store.exists(keys.model_version(model.name, 1)):
             self._repository.remove(model_id)
         elif self._repository.versions(model_id):
             raise AlreadyExists(
@@ -167,5 +167,5 @@ class Releases:
             )
 
     def _write_version(self, model: model_pb2.Model, version: int) -> None:
-        file = self._store.read_bytes(catalog.model_file(model.name, version))
+        file = self._store.read_bytes(keys.model_file(model.name, version))
         self._repository.add_version(names.last(model.name), version, file)

@@ -14,7 +14,7 @@ from services.corrector.gate.version import Candidate
 from services.corrector.guard.issuing import Guards
 from services.corrector.history import Decision
 from services.corrector.publishing import finished
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -64,9 +64,7 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         model = self._releases.history.check_publishable(correction)
         if request.answers_callers:
             self._gate.admit(correction, approver=request.approver, reason=request.reason)
-        candidate = self._releases.serve_candidate(
-            model, self._store.read_bytes(catalog.corrected_file(correction.name))
-        )
+        candidate = self._releases.serve_candidate(model, self._store.read_bytes(keys.corrected_file(correction.name)))
         if not candidate.name:
             raise NotReady(
                 f"{correction.name} has no candidate in Triton, which is not ours to write; its operator may try it",

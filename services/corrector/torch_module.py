@@ -12,8 +12,8 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 from torch import Tensor, nn
 
-from services.runtime.inference import input_shape
 from services.runtime.onnx_export import to_onnx
+from services.runtime.preprocessing import input_shape
 
 
 class TorchModule(nn.Module):

@@ -18,7 +18,7 @@ from services.corrector.measuring import Yardstick
 from services.corrector.networks import Network, real_inputs
 from services.corrector.processes import ALONE, Abandoned, Processes
 from services.corrector.torch_module import TorchModule
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.worker import Job
 
@@ -51,10 +51,10 @@ class Announced:
 def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Event:
     """Train in one of the ways that a correction tries; a training that is stored already is not made again."""
     name, store = work.correction.name, trainer.store
-    key = catalog.training(name, work.training)
+    key = keys.training(name, work.training)
     if not store.exists(key):
         store.write_message(key, _trained(trainer, work, job))
-    store.remove(catalog.checkpoint(name, work.training))
+    store.remove(keys.checkpoint(name, work.training))
     event = work_pb2.Event(subject=name)
     event.trained.position = work.training
     event.trained.training.CopyFrom(store.read_message(key, Training))
@@ -104,7 +104,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
         job.check_cancelled()
         _say(job, work, _STEPS_SHARE, "exporting and measuring")
         _interpolate(network, before, after, share)
-        point = _point(materials, network, yardstick, catalog.point(work.correction.name, work.training, number))
+        point = _point(materials, network, yardstick, keys.point(work.correction.name, work.training, number))
         point.share = share
         done.points.append(point)
     return done
@@ -112,7 +112,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
 
 def _finetuned(trainer: Trainer, fitting: Fitting, work: work_pb2.TrainWork, job: Job) -> Outcome:
     """Train, from the last checkpoint where a worker died, together with the other processes where there are any."""
-    key = catalog.checkpoint(work.correction.name, work.training)
+    key = keys.checkpoint(work.correction.name, work.training)
     checkpoint = trainer.store.read_bytes(key) if trainer.store.exists(key) else None
 
     def on_step(step: int, steps: int, loss: float) -> None:
@@ -147,9 +147,9 @@ def _point(materials: Materials, network: Network, yardstick: Yardstick, prefix:
     largest = model.fixed_batch_size or model.max_batch_size
     sizes = sorted({largest} if model.fixed_batch_size else {1, 2, largest})
     file, parity = export(network, real_inputs(materials, largest), sizes)
-    materials.store.write_bytes(catalog.onnx_of(prefix), file)
+    materials.store.write_bytes(keys.onnx_of(prefix), file)
     if isinstance(network, TorchModule):
-        materials.store.write_bytes(catalog.weights_of(prefix), network.weights())
+        materials.store.write_bytes(keys.weights_of(prefix), network.weights())
     point = yardstick.measure(file)
     for entry in parity:
         point.parity.add(batch_size=entry.batch_size, max_abs_difference=entry.max_abs_difference)

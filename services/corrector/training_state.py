@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.processes import Processes
 
 # A small data set has few batches; weights move by steps.

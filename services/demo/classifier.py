@@ -1,17 +1,15 @@
 """The classifier of the demo: a small convolutional network of the kind that a team deploys."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from services.arrays import Array
 from services.runtime import onnx_export
 
-Array = npt.NDArray[Any]
 _EPOCHS = 12
 _BATCH = 64
 _LEARNING_RATE = 2e-3

@@ -7,12 +7,12 @@ import numpy as np
 from defuse import names
 from defuse.v1 import region_pb2, run_pb2
 
+from services.arrays import Array
 from services.distiller import evidence, findings, records
 from services.distiller.findings import Finding, Known
-from services.distiller.gaussian import Array
 from services.distiller.grouping import Failures, Group, Grouping, GroupingConfig, Kind
 from services.distiller.surroundings import read_surroundings
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
 from services.runtime.catalog import Catalog
@@ -53,7 +53,7 @@ class Assessor:
         return GroupingConfig(
             kind=_KINDS[config.kind],
             classes=len(self._model.classes),
-            sd_agg=self._tools.store.read_arrays(catalog.sources(self._run.name))["sd_agg"],
+            sd_agg=self._tools.store.read_arrays(keys.sources(self._run.name))["sd_agg"],
             max_components=config.max_components,
             min_support=config.min_support,
             seed=self._run.config.seed,
@@ -85,7 +85,7 @@ class Assessor:
         pictures = records.Pictures.read(store, self._run)
         for rank, finding in enumerate(found, start=1):
             name = names.region(names.last(self._run.name), f"{prefix}{rank}")
-            store.create_arrays(catalog.region_arrays(name), pictures.arrays(finding, self._arrays))
+            store.create_arrays(keys.region_arrays(name), pictures.arrays(finding, self._arrays))
             regions.append(records.region(name, finding, total, self._arrays, list(self._model.classes)))
         return regions
 

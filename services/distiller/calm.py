@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import beta
 
-from services.distiller.gaussian import Array
+from services.arrays import Array
 from services.distiller.lookout import Lookout, readings
 from services.runtime.catalog import LabelledImages
 from services.runtime.inference import Classifier

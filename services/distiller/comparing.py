@@ -7,9 +7,10 @@ from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import region_pb2, run_pb2
 
+from services.arrays import Array
 from services.distiller.comparison import Place, pairs
-from services.distiller.gaussian import Array, Gaussian
-from services.runtime import catalog
+from services.distiller.gaussian import Gaussian
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_encoder
 from services.runtime.catalog import Catalog
@@ -45,11 +46,11 @@ def compare(store: ArtifactStore, before: str, after: str) -> region_pb2.Regions
 
 
 def _regions(store: ArtifactStore, run: str) -> list[region_pb2.Region]:
-    return list(store.read_message(catalog.distillation(run), region_pb2.Distillation).regions)
+    return list(store.read_message(keys.distillation(run), region_pb2.Distillation).regions)
 
 
 def _gaussian(store: ArtifactStore, region: region_pb2.Region) -> Gaussian:
-    arrays = store.map_arrays(catalog.region_arrays(region.name))
+    arrays = store.map_arrays(keys.region_arrays(region.name))
     return Gaussian(mean=np.array(arrays["mean"]), covariance=np.array(arrays["covariance"]))
 
 
@@ -58,7 +59,7 @@ def _places(store: ArtifactStore, regions: list[region_pb2.Region], gaussians: l
         Place(
             confusion=(region.true_label, region.predicted_label),
             gaussian=gaussian,
-            sources=len(np.unique(store.map_arrays(catalog.region_arrays(region.name))["source"])),
+            sources=len(np.unique(store.map_arrays(keys.region_arrays(region.name))["source"])),
         )
         for region, gaussian in zip(regions, gaussians, strict=True)
     ]
@@ -72,14 +73,14 @@ def _carried(
     after: run_pb2.Run,
 ) -> Iterator[Gaussian]:
     """Yield the Gaussians of regions of the second run in the latent space of the first."""
-    shared = catalog.vae(before.config, "") == catalog.vae(after.config, "")
+    shared = keys.vae(before.config, "") == keys.vae(after.config, "")
     if shared or not here:  # in one space, or nothing to compare with
         yield from (_gaussian(store, region) for region in regions)
         return
     carry = _carry(store, before, after)
     believed = np.mean([gaussian.covariance for gaussian in here], axis=0)
     for region in regions:
-        latent = store.map_arrays(catalog.region_arrays(region.name))["latent"]
+        latent = store.map_arrays(keys.region_arrays(region.name))["latent"]
         few = np.linspace(0, len(latent) - 1, min(len(latent), _MOST_CARRIED)).astype(int)
         yield Gaussian.of(carry(np.asarray(latent[few])), believed)
 

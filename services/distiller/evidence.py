@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.distiller.gaussian import Array
+from services.arrays import Array
 from services.distiller.grouping import Failures, Group
 
 # Of a group's failures, the share that lies inside it.

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from services.arrays import Array
 from services.distiller import evidence
 from services.distiller.evidence import Near, RealInside, Surroundings
-from services.distiller.gaussian import Array
 from services.distiller.grouping import Failures, Group
 from services.distiller.significance import Trial, q_values
 

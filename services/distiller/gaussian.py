@@ -1,12 +1,10 @@
 """The Gaussian of a region in latent space."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
 
 
 @dataclass(frozen=True, kw_only=True)

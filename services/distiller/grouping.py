@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from services.distiller.gaussian import Array, Gaussian
+from services.arrays import Array
+from services.distiller.gaussian import Gaussian
 from services.distiller.mixture import DirichletProcessMixture
 
 Kind = Literal["error_aware", "plain"]

@@ -7,12 +7,12 @@ from defuse.guard_outputs import INDEX, INSIDE, OUTPUTS, RISK, TYPICALITY
 from defuse.v1 import guard_pb2, model_pb2, run_pb2
 from scipy.special import softmax
 
-from services.distiller.gaussian import Array
-from services.runtime import catalog
+from services.arrays import Array
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_encoder
 from services.runtime.catalog import Catalog, LabelledImages
-from services.runtime.inference import as_floats, preprocess
+from services.runtime.preprocessing import as_floats, preprocess
 from services.runtime.sessions import onnx_function
 
 _BATCH = 256
@@ -26,7 +26,7 @@ class Lookout:
         self.guard: guard_pb2.Guard = self._catalog.guard(guard_name)
         self.run: run_pb2.Run = self._catalog.run(self.guard.run)
         self.model = model
-        self._run_guard = onnx_function(store.read_bytes(catalog.onnx_of(guard_name)))
+        self._run_guard = onnx_function(store.read_bytes(keys.onnx_of(guard_name)))
         self._encode = read_encoder(store, self.run.config)
 
     def look(self, images: Array) -> dict[str, Array]:

@@ -9,7 +9,7 @@ from defuse.v1 import region_pb2
 from services.distiller.assessing import Assessor, Tools, counts
 from services.distiller.splitting import split
 from services.distiller.surroundings import shard_count
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.catalog import Catalog
 from services.runtime.worker import Job
 
@@ -20,7 +20,7 @@ def split_region(tools: Tools, name: str) -> Sequence[region_pb2.Region]:
     Raises NotFound for an unknown region, NotReady where it has no parts that can be told or that are worse than their
     controls.
     """
-    region, key = Catalog(tools.store).region(name), catalog.parts(name)
+    region, key = Catalog(tools.store).region(name), keys.parts(name)
     if not tools.store.exists(key):
         # Created, as a distillation is: two annotators may ask at the same moment.
         tools.store.create_bytes(key, _split(tools, region).SerializeToString(deterministic=True))
@@ -53,7 +53,7 @@ def _split(tools: Tools, region: region_pb2.Region) -> region_pb2.Distillation:
             "real images around it; call it invalid or unsure",
             reason="NO_PART_WORSE",
         )
-    total = tools.store.read_message(catalog.distillation(run.name), region_pb2.Distillation).counts.failures
+    total = tools.store.read_message(keys.distillation(run.name), region_pb2.Distillation).counts.failures
     return region_pb2.Distillation(
         run=run.name,
         regions=assessor.stored(found, prefix=f"{region_id}-", total=total),

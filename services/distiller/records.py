@@ -7,14 +7,14 @@ from typing import Self
 import numpy as np
 from defuse.v1 import region_pb2, run_pb2
 
+from services.arrays import Array
 from services.distiller.evidence import Near
 from services.distiller.findings import Finding
-from services.distiller.gaussian import Array
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder
-from services.runtime.inference import as_stored
-from services.runtime.intervals import estimate
+from services.runtime.estimates import estimate
+from services.runtime.preprocessing import as_stored
 
 # Bytes of all pictures of a region, at most.
 _PICTURES_BYTES = 4 << 20
@@ -76,8 +76,7 @@ class Pictures:
     @classmethod
     def read(cls, store: ArtifactStore, run: run_pb2.Run) -> Self:
         searched, train = (
-            store.map_arrays(catalog.split(run.config.dataset, split))["x"]
-            for split in (catalog.SEARCHED_SPLIT, "train")
+            store.map_arrays(keys.split(run.config.dataset, split))["x"] for split in (keys.SEARCHED_SPLIT, "train")
         )
         return cls(decode=read_decoder(store, run.config), searched=searched, train=train)
 

@@ -10,14 +10,15 @@ from defuse.errors import InvalidInput
 from defuse.v1 import distiller_service_pb2 as pb
 from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 
+from services.arrays import Array
 from services.distiller.assessing import Tools
 from services.distiller.comparing import compare
-from services.distiller.gaussian import Array, Gaussian
+from services.distiller.gaussian import Gaussian
 from services.distiller.parts import split_region
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.autoencoder import read_decoder
 from services.runtime.catalog import Catalog
-from services.runtime.inference import as_stored
+from services.runtime.preprocessing import as_stored
 
 MAX_SAMPLES = 256
 
@@ -51,7 +52,7 @@ class DistillerService(pb_grpc.DistillerServiceServicer):
         reader = Catalog(self._tools.store)
         reader.region(region)
         run = reader.run(names.parent(region))
-        arrays = self._tools.store.read_arrays(catalog.region_arrays(region))
+        arrays = self._tools.store.read_arrays(keys.region_arrays(region))
         gaussian = Gaussian(mean=arrays["mean"], covariance=arrays["covariance"])
         z = gaussian.sample(count, np.random.default_rng(seed))
         return as_stored(read_decoder(self._tools.store, run.config)(z))

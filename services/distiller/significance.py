@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import false_discovery_control, fisher_exact
 
-from services.distiller.gaussian import Array
+from services.arrays import Array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from services.distiller.gaussian import Array
+from services.arrays import Array
 from services.distiller.grouping import (
     Failures,
     Grouping,

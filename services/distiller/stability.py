@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from services.distiller.gaussian import Array
+from services.arrays import Array
 from services.distiller.grouping import Failures, Grouper, Grouping, GroupingConfig
 
 # Failures that one bootstrap is fitted to, about: bounds its time, whatever the size of the run.

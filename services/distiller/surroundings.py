@@ -3,9 +3,9 @@
 import numpy as np
 from defuse.v1 import model_pb2, run_pb2, work_pb2
 
+from services.arrays import Array
 from services.distiller.evidence import Searched, Surroundings, Training
-from services.distiller.gaussian import Array
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.inference import Classifier
@@ -16,7 +16,7 @@ _BATCH = 4_096
 
 def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classifier, shard_count: int) -> Surroundings:
     """Read the posteriors of real images; the training images among them are classified, through Triton."""
-    reference = store.read_arrays(catalog.reference(run.config))
+    reference = store.read_arrays(keys.reference(run.config))
     train = Catalog(store).split(run.config.dataset, "train", classifier.model)
     return Surroundings(
         searched=_searched(store, run, classifier.model, shard_count),
@@ -32,7 +32,7 @@ def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classi
 
 def shard_count(store: ArtifactStore, run: run_pb2.Run) -> int:
     """Return how many shards the search of a run has."""
-    sources = len(store.map_arrays(catalog.sources(run.name))["index"])
+    sources = len(store.map_arrays(keys.sources(run.name))["index"])
     return -(-sources // run.config.search.shard_size)
 
 
@@ -50,10 +50,10 @@ def read_failures(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str,
 
 
 def _searched(store: ArtifactStore, run: run_pb2.Run, model: model_pb2.Model, shard_count: int) -> Searched:
-    parts = [store.read_arrays(catalog.shard_sources(run.name, shard)) for shard in range(shard_count)]
+    parts = [store.read_arrays(keys.shard_sources(run.name, shard)) for shard in range(shard_count)]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    index = store.read_arrays(catalog.sources(run.name))["index"]
-    labels = Catalog(store).split(run.config.dataset, catalog.SEARCHED_SPLIT, model).labels
+    index = store.read_arrays(keys.sources(run.name))["index"]
+    labels = Catalog(store).split(run.config.dataset, keys.SEARCHED_SPLIT, model).labels
     return Searched(
         latent=arrays["mu"],
         label=labels[index],

@@ -6,11 +6,11 @@ import numpy as np
 from defuse.errors import NotFound
 from defuse.v1 import model_pb2, monitor_pb2, work_pb2
 
+from services.arrays import Array
 from services.distiller.assessing import Tools
 from services.distiller.calm import calm, reference_images
-from services.distiller.gaussian import Array
 from services.distiller.lookout import Lookout, as_logits, filled, nothing_seen, readings
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.worker import Job
@@ -29,7 +29,7 @@ class Watcher:
 
     def watch(self, work: work_pb2.WatchWork, _: Job) -> work_pb2.Event:
         """Look at a batch and store what is seen; one that was deleted meanwhile has nothing to be seen."""
-        if self._store.exists(catalog.observed_images(work.batch)):
+        if self._store.exists(keys.observed_images(work.batch)):
             self._watch(work)
         event = work_pb2.Event(subject=work.model)
         event.watched.batch, event.watched.guard = work.batch, work.guard
@@ -37,22 +37,22 @@ class Watcher:
 
     def _watch(self, work: work_pb2.WatchWork) -> None:
         model = Catalog(self._store).model(work.model)
-        arrays = self._store.read_arrays(catalog.observed_images(work.batch))
+        arrays = self._store.read_arrays(keys.observed_images(work.batch))
         seen = _of_scores(arrays, model)
         # Of a batch that comes again the images may be gone already, but not what was seen of them.
         if work.guard and "image" in arrays:
             seen = self._of_images(arrays, seen, work.guard, model)
-        if "image" in arrays or not self._store.exists(catalog.watched(work.batch)):
-            self._store.write_arrays(catalog.watched(work.batch), seen)
+        if "image" in arrays or not self._store.exists(keys.watched(work.batch)):
+            self._store.write_arrays(keys.watched(work.batch), seen)
         if work.latents_alone and "image" in arrays:
             kept = {name: array for name, array in arrays.items() if name != "image"}
-            self._store.write_arrays(catalog.observed_images(work.batch), kept)
+            self._store.write_arrays(keys.observed_images(work.batch), kept)
         self._take_out_what_was_deleted(work.batch)
 
     def _take_out_what_was_deleted(self, batch: str) -> None:
         """Take the observations out of what was written that somebody took out of the record meanwhile."""
-        left = {catalog.observation_digest(one.id) for one in self._record(batch).observations}
-        for key in (catalog.watched(batch), catalog.observed_images(batch)):
+        left = {keys.observation_digest(one.id) for one in self._record(batch).observations}
+        for key in (keys.watched(batch), keys.observed_images(batch)):
             arrays = self._store.read_arrays(key) if self._store.exists(key) else {"id": np.zeros((0, 16), np.uint8)}
             kept = np.array([row.tobytes() in left for row in arrays["id"]], bool)
             if not left:
@@ -62,7 +62,7 @@ class Watcher:
 
     def _record(self, batch: str) -> monitor_pb2.ObservationBatch:
         try:
-            return self._store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
+            return self._store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
         except NotFound:
             return monitor_pb2.ObservationBatch()
 
@@ -70,7 +70,7 @@ class Watcher:
         self, arrays: dict[str, Array], seen: dict[str, Array], guard: str, model: model_pb2.Model
     ) -> dict[str, Array]:
         lookout = self._lookout(guard)
-        if not self._store.exists(key := catalog.guard_reference(guard)):
+        if not self._store.exists(key := keys.guard_reference(guard)):
             classifier = self._tools.inference.classifier(model, version=model.champion_version)
             self._store.create_arrays(key, calm(lookout, classifier, reference_images(lookout)))
         rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) are of these alone

@@ -6,7 +6,7 @@ from services.distiller.assessing import Assessor, Tools, counts, say
 from services.distiller.grouping import group
 from services.distiller.stability import stability_of
 from services.distiller.surroundings import read_failures
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.worker import Job
 
 __all__ = ["Tools", "distill"]
@@ -15,7 +15,7 @@ __all__ = ["Tools", "distill"]
 def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
     """Turn the failures of all shards into regions; a distillation that is stored already is not made again."""
     run = work.run
-    key = catalog.distillation(run.name)
+    key = keys.distillation(run.name)
     if not tools.store.exists(key):
         # Created, as are the regions' arrays: another worker may do the same, and what is read once must stay.
         tools.store.create_bytes(key, _distill(tools, work, job).SerializeToString(deterministic=True))

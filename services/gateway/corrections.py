@@ -12,7 +12,7 @@ from services.gateway.correction_config import complete, trainings
 from services.gateway.paging import Cursor, Page
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs, check_distilled
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.catalog import Catalog
 from services.runtime.queue import CHOOSE, KEY, TRAIN, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
@@ -73,7 +73,7 @@ class Corrections:
         if (correction := await self.get(name)).state in ENDED:
             return correction
         event = work_pb2.Event(subject=name, cancelled=work_pb2.Cancelled())
-        await asyncio.to_thread(self._catalog.store.write_message, catalog.event(name, "cancelled"), event)
+        await asyncio.to_thread(self._catalog.store.write_message, keys.event(name, "cancelled"), event)
         return await self.apply(event)
 
     async def apply(self, event: work_pb2.Event) -> correction_pb2.Correction:
@@ -87,7 +87,7 @@ class Corrections:
         )
 
     def _check_uploaded(self, digest: str) -> None:
-        if digest and not self._catalog.store.exists(catalog.file(digest)):
+        if digest and not self._catalog.store.exists(keys.file(digest)):
             raise NotFound(f"no file {digest} was uploaded; upload the weights first", reason="FILE_NOT_FOUND")
 
     async def _new(

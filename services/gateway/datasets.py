@@ -10,7 +10,7 @@ from defuse.v1 import dataset_pb2
 
 from services.gateway.files import Files
 from services.gateway.urls import fetched
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.images import SPLITS, ParsedImages, SplitImages, parse_images
@@ -33,17 +33,17 @@ class Datasets:
             with fetched(uri, max_bytes=self._max_bytes) as (file, digest):
                 return self._create(file, digest, display_name or uri, seed)
         self._files.size(file_digest)
-        with self._store.open(catalog.file(file_digest)) as file:
+        with self._store.open(keys.file(file_digest)) as file:
             return self._create(file, file_digest, display_name, seed)
 
     def _create(self, file: IO[bytes], digest: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
         name = names.dataset(hashlib.sha256(f"{digest}:{seed}".encode()).hexdigest()[:16])
-        if not self._store.exists(catalog.dataset(name)):
+        if not self._store.exists(keys.dataset(name)):
             parsed = parse_images(file, seed=seed)
             for split in SPLITS:
-                self._store.write_streamed(catalog.split(name, split), _arrays(parsed.splits[split]))
+                self._store.write_streamed(keys.split(name, split), _arrays(parsed.splits[split]))
             # Written last: a data set exists once it is whole.
-            self._store.write_message(catalog.dataset(name), _record(name, display_name, parsed))
+            self._store.write_message(keys.dataset(name), _record(name, display_name, parsed))
         return Catalog(self._store).dataset(name)
 
 

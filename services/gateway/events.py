@@ -9,7 +9,7 @@ from defuse import names
 from defuse.errors import DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import work_pb2
 
-from services.runtime import catalog, telemetry, tracing
+from services.runtime import keys, telemetry, tracing
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, Delivery, Queue
 from services.runtime.worker import RETRY_S, keep_measuring, patiently
@@ -99,7 +99,7 @@ def _event_key(event: work_pb2.Event) -> str | None:
     kind = event.WhichOneof("kind")
     if kind == "progress" or not event.subject or _collection(event) == _UNRECORDED:
         return None
-    return catalog.event(event.subject, f"{kind}{_occurrence(event)}")
+    return keys.event(event.subject, f"{kind}{_occurrence(event)}")
 
 
 def _occurrence(event: work_pb2.Event) -> str:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from defuse.errors import InvalidInput, NotFound
 
-from services.runtime import catalog, telemetry
+from services.runtime import keys, telemetry
 from services.runtime.artifacts import ArtifactStore
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -22,7 +22,7 @@ class Files:
 
     async def receive(self, digest: str, chunks: AsyncIterator[bytes]) -> int:
         """Store a file and return its size; raise InvalidInput, storing nothing, when the digest is another."""
-        key = catalog.file(_checked(digest))
+        key = keys.file(_checked(digest))
         if await asyncio.to_thread(self._store.exists, key):
             return await asyncio.to_thread(self._store.size, key)
         content, size = hashlib.sha256(), 0
@@ -46,7 +46,7 @@ class Files:
 
     def size(self, digest: str) -> int:
         """Return the size of a stored file; raise NotFound when it is not there."""
-        key = catalog.file(_checked(digest))
+        key = keys.file(_checked(digest))
         if not self._store.exists(key):
             raise NotFound(f"no file {digest} was uploaded", reason="FILE_NOT_FOUND")
         return self._store.size(key)

@@ -4,16 +4,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from defuse import names
-from defuse.errors import (
-    CODES,
-    AlreadyExists,
-    DeadlineExceeded,
-    DefuseError,
-    Internal,
-    NotFound,
-    NotReady,
-    Unavailable,
-)
+from defuse.errors import CODES, AlreadyExists, DeadlineExceeded, DefuseError, Internal, NotFound, NotReady, Unavailable
 from defuse.v1 import correction_pb2, release_pb2, work_pb2
 from defuse.v1 import gateway_service_pb2 as pb
 

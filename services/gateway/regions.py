@@ -5,22 +5,20 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import annotation_pb2, correction_pb2, region_pb2, run_pb2
 from google.protobuf import json_format
 from safetensors.numpy import save
 
+from services.arrays import Array
 from services.gateway.requests import claimed
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 
-Array = npt.NDArray[Any]
 _LABEL, _INVALID = annotation_pb2.Annotation.VERDICT_LABEL, annotation_pb2.Annotation.VERDICT_INVALID
 
 
@@ -51,7 +49,7 @@ class Regions:
 
     def distillation(self, run: run_pb2.Run) -> region_pb2.Distillation:
         """Return the regions of a run and the parts of mixed ones, the largest score first, with their annotations."""
-        found = self._store.read_message(catalog.distillation(run.name), region_pb2.Distillation)
+        found = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         del found.regions[:]
         found.regions.extend(self._catalog.regions(run.name))
         return found
@@ -64,7 +62,7 @@ class Regions:
         return [self._catalog.annotated(part) for part in self._catalog.parts(name)]
 
     def pictures(self, name: str) -> Pictures:
-        arrays = self._store.map_arrays(catalog.region_arrays(name))
+        arrays = self._store.map_arrays(keys.region_arrays(name))
         return Pictures(
             exemplars=arrays["exemplars"],
             sources=arrays["exemplar_sources"],
@@ -78,11 +76,11 @@ class Regions:
         Without annotations, and without the parts that follow from them: so it is the same file at every call, and a
         broken download goes on.
         """
-        distillation = self._store.read_message(catalog.distillation(run.name), region_pb2.Distillation)
+        distillation = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         arrays = {
             f"{names.last(region.name)}.{name}": np.ascontiguousarray(array)
             for region in distillation.regions
-            for name, array in self._store.read_arrays(catalog.region_arrays(region.name)).items()
+            for name, array in self._store.read_arrays(keys.region_arrays(region.name)).items()
         }
         record = json_format.MessageToJson(distillation, preserving_proto_field_name=True)
         return save(arrays, metadata={"distillation": record})
@@ -94,7 +92,7 @@ class Regions:
         stored = annotation_pb2.Annotation()
         stored.CopyFrom(annotation)
         stored.create_time.GetCurrentTime()
-        directory, mark = catalog.annotations(region.name), _mark()
+        directory, mark = keys.annotations(region.name), _mark()
         if not any(key.endswith(f"-{mark}.pb") for key in self._store.keys(directory)):
             # Nanoseconds first, so that the keys sort by time.
             self._store.write_message(f"{directory}/{time.time_ns():020d}-{mark}.pb", stored)

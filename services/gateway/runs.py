@@ -14,7 +14,7 @@ from services.gateway.advice import Advice, advised
 from services.gateway.book import Book, Work
 from services.gateway.paging import Cursor, Page
 from services.gateway.run_config import complete
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog, check_fit, shape
 from services.runtime.inference import InferenceClient
@@ -73,7 +73,7 @@ class Runs:
         if (run := await self.get(name)).state in ENDED:
             return run
         event = work_pb2.Event(subject=name, cancelled=work_pb2.Cancelled())
-        await asyncio.to_thread(self._store.write_message, catalog.event(name, "cancelled"), event)
+        await asyncio.to_thread(self._store.write_message, keys.event(name, "cancelled"), event)
         await self._queue.redis.set(cancel_key(name), "1", ex=CANCEL_MARK_S)
         return await self.apply(event)
 
@@ -88,7 +88,7 @@ class Runs:
 
     def _claim_name(self, run: run_pb2.Run) -> None:
         """Record the run; take on the record, with the same configuration, of a gateway that died right then."""
-        key = catalog.run(run.name)
+        key = keys.run(run.name)
         if not self._store.exists(key):
             self._store.write_message(key, _as_created(run))
         elif self._store.read_message(key, run_pb2.Run).config != run.config:
@@ -123,7 +123,7 @@ class Runs:
         if bool(vae.encoder_digest) != bool(vae.decoder_digest):
             raise InvalidInput("an encoder and a decoder are given together or not at all", reason="UNFIT_VAE")
         for digest in filter(None, (vae.encoder_digest, vae.decoder_digest)):
-            if not self._store.exists(catalog.file(digest)):
+            if not self._store.exists(keys.file(digest)):
                 raise NotFound(f"no file {digest} was uploaded; upload the ONNX file first", reason="FILE_NOT_FOUND")
 
 

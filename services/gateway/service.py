@@ -42,7 +42,7 @@ from services.gateway.regions import Regions
 from services.gateway.requests import Requests, once
 from services.gateway.runs import Runs, check_distilled
 from services.gateway.trials import Trials
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.peers import Peer
@@ -325,8 +325,8 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.ListAuditEventsResponse(events=page.entries, next_page_token=page.next_page_token)
 
     def _models(self, cursor: Cursor) -> Page[model_pb2.Model]:
-        keys = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(catalog.model(key))]
-        placed = cursor.behind((names.model(names.last(key)) for key in keys), lambda name: [name])
+        record_keys = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(keys.model(key))]
+        placed = cursor.behind((names.model(names.last(key)) for key in record_keys), lambda name: [name])
         return cursor.page((place, self._catalog.model(name)) for place, name in placed)
 
 

@@ -12,7 +12,7 @@ from defuse.v1 import correction_pb2, trial_pb2
 from services.gateway.book import Book, Work
 from services.gateway.corrections import Corrections
 from services.gateway.paging import Cursor, Page
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.catalog import Catalog
 from services.runtime.queue import KEY, Queue
 
@@ -116,7 +116,7 @@ class Trials:
         return trial
 
     async def _keep(self, trial: trial_pb2.Trial) -> None:
-        await asyncio.to_thread(self._catalog.store.write_message, catalog.trial(trial.name), trial)
+        await asyncio.to_thread(self._catalog.store.write_message, keys.trial(trial.name), trial)
 
 
 def _check(wanted: trial_pb2.Trial) -> None:

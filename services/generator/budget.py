@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import ndtr
 from scipy.stats import binom
 from sklearn.isotonic import IsotonicRegression
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
+
 # Decodes of one source in one round beyond which the estimate should be looked at again first, unless the budget is so
 # large that all sources must take more.
 _MOST_PER_ROUND = 8

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from services.arrays import Array
 from services.generator.pipeline import Codes, Images
 from services.generator.vae import Vae
 
-Array = npt.NDArray[Any]
 OnnxFunction = Callable[..., list[Array]]
 # Images of one forward pass where the caller has no batches of its own.
 _BATCH = 512

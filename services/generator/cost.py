@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from defuse.v1 import run_pb2
 
+from services.arrays import Array
 from services.generator import codec, pipeline, vae, vae_training
-from services.generator.codec import Array, Codec
+from services.generator.codec import Codec
 from services.generator.preparation import vae_config
 from services.generator.workbench import DECODER, Workbench
-from services.runtime import catalog
+from services.runtime import keys
 
 _WARM_UP, _MEASURED = 2, 6  # batches
 
@@ -25,7 +26,7 @@ def estimate(bench: Workbench, config: run_pb2.RunConfig) -> run_pb2.CostEstimat
     """Measure a few batches of training and of search; nothing is stored."""
     run = run_pb2.Run(config=config)
     bench.use_all_threads()
-    available = len(bench.images(run, catalog.SEARCHED_SPLIT).labels)
+    available = len(bench.images(run, keys.SEARCHED_SPLIT).labels)
     sources = min(config.search.max_sources or available, available)
     decodes = sources * config.search.draws_per_source
     pair, training_s = _codec(bench, run)
@@ -44,7 +45,7 @@ def _codec(bench: Workbench, run: run_pb2.Run) -> tuple[Codec, float]:
     """Return the run's codec, or an untrained one of its size, and the seconds that training would take."""
     if run.config.vae.encoder_digest:
         return bench.given_codec(run.config), 0.0
-    if bench.store.exists(catalog.vae(run.config, DECODER)):
+    if bench.store.exists(keys.vae(run.config, DECODER)):
         return bench.codec(run.config), 0.0
     train = bench.images(run, "train")
     config = vae_config(run.config.vae, train.images.shape)

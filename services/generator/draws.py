@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.arrays import Array
 from services.generator import noise
 from services.generator.codec import as_array
-from services.generator.failures import Array
 from services.generator.validity import radius_sd
 
 # Of so many draws the one that leads most towards a failure is decoded, once the plan knows a direction.

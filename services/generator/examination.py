@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import beta
 
+from services.arrays import Array
 from services.generator import pipeline
 from services.generator.codec import as_pixels
 from services.generator.search import MARGIN_EPSILON, Models, margins
 
-Array = npt.NDArray[Any]
 CONFIDENCE = 0.95
 
 

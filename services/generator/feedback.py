@@ -6,14 +6,12 @@ of valid ones. A region counts as much as any other, whatever its size: its fail
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from services.arrays import Array
 from services.generator.validity import Thresholds
 
-Array = npt.NDArray[Any]
 # Of the valid failures, the share that all thresholds together may reject.
 _MOST_LOST = 0.1
 # A step that gains less follows chance.

@@ -12,7 +12,7 @@ from defuse.v1 import failure_pb2, run_pb2, work_pb2
 from defuse.v1 import generator_service_pb2 as pb
 
 from services.generator.workbench import Workbench, is_adaptive
-from services.runtime import catalog
+from services.runtime import keys
 
 _POLL_S = 0.2
 # Bytes of failures in one response; a failure is its latent, the run's name and at most some 100 bytes.
@@ -49,13 +49,13 @@ class Position:
 
 async def follow(bench: Workbench, run: run_pb2.Run, begin: Position) -> AsyncIterator[pb.IdentifyResponse]:
     """Yield a run's failures as they are stored; raise when the run failed or was cancelled."""
-    await _stored(bench, run, catalog.sources(run.name))
+    await _stored(bench, run, keys.sources(run.name))
     size = run.config.search.shard_size
     shards = -(-len((await asyncio.to_thread(bench.prepared, run)).index) // size)
     round_, first, offset = begin.round_, begin.shard, begin.offset
     while await _has_round(bench, run, round_):
         for shard in range(first, shards):
-            await _stored(bench, run, catalog.shard_result(run.name, round_, shard))
+            await _stored(bench, run, keys.shard_result(run.name, round_, shard))
             for response in await asyncio.to_thread(_responses, bench, run, round_, shard, offset):
                 yield response
             offset = 0
@@ -67,7 +67,7 @@ async def _has_round(bench: Workbench, run: run_pb2.Run, round_: int) -> bool:
         return True
     if not is_adaptive(run) or round_ >= run.config.search.rounds:
         return False
-    key = catalog.plan(run.name, round_)
+    key = keys.plan(run.name, round_)
     await _stored(bench, run, key)
     arrays = await asyncio.to_thread(bench.store.map_arrays, key)
     return bool(arrays["plan.decodes"].any())
@@ -81,9 +81,9 @@ async def _stored(bench: Workbench, run: run_pb2.Run, key: str) -> None:
 
 
 def _check_alive(bench: Workbench, run: run_pb2.Run) -> None:
-    if bench.store.exists(catalog.event(run.name, "cancelled")):
+    if bench.store.exists(keys.event(run.name, "cancelled")):
         raise Cancelled(f"{run.name} was cancelled")
-    key = catalog.event(run.name, "failed")
+    key = keys.event(run.name, "failed")
     if bench.store.exists(key):
         failed = bench.store.read_message(key, work_pb2.Event).failed
         raise NotReady(f"run {names.last(run.name)!r} failed: {failed.error}", reason=failed.reason or "RUN_FAILED")

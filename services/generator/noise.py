@@ -4,15 +4,13 @@ Counter-based: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the identity
 Computed where the identities are: the bits are the same on every device, what is made of them is so up to rounding.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
+
 # The released code draws each dimension from Beta(50, 50): mean 0.5, sd 0.05, not centred.
 _RELEASED_CONCENTRATION = 50.0
 

@@ -7,9 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import numpy.typing as npt
+from services.arrays import Array
 
-Array = npt.NDArray[Any]
 # Numpy arrays, or torch tensors on the device of the decoder.
 Images = Any
 Codes = Any

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from defuse.v1 import run_pb2
 
+from services.arrays import Array
 from services.generator import budget
 from services.generator.budget import DirectionSums, Tally
-from services.generator.codec import Array
 from services.generator.draws import Orders
 from services.generator.examination import Examination
 from services.generator.shard_files import read_examination, read_result
 from services.generator.workbench import Workbench, is_adaptive, shard_slice
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.groups import group, joined
 
 # Tallies add up over rounds; what is known of the unperturbed sources does not change.
@@ -88,11 +88,11 @@ def _so_far(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -
     if round_ == 1:
         known = _first(bench, run, shard_count, latest)
     else:
-        before = Plan.of(bench.store.read_arrays(catalog.plan(run.name, round_ - 1)))
+        before = Plan.of(bench.store.read_arrays(keys.plan(run.name, round_ - 1)))
         known = {name: array for name, array in before.tally.arrays().items() if name not in _SUMMED}
         latest = {name: getattr(before.tally, name) + latest[name] for name in _SUMMED}
         sums, confusions = [before.sums, *sums], before.confusions + confusions
-    labels = bench.images(run, catalog.SEARCHED_SPLIT).labels[bench.prepared(run).index]
+    labels = bench.images(run, keys.SEARCHED_SPLIT).labels[bench.prepared(run).index]
     alike = {"confusion_failures": confusions[labels, known["runner_up"]]}
     return Tally(**latest, **known | alike), sum(sums[1:], start=sums[0]), confusions
 

@@ -8,21 +8,15 @@ from defuse.errors import Cancelled, NotFound, NotReady
 from defuse.v1 import run_pb2, work_pb2
 from torch import nn
 
+from services.arrays import Array
 from services.generator import label_model, noise, vae, vae_files, vae_training
-from services.generator.codec import Array, Codec, aggregate_sd
+from services.generator.codec import Codec, aggregate_sd
 from services.generator.examination import Refused, check_accuracy, check_reconstructions, examine
 from services.generator.validity import MAX_REFERENCES, Reference
-from services.generator.workbench import (
-    DECODER,
-    ENCODER,
-    VAE,
-    PreparedRun,
-    Workbench,
-    real_images,
-)
-from services.runtime import catalog
+from services.generator.workbench import DECODER, ENCODER, VAE, PreparedRun, Workbench, real_images
+from services.runtime import keys
 from services.runtime.catalog import LabelledImages
-from services.runtime.intervals import estimate
+from services.runtime.estimates import estimate
 from services.runtime.onnx_export import to_onnx
 from services.runtime.worker import Job
 
@@ -38,19 +32,19 @@ def prepare(bench: Workbench, work: work_pb2.PrepareWork, job: Job) -> work_pb2.
     """Check that the run is worth its time, train or take its VAE, and store what the search needs."""
     run = work.run
     bench.use_all_threads()
-    if not bench.store.exists(catalog.preflight(run.name)):
+    if not bench.store.exists(keys.preflight(run.name)):
         try:
-            bench.store.write_message(catalog.preflight(run.name), _prepare(bench, run, job))
+            bench.store.write_message(keys.preflight(run.name), _prepare(bench, run, job))
         except Refused as error:
             raise NotReady(str(error), reason=error.reason) from error
     event = work_pb2.Event(subject=run.name)
     event.prepared.source_count = len(bench.prepared(run).index)
-    event.prepared.preflight.CopyFrom(bench.store.read_message(catalog.preflight(run.name), run_pb2.Preflight))
+    event.prepared.preflight.CopyFrom(bench.store.read_message(keys.preflight(run.name), run_pb2.Preflight))
     return event
 
 
 def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
-    searched = bench.images(run, catalog.SEARCHED_SPLIT)
+    searched = bench.images(run, keys.SEARCHED_SPLIT)
     index = noise.choose(seed=run.config.seed, count=len(searched.labels), limit=run.config.search.max_sources)
     sample = index[noise.choose(seed=run.config.seed, count=len(index), limit=_PREFLIGHT_IMAGES)]
     _say(job, 0.0, "asking the served classifier about labelled images")
@@ -74,7 +68,7 @@ def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
     check_reconstructions(kept, of, allowed_loss=run.config.preflight.max_reconstruction_loss)
     held_out = noise.is_held_out(seed=run.config.seed, source=index, fraction=run.config.search.held_out_fraction)
     prepared = PreparedRun(index=index, sd_agg=sd_agg, held_out=held_out.astype(np.uint8))
-    bench.store.write_arrays(catalog.sources(run.name), prepared.arrays())
+    bench.store.write_arrays(keys.sources(run.name), prepared.arrays())
     return run_pb2.Preflight(
         accuracy=estimate(right, len(sample)),
         reconstruction_accuracy=estimate(kept, of),
@@ -89,18 +83,18 @@ def _read_correctly(bench: Workbench, run: run_pb2.Run, images: LabelledImages, 
 
 def _describe(bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
     """Store label model and reference; return the latents' scale (d,) and the label model's held-out accuracy."""
-    keys = catalog.label_model(run.config), catalog.reference(run.config)
-    if not all(bench.store.exists(key) for key in keys):
+    record_keys = keys.label_model(run.config), keys.reference(run.config)
+    if not all(bench.store.exists(key) for key in record_keys):
         believed, reference = _described(bench, run, pair, train)
-        bench.store.create_bytes(keys[0], label_model.to_bytes(believed))
-        bench.store.create_arrays(keys[1], reference.arrays())
+        bench.store.create_bytes(record_keys[0], label_model.to_bytes(believed))
+        bench.store.create_arrays(record_keys[1], reference.arrays())
     # What lies in the store is what everybody uses, as it is with the VAE.
-    believed = label_model.from_bytes(bench.store.read_bytes(keys[0]))
-    if not bench.store.exists(catalog.label_model_onnx(run.config)):
+    believed = label_model.from_bytes(bench.store.read_bytes(record_keys[0]))
+    if not bench.store.exists(keys.label_model_onnx(run.config)):
         probabilities = nn.Sequential(believed, nn.Softmax(dim=1))
         file = to_onnx(probabilities, (believed.latent_dim,), inputs=["z"], outputs=["probabilities"])
-        bench.store.create_bytes(catalog.label_model_onnx(run.config), file)
-    return bench.store.read_arrays(keys[1])["sd_agg"], believed.held_out_accuracy
+        bench.store.create_bytes(keys.label_model_onnx(run.config), file)
+    return bench.store.read_arrays(record_keys[1])["sd_agg"], believed.held_out_accuracy
 
 
 def _described(
@@ -119,36 +113,36 @@ def _described(
 
 def _codec(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
     """Return the run's encoder and decoder, brought by the user or trained, once for all runs that share them."""
-    keys = {part: catalog.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
+    record_keys = {part: keys.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
     if run.config.vae.encoder_digest:
-        if not bench.store.exists(keys[DECODER]):
-            _take_pair(bench, run, keys)
+        if not bench.store.exists(record_keys[DECODER]):
+            _take_pair(bench, run, record_keys)
         return bench.codec(run.config)
-    if not bench.store.exists(keys[VAE]):
-        bench.store.create_bytes(keys[VAE], vae_files.to_bytes(_trained(bench, run, train, job)))
-        for key in _checkpoints(bench, catalog.vae(run.config, CHECKPOINTS)):
+    if not bench.store.exists(record_keys[VAE]):
+        bench.store.create_bytes(record_keys[VAE], vae_files.to_bytes(_trained(bench, run, train, job)))
+        for key in _checkpoints(bench, keys.vae(run.config, CHECKPOINTS)):
             bench.store.remove(key)
     # What lies in the store is what everybody uses, also where two workers trained it at the same time.
-    stored = bench.store.read_bytes(keys[VAE])
+    stored = bench.store.read_bytes(record_keys[VAE])
     for part, export in ((ENCODER, vae_files.encoder_onnx), (DECODER, vae_files.decoder_onnx)):
-        if not bench.store.exists(keys[part]):
-            bench.store.create_bytes(keys[part], export(vae_files.from_bytes(stored)))
+        if not bench.store.exists(record_keys[part]):
+            bench.store.create_bytes(record_keys[part], export(vae_files.from_bytes(stored)))
     return bench.codec(run.config)
 
 
-def _take_pair(bench: Workbench, run: run_pb2.Run, keys: dict[str, str]) -> None:
+def _take_pair(bench: Workbench, run: run_pb2.Run, record_keys: dict[str, str]) -> None:
     bench.given_codec(run.config)  # refuses what does not fit
     wanted = run.config.vae
     encoder, decoder = (
-        bench.store.read_bytes(catalog.file(digest)) for digest in (wanted.encoder_digest, wanted.decoder_digest)
+        bench.store.read_bytes(keys.file(digest)) for digest in (wanted.encoder_digest, wanted.decoder_digest)
     )
-    bench.store.create_bytes(keys[ENCODER], encoder)
-    bench.store.create_bytes(keys[DECODER], decoder)
+    bench.store.create_bytes(record_keys[ENCODER], encoder)
+    bench.store.create_bytes(record_keys[DECODER], decoder)
 
 
 def _trained(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
     """Train the run's VAE, from the last checkpoint where a worker died."""
-    prefix = catalog.vae(run.config, CHECKPOINTS)
+    prefix = keys.vae(run.config, CHECKPOINTS)
 
     def on_checkpoint(epoch: int, checkpoint: bytes) -> None:
         bench.store.write_bytes(f"{prefix}/{epoch:05d}", checkpoint)

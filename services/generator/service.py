@@ -12,13 +12,14 @@ from defuse.v1 import generator_service_pb2 as pb
 from defuse.v1 import generator_service_pb2_grpc as pb_grpc
 from defuse.v1 import run_pb2, work_pb2
 
+from services.arrays import Array
 from services.generator import cost
-from services.generator.codec import Array, Codec, as_array, as_pixels
+from services.generator.codec import Codec, as_array, as_pixels
 from services.generator.following import Position, follow
 from services.generator.learning import learn
 from services.generator.workbench import Workbench
-from services.runtime import catalog
-from services.runtime.inference import as_stored
+from services.runtime import keys
+from services.runtime.preprocessing import as_stored
 from services.runtime.queue import EVENTS, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
 
@@ -75,7 +76,7 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
 
     async def _cancel(self, run_name: str) -> None:
         """Stop a run as its owner would: its workers stop at their next batch. One that has ended stays as it is."""
-        ended = [catalog.event(run_name, kind) for kind in ("distilled", "failed", "cancelled")]
+        ended = [keys.event(run_name, kind) for kind in ("distilled", "failed", "cancelled")]
         if any([await asyncio.to_thread(self._bench.store.exists, key) for key in ended]):
             return
         await self._queue.redis.set(cancel_key(run_name), "1", ex=CANCEL_MARK_S)

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from defuse.v1 import run_pb2
 
+from services.arrays import Array
 from services.generator.budget import DirectionSums
-from services.generator.codec import Array
 from services.generator.examination import Examination
 from services.generator.search import ShardResult
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.groups import group, joined
 
@@ -32,12 +32,12 @@ class StoredResult:
 
 def create_examination(store: ArtifactStore, run: str, shard: int, examined: Examination, mu: Array) -> None:
     """Store how the classifier reads the sources of a shard, and their posterior means (n, d)."""
-    store.create_arrays(catalog.shard_sources(run, shard), {"mu": mu, **examined.arrays()})
+    store.create_arrays(keys.shard_sources(run, shard), {"mu": mu, **examined.arrays()})
 
 
 def read_examination(store: ArtifactStore, run: str, shard: int) -> tuple[Examination, Array]:
     """Return how the classifier reads the sources of a shard, and their posterior means (n, d)."""
-    arrays = store.read_arrays(catalog.shard_sources(run, shard))
+    arrays = store.read_arrays(keys.shard_sources(run, shard))
     mu = arrays.pop("mu")
     return Examination(**arrays), mu
 
@@ -53,12 +53,12 @@ def create_result(store: ArtifactStore, run: str, round_: int, shard: int, found
     }
     counts = {name: np.array([count]) for name, count in asdict(found.counts).items()}
     arrays = joined(failures=found.failures.arrays(), tally=tally, sums=found.directions.arrays(), counts=counts)
-    store.create_arrays(catalog.shard_result(run, round_, shard), arrays)
+    store.create_arrays(keys.shard_result(run, round_, shard), arrays)
 
 
 def read_result(store: ArtifactStore, run: str, round_: int, shard: int) -> StoredResult:
     """Return what a shard gave in one round."""
-    arrays = store.read_arrays(catalog.shard_result(run, round_, shard))
+    arrays = store.read_arrays(keys.shard_result(run, round_, shard))
     return StoredResult(
         failures=group(arrays, "failures"),
         tally=group(arrays, "tally"),

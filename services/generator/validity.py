@@ -10,14 +10,13 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
+from services.arrays import Array
 from services.generator.codec import SD_FLOOR
 
-Array = npt.NDArray[Any]
 # Arrays of the host, or tensors of one device.
 A = TypeVar("A", Array, Tensor)
 NEIGHBOURS = 10

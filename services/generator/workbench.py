@@ -8,13 +8,14 @@ import torch
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import model_pb2, run_pb2
 
+from services.arrays import Array
 from services.generator import codec, label_model, vae_files
-from services.generator.codec import Array, Codec, UnfitPair
+from services.generator.codec import Codec, UnfitPair
 from services.generator.draws import Law, Sources
 from services.generator.pipeline import Decoders
 from services.generator.search import Checks, Models
 from services.generator.validity import Reference, Thresholds, latent_checks, screening
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog, LabelledImages
 from services.runtime.inference import Classifier, InferenceClient
@@ -72,13 +73,13 @@ class Workbench:
 
     def codec(self, config: run_pb2.RunConfig) -> Codec:
         """Return a run's encoder and decoder; raise NotReady while they are not there."""
-        return self._codec(catalog.vae(config, ""), config.model)
+        return self._codec(keys.vae(config, ""), config.model)
 
     def given_codec(self, config: run_pb2.RunConfig) -> Codec:
         """Return the pair that the user uploaded; raise InvalidInput where it is none."""
         height, width, channels = self.catalog.model(config.model).image_shape
         encoder, decoder = (
-            self.store.read_bytes(catalog.file(digest))
+            self.store.read_bytes(keys.file(digest))
             for digest in (config.vae.encoder_digest, config.vae.decoder_digest)
         )
         return given_pair(encoder, decoder, (channels, height, width))
@@ -111,8 +112,8 @@ class Workbench:
 
     def checks(self, run: run_pb2.Run) -> Checks:
         """Return what makes a misclassified perturbation of this run a failure."""
-        keys = catalog.label_model(run.config), catalog.reference(run.config)
-        return self._checks(*keys, run.config.validity.SerializeToString(deterministic=True))
+        record_keys = keys.label_model(run.config), keys.reference(run.config)
+        return self._checks(*record_keys, run.config.validity.SerializeToString(deterministic=True))
 
     def sources(self, run: run_pb2.Run, shard: int, mu: Array) -> Sources:
         """Return the sources of a shard, given their posterior means (n, d)."""
@@ -120,7 +121,7 @@ class Workbench:
         index = prepared.index[part]
         return Sources(
             index=index,
-            labels=self.images(run, catalog.SEARCHED_SPLIT).labels[index],
+            labels=self.images(run, keys.SEARCHED_SPLIT).labels[index],
             mu=mu,
             held_out=prepared.held_out[part],
         )
@@ -141,7 +142,7 @@ class Workbench:
         return given_pair(encoder, decoder, (channels, height, width))
 
     def _read_prepared(self, run_name: str) -> PreparedRun:
-        return PreparedRun(**self.store.map_arrays(catalog.sources(run_name)))
+        return PreparedRun(**self.store.map_arrays(keys.sources(run_name)))
 
     def _read_checks(self, label_key: str, reference_key: str, validity: bytes) -> Checks:
         wanted = run_pb2.ValidityConfig.FromString(validity)

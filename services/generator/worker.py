@@ -3,28 +3,23 @@
 import numpy as np
 from defuse.v1 import work_pb2
 
+from services.arrays import Array
 from services.generator import plans
-from services.generator.codec import Array
 from services.generator.draws import Orders
 from services.generator.examination import Examination, examine
 from services.generator.failures import Counts
 from services.generator.plans import Plan
 from services.generator.search import ShardResult, search
 from services.generator.shard_files import create_examination, create_result, read_examination, read_result
-from services.generator.workbench import (
-    Workbench,
-    law_of,
-    real_images,
-    shard_slice,
-)
-from services.runtime import catalog, telemetry
+from services.generator.workbench import Workbench, law_of, real_images, shard_slice
+from services.runtime import keys, telemetry
 from services.runtime.worker import Job
 
 
 def identify(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
     """Search one shard and store what it gave; a shard that is stored already is not searched again."""
     run, round_, shard = work.run, work.round, work.shard
-    if not bench.store.exists(catalog.shard_result(run.name, round_, shard)):
+    if not bench.store.exists(keys.shard_result(run.name, round_, shard)):
         found = _search_shard(bench, work, job)
         create_result(bench.store, run.name, round_, shard, found, bench.prepared(run).index[shard_slice(run, shard)])
     event = work_pb2.Event(subject=run.name)
@@ -37,7 +32,7 @@ def identify(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> work_pb
 def plan(bench: Workbench, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
     """Plan a round and store the plan; a plan that is stored already is not made again."""
     job.check_cancelled()
-    run, key = work.run, catalog.plan(work.run.name, work.round)
+    run, key = work.run, keys.plan(work.run.name, work.round)
     if not bench.store.exists(key):
         # Created once: two that plan at the same time must not give shards of one round different orders.
         bench.store.create_arrays(key, plans.make_plan(bench, run, work.round, work.shard_count).arrays())
@@ -70,8 +65,8 @@ def _search_shard(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> Sh
 def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[Examination, Array]:
     """Return how the classifier reads the shard's sources, and their latents; found out once, in the first round."""
     run = work.run
-    if not bench.store.exists(catalog.shard_sources(run.name, work.shard)):
-        searched = bench.images(run, catalog.SEARCHED_SPLIT)
+    if not bench.store.exists(keys.shard_sources(run.name, work.shard)):
+        searched = bench.images(run, keys.SEARCHED_SPLIT)
         index = np.array(bench.prepared(run).index[shard_slice(run, work.shard)])
         images = real_images(searched, index)
         mu, _ = bench.codec(run.config).encode_stored(images)
@@ -90,7 +85,7 @@ def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[
 def _orders(bench: Workbench, work: work_pb2.IdentifyWork, examined: Examination) -> Orders:
     if work.round == 0:
         return plans.first_orders(work.run, examined)
-    stored = Plan.of(bench.store.map_arrays(catalog.plan(work.run.name, work.round)))
+    stored = Plan.of(bench.store.map_arrays(keys.plan(work.run.name, work.round)))
     return plans.later_orders(stored, work.run, work.round, work.shard)
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from defuse.v1 import run_pb2
 
-from services.runtime import catalog
+from services.arrays import Array
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.sessions import Array, in_batches, onnx_function
+from services.runtime.sessions import in_batches, onnx_function
 
 _BATCH = 256
 
@@ -17,18 +18,18 @@ def read_decoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[A
 
     What a user's decoder leaves outside is clipped, as the search does it.
     """
-    decode = _first_output(store.read_bytes(catalog.vae(config, "decoder.onnx")))
+    decode = _first_output(store.read_bytes(keys.vae(config, "decoder.onnx")))
     return lambda z: np.clip(decode(z), 0, 1)
 
 
 def read_encoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
     """Return the encoder of a run's VAE: images (n, c, h, w) in [0, 1] to posterior means (n, d)."""
-    return _first_output(store.read_bytes(catalog.vae(config, "encoder.onnx")))
+    return _first_output(store.read_bytes(keys.vae(config, "encoder.onnx")))
 
 
 def read_label_model(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
     """Return the latent label model of a run: latents (n, d) to probabilities (n, k) of the model's classes."""
-    return _first_output(store.read_bytes(catalog.label_model_onnx(config)))
+    return _first_output(store.read_bytes(keys.label_model_onnx(config)))
 
 
 def _first_output(file: bytes) -> Callable[[Array], Array]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from services.runtime.transport import CUDA_SHARED_MEMORY, Array, Refused, Request, Room
+from services.arrays import Array
+from services.runtime.transport import CUDA_SHARED_MEMORY, Refused, Request, Room
 from services.runtime.transport_regions import OURS, Regions
 
 _TRIAL = Room(input_bytes=4096, output_bytes=0)

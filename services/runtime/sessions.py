@@ -1,13 +1,11 @@
 """ONNX files as functions of arrays, through ONNX Runtime."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
 
 
 def onnx_function(model: bytes) -> Callable[..., list[Array]]:

@@ -8,9 +8,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from services.arrays import Array
 from services.runtime.mapped import LENGTH_BYTES, TYPES
 
-Array = npt.NDArray[Any]
 _NAMES: dict[np.dtype[Any], str] = {np.dtype(dtype): name for name, dtype in TYPES.items()}
 
 

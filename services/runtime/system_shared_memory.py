@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
+from services.arrays import Array
 from services.runtime import telemetry
-from services.runtime.transport import SYSTEM_SHARED_MEMORY, Array, HostMemory, Refused, Request, Room, dtype_of
+from services.runtime.transport import SYSTEM_SHARED_MEMORY, HostMemory, Refused, Request, Room, dtype_of
 from services.runtime.transport_regions import OURS, Regions
 
 DIRECTORY = Path("/dev/shm")  # noqa: S108  # where Triton's shm_open looks

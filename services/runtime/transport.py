@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from tritonclient.utils import triton_to_np_dtype
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
+
 # What can be asked for: a transport by its name, or the fastest that works.
 Wanted = Literal["auto", "grpc", "system-shared-memory", "cuda-shared-memory"]
 AUTO: Final = "auto"

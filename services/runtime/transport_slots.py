@@ -15,8 +15,9 @@ from defuse.errors import Cancelled, Unavailable
 from opentelemetry.trace import Span
 from tritonclient.utils import InferenceServerException
 
+from services.arrays import Array
 from services.runtime import tracing
-from services.runtime.transport import Array, Memory, Request
+from services.runtime.transport import Memory, Request
 from services.runtime.transport_choice import TransportChoice
 from services.runtime.triton_errors import is_away, lacks_region, meaning_of
 

@@ -13,7 +13,7 @@ from services.corrector.adopted import OPERATOR, AdoptedReleases
 from services.corrector.history import Decision
 from services.corrector.repository import TritonRepository
 from services.corrector.signature import read_signature
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.inference import InferenceClient
@@ -37,7 +37,7 @@ class Theirs:
 
     def upload(self, seed: int = 0) -> str:
         digest = f"{seed}" * 64
-        self.store.write_bytes(catalog.file(digest), build_onnx_classifier(seed=seed))
+        self.store.write_bytes(keys.file(digest), build_onnx_classifier(seed=seed))
         return digest
 
     def history(self) -> list[tuple[int, int, int, str]]:
@@ -59,9 +59,9 @@ def theirs(tmp_path: Path, inference: InferenceClient, repository: TritonReposit
 def corrected(theirs: Theirs) -> tuple[correction_pb2.Correction, Decision]:
     """Leave a correction of version 4 that passed the gate."""
     name = "runs/first/corrections/c1"
-    theirs.store.write_bytes(catalog.corrected_file(name), build_onnx_classifier(seed=1))
+    theirs.store.write_bytes(keys.corrected_file(name), build_onnx_classifier(seed=1))
     verdict = gate_pb2.GateVerdict(name=f"{NAME}/verdicts/v1", passed=True)
-    theirs.store.write_message(catalog.verdict(verdict.name), verdict)
+    theirs.store.write_message(keys.verdict(verdict.name), verdict)
     correction = correction_pb2.Correction(name=name, model=NAME, base_version=4)
     return correction, Decision(actor="anna", reason="bold sevens", verdict=verdict.name)
 

@@ -16,7 +16,8 @@ from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
 from services.corrector.release import Releases
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import InferenceClient, preprocess
+from services.runtime.inference import InferenceClient
+from services.runtime.preprocessing import preprocess
 from services.runtime.sessions import onnx_function
 from tests.onnx_files import build_onnx_classifier
 from tests.restartable_triton import CLASSES, SHAPE, Served, asked, images

@@ -6,13 +6,13 @@ import numpy as np
 from defuse import names
 from defuse.v1 import annotation_pb2, model_pb2
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.curriculum import RegionData, carrying, fresh_latents
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
 from services.runtime.catalog import Catalog
-from services.runtime.inference import as_stored
+from services.runtime.preprocessing import as_stored
 
 # Images of one region: enough to show a loss of three in a hundred, little beside a test split.
 IMAGES = 256
@@ -45,14 +45,14 @@ class Bank:
         Held-out failures first, then fresh draws from its Gaussian that still carry the label: no correction was
         trained on either. Fewer than `IMAGES` where few draws carry it; none are repeated.
         """
-        key = catalog.banked_region(self._model.name, region_name, label)
+        key = keys.banked_region(self._model.name, region_name, label)
         if not self._store.exists(key):
             self._store.create_arrays(key, {"images": self._drawn(region_name, label)})
         return self._store.read_arrays(key)["images"]
 
     def _drawn(self, region_name: str, label: str) -> Array:
         run = self._catalog.run(names.parent(region_name))
-        arrays = self._store.read_arrays(catalog.region_arrays(region_name))
+        arrays = self._store.read_arrays(keys.region_arrays(region_name))
         held_out = arrays["held_out_latent"][:_HELD_OUT]
         label_id = list(self._model.classes).index(label)
         least = run.config.validity.min_label_probability

@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.stats import binom, norm
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.paired import CONFIDENCE, PairedDifference, Readings
 
 Kind = Literal["file", "test", "class", "calibration", "region_gain", "region", "parity", "latency"]

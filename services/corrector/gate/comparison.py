@@ -9,7 +9,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 from scipy.special import log_softmax
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.gate import checks, latency
 from services.corrector.gate.bank import Bank
 from services.corrector.gate.checks import Check
@@ -18,7 +18,7 @@ from services.corrector.measuring import LocalVersion
 from services.corrector.onnx_module import OnnxModule
 from services.corrector.paired import Readings
 from services.runtime.catalog import LabelledImages
-from services.runtime.inference import as_floats, preprocess
+from services.runtime.preprocessing import as_floats, preprocess
 
 # Images that are asked about alone and in a batch.
 _ALONE = 8

@@ -19,10 +19,10 @@ from services.corrector.gate.version import OwnFaults
 from services.corrector.materials import HeldOut, Materials
 from services.corrector.paired import Readings
 from services.corrector.signature import check_same_signature
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog, LabelledImages, check_fit
-from services.runtime.inference import as_floats
+from services.runtime.preprocessing import as_floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +52,18 @@ class Gate:
         or classes, NotReady where there is no data set.
         """
         model = self._catalog.model(model_name)
-        if not self._store.exists(catalog.file(digest)):
+        if not self._store.exists(keys.file(digest)):
             raise NotFound(f"no file {digest} was uploaded; upload the ONNX file first", reason="FILE_NOT_FOUND")
         dataset = dataset or self._dataset_of(model)
         check_fit(model, self._catalog.dataset(dataset))
-        file = self._store.read_bytes(catalog.file(digest))
+        file = self._store.read_bytes(keys.file(digest))
         subject = _Subject(model=model, file=file, dataset=dataset, base_version=model.champion_version)
         return self._judged(subject, self._catalog.split(dataset, "test", model))
 
     def judge_correction(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict:
         """Say the same of a finished correction's candidate, of what is known now."""
         materials = Materials(self._store, correction)
-        file = self._store.read_bytes(catalog.corrected_file(correction.name))
+        file = self._store.read_bytes(keys.corrected_file(correction.name))
         return self._judged(_subject(materials, file), materials.test, materials)
 
     def admit(
@@ -143,7 +143,7 @@ class Gate:
             bank=bank,
         )
         verdict.create_time.GetCurrentTime()
-        self._store.write_message(catalog.verdict(verdict.name), verdict)
+        self._store.write_message(keys.verdict(verdict.name), verdict)
         return verdict
 
     def _dataset_of(self, model: model_pb2.Model) -> str:

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.gate.version import Version
 
 # Turns for each batch size; fewer where they would take longer than this in all, but some.

@@ -7,7 +7,7 @@ from typing import Protocol
 from defuse.errors import DeadlineExceeded, DefuseError, InvalidInput, Unavailable
 from defuse.v1 import model_pb2
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 
 
 class Version(Protocol):

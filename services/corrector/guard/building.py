@@ -10,17 +10,17 @@ from defuse.errors import InvalidInput, NotReady
 from defuse.guard_outputs import OUTPUTS, RISK
 from defuse.v1 import annotation_pb2, correction_pb2, guard_pb2, model_pb2, run_pb2, tensor_pb2
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.curriculum import RegionData, carrying, sample_region
 from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
 from services.corrector.measuring import LocalVersion
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_encoder, read_label_model
 from services.runtime.catalog import Catalog, LabelledImages
-from services.runtime.inference import as_floats, as_stored, preprocess
-from services.runtime.intervals import estimate
+from services.runtime.estimates import estimate
+from services.runtime.preprocessing import as_floats, as_stored, preprocess
 from services.runtime.sessions import in_batches, onnx_function
 
 FALSE_ALARM_RATE = 0.05
@@ -63,7 +63,7 @@ class GuardBuilder:
             )
         regions = self._labelled()
         known = self._knowledge(regions)
-        encoder = self._store.read_bytes(catalog.vae(self._run.config, "encoder.onnx"))
+        encoder = self._store.read_bytes(keys.vae(self._run.config, "encoder.onnx"))
         risk = self._risk(guard_graph(encoder, self.model, known, threshold=0.0))
         clean = self._clean_held_out()
         threshold = conformal_threshold(risk(as_floats(clean)), false_alarm_rate)
@@ -92,10 +92,10 @@ class GuardBuilder:
         return labelled
 
     def _knowledge(self, regions: Sequence[correction_pb2.LabelledRegion]) -> Knowledge:
-        reference = self._store.read_arrays(catalog.reference(self._run.config))
+        reference = self._store.read_arrays(keys.reference(self._run.config))
         classes = np.unique(reference["label"])
         order = np.linspace(0, len(reference["log_density"]) - 1, min(_TABLE, len(reference["log_density"])))
-        arrays = [self._store.read_arrays(catalog.region_arrays(region.region)) for region in regions]
+        arrays = [self._store.read_arrays(keys.region_arrays(region.region)) for region in regions]
         return Knowledge(
             names=[region.region for region in regions],
             regions=Mixture.of(
@@ -135,9 +135,9 @@ class GuardBuilder:
 
     def _clean_held_out(self) -> Array:
         """Return searched images (n, h, w, c) that no region was fitted around and the version reads correctly."""
-        sources = self._store.read_arrays(catalog.sources(self._run.name))
+        sources = self._store.read_arrays(keys.sources(self._run.name))
         held_out = self._few(sources["index"][sources["held_out"] == 1])
-        split = self._split(catalog.SEARCHED_SPLIT)
+        split = self._split(keys.SEARCHED_SPLIT)
         images = LabelledImages(images=split.images[held_out], labels=split.labels[held_out])
         return np.asarray(images.images[self._searched_version().reads_stored_correctly(images)])
 
@@ -151,7 +151,7 @@ class GuardBuilder:
         record.measured_false_alarm_rate.CopyFrom(_share(found[right]))
         record.misread_recall.CopyFrom(_share(found[~right]))
         held_out = np.concatenate(
-            [self._store.read_arrays(catalog.region_arrays(one.region))["held_out_latent"] for one in record.regions]
+            [self._store.read_arrays(keys.region_arrays(one.region))["held_out_latent"] for one in record.regions]
         )
         record.recall.CopyFrom(_share(inside(self._pictures(held_out)) if len(held_out) else held_out))
 
@@ -168,7 +168,7 @@ class GuardBuilder:
 
     def _searched_version(self) -> LocalVersion:
         version = self._run.config.model_version
-        return LocalVersion(self._store.read_bytes(catalog.model_file(self.model.name, version)), self.model)
+        return LocalVersion(self._store.read_bytes(keys.model_file(self.model.name, version)), self.model)
 
     def _few(self, rows: Array) -> Array:
         """Return some rows, ascending, the same ones each time."""

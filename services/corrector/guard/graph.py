@@ -14,7 +14,7 @@ from defuse.guard_outputs import INDEX, INSIDE, REGION, RISK, TYPICALITY
 from defuse.v1 import model_pb2
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.guard.mixture import Mixture
 
 # The outputs' ONNX types, in their order.

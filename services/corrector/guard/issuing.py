@@ -6,7 +6,7 @@ from defuse.v1 import corrector_service_pb2, guard_pb2, release_pb2
 
 from services.corrector.adopted import AnyReleases
 from services.corrector.guard.building import FALSE_ALARM_RATE, GuardBuilder
-from services.runtime import catalog, telemetry
+from services.runtime import keys, telemetry
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 
@@ -40,8 +40,8 @@ class Guards:
         record.guard_model, record.guarded_model = names.guard_model(model_id), names.guarded_model(model_id)
         record.model_version, record.request_id = model.champion_version, request_id
         record.create_time.GetCurrentTime()
-        self._store.write_bytes(catalog.onnx_of(record.name), built.file)
-        self._store.write_message(catalog.guard(record.name), record)
+        self._store.write_bytes(keys.onnx_of(record.name), built.file)
+        self._store.write_message(keys.guard(record.name), record)
         return record
 
     def renew(self, run_name: str, release: release_pb2.Release) -> None:

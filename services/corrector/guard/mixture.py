@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 
 # Least variance of a component, in squared aggregate sds: latents that lie in a plane would have none.
 _LEAST_VARIANCE = 1e-6

@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
+from services.arrays import Array
 from services.distiller.mixture import starts
 from services.distiller.mixture.ascent import Ascent
 from services.distiller.mixture.coordinates import Coordinates, definite
@@ -22,7 +22,6 @@ from services.distiller.mixture.screening import LEAST_DIM
 from services.distiller.mixture.starts import Start
 from services.distiller.mixture.together import Crew
 
-Array = npt.NDArray[Any]
 # Blocks of a memoized pass, and the fewest points that are worth one.
 _BLOCKS, _LEAST_BLOCK = 8, 4_000
 # How often a prior is learned, and the fit goes on with it.

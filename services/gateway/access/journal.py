@@ -10,10 +10,10 @@ from defuse.errors import DefuseError
 from defuse.v1 import audit_pb2
 
 from services.gateway.paging import Cursor, Page
-from services.runtime import catalog, telemetry
+from services.runtime import keys, telemetry
 from services.runtime.artifacts import ArtifactStore
 
-_KEY = re.compile(rf"{catalog.AUDIT}/\d{{4}}-\d\d-\d\d/\d{{6}}\.\d{{6}}-[0-9a-f]{{6}}\.pb")
+_KEY = re.compile(rf"{keys.AUDIT}/\d{{4}}-\d\d-\d\d/\d{{6}}\.\d{{6}}-[0-9a-f]{{6}}\.pb")
 
 
 class Journal:
@@ -24,7 +24,7 @@ class Journal:
 
     async def keep(self, event: audit_pb2.AuditEvent) -> None:
         """Store an event; where that is not possible it is in the log alone, and the call that it tells of goes on."""
-        key = catalog.audit_event(event.time.ToDatetime(UTC), uuid.uuid4().hex[:6])
+        key = keys.audit_event(event.time.ToDatetime(UTC), uuid.uuid4().hex[:6])
         try:
             await asyncio.to_thread(self._store.write_message, key, event)
         except (DefuseError, OSError) as error:
@@ -38,7 +38,7 @@ class Journal:
         )
 
     def _keys(self, *, before: str) -> Iterator[str]:
-        for day in reversed(self._store.keys(catalog.AUDIT)):
+        for day in reversed(self._store.keys(keys.AUDIT)):
             if not before or day <= before:
                 yield from (
                     key

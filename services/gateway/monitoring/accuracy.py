@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from defuse.errors import NotFound
 from defuse.v1 import monitor_pb2
 
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 
 
@@ -13,7 +13,7 @@ def counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
     """Return `right of` for a batch: its observations whose truth and prediction are known; nothing without any."""
     truths = _truths(store, batch)
     try:
-        seen = store.read_arrays(catalog.watched(batch)) if truths else {}
+        seen = store.read_arrays(keys.watched(batch)) if truths else {}
     except NotFound:
         return ""
     right = [
@@ -36,11 +36,11 @@ def total(told: Iterable[bytes]) -> tuple[int, int]:
 def _truths(store: ArtifactStore, batch: str) -> dict[bytes, str]:
     """Return what observations really show, by the names of their rows; the last word counts."""
     try:
-        record = store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
+        record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
     except NotFound:
         return {}
     said = [
         record,
-        *(store.read_message(key, monitor_pb2.ObservationBatch) for key in store.keys(catalog.truths(batch))),
+        *(store.read_message(key, monitor_pb2.ObservationBatch) for key in store.keys(keys.truths(batch))),
     ]
-    return {catalog.observation_digest(one.id): one.truth for word in said for one in word.observations if one.truth}
+    return {keys.observation_digest(one.id): one.truth for word in said for one in word.observations if one.truth}

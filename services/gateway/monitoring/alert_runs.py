@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from defuse import names
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import dataset_pb2, guard_pb2, model_pb2, monitor_pb2, run_pb2
@@ -18,12 +16,12 @@ from defuse.v1 import dataset_pb2, guard_pb2, model_pb2, monitor_pb2, run_pb2
 from services.gateway.monitoring.alerts import Alerts
 from services.gateway.monitoring.captured import Captured, Period, captured
 from services.gateway.runs import Runs
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import SEARCHED_SPLIT, Catalog, label_map
+from services.runtime.catalog import Catalog, label_map
+from services.runtime.keys import SEARCHED_SPLIT
 from services.runtime.streamed import StreamedArray
 
-Array = npt.NDArray[Any]
 _LONGEST_ID = 63
 _VAE_PARTS = {"encoder_digest": "encoder.onnx", "decoder_digest": "decoder.onnx"}
 
@@ -110,10 +108,10 @@ class AlertRuns:
 
     def _period(self, alert: monitor_pb2.Alert, guard: guard_pb2.Guard) -> Period:
         """Return the time in which the images came: a monitor begins anew with a guard, and behind each alert."""
-        earlier = [name for name in self._store.keys(catalog.alerts(names.parent(alert.name))) if name < alert.name]
+        earlier = [name for name in self._store.keys(keys.alerts(names.parent(alert.name))) if name < alert.name]
         begins = [guard.create_time.ToDatetime(UTC)]
         if earlier:
-            last = self._store.read_message(catalog.alert(earlier[-1]), monitor_pb2.Alert)
+            last = self._store.read_message(keys.alert(earlier[-1]), monitor_pb2.Alert)
             begins.append(last.create_time.ToDatetime(UTC))
         return Period(since=max(begins), until=alert.create_time.ToDatetime(UTC))
 
@@ -121,14 +119,14 @@ class AlertRuns:
         """Return the name of a data set whose searched split are these images; made unless it is there."""
         base = self._catalog.dataset(base_name)
         name = names.dataset(_digest(base_name, cause, images))
-        if self._store.exists(catalog.dataset(name)):
+        if self._store.exists(keys.dataset(name)):
             return name
         made, label = _described(base, cause.model, cause.label)
         count = sum(len(part.rows) for part in images)
         made.name, made.display_name = name, f"captured in {cause.guard.regions[cause.region].region}"
         for split in made.splits:
             if split.name != SEARCHED_SPLIT:
-                self._copy(catalog.split(base_name, split.name), catalog.split(name, split.name))
+                self._copy(keys.split(base_name, split.name), keys.split(name, split.name))
                 continue
             split.size, split.cut_by_seed = count, False
             shape = (count, *base.image_shape)
@@ -136,9 +134,9 @@ class AlertRuns:
                 "x": StreamedArray(shape=shape, dtype=np.uint8, parts=(part.read() for part in images)),
                 "y": StreamedArray.whole(np.full(count, label, np.int64)),
             }
-            self._store.write_streamed(catalog.split(name, SEARCHED_SPLIT), arrays)
+            self._store.write_streamed(keys.split(name, SEARCHED_SPLIT), arrays)
         # Written last: a data set exists once it is whole.
-        self._store.write_message(catalog.dataset(name), made)
+        self._store.write_message(keys.dataset(name), made)
         return name
 
     def _give_vae(self, before: run_pb2.RunConfig, vae: run_pb2.VaeConfig) -> None:
@@ -146,10 +144,10 @@ class AlertRuns:
         if vae.encoder_digest:
             return
         for field, part in _VAE_PARTS.items():
-            content = self._store.read_bytes(catalog.vae(before, part))
+            content = self._store.read_bytes(keys.vae(before, part))
             digest = hashlib.sha256(content).hexdigest()
-            if not self._store.exists(catalog.file(digest)):
-                self._store.write_bytes(catalog.file(digest), content)
+            if not self._store.exists(keys.file(digest)):
+                self._store.write_bytes(keys.file(digest), content)
             setattr(vae, field, digest)
 
     def _copy(self, source: str, target: str) -> None:

@@ -12,7 +12,7 @@ from defuse.v1 import monitor_pb2
 from services.gateway.monitoring.subjects import Subjects
 from services.gateway.monitoring.webhooks import Webhooks
 from services.gateway.paging import Cursor, Page
-from services.runtime import catalog, telemetry
+from services.runtime import keys, telemetry
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import KEY, Queue
 
@@ -42,7 +42,7 @@ class Alerts:
         if not raised.HasField("create_time"):
             raised.create_time.GetCurrentTime()
         raised.name = raised.name or name_of(model_name, raised, uuid.uuid4().hex[:6])
-        key = catalog.alert(raised.name)
+        key = keys.alert(raised.name)
         if await asyncio.to_thread(self._store.exists, key):
             return await self.get(raised.name)
         subject = await self._subjects.of(model_name)
@@ -57,13 +57,13 @@ class Alerts:
 
     async def keep(self, alert: monitor_pb2.Alert) -> None:
         """Write an alert as it is now."""
-        await asyncio.to_thread(self._store.write_message, catalog.alert(alert.name), alert)
+        await asyncio.to_thread(self._store.write_message, keys.alert(alert.name), alert)
 
     async def get(self, name: str) -> monitor_pb2.Alert:
         """Return an alert; raise NotFound for an unknown name."""
         names.check(name, "models/*/alerts/*", field="name")
         try:
-            return await asyncio.to_thread(self._store.read_message, catalog.alert(name), monitor_pb2.Alert)
+            return await asyncio.to_thread(self._store.read_message, keys.alert(name), monitor_pb2.Alert)
         except NotFound as error:
             raise NotFound(f"there is no alert {names.last(name)!r}", reason="ALERT_NOT_FOUND") from error
 
@@ -74,10 +74,10 @@ class Alerts:
 
     def _page(self, model_name: str, cursor: Cursor) -> Page[monitor_pb2.Alert]:
         before = str(cursor.after[0]) if cursor.after else None
-        keys = reversed(self._store.keys(catalog.alerts(model_name)))
+        record_keys = reversed(self._store.keys(keys.alerts(model_name)))
         return cursor.page(
-            ([key], self._store.read_message(catalog.alert(key), monitor_pb2.Alert))
-            for key in keys
+            ([key], self._store.read_message(keys.alert(key), monitor_pb2.Alert))
+            for key in record_keys
             if before is None or key < before
         )
 

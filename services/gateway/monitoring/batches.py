@@ -12,10 +12,10 @@ import numpy.typing as npt
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, monitor_pb2
 
-from services.runtime import catalog
-from services.runtime.inference import restored
+from services.arrays import Array
+from services.runtime import keys
+from services.runtime.preprocessing import restored
 
-Array = npt.NDArray[Any]
 _DTYPES: dict[str, npt.DTypeLike] = {"FP32": "<f4", "UINT8": "u1"}
 # Arrays with a row for each image alone; all others have one for each observation.
 _OF_IMAGES = ("image",)
@@ -51,7 +51,7 @@ def arrays_of(observations: Sequence[monitor_pb2.Observation], model: model_pb2.
 
 def digests(ids: Any) -> Array:
     """Return the names of rows (n, 16) uint8."""
-    return np.frombuffer(b"".join(map(catalog.observation_digest, ids)), np.uint8).reshape(-1, 16)
+    return np.frombuffer(b"".join(map(keys.observation_digest, ids)), np.uint8).reshape(-1, 16)
 
 
 def without(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, Array] | None:

@@ -3,19 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from defuse import names
 from defuse.errors import NotFound
 from defuse.v1 import monitor_pb2
 
+from services.arrays import Array
 from services.gateway.monitoring.reports import HOUR
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ def captured(store: ArtifactStore, model_name: str, region: int, period: Period)
     """Return the images that were answered in a period and fall in the region of this index, batch by batch."""
     return [
         found
-        for hour in store.keys(catalog.observed_hours(model_name))
+        for hour in store.keys(keys.observed_hours(model_name))
         if period.may_hold(hour)
         for batch in store.keys(hour)
         for found in _of_batch(store, batch, region, period)
@@ -61,12 +58,12 @@ def captured(store: ArtifactStore, model_name: str, region: int, period: Period)
 
 def _of_batch(store: ArtifactStore, batch: str, region: int, period: Period) -> Iterator[Captured]:
     try:
-        record = store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
-        seen = store.map_arrays(catalog.watched(batch))
-        kept = store.map_arrays(catalog.observed_images(batch))
+        record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+        seen = store.map_arrays(keys.watched(batch))
+        kept = store.map_arrays(keys.observed_images(batch))
     except NotFound:
         return  # not looked at yet, not kept, or deleted
-    within = {catalog.observation_digest(one.id) for one in record.observations if one.time.ToDatetime(UTC) in period}
+    within = {keys.observation_digest(one.id) for one in record.observations if one.time.ToDatetime(UTC) in period}
     inside = np.array(seen["id"])[(np.array(seen["index"]) == region) & np.array(seen["inside"], bool)]
     wanted = within & {name.tobytes() for name in inside}
     shown = np.array(kept["id"])[np.array(kept["has_image"], bool)]

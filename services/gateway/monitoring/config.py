@@ -8,7 +8,7 @@ from defuse.errors import InvalidInput, NotFound
 from defuse.v1 import monitor_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 
 RUN_LENGTH = 100_000.0
@@ -34,7 +34,7 @@ def complete(config: monitor_pb2.MonitorConfig) -> monitor_pb2.MonitorConfig:
 def read(store: ArtifactStore, model_name: str) -> monitor_pb2.MonitorConfig:
     """Return the configuration of a model; the defaults where nobody has said one."""
     try:
-        return store.read_message(catalog.monitor_config(model_name), monitor_pb2.MonitorConfig)
+        return store.read_message(keys.monitor_config(model_name), monitor_pb2.MonitorConfig)
     except NotFound:
         return complete(monitor_pb2.MonitorConfig())
 

@@ -10,7 +10,7 @@ from defuse.v1 import monitor_pb2
 from services.gateway.monitoring import batches, config
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.subjects import Subjects, Told
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 
 MOST_IDS = 10_000
@@ -57,15 +57,15 @@ class Deletions:
         if not self._keep_record(batch, ids):
             self._store.remove_below(batch)
             return
-        gone = set(map(catalog.observation_digest, ids))
-        self._keep_rows(catalog.observed_images(batch), gone)
-        for key in self._store.keys(catalog.truths(batch)):
+        gone = set(map(keys.observation_digest, ids))
+        self._keep_rows(keys.observed_images(batch), gone)
+        for key in self._store.keys(keys.truths(batch)):
             self._keep_said(key, ids)
-        self._keep_rows(catalog.watched(batch), gone)
+        self._keep_rows(keys.watched(batch), gone)
 
     def _keep_record(self, batch: str, ids: Collection[str]) -> bool:
         """Write the record without these observations; return whether others are left, or a record may still come."""
-        key = catalog.reported(batch)
+        key = keys.reported(batch)
         if not self._store.exists(key):
             return True
         left = _without(self._store.read_message(key, monitor_pb2.ObservationBatch), ids)

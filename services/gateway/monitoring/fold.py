@@ -8,14 +8,8 @@ import numpy as np
 from defuse import names
 from defuse.v1 import guard_pb2, monitor_pb2, tensor_pb2
 
-from services.gateway.monitoring.sequential import (
-    ODDS_RATIOS,
-    STAKES,
-    Array,
-    accumulated,
-    rank_factors,
-    rate_factors,
-)
+from services.arrays import Array
+from services.gateway.monitoring.sequential import ODDS_RATIOS, STAKES, accumulated, rank_factors, rate_factors
 
 Kind = monitor_pb2.Alert
 # Shares of the evidence. They add up to 1, so the run length holds. What moves into a region changes the predicted

@@ -14,7 +14,7 @@ from defuse import names
 from defuse.errors import Conflict
 from google.protobuf.message import Message
 
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.queue import KEY, WATCH, Queue, fields
 
 # Longer than storing a batch takes: after so long what somebody wanted to store is anybody's.
@@ -71,14 +71,14 @@ class Index:
         Those of other batches that are stored, and those that were deleted, are not: they count once. Raises Conflict
         while another batch with one of them is being stored.
         """
-        keys, token = [_id_key(batch, one) for one in ids], uuid.uuid4().hex
+        record_keys, token = [_id_key(batch, one) for one in ids], uuid.uuid4().hex
         own = None
         while own is None:
-            found = await self._redis.mget(keys) if keys else []
+            found = await self._redis.mget(record_keys) if record_keys else []
             holders = {holder.decode() for holder in found if holder} - {batch}
             free = [holder for holder in holders if not await self._keeps(holder)]
             own = await self._claim(
-                keys=[_lease_key(batch), _UNFINISHED, *keys],
+                keys=[_lease_key(batch), _UNFINISHED, *record_keys],
                 args=[batch, token, LEASE_S, time.time(), _seconds(kept), len(free), *free, *holders.difference(free)],
             )
         return token, [ids[row] for row in own]
@@ -191,4 +191,4 @@ def _id_key(batch: str, observation_id: str) -> str:
 
 
 def _key(model_id: str, observation_id: str) -> str:
-    return f"{KEY}observed:{model_id}:id:{catalog.observation_digest(observation_id).hex()}"
+    return f"{KEY}observed:{model_id}:id:{keys.observation_digest(observation_id).hex()}"

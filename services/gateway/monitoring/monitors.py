@@ -17,7 +17,7 @@ from services.gateway.monitoring.alerts import Alerts, name_of
 from services.gateway.monitoring.config import retention
 from services.gateway.monitoring.fold import Calm, Seen, begun, fold
 from services.gateway.monitoring.subjects import Subject, Subjects
-from services.runtime import catalog, telemetry
+from services.runtime import keys, telemetry
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import GONE, KEY, Queue
 from services.runtime.worker import RETRY_S
@@ -155,15 +155,15 @@ class Monitors:
 
     def _look(self, subject: Subject, watched: work_pb2.Watched) -> _Look | None:
         try:
-            arrays = self._store.read_arrays(catalog.watched(watched.batch))
-            record = self._store.read_message(catalog.reported(watched.batch), monitor_pb2.ObservationBatch)
+            arrays = self._store.read_arrays(keys.watched(watched.batch))
+            record = self._store.read_message(keys.reported(watched.batch), monitor_pb2.ObservationBatch)
         except NotFound:
             return None
-        versions = {catalog.observation_digest(one.id): one.version for one in record.observations}
+        versions = {keys.observation_digest(one.id): one.version for one in record.observations}
         calm = Calm(
             guard=self._subjects.catalog.guard(watched.guard),
             classes=subject.model.classes,
-            arrays=self._store.read_arrays(catalog.guard_reference(watched.guard)),
+            arrays=self._store.read_arrays(keys.guard_reference(watched.guard)),
         )
         answered_by = [versions.get(row.tobytes(), "") for row in arrays["id"]]
         return _Look(batch=watched.batch, seen=Seen(arrays=arrays, versions=answered_by), calm=calm)

@@ -8,17 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, monitor_pb2
 
+from services.arrays import Array
 from services.gateway.monitoring.cloud_events import CloudEvent
 from services.gateway.monitoring.receiving import LONGEST_VERSION, MOST_OBSERVATIONS
 from services.runtime.catalog import shape
-from services.runtime.inference import input_shape, restored
+from services.runtime.preprocessing import input_shape, restored
 
-Array = npt.NDArray[Any]
 REQUEST, RESPONSE = "request", "response"
 # What KServe's payload logger calls them.
 _TYPES = {

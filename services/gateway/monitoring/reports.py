@@ -16,7 +16,7 @@ from services.gateway.monitoring.deletion import Deletions
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.receiving import Batch, check
 from services.gateway.monitoring.subjects import Subject, Subjects
-from services.runtime import catalog, telemetry
+from services.runtime import keys, telemetry
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import GONE
 
@@ -81,7 +81,7 @@ class Reports:
         return before if place == here and await self._has(before) else place
 
     async def _has(self, place: str) -> bool:
-        return await asyncio.to_thread(self._store.exists, catalog.reported(place))
+        return await asyncio.to_thread(self._store.exists, keys.reported(place))
 
     async def _check_same(self, batch: Batch, place: str, model_name: str) -> None:
         """Raise AlreadyExists where a stored batch is not the one that is reported under its id again."""
@@ -111,10 +111,10 @@ class Reports:
         observations = [one for one in batch.observations if one.id in wanted]
         arrays = await asyncio.to_thread(batches.arrays_of, observations, subject.model)
         # Killed behind this, nobody reads the arrays: they are written anew, or go with their hour.
-        await asyncio.to_thread(self._store.write_arrays, catalog.observed_images(place), arrays)
+        await asyncio.to_thread(self._store.write_arrays, keys.observed_images(place), arrays)
         await self._index.check(place, token)
         record = batches.record_of(observations)
-        await asyncio.to_thread(self._store.write_message, catalog.reported(place), record)
+        await asyncio.to_thread(self._store.write_message, keys.reported(place), record)
         telemetry.OBSERVATIONS.labels(subject.model.name, "stored").inc(len(observations))
         return True
 
@@ -131,7 +131,7 @@ class Reports:
     def _ids(self, place: str) -> Sequence[str]:
         """Return what is stored of a batch; nothing where all of it was deleted."""
         with suppress(NotFound):
-            record = self._store.read_message(catalog.reported(place), monitor_pb2.ObservationBatch)
+            record = self._store.read_message(keys.reported(place), monitor_pb2.ObservationBatch)
             return [observation.id for observation in record.observations]
         return []
 
@@ -146,4 +146,4 @@ class Reports:
 
 
 def _place(subject: Subject, moment: datetime, batch_id: str) -> str:
-    return f"{catalog.observations(subject.model.name, moment.strftime(HOUR))}/{batch_id}"
+    return f"{keys.observations(subject.model.name, moment.strftime(HOUR))}/{batch_id}"

@@ -13,7 +13,7 @@ from defuse.errors import DefuseError
 
 from services.gateway.monitoring import config
 from services.gateway.monitoring.reports import HOUR
-from services.runtime import catalog, telemetry
+from services.runtime import keys, telemetry
 from services.runtime.artifacts import ArtifactStore
 
 _LOOK_EVERY_S = 60.0
@@ -37,14 +37,14 @@ class Retention:
     def remove_old(self, now: datetime) -> None:
         """Remove the hours of all models that are past their retention."""
         for model_name in self._store.keys("models"):
-            if hours := self._store.keys(catalog.observed_hours(model_name)):
+            if hours := self._store.keys(keys.observed_hours(model_name)):
                 kept = config.retention(config.read(self._store, model_name))
                 for hour in past(hours, kept, now):
                     self._remove(hour)
 
     def _remove(self, hour: str) -> None:
         for batch in self._store.keys(hour):
-            self._store.remove(catalog.reported(batch))  # first: it is there whole or not at all
+            self._store.remove(keys.reported(batch))  # first: it is there whole or not at all
         self._store.remove_below(hour)
         telemetry.log().info("observations_expired", hour=hour)
 

@@ -6,12 +6,9 @@ nothing has changed. Then `M_t - t` is a supermartingale, so that M reaches a th
 in expectation, whatever else is true of them; so does any mean of such detectors.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
 
 ODDS_RATIOS = np.array([1.5, 2.0, 4.0, 8.0, 20.0])
 """How much larger a rate may have become: alternatives, each with a detector of its own."""

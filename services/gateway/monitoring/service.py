@@ -20,7 +20,7 @@ from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.subjects import Subjects
 from services.gateway.monitoring.truths import Truths
 from services.gateway.paging import Cursor
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -67,7 +67,7 @@ class MonitorService(pb_grpc.MonitorServiceServicer):
     ) -> pb.ConfigureMonitorResponse:
         subject = await self._rooms.subjects.of(names.check(request.model, "models/*", field="model"))
         whole = config.complete(request.config)
-        key = catalog.monitor_config(subject.model.name)
+        key = keys.monitor_config(subject.model.name)
         await asyncio.to_thread(self._rooms.store.write_message, key, whole)
         self._rooms.subjects.forget(subject.model.name)
         return pb.ConfigureMonitorResponse(config=whole)

@@ -11,7 +11,7 @@ from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.subjects import Subjects, Told
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 
 MOST_TRUTHS = 10_000
@@ -43,13 +43,13 @@ class Truths:
         return attached
 
     def _keep(self, batch: str, said: list[monitor_pb2.Observation]) -> int:
-        if not said or not self._store.exists(catalog.reported(batch)):
+        if not said or not self._store.exists(keys.reported(batch)):
             return 0
         message = monitor_pb2.ObservationBatch(observations=said)
-        before = self._store.keys(catalog.truths(batch))
+        before = self._store.keys(keys.truths(batch))
         # Said again, by somebody who did not hear the answer, it is not kept twice.
         if not before or self._store.read_message(before[-1], monitor_pb2.ObservationBatch) != message:
-            key = catalog.truth(batch, datetime.now(UTC), uuid.uuid4().hex[:6])
+            key = keys.truth(batch, datetime.now(UTC), uuid.uuid4().hex[:6])
             self._store.write_message(key, message)
         return len(said)
 

@@ -20,7 +20,7 @@ from services.gateway.monitoring.truths import Truths
 from services.gateway.monitoring.webhooks import Webhooks
 from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.queue import Queue
@@ -33,7 +33,7 @@ class Monitoring:
         self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs, limits: Limits
     ) -> None:
         subjects = Subjects(Catalog(store))
-        index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
+        index = Index(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
         webhooks = Webhooks()
         self.alerts = Alerts(queue, store, subjects, webhooks)
         self.alert_runs = AlertRuns(store, self.alerts, runs)

@@ -9,7 +9,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from services.runtime.images.splits import PART_BYTES, Array
+from services.arrays import Array
+from services.runtime.images.splits import PART_BYTES
 from services.runtime.scratch import append, scratch_file
 
 # What a member of an archive raises whose bytes were changed.

@@ -10,8 +10,9 @@ import numpy as np
 from defuse.errors import InvalidInput
 from PIL import Image
 
+from services.arrays import Array
 from services.runtime.images.archived_array import DAMAGED
-from services.runtime.images.splits import ALIASES, PART_BYTES, SPLITS, Array, SplitImages
+from services.runtime.images.splits import ALIASES, PART_BYTES, SPLITS, SplitImages
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 _CLASSES_FILE = "classes.txt"

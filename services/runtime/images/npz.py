@@ -7,8 +7,9 @@ from itertools import combinations
 import numpy as np
 from defuse.errors import InvalidInput
 
+from services.arrays import Array
 from services.runtime.images.archived_array import DAMAGED, ArchivedArray
-from services.runtime.images.splits import ALIASES, Array, SplitImages
+from services.runtime.images.splits import ALIASES, SplitImages
 
 
 def read_npz(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], list[str]]:

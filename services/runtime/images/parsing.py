@@ -8,9 +8,10 @@ from typing import IO
 import numpy as np
 from defuse.errors import InvalidInput
 
+from services.arrays import Array
 from services.runtime.images.folders import read_folders
 from services.runtime.images.npz import read_npz
-from services.runtime.images.splits import SPLITS, Array, SplitImages
+from services.runtime.images.splits import SPLITS, SplitImages
 
 # Share of the training images that becomes a split which the data does not have.
 _CUT_SHARE = 0.2

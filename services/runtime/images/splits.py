@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
+
 SPLITS = ("train", "val", "test")
 ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # Of images that are in memory at the same time.

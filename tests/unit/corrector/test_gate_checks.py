@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.gate import checks
 from services.corrector.paired import Readings
 

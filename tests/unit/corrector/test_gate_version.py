@@ -5,7 +5,7 @@ import pytest
 from defuse.errors import DeadlineExceeded, DefuseError, Internal, InvalidInput, NotReady, Unavailable
 from defuse.v1 import model_pb2
 
-from services.corrector.augmentation import Array
+from services.arrays import Array
 from services.corrector.gate.version import OwnFaults
 
 IMAGES = np.zeros((2, 1, 3, 3), np.float32)

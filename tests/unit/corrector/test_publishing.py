@@ -10,7 +10,7 @@ from defuse.v1 import correction_pb2, gate_pb2, release_pb2, work_pb2
 
 from services.corrector.guard.issuing import Guards
 from services.corrector.publishing import Publisher, publish
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.worker import Job
 from tests.unit.conftest import RememberingTriton
@@ -38,7 +38,7 @@ def house(store: ArtifactStore, tmp_path: Path, triton: RememberingTriton) -> Ho
     """A registered model with a finished correction."""
     house = House(store, tmp_path / "models", triton)
     house.register()
-    store.write_message(catalog.correction(ONE), house.correction(1, base_version=1))
+    store.write_message(keys.correction(ONE), house.correction(1, base_version=1))
     return house
 
 

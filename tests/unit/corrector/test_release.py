@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from services.corrector.history import NOBODY, Decision
 from services.corrector.release import Releases
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from tests.onnx_files import build_onnx_classifier, declare
@@ -35,7 +35,7 @@ class House:
     def upload(self, seed: int = 0, classes: int = 3) -> str:
         file = build_onnx_classifier(seed=seed, classes=classes)
         digest = hashlib.sha256(file).hexdigest()
-        self.store.write_bytes(catalog.file(digest), file)
+        self.store.write_bytes(keys.file(digest), file)
         return digest
 
     def register(self, seed: int = 0) -> model_pb2.Model:
@@ -44,7 +44,7 @@ class House:
     def correction(self, number: int, base_version: int) -> correction_pb2.Correction:
         """Leave a corrected file as the corrector would."""
         name = f"runs/first/corrections/c{number}"
-        self.store.write_bytes(catalog.corrected_file(name), f"file of c{number}".encode())
+        self.store.write_bytes(keys.corrected_file(name), f"file of c{number}".encode())
         return correction_pb2.Correction(name=name, model=NAME, base_version=base_version)
 
     def champion(self) -> int:
@@ -75,9 +75,9 @@ def test_a_registered_model_is_served_as_version_1(house: House) -> None:
     assert (model.champion_version, model.input_name) == (1, "image")
     assert house.served() == [1]
     assert house.history() == [(Kind.KIND_REGISTERED, 1, 0)]
-    version = house.store.read_message(catalog.model_version(NAME, 1), model_pb2.ModelVersion)
+    version = house.store.read_message(keys.model_version(NAME, 1), model_pb2.ModelVersion)
     file = (house.root / "tiny/1/model.onnx").read_bytes()
-    assert file == house.store.read_bytes(catalog.model_file(NAME, 1))
+    assert file == house.store.read_bytes(keys.model_file(NAME, 1))
     assert version.digest == hashlib.sha256(file).hexdigest()
 
 
@@ -111,7 +111,7 @@ def test_a_refused_registration_does_not_stand_in_the_way_of_the_next(house: Hou
     house.triton.refuses = False
     house.register(seed=1)
     assert (house.root / "tiny/1/model.onnx").read_bytes() == build_onnx_classifier(seed=1)
-    assert house.store.read_bytes(catalog.model_file(NAME, 1)) == build_onnx_classifier(seed=1)
+    assert house.store.read_bytes(keys.model_file(NAME, 1)) == build_onnx_classifier(seed=1)
 
 
 def test_publishing_serves_the_correction_beside_its_base(registered: House) -> None:

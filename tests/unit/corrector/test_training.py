@@ -14,7 +14,7 @@ from services.corrector import fitting
 from services.corrector import training as stage
 from services.corrector.finetune import Labelled
 from services.corrector.materials import Materials
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from tests.unit.corrector.corrections import (
     CORRECTION,
@@ -86,7 +86,7 @@ def test_training_on_reads_no_region(world: World) -> None:
     few, many = world.correction(ON, images_per_region=1), world.correction(ON, images_per_region=64)
     world.trained(few)
     one = world.weights()
-    world.store.remove(catalog.training(CORRECTION, 0))
+    world.store.remove(keys.training(CORRECTION, 0))
     world.trained(many)
     for name, weight in world.weights().items():
         np.testing.assert_array_equal(weight, one[name])
@@ -159,7 +159,7 @@ def test_a_training_is_made_once(world: World, monkeypatch: pytest.MonkeyPatch) 
     """A message that is delivered again gives the event of the stored training; its checkpoint is gone."""
     correction = world.correction(ALL)
     first = world.trained(correction)
-    assert not world.store.exists(catalog.checkpoint(CORRECTION, 0))
+    assert not world.store.exists(keys.checkpoint(CORRECTION, 0))
     monkeypatch.setattr(stage, "_train", lambda *_: pytest.fail("it was trained again"))
     assert world.trained(correction) == first
 
@@ -168,15 +168,15 @@ def test_a_killed_training_goes_on_to_the_same_file(world: World) -> None:
     """Taken up from its checkpoint it leaves, byte for byte, the file that it would have left."""
     correction = world.correction(ALL, epochs=40)
     undisturbed = world.trained(correction)
-    file = world.store.read_bytes(catalog.onnx_of(catalog.point(CORRECTION, 0, 0)))
-    world.store.remove(catalog.training(CORRECTION, 0))
-    world.store.remove(catalog.onnx_of(catalog.point(CORRECTION, 0, 0)))
+    file = world.store.read_bytes(keys.onnx_of(keys.point(CORRECTION, 0, 0)))
+    world.store.remove(keys.training(CORRECTION, 0))
+    world.store.remove(keys.onnx_of(keys.point(CORRECTION, 0, 0)))
     with pytest.raises(KeyboardInterrupt):
         world.trained(correction, stop=lambda note: "step 50 of" in note)
-    assert world.store.exists(catalog.checkpoint(CORRECTION, 0))
+    assert world.store.exists(keys.checkpoint(CORRECTION, 0))
     world.notes.clear()
     assert world.trained(correction) == undisturbed
-    assert world.store.read_bytes(catalog.onnx_of(catalog.point(CORRECTION, 0, 0))) == file
+    assert world.store.read_bytes(keys.onnx_of(keys.point(CORRECTION, 0, 0))) == file
     assert not any("step 10 of" in note for note in world.notes)
 
 
@@ -214,7 +214,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def uploaded(store: ArtifactStore, net: torch.nn.Module) -> str:
-    store.write_bytes(catalog.file("abc"), safetensors.torch.save(net.state_dict()))
+    store.write_bytes(keys.file("abc"), safetensors.torch.save(net.state_dict()))
     return "abc"
 
 
@@ -224,8 +224,8 @@ def test_a_torch_factory_is_trained_in_place_of_the_graph(world: World, plugin: 
     correction = world.correction(ALL, torch_factory=factory, epochs=100)
     [point] = world.trained(correction, factories=["acme_nets"]).points
     assert point.regions.value > 0.9
-    prefix = catalog.point(CORRECTION, 0, 0)
-    kept = safetensors.torch.load(world.store.read_bytes(catalog.weights_of(prefix)))
+    prefix = keys.point(CORRECTION, 0, 0)
+    kept = safetensors.torch.load(world.store.read_bytes(keys.weights_of(prefix)))
     assert (kept["wide.weight"] != network().wide.weight).any()
     assert set(kept) == set(network().state_dict())
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.distiller.gaussian import Array
+from services.arrays import Array
 from services.distiller.grouping import Failures
 
 

@@ -6,7 +6,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, region_pb2, release_pb2, run_pb2
 
 from services.distiller.comparing import compare
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
 
@@ -16,17 +16,17 @@ PLACES = {"r1": 0.3, "r2": 0.7}
 
 def put_model(store: ArtifactStore, name: str, **fields: Any) -> None:
     declared = {"classes": ["a", "b"], "image_shape": [2, 3, 1]} | fields
-    store.write_message(catalog.model(name), model_pb2.Model(name=name, **declared))
-    store.write_message(f"{catalog.releases(name)}/1.pb", release_pb2.Release(model=name, version=1))
+    store.write_message(keys.model(name), model_pb2.Model(name=name, **declared))
+    store.write_message(f"{keys.releases(name)}/1.pb", release_pb2.Release(model=name, version=1))
 
 
 def put_run(store: ArtifactStore, name: str, regions: dict[str, float], *, scale: float, model: str) -> None:
     """Store a distilled run whose VAE tells pixels `scale` times smaller; regions lie at pixels of one gray."""
     config = run_pb2.RunConfig(model=model, dataset="datasets/d", vae={"epochs": int(10 * scale)})
-    store.write_message(catalog.run(name), run_pb2.Run(name=name, config=config))
+    store.write_message(keys.run(name), run_pb2.Run(name=name, config=config))
     shrink = (np.eye(DIM) / scale).astype(np.float32)
-    store.write_bytes(catalog.vae(config, "encoder.onnx"), encoder_file(weight=shrink))
-    store.write_bytes(catalog.vae(config, "decoder.onnx"), decoder_file(scale=scale, clipped=False))
+    store.write_bytes(keys.vae(config, "encoder.onnx"), encoder_file(weight=shrink))
+    store.write_bytes(keys.vae(config, "decoder.onnx"), decoder_file(scale=scale, clipped=False))
     random, records = np.random.default_rng(0), []
     for region, gray in regions.items():
         latent = (gray + 0.02 * random.standard_normal((60, DIM))) / scale
@@ -36,9 +36,9 @@ def put_run(store: ArtifactStore, name: str, regions: dict[str, float], *, scale
             "latent": latent.astype(np.float32),
             "source": np.arange(60),
         }
-        store.write_arrays(catalog.region_arrays(f"{name}/regions/{region}"), arrays)
+        store.write_arrays(keys.region_arrays(f"{name}/regions/{region}"), arrays)
         records.append(region_pb2.Region(name=f"{name}/regions/{region}", true_label="a", predicted_label="b"))
-    store.write_message(catalog.distillation(name), region_pb2.Distillation(run=name, regions=records))
+    store.write_message(keys.distillation(name), region_pb2.Distillation(run=name, regions=records))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])

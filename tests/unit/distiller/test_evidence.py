@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from services.arrays import Array
 from services.distiller import evidence
 from services.distiller.evidence import RealInside, Searched, Training
-from services.distiller.gaussian import Array, Gaussian
+from services.distiller.gaussian import Gaussian
 from services.distiller.grouping import Failures, Group
 
 ONES = np.ones(2)

@@ -12,7 +12,7 @@ from defuse.v1 import region_pb2, work_pb2
 from services.distiller.assessing import Tools
 from services.distiller.parts import split_region
 from services.distiller.worker import distill
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.worker import Job
@@ -42,11 +42,11 @@ def mixed(
 ) -> str:
     """Leave a region of the failures of others, so many of each at most, beside those that the run found."""
     store, name = tools.store, f"{RUN}/regions/{region_id}"
-    parts = [store.read_arrays(catalog.region_arrays(other)) for other in of]
+    parts = [store.read_arrays(keys.region_arrays(other)) for other in of]
     members = ("latent", "source", "held_out_latent", "held_out_source")
     arrays = {field: np.concatenate([part[field][:failures] for part in parts]) for field in members}
-    store.write_arrays(catalog.region_arrays(name), arrays)
-    key = key or catalog.distillation(RUN)
+    store.write_arrays(keys.region_arrays(name), arrays)
+    key = key or keys.distillation(RUN)
     found = store.read_message(key, region_pb2.Distillation) if store.exists(key) else region_pb2.Distillation()
     found.regions.add(name=name, size=len(arrays["latent"]))
     store.write_message(key, found)
@@ -55,7 +55,7 @@ def mixed(
 
 def latents(tools: Tools, region: str) -> dict[str, Any]:
     """Return the latents of a region in an order of their own."""
-    arrays = tools.store.read_arrays(catalog.region_arrays(region))
+    arrays = tools.store.read_arrays(keys.region_arrays(region))
     return {name: np.unique(arrays[name], axis=0) for name in ("latent", "held_out_latent")}
 
 
@@ -65,7 +65,7 @@ def test_a_mixed_region_becomes_regions_of_their_own(tools: Tools) -> None:
     parts = split_region(tools, whole)
     assert {part.name for part in parts} == {f"{whole}-1", f"{whole}-2"}
     assert [part.score for part in parts] == sorted((part.score for part in parts), reverse=True)
-    total = tools.store.read_message(catalog.distillation(RUN), region_pb2.Distillation).counts.failures
+    total = tools.store.read_message(keys.distillation(RUN), region_pb2.Distillation).counts.failures
     for part, like in zip(sorted(parts, key=lambda part: part.true_label), (ANTS, CATS), strict=True):
         record = Catalog(tools.store).region(like)
         assert (part.true_label, part.predicted_label) == (record.true_label, record.predicted_label)
@@ -76,23 +76,23 @@ def test_a_mixed_region_becomes_regions_of_their_own(tools: Tools) -> None:
         assert Catalog(tools.store).region(part.name) == part
         for name, found in latents(tools, part.name).items():
             np.testing.assert_array_equal(found, latents(tools, like)[name])
-        keys = [set(tools.store.read_arrays(catalog.region_arrays(name))) for name in (part.name, like)]
-        assert keys[0] == keys[1]
+        record_keys = [set(tools.store.read_arrays(keys.region_arrays(name))) for name in (part.name, like)]
+        assert record_keys[0] == record_keys[1]
 
 
 def test_splitting_twice_has_one_effect(tools: Tools) -> None:
     """What was split once is returned as it is, though nothing could be asked any more."""
     whole = mixed(tools, "r12")
     parts = split_region(tools, whole)
-    stored = [tools.store.read_bytes(catalog.region_arrays(part.name)) for part in parts]
+    stored = [tools.store.read_bytes(keys.region_arrays(part.name)) for part in parts]
     again = split_region(Tools(store=tools.store, inference=None), whole)  # type: ignore[arg-type]
     assert again == parts
-    assert [tools.store.read_bytes(catalog.region_arrays(part.name)) for part in again] == stored
+    assert [tools.store.read_bytes(keys.region_arrays(part.name)) for part in again] == stored
 
 
 def test_a_part_can_be_split_again(tools: Tools) -> None:
     """Parts of a part carry its name."""
-    whole = mixed(tools, "r13-2", key=catalog.parts(f"{RUN}/regions/r13"))
+    whole = mixed(tools, "r13-2", key=keys.parts(f"{RUN}/regions/r13"))
     assert {part.name for part in split_region(tools, whole)} == {f"{whole}-1", f"{whole}-2"}
 
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_told_apart(tools: Tools) -> None:
     with pytest.raises(NotReady, match=r"nothing tells parts of region 'r14'.*3 failures.*invalid or unsure") as caught:
         split_region(tools, whole)
     assert caught.value.reason == "NOT_SEPARABLE"
-    assert not tools.store.exists(catalog.parts(whole))
+    assert not tools.store.exists(keys.parts(whole))
 
 
 def test_no_part_is_worse_than_its_controls(tools: Tools) -> None:
@@ -112,7 +112,7 @@ def test_no_part_is_worse_than_its_controls(tools: Tools) -> None:
     with pytest.raises(NotReady, match=r"region 'r15' has 2 parts, but none") as caught:
         split_region(right, whole)
     assert caught.value.reason == "NO_PART_WORSE"
-    assert not tools.store.exists(catalog.parts(whole))
+    assert not tools.store.exists(keys.parts(whole))
 
 
 def test_an_unknown_region(tools: Tools) -> None:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.distiller.gaussian import Array
+from services.arrays import Array
 from services.distiller.grouping import Failures, GroupingConfig
 from services.distiller.splitting import Split, split
 

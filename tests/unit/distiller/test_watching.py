@@ -13,7 +13,7 @@ from services.corrector.guard.building import GuardBuilder
 from services.corrector.measuring import LocalVersion
 from services.distiller.assessing import Tools
 from services.distiller.watching import Watcher
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.worker import Job
@@ -32,7 +32,7 @@ class LocalInference:
         self._store = store
 
     def classifier(self, model: Any, *, version: int) -> LocalVersion:
-        return LocalVersion(self._store.read_bytes(catalog.model_file(model.name, version)), model)
+        return LocalVersion(self._store.read_bytes(keys.model_file(model.name, version)), model)
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def store(tmp_path: Path) -> ArtifactStore:
     annotate(store, REGIONS[0], CLASSES[0])
     built = GuardBuilder(store, Catalog(store).run(RUN)).build(0.2)
     built.record.name = GUARD
-    store.write_bytes(catalog.onnx_of(GUARD), built.file)
-    store.write_message(catalog.guard(GUARD), built.record)
+    store.write_bytes(keys.onnx_of(GUARD), built.file)
+    store.write_message(keys.guard(GUARD), built.record)
     return store
 
 
 def pictures(store: ArtifactStore, region: int) -> Array:
     """Return the images (20, h, w, c) of the held-out failures of a region."""
-    latent = store.read_arrays(catalog.region_arrays(REGIONS[region]))["held_out_latent"]
+    latent = store.read_arrays(keys.region_arrays(REGIONS[region]))["held_out_latent"]
     return np.rint(np.clip(latent, 0, 1) * 255).astype(np.uint8).reshape(-1, 2, 3, 1)
 
 
@@ -64,14 +64,14 @@ def report(store: ArtifactStore, images: Array, scores: Array, *, has_image: Arr
         "has_scores": np.ones(count, bool),
     }
     ids = [f"o{number}" for number in range(count)]
-    arrays["id"] = np.frombuffer(b"".join(map(catalog.observation_digest, ids)), np.uint8).reshape(count, 16)
-    store.write_arrays(catalog.observed_images(BATCH), arrays)
+    arrays["id"] = np.frombuffer(b"".join(map(keys.observation_digest, ids)), np.uint8).reshape(count, 16)
+    store.write_arrays(keys.observed_images(BATCH), arrays)
     record(store, ids)
 
 
 def record(store: ArtifactStore, ids: list[str]) -> None:
     observations = [monitor_pb2.Observation(id=one) for one in ids]
-    store.write_message(catalog.reported(BATCH), monitor_pb2.ObservationBatch(observations=observations))
+    store.write_message(keys.reported(BATCH), monitor_pb2.ObservationBatch(observations=observations))
 
 
 def watched(store: ArtifactStore, *, guard: str = GUARD, latents_alone: bool = False) -> dict[str, Array]:
@@ -79,7 +79,7 @@ def watched(store: ArtifactStore, *, guard: str = GUARD, latents_alone: bool = F
     work = work_pb2.WatchWork(model=MODEL, batch=BATCH, guard=guard, latents_alone=latents_alone)
     event = watcher.watch(work, Job(MODEL, lambda _: None))
     assert (event.subject, event.watched.batch, event.watched.guard) == (MODEL, BATCH, guard)
-    return store.read_arrays(catalog.watched(BATCH))
+    return store.read_arrays(keys.watched(BATCH))
 
 
 def test_images_are_looked_for_in_the_regions(store: ArtifactStore) -> None:
@@ -115,14 +115,14 @@ def test_without_a_guard_only_scores_are_looked_at(store: ArtifactStore) -> None
     seen = watched(store, guard="")
     assert (seen["predicted"] == 0).all()
     assert (seen["index"] == -1).all()
-    assert not store.exists(catalog.guard_reference(GUARD))
+    assert not store.exists(keys.guard_reference(GUARD))
 
 
 def test_latents_alone_are_kept(store: ArtifactStore) -> None:
     """Images are gone, what was seen of them stays, also when the message comes again."""
     report(store, pictures(store, 0), np.zeros((20, 3)))
     first = watched(store, latents_alone=True)
-    assert set(store.read_arrays(catalog.observed_images(BATCH))) == {"id", "has_image", "scores", "has_scores"}
+    assert set(store.read_arrays(keys.observed_images(BATCH))) == {"id", "has_image", "scores", "has_scores"}
     again = watched(store, latents_alone=True)
     np.testing.assert_array_equal(first["latent"], again["latent"])
 
@@ -132,22 +132,22 @@ def test_observations_that_are_deleted_meanwhile(store: ArtifactStore) -> None:
     report(store, pictures(store, 0), np.zeros((20, 3)))
     record(store, ["o3", "o7"])
     seen = watched(store, latents_alone=True)
-    assert [row.tobytes() for row in seen["id"]] == [catalog.observation_digest(one) for one in ("o3", "o7")]
-    assert len(store.read_arrays(catalog.observed_images(BATCH))["scores"]) == 2
+    assert [row.tobytes() for row in seen["id"]] == [keys.observation_digest(one) for one in ("o3", "o7")]
+    assert len(store.read_arrays(keys.observed_images(BATCH))["scores"]) == 2
 
 
 def test_a_batch_that_was_deleted_meanwhile(store: ArtifactStore) -> None:
     watcher = Watcher(Tools(store=store, inference=LocalInference(store)))  # type: ignore[arg-type]
     event = watcher.watch(work_pb2.WatchWork(model=MODEL, batch=BATCH, guard=GUARD), Job(MODEL, lambda _: None))
     assert event.watched.batch == BATCH
-    assert not store.exists(catalog.watched(BATCH))
+    assert not store.exists(keys.watched(BATCH))
 
 
 def test_what_calm_looks_like(store: ArtifactStore) -> None:
     """Counts are those of the test split, bounds above them, and as many are sure as are right."""
     report(store, pictures(store, 0), np.zeros((20, 3)))
     watched(store)
-    calm = store.read_arrays(catalog.guard_reference(GUARD))
+    calm = store.read_arrays(keys.guard_reference(GUARD))
     model, test = Catalog(store).model(MODEL), Catalog(store).split(DATASET, "test", Catalog(store).model(MODEL))
     version = LocalInference(store).classifier(model, version=1)
     answers = version.classify_stored(test.images)

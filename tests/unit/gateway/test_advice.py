@@ -22,7 +22,7 @@ from services.gateway.advice import Advice
 from services.gateway.regions import Regions
 from services.gateway.run_config import complete
 from services.gateway.runs import Runs
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import PREPARE, Queue
 
@@ -76,10 +76,10 @@ def judged(store: ArtifactStore) -> ArtifactStore:
     )
     store.write_message("models/tiny/releases/1.pb", release_pb2.Release(model="models/tiny", version=1))
     data = dataset_pb2.Dataset(name="datasets/d", classes=["ant", "bee"], image_shape=[2, 2, 1], label_count=2)
-    store.write_message(catalog.dataset(data.name), data)
+    store.write_message(keys.dataset(data.name), data)
     regions = [region_pb2.Region(name=f"{REGIONS}/r{rank}", true_label="ant") for rank in (1, 2, 3)]
-    store.write_message(catalog.run("runs/first"), run_pb2.Run(name="runs/first", config={"model": "models/tiny"}))
-    store.write_message(catalog.distillation("runs/first"), region_pb2.Distillation(regions=regions))
+    store.write_message(keys.run("runs/first"), run_pb2.Run(name="runs/first", config={"model": "models/tiny"}))
+    store.write_message(keys.distillation("runs/first"), region_pb2.Distillation(regions=regions))
     say(store, "r1", "LABEL", label="ant")
     say(store, "r2", "INVALID")
     return store

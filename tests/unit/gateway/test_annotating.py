@@ -8,7 +8,7 @@ from defuse.v1 import annotation_pb2, distiller_service_pb2, region_pb2, run_pb2
 
 from services.gateway.annotating import Annotator
 from services.gateway.regions import Regions
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 
 R1 = "runs/first/regions/r1"
@@ -32,21 +32,19 @@ class Distiller:
         self, request: distiller_service_pb2.SplitRegionRequest, **_: float
     ) -> distiller_service_pb2.SplitRegionResponse:
         self.asked.append(request.region)
-        self.annotated_before.append(bool(self._store.keys(catalog.annotations(request.region))))
+        self.annotated_before.append(bool(self._store.keys(keys.annotations(request.region))))
         if self.refusal:
             raise self.refusal
         parts = [region_pb2.Region(name=name) for name in PARTS]
-        self._store.write_message(catalog.parts(request.region), region_pb2.Distillation(regions=parts))
+        self._store.write_message(keys.parts(request.region), region_pb2.Distillation(regions=parts))
         return distiller_service_pb2.SplitRegionResponse(parts=parts)
 
 
 @pytest.fixture
 def distiller(store: ArtifactStore) -> Distiller:
     """Leave a run with one region, and somebody who can split it."""
-    store.write_message(catalog.run("runs/first"), run_pb2.Run(name="runs/first"))
-    store.write_message(
-        catalog.distillation("runs/first"), region_pb2.Distillation(regions=[region_pb2.Region(name=R1)])
-    )
+    store.write_message(keys.run("runs/first"), run_pb2.Run(name="runs/first"))
+    store.write_message(keys.distillation("runs/first"), region_pb2.Distillation(regions=[region_pb2.Region(name=R1)]))
     return Distiller(store)
 
 

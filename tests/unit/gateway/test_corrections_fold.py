@@ -9,7 +9,7 @@ from defuse.v1 import annotation_pb2, correction_pb2, model_pb2, region_pb2, rel
 from services.gateway.corrections import Corrections, fold
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.queue import CHOOSE, PREPARE, TRAIN, Queue
@@ -131,11 +131,11 @@ def annotated(store: ArtifactStore) -> ArtifactStore:
     store.write_message("models/tiny/model.pb", model_pb2.Model(name="models/tiny", classes=["ant", "bee"]))
     store.write_message("models/tiny/releases/1.pb", release_pb2.Release(model="models/tiny", version=1))
     for name in ("runs/first", "runs/second"):
-        store.write_message(catalog.run(name), run_pb2.Run(name=name, config={"model": "models/tiny"}))
+        store.write_message(keys.run(name), run_pb2.Run(name=name, config={"model": "models/tiny"}))
         regions = [region_pb2.Region(name=f"{name}/regions/r1")]
-        store.write_message(catalog.distillation(name), region_pb2.Distillation(run=name, regions=regions))
+        store.write_message(keys.distillation(name), region_pb2.Distillation(run=name, regions=regions))
         label = annotation_pb2.Annotation(region=f"{name}/regions/r1", verdict="VERDICT_LABEL", label="bee")
-        store.write_message(f"{catalog.annotations(f'{name}/regions/r1')}/1.pb", label)
+        store.write_message(f"{keys.annotations(f'{name}/regions/r1')}/1.pb", label)
     return store
 
 
@@ -254,7 +254,7 @@ def test_weights_that_were_not_uploaded(redis_url: str, annotated: ArtifactStore
 def test_without_a_label_there_is_nothing_to_correct(redis_url: str, annotated: ArtifactStore) -> None:
     """A run whose regions have no label is refused with the command that gives one."""
     unsure = annotation_pb2.Annotation(region="runs/first/regions/r1", verdict="VERDICT_UNSURE")
-    annotated.write_message(f"{catalog.annotations('runs/first/regions/r1')}/2.pb", unsure)
+    annotated.write_message(f"{keys.annotations('runs/first/regions/r1')}/2.pb", unsure)
 
     async def story(corrections: Corrections, _: Queue) -> None:
         with pytest.raises(NotReady, match="defuse annotate"):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 
 Array = npt.NDArray[Any]
@@ -33,7 +33,7 @@ def upload(store: ArtifactStore, count: int = 40, **more: Any) -> str:
     buffer = io.BytesIO()
     np.savez(buffer, x_train=images, y_train=np.arange(count) % 3, **more)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    store.write_bytes(catalog.file(digest), buffer.getvalue())
+    store.write_bytes(keys.file(digest), buffer.getvalue())
     return digest
 
 
@@ -53,7 +53,7 @@ def test_a_data_set_says_what_it_holds(datasets: Datasets, store: ArtifactStore)
     ]
     pixels = []
     for split in dataset.splits:
-        arrays = store.read_arrays(catalog.split(dataset.name, split.name))
+        arrays = store.read_arrays(keys.split(dataset.name, split.name))
         np.testing.assert_array_equal(arrays["y"], arrays["x"][:, 0, 0, 0] % 3)
         pixels += list(arrays["x"][:, 0, 0, 0])
     assert sorted(pixels) == list(range(40))
@@ -72,10 +72,10 @@ def test_a_data_set_that_was_half_written_is_written_again(datasets: Datasets, s
     """A process that died among the splits leaves no data set; the next one makes it whole."""
     digest = upload(store)
     name = create(datasets, digest).name
-    store._fs.rm(f"{store._root}/{catalog.dataset(name)}")
-    store._fs.rm(f"{store._root}/{catalog.split(name, 'test')}")
+    store._fs.rm(f"{store._root}/{keys.dataset(name)}")
+    store._fs.rm(f"{store._root}/{keys.split(name, 'test')}")
     assert create(datasets, digest).name == name
-    assert len(store.read_arrays(catalog.split(name, "test"))["y"]) == 8
+    assert len(store.read_arrays(keys.split(name, "test"))["y"]) == 8
 
 
 @pytest.mark.parametrize(("digest", "uri"), [("", ""), ("a" * 64, "s3://bucket/images.zip")])
@@ -101,7 +101,7 @@ def test_a_file_that_was_not_uploaded(datasets: Datasets) -> None:
 def test_data_that_is_refused_leaves_no_data_set(datasets: Datasets, store: ArtifactStore) -> None:
     """A file with bad data is refused every time."""
     digest = hashlib.sha256(b"no archive").hexdigest()
-    store.write_bytes(catalog.file(digest), b"no archive")
+    store.write_bytes(keys.file(digest), b"no archive")
     for _ in range(2):
         with pytest.raises(InvalidInput, match="npz"):
             create(datasets, digest)
@@ -117,7 +117,7 @@ def bring(store: ArtifactStore, write: Callable[..., None], images: Array, label
     buffer = io.BytesIO()
     write(buffer, images, labels)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    store.write_bytes(catalog.file(digest), buffer.getvalue())
+    store.write_bytes(keys.file(digest), buffer.getvalue())
     return digest
 
 
@@ -152,7 +152,7 @@ def test_splits_are_cut_and_stored_to_the_byte(
     order = np.random.default_rng(seed).permutation(1203)
     for split, rows in {"val": order[:240], "test": order[240:480], "train": order[480:]}.items():
         expected = {"x": images[np.sort(rows)], "y": labels[np.sort(rows)]}
-        assert store.read_bytes(catalog.split(name, split)) == safetensors.numpy.save(expected)
+        assert store.read_bytes(keys.split(name, split)) == safetensors.numpy.save(expected)
 
 
 @pytest.mark.parametrize("write", [npz, compressed_npz, npz_by_columns, zipped_folders])
@@ -178,7 +178,7 @@ def test_a_damaged_file_leaves_nothing(datasets: Datasets, store: ArtifactStore)
     np.savez(buffer, x_train=images, y_train=np.zeros(40, int), x_test=images + 1, y_test=np.zeros(40, int))
     content = buffer.getvalue().replace((images + 1)[-1].tobytes(), bytes(64))
     digest = hashlib.sha256(content).hexdigest()
-    store.write_bytes(catalog.file(digest), content)
+    store.write_bytes(keys.file(digest), content)
     with pytest.raises(InvalidInput, match=r"'x_test\.npy' cannot be read"):
         create(datasets, digest)
     assert store.keys("datasets") == []

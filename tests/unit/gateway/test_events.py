@@ -9,7 +9,7 @@ from defuse.v1 import work_pb2
 
 from services.gateway import events
 from services.gateway.events import EventLoop, _event_key
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, Queue, dead_letters
 from tests.unit.gateway.stories import ADAPTIVE, CANCELLED, NAME, Run, failed, identified, planned, progress
@@ -17,8 +17,8 @@ from tests.unit.gateway.stories import ADAPTIVE, CANCELLED, NAME, Run, failed, i
 
 def test_every_event_of_a_run_has_a_place_of_its_own() -> None:
     """No event of a run is recorded over another one, however many shards and rounds there are."""
-    keys = [_event_key(event) for event in [*ADAPTIVE, CANCELLED, failed("x")]]
-    assert len(set(keys)) == len(ADAPTIVE) + 2
+    record_keys = [_event_key(event) for event in [*ADAPTIVE, CANCELLED, failed("x")]]
+    assert len(set(record_keys)) == len(ADAPTIVE) + 2
 
 
 def test_the_same_event_has_the_same_place() -> None:
@@ -29,8 +29,8 @@ def test_the_same_event_has_the_same_place() -> None:
 
 def test_the_ends_lie_where_others_look_for_them() -> None:
     """Whoever follows a run finds its failure and its cancellation by their kind."""
-    assert _event_key(failed("x")) == catalog.event(NAME, "failed")
-    assert _event_key(CANCELLED) == catalog.event(NAME, "cancelled")
+    assert _event_key(failed("x")) == keys.event(NAME, "failed")
+    assert _event_key(CANCELLED) == keys.event(NAME, "cancelled")
 
 
 def test_progress_is_not_recorded() -> None:
@@ -76,4 +76,4 @@ def test_an_event_waits_for_room(redis_url: str, tmp_path: Any, monkeypatch: pyt
         return len(counted), left
 
     assert asyncio.run(story()) == (1, 0)
-    assert store.exists(catalog.event(NAME, "failed"))
+    assert store.exists(keys.event(NAME, "failed"))

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from services.gateway.regions import Regions
 from services.gateway.requests import Claim, claimed
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 
 RUN = run_pb2.Run(name="runs/first", config={"model": "models/tiny"})
@@ -22,9 +22,9 @@ def regions(store: ArtifactStore) -> Regions:
     """Leave a run with two regions, of a model with two classes."""
     store.write_message("models/tiny/model.pb", model_pb2.Model(name="models/tiny", classes=["ant", "bee"]))
     store.write_message("models/tiny/releases/1.pb", release_pb2.Release(model="models/tiny", version=1))
-    store.write_message(catalog.run(RUN.name), RUN)
+    store.write_message(keys.run(RUN.name), RUN)
     found = [region_pb2.Region(name=name, true_label="ant") for name in (R1, R2)]
-    store.write_message(catalog.distillation(RUN.name), region_pb2.Distillation(run=RUN.name, regions=found))
+    store.write_message(keys.distillation(RUN.name), region_pb2.Distillation(run=RUN.name, regions=found))
     return Regions(store)
 
 
@@ -56,7 +56,7 @@ def test_the_latest_verdict_counts(regions: Regions, store: ArtifactStore) -> No
     for kind, label in (("LABEL", "bee"), ("UNSURE", ""), ("LABEL", "ant")):
         regions.annotate(verdict(kind, label=label))
     assert regions.get(R1).annotation.label == "ant"
-    assert len(store.keys(catalog.annotations(R1))) == 3
+    assert len(store.keys(keys.annotations(R1))) == 3
     regions.annotate(verdict("INVALID"))
     assert regions.labelled(RUN) == []
 
@@ -69,7 +69,7 @@ def test_a_verdict_that_is_sent_again(regions: Regions, store: ArtifactStore) ->
     regions.annotate(verdict("LABEL", label="ant"))
     claimed.set(Claim(request_id="one", holder="another"))
     assert regions.annotate(verdict("LABEL", label="bee")).annotation.label == "ant"
-    assert len(store.keys(catalog.annotations(R1))) == 2
+    assert len(store.keys(keys.annotations(R1))) == 2
     claimed.reset(token)
 
 
@@ -88,9 +88,9 @@ def split(regions: Regions, store: ArtifactStore) -> Regions:
             region_pb2.Region(name=f"{whole}-{number}", true_label="ant", score=score)
             for number, score in enumerate(scores, start=1)
         ]
-        store.write_message(catalog.parts(whole), region_pb2.Distillation(run=RUN.name, regions=parts))
+        store.write_message(keys.parts(whole), region_pb2.Distillation(run=RUN.name, regions=parts))
     found = [region_pb2.Region(name=name, true_label="ant", score=score) for name, score in ((R1, 0.6), (R2, 0.3))]
-    store.write_message(catalog.distillation(RUN.name), region_pb2.Distillation(run=RUN.name, regions=found))
+    store.write_message(keys.distillation(RUN.name), region_pb2.Distillation(run=RUN.name, regions=found))
     return regions
 
 
@@ -145,7 +145,7 @@ def test_a_label_outside_the_classes(label: str, regions: Regions, store: Artifa
     with pytest.raises(InvalidInput, match="ant, bee") as caught:
         regions.annotate(verdict("LABEL", label=label))
     assert (caught.value.reason, caught.value.field) == ("LABELS_OUTSIDE_CLASSES", "annotation.label")
-    assert store.keys(catalog.annotations(R1)) == []
+    assert store.keys(keys.annotations(R1)) == []
 
 
 def test_a_missing_verdict(regions: Regions) -> None:
@@ -165,7 +165,7 @@ def test_pictures_of_a_region(regions: Regions, store: ArtifactStore) -> None:
     """The pictures are those that the distiller chose."""
     names = ("exemplars", "exemplar_sources", "nearest", "nearest_misclassified")
     arrays = {name: np.full((2, 8, 8, 1), value, np.uint8) for value, name in enumerate(names)}
-    store.write_arrays(catalog.region_arrays(R1), arrays)
+    store.write_arrays(keys.region_arrays(R1), arrays)
     pictures = regions.pictures(R1)
     np.testing.assert_array_equal(pictures.exemplars, arrays["exemplars"])
     np.testing.assert_array_equal(pictures.sources, arrays["exemplar_sources"])
@@ -176,14 +176,14 @@ def test_pictures_of_a_region(regions: Regions, store: ArtifactStore) -> None:
 def test_the_export_holds_arrays_and_records(regions: Regions, store: ArtifactStore) -> None:
     """One safetensors file: every array of every region by its name, and the distiller's records as JSON."""
     for name, value in ((R1, 1.0), (R2, 2.0)):
-        store.write_arrays(catalog.region_arrays(name), {"mean": np.full(3, value), "source": np.arange(4)})
+        store.write_arrays(keys.region_arrays(name), {"mean": np.full(3, value), "source": np.arange(4)})
     content = regions.export(RUN)
     regions.annotate(verdict("MIXED"))
-    store.write_message(catalog.parts(R1), region_pb2.Distillation(regions=[region_pb2.Region(name=f"{R1}-1")]))
+    store.write_message(keys.parts(R1), region_pb2.Distillation(regions=[region_pb2.Region(name=f"{R1}-1")]))
     assert regions.export(RUN) == content  # a broken download goes on
     arrays = safetensors.numpy.load(content)
     assert set(arrays) == {"r1.mean", "r1.source", "r2.mean", "r2.source"}
     np.testing.assert_array_equal(arrays["r2.mean"], np.full(3, 2.0))
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     record = json_format.Parse(header["__metadata__"]["distillation"], region_pb2.Distillation())
-    assert record == store.read_message(catalog.distillation(RUN.name), region_pb2.Distillation)
+    assert record == store.read_message(keys.distillation(RUN.name), region_pb2.Distillation)

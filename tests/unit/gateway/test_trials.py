@@ -9,7 +9,7 @@ from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.paging import Cursor
 from services.gateway.trials import Trials
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from tests.unit.gateway.trying import (
     CANDIDATE,
@@ -27,7 +27,7 @@ CANARY, SHADOW = Trial.MODE_CANARY, Trial.MODE_SHADOW
 
 
 def kept(store: ArtifactStore, name: str = TRIAL) -> trial_pb2.Trial:
-    return store.read_message(catalog.trial(name), Trial)
+    return store.read_message(keys.trial(name), Trial)
 
 
 async def listed(trials: Trials, model: str = "models/tiny") -> list[trial_pb2.Trial]:

@@ -15,7 +15,7 @@ from defuse.v1 import dataset_pb2
 from services.gateway import urls
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.processes import free_port
 
@@ -62,13 +62,13 @@ def test_a_data_set_of_a_url(store: ArtifactStore, site: str, tmp_path: Path) ->
     dataset = create(store, uri)
     assert (dataset.display_name, list(dataset.image_shape)) == (uri, [128, 128, 1])
     served = np.load(tmp_path / "site/images.npz")["x_train"]
-    train = store.read_arrays(catalog.split(dataset.name, "train"))["x"]
+    train = store.read_arrays(keys.split(dataset.name, "train"))["x"]
     assert len(train) == COUNT * 3 // 5
     assert {image.tobytes() for image in train} <= {image.tobytes() for image in served}
     file = (tmp_path / "site/images.npz").read_bytes()
     with urls.fetched(uri, max_bytes=LIMIT) as (found, digest):
         assert found.read() == file
-    store.write_bytes(catalog.file(digest), file)
+    store.write_bytes(keys.file(digest), file)
     datasets = Datasets(store, Files(store, max_bytes=LIMIT), max_bytes=LIMIT)
     assert datasets.create(file_digest=digest, uri="", display_name="", seed=0).name == dataset.name
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.generator.feedback import SIGNALS, Advice, Array, advise
+from services.arrays import Array
+from services.generator.feedback import SIGNALS, Advice, advise
 from services.generator.validity import Thresholds
 
 HAD = Thresholds(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.generator.failures import Failures
 from services.generator.following import Position, follow
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.groups import joined
 from services.runtime.queue import IDENTIFY, PLAN
 from tests.unit.generator.workshop import Workshop
@@ -86,7 +86,7 @@ def with_many(workshop: Workshop, run_id: str, count: int, dim: int) -> run_pb2.
         held_out=np.ones(count),
         latent=np.ones((count, dim), np.float32),
     )
-    workshop.store.write_arrays(catalog.shard_result(run.name, 0, 0), joined(failures=many.arrays()))
+    workshop.store.write_arrays(keys.shard_result(run.name, 0, 0), joined(failures=many.arrays()))
     return run
 
 
@@ -176,7 +176,7 @@ def test_a_run_that_ends_early_ends_the_stream(
     """A follower gets what was found, and then why there is no more: cancelled, or the run's own error and reason."""
     run = workshop.prepared_run(f"early-{reason.lower().replace('_', '-')}", search=SEARCH)
     workshop.do(IDENTIFY, work_pb2.IdentifyWork(run=run, shard=0, round=0))
-    workshop.store.write_message(catalog.event(run.name, kind), event)
+    workshop.store.write_message(keys.event(run.name, kind), event)
 
     async def until_the_end() -> Exception:
         follower = Follower(workshop, run)
@@ -194,7 +194,7 @@ def test_a_run_that_was_never_prepared_ends_the_stream(workshop: Workshop) -> No
     """A run refused before its search has an error for its follower too."""
     run = workshop.new_run("refused", search=SEARCH)
     event = failed("the range is wrong", "PREPROCESSING_MISMATCH")
-    workshop.store.write_message(catalog.event(run.name, "failed"), event)
+    workshop.store.write_message(keys.event(run.name, "failed"), event)
     with pytest.raises(NotReady, match="run 'refused' failed: the range is wrong") as caught:
         followed(workshop, run)
     assert caught.value.reason == "PREPROCESSING_MISMATCH"

@@ -5,7 +5,7 @@ from defuse.v1 import region_pb2, run_pb2
 
 from services.gateway.run_config import complete
 from services.generator.learning import learn
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.groups import joined
@@ -18,7 +18,7 @@ GOOD, BAD = f"{RUN}/regions/r1", f"{RUN}/regions/r2"
 def reader(store: ArtifactStore) -> Catalog:
     """Leave a run whose region r2 has half as typical failures as r1; a quarter of both is held out."""
     config = complete(run_pb2.RunConfig(validity={"max_round_trip_sd": 0.7}))
-    store.write_message(catalog.run(RUN), run_pb2.Run(name=RUN, config=config))
+    store.write_message(keys.run(RUN), run_pb2.Run(name=RUN, config=config))
     random = np.random.default_rng(0)
     latent = random.standard_normal((80, 3)).astype(np.float32)
     bad = np.arange(80) % 2 == 1
@@ -33,12 +33,12 @@ def reader(store: ArtifactStore) -> Catalog:
         "round_trip_sd": np.full(80, 0.4),
         "radius_sd": np.full(80, 0.5),
     }
-    store.write_arrays(catalog.shard_result(RUN, 0, 0), joined(failures=failures))
+    store.write_arrays(keys.shard_result(RUN, 0, 0), joined(failures=failures))
     for name, rows in ((GOOD, np.flatnonzero(~bad)), (BAD, np.flatnonzero(bad))):
         arrays = {"latent": latent[rows[10:]], "held_out_latent": latent[rows[:10]]}
-        store.write_arrays(catalog.region_arrays(name), arrays)
+        store.write_arrays(keys.region_arrays(name), arrays)
     regions = [region_pb2.Region(name=name) for name in (GOOD, BAD)]
-    store.write_message(catalog.distillation(RUN), region_pb2.Distillation(regions=regions))
+    store.write_message(keys.distillation(RUN), region_pb2.Distillation(regions=regions))
     return Catalog(store)
 
 

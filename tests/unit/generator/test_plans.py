@@ -9,7 +9,7 @@ from services.generator import budget
 from services.generator.budget import DirectionSums
 from services.generator.plans import Plan, first_orders, later_orders, make_plan
 from services.generator.shard_files import read_examination, read_result
-from services.runtime.catalog import SEARCHED_SPLIT
+from services.runtime.keys import SEARCHED_SPLIT
 from services.runtime.queue import IDENTIFY, PLAN
 from tests.unit.generator.workshop import Array, Workshop, joined
 

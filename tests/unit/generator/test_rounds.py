@@ -10,8 +10,8 @@ from defuse.v1 import run_pb2
 from services.generator.draws import perturbations
 from services.generator.pipeline import rounded
 from services.generator.workbench import law_of
-from services.runtime import catalog
-from services.runtime.catalog import SEARCHED_SPLIT
+from services.runtime import keys
+from services.runtime.keys import SEARCHED_SPLIT
 from tests.unit.generator.workshop import BEE, SPLITS, Array, Workshop, truth, weak
 
 ADAPTIVE: dict[str, Any] = {"draws_per_source": 8, "rounds": 4, "max_failures_per_source": 3}
@@ -73,7 +73,7 @@ def test_same_failures_whoever_does_the_work(
     assert other.end.counts == one.end.counts
     assert other.end.round == one.end.round == (ADAPTIVE["rounds"] - 1 if kind == "adaptive" else 0)
     for round_ in range(1, one.end.round + 1):
-        first, second = (workshop.store.read_arrays(catalog.plan(run.name, round_)) for run in (one.run, other.run))
+        first, second = (workshop.store.read_arrays(keys.plan(run.name, round_)) for run in (one.run, other.run))
         np.testing.assert_array_equal(first["plan.decodes"], second["plan.decodes"])
 
 

@@ -5,13 +5,8 @@ import pytest
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import run_pb2
 
-from services.generator.workbench import (
-    given_pair,
-    is_adaptive,
-    law_of,
-    shard_slice,
-)
-from services.runtime import catalog
+from services.generator.workbench import given_pair, is_adaptive, law_of, shard_slice
+from services.runtime import keys
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
 from tests.unit.generator.workshop import SHAPE, Workshop, planted_images, truth, weak
 
@@ -48,7 +43,7 @@ def test_a_vae_that_is_not_trained_yet(workshop: Workshop) -> None:
         workshop.bench.codec(run.config)
     assert caught.value.reason == "NO_VAE"
     for part, data in (("encoder.onnx", encoder_file(SHAPE)), ("decoder.onnx", decoder_file(SHAPE))):
-        workshop.store.write_bytes(catalog.vae(run.config, part), data)
+        workshop.store.write_bytes(keys.vae(run.config, part), data)
     assert workshop.bench.codec(run.config).latent_dim == 4
 
 
@@ -125,4 +120,4 @@ def test_checks_are_those_of_the_configuration(workshop: Workshop) -> None:
 
 def test_the_searched_split_is_not_the_test_split() -> None:
     """The search never sees the images that figures are told from."""
-    assert catalog.SEARCHED_SPLIT == "val"
+    assert keys.SEARCHED_SPLIT == "val"

@@ -9,9 +9,9 @@ from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import worker
 from services.generator.shard_files import read_result
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import SEARCHED_SPLIT
+from services.runtime.keys import SEARCHED_SPLIT
 from services.runtime.queue import IDENTIFY, PLAN
 from tests.unit.generator.workshop import Workshop, weak
 
@@ -36,8 +36,8 @@ def first_round(workshop: Workshop, run_id: str) -> run_pb2.Run:
 def below(store: ArtifactStore, name: str) -> dict[str, bytes]:
     """Return everything that is stored of a run."""
     parts = ("sources", "results", "plans")
-    keys = [key for part in parts for key in store.keys(f"{name}/{part}") if not key.endswith(".partial")]
-    return {key: store.read_bytes(key) for key in keys}
+    record_keys = [key for part in parts for key in store.keys(f"{name}/{part}") if not key.endswith(".partial")]
+    return {key: store.read_bytes(key) for key in record_keys}
 
 
 class Served:
@@ -192,9 +192,9 @@ def test_a_plan_is_made_once(workshop: Workshop) -> None:
     first = workshop.do(PLAN, plan_work(run))
     before = below(workshop.store, run.name)
     workshop.do(IDENTIFY, shard_work(run, round_=1))
-    workshop.store.remove(catalog.shard_result(run.name, 0, 0))  # of which it could not be made again
+    workshop.store.remove(keys.shard_result(run.name, 0, 0))  # of which it could not be made again
     assert workshop.do(PLAN, plan_work(run), bench=workshop.another_bench()) == first
-    assert workshop.store.read_bytes(catalog.plan(run.name, 1)) == before[catalog.plan(run.name, 1)]
+    assert workshop.store.read_bytes(keys.plan(run.name, 1)) == before[keys.plan(run.name, 1)]
 
 
 @pytest.mark.parametrize("call", [1, 7, 23])
@@ -215,7 +215,7 @@ def test_a_cancelled_search_stops_at_its_next_batch(
     with pytest.raises(Cancelled, match=f"runs/stopped-{call} was cancelled"):
         worker.identify(workshop.bench, shard_work(run), job)
     assert served.images < 300
-    assert not workshop.store.exists(catalog.shard_result(run.name, 0, 1))
+    assert not workshop.store.exists(keys.shard_result(run.name, 0, 1))
 
 
 def test_a_cancelled_plan_is_not_made(workshop: Workshop) -> None:
@@ -225,4 +225,4 @@ def test_a_cancelled_plan_is_not_made(workshop: Workshop) -> None:
     job.cancel()
     with pytest.raises(Cancelled):
         worker.plan(workshop.bench, plan_work(run), job)
-    assert not workshop.store.exists(catalog.plan(run.name, 1))
+    assert not workshop.store.exists(keys.plan(run.name, 1))

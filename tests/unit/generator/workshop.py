@@ -19,7 +19,7 @@ from services.gateway.runs import fold
 from services.generator import preparation, worker
 from services.generator.pipeline import Decoders
 from services.generator.workbench import Workbench
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.groups import group
 from services.runtime.inference import Classifier
@@ -110,15 +110,15 @@ class Workshop:
             input_datatype="FP32",
             preprocessing=model_pb2.Preprocessing(layout=model_pb2.Preprocessing.LAYOUT_NCHW, low=0, high=1),
         )
-        self.store.write_message(catalog.model(name), model)
-        self.store.write_message(f"{catalog.releases(name)}/1.pb", release_pb2.Release(version=1))
+        self.store.write_message(keys.model(name), model)
+        self.store.write_message(f"{keys.releases(name)}/1.pb", release_pb2.Release(version=1))
 
     def bring(self, name: str, splits: dict[str, tuple[Array, Array]]) -> None:
         """Record a data set, images and labels by split, as the gateway would."""
         for split, (images, labels) in splits.items():
-            self.store.write_arrays(catalog.split(name, split), {"x": images, "y": labels})
+            self.store.write_arrays(keys.split(name, split), {"x": images, "y": labels})
         self.store.write_message(
-            catalog.dataset(name), dataset_pb2.Dataset(name=name, classes=CLASSES, label_count=len(CLASSES))
+            keys.dataset(name), dataset_pb2.Dataset(name=name, classes=CLASSES, label_count=len(CLASSES))
         )
 
     def another_bench(self, *, decoders: int = 1) -> Workbench:
@@ -129,7 +129,7 @@ class Workshop:
 
     def upload(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
-        self.store.write_bytes(catalog.file(digest), data)
+        self.store.write_bytes(keys.file(digest), data)
         return digest
 
     def new_run(self, run_id: str, *, seed: int = 5, **sections: Any) -> run_pb2.Run:
@@ -139,13 +139,13 @@ class Workshop:
             for field, value in values.items():
                 setattr(getattr(config, name), field, value)
         run = run_pb2.Run(name=f"runs/{run_id}", config=config)
-        self.store.write_message(catalog.run(run.name), run)
+        self.store.write_message(keys.run(run.name), run)
         return run
 
     def prepared_run(self, run_id: str, **sections: Any) -> run_pb2.Run:
         """Record a run that is prepared already, with what the first run of the same seed left."""
         run = self.new_run(run_id, **sections)
-        for key in (catalog.sources, catalog.preflight):
+        for key in (keys.sources, keys.preflight):
             self.store.write_bytes(key(run.name), self.store.read_bytes(key("runs/first")))
         return run
 
@@ -170,8 +170,8 @@ class Workshop:
 
     def found(self, run: run_pb2.Run) -> dict[str, Array]:
         """Return what was stored of a run's failures, in the order of rounds and sources."""
-        keys = self.store.keys(f"{run.name}/results")
-        return joined([group(self.store.read_arrays(key), "failures") for key in keys])
+        record_keys = self.store.keys(f"{run.name}/results")
+        return joined([group(self.store.read_arrays(key), "failures") for key in record_keys])
 
 
 def joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:

@@ -5,7 +5,7 @@ from defuse.errors import NotFound
 from defuse.v1 import run_pb2
 from onnx import helper, numpy_helper
 
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder
 
@@ -33,7 +33,7 @@ def decoder_file() -> bytes:
 @pytest.mark.parametrize("count", [1, 600])
 def test_the_decoder_of_a_run(store: ArtifactStore, count: int) -> None:
     """Latents of any precision and number become images in [0, 1], in their order; what lies outside is clipped."""
-    store.write_bytes(catalog.vae(CONFIG, "decoder.onnx"), decoder_file())
+    store.write_bytes(keys.vae(CONFIG, "decoder.onnx"), decoder_file())
     z = np.random.default_rng(1).standard_normal((count, 4))
     images = read_decoder(store, CONFIG)(z)
     assert images.dtype == np.float32
@@ -43,6 +43,6 @@ def test_the_decoder_of_a_run(store: ArtifactStore, count: int) -> None:
 
 def test_the_decoder_of_another_vae_is_not_taken(store: ArtifactStore) -> None:
     """A run whose VAE is not in the store gets no other run's."""
-    store.write_bytes(catalog.vae(CONFIG, "decoder.onnx"), decoder_file())
+    store.write_bytes(keys.vae(CONFIG, "decoder.onnx"), decoder_file())
     with pytest.raises(NotFound, match=r"decoder\.onnx"):
         read_decoder(store, run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 4}))

@@ -5,7 +5,7 @@ import pytest
 from defuse.errors import InvalidInput, NotFound
 from defuse.v1 import dataset_pb2, model_pb2, region_pb2, release_pb2, run_pb2
 
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog, label_map
 
@@ -57,8 +57,8 @@ def test_labels_that_the_model_does_not_have(given: dataset_pb2.Dataset, culprit
 def test_a_split_has_class_ids_of_the_model(store: ArtifactStore) -> None:
     """A split is read with its labels as the model's class ids."""
     images = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1)
-    store.write_message(catalog.dataset("datasets/d1"), dataset(["cat", "ant"]))
-    store.write_arrays(catalog.split("datasets/d1", "train"), {"x": images, "y": np.array([0, 1, 0])})
+    store.write_message(keys.dataset("datasets/d1"), dataset(["cat", "ant"]))
+    store.write_arrays(keys.split("datasets/d1", "train"), {"x": images, "y": np.array([0, 1, 0])})
     split = Catalog(store).split("datasets/d1", "train", MODEL)
     np.testing.assert_array_equal(split.labels, [2, 0, 2])
     np.testing.assert_array_equal(split.images, images)
@@ -66,10 +66,10 @@ def test_a_split_has_class_ids_of_the_model(store: ArtifactStore) -> None:
 
 def test_the_champion_is_folded_from_the_releases(store: ArtifactStore) -> None:
     """Whatever the record says, callers get what the last release names; half-written releases do not count."""
-    store.write_message(catalog.model(MODEL.name), MODEL)
+    store.write_message(keys.model(MODEL.name), MODEL)
     for key, version in (("10", 1), ("20", 2), ("30", 1), ("25", 3)):
-        store.write_message(f"{catalog.releases(MODEL.name)}/{key}.pb", release_pb2.Release(version=version))
-    store.write_bytes(f"{catalog.releases(MODEL.name)}/40.pb.abc.partial", b"half")
+        store.write_message(f"{keys.releases(MODEL.name)}/{key}.pb", release_pb2.Release(version=version))
+    store.write_bytes(f"{keys.releases(MODEL.name)}/40.pb.abc.partial", b"half")
     reader = Catalog(store)
     assert reader.model(MODEL.name).champion_version == 1
     assert [release.version for release in reader.releases(MODEL.name)] == [1, 2, 3, 1]
@@ -77,9 +77,9 @@ def test_the_champion_is_folded_from_the_releases(store: ArtifactStore) -> None:
 
 def test_a_region_is_found_by_its_name(store: ArtifactStore) -> None:
     """A region is one of its run's distillation."""
-    store.write_message(catalog.run("runs/a"), run_pb2.Run(name="runs/a"))
+    store.write_message(keys.run("runs/a"), run_pb2.Run(name="runs/a"))
     regions = [region_pb2.Region(name=f"runs/a/regions/r{rank}", size=rank) for rank in (1, 2)]
-    store.write_message(catalog.distillation("runs/a"), region_pb2.Distillation(regions=regions))
+    store.write_message(keys.distillation("runs/a"), region_pb2.Distillation(regions=regions))
     assert Catalog(store).region("runs/a/regions/r2").size == 2
     with pytest.raises(NotFound, match=r"'a' has no region 'r3'; it has: r1, r2"):
         Catalog(store).region("runs/a/regions/r3")
@@ -87,12 +87,12 @@ def test_a_region_is_found_by_its_name(store: ArtifactStore) -> None:
 
 def test_a_part_is_found_by_its_name(store: ArtifactStore) -> None:
     """A part is one of the region that was split, a part of a part one of that part; others are named."""
-    store.write_message(catalog.run("runs/a-run"), run_pb2.Run(name="runs/a-run"))
+    store.write_message(keys.run("runs/a-run"), run_pb2.Run(name="runs/a-run"))
     regions = "runs/a-run/regions"
     for key, names in (
-        (catalog.distillation("runs/a-run"), ("r1", "r2")),
-        (catalog.parts(f"{regions}/r2"), ("r2-1", "r2-2")),
-        (catalog.parts(f"{regions}/r2-1"), ("r2-1-1",)),
+        (keys.distillation("runs/a-run"), ("r1", "r2")),
+        (keys.parts(f"{regions}/r2"), ("r2-1", "r2-2")),
+        (keys.parts(f"{regions}/r2-1"), ("r2-1-1",)),
     ):
         found = [region_pb2.Region(name=f"{regions}/{name}", size=len(name)) for name in names]
         store.write_message(key, region_pb2.Distillation(regions=found))
@@ -113,12 +113,12 @@ def test_the_failures_of_a_region(store: ArtifactStore) -> None:
     for shard, rows in enumerate((slice(0, 4), slice(4, 6))):
         values = {"latent": latent, "source": source, "round": 0 * draw, "draw": draw, "margin": -np.arange(6.0)}
         store.write_arrays(
-            catalog.shard_result("runs/a", 0, shard),
+            keys.shard_result("runs/a", 0, shard),
             {f"failures.{name}": array[rows] for name, array in values.items()},
         )
     for name, members, held_out in (("r1", [3, 0], [4, 1]), ("r2", [2], [])):
         arrays = {"latent": latent[members], "held_out_latent": latent[held_out].reshape(-1, 2)}
-        store.write_arrays(catalog.region_arrays(f"runs/a/regions/{name}"), arrays)
+        store.write_arrays(keys.region_arrays(f"runs/a/regions/{name}"), arrays)
     first, second = Catalog(store).region_failures("runs/a", ["runs/a/regions/r1", "runs/a/regions/r2"])
     assert first["margin"].tolist() == [-4, -1, 0, -3]
     assert first["source"].tolist() == [1, 5, 5, 9]
@@ -127,7 +127,7 @@ def test_the_failures_of_a_region(store: ArtifactStore) -> None:
 
 def test_a_run_without_regions_yet(store: ArtifactStore) -> None:
     """Before the distillation a run has no region, which is said so."""
-    store.write_message(catalog.run("runs/a"), run_pb2.Run(name="runs/a"))
+    store.write_message(keys.run("runs/a"), run_pb2.Run(name="runs/a"))
     with pytest.raises(NotFound, match="it has: none"):
         Catalog(store).region("runs/a/regions/r1")
 
@@ -159,10 +159,10 @@ def test_runs_share_a_vae_when_data_and_settings_are_the_same() -> None:
     """The VAE belongs to the data and its own settings, and to nothing else of a run."""
     base = run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 3})
     same = run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 3}, seed=7, search={"radius_sd": 1.0})
-    assert catalog.vae(base, "decoder.onnx") == catalog.vae(same, "decoder.onnx")
+    assert keys.vae(base, "decoder.onnx") == keys.vae(same, "decoder.onnx")
     others = [
         run_pb2.RunConfig(dataset="datasets/d2", vae={"epochs": 3}),
         run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 4}),
         run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 3, "seed": 1}),
     ]
-    assert len({catalog.vae(config, "decoder.onnx") for config in [base, *others]}) == 4
+    assert len({keys.vae(config, "decoder.onnx") for config in [base, *others]}) == 4

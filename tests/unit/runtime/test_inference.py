@@ -10,7 +10,8 @@ import torch
 from defuse.errors import Unavailable
 from defuse.v1 import model_pb2
 
-from services.runtime.inference import Classifier, InferenceClient, as_floats, as_stored, preprocess, restored
+from services.runtime.inference import Classifier, InferenceClient
+from services.runtime.preprocessing import as_floats, as_stored, preprocess, restored
 from services.runtime.processes import free_port
 from services.runtime.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY, Request, Wanted
 

@@ -2,7 +2,8 @@ import pytest
 from defuse.v1 import tensor_pb2
 from scipy.stats import binom
 
-from services.runtime.intervals import clopper_pearson, estimate
+from services.runtime.estimates import estimate
+from services.runtime.intervals import clopper_pearson
 
 
 @pytest.mark.parametrize(

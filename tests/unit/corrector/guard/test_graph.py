@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 
 from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
-from services.runtime.inference import preprocess
+from services.runtime.preprocessing import preprocess
 from services.runtime.sessions import onnx_function
 
 Array = npt.NDArray[Any]

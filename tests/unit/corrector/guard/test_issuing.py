@@ -6,7 +6,7 @@ import pytest
 from defuse.v1 import corrector_service_pb2, release_pb2
 
 from services.corrector.guard.issuing import Guards
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from tests.unit.corrector.corrections import CLASSES, MODEL, REGIONS, RUN
@@ -42,7 +42,7 @@ def test_a_guard_is_in_the_store(guards: Guards, store: ArtifactStore) -> None:
     assert guard.name == f"{MODEL}/guards/1"
     assert (guard.guard_model, guard.guarded_model, guard.model_version) == ("tiny-guard", "tiny-guarded", 1)
     assert Catalog(store).guards(MODEL) == [guard]
-    assert store.exists(catalog.onnx_of(guard.name))
+    assert store.exists(keys.onnx_of(guard.name))
 
 
 def test_a_request_is_answered_with_its_guard(guards: Guards) -> None:

@@ -10,7 +10,7 @@ from defuse.v1 import monitor_pb2
 from services.gateway.monitoring.alerts import Alerts
 from services.gateway.monitoring.subjects import Subjects
 from services.gateway.monitoring.webhooks import Webhooks
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.queue import Queue
@@ -29,7 +29,7 @@ def with_alerts(url: str, store: ArtifactStore, story: Callable[[Alerts], Awaita
     """Tell a story to the alerts of a gateway; return its end."""
     plant_model(store)
     config = monitor_pb2.MonitorConfig(webhook_url=webhook)
-    store.write_message(catalog.monitor_config(MODEL), config)
+    store.write_message(keys.monitor_config(MODEL), config)
 
     async def tell() -> Any:
         queue, webhooks = Queue(url), Webhooks(pauses_s=PAUSES_S)

@@ -18,7 +18,7 @@ from services.gateway.monitoring.observing import Observing
 from services.gateway.monitoring.payloads import half_of
 from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.subjects import Subjects
-from services.runtime import catalog
+from services.runtime import keys
 from services.runtime.artifacts import ArtifactStore
 from services.runtime.catalog import Catalog
 from services.runtime.queue import KEY, Queue
@@ -35,7 +35,7 @@ class House:
     def __init__(self, queue: Queue, store: ArtifactStore) -> None:
         self.redis, self.model = queue.redis, plant_model(store)
         subjects = Subjects(Catalog(store))
-        index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
+        index = Index(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
         self.halves = Halves(queue)
         self.observing = Observing(
             self.halves, Reports(store, subjects, index, Deletions(store, subjects, index, nobody)), subjects

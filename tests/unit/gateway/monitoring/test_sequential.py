@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from services.arrays import Array
 from services.gateway.monitoring import sequential
-from services.gateway.monitoring.sequential import Array, rank_factors, rate_factors
+from services.gateway.monitoring.sequential import rank_factors, rate_factors
 
 CALM = np.array([0.02, 0.1])
 

@@ -10,7 +10,7 @@ from benchmarks.identify.planted import Spots, plant
 from benchmarks.regions.distilling import distilled
 from benchmarks.regions.spots import handed_over, independent, served
 from benchmarks.stand import SMOKE, Data, Search, Stand
-from services.runtime import keys
+from services.storage import keys
 
 _EPOCHS = 3
 

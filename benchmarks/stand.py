@@ -16,18 +16,17 @@ from defuse import names
 from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
 
 from services.corrector.release import Releases
+from services.datasets import SPLITS, parse_images
 from services.demo import classifier
 from services.gateway.run_config import complete
 from services.generator import label_model, noise, preparation, vae, vae_files, vae_training, worker
 from services.generator.workbench import DECODER, ENCODER, VAE, Workbench
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.images import SPLITS, parse_images
-from services.runtime.inference import InferenceClient
-from services.runtime.servers import start_triton
-from services.runtime.stack import StackSettings
-from services.runtime.triton_wheel import ensure_triton
+from services.localstack.servers import ensure_triton, start_triton
+from services.localstack.stack import StackSettings
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
 
 Array = npt.NDArray[Any]
 READY_S = 120.0

@@ -16,11 +16,11 @@ from defuse.v1 import correction_pb2, run_pb2, work_pb2
 from services.gateway.corrections import Corrections
 from services.gateway.publications import Publications
 from services.gateway.runs import Runs
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.inference import InferenceClient
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
 from services.runtime.queue import Queue
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.client import InferenceClient
 from tests.conftest import ROOT, eventually
 
 NO_TRITON = "127.0.0.1:9"

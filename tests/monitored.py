@@ -12,9 +12,9 @@ from defuse.v1 import model_pb2, monitor_pb2, release_pb2, work_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 from defuse.v1 import monitor_service_pb2_grpc as pb_grpc
 
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import WATCH
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 MODEL = "models/tiny"
 CLASSES = ("ant", "bee", "cat")

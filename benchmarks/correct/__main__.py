@@ -24,8 +24,8 @@ from benchmarks.regions.spots import Planted, handed_over, independent, served
 from benchmarks.stand import SMOKE, Data, Search, Stand, read, standing
 from services.demo.data import digits
 from services.gateway.correction_config import complete
-from services.runtime import keys
-from services.runtime.stack import StackSettings
+from services.localstack.stack import StackSettings
+from services.storage import keys
 
 _LAMBDAS = (0.3, 0.5)
 # That of the sweep's defaults which suits these networks: one, to keep the time down.

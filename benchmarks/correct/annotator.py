@@ -8,7 +8,7 @@ import numpy as np
 from defuse.v1 import correction_pb2, model_pb2, region_pb2
 
 from benchmarks.stand import Array, Stand
-from services.runtime import keys
+from services.storage import keys
 
 
 @dataclass(kw_only=True)

@@ -14,8 +14,8 @@ from services.corrector.choosing import Chooser, choose_candidate
 from services.corrector.gate.judge import Gate
 from services.corrector.training import Trainer, train
 from services.gateway.correction_config import complete, trainings
-from services.runtime import keys
 from services.runtime.worker import Job
+from services.storage import keys
 
 OURS = (
     Training.METHOD_ALL_WEIGHTS,

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from benchmarks.regions.released import heavy_components
 from benchmarks.stand import Array, Search, Stand
 from services.corrector.onnx_module import OnnxModule
-from services.runtime import keys
 from services.runtime.autoencoder import read_decoder
-from services.runtime.catalog import Catalog
-from services.runtime.preprocessing import as_floats, preprocess
+from services.storage import keys
+from services.storage.catalog import Catalog
+from services.triton.preprocessing import as_floats, preprocess
 
 RELEASED_EPOCHS = 15
 _SAMPLES, _SPREAD, _WEIGHT, _BATCH = 64, 0.01, 0.01, 128

@@ -22,7 +22,7 @@ from benchmarks.guarded import guarded
 from benchmarks.stand import SMOKE_IMAGES, read, stand_at
 from services.demo import classifier
 from services.demo.data import digits
-from services.runtime.stack import LocalStack, StackSettings
+from services.localstack.stack import LocalStack, StackSettings
 
 # The demo's classifier of 28 x 28 images, with weights that nobody trained: a batch of 256 takes it 5 ms or more.
 MODEL, SHAPE, CLASSES = "reference", (28, 28, 1), 10

@@ -8,9 +8,9 @@ from scipy.stats import betabinom
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
-from services.runtime import keys
-from services.runtime.preprocessing import as_floats, preprocess
 from services.runtime.sessions import in_batches, onnx_function
+from services.storage import keys
+from services.triton.preprocessing import as_floats, preprocess
 
 _CONFIDENCE = 0.95
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.stand import Array, Data, Stand, read, standing
 from services.demo.data import digits
 from services.generator import noise
-from services.runtime.stack import StackSettings
+from services.localstack.stack import StackSettings
 
 _SAMPLE_S = 0.02
 _TRAINED = 2_000

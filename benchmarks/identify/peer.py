@@ -12,7 +12,7 @@ from benchmarks.identify import released
 from benchmarks.identify.bench import CAP, Bench
 from benchmarks.stand import Array, Search
 from services.generator.shard_files import read_examination
-from services.runtime.keys import SEARCHED_SPLIT
+from services.storage.keys import SEARCHED_SPLIT
 
 
 def run_released(

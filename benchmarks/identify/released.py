@@ -10,7 +10,7 @@ from services.generator.codec import Codec
 from services.generator.failures import Failures
 from services.generator.search import MARGIN_EPSILON, Checks, margins
 from services.generator.validity import radius_sd
-from services.runtime.inference import Classifier
+from services.triton.client import Classifier
 
 SAMPLES = 10
 

@@ -13,7 +13,7 @@ from benchmarks.monitor import change, hooks
 from benchmarks.sections import Section, add_only, measured
 from benchmarks.stand import SMOKE_IMAGES, read, standing
 from services.demo.data import digits
-from services.runtime.stack import StackSettings
+from services.localstack.stack import StackSettings
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from benchmarks.stand import Array, Data, Stand
 from services.distiller.calm import calm
 from services.distiller.lookout import Lookout, readings
 from services.gateway.monitoring.fold import Calm, Seen, begun, fold
-from services.runtime.catalog import LabelledImages
-from services.runtime.inference import Classifier
+from services.storage.catalog import LabelledImages
+from services.triton.client import Classifier
 
 # Shares of the traffic that move into a known region.
 _SHARES = (0.05, 0.2, 0.5)

@@ -22,10 +22,10 @@ from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
 from benchmarks.monitor.processors import elsewhere
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.processes import free_port
-from services.runtime.servers import start_redis
+from services.localstack.child_process import free_port
+from services.localstack.servers import start_redis
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 MODEL, SHAPE, CLASSES = "reference", (28, 28, 1), 10
 _ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from defuse.v1 import region_pb2, run_pb2, work_pb2
 
 from benchmarks.stand import Search, Stand
 from services.distiller import assessing, worker
-from services.runtime import keys
 from services.runtime.worker import Job
+from services.storage import keys
 
 
 @dataclass(frozen=True, kw_only=True)

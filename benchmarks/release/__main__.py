@@ -19,7 +19,7 @@ from benchmarks.sections import Section, add_only, measured
 from benchmarks.stand import SMOKE_IMAGES, Data, read, stand_at
 from services.demo import classifier
 from services.demo.data import digits
-from services.runtime.stack import LocalStack, StackSettings
+from services.localstack.stack import LocalStack, StackSettings
 
 
 def main() -> None:

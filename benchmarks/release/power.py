@@ -14,7 +14,7 @@ from benchmarks.release import worse
 from benchmarks.stand import Data, Stand
 from services.corrector.gate.judge import Gate, in_words
 from services.corrector.history import Decision
-from services.runtime import keys
+from services.storage import keys
 
 # Of the trainings: a sweep's point that suits these networks, for two epochs.
 _CONFIG: dict[str, Any] = {"region_weights": [0.3], "learning_rates": [1e-3], "epochs": 2}

@@ -11,9 +11,9 @@ from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Stand
 from services.corrector.gate.bank import Bank
 from services.gateway.book import Book
-from services.runtime import keys
+from services.localstack.stack import LocalStack
 from services.runtime.queue import Queue
-from services.runtime.stack import LocalStack
+from services.storage import keys
 
 
 class World:

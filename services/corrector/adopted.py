@@ -24,9 +24,10 @@ from services.corrector.release import Releases
 from services.corrector.repository import exclusively
 from services.corrector.signature import read_signature
 from services.corrector.triton_configs import classifier_config, guard_config, guarded_config
-from services.runtime import keys, telemetry
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import InferenceClient
+from services.runtime import telemetry
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
 
 # Random images on which an uploaded file must agree with what Triton serves.
 _COMPARED = 8

@@ -16,9 +16,9 @@ from services.corrector.gate.version import Version
 from services.corrector.materials import HeldOut, Materials
 from services.corrector.measuring import difference_of, share_of
 from services.corrector.paired import PairedDifference, Readings
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True, kw_only=True)

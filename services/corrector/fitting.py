@@ -13,8 +13,8 @@ from services.corrector.materials import Materials
 from services.corrector.measuring import images_of
 from services.corrector.networks import Network, deployed
 from services.corrector.training_state import Schedule
-from services.runtime.catalog import LabelledImages
-from services.runtime.preprocessing import as_floats, preprocess
+from services.storage.catalog import LabelledImages
+from services.triton.preprocessing import as_floats, preprocess
 
 # Region images that are kept; more of them are decoded again for every batch.
 _FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30

@@ -10,9 +10,9 @@ from defuse.errors import AlreadyExists, NotFound, NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2
 
 from services.corrector.model_ids import check_model_id
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 Kind = release_pb2.Release
 

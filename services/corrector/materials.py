@@ -10,10 +10,10 @@ from defuse.v1 import correction_pb2, model_pb2, run_pb2
 
 from services.arrays import Array
 from services.corrector.curriculum import RegionData, carrying, fresh_latents
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
-from services.runtime.catalog import Catalog, LabelledImages
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, LabelledImages
 
 # Images that early stopping asks about: enough to tell losses apart, little beside an epoch.
 _HELD_OUT_IMAGES = 2_000

@@ -7,11 +7,10 @@ from scipy.special import log_softmax
 from services.arrays import Array
 from services.corrector.materials import HeldOut, Materials
 from services.corrector.paired import Readings
-from services.runtime.catalog import LabelledImages
-from services.runtime.estimates import estimate
-from services.runtime.inference import LEAST_PROBABILITY
-from services.runtime.preprocessing import as_floats, no_logits, preprocess
 from services.runtime.sessions import onnx_function
+from services.storage.catalog import LabelledImages, estimate
+from services.triton.client import LEAST_PROBABILITY
+from services.triton.preprocessing import as_floats, no_logits, preprocess
 
 _BATCH = 256
 

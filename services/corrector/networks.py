@@ -16,8 +16,8 @@ from services.corrector.materials import Materials
 from services.corrector.onnx_module import OnnxModule
 from services.corrector.onnx_ops import UnsupportedOperator
 from services.corrector.torch_module import TorchModule
-from services.runtime import keys
-from services.runtime.preprocessing import as_floats, preprocess
+from services.storage import keys
+from services.triton.preprocessing import as_floats, preprocess
 
 Network = OnnxModule | TorchModule
 # Images on which a factory's module must agree with the served file.

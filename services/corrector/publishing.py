@@ -10,9 +10,9 @@ from services.corrector.adopted import AnyReleases
 from services.corrector.gate.judge import Gate
 from services.corrector.guard.issuing import Guards
 from services.corrector.history import Decision
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True, kw_only=True)

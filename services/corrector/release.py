@@ -14,9 +14,9 @@ from services.corrector.model_ids import candidate_id, gate_id
 from services.corrector.repository import TritonRepository, exclusively
 from services.corrector.signature import read_signature
 from services.corrector.triton_configs import guard_config, guarded_config
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import InferenceClient
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
 
 # Candidates of a model that are served at the same time.
 _CANDIDATES = 4

@@ -19,7 +19,7 @@ from tritonclient.grpc import model_config_pb2
 
 from services.corrector.model_ids import AT_GATE
 from services.corrector.triton_configs import classifier_config
-from services.runtime.inference import InferenceClient
+from services.triton.client import InferenceClient
 
 # Who is there for longer was left by a process that died.
 _LONGESTAT_GATE_S = 6 * 3600.0

@@ -14,8 +14,8 @@ from services.corrector.gate.version import Candidate
 from services.corrector.guard.issuing import Guards
 from services.corrector.history import Decision
 from services.corrector.publishing import finished
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -13,7 +13,7 @@ from defuse.v1 import model_pb2
 from torch import Tensor, nn
 
 from services.runtime.onnx_export import to_onnx
-from services.runtime.preprocessing import input_shape
+from services.triton.preprocessing import input_shape
 
 
 class TorchModule(nn.Module):

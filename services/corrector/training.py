@@ -18,9 +18,9 @@ from services.corrector.measuring import Yardstick
 from services.corrector.networks import Network, real_inputs
 from services.corrector.processes import ALONE, Abandoned, Processes
 from services.corrector.torch_module import TorchModule
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 # Shares of the way from the weights before to those after that interpolation measures.
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from services.demo import data, story
 from services.demo.display import Display
-from services.runtime.stack import LocalStack, StackSettings
+from services.localstack.stack import LocalStack, StackSettings
 
 
 def main() -> None:

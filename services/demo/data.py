@@ -9,8 +9,8 @@ import numpy as np
 from defuse.errors import NotReady
 from defuse.uploads import chunks, dataset_file, digest_of
 
-from services.runtime.catalog import LabelledImages
-from services.runtime.images import parse_images
+from services.datasets import parse_images
+from services.storage.catalog import LabelledImages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from services.distiller import evidence, findings, records
 from services.distiller.findings import Finding, Known
 from services.distiller.grouping import Failures, Group, Grouping, GroupingConfig, Kind
 from services.distiller.surroundings import read_surroundings
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
-from services.runtime.catalog import Catalog
-from services.runtime.inference import Classifier, InferenceClient
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.client import Classifier, InferenceClient
 
 _KINDS: dict[int, Kind] = {
     # Of a run from before there was a choice.

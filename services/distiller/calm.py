@@ -5,9 +5,9 @@ from scipy.stats import beta
 
 from services.arrays import Array
 from services.distiller.lookout import Lookout, readings
-from services.runtime.catalog import LabelledImages
-from services.runtime.inference import Classifier
 from services.runtime.intervals import clopper_pearson
+from services.storage.catalog import LabelledImages
+from services.triton.client import Classifier
 
 # Images that calm is told from: bounds time.
 _MOST_IMAGES = 10_000

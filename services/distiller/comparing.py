@@ -10,11 +10,11 @@ from defuse.v1 import region_pb2, run_pb2
 from services.arrays import Array
 from services.distiller.comparison import Place, pairs
 from services.distiller.gaussian import Gaussian
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_encoder
-from services.runtime.catalog import Catalog
 from services.runtime.sessions import in_batches
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 # Failures of a region that are carried to another latent space, and how many at once.
 _MOST_CARRIED, _BATCH = 2_000, 256

@@ -20,7 +20,7 @@ from defuse.errors import DefuseError, InvalidInput
 
 from services.arrays import Array
 from services.distiller.mixture import DirichletProcessMixture
-from services.runtime.artifacts import ArtifactStore
+from services.storage.artifacts import ArtifactStore
 
 
 def main() -> None:

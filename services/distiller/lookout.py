@@ -8,12 +8,12 @@ from defuse.v1 import guard_pb2, model_pb2, run_pb2
 from scipy.special import softmax
 
 from services.arrays import Array
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_encoder
-from services.runtime.catalog import Catalog, LabelledImages
-from services.runtime.preprocessing import as_floats, preprocess
 from services.runtime.sessions import onnx_function
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, LabelledImages
+from services.triton.preprocessing import as_floats, preprocess
 
 _BATCH = 256
 

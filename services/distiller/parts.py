@@ -9,9 +9,9 @@ from defuse.v1 import region_pb2
 from services.distiller.assessing import Assessor, Tools, counts
 from services.distiller.splitting import split
 from services.distiller.surroundings import shard_count
-from services.runtime import keys
-from services.runtime.catalog import Catalog
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.catalog import Catalog
 
 
 def split_region(tools: Tools, name: str) -> Sequence[region_pb2.Region]:

@@ -10,11 +10,11 @@ from defuse.v1 import region_pb2, run_pb2
 from services.arrays import Array
 from services.distiller.evidence import Near
 from services.distiller.findings import Finding
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder
-from services.runtime.estimates import estimate
-from services.runtime.preprocessing import as_stored
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import estimate
+from services.triton.preprocessing import as_stored
 
 # Bytes of all pictures of a region, at most.
 _PICTURES_BYTES = 4 << 20

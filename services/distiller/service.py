@@ -15,10 +15,10 @@ from services.distiller.assessing import Tools
 from services.distiller.comparing import compare
 from services.distiller.gaussian import Gaussian
 from services.distiller.parts import split_region
-from services.runtime import keys
 from services.runtime.autoencoder import read_decoder
-from services.runtime.catalog import Catalog
-from services.runtime.preprocessing import as_stored
+from services.storage import keys
+from services.storage.catalog import Catalog
+from services.triton.preprocessing import as_stored
 
 MAX_SAMPLES = 256
 

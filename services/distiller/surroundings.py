@@ -5,10 +5,10 @@ from defuse.v1 import model_pb2, run_pb2, work_pb2
 
 from services.arrays import Array
 from services.distiller.evidence import Searched, Surroundings, Training
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.inference import Classifier
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.client import Classifier
 
 # Images that are classified at once.
 _BATCH = 4_096

@@ -10,10 +10,10 @@ from services.arrays import Array
 from services.distiller.assessing import Tools
 from services.distiller.calm import calm, reference_images
 from services.distiller.lookout import Lookout, as_logits, filled, nothing_seen, readings
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 # Guards that are kept ready: models that are watched at the same time.
 _GUARDS = 4

@@ -6,8 +6,8 @@ from services.distiller.assessing import Assessor, Tools, counts, say
 from services.distiller.grouping import group
 from services.distiller.stability import stability_of
 from services.distiller.surroundings import read_failures
-from services.runtime import keys
 from services.runtime.worker import Job
+from services.storage import keys
 
 __all__ = ["Tools", "distill"]
 

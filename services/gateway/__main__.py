@@ -44,10 +44,10 @@ from services.gateway.runs import Runs
 from services.gateway.service import GatewayService, Rooms
 from services.gateway.settings import GatewaySettings
 from services.gateway.trials import Trials
-from services.runtime.catalog import Catalog
 from services.runtime.dependencies import Dependencies
 from services.runtime.peers import Peer
 from services.runtime.server import Service, serve
+from services.storage.catalog import Catalog
 
 # The gate may have to be asked anew.
 GATE_DEADLINE_S = 900.0

@@ -12,10 +12,10 @@ from services.gateway.correction_config import complete, trainings
 from services.gateway.paging import Cursor, Page
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs, check_distilled
-from services.runtime import keys
-from services.runtime.catalog import Catalog
 from services.runtime.queue import CHOOSE, KEY, TRAIN, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
+from services.storage import keys
+from services.storage.catalog import Catalog
 
 ENDED = (
     correction_pb2.Correction.STATE_SUCCEEDED,

@@ -8,13 +8,13 @@ from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import dataset_pb2
 
+from services.datasets import SPLITS, ParsedImages, SplitImages, parse_images
 from services.gateway.files import Files
 from services.gateway.urls import fetched
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.images import SPLITS, ParsedImages, SplitImages, parse_images
-from services.runtime.streamed import StreamedArray
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.storage.safetensors import StreamedArray
 
 
 class Datasets:

@@ -9,10 +9,11 @@ from defuse import names
 from defuse.errors import DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import work_pb2
 
-from services.runtime import keys, telemetry, tracing
-from services.runtime.artifacts import ArtifactStore
+from services.runtime import telemetry, tracing
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, Delivery, Queue
 from services.runtime.worker import RETRY_S, keep_measuring, patiently
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 Fold = Callable[[work_pb2.Event], Awaitable[Any]]
 # Of what is seen of traffic the batches are the record.

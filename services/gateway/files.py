@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 
 from defuse.errors import InvalidInput, NotFound
 
-from services.runtime import keys, telemetry
-from services.runtime.artifacts import ArtifactStore
+from services.runtime import telemetry
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

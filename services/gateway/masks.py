@@ -6,16 +6,16 @@ from defuse.errors import InvalidInput
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-M = TypeVar("M", bound=Message)
+R = TypeVar("R", bound=Message)
 
 
-class ReadMask(Generic[M]):
+class ReadMask(Generic[R]):
     """Lets the named fields through; all of them where none is named.
 
     Raises InvalidInput that names a field which the resource does not have.
     """
 
-    def __init__(self, kind: type[M], mask: FieldMask) -> None:
+    def __init__(self, kind: type[R], mask: FieldMask) -> None:
         self._kind = kind
         self._mask = mask
         descriptor: Any = kind.DESCRIPTOR
@@ -27,7 +27,7 @@ class ReadMask(Generic[M]):
                     reason="UNKNOWN_FIELD",
                 )
 
-    def of(self, message: M) -> M:
+    def of(self, message: R) -> R:
         """Return what a caller is sent of a message."""
         if not self._mask.paths:
             return message

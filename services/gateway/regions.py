@@ -15,9 +15,9 @@ from safetensors.numpy import save
 
 from services.arrays import Array
 from services.gateway.requests import claimed
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 _LABEL, _INVALID = annotation_pb2.Annotation.VERDICT_LABEL, annotation_pb2.Annotation.VERDICT_INVALID
 

@@ -14,12 +14,12 @@ from services.gateway.advice import Advice, advised
 from services.gateway.book import Book, Work
 from services.gateway.paging import Cursor, Page
 from services.gateway.run_config import complete
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog, check_fit, shape
-from services.runtime.inference import InferenceClient
 from services.runtime.queue import DISTILL, IDENTIFY, PLAN, PREPARE, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, check_fit, shape
+from services.triton.client import InferenceClient
 
 ENDED = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
 

@@ -42,11 +42,11 @@ from services.gateway.regions import Regions
 from services.gateway.requests import Requests, once
 from services.gateway.runs import Runs, check_distilled
 from services.gateway.trials import Trials
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.peers import Peer
 from services.runtime.queue import SCHEMA
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -12,9 +12,9 @@ from defuse.v1 import correction_pb2, trial_pb2
 from services.gateway.book import Book, Work
 from services.gateway.corrections import Corrections
 from services.gateway.paging import Cursor, Page
-from services.runtime import keys
-from services.runtime.catalog import Catalog
 from services.runtime.queue import KEY, Queue
+from services.storage import keys
+from services.storage.catalog import Catalog
 
 _RUNNING, _ENDED = trial_pb2.Trial.STATE_RUNNING, trial_pb2.Trial.STATE_ENDED
 # How soon a gateway knows of a trial that another one started or stopped.

@@ -12,8 +12,7 @@ import fsspec
 from defuse.errors import InvalidInput
 from fsspec.asyn import sync
 
-from services.runtime.file_systems import naming_the_extra
-from services.runtime.scratch import append, scratch_file
+from services.storage.file_systems import append, naming_the_extra, scratch_file
 
 _PROTOCOLS = ("s3", "gs", "az", "http", "https")
 _CHUNK_BYTES = 1024 * 1024

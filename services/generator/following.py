@@ -12,7 +12,7 @@ from defuse.v1 import failure_pb2, run_pb2, work_pb2
 from defuse.v1 import generator_service_pb2 as pb
 
 from services.generator.workbench import Workbench, is_adaptive
-from services.runtime import keys
+from services.storage import keys
 
 _POLL_S = 0.2
 # Bytes of failures in one response; a failure is its latent, the run's name and at most some 100 bytes.

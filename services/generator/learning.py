@@ -7,7 +7,7 @@ from defuse.v1 import run_pb2
 
 from services.generator.feedback import advise
 from services.generator.workbench import thresholds_of
-from services.runtime.catalog import Catalog
+from services.storage.catalog import Catalog
 
 
 def learn(reader: Catalog, run_name: str, *, invalid: Sequence[str], valid: Sequence[str]) -> run_pb2.ValidityAdvice:

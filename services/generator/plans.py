@@ -12,8 +12,8 @@ from services.generator.draws import Orders
 from services.generator.examination import Examination
 from services.generator.shard_files import read_examination, read_result
 from services.generator.workbench import Workbench, is_adaptive, shard_slice
-from services.runtime import keys
-from services.runtime.groups import group, joined
+from services.storage import keys
+from services.storage.safetensors import group, joined
 
 # Tallies add up over rounds; what is known of the unperturbed sources does not change.
 _SUMMED = ("decodes", "failures", "margin_sum", "margin_square_sum")

@@ -14,11 +14,10 @@ from services.generator.codec import Codec, aggregate_sd
 from services.generator.examination import Refused, check_accuracy, check_reconstructions, examine
 from services.generator.validity import MAX_REFERENCES, Reference
 from services.generator.workbench import DECODER, ENCODER, VAE, PreparedRun, Workbench, real_images
-from services.runtime import keys
-from services.runtime.catalog import LabelledImages
-from services.runtime.estimates import estimate
 from services.runtime.onnx_export import to_onnx
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.catalog import LabelledImages, estimate
 
 # Labelled images that preflight looks at, and training images that label model and latent scale are told from: bounds
 # the time and memory of both, whatever the size of the data set.

@@ -18,10 +18,10 @@ from services.generator.codec import Codec, as_array, as_pixels
 from services.generator.following import Position, follow
 from services.generator.learning import learn
 from services.generator.workbench import Workbench
-from services.runtime import keys
-from services.runtime.preprocessing import as_stored
 from services.runtime.queue import EVENTS, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
+from services.storage import keys
+from services.triton.preprocessing import as_stored
 
 MAX_FRAMES = 256
 MAX_IMAGE_BYTES = 1 << 20

@@ -14,9 +14,9 @@ from services.arrays import Array
 from services.generator.budget import DirectionSums
 from services.generator.examination import Examination
 from services.generator.search import ShardResult
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.groups import group, joined
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.safetensors import group, joined
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from services.generator.draws import Law, Sources
 from services.generator.pipeline import Decoders
 from services.generator.search import Checks, Models
 from services.generator.validity import Reference, Thresholds, latent_checks, screening
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog, LabelledImages
-from services.runtime.inference import Classifier, InferenceClient
 from services.runtime.sessions import onnx_function
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, LabelledImages
+from services.triton.client import Classifier, InferenceClient
 
 # A thread waits for the GPU before it tells Triton of a batch, and before it knows which draws passed; meanwhile the
 # others give the GPU its next work. All share its default stream, in which it does one thing after the other.

@@ -12,8 +12,9 @@ from services.generator.plans import Plan
 from services.generator.search import ShardResult, search
 from services.generator.shard_files import create_examination, create_result, read_examination, read_result
 from services.generator.workbench import Workbench, law_of, real_images, shard_slice
-from services.runtime import keys, telemetry
+from services.runtime import telemetry
 from services.runtime.worker import Job
+from services.storage import keys
 
 
 def identify(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:

@@ -6,9 +6,9 @@ import numpy as np
 from defuse.v1 import run_pb2
 
 from services.arrays import Array
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.sessions import in_batches, onnx_function
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 _BATCH = 256
 

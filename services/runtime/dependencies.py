@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import InferenceClient
 from services.runtime.queue import Queue
 from services.runtime.server import Check
 from services.runtime.settings import Settings
-from services.runtime.transport import GRPC
 from services.runtime.transport_settings import TransportSettings
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
+from services.triton.transport import GRPC
 
 
 @dataclass(frozen=True, kw_only=True)

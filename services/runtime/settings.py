@@ -11,7 +11,7 @@ from defuse.tls import TlsFiles
 from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from services.runtime import copies
+from services.storage import cache
 
 PREFIX = "DEFUSE_"
 # A chunk of images and its envelope; larger things are streamed.
@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     )
     store_url: str = Field("file:///var/lib/defuse/store", description="fsspec URL of the artifact store.")
     store_copies_bytes: int = Field(
-        copies.DEFAULT_BYTES,
+        cache.DEFAULT_BYTES,
         gt=0,
         description="Most bytes of copies, in `TMPDIR`, of a remote store's arrays; the least recently used go first.",
     )

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from services.runtime.settings import Settings
-from services.runtime.transport import AUTO, Wanted
+from services.triton.transport import AUTO, Wanted
 
 
 class TransportSettings(Settings):

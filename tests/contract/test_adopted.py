@@ -13,10 +13,10 @@ from services.corrector.adopted import OPERATOR, AdoptedReleases
 from services.corrector.history import Decision
 from services.corrector.repository import TritonRepository
 from services.corrector.signature import read_signature
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.inference import InferenceClient
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.client import InferenceClient
 from tests.onnx_files import build_onnx_classifier, declare
 
 NAME = "models/theirs"

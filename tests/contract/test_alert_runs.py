@@ -13,8 +13,8 @@ from defuse.v1 import dataset_pb2, guard_pb2, monitor_pb2, release_pb2, run_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.gateway_process import running_gateway
 from tests.monitored import MODEL, TIMEOUT_S, batches_in, messages, monitor_stub, observation
 from tests.restartable_triton import Served

@@ -14,7 +14,7 @@ from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 
 from services.gateway.regions import Regions
-from services.runtime import keys
+from services.storage import keys
 from tests.gateway_process import Door, running_gateway
 
 TIMEOUT_S = 30

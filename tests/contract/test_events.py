@@ -16,9 +16,9 @@ from defuse import Client, LimitExceeded
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.access.tokens import line_of
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.conftest import ROOT, eventually
 from tests.events import attributes, binary, post, request_of, response_of, structured, structured_in_base64
 from tests.gateway_process import running_gateway

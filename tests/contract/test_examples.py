@@ -11,7 +11,7 @@ import grpc
 import pytest
 from defuse.v1 import generator_service_pb2_grpc, model_pb2, region_pb2, release_pb2, run_pb2
 
-from services.runtime import keys
+from services.storage import keys
 from tests.conftest import ROOT
 from tests.gateway_process import Door, running_gateway
 from tests.unit.client.test_generator import BATCHES, Generator

@@ -14,10 +14,10 @@ from services.corrector.gate.bank import IMAGES, Bank
 from services.corrector.gate.judge import Gate
 from services.corrector.release import Releases
 from services.corrector.repository import TritonRepository
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.inference import InferenceClient
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.client import InferenceClient
 from tests.unit.corrector import corrections
 from tests.unit.corrector.corrections import CLASSES, DATASET, MODEL, REGIONS, RUN, brightest
 

@@ -15,10 +15,10 @@ from defuse.v1 import model_pb2
 from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
 from services.corrector.release import Releases
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import InferenceClient
-from services.runtime.preprocessing import preprocess
 from services.runtime.sessions import onnx_function
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
+from services.triton.preprocessing import preprocess
 from tests.onnx_files import build_onnx_classifier
 from tests.restartable_triton import CLASSES, SHAPE, Served, asked, images
 from tests.unit.generator.onnx_pairs import encoder_file

@@ -8,9 +8,9 @@ import pytest
 from defuse.hooks import Monitor
 from defuse.v1 import monitor_pb2
 
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.conftest import eventually
 from tests.gateway_process import running_gateway
 from tests.monitored import batches_in, pictures, plant_model, stored_ids

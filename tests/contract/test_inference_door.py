@@ -14,7 +14,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 from tritonclient.utils import shared_memory as system_memory
 
-from services.runtime.transport_regions import OURS
+from services.triton.transport import OURS
 from tests.conftest import eventually
 from tests.restartable_triton import CLASSES, SHAPE, Served, asked, images
 

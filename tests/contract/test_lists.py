@@ -12,7 +12,7 @@ from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from services.gateway.paging import DEFAULT_SIZE
-from services.runtime import keys
+from services.storage import keys
 from tests.gateway_process import Door, running_gateway
 
 Run, Correction = run_pb2.Run, correction_pb2.Correction

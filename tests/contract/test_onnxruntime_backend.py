@@ -7,7 +7,7 @@ from defuse.errors import NotReady
 from google.protobuf import text_format
 
 from services.corrector.triton_configs import classifier_config
-from services.runtime.inference import InferenceClient
+from services.triton.client import InferenceClient
 from tests.restartable_triton import Served
 
 

@@ -18,10 +18,10 @@ from defuse.v1 import monitor_service_pb2 as pb
 
 from services.gateway.monitoring import batches
 from services.gateway.monitoring.reports import HOUR
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.preprocessing import as_floats, preprocess
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.triton.preprocessing import as_floats, preprocess
 from tests.conftest import eventually
 from tests.gateway_process import Door, running_gateway
 from tests.monitored import (

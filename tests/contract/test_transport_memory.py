@@ -13,8 +13,8 @@ import pytest
 from defuse.errors import Cancelled, Unavailable
 from onnx import helper
 
-from services.runtime.inference import InferenceClient
-from services.runtime.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY
+from services.triton.client import InferenceClient
+from services.triton.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY
 from tests.conftest import ROOT, eventually
 from tests.restartable_triton import TOLERANCE, Served, images, shared_files
 

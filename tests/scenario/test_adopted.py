@@ -14,7 +14,7 @@ from defuse.v1 import model_pb2
 from services.corrector.adopted import OPERATOR
 from services.corrector.repository import TritonRepository
 from services.corrector.signature import read_signature
-from services.runtime.inference import InferenceClient
+from services.triton.client import InferenceClient
 from tests.conftest import Stack, eventually, running_stack
 from tests.onnx_files import declare
 from tests.planted import CLASSES, TRUE, Planted

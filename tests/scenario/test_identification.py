@@ -12,10 +12,10 @@ from PIL import Image
 from services.generator.draws import perturbations
 from services.generator.pipeline import rounded
 from services.generator.workbench import law_of
-from services.runtime import keys
 from services.runtime.autoencoder import read_decoder
-from services.runtime.catalog import Catalog
-from services.runtime.inference import InferenceClient
+from services.storage import keys
+from services.storage.catalog import Catalog
+from services.triton.client import InferenceClient
 from tests.conftest import Stack, eventually
 from tests.planted import CLASSES, TRUE, WRONG, Planted
 from tests.scenario.conftest import SEARCH, failures

@@ -8,11 +8,11 @@ from defuse.v1 import annotation_pb2, model_pb2
 
 from services.arrays import Array
 from services.corrector.curriculum import RegionData, carrying, fresh_latents
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_label_model
-from services.runtime.catalog import Catalog
-from services.runtime.preprocessing import as_stored
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.preprocessing import as_stored
 
 # Images of one region: enough to show a loss of three in a hundred, little beside a test split.
 IMAGES = 256

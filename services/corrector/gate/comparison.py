@@ -17,8 +17,8 @@ from services.corrector.gate.version import Version
 from services.corrector.measuring import LocalVersion
 from services.corrector.onnx_module import OnnxModule
 from services.corrector.paired import Readings
-from services.runtime.catalog import LabelledImages
-from services.runtime.preprocessing import as_floats, preprocess
+from services.storage.catalog import LabelledImages
+from services.triton.preprocessing import as_floats, preprocess
 
 # Images that are asked about alone and in a batch.
 _ALONE = 8

@@ -19,10 +19,10 @@ from services.corrector.gate.version import OwnFaults
 from services.corrector.materials import HeldOut, Materials
 from services.corrector.paired import Readings
 from services.corrector.signature import check_same_signature
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog, LabelledImages, check_fit
-from services.runtime.preprocessing import as_floats
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, LabelledImages, check_fit
+from services.triton.preprocessing import as_floats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,12 @@ from services.corrector.curriculum import RegionData, carrying, sample_region
 from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
 from services.corrector.measuring import LocalVersion
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder, read_encoder, read_label_model
-from services.runtime.catalog import Catalog, LabelledImages
-from services.runtime.estimates import estimate
-from services.runtime.preprocessing import as_floats, as_stored, preprocess
 from services.runtime.sessions import in_batches, onnx_function
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, LabelledImages, estimate
+from services.triton.preprocessing import as_floats, as_stored, preprocess
 
 FALSE_ALARM_RATE = 0.05
 # Latents that a region's Gaussian is fitted to.

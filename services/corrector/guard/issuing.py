@@ -6,9 +6,10 @@ from defuse.v1 import corrector_service_pb2, guard_pb2, release_pb2
 
 from services.corrector.adopted import AnyReleases
 from services.corrector.guard.building import FALSE_ALARM_RATE, GuardBuilder
-from services.runtime import keys, telemetry
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.runtime import telemetry
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 
 class Guards:

@@ -10,8 +10,9 @@ from defuse.errors import DefuseError
 from defuse.v1 import audit_pb2
 
 from services.gateway.paging import Cursor, Page
-from services.runtime import keys, telemetry
-from services.runtime.artifacts import ArtifactStore
+from services.runtime import telemetry
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 _KEY = re.compile(rf"{keys.AUDIT}/\d{{4}}-\d\d-\d\d/\d{{6}}\.\d{{6}}-[0-9a-f]{{6}}\.pb")
 

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
 from services.gateway.inference.wire import may_refer_to_memory
-from services.runtime.transport_regions import OURS
+from services.triton.transport import OURS
 
 KINDS = ("System", "Cuda")
 STATUS, REGISTER, UNREGISTER = "Status", "Register", "Unregister"

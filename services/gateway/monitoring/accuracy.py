@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from defuse.errors import NotFound
 from defuse.v1 import monitor_pb2
 
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 
 def counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:

@@ -16,11 +16,11 @@ from defuse.v1 import dataset_pb2, guard_pb2, model_pb2, monitor_pb2, run_pb2
 from services.gateway.monitoring.alerts import Alerts
 from services.gateway.monitoring.captured import Captured, Period, captured
 from services.gateway.runs import Runs
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog, label_map
-from services.runtime.keys import SEARCHED_SPLIT
-from services.runtime.streamed import StreamedArray
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, label_map
+from services.storage.keys import SEARCHED_SPLIT
+from services.storage.safetensors import StreamedArray
 
 _LONGEST_ID = 63
 _VAE_PARTS = {"encoder_digest": "encoder.onnx", "decoder_digest": "decoder.onnx"}

@@ -12,9 +12,10 @@ from defuse.v1 import monitor_pb2
 from services.gateway.monitoring.subjects import Subjects
 from services.gateway.monitoring.webhooks import Webhooks
 from services.gateway.paging import Cursor, Page
-from services.runtime import keys, telemetry
-from services.runtime.artifacts import ArtifactStore
+from services.runtime import telemetry
 from services.runtime.queue import KEY, Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 _RAISED = f"{KEY}alerts"
 # Of those that watchers can still hear of; they look much more often than so many are raised.

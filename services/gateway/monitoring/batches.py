@@ -13,8 +13,8 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.arrays import Array
-from services.runtime import keys
-from services.runtime.preprocessing import restored
+from services.storage import keys
+from services.triton.preprocessing import restored
 
 _DTYPES: dict[str, npt.DTypeLike] = {"FP32": "<f4", "UINT8": "u1"}
 # Arrays with a row for each image alone; all others have one for each observation.

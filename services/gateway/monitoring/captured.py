@@ -11,8 +11,8 @@ from defuse.v1 import monitor_pb2
 
 from services.arrays import Array
 from services.gateway.monitoring.reports import HOUR
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from defuse.errors import InvalidInput, NotFound
 from defuse.v1 import monitor_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 RUN_LENGTH = 100_000.0
 _RUN_LENGTHS = (100.0, 1e12)

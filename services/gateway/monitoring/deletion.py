@@ -10,8 +10,8 @@ from defuse.v1 import monitor_pb2
 from services.gateway.monitoring import batches, config
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.subjects import Subjects, Told
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 MOST_IDS = 10_000
 

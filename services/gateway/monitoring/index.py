@@ -14,8 +14,8 @@ from defuse import names
 from defuse.errors import Conflict
 from google.protobuf.message import Message
 
-from services.runtime import keys
 from services.runtime.queue import KEY, WATCH, Queue, fields
+from services.storage import keys
 
 # Longer than storing a batch takes: after so long what somebody wanted to store is anybody's.
 LEASE_S = 60

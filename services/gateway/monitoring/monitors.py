@@ -17,10 +17,11 @@ from services.gateway.monitoring.alerts import Alerts, name_of
 from services.gateway.monitoring.config import retention
 from services.gateway.monitoring.fold import Calm, Seen, begun, fold
 from services.gateway.monitoring.subjects import Subject, Subjects
-from services.runtime import keys, telemetry
-from services.runtime.artifacts import ArtifactStore
+from services.runtime import telemetry
 from services.runtime.queue import GONE, KEY, Queue
 from services.runtime.worker import RETRY_S
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 _PENDING = f"{KEY}alerts:pending"
 # Observations that are folded at once: bounds the memory that many classes take.

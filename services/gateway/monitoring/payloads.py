@@ -15,8 +15,8 @@ from defuse.v1 import model_pb2, monitor_pb2
 from services.arrays import Array
 from services.gateway.monitoring.cloud_events import CloudEvent
 from services.gateway.monitoring.receiving import LONGEST_VERSION, MOST_OBSERVATIONS
-from services.runtime.catalog import shape
-from services.runtime.preprocessing import input_shape, restored
+from services.storage.catalog import shape
+from services.triton.preprocessing import input_shape, restored
 
 REQUEST, RESPONSE = "request", "response"
 # What KServe's payload logger calls them.

@@ -11,7 +11,7 @@ from defuse.v1 import model_pb2, monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
 from services.gateway.monitoring.subjects import Subject
-from services.runtime.catalog import shape
+from services.storage.catalog import shape
 
 MOST_OBSERVATIONS = 10_000
 MOST_BYTES = 64 << 20

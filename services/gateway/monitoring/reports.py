@@ -16,9 +16,10 @@ from services.gateway.monitoring.deletion import Deletions
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.receiving import Batch, check
 from services.gateway.monitoring.subjects import Subject, Subjects
-from services.runtime import keys, telemetry
-from services.runtime.artifacts import ArtifactStore
+from services.runtime import telemetry
 from services.runtime.queue import GONE
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 HOUR = "%Y-%m-%d-%H"
 _LOOK_EVERY_S = 15.0

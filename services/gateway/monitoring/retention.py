@@ -13,8 +13,9 @@ from defuse.errors import DefuseError
 
 from services.gateway.monitoring import config
 from services.gateway.monitoring.reports import HOUR
-from services.runtime import keys, telemetry
-from services.runtime.artifacts import ArtifactStore
+from services.runtime import telemetry
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 _LOOK_EVERY_S = 60.0
 

@@ -20,8 +20,8 @@ from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.subjects import Subjects
 from services.gateway.monitoring.truths import Truths
 from services.gateway.paging import Cursor
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring import config
-from services.runtime.catalog import Catalog
+from services.storage.catalog import Catalog
 
 # How soon a new guard or another configuration is known.
 _KNOWN_S = 1.0

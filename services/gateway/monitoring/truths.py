@@ -11,8 +11,8 @@ from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.subjects import Subjects, Told
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 MOST_TRUTHS = 10_000
 

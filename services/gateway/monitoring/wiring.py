@@ -20,10 +20,10 @@ from services.gateway.monitoring.truths import Truths
 from services.gateway.monitoring.webhooks import Webhooks
 from services.gateway.runs import Runs
 from services.gateway.settings import GatewaySettings
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.queue import Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 
 class Monitoring:

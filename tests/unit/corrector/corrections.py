@@ -13,10 +13,10 @@ from defuse.v1.correction_pb2 import CorrectionConfig, Training
 from torch import nn
 
 from services.corrector.training import Trainer, train
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.groups import joined
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.safetensors import joined
 from tests.unit.generator.onnx_pairs import SHAPE, decoder_file
 
 Array = npt.NDArray[Any]

@@ -10,9 +10,9 @@ from defuse.v1 import correction_pb2, gate_pb2, release_pb2, work_pb2
 
 from services.corrector.guard.issuing import Guards
 from services.corrector.publishing import Publisher, publish
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.unit.conftest import RememberingTriton
 from tests.unit.corrector.test_release import House
 

@@ -14,9 +14,9 @@ from tritonclient.grpc import model_config_pb2
 
 from services.corrector.history import NOBODY, Decision
 from services.corrector.release import Releases
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.onnx_files import build_onnx_classifier, declare
 from tests.unit.conftest import RememberingTriton
 

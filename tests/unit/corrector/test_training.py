@@ -14,8 +14,8 @@ from services.corrector import fitting
 from services.corrector import training as stage
 from services.corrector.finetune import Labelled
 from services.corrector.materials import Materials
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.unit.corrector.corrections import (
     CORRECTION,
     REGIONS,

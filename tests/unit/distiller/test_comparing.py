@@ -6,8 +6,8 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, region_pb2, release_pb2, run_pb2
 
 from services.distiller.comparing import compare
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
 
 DIM = 6

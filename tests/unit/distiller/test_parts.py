@@ -12,10 +12,10 @@ from defuse.v1 import region_pb2, work_pb2
 from services.distiller.assessing import Tools
 from services.distiller.parts import split_region
 from services.distiller.worker import distill
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.unit.generator.workshop import Triton, Workshop, truth
 
 RUN = "runs/first"

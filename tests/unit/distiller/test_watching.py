@@ -13,10 +13,10 @@ from services.corrector.guard.building import GuardBuilder
 from services.corrector.measuring import LocalVersion
 from services.distiller.assessing import Tools
 from services.distiller.watching import Watcher
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.unit.corrector.corrections import CLASSES, DATASET, MODEL, REGIONS, ROWS, RUN
 from tests.unit.corrector.guard.world import annotate, searched
 

@@ -22,9 +22,9 @@ from services.gateway.advice import Advice
 from services.gateway.regions import Regions
 from services.gateway.run_config import complete
 from services.gateway.runs import Runs
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import PREPARE, Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 Story = Callable[[Runs, "Generator"], Awaitable[Any]]
 CONFIG = run_pb2.RunConfig(model="models/tiny", dataset="datasets/d", validity_from="runs/first")

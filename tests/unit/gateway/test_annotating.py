@@ -8,8 +8,8 @@ from defuse.v1 import annotation_pb2, distiller_service_pb2, region_pb2, run_pb2
 
 from services.gateway.annotating import Annotator
 from services.gateway.regions import Regions
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 R1 = "runs/first/regions/r1"
 PARTS = [f"{R1}-1", f"{R1}-2"]

@@ -9,11 +9,11 @@ from defuse.v1 import annotation_pb2, correction_pb2, model_pb2, region_pb2, rel
 from services.gateway.corrections import Corrections, fold
 from services.gateway.regions import Regions
 from services.gateway.runs import Runs
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.queue import CHOOSE, PREPARE, TRAIN, Queue
 from services.runtime.worker import cancel_key
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 Correction, Training = correction_pb2.Correction, correction_pb2.Training
 FIRST = "runs/first/corrections/c1"

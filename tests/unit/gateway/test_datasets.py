@@ -15,8 +15,8 @@ from PIL import Image
 
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 Array = npt.NDArray[Any]
 MEBIBYTE = 1 << 20

@@ -9,9 +9,9 @@ from defuse.v1 import work_pb2
 
 from services.gateway import events
 from services.gateway.events import EventLoop, _event_key
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, Queue, dead_letters
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.unit.gateway.stories import ADAPTIVE, CANCELLED, NAME, Run, failed, identified, planned, progress
 
 

@@ -7,8 +7,8 @@ import pytest
 from defuse.errors import InvalidInput, NotFound
 
 from services.gateway.files import Files
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 CHUNKS = (b"first ", b"second ", b"third")
 CONTENT = b"".join(CHUNKS)

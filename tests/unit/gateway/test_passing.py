@@ -12,8 +12,8 @@ from defuse.v1 import generator_service_pb2 as pb
 from defuse.v1 import generator_service_pb2_grpc as pb_grpc
 
 from services.gateway.passing import GeneratorPassage
+from services.localstack.child_process import free_port
 from services.runtime.interceptors import ErrorInterceptor
-from services.runtime.processes import free_port
 
 Stub = Any  # whose types are those of a synchronous channel
 Ask = Callable[[Stub], Awaitable[Any]]

@@ -21,9 +21,9 @@ from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.corrections import Corrections
 from services.gateway.publications import Publications, fold
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.queue import PUBLISH, Queue
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 Correction, Publication = correction_pb2.Correction, release_pb2.Publication
 ONE, TWO, UNFINISHED = (f"runs/first/corrections/c{number}" for number in (1, 2, 3))

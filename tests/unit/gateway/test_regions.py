@@ -10,8 +10,8 @@ from google.protobuf import json_format
 
 from services.gateway.regions import Regions
 from services.gateway.requests import Claim, claimed
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 RUN = run_pb2.Run(name="runs/first", config={"model": "models/tiny"})
 R1, R2 = "runs/first/regions/r1", "runs/first/regions/r2"

@@ -9,8 +9,8 @@ from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.paging import Cursor
 from services.gateway.trials import Trials
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.unit.gateway.trying import (
     CANDIDATE,
     CANDIDATE_VERSION,

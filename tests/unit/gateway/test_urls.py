@@ -15,9 +15,9 @@ from defuse.v1 import dataset_pb2
 from services.gateway import urls
 from services.gateway.datasets import Datasets
 from services.gateway.files import Files
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 # A server that cannot send a part of a file must do for files of more than one part: fsspec's are 5 MiB.
 COUNT = 400

@@ -9,9 +9,9 @@ from defuse.v1 import correction_pb2, model_pb2, release_pb2, trial_pb2
 
 from services.gateway.corrections import Corrections
 from services.gateway.trials import Trials
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.queue import Queue
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 Correction, Trial = correction_pb2.Correction, trial_pb2.Trial
 CORRECTION = "runs/first/corrections/c1"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from defuse.v1 import work_pb2
 
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import PREPARE
+from services.storage.artifacts import ArtifactStore
 from tests.unit.generator.workshop import Workshop
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from services.generator.failures import Failures
 from services.generator.following import Position, follow
-from services.runtime import keys
-from services.runtime.groups import joined
 from services.runtime.queue import IDENTIFY, PLAN
+from services.storage import keys
+from services.storage.safetensors import joined
 from tests.unit.generator.workshop import Workshop
 
 SEARCH: dict[str, Any] = {"draws_per_source": 6, "rounds": 3, "shard_size": 120}

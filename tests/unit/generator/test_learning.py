@@ -5,10 +5,10 @@ from defuse.v1 import region_pb2, run_pb2
 
 from services.gateway.run_config import complete
 from services.generator.learning import learn
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.groups import joined
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.storage.safetensors import joined
 
 RUN = "runs/first"
 GOOD, BAD = f"{RUN}/regions/r1", f"{RUN}/regions/r2"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from services.generator.pipeline import Decoders, classified, made, rounded
-from services.runtime.preprocessing import as_floats, as_stored
+from services.triton.preprocessing import as_floats, as_stored
 
 Array = npt.NDArray[np.float32]
 # Within which a test that hangs fails.

@@ -9,8 +9,8 @@ from services.generator import budget
 from services.generator.budget import DirectionSums
 from services.generator.plans import Plan, first_orders, later_orders, make_plan
 from services.generator.shard_files import read_examination, read_result
-from services.runtime.keys import SEARCHED_SPLIT
 from services.runtime.queue import IDENTIFY, PLAN
+from services.storage.keys import SEARCHED_SPLIT
 from tests.unit.generator.workshop import Array, Workshop, joined
 
 SEARCH: dict[str, Any] = {"draws_per_source": 6, "rounds": 4, "max_failures_per_source": 3, "shard_size": 110}

@@ -5,10 +5,10 @@ from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import label_model, preparation, validity
 from services.generator.vae import VaeConfig
-from services.runtime import keys
 from services.runtime.autoencoder import read_label_model
-from services.runtime.keys import SEARCHED_SPLIT
 from services.runtime.queue import PREPARE
+from services.storage import keys
+from services.storage.keys import SEARCHED_SPLIT
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
 from tests.unit.generator.workshop import SHAPE, SPLITS, Workshop, planted_images, weak
 

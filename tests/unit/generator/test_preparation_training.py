@@ -9,10 +9,10 @@ from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import label_model, preparation, vae_files
 from services.generator.codec import of_onnx
-from services.runtime import keys
 from services.runtime.queue import PREPARE
 from services.runtime.sessions import onnx_function
 from services.runtime.worker import Job
+from services.storage import keys
 from tests.unit.generator.bars import bars
 from tests.unit.generator.workshop import Array, Workshop
 

@@ -10,8 +10,8 @@ from defuse.v1 import run_pb2
 from services.generator.draws import perturbations
 from services.generator.pipeline import rounded
 from services.generator.workbench import law_of
-from services.runtime import keys
-from services.runtime.keys import SEARCHED_SPLIT
+from services.storage import keys
+from services.storage.keys import SEARCHED_SPLIT
 from tests.unit.generator.workshop import BEE, SPLITS, Array, Workshop, truth, weak
 
 ADAPTIVE: dict[str, Any] = {"draws_per_source": 8, "rounds": 4, "max_failures_per_source": 3}

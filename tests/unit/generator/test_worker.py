@@ -9,10 +9,10 @@ from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import worker
 from services.generator.shard_files import read_result
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.keys import SEARCHED_SPLIT
 from services.runtime.queue import IDENTIFY, PLAN
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.keys import SEARCHED_SPLIT
 from tests.unit.generator.workshop import Workshop, weak
 
 SEARCH: dict[str, Any] = {"draws_per_source": 4, "rounds": 3, "shard_size": 100, "batch_size": 64}

@@ -19,13 +19,13 @@ from services.gateway.runs import fold
 from services.generator import preparation, worker
 from services.generator.pipeline import Decoders
 from services.generator.workbench import Workbench
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.groups import group
-from services.runtime.inference import Classifier
 from services.runtime.queue import IDENTIFY, PLAN, PREPARE
-from services.runtime.transport import Request
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.safetensors import group
+from services.triton.client import Classifier
+from services.triton.transport import Request
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
 
 Array = npt.NDArray[Any]

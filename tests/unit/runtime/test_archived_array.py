@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from services.runtime.images.archived_array import ArchivedArray
-from services.runtime.images.splits import PART_BYTES
+from services.datasets.npz import ArchivedArray
+from services.datasets.splits import PART_BYTES
 
 Array = npt.NDArray[Any]
 COUNT, ROW = 300, (100, 90)

@@ -5,9 +5,9 @@ from defuse.errors import NotFound
 from defuse.v1 import run_pb2
 from onnx import helper, numpy_helper
 
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.autoencoder import read_decoder
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 CONFIG = run_pb2.RunConfig(dataset="datasets/d1", vae={"epochs": 3})
 WEIGHT = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)

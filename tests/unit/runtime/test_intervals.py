@@ -2,8 +2,8 @@ import pytest
 from defuse.v1 import tensor_pb2
 from scipy.stats import binom
 
-from services.runtime.estimates import estimate
 from services.runtime.intervals import clopper_pearson
+from services.storage.catalog import estimate
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from defuse.errors import InvalidInput, NotReady
 from defuse.guard_outputs import INSIDE, OUTPUTS, REGION
 
 from services.corrector.guard.building import GuardBuilder, conformal_threshold
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.sessions import onnx_function
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.unit.corrector.corrections import CLASSES, MODEL, REGIONS, ROWS, RUN
 from tests.unit.corrector.guard.world import annotate, searched
 

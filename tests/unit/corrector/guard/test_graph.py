@@ -13,8 +13,8 @@ from scipy.stats import multivariate_normal
 
 from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
-from services.runtime.preprocessing import preprocess
 from services.runtime.sessions import onnx_function
+from services.triton.preprocessing import preprocess
 
 Array = npt.NDArray[Any]
 DIM, SHAPE = 3, (2, 2, 2)  # of latents, and of images as they are stored: height, width, channels

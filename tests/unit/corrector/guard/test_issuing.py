@@ -6,9 +6,9 @@ import pytest
 from defuse.v1 import corrector_service_pb2, release_pb2
 
 from services.corrector.guard.issuing import Guards
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.unit.corrector.corrections import CLASSES, MODEL, REGIONS, RUN
 from tests.unit.corrector.guard.world import annotate, searched
 

@@ -3,9 +3,9 @@
 import numpy as np
 from defuse.v1 import annotation_pb2, region_pb2
 
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.unit.corrector.corrections import DATASET, DIM, REGIONS, ROWS, RUN, build
 from tests.unit.generator.onnx_pairs import encoder_file
 

@@ -20,8 +20,8 @@ from services.gateway.access.journal import Journal
 from services.gateway.access.limits import Limits, LimitsInterceptor
 from services.gateway.access.tokens import Tokens, line_of
 from services.gateway.paging import Cursor
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.interceptors import ErrorInterceptor
+from services.storage.artifacts import ArtifactStore
 
 GATEWAY = "defuse.v1.GatewayService"
 IDENTIFY = "/defuse.v1.GeneratorService/Identify"

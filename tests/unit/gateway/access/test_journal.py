@@ -10,7 +10,7 @@ from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.access.journal import Journal
 from services.gateway.paging import Cursor
-from services.runtime.artifacts import ArtifactStore
+from services.storage.artifacts import ArtifactStore
 
 # Seven events of three days; the second day begins after the third event.
 BEGIN = datetime(2026, 11, 24, 21, 0, 0, 250, tzinfo=UTC)

@@ -9,7 +9,7 @@ from defuse.errors import InvalidInput, PermissionDenied
 from tritonclient.grpc import service_pb2
 
 from services.gateway.inference.memory import SharedMemory
-from services.runtime.transport_regions import OURS
+from services.triton.transport import OURS
 
 HERE, ELSEWHERE = "ipv4:127.0.0.1:5", "ipv4:172.17.0.1:5"
 

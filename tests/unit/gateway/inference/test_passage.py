@@ -19,9 +19,9 @@ from services.gateway.inference.passage import InferencePassage
 from services.gateway.inference.routes import Routes
 from services.gateway.inference.tally import Tally
 from services.gateway.trials import Trials
-from services.runtime.artifacts import ArtifactStore
+from services.localstack.child_process import free_port
 from services.runtime.interceptors import ErrorInterceptor
-from services.runtime.processes import free_port
+from services.storage.artifacts import ArtifactStore
 from tests.unit.gateway.trying import CANDIDATE, CANDIDATE_VERSION, TRIAL, Trial, finished, wanted, with_trials
 
 CANARY, SHADOW = Trial.MODE_CANARY, Trial.MODE_SHADOW

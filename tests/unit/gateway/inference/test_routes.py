@@ -11,7 +11,7 @@ from defuse.errors import NotFound
 from services.gateway.inference.routes import Route, Routes, challenger_of
 from services.gateway.inference.wire import Target
 from services.gateway.trials import LEASE_S, Trials
-from services.runtime.artifacts import ArtifactStore
+from services.storage.artifacts import ArtifactStore
 from tests.unit.gateway.trying import CANDIDATE, CANDIDATE_VERSION, TRIAL, Trial, wanted, with_trials
 
 CHALLENGER = Route(model=CANDIDATE, version=str(CANDIDATE_VERSION))

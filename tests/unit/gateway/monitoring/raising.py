@@ -10,10 +10,10 @@ from defuse.v1 import monitor_pb2
 from services.gateway.monitoring.alerts import Alerts
 from services.gateway.monitoring.subjects import Subjects
 from services.gateway.monitoring.webhooks import Webhooks
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.queue import Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.monitored import MODEL, plant_model
 
 HITS = monitor_pb2.Alert.KIND_REGION_HITS

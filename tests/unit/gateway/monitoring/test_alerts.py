@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from services.gateway.monitoring.alerts import Alerts
 from services.gateway.paging import Cursor
-from services.runtime.artifacts import ArtifactStore
+from services.storage.artifacts import ArtifactStore
 from tests.monitored import MODEL, plant_model
 from tests.unit.gateway.monitoring.raising import PAUSES_S, raised, with_alerts
 from tests.webhook import webhook

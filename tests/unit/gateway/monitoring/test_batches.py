@@ -6,9 +6,9 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring import batches
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.preprocessing import as_floats, preprocess
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.triton.preprocessing import as_floats, preprocess
 from tests.monitored import observation, pictures, plant_model
 
 LAYOUT = model_pb2.Preprocessing.Layout

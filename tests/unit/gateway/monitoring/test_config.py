@@ -8,8 +8,8 @@ from defuse.errors import InvalidInput
 from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring import config
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 Config = monitor_pb2.MonitorConfig
 

@@ -12,7 +12,7 @@ from services.gateway.monitoring import http_server
 from services.gateway.monitoring.cloud_events import CloudEvent
 from services.gateway.monitoring.http_server import HttpServer
 from services.gateway.settings import GatewaySettings
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
 from tests.events import attributes, binary
 
 

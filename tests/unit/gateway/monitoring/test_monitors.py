@@ -17,10 +17,10 @@ from services.gateway.monitoring.monitors import Monitors
 from services.gateway.monitoring.subjects import Subjects
 from services.gateway.monitoring.webhooks import Webhooks
 from services.gateway.paging import Cursor
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.queue import Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.unit.gateway.monitoring.test_fold import CLASSES, REGIONS, calm, traffic
 
 MODEL = "models/m"

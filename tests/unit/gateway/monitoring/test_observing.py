@@ -18,10 +18,10 @@ from services.gateway.monitoring.observing import Observing
 from services.gateway.monitoring.payloads import half_of
 from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.subjects import Subjects
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.queue import KEY, Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.events import TYPES, request_of, response_of
 from tests.monitored import MODEL, pictures, plant_model, stored_ids, works
 from tests.unit.gateway.monitoring.listening import nobody

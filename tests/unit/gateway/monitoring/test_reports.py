@@ -17,10 +17,10 @@ from services.gateway.monitoring.index import Index
 from services.gateway.monitoring.receiving import Batch
 from services.gateway.monitoring.reports import Reports
 from services.gateway.monitoring.subjects import Subject, Subjects
-from services.runtime import keys
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
 from services.runtime.queue import KEY, Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.monitored import MODEL, batches_in, observation, plant_model, stored_ids, works
 from tests.unit.gateway.monitoring.listening import nobody
 

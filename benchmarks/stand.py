@@ -19,8 +19,9 @@ from services.corrector.release import Releases
 from services.datasets import SPLITS, parse_images
 from services.demo import classifier
 from services.gateway.run_config import complete
-from services.generator import label_model, noise, preparation, vae, vae_files, vae_training, worker
-from services.generator.workbench import DECODER, ENCODER, VAE, Workbench
+from services.generator import noise, preparation, vae, vae_training, worker
+from services.generator.run_context import DECODER, ENCODER, VAE, Workbench
+from services.latent_space import label_model
 from services.localstack.servers import ensure_triton, start_triton
 from services.localstack.stack import StackSettings
 from services.runtime.worker import Job
@@ -152,9 +153,9 @@ class Stand:
             )
             seconds = time.perf_counter() - begin
             kept.mkdir(exist_ok=True)
-            (kept / VAE).write_bytes(vae_files.to_bytes(network))
-            (kept / ENCODER).write_bytes(vae_files.encoder_onnx(network))
-            (kept / DECODER).write_bytes(vae_files.decoder_onnx(network))
+            (kept / VAE).write_bytes(vae.to_bytes(network))
+            (kept / ENCODER).write_bytes(vae.encoder_onnx(network))
+            (kept / DECODER).write_bytes(vae.decoder_onnx(network))
             (kept / "seconds").write_text(str(seconds))
         for part in (VAE, ENCODER, DECODER):
             self.store.write_bytes(keys.vae(config, part), (kept / part).read_bytes())

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from benchmarks.regions.released import heavy_components
 from benchmarks.stand import Array, Search, Stand
-from services.corrector.onnx_module import OnnxModule
-from services.runtime.autoencoder import read_decoder
+from services.latent_space.autoencoder import read_decoder
+from services.onnx_graph.module import OnnxModule
 from services.storage import keys
 from services.storage.catalog import Catalog
 from services.triton.preprocessing import as_floats, preprocess

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from services.corrector.finetune import Fitting, Inputs, Labelled, Mix, finetune
-from services.corrector.onnx_module import OnnxModule
 from services.corrector.training_state import Schedule
 from services.demo.classifier import Classifier, to_onnx
+from services.onnx_graph.module import OnnxModule
 
 _CLASSES, _SIZE = 10, 28
 

@@ -7,7 +7,7 @@ from defuse.v1 import model_pb2, region_pb2
 from benchmarks.regions.distilling import Distilled
 from benchmarks.regions.spots import Planted
 from benchmarks.stand import Search, Stand
-from services.runtime.autoencoder import read_decoder
+from services.latent_space.autoencoder import read_decoder
 from services.storage import keys
 
 # Failures of a region that the oracle is asked about.

@@ -20,9 +20,8 @@ from services.corrector.release import Releases
 from services.corrector.service import CorrectorService
 from services.corrector.settings import CorrectorSettings
 from services.corrector.training import Trainer, follow, train
+from services.dependencies import Dependencies, device_of, limit_threads
 from services.runtime import telemetry
-from services.runtime.dependencies import Dependencies
-from services.runtime.devices import device_of, limit_threads
 from services.runtime.queue import CHOOSE, PUBLISH, TRAIN
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker

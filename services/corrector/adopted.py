@@ -16,7 +16,6 @@ from defuse.errors import DefuseError, InvalidInput, NotReady, StoreFull
 from defuse.v1 import correction_pb2, model_pb2, release_pb2
 from google.protobuf import json_format, text_format
 
-from services.corrector.export import TOLERANCE
 from services.corrector.gate.version import Candidate, Version
 from services.corrector.history import NOBODY, Decision, History, Kind
 from services.corrector.measuring import LocalVersion
@@ -24,6 +23,7 @@ from services.corrector.release import Releases
 from services.corrector.repository import exclusively
 from services.corrector.signature import read_signature
 from services.corrector.triton_configs import classifier_config, guard_config, guarded_config
+from services.onnx_graph.export import TOLERANCE
 from services.runtime import telemetry
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

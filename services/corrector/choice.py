@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.corrector.paired import PairedDifference
+from services.statistics.paired_tests import PairedDifference
 
 RULE = (
     "of the points whose test accuracy is non-inferior (the 95 % interval of the paired difference to the base version "

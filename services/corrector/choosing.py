@@ -15,8 +15,8 @@ from services.corrector.gate.judge import Gate, joined, region_readings
 from services.corrector.gate.version import Version
 from services.corrector.materials import HeldOut, Materials
 from services.corrector.measuring import difference_of, share_of
-from services.corrector.paired import PairedDifference, Readings
 from services.runtime.worker import Job
+from services.statistics.paired_tests import PairedDifference, Readings
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 

@@ -6,8 +6,8 @@ from scipy.special import log_softmax
 
 from services.arrays import Array
 from services.corrector.materials import HeldOut, Materials
-from services.corrector.paired import Readings
-from services.runtime.sessions import onnx_function
+from services.onnx_graph.export import onnx_function
+from services.statistics.paired_tests import Readings
 from services.storage.catalog import LabelledImages, estimate
 from services.triton.client import LEAST_PROBABILITY
 from services.triton.preprocessing import as_floats, no_logits, preprocess

@@ -11,11 +11,11 @@ from defuse.v1 import model_pb2
 
 from services.arrays import Array
 from services.corrector import torch_module
-from services.corrector.export import largest_difference
 from services.corrector.materials import Materials
-from services.corrector.onnx_module import OnnxModule
-from services.corrector.onnx_ops import UnsupportedOperator
 from services.corrector.torch_module import TorchModule
+from services.onnx_graph.export import largest_difference
+from services.onnx_graph.module import OnnxModule
+from services.onnx_graph.operators import UnsupportedOperator
 from services.storage import keys
 from services.triton.preprocessing import as_floats, preprocess
 

@@ -12,7 +12,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 from torch import Tensor, nn
 
-from services.runtime.onnx_export import to_onnx
+from services.onnx_graph.export import to_onnx
 from services.triton.preprocessing import input_shape
 
 

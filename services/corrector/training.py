@@ -10,7 +10,6 @@ from defuse.v1 import correction_pb2, work_pb2
 from defuse.v1.correction_pb2 import Training
 from torch import Tensor
 
-from services.corrector.export import export
 from services.corrector.finetune import Diverged, Fitting, Outcome, finetune
 from services.corrector.fitting import read_fitting
 from services.corrector.materials import Materials
@@ -18,6 +17,7 @@ from services.corrector.measuring import Yardstick
 from services.corrector.networks import Network, real_inputs
 from services.corrector.processes import ALONE, Abandoned, Processes
 from services.corrector.torch_module import TorchModule
+from services.onnx_graph.export import export
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

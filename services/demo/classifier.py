@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from services.arrays import Array
-from services.runtime import onnx_export
+from services.onnx_graph import export
 
 _EPOCHS = 12
 _BATCH = 64
@@ -78,4 +78,4 @@ def train(
 def to_onnx(network: Classifier, image_shape: tuple[int, int, int]) -> bytes:
     """Export the network for images (h, w, c), any batch size; input `images`, output `logits`."""
     height, width, channels = image_shape
-    return onnx_export.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])
+    return export.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])

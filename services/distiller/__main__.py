@@ -4,12 +4,12 @@ import functools
 
 from defuse.v1 import distiller_service_pb2, distiller_service_pb2_grpc, work_pb2
 
+from services.dependencies import Dependencies
 from services.distiller import worker
 from services.distiller.assessing import Tools
 from services.distiller.service import DistillerService
 from services.distiller.settings import DistillerSettings
 from services.distiller.watching import Watcher
-from services.runtime.dependencies import Dependencies
 from services.runtime.queue import DISTILL, WATCH
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker

@@ -12,7 +12,7 @@ from services.distiller import evidence, findings, records
 from services.distiller.findings import Finding, Known
 from services.distiller.grouping import Failures, Group, Grouping, GroupingConfig, Kind
 from services.distiller.surroundings import read_surroundings
-from services.runtime.autoencoder import read_decoder, read_label_model
+from services.latent_space.autoencoder import read_decoder, read_label_model
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

@@ -5,7 +5,7 @@ from scipy.stats import beta
 
 from services.arrays import Array
 from services.distiller.lookout import Lookout, readings
-from services.runtime.intervals import clopper_pearson
+from services.statistics.intervals import clopper_pearson
 from services.storage.catalog import LabelledImages
 from services.triton.client import Classifier
 

@@ -9,9 +9,9 @@ from defuse.v1 import region_pb2, run_pb2
 
 from services.arrays import Array
 from services.distiller.comparison import Place, pairs
-from services.distiller.gaussian import Gaussian
-from services.runtime.autoencoder import read_decoder, read_encoder
-from services.runtime.sessions import in_batches
+from services.latent_space.autoencoder import read_decoder, read_encoder
+from services.onnx_graph.export import in_batches
+from services.statistics.gaussian import Gaussian
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

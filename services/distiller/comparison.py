@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import chi2
 
-from services.distiller.gaussian import Gaussian
+from services.statistics.gaussian import Gaussian
 
 # Regions of one confusion whose means are farther apart, in sds of the regions, are not the same one, unless chance
 # alone can part them as far.

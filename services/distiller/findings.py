@@ -7,7 +7,7 @@ from services.arrays import Array
 from services.distiller import evidence
 from services.distiller.evidence import Near, RealInside, Surroundings
 from services.distiller.grouping import Failures, Group
-from services.distiller.significance import Trial, q_values
+from services.statistics.intervals import Trial, q_values
 
 # Pictures of failures and of real images that a region carries.
 _EXEMPLARS, _NEAREST = 16, 8

@@ -11,8 +11,8 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from services.arrays import Array
-from services.distiller.gaussian import Gaussian
 from services.distiller.mixture import DirichletProcessMixture
+from services.statistics.gaussian import Gaussian
 
 Kind = Literal["error_aware", "plain"]
 # Two groups of one confusion that overlap as much as this are the same (Bhattacharyya coefficient).

@@ -8,8 +8,8 @@ from defuse.v1 import guard_pb2, model_pb2, run_pb2
 from scipy.special import softmax
 
 from services.arrays import Array
-from services.runtime.autoencoder import read_encoder
-from services.runtime.sessions import onnx_function
+from services.latent_space.autoencoder import read_encoder
+from services.onnx_graph.export import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages

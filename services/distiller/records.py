@@ -10,7 +10,7 @@ from defuse.v1 import region_pb2, run_pb2
 from services.arrays import Array
 from services.distiller.evidence import Near
 from services.distiller.findings import Finding
-from services.runtime.autoencoder import read_decoder
+from services.latent_space.autoencoder import read_decoder
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import estimate

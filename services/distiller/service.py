@@ -13,9 +13,9 @@ from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 from services.arrays import Array
 from services.distiller.assessing import Tools
 from services.distiller.comparing import compare
-from services.distiller.gaussian import Gaussian
 from services.distiller.parts import split_region
-from services.runtime.autoencoder import read_decoder
+from services.latent_space.autoencoder import read_decoder
+from services.statistics.gaussian import Gaussian
 from services.storage import keys
 from services.storage.catalog import Catalog
 from services.triton.preprocessing import as_stored

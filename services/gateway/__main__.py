@@ -16,6 +16,7 @@ from defuse.v1 import (
 )
 from google.longrunning import operations_pb2_grpc
 
+from services.dependencies import Dependencies
 from services.gateway import operations_service, passing
 from services.gateway.access.audit import AuditInterceptor
 from services.gateway.access.interceptor import AccessInterceptor
@@ -44,8 +45,7 @@ from services.gateway.runs import Runs
 from services.gateway.service import GatewayService, Rooms
 from services.gateway.settings import GatewaySettings
 from services.gateway.trials import Trials
-from services.runtime.dependencies import Dependencies
-from services.runtime.peers import Peer
+from services.runtime.channels import Peer
 from services.runtime.server import Service, serve
 from services.storage.catalog import Catalog
 

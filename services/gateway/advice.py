@@ -8,7 +8,7 @@ from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, run_pb2
 
 from services.gateway.regions import Regions
 from services.gateway.run_config import complete
-from services.runtime.peers import Peer
+from services.runtime.channels import Peer
 
 
 class Advice:

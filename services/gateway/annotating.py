@@ -8,7 +8,7 @@ from defuse.errors import DeadlineExceeded, Unavailable
 from defuse.v1 import annotation_pb2, distiller_service_pb2, distiller_service_pb2_grpc, region_pb2
 
 from services.gateway.regions import Regions
-from services.runtime.peers import Peer
+from services.runtime.channels import Peer
 
 
 class Annotator:

@@ -3,7 +3,7 @@
 from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc
 
 from services.gateway.trials import Trials
-from services.runtime.peers import Peer
+from services.runtime.channels import Peer
 
 
 class Candidates:

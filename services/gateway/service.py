@@ -42,7 +42,7 @@ from services.gateway.regions import Regions
 from services.gateway.requests import Requests, once
 from services.gateway.runs import Runs, check_distilled
 from services.gateway.trials import Trials
-from services.runtime.peers import Peer
+from services.runtime.channels import Peer
 from services.runtime.queue import SCHEMA
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

@@ -11,7 +11,7 @@ from services.arrays import Array
 from services.generator import codec, pipeline, vae, vae_training
 from services.generator.codec import Codec
 from services.generator.preparation import vae_config
-from services.generator.workbench import DECODER, Workbench
+from services.generator.run_context import DECODER, Workbench
 from services.storage import keys
 
 _WARM_UP, _MEASURED = 2, 6  # batches

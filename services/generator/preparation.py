@@ -9,12 +9,13 @@ from defuse.v1 import run_pb2, work_pb2
 from torch import nn
 
 from services.arrays import Array
-from services.generator import label_model, noise, vae, vae_files, vae_training
+from services.generator import noise, vae, vae_training
 from services.generator.codec import Codec, aggregate_sd
-from services.generator.examination import Refused, check_accuracy, check_reconstructions, examine
+from services.generator.preflight import Refused, check_accuracy, check_reconstructions, examine
+from services.generator.run_context import DECODER, ENCODER, VAE, PreparedRun, Workbench, real_images
 from services.generator.validity import MAX_REFERENCES, Reference
-from services.generator.workbench import DECODER, ENCODER, VAE, PreparedRun, Workbench, real_images
-from services.runtime.onnx_export import to_onnx
+from services.latent_space import label_model
+from services.onnx_graph.export import to_onnx
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.catalog import LabelledImages, estimate
@@ -118,14 +119,14 @@ def _codec(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) 
             _take_pair(bench, run, record_keys)
         return bench.codec(run.config)
     if not bench.store.exists(record_keys[VAE]):
-        bench.store.create_bytes(record_keys[VAE], vae_files.to_bytes(_trained(bench, run, train, job)))
+        bench.store.create_bytes(record_keys[VAE], vae.to_bytes(_trained(bench, run, train, job)))
         for key in _checkpoints(bench, keys.vae(run.config, CHECKPOINTS)):
             bench.store.remove(key)
     # What lies in the store is what everybody uses, also where two workers trained it at the same time.
     stored = bench.store.read_bytes(record_keys[VAE])
-    for part, export in ((ENCODER, vae_files.encoder_onnx), (DECODER, vae_files.decoder_onnx)):
+    for part, export in ((ENCODER, vae.encoder_onnx), (DECODER, vae.decoder_onnx)):
         if not bench.store.exists(record_keys[part]):
-            bench.store.create_bytes(record_keys[part], export(vae_files.from_bytes(stored)))
+            bench.store.create_bytes(record_keys[part], export(vae.from_bytes(stored)))
     return bench.codec(run.config)
 
 

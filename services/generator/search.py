@@ -13,10 +13,10 @@ import torch
 
 from services.arrays import Array
 from services.generator import pipeline
-from services.generator.budget import DirectionSums
+from services.generator.allocation import DirectionSums
 from services.generator.codec import as_array
-from services.generator.draws import Draws, Law, Orders, Screening, Sources, draws, filled, perturbations
 from services.generator.failures import Counts, Failures
+from services.generator.perturbations import Draws, Law, Orders, Screening, Sources, draws, filled, perturbations
 from services.generator.pipeline import Codes, Images, Pending
 from services.generator.validity import Check, radius_sd
 

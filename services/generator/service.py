@@ -15,9 +15,8 @@ from defuse.v1 import run_pb2, work_pb2
 from services.arrays import Array
 from services.generator import cost
 from services.generator.codec import Codec, as_array, as_pixels
-from services.generator.following import Position, follow
-from services.generator.learning import learn
-from services.generator.workbench import Workbench
+from services.generator.failure_stream import Position, follow
+from services.generator.run_context import Workbench, learn
 from services.runtime.queue import EVENTS, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
 from services.storage import keys

@@ -4,14 +4,13 @@ import numpy as np
 from defuse.v1 import work_pb2
 
 from services.arrays import Array
-from services.generator import plans
-from services.generator.draws import Orders
-from services.generator.examination import Examination, examine
+from services.generator import rounds
 from services.generator.failures import Counts
-from services.generator.plans import Plan
+from services.generator.perturbations import Orders
+from services.generator.preflight import Examination, examine
+from services.generator.rounds import Plan, create_examination, create_result, read_examination, read_result
+from services.generator.run_context import Workbench, law_of, real_images, shard_slice
 from services.generator.search import ShardResult, search
-from services.generator.shard_files import create_examination, create_result, read_examination, read_result
-from services.generator.workbench import Workbench, law_of, real_images, shard_slice
 from services.runtime import telemetry
 from services.runtime.worker import Job
 from services.storage import keys
@@ -36,7 +35,7 @@ def plan(bench: Workbench, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
     run, key = work.run, keys.plan(work.run.name, work.round)
     if not bench.store.exists(key):
         # Created once: two that plan at the same time must not give shards of one round different orders.
-        bench.store.create_arrays(key, plans.make_plan(bench, run, work.round, work.shard_count).arrays())
+        bench.store.create_arrays(key, rounds.make_plan(bench, run, work.round, work.shard_count).arrays())
     event = work_pb2.Event(subject=run.name)
     event.round_planned.round = work.round
     event.round_planned.decodes = int(bench.store.map_arrays(key)["plan.decodes"].sum())
@@ -85,9 +84,9 @@ def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[
 
 def _orders(bench: Workbench, work: work_pb2.IdentifyWork, examined: Examination) -> Orders:
     if work.round == 0:
-        return plans.first_orders(work.run, examined)
+        return rounds.first_orders(work.run, examined)
     stored = Plan.of(bench.store.map_arrays(keys.plan(work.run.name, work.round)))
-    return plans.later_orders(stored, work.run, work.round, work.shard)
+    return rounds.later_orders(stored, work.run, work.round, work.shard)
 
 
 def _count_sources(counts: Counts, examined: Examination) -> None:

@@ -20,7 +20,7 @@ from defuse.v1 import (
 )
 
 from services.arrays import Array
-from services.runtime.intervals import clopper_pearson
+from services.statistics.intervals import clopper_pearson
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.safetensors import group

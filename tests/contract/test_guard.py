@@ -15,7 +15,7 @@ from defuse.v1 import model_pb2
 from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
 from services.corrector.release import Releases
-from services.runtime.sessions import onnx_function
+from services.onnx_graph.export import onnx_function
 from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient
 from services.triton.preprocessing import preprocess

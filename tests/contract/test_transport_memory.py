@@ -27,9 +27,9 @@ SERVICE = """
 import sys
 import numpy as np
 from defuse.v1 import model_pb2
-from services.runtime.dependencies import Dependencies
+from services.dependencies import Dependencies
 from services.runtime.server import Service, serve
-from services.runtime.transport_settings import TransportSettings
+from services.dependencies import TransportSettings
 
 def build(settings):
     needs = Dependencies.of(settings)

@@ -9,10 +9,10 @@ import pytest
 from defuse import Client, InvalidInput, Preprocessing
 from PIL import Image
 
-from services.generator.draws import perturbations
+from services.generator.perturbations import perturbations
 from services.generator.pipeline import rounded
-from services.generator.workbench import law_of
-from services.runtime.autoencoder import read_decoder
+from services.generator.run_context import law_of
+from services.latent_space.autoencoder import read_decoder
 from services.storage import keys
 from services.storage.catalog import Catalog
 from services.triton.client import InferenceClient

@@ -8,7 +8,7 @@ from defuse.v1 import annotation_pb2, model_pb2
 
 from services.arrays import Array
 from services.corrector.curriculum import RegionData, carrying, fresh_latents
-from services.runtime.autoencoder import read_decoder, read_label_model
+from services.latent_space.autoencoder import read_decoder, read_label_model
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

@@ -15,8 +15,8 @@ from services.corrector.gate.bank import Bank
 from services.corrector.gate.checks import Check
 from services.corrector.gate.version import Version
 from services.corrector.measuring import LocalVersion
-from services.corrector.onnx_module import OnnxModule
-from services.corrector.paired import Readings
+from services.onnx_graph.module import OnnxModule
+from services.statistics.paired_tests import Readings
 from services.storage.catalog import LabelledImages
 from services.triton.preprocessing import as_floats, preprocess
 

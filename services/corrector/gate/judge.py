@@ -17,8 +17,8 @@ from services.corrector.gate.checks import Check
 from services.corrector.gate.comparison import Comparison, Say
 from services.corrector.gate.version import OwnFaults
 from services.corrector.materials import HeldOut, Materials
-from services.corrector.paired import Readings
 from services.corrector.signature import check_same_signature
+from services.statistics.paired_tests import Readings
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages, check_fit

@@ -15,8 +15,8 @@ from services.corrector.curriculum import RegionData, carrying, sample_region
 from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
 from services.corrector.measuring import LocalVersion
-from services.runtime.autoencoder import read_decoder, read_encoder, read_label_model
-from services.runtime.sessions import in_batches, onnx_function
+from services.latent_space.autoencoder import read_decoder, read_encoder, read_label_model
+from services.onnx_graph.export import in_batches, onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages, estimate

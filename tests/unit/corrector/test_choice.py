@@ -1,5 +1,5 @@
 from services.corrector.choice import RULE, Chosen, Measured, choose
-from services.corrector.paired import PairedDifference
+from services.statistics.paired_tests import PairedDifference
 
 
 def point(region_accuracy: float, gained: int, lost: int, trials: int = 10_000, *, loss: float = 0.5) -> Measured:

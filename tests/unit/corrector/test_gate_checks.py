@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 
 from services.arrays import Array
 from services.corrector.gate import checks
-from services.corrector.paired import Readings
+from services.statistics.paired_tests import Readings
 
 CLASSES = ("cat", "dog", "owl")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.onnx.errors import UnsupportedOperatorError
 
-from services.corrector.onnx_module import OnnxModule
+from services.onnx_graph.module import OnnxModule
 from tests.unit.corrector.nets import CLASSES, images, network, served
 
 # Of the opsets 13 to 20 those that the TorchScript exporter writes: all, but fused attention begins with 14. A ViT of

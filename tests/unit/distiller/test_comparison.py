@@ -1,7 +1,7 @@
 import numpy as np
 
 from services.distiller.comparison import Place, pairs
-from services.distiller.gaussian import Gaussian
+from services.statistics.gaussian import Gaussian
 
 
 def place(confusion: str, x: float, *, sources: int = 1000, sd: float = 1.0) -> Place:

@@ -6,8 +6,8 @@ import pytest
 from services.arrays import Array
 from services.distiller import evidence
 from services.distiller.evidence import RealInside, Searched, Training
-from services.distiller.gaussian import Gaussian
 from services.distiller.grouping import Failures, Group
+from services.statistics.gaussian import Gaussian
 
 ONES = np.ones(2)
 

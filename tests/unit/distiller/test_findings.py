@@ -2,8 +2,8 @@ import numpy as np
 
 from services.distiller.evidence import Searched, Surroundings, Training
 from services.distiller.findings import Finding, Known, find
-from services.distiller.gaussian import Gaussian
 from services.distiller.grouping import Failures, Group
+from services.statistics.gaussian import Gaussian
 
 RANDOM = np.random.default_rng(0)
 # Three groups of 30: a rare one, a typical one, and one whose decodes are misread no more often than reconstructions.

@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.distiller.gaussian import Gaussian
 from services.distiller.grouping import Failures, Group, Grouping, GroupingConfig, group
+from services.statistics.gaussian import Gaussian
 from tests.unit.distiller.failures import PLANTED, Cluster, Truth, planted
 
 CONFIG = GroupingConfig(kind="error_aware", classes=3, sd_agg=np.ones(2), max_components=20, min_support=15, seed=0)

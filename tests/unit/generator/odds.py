@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-from services.generator import budget
-from services.generator.budget import Tally
+from services.generator import allocation
+from services.generator.allocation import Tally
 
 Array = npt.NDArray[Any]
 
@@ -80,13 +80,13 @@ class Odds:
 
     def uniform(self, draws: int, limit: int = 10**6) -> Tally:
         """Search every source so many times."""
-        return self.after(self.untouched(), budget.uniform(self.searchable, draws), limit)
+        return self.after(self.untouched(), allocation.uniform(self.searchable, draws), limit)
 
     def adaptive(self, draws: int, *, rounds: int = 8, limit: int = 10**6) -> Tally:
         """Search as often on average, in rounds, as the plans of a run say."""
         tally = self.uniform(1, limit)
         for round_ in range(1, rounds):
             left = draws * int(self.searchable.sum()) - int(tally.decodes.sum())
-            wanted = budget.allocate(tally, decodes=left // (rounds - round_), limit=limit, uniform_decodes=draws)
+            wanted = allocation.allocate(tally, decodes=left // (rounds - round_), limit=limit, uniform_decodes=draws)
             tally = self.after(tally, wanted, limit)
         return tally

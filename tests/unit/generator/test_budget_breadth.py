@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.generator.budget import Tally, uniform_breadth
+from services.generator.allocation import Tally, uniform_breadth
 from tests.unit.generator.odds import Odds
 
 

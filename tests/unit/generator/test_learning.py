@@ -4,7 +4,7 @@ from defuse.errors import NotFound
 from defuse.v1 import region_pb2, run_pb2
 
 from services.gateway.run_config import complete
-from services.generator.learning import learn
+from services.generator.run_context import learn
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

@@ -3,9 +3,10 @@ import pytest
 from defuse.errors import Cancelled, InvalidInput, NotReady
 from defuse.v1 import run_pb2, work_pb2
 
-from services.generator import label_model, preparation, validity
+from services.generator import preparation, validity
 from services.generator.vae import VaeConfig
-from services.runtime.autoencoder import read_label_model
+from services.latent_space import label_model
+from services.latent_space.autoencoder import read_label_model
 from services.runtime.queue import PREPARE
 from services.storage import keys
 from services.storage.keys import SEARCHED_SPLIT

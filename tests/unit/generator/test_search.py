@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.generator.draws import perturbations
 from services.generator.failures import Counts, Failures
+from services.generator.perturbations import perturbations
 from services.generator.search import MARGIN_EPSILON, ShardResult, margins, search
 from services.generator.validity import radius_sd
 from tests.unit.generator.world import (

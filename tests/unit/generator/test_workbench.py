@@ -5,7 +5,7 @@ import pytest
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import run_pb2
 
-from services.generator.workbench import given_pair, is_adaptive, law_of, shard_slice
+from services.generator.run_context import given_pair, is_adaptive, law_of, shard_slice
 from services.storage import keys
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
 from tests.unit.generator.workshop import SHAPE, Workshop, planted_images, truth, weak

@@ -8,7 +8,7 @@ from defuse.errors import Cancelled
 from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import worker
-from services.generator.shard_files import read_result
+from services.generator.rounds import read_result
 from services.runtime.queue import IDENTIFY, PLAN
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

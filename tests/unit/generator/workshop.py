@@ -18,7 +18,7 @@ from services.gateway.run_config import complete
 from services.gateway.runs import fold
 from services.generator import preparation, worker
 from services.generator.pipeline import Decoders
-from services.generator.workbench import Workbench
+from services.generator.run_context import Workbench
 from services.runtime.queue import IDENTIFY, PLAN, PREPARE
 from services.runtime.worker import Job
 from services.storage import keys

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from services.generator.codec import as_array
-from services.generator.draws import Law, Orders, Screening, Sources
+from services.generator.perturbations import Law, Orders, Screening, Sources
 from services.generator.pipeline import Decoders
 from services.generator.search import Checks, Models, ShardResult, search
 from services.generator.validity import Check

@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 
 from services.corrector.guard.graph import Knowledge, guard_graph
 from services.corrector.guard.mixture import Mixture
-from services.runtime.sessions import onnx_function
+from services.onnx_graph.export import onnx_function
 from services.triton.preprocessing import preprocess
 
 Array = npt.NDArray[Any]

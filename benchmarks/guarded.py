@@ -7,7 +7,7 @@ from defuse.v1 import guard_pb2, model_pb2
 from benchmarks.identify.planted import Spots
 from benchmarks.labelled import Labelled, labelled
 from benchmarks.stand import Data, Stand
-from services.corrector.guard.issuing import Guards
+from services.corrector.guard.builder import Guards
 
 
 @dataclass(frozen=True, kw_only=True)

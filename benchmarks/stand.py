@@ -15,10 +15,10 @@ import torch
 from defuse import names
 from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
 
-from services.corrector.release import Releases
+from services.corrector.releases.own_triton import Releases
 from services.datasets import SPLITS, parse_images
 from services.demo import classifier
-from services.gateway.run_config import complete
+from services.gateway.runs.config import complete
 from services.generator import noise, preparation, vae, vae_training, worker
 from services.generator.run_context import DECODER, ENCODER, VAE, Workbench
 from services.latent_space import label_model

@@ -1,11 +1,10 @@
-"""The dependencies of a service, made from its settings: queue, Triton client, artifact store and torch device."""
+"""The dependencies of a service, made from its settings: queue, Triton client and artifact store."""
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from pydantic import Field
 
 from services.runtime.queue import Queue
@@ -59,16 +58,3 @@ class TransportSettings(Settings):
         description="How images reach Triton: `grpc`, `system-shared-memory` (one host, one /dev/shm) or "
         "`cuda-shared-memory` (one GPU); `auto` takes the fastest that works.",
     )
-
-
-def device_of(setting: str) -> torch.device:
-    """Return the device that a setting means: `auto` is `cuda` if there is one, else `cpu`."""
-    if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(setting)
-
-
-def limit_threads(count: int) -> None:
-    """Let torch use as many threads as the operator says; 0 leaves the choice to torch."""
-    if count:
-        torch.set_num_threads(count)

@@ -13,9 +13,9 @@ from typing import Any
 from defuse import Client
 from defuse.v1 import correction_pb2, run_pb2, work_pb2
 
-from services.gateway.corrections import Corrections
-from services.gateway.publications import Publications
-from services.gateway.runs import Runs
+from services.gateway.corrections.corrections import Corrections
+from services.gateway.releases.releases import Publications
+from services.gateway.runs.runs import Runs
 from services.localstack.child_process import free_port
 from services.runtime.queue import Queue
 from services.storage.artifacts import ArtifactStore

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import safetensors.torch
 
 from services.demo import classifier
-from services.demo.data import digits, read
+from services.demo.classifier import digits, read
 
 Array = npt.NDArray[Any]
 TRUE, WRONG = 7, 1

@@ -22,8 +22,8 @@ from benchmarks.identify.planted import plant
 from benchmarks.regions.distilling import distilled
 from benchmarks.regions.spots import Planted, handed_over, independent, served
 from benchmarks.stand import SMOKE, Data, Search, Stand, read, standing
-from services.demo.data import digits
-from services.gateway.correction_config import complete
+from services.demo.classifier import digits
+from services.gateway.corrections.config import complete
 from services.localstack.stack import StackSettings
 from services.storage import keys
 

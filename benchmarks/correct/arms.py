@@ -10,10 +10,10 @@ from defuse.v1 import correction_pb2, work_pb2
 from defuse.v1.correction_pb2 import CorrectionConfig, Training
 
 from benchmarks.stand import Search, Stand
-from services.corrector.choosing import Chooser, choose_candidate
-from services.corrector.gate.judge import Gate
+from services.corrector.candidate_choice import Chooser, choose_candidate
+from services.corrector.gate.decision import Gate
 from services.corrector.training import Trainer, train
-from services.gateway.correction_config import complete, trainings
+from services.gateway.corrections.config import complete, trainings
 from services.runtime.worker import Job
 from services.storage import keys
 

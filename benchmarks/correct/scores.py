@@ -11,7 +11,7 @@ from defuse.v1 import model_pb2
 
 from benchmarks.regions.spots import Planted
 from benchmarks.stand import Data
-from services.corrector.measuring import LocalVersion
+from services.corrector.evaluation import LocalVersion
 from services.storage.catalog import LabelledImages
 
 

@@ -21,7 +21,7 @@ from benchmarks.gateway.doors import Door, added_ms, in_turns, own_process
 from benchmarks.guarded import guarded
 from benchmarks.stand import SMOKE_IMAGES, read, stand_at
 from services.demo import classifier
-from services.demo.data import digits
+from services.demo.classifier import digits
 from services.localstack.stack import LocalStack, StackSettings
 
 # The demo's classifier of 28 x 28 images, with weights that nobody trained: a batch of 256 takes it 5 ms or more.

@@ -8,7 +8,7 @@ from scipy.stats import betabinom
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
-from services.onnx_graph.export import in_batches, onnx_function
+from services.onnx_graph.sessions import in_batches, onnx_function
 from services.storage import keys
 from services.triton.preprocessing import as_floats, preprocess
 

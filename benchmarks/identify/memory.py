@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from benchmarks.stand import Array, Data, Stand, read, standing
-from services.demo.data import digits
+from services.demo.classifier import digits
 from services.generator import noise
 from services.localstack.stack import StackSettings
 

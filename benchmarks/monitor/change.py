@@ -9,9 +9,9 @@ from defuse.v1 import monitor_pb2
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
-from services.distiller.calm import calm
-from services.distiller.lookout import Lookout, readings
-from services.gateway.monitoring.fold import Calm, Seen, begun, fold
+from services.distiller.guard_model import Lookout, readings
+from services.distiller.reference_profile import calm
+from services.gateway.monitoring.monitor_state import Calm, Seen, begun, fold
 from services.storage.catalog import LabelledImages
 from services.triton.client import Classifier
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from defuse.v1 import region_pb2, run_pb2, work_pb2
 
 from benchmarks.stand import Search, Stand
-from services.distiller import assessing, worker
+from services.distiller import assessment, worker
 from services.runtime.worker import Job
 from services.storage import keys
 
@@ -31,7 +31,7 @@ def distilled(stand: Stand, search: Search, *, kind: str) -> Distilled:
     run.CopyFrom(search.run)
     run.config.mixture.kind = run_pb2.MixtureConfig.Kind.Value(f"KIND_{kind.upper()}")
     _forget(stand, run.name)
-    tools = assessing.Tools(store=stand.store, inference=stand.inference)
+    tools = assessment.Tools(store=stand.store, inference=stand.inference)
     work = work_pb2.DistillWork(run=run, shard_count=search.shards, round_count=search.rounds_done)
     begin = time.perf_counter()
     worker.distill(tools, work, Job(run.name, lambda _: None))

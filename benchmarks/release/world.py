@@ -9,8 +9,8 @@ from defuse.v1 import correction_pb2
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Stand
-from services.corrector.gate.bank import Bank
-from services.gateway.book import Book
+from services.corrector.gate.regression_bank import Bank
+from services.gateway.records.store import Book
 from services.localstack.stack import LocalStack
 from services.runtime.queue import Queue
 from services.storage import keys

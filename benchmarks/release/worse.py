@@ -8,7 +8,7 @@ from defuse.v1 import model_pb2
 from onnx import helper, numpy_helper
 
 from benchmarks.stand import Array
-from services.corrector.measuring import LocalVersion
+from services.corrector.evaluation import LocalVersion
 from services.onnx_graph.module import OnnxModule
 
 # Accuracy that a class loses.

@@ -10,18 +10,19 @@ from typing import Any
 
 from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, work_pb2
 
-from services.corrector.adopted import AdoptedReleases, AnyReleases
-from services.corrector.choosing import Chooser, choose_candidate
-from services.corrector.gate.judge import Gate
-from services.corrector.guard.issuing import Guards
-from services.corrector.processes import ALONE, Crew, Processes, crew_of_torchrun
-from services.corrector.publishing import Publisher, publish
-from services.corrector.release import Releases
+from services.corrector.candidate_choice import Chooser, choose_candidate
+from services.corrector.distributed import ALONE, Crew, Processes, crew_of_torchrun
+from services.corrector.gate.decision import Gate
+from services.corrector.guard.builder import Guards
+from services.corrector.releases.external_triton import AdoptedReleases, AnyReleases
+from services.corrector.releases.own_triton import Releases
+from services.corrector.releases.publishing import Publisher, publish
 from services.corrector.service import CorrectorService
 from services.corrector.settings import CorrectorSettings
 from services.corrector.training import Trainer, follow, train
-from services.dependencies import Dependencies, device_of, limit_threads
+from services.dependencies import Dependencies
 from services.runtime import telemetry
+from services.runtime.devices import device_of, limit_threads
 from services.runtime.queue import CHOOSE, PUBLISH, TRAIN
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker

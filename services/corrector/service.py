@@ -8,12 +8,12 @@ from defuse.errors import NotReady
 from defuse.v1 import corrector_service_pb2 as pb
 from defuse.v1 import corrector_service_pb2_grpc as pb_grpc
 
-from services.corrector.adopted import AnyReleases
-from services.corrector.gate.judge import Gate
-from services.corrector.gate.version import Candidate
-from services.corrector.guard.issuing import Guards
-from services.corrector.history import Decision
-from services.corrector.publishing import finished
+from services.corrector.gate.comparison import Candidate
+from services.corrector.gate.decision import Gate
+from services.corrector.guard.builder import Guards
+from services.corrector.releases.external_triton import AnyReleases
+from services.corrector.releases.history import Decision
+from services.corrector.releases.publishing import finished
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 

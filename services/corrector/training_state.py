@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from services.arrays import Array
-from services.corrector.processes import Processes
+from services.corrector.distributed import Processes
 
 # A small data set has few batches; weights move by steps.
 MIN_EPOCHS, MIN_STEPS = 2, 300

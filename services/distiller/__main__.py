@@ -6,10 +6,10 @@ from defuse.v1 import distiller_service_pb2, distiller_service_pb2_grpc, work_pb
 
 from services.dependencies import Dependencies
 from services.distiller import worker
-from services.distiller.assessing import Tools
+from services.distiller.assessment import Tools
+from services.distiller.observation_scoring import Watcher
 from services.distiller.service import DistillerService
 from services.distiller.settings import DistillerSettings
-from services.distiller.watching import Watcher
 from services.runtime.queue import DISTILL, WATCH
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker

@@ -11,9 +11,9 @@ from defuse.v1 import distiller_service_pb2 as pb
 from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 
 from services.arrays import Array
-from services.distiller.assessing import Tools
-from services.distiller.comparing import compare
-from services.distiller.parts import split_region
+from services.distiller.assessment import Tools
+from services.distiller.region_diff import compare
+from services.distiller.worker import split_region
 from services.latent_space.autoencoder import read_decoder
 from services.statistics.gaussian import Gaussian
 from services.storage import keys

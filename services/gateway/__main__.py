@@ -17,34 +17,31 @@ from defuse.v1 import (
 from google.longrunning import operations_pb2_grpc
 
 from services.dependencies import Dependencies
-from services.gateway import operations_service, passing
-from services.gateway.access.audit import AuditInterceptor
-from services.gateway.access.interceptor import AccessInterceptor
-from services.gateway.access.journal import Journal
-from services.gateway.access.limits import Limits, LimitsInterceptor
+from services.gateway.access.interceptors import AccessInterceptor, Limits, LimitsInterceptor
 from services.gateway.access.tokens import Tokens
-from services.gateway.advice import Advice
-from services.gateway.annotating import Annotator
-from services.gateway.candidates import Candidates
-from services.gateway.corrections import Corrections
-from services.gateway.datasets import Datasets
-from services.gateway.events import EventLoop
-from services.gateway.files import Files
-from services.gateway.inference import passage
-from services.gateway.inference.passage import InferencePassage
-from services.gateway.inference.routes import Routes
-from services.gateway.inference.tally import Tally
-from services.gateway.monitoring.wiring import Monitoring
-from services.gateway.operations import Operations
-from services.gateway.operations_service import OperationsService
-from services.gateway.passing import GeneratorPassage
-from services.gateway.publications import Publications
-from services.gateway.regions import Regions
-from services.gateway.requests import Requests
-from services.gateway.runs import Runs
+from services.gateway.audit.journal import AuditInterceptor, Journal
+from services.gateway.corrections.corrections import Corrections
+from services.gateway.datasets.datasets import Datasets
+from services.gateway.files.files import Files
+from services.gateway.inference import proxy as inference_proxy
+from services.gateway.inference.proxy import InferencePassage
+from services.gateway.inference.routing import Routes
+from services.gateway.inference.shadow import Tally
+from services.gateway.latent import proxy as latent_proxy
+from services.gateway.latent.proxy import GeneratorPassage
+from services.gateway.monitoring.service import Monitoring
+from services.gateway.operations import service as operations_service
+from services.gateway.operations.operations import Operations
+from services.gateway.operations.service import OperationsService
+from services.gateway.records.events import EventLoop
+from services.gateway.records.idempotency import Requests
+from services.gateway.regions.regions import Annotator, Regions
+from services.gateway.releases.releases import Candidates, Publications
+from services.gateway.runs.config import Advice
+from services.gateway.runs.runs import Runs
 from services.gateway.service import GatewayService, Rooms
 from services.gateway.settings import GatewaySettings
-from services.gateway.trials import Trials
+from services.gateway.trials.trials import Trials
 from services.runtime.channels import Peer
 from services.runtime.server import Service, serve
 from services.storage.catalog import Catalog
@@ -87,8 +84,8 @@ def build(settings: GatewaySettings) -> Service:
         names=[
             gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name,
             monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name,
-            passing.SERVICE.full_name,
-            passage.SERVICE.full_name,
+            latent_proxy.SERVICE.full_name,
+            inference_proxy.SERVICE.full_name,
             operations_service.SERVICE.full_name,
         ],
         register=register,

@@ -27,21 +27,18 @@ from defuse.v1 import (
     gateway_service_pb2_grpc as pb_grpc,
 )
 
-from services.gateway.access.caller import signed
-from services.gateway.access.journal import Journal
-from services.gateway.advice import Advice
-from services.gateway.annotating import Annotator
-from services.gateway.candidates import Candidates
-from services.gateway.corrections import Corrections
-from services.gateway.datasets import Datasets
-from services.gateway.files import Files
-from services.gateway.masks import ReadMask
-from services.gateway.paging import Cursor, Page
-from services.gateway.publications import Publications
-from services.gateway.regions import Regions
-from services.gateway.requests import Requests, once
-from services.gateway.runs import Runs, check_distilled
-from services.gateway.trials import Trials
+from services.gateway.access.roles import signed
+from services.gateway.audit.journal import Journal
+from services.gateway.corrections.corrections import Corrections
+from services.gateway.datasets.datasets import Datasets
+from services.gateway.files.files import Files
+from services.gateway.records.idempotency import Requests, once
+from services.gateway.records.paging import Cursor, Page, ReadMask
+from services.gateway.regions.regions import Annotator, Regions
+from services.gateway.releases.releases import Candidates, Publications
+from services.gateway.runs.config import Advice
+from services.gateway.runs.runs import Runs, check_distilled
+from services.gateway.trials.trials import Trials
 from services.runtime.channels import Peer
 from services.runtime.queue import SCHEMA
 from services.storage import keys

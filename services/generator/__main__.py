@@ -5,11 +5,12 @@ from typing import Any
 
 from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, work_pb2
 
-from services.dependencies import Dependencies, device_of, limit_threads
+from services.dependencies import Dependencies
 from services.generator import preparation, worker
 from services.generator.run_context import Workbench
 from services.generator.service import GeneratorService
 from services.generator.settings import GeneratorSettings
+from services.runtime.devices import device_of, limit_threads
 from services.runtime.queue import IDENTIFY, PLAN, PREPARE
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker

@@ -18,7 +18,8 @@ from services.latent_space import label_model
 from services.onnx_graph.export import to_onnx
 from services.runtime.worker import Job
 from services.storage import keys
-from services.storage.catalog import LabelledImages, estimate
+from services.storage.catalog import LabelledImages
+from services.storage.estimates import estimate
 
 # Labelled images that preflight looks at, and training images that label model and latent scale are told from: bounds
 # the time and memory of both, whatever the size of the data set.

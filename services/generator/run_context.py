@@ -18,7 +18,7 @@ from services.generator.search import Checks, Models
 from services.generator.validity import Reference, Thresholds, latent_checks, screening
 from services.generator.validity_fitting import advise
 from services.latent_space import label_model
-from services.onnx_graph.export import onnx_function
+from services.onnx_graph.sessions import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages

@@ -1,43 +1,19 @@
-"""ONNX files written from torch modules and run by ONNX Runtime, with a parity report between both."""
+"""ONNX files exported from torch modules, with a report of their parity under ONNX Runtime."""
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
-from defuse.errors import Internal
 from torch import Tensor, nn
 
 from services.arrays import Array
-
-
-def onnx_function(model: bytes) -> Callable[..., list[Array]]:
-    """Return the graph as a function: its inputs in their order, its outputs as a list.
-
-    Takes the GPU where this build of ONNX Runtime has one. Raises onnxruntime's errors for a file that is no model.
-    """
-    onnxruntime.set_default_logger_severity(3)
-    session = onnxruntime.InferenceSession(model, providers=onnxruntime.get_available_providers())
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(*inputs: Array) -> list[Array]:
-        outputs: list[Array] = session.run(None, dict(zip(names, inputs, strict=True)))
-        return outputs
-
-    return run
-
-
-def in_batches(function: Callable[[Array], Array], inputs: Array, batch_size: int) -> Array:
-    """Apply a function to slices along the first axis and join the results; bounds the memory of one call."""
-    parts = [function(inputs[begin : begin + batch_size]) for begin in range(0, len(inputs), batch_size)]
-    return np.concatenate(parts)
-
+from services.onnx_graph.sessions import onnx_function
 
 _OPSET = 18
 
@@ -89,6 +65,10 @@ def _quiet_exporter() -> Iterator[None]:
 TOLERANCE = 1e-3
 
 
+class ParityError(ArithmeticError):
+    """An exported file does not compute what its network computes."""
+
+
 class Exportable(Protocol):
     """A network that can be written down as ONNX."""
 
@@ -109,7 +89,7 @@ def export(network: Exportable, inputs: Array, batch_sizes: Sequence[int]) -> tu
     """Return the network as an ONNX file; compare torch and ONNX Runtime on the first inputs for each batch size.
 
     `network` is on the CPU. `inputs` are real inputs of the classifier, at least as many as the largest batch. Raises
-    Internal when the two disagree by more than rounding.
+    ParityError when the two disagree by more than rounding.
     """
     file = network.to_onnx().SerializeToString()
     parity = []
@@ -118,11 +98,7 @@ def export(network: Exportable, inputs: Array, batch_sizes: Sequence[int]) -> tu
             outputs = network(torch.from_numpy(inputs[:size])).numpy()
         difference, bound = largest_difference(file, inputs[:size], outputs)
         if not difference <= bound:
-            raise Internal(
-                f"the exported graph differs from the trained one by {difference:g} at batch size {size}; nothing was "
-                "served",
-                reason="PARITY",
-            )
+            raise ParityError(f"the exported graph differs from the trained one by {difference:g} at batch size {size}")
         parity.append(BatchParity(batch_size=size, max_abs_difference=difference))
     return file, parity
 

@@ -13,7 +13,7 @@ from defuse.v1 import annotation_pb2, model_pb2, region_pb2, release_pb2, run_pb
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 
-from services.gateway.regions import Regions
+from services.gateway.regions.regions import Regions
 from services.storage import keys
 from tests.gateway_process import Door, running_gateway
 

@@ -12,10 +12,9 @@ import tritonclient.grpc as triton
 from defuse.guard_outputs import OUTPUTS
 from defuse.v1 import model_pb2
 
-from services.corrector.guard.graph import Knowledge, guard_graph
-from services.corrector.guard.mixture import Mixture
-from services.corrector.release import Releases
-from services.onnx_graph.export import onnx_function
+from services.corrector.guard.graph import Knowledge, Mixture, guard_graph
+from services.corrector.releases.own_triton import Releases
+from services.onnx_graph.sessions import onnx_function
 from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient
 from services.triton.preprocessing import preprocess

@@ -11,7 +11,7 @@ from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from services.gateway.paging import DEFAULT_SIZE
+from services.gateway.records.paging import DEFAULT_SIZE
 from services.storage import keys
 from tests.gateway_process import Door, running_gateway
 

@@ -1,24 +1,99 @@
-"""A candidate beside the version that callers get, on everything that is known of their model."""
+"""A candidate compared with the champion: outputs, latency, parity, on everything known of their model."""
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx
 import torch
-from defuse.errors import InvalidInput
+from defuse.errors import DeadlineExceeded, DefuseError, InvalidInput, Unavailable
 from defuse.v1 import model_pb2
 from scipy.special import log_softmax
 
 from services.arrays import Array
-from services.corrector.gate import checks, latency
-from services.corrector.gate.bank import Bank
+from services.corrector.evaluation import LocalVersion
+from services.corrector.gate import checks
 from services.corrector.gate.checks import Check
-from services.corrector.gate.version import Version
-from services.corrector.measuring import LocalVersion
+from services.corrector.gate.regression_bank import Bank
 from services.onnx_graph.module import OnnxModule
 from services.statistics.paired_tests import Readings
 from services.storage.catalog import LabelledImages
 from services.triton.preprocessing import as_floats, preprocess
+
+
+class Version(Protocol):
+    """Images in, logits out."""
+
+    model: model_pb2.Model
+    # Whether Triton answers.
+    served: bool
+
+    def classify(self, images: Array) -> Array:
+        """Return the logits (n, k) of images (n, c, h, w) in [0, 1]."""
+
+    def classify_stored(self, images: Array) -> Array:
+        """Return the logits (n, k) of stored images (n, h, w, c) uint8."""
+
+
+class OwnFaults:
+    """A candidate whose errors are its own fault: InvalidInput, unless Triton is away."""
+
+    def __init__(self, version: Version) -> None:
+        self.model, self.served = version.model, version.served
+        self._version = version
+
+    def classify(self, images: Array) -> Array:
+        return self._asked(self._version.classify, images)
+
+    def classify_stored(self, images: Array) -> Array:
+        return self._asked(self._version.classify_stored, images)
+
+    def _asked(self, ask: Callable[[Array], Array], images: Array) -> Array:
+        try:
+            return ask(images)
+        except (Unavailable, DeadlineExceeded):
+            raise
+        except DefuseError as error:
+            raise InvalidInput(
+                f"the candidate does not answer {len(images)} images: {error.message}", reason="NO_ANSWER"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A candidate, and name and version under which Triton serves it; no name where it runs here."""
+
+    name: str
+    version: int
+    classifier: Version
+
+
+# Turns for each batch size; fewer where they would take longer than this in all, but some.
+_TURNS, _LEAST_TURNS, _MOST_S = 60, 8, 15.0
+# Requests to each before the first turn counts.
+_WARM_UP = 3
+
+
+def seconds(before: Version, after: Version, images: Array) -> tuple[Array, Array]:
+    """Return how long the same request takes with each version, in turns, (n,) seconds each.
+
+    Images (m, c, h, w) in [0, 1] are one request. Who comes first changes from turn to turn.
+    """
+    versions = (before, after)
+    for version in versions * _WARM_UP:
+        version.classify(images)
+    taken: list[list[float]] = [[], []]
+    end = time.monotonic() + _MOST_S
+    while len(taken[0]) < _TURNS and (len(taken[0]) < _LEAST_TURNS or time.monotonic() < end):
+        first = len(taken[0]) % 2
+        for position in (first, 1 - first):
+            begin = time.perf_counter()
+            versions[position].classify(images)
+            taken[position].append(time.perf_counter() - begin)
+    return np.array(taken[0]), np.array(taken[1])
+
 
 # Images that are asked about alone and in a batch.
 _ALONE = 8
@@ -100,7 +175,7 @@ class Comparison:
     def _latencies(self) -> Iterator[Check]:
         sizes = self._batch_sizes()
         for size in sorted({sizes[0], sizes[-1]}):
-            yield checks.latency_check(size, *latency.seconds(self.before, self.after, self._request(size)))
+            yield checks.latency_check(size, *seconds(self.before, self.after, self._request(size)))
 
     def _batch_sizes(self) -> list[int]:
         fixed = self.model.fixed_batch_size

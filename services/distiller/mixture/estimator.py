@@ -10,17 +10,15 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from services.arrays import Array
-from services.distiller.mixture import starts
-from services.distiller.mixture.ascent import Ascent
-from services.distiller.mixture.coordinates import Coordinates, definite
+from services.distiller.mixture import init
 from services.distiller.mixture.covariances import SHAPES, CovarianceType, reduced
-from services.distiller.mixture.expectation import normalise_
-from services.distiller.mixture.fitting import Fit, State
-from services.distiller.mixture.points import Chunk, Points, Rows
+from services.distiller.mixture.data import Chunk, Coordinates, Points, Rows, definite
+from services.distiller.mixture.e_step import LEAST_DIM, normalise_
+from services.distiller.mixture.em import Ascent
+from services.distiller.mixture.fit_state import Fit, State
+from services.distiller.mixture.init import Start
+from services.distiller.mixture.parallel import Crew
 from services.distiller.mixture.posterior import Prior
-from services.distiller.mixture.screening import LEAST_DIM
-from services.distiller.mixture.starts import Start
-from services.distiller.mixture.together import Crew
 
 # Blocks of a memoized pass, and the fewest points that are worth one.
 _BLOCKS, _LEAST_BLOCK = 8, 4_000
@@ -214,8 +212,8 @@ class DirichletProcessMixture:
 
     def _started(self, fit: Fit, number: int, responsibilities: Array | None) -> list[Any]:
         if responsibilities is not None:
-            return starts.given(fit, torch.as_tensor(responsibilities))
-        return starts.begin(fit, self.init_params, self._generator(number))
+            return init.given(fit, torch.as_tensor(responsibilities))
+        return init.begin(fit, self.init_params, self._generator(number))
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.random_state + number)

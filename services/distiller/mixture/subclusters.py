@@ -12,13 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from services.distiller.mixture.expectation import alive_components, normalise_
-from services.distiller.mixture.fitting import Fit, State
-from services.distiller.mixture.points import Chunk
+from services.distiller.mixture.data import Chunk
+from services.distiller.mixture.e_step import alive_components, asker, normalise_
+from services.distiller.mixture.fit_state import Fit, State
+from services.distiller.mixture.init import drawn
+from services.distiller.mixture.parallel import Crew
 from services.distiller.mixture.posterior import LEAST_COUNT, SLACK, Posterior, Prior, Sums, empty_bound
-from services.distiller.mixture.screening import asker
-from services.distiller.mixture.starts import drawn
-from services.distiller.mixture.together import Crew
 
 # Gives each point (m, d), and standardised by its component, a side, (m,) bool; what it draws, it draws by a generator.
 Cut = Callable[[Tensor, Tensor, torch.Generator], Tensor]

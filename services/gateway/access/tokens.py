@@ -15,7 +15,7 @@ from defuse import names
 from defuse.errors import DefuseError, InvalidInput
 from defuse.v1 import access_pb2
 
-from services.gateway.access.caller import Caller, Role, word
+from services.gateway.access.roles import Caller, Role, word
 from services.runtime import telemetry
 
 ROLES: Mapping[str, Role] = {word(role): role for role in access_pb2.Role.values() if role}

@@ -1,26 +1,85 @@
-"""Runs on what production showed: the captured images of a region that an alert is about."""
+"""Runs on captured traffic: the images of a region that an alert is about."""
 
 import asyncio
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 
 import numpy as np
 from defuse import names
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import dataset_pb2, guard_pb2, model_pb2, monitor_pb2, run_pb2
 
+from services.arrays import Array
 from services.gateway.monitoring.alerts import Alerts
-from services.gateway.monitoring.captured import Captured, Period, captured
-from services.gateway.runs import Runs
+from services.gateway.monitoring.batches import HOUR
+from services.gateway.runs.runs import Runs
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, label_map
 from services.storage.keys import SEARCHED_SPLIT
 from services.storage.safetensors import StreamedArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Period:
+    """From a moment, itself not included, until another."""
+
+    since: datetime
+    until: datetime
+
+    def __contains__(self, moment: datetime) -> bool:
+        return self.since < moment <= self.until
+
+    def may_hold(self, hour: str) -> bool:
+        """Say whether what was reported within an hour can have been answered, and looked at, in this period."""
+        return self.since.strftime(HOUR) <= names.last(hour) <= self.until.strftime(HOUR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """Images of one batch, which stay as they are whatever is deleted meanwhile."""
+
+    # Names of the observations, (n, 16) uint8.
+    ids: Array
+    # All images of the batch (m, h, w, c) uint8, on disk until they are used, and which of them they are (n,).
+    images: Array
+    rows: Array
+
+    def read(self) -> Array:
+        """Return the images (n, h, w, c)."""
+        return np.asarray(self.images[self.rows])
+
+
+def captured(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[Captured]:
+    """Return the images that were answered in a period and fall in the region of this index, batch by batch."""
+    return [
+        found
+        for hour in store.keys(keys.observed_hours(model_name))
+        if period.may_hold(hour)
+        for batch in store.keys(hour)
+        for found in _of_batch(store, batch, region, period)
+    ]
+
+
+def _of_batch(store: ArtifactStore, batch: str, region: int, period: Period) -> Iterator[Captured]:
+    try:
+        record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+        seen = store.map_arrays(keys.watched(batch))
+        kept = store.map_arrays(keys.observed_images(batch))
+    except NotFound:
+        return  # not looked at yet, not kept, or deleted
+    within = {keys.observation_digest(one.id) for one in record.observations if one.time.ToDatetime(UTC) in period}
+    inside = np.array(seen["id"])[(np.array(seen["index"]) == region) & np.array(seen["inside"], bool)]
+    wanted = within & {name.tobytes() for name in inside}
+    shown = np.array(kept["id"])[np.array(kept["has_image"], bool)]
+    rows = np.array([row for row, name in enumerate(shown) if name.tobytes() in wanted], np.int64)
+    if len(rows):
+        yield Captured(ids=shown[rows], images=kept["image"], rows=rows)
+
 
 _LONGEST_ID = 63
 _VAE_PARTS = {"encoder_digest": "encoder.onnx", "decoder_digest": "decoder.onnx"}

@@ -11,12 +11,11 @@ from defuse import names
 from defuse.errors import Conflict, DeadlineExceeded, DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import monitor_pb2, work_pb2
 
-from services.gateway.monitoring import accuracy
+from services.gateway.monitoring import ground_truth
 from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts, name_of
-from services.gateway.monitoring.config import retention
-from services.gateway.monitoring.fold import Calm, Seen, begun, fold
-from services.gateway.monitoring.subjects import Subject, Subjects
+from services.gateway.monitoring.config import Subject, Subjects, retention
+from services.gateway.monitoring.monitor_state import Calm, Seen, begun, fold
 from services.runtime import telemetry
 from services.runtime.queue import GONE, KEY, Queue
 from services.runtime.worker import RETRY_S
@@ -59,7 +58,7 @@ class Monitors:
         monitor = state.monitor
         monitor.name, monitor.guard = f"{model_name}/monitor", monitor.guard or subject.guard
         monitor.config.CopyFrom(subject.config)
-        monitor.right, monitor.truths = accuracy.total(await self._kept_truth(model_name))
+        monitor.right, monitor.truths = ground_truth.total(await self._kept_truth(model_name))
         return monitor
 
     async def apply(self, event: work_pb2.Event) -> None:
@@ -86,7 +85,7 @@ class Monitors:
 
     async def count_truth(self, subject: Subject, batch: str) -> None:
         """Count anew how often a batch was read correctly, as far as its truth and what was answered are known."""
-        counts = await asyncio.to_thread(accuracy.counts, self._store, batch, subject.model.classes)
+        counts = await asyncio.to_thread(ground_truth.counts, self._store, batch, subject.model.classes)
         key = _key(subject.model.name, "truth")
         if not counts:
             await self._redis.hdel(key, batch)

@@ -12,16 +12,15 @@ from defuse.errors import AlreadyExists, DefuseError, InvalidInput, NotFound
 from defuse.v1 import monitor_pb2, work_pb2
 
 from services.gateway.monitoring import batches, config
+from services.gateway.monitoring.batches import HOUR, Batch, check
+from services.gateway.monitoring.config import Subject, Subjects
 from services.gateway.monitoring.deletion import Deletions
-from services.gateway.monitoring.index import Index
-from services.gateway.monitoring.receiving import Batch, check
-from services.gateway.monitoring.subjects import Subject, Subjects
+from services.gateway.monitoring.observation_index import Index
 from services.runtime import telemetry
 from services.runtime.queue import GONE
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
-HOUR = "%Y-%m-%d-%H"
 _LOOK_EVERY_S = 15.0
 
 

@@ -10,10 +10,9 @@ import safetensors.torch
 import torch
 from defuse.v1.correction_pb2 import Correction, Training
 
-from services.corrector import fitting
 from services.corrector import training as stage
+from services.corrector.correction_data import Materials
 from services.corrector.finetune import Labelled
-from services.corrector.materials import Materials
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from tests.unit.corrector.corrections import (
@@ -96,7 +95,7 @@ def test_training_on_reads_no_region(world: World) -> None:
 def test_the_baseline_labels_single_failures(world: World, failures: int, distinct: int) -> None:
     """It learns from as many failures as there are regions, or as it is told, none of them held out."""
     correction = world.correction(SINGLE, unclustered_failures=failures, images_per_region=64)
-    _, ready = fitting.read_fitting(Materials(world.store, correction), correction.trainings[0], [])
+    _, ready = stage.read_fitting(Materials(world.store, correction), correction.trainings[0], [])
     regions = ready.data.regions
     images = regions.fetch(np.arange(len(regions)))
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == distinct
@@ -118,8 +117,8 @@ def test_region_images_that_do_not_fit_in_memory_are_decoded_as_they_are_used(
 
 
 def _region_images(world: World, correction: Correction, monkeypatch: pytest.MonkeyPatch, limit: int) -> Labelled:
-    monkeypatch.setattr(fitting, "_KEPT_BYTES", limit)
-    _, ready = fitting.read_fitting(Materials(world.store, correction), correction.trainings[0], [])
+    monkeypatch.setattr(stage, "_KEPT_BYTES", limit)
+    _, ready = stage.read_fitting(Materials(world.store, correction), correction.trainings[0], [])
     return ready.data.regions
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from services.distiller.comparison import Place, pairs
+from services.distiller.region_diff import Place, pairs
 from services.statistics.gaussian import Gaussian
 
 

@@ -1,7 +1,6 @@
 import numpy as np
 
-from services.distiller.evidence import Searched, Surroundings, Training
-from services.distiller.findings import Finding, Known, find
+from services.distiller.findings import Finding, Known, Searched, Surroundings, Training, find
 from services.distiller.grouping import Failures, Group
 from services.statistics.gaussian import Gaussian
 

@@ -7,8 +7,8 @@ from typing import Any
 from defuse.errors import NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2, trial_pb2
 
-from services.gateway.corrections import Corrections
-from services.gateway.trials import Trials
+from services.gateway.corrections.corrections import Corrections
+from services.gateway.trials.trials import Trials
 from services.runtime.queue import Queue
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

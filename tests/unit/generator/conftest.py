@@ -8,7 +8,7 @@ from defuse.v1 import work_pb2
 
 from services.runtime.queue import PREPARE
 from services.storage.artifacts import ArtifactStore
-from tests.unit.generator.workshop import Workshop
+from tests.unit.generator.run_fixture import Workshop
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ import torch
 
 from services.generator.codec import SD_FLOOR, Codec, UnfitPair, aggregate_sd, as_array, as_pixels, of_onnx, of_vae
 from services.generator.vae import VaeConfig, new_vae
-from services.onnx_graph.export import onnx_function
+from services.onnx_graph.sessions import onnx_function
 from services.triton.preprocessing import as_floats, as_stored
 from tests.unit.generator.onnx_pairs import SHAPE, decoder_file, encoder_file
 

@@ -5,7 +5,7 @@ from services.generator import vae_training
 from services.generator.cost import estimate
 from tests.unit.generator.bars import bars
 from tests.unit.generator.onnx_pairs import encoder_file
-from tests.unit.generator.workshop import SPLITS, Workshop
+from tests.unit.generator.run_fixture import SPLITS, Workshop
 
 
 @pytest.mark.parametrize(("most", "sources"), [(0, SPLITS["val"]), (70, 70), (10**6, SPLITS["val"])])

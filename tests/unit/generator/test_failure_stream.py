@@ -15,7 +15,7 @@ from services.generator.failures import Failures
 from services.runtime.queue import IDENTIFY, PLAN
 from services.storage import keys
 from services.storage.safetensors import joined
-from tests.unit.generator.workshop import Workshop
+from tests.unit.generator.run_fixture import Workshop
 
 SEARCH: dict[str, Any] = {"draws_per_source": 6, "rounds": 3, "shard_size": 120}
 MIB = 1 << 20

@@ -3,7 +3,7 @@ import pytest
 from defuse.errors import NotFound
 from defuse.v1 import region_pb2, run_pb2
 
-from services.gateway.run_config import complete
+from services.gateway.runs.config import complete
 from services.generator.run_context import learn
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

@@ -11,7 +11,7 @@ from services.runtime.queue import PREPARE
 from services.storage import keys
 from services.storage.keys import SEARCHED_SPLIT
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
-from tests.unit.generator.workshop import SHAPE, SPLITS, Workshop, planted_images, weak
+from tests.unit.generator.run_fixture import SHAPE, SPLITS, Workshop, planted_images, weak
 
 
 def prepare(workshop: Workshop, run: run_pb2.Run) -> work_pb2.Prepared:

@@ -7,15 +7,16 @@ import pytest
 from defuse.errors import Cancelled, NotFound
 from defuse.v1 import run_pb2, work_pb2
 
-from services.generator import preparation, vae
+from services.generator import preparation
 from services.generator.codec import of_onnx
+from services.generator.vae import to_bytes
 from services.latent_space import label_model
-from services.onnx_graph.export import onnx_function
+from services.onnx_graph.sessions import onnx_function
 from services.runtime.queue import PREPARE
 from services.runtime.worker import Job
 from services.storage import keys
 from tests.unit.generator.bars import bars
-from tests.unit.generator.workshop import Array, Workshop
+from tests.unit.generator.run_fixture import Array, Workshop
 
 MODEL, DATASET = "models/bars", "datasets/bars"
 BRIGHT = 45 / 255
@@ -47,7 +48,7 @@ def new_run(workshop: Workshop, run_id: str, **vae: Any) -> run_pb2.Run:
 def trained(workshop: Workshop, run: run_pb2.Run, job: Job | None = None) -> bytes:
     """Train a run's VAE as a worker would; return its file."""
     train = workshop.bench.images(run, "train")
-    return vae.to_bytes(preparation._trained(workshop.bench, run, train, job or workshop.job(run)))
+    return to_bytes(preparation._trained(workshop.bench, run, train, job or workshop.job(run)))
 
 
 def dying_job(workshop: Workshop, run: run_pb2.Run, epochs: int) -> Job:

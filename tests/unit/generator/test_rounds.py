@@ -16,7 +16,7 @@ from services.generator.run_context import law_of
 from services.runtime.queue import IDENTIFY, PLAN
 from services.storage import keys
 from services.storage.keys import SEARCHED_SPLIT
-from tests.unit.generator.workshop import BEE, SPLITS, Array, Workshop, joined, truth, weak
+from tests.unit.generator.run_fixture import BEE, SPLITS, Array, Workshop, joined, truth, weak
 
 ADAPTIVE: dict[str, Any] = {"draws_per_source": 8, "rounds": 4, "max_failures_per_source": 3}
 UNIFORM = ADAPTIVE | {"strategy": run_pb2.SearchConfig.STRATEGY_UNIFORM}

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.generator import vae
 from services.generator.codec import as_array, of_vae
-from services.generator.vae import Vae, VaeConfig, gaussian_means
+from services.generator.vae import Vae, VaeConfig, gaussian_means, to_bytes
 from services.generator.vae_training import (
     EpochReport,
     TrainingCancelled,
@@ -131,7 +130,7 @@ def test_no_shift_draws_nothing() -> None:
 def test_same_seed_same_weights_and_another_seed_others(overrides: dict[str, Any]) -> None:
     """Training is its configuration and its seed."""
     images, config = bars(64), config_for(**overrides)
-    first, second, other = (vae.to_bytes(train(images, config, seed=seed)) for seed in (3, 3, 4))
+    first, second, other = (to_bytes(train(images, config, seed=seed)) for seed in (3, 3, 4))
     assert first == second
     assert first != other
 
@@ -147,7 +146,7 @@ def test_training_goes_on_from_its_checkpoint_to_the_same_weights(epochs: int, o
     whole = train(bars(70), config)
     resumed = train(bars(70), config, resume=left[-1], on_epoch=reports.append)
     assert [report.epoch for report in reports] == list(range(epochs + 1, 4))
-    assert vae.to_bytes(resumed) == vae.to_bytes(whole)
+    assert to_bytes(resumed) == to_bytes(whole)
 
 
 def test_a_checkpoint_of_the_last_epoch_is_the_model() -> None:
@@ -156,14 +155,14 @@ def test_a_checkpoint_of_the_last_epoch_is_the_model() -> None:
     whole = train(bars(70), config, on_checkpoint=lambda epoch, data: left.append((epoch, data)))
     assert [epoch for epoch, _ in left] == [1, 2, 3]
     resumed = train(bars(70), config, resume=left[-1], should_stop=lambda: pytest.fail("a batch was trained"))
-    assert vae.to_bytes(resumed) == vae.to_bytes(whole)
+    assert to_bytes(resumed) == to_bytes(whole)
 
 
 def test_a_checkpoint_is_taken_over_whatever_the_seed() -> None:
     """What goes on is the checkpoint's: weights, moments and draws, none of them those of the new start."""
     config = config_for()
     left = stopped_after(1, config)[-1]
-    first, second = (vae.to_bytes(train(bars(70), config, seed=seed, resume=left)) for seed in (1, 2))
+    first, second = (to_bytes(train(bars(70), config, seed=seed, resume=left)) for seed in (1, 2))
     assert first == second
 
 

@@ -13,7 +13,7 @@ from services.runtime.queue import IDENTIFY, PLAN
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.keys import SEARCHED_SPLIT
-from tests.unit.generator.workshop import Workshop, weak
+from tests.unit.generator.run_fixture import Workshop, weak
 
 SEARCH: dict[str, Any] = {"draws_per_source": 4, "rounds": 3, "shard_size": 100, "batch_size": 64}
 

@@ -3,7 +3,7 @@ from defuse.v1 import tensor_pb2
 from scipy.stats import binom
 
 from services.statistics.intervals import clopper_pearson
-from services.storage.catalog import estimate
+from services.storage.estimates import estimate
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from defuse.errors import InvalidInput, NotReady
 from defuse.guard_outputs import INSIDE, OUTPUTS, REGION
 
-from services.corrector.guard.building import GuardBuilder, conformal_threshold
-from services.onnx_graph.export import onnx_function
+from services.corrector.guard.builder import GuardBuilder, conformal_threshold
+from services.onnx_graph.sessions import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

@@ -11,9 +11,8 @@ from defuse.v1 import model_pb2
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from services.corrector.guard.graph import Knowledge, guard_graph
-from services.corrector.guard.mixture import Mixture
-from services.onnx_graph.export import onnx_function
+from services.corrector.guard.graph import Knowledge, Mixture, guard_graph
+from services.onnx_graph.sessions import onnx_function
 from services.triton.preprocessing import preprocess
 
 Array = npt.NDArray[Any]

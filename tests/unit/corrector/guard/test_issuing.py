@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from defuse.v1 import corrector_service_pb2, release_pb2
 
-from services.corrector.guard.issuing import Guards
+from services.corrector.guard.builder import Guards
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

@@ -1,6 +1,6 @@
 import numpy as np
 
-from services.corrector.guard.mixture import Mixture
+from services.corrector.guard.graph import Mixture
 
 
 def test_gaussians_are_those_of_the_points() -> None:

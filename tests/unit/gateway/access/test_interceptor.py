@@ -13,8 +13,8 @@ from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from services.gateway.access.caller import present, require, signed
-from services.gateway.access.interceptor import AccessInterceptor
+from services.gateway.access.interceptors import AccessInterceptor
+from services.gateway.access.roles import present, require, signed
 from services.gateway.access.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor
 

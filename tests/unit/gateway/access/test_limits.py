@@ -14,9 +14,8 @@ from defuse.errors import DefuseError, LimitExceeded, PermissionDenied, Unauthen
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 
-from services.gateway.access import limits
-from services.gateway.access.interceptor import AccessInterceptor
-from services.gateway.access.limits import Limits, LimitsInterceptor
+from services.gateway.access import interceptors
+from services.gateway.access.interceptors import AccessInterceptor, Limits, LimitsInterceptor
 from services.gateway.access.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor
 from tests.conftest import eventually
@@ -76,7 +75,7 @@ def test_without_limits() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has not called for longest is forgotten first; nothing is kept of calls that have ended."""
-    monkeypatch.setattr(limits, "_MOST_CALLERS", 3)
+    monkeypatch.setattr(interceptors, "_MOST_CALLERS", 3)
     counts = Limits(calls_per_s=1, concurrent_calls=9)
     assert [allowed(counts, who) for who in ("a", "b", "c", "a", "d", "b", "a")] == [True] * 3 + [
         False,
@@ -206,4 +205,4 @@ def test_inference_does_not_count(tokens: Path) -> None:
 def test_a_caller_without_a_token_is_its_host(peer: str, host: str) -> None:
     """Whatever port a call comes from: another connection is no other caller."""
     context: Any = type("Context", (), {"peer": lambda _: peer})()
-    assert limits.name_of_caller(context) == host
+    assert interceptors.name_of_caller(context) == host

@@ -4,8 +4,7 @@ import pytest
 from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2, monitor_service_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 
-from services.gateway.access.caller import word
-from services.gateway.access.roles import may_change, needed, of_contract
+from services.gateway.access.roles import may_change, needed, of_contract, word
 
 GATEWAY = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
 MONITOR = monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"]

@@ -8,9 +8,8 @@ from collections.abc import Callable
 import pytest
 from defuse.errors import NotFound
 
-from services.gateway.inference.routes import Route, Routes, challenger_of
-from services.gateway.inference.wire import Target
-from services.gateway.trials import LEASE_S, Trials
+from services.gateway.inference.routing import Route, Routes, Target, challenger_of
+from services.gateway.trials.trials import LEASE_S, Trials
 from services.storage.artifacts import ArtifactStore
 from tests.unit.gateway.trying import CANDIDATE, CANDIDATE_VERSION, TRIAL, Trial, wanted, with_trials
 

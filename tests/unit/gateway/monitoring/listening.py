@@ -1,6 +1,6 @@
 """Who hears of batches that were changed."""
 
-from services.gateway.monitoring.subjects import Subject
+from services.gateway.monitoring.config import Subject
 
 
 async def nobody(subject: Subject, batch: str) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 from defuse.v1 import monitor_pb2
 
-from services.gateway.monitoring.alerts import Alerts
-from services.gateway.monitoring.subjects import Subjects
-from services.gateway.monitoring.webhooks import Webhooks
+from services.gateway.monitoring.alerts import Alerts, Webhooks
+from services.gateway.monitoring.config import Subjects
 from services.runtime.queue import Queue
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.access.limits import Limits
+from services.gateway.access.interceptors import Limits
 from services.gateway.monitoring import http_server
 from services.gateway.monitoring.cloud_events import CloudEvent
 from services.gateway.monitoring.http_server import HttpServer

@@ -12,16 +12,15 @@ from defuse.errors import NotFound, Unavailable
 from defuse.v1 import guard_pb2, model_pb2, monitor_pb2, release_pb2, work_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
-from services.gateway.monitoring.alerts import Alerts
+from services.gateway.monitoring.alerts import Alerts, Webhooks
+from services.gateway.monitoring.config import Subjects
 from services.gateway.monitoring.monitors import Monitors
-from services.gateway.monitoring.subjects import Subjects
-from services.gateway.monitoring.webhooks import Webhooks
-from services.gateway.paging import Cursor
+from services.gateway.records.paging import Cursor
 from services.runtime.queue import Queue
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
-from tests.unit.gateway.monitoring.test_fold import CLASSES, REGIONS, calm, traffic
+from tests.unit.gateway.monitoring.test_monitor_state import CLASSES, REGIONS, calm, traffic
 
 MODEL = "models/m"
 

@@ -11,12 +11,12 @@ from defuse.errors import AlreadyExists, Conflict
 from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring import batches
-from services.gateway.monitoring import index as index_
+from services.gateway.monitoring import observation_index as index_
+from services.gateway.monitoring.batches import Batch
+from services.gateway.monitoring.config import Subject, Subjects
 from services.gateway.monitoring.deletion import Deletions
-from services.gateway.monitoring.index import Index
-from services.gateway.monitoring.receiving import Batch
+from services.gateway.monitoring.observation_index import Index
 from services.gateway.monitoring.reports import Reports
-from services.gateway.monitoring.subjects import Subject, Subjects
 from services.runtime.queue import KEY, Queue
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

@@ -1,0 +1,59 @@
+"""Trains as one of several processes that torchrun starts; the first one decides, and writes what came out."""
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from defuse.errors import Cancelled
+
+from services.corrector.distributed import Abandoned, crew_of_torchrun
+from services.corrector.finetune import finetune
+from tests.unit.corrector.trainings import CPU, STEPS, fitting, weights
+
+STOPPED_AT = 7
+
+
+def main() -> None:
+    """One after the other: stopped in its midst, ended early and taken up again, trained to its end."""
+    torch.set_num_threads(1)
+    crew, device = crew_of_torchrun(CPU)
+    assert crew
+    assert device == CPU
+    if crew.rank:
+        while (work := crew.next_work()) is not None:
+            seed, checkpoint = work
+            with suppress(Abandoned):
+                finetune(fitting(seed=seed), device=device, checkpoint=checkpoint, processes=crew)
+        crew.close()
+        return
+
+    def stop(step: int, *_: Any) -> None:
+        if step == STOPPED_AT:
+            raise Cancelled("stopped")
+
+    crew.announce((1, None))
+    with suppress(Cancelled):
+        finetune(fitting(seed=1), device=device, on_step=stop, processes=crew)
+    checkpoints: list[bytes] = []
+    early = fitting(seed=3, hopeless=True)
+    crew.announce((3, None))
+    ended = finetune(early, device=device, on_checkpoint=checkpoints.append, processes=crew)
+    assert ended.steps < STEPS
+    crew.announce((3, checkpoints[-1]))
+    again = finetune(fitting(seed=3, hopeless=True), device=device, checkpoint=checkpoints[-1], processes=crew)
+    assert again == ended
+    crew.announce((2, None))
+    ready = fitting(seed=2)
+    outcome = finetune(ready, device=device, processes=crew)
+    crew.announce(None)
+    np.savez(Path(sys.argv[1]), *weights(ready.network), steps=outcome.steps, best_step=outcome.best_step)
+    crew.close()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

@@ -20,7 +20,7 @@ from defuse.errors import Internal, NotFound, Unavailable
 from fsspec.implementations.local import LocalFileSystem
 from google.protobuf.message import DecodeError, Message
 
-from services.storage import cache
+from services.runtime.settings import STORE_COPIES_BYTES
 from services.storage.cache import Copies
 from services.storage.file_systems import naming_the_extra, naming_the_full_disk
 from services.storage.safetensors import StreamedArray, mapped_arrays, write_streamed
@@ -35,7 +35,7 @@ class ArtifactStore:
     `copies_bytes` bounds the copies that mapping the arrays of a remote store leaves on this disk.
     """
 
-    def __init__(self, url: str, *, copies_bytes: int = cache.DEFAULT_BYTES) -> None:
+    def __init__(self, url: str, *, copies_bytes: int = STORE_COPIES_BYTES) -> None:
         self.url = url.rstrip("/")
         with naming_the_extra(self.url):
             self._fs, self._root = fsspec.core.url_to_fs(self.url)

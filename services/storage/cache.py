@@ -14,9 +14,6 @@ from typing import BinaryIO
 
 from services.storage.file_systems import naming_the_full_disk
 
-# As much as the largest data set that the gateway takes by default.
-DEFAULT_BYTES = 8 << 30
-
 
 class Copies:
     """Keeps the copies that were used last, at most `max_bytes` or one, in a directory that ends with this object.

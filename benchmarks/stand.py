@@ -20,7 +20,7 @@ from services.datasets import SPLITS, parse_images
 from services.demo import classifier
 from services.gateway.runs.config import complete
 from services.generator import noise, preparation, vae, vae_training, worker
-from services.generator.run_context import DECODER, ENCODER, VAE, Workbench
+from services.generator.run_context import DECODER, ENCODER, VAE, RunContext
 from services.latent_space import label_model
 from services.localstack.servers import ensure_triton, start_triton
 from services.localstack.stack import StackSettings
@@ -84,7 +84,7 @@ def read(path: Path, *, limit: int = 0) -> Data:
 
 
 def _few(count: int, limit: int) -> Array:
-    return noise.choose(seed=0, count=count, limit=limit)
+    return noise.choose_positions(seed=0, count=count, limit=limit)
 
 
 @dataclass(kw_only=True)
@@ -95,7 +95,7 @@ class Stand:
     inference: InferenceClient
     releases: Releases
     cache: Path
-    bench: Workbench
+    bench: RunContext
     # Prefix of the runs' names, so that a store can be used again.
     started: str = field(default_factory=lambda: time.strftime("%H%M%S"))
 
@@ -269,7 +269,7 @@ def stand_at(home: Path, triton: str, *, device: str, threads: int) -> Stand:
         inference=inference,
         releases=Releases(store, inference, home / "models"),
         cache=cache,
-        bench=Workbench(store, inference, torch.device(device)),
+        bench=RunContext(store, inference, torch.device(device)),
     )
 
 

@@ -12,7 +12,7 @@ from services.runtime.server import Check
 from services.runtime.settings import Settings
 from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient
-from services.triton.transport import AUTO, GRPC, Wanted
+from services.triton.transport import AUTO, GRPC, TransportSetting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Dependencies:
 class TransportSettings(Settings):
     """What a service that classifies needs beyond every service's settings."""
 
-    triton_transport: Wanted = Field(
+    triton_transport: TransportSetting = Field(
         AUTO,
         description="How images reach Triton: `grpc`, `system-shared-memory` (one host, one /dev/shm) or "
         "`cuda-shared-memory` (one GPU); `auto` takes the fastest that works.",

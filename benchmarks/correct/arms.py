@@ -10,7 +10,7 @@ from defuse.v1 import correction_pb2, work_pb2
 from defuse.v1.correction_pb2 import CorrectionConfig, Training
 
 from benchmarks.stand import Search, Stand
-from services.corrector.candidate_choice import Chooser, choose_candidate
+from services.corrector.candidate_choice import CandidateChooser, choose_candidate
 from services.corrector.gate.decision import Gate
 from services.corrector.training import Trainer, train
 from services.gateway.corrections.config import complete, trainings
@@ -61,7 +61,7 @@ def corrected(
     choice = correction_pb2.Choice()
     if choosing:
         gate = Gate(stand.store, stand.releases)
-        chooser = Chooser(store=stand.store, releases=stand.releases, gate=gate)
+        chooser = CandidateChooser(store=stand.store, releases=stand.releases, gate=gate)
         event = choose_candidate(chooser, work_pb2.ChooseWork(correction=correction), job)
         choice.CopyFrom(event.corrected.result.choice)
     return [

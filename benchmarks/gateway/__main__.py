@@ -70,7 +70,7 @@ def _running(home: Path) -> LocalStack:
 def _door(load: ProcessPoolExecutor, stack: LocalStack, turns: int, seconds: float) -> dict[str, Any]:
     """Serve the reference model; return what the gateway costs beside Triton."""
     torch.manual_seed(0)
-    file = classifier.to_onnx(classifier.Classifier(SHAPE, CLASSES), SHAPE)
+    file = classifier.to_onnx(classifier.DemoClassifier(SHAPE, CLASSES), SHAPE)
     with Client(stack.gateway) as client:
         client.add_model(MODEL, file, [str(label) for label in range(CLASSES)], Preprocessing(mean=[0], std=[1]))
     doors = {

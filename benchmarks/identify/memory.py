@@ -32,7 +32,9 @@ def main() -> None:
 def searched(stand: Stand, data: Data, sources: int, trained: int = _TRAINED) -> dict[str, float]:
     """Search around so many images; return how many there were and the peak of this process."""
     # By seed: images that lie sorted by label would leave classes out.
-    rows = {name: noise.choose(seed=1, count=len(data.labels[name]), limit=trained) for name in ("train", "test")}
+    rows = {
+        name: noise.choose_positions(seed=1, count=len(data.labels[name]), limit=trained) for name in ("train", "test")
+    }
     images = {name: data.images[name][chosen] for name, chosen in rows.items()}
     labels = {name: data.labels[name][chosen] for name, chosen in rows.items()}
     few = Data(name=data.name, images=images | {"val": images["test"]}, labels=labels | {"val": labels["test"]})

@@ -10,7 +10,7 @@ from defuse.v1 import correction_pb2
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Stand
 from services.corrector.gate.regression_bank import Bank
-from services.gateway.records.store import Book
+from services.gateway.records.store import RecordStore
 from services.localstack.stack import LocalStack
 from services.runtime.queue import Queue
 from services.storage import keys
@@ -67,6 +67,6 @@ class World:
 
     async def _book(self, correction: correction_pb2.Correction) -> None:
         queue = Queue(f"redis://{self._redis}/0")
-        book = Book(queue, correction_pb2.Correction, "corrections", lambda _: True)
+        book = RecordStore(queue, correction_pb2.Correction, "corrections", lambda _: True)
         await book.create(correction, [])
         await queue.close()

@@ -10,11 +10,11 @@ from typing import Any
 
 from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, work_pb2
 
-from services.corrector.candidate_choice import Chooser, choose_candidate
-from services.corrector.distributed import ALONE, Crew, Processes, crew_of_torchrun
+from services.corrector.candidate_choice import CandidateChooser, choose_candidate
+from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TorchrunGroup, torchrun_group
 from services.corrector.gate.decision import Gate
-from services.corrector.guard.builder import Guards
-from services.corrector.releases.external_triton import AdoptedReleases, AnyReleases
+from services.corrector.guard.builder import GuardIssuer
+from services.corrector.releases.external_triton import AnyReleases, ExternalTritonReleases
 from services.corrector.releases.own_triton import Releases
 from services.corrector.releases.publishing import Publisher, publish
 from services.corrector.service import CorrectorService
@@ -32,9 +32,9 @@ def main() -> None:
     """Serve; under torchrun the first process serves and the others train with it."""
     settings = CorrectorSettings.load()
     limit_threads(settings.threads)
-    crew, device = crew_of_torchrun(device_of(settings.device))
+    crew, device = torchrun_group(device_of(settings.device))
     needs = Dependencies.of(settings)
-    processes: Processes = crew or ALONE
+    processes: ProcessGroup = crew or SINGLE_PROCESS
     trainer = Trainer(store=needs.store, device=device, factories=settings.factories, processes=processes)
     if crew and crew.rank:
         _follow(settings, trainer, crew)
@@ -50,12 +50,12 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
     loops: list[Any] = []
     releases: AnyReleases
     if settings.handover:
-        releases = AdoptedReleases(needs.store, needs.inference, settings.handover)
+        releases = ExternalTritonReleases(needs.store, needs.inference, settings.handover)
         loops.append(releases.keep_noticing)
     else:
         releases = Releases(needs.store, needs.inference, settings.triton_repository)
-    gate, guards = Gate(needs.store, releases), Guards(needs.store, releases)
-    chooser = Chooser(store=needs.store, releases=releases, gate=gate)
+    gate, guards = Gate(needs.store, releases), GuardIssuer(needs.store, releases)
+    chooser = CandidateChooser(store=needs.store, releases=releases, gate=gate)
     stages: dict[str, Stage[Any]] = {
         CHOOSE: Stage(
             kind=work_pb2.ChooseWork,
@@ -87,7 +87,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
     )
 
 
-def _follow(settings: CorrectorSettings, trainer: Trainer, crew: Crew) -> None:
+def _follow(settings: CorrectorSettings, trainer: Trainer, crew: TorchrunGroup) -> None:
     telemetry.configure_logging("corrector", level=settings.log_level, log_format=settings.log_format)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the first process, which drains, says when to end

@@ -7,13 +7,13 @@ from defuse.errors import InvalidInput
 from defuse.v1 import correction_pb2, work_pb2
 
 from services.arrays import Array
-from services.corrector.correction_data import HeldOut, Materials
+from services.corrector.correction_data import CorrectionData, HeldOutRegion
 from services.corrector.evaluation import difference_of, share_of
 from services.corrector.gate.comparison import Comparison, Version
 from services.corrector.gate.decision import Gate, joined, region_readings
 from services.corrector.releases.external_triton import AnyReleases
 from services.runtime.worker import Job
-from services.statistics.paired_tests import PairedDifference, Readings
+from services.statistics.paired_tests import AccuracyDifference, PairedReadings
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
@@ -26,7 +26,7 @@ RULE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredPoint:
     """What is known of one point: how it reads the region images that decide, and the change on the test images."""
 
     region_accuracy: float
@@ -34,7 +34,7 @@ class Measured:
     region_accuracy_high: float
     # Mean cross entropy.
     region_loss: float
-    test_change: PairedDifference
+    test_change: AccuracyDifference
 
     def is_non_inferior(self, margin: float) -> bool:
         """Say whether the test accuracy has fallen by less than the margin, for certain."""
@@ -42,14 +42,14 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ChosenPoint:
     """Position of the point, and whether the rule was kept or none could keep it."""
 
     position: int
     non_inferior: bool
 
 
-def choose(points: Sequence[Measured], margin: float) -> Chosen:
+def choose(points: Sequence[MeasuredPoint], margin: float) -> ChosenPoint:
     """Apply `RULE` to one point or more; of equals the first is taken.
 
     Accuracy alone cannot tell points that are nearly alike.
@@ -57,14 +57,14 @@ def choose(points: Sequence[Measured], margin: float) -> Chosen:
     accepted = [position for position, point in enumerate(points) if point.is_non_inferior(margin)]
     if not accepted:
         least_harm = max(range(len(points)), key=lambda position: points[position].test_change.interval()[0])
-        return Chosen(position=least_harm, non_inferior=False)
+        return ChosenPoint(position=least_harm, non_inferior=False)
     largest = max(points[position].region_accuracy for position in accepted)
     best = [position for position in accepted if points[position].region_accuracy_high >= largest]
-    return Chosen(position=min(best, key=lambda position: points[position].region_loss), non_inferior=True)
+    return ChosenPoint(position=min(best, key=lambda position: points[position].region_loss), non_inferior=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chooser:
+class CandidateChooser:
     """What the stage reads from, asks, and serves candidates with."""
 
     store: ArtifactStore
@@ -72,7 +72,7 @@ class Chooser:
     gate: Gate
 
 
-def choose_candidate(chooser: Chooser, work: work_pb2.ChooseWork, job: Job) -> work_pb2.Event:
+def choose_candidate(chooser: CandidateChooser, work: work_pb2.ChooseWork, job: Job) -> work_pb2.Event:
     """Choose, serve and measure; a correction that is stored already is not made again."""
     key = keys.correction(work.correction.name)
     if not chooser.store.exists(key):
@@ -86,7 +86,9 @@ def choose_candidate(chooser: Chooser, work: work_pb2.ChooseWork, job: Job) -> w
     return event
 
 
-def _chosen(chooser: Chooser, correction: correction_pb2.Correction, job: Job) -> correction_pb2.CorrectionResult:
+def _chosen(
+    chooser: CandidateChooser, correction: correction_pb2.Correction, job: Job
+) -> correction_pb2.CorrectionResult:
     points = [
         (position, number, point)
         for position, training in enumerate(correction.trainings)
@@ -101,7 +103,7 @@ def _chosen(chooser: Chooser, correction: correction_pb2.Correction, job: Job) -
     job.progress(0.1, "serving the candidate and measuring it")
     job.check_cancelled()
     file = _keep(chooser.store, correction, position, number)
-    materials = Materials(chooser.store, correction)
+    materials = CorrectionData(chooser.store, correction)
     candidate = chooser.releases.serve_candidate(materials.model, file)
     base = chooser.releases.version(materials.model, correction.base_version)
     comparison = Comparison(base, candidate.classifier, materials.test)
@@ -117,18 +119,18 @@ def _chosen(chooser: Chooser, correction: correction_pb2.Correction, job: Job) -
     return result
 
 
-def _measured(point: correction_pb2.Point) -> Measured:
+def _measured(point: correction_pb2.Point) -> MeasuredPoint:
     change = point.test_change
-    return Measured(
+    return MeasuredPoint(
         region_accuracy=point.regions.value,
         region_accuracy_high=point.regions.high,
         region_loss=point.regions_loss,
-        test_change=PairedDifference(gained=change.gained, lost=change.lost, trials=change.trials),
+        test_change=AccuracyDifference(gained=change.gained, lost=change.lost, trials=change.trials),
     )
 
 
 def _choice(
-    correction: correction_pb2.Correction, chosen: Chosen, position: int, point: correction_pb2.Point
+    correction: correction_pb2.Correction, chosen: ChosenPoint, position: int, point: correction_pb2.Point
 ) -> correction_pb2.Choice:
     training = correction.trainings[position]
     return correction_pb2.Choice(
@@ -151,7 +153,7 @@ def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position:
     return file
 
 
-def _result(comparison: Comparison, materials: Materials) -> correction_pb2.CorrectionResult:
+def _result(comparison: Comparison, materials: CorrectionData) -> correction_pb2.CorrectionResult:
     """Return what both versions read: of the test split, and of the held-out images that decided on nothing."""
     readings = region_readings(comparison, materials)
     together = joined([read for _, read in readings])
@@ -166,7 +168,7 @@ def _result(comparison: Comparison, materials: Materials) -> correction_pb2.Corr
 
 
 def _region(
-    region: HeldOut, read: Readings, comparison: Comparison, materials: Materials
+    region: HeldOutRegion, read: PairedReadings, comparison: Comparison, materials: CorrectionData
 ) -> correction_pb2.RegionChange:
     pictures = materials.pictures(region.region)
     return correction_pb2.RegionChange(

@@ -37,7 +37,9 @@ class RegionData:
         return cls(latent=latent[None], mean=latent, covariance=np.zeros((len(latent), len(latent))), label=label)
 
 
-def carrying(believed: Callable[[Array], Array], label: int, min_label_probability: float) -> Callable[[Array], Array]:
+def carries_label(
+    believed: Callable[[Array], Array], label: int, min_label_probability: float
+) -> Callable[[Array], Array]:
     """Return what says of latents (n, d) whether they carry a label, (n,).
 
     `believed` tells labels from latents: (n, d) to probabilities (n, k).
@@ -96,7 +98,7 @@ def region_latents(
     generator = np.random.default_rng(seed)
 
     def drawn(region: RegionData) -> Array:
-        carried = carrying(believed, region.label, min_label_probability)
+        carried = carries_label(believed, region.label, min_label_probability)
         return sample_region(region, per_region, carried, generator)
 
     labels = np.repeat([region.label for region in regions], per_region).astype(np.int64)
@@ -116,7 +118,7 @@ _HALVES = 0x48414C56
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOutRegion:
     """Held-out images of one labelled region: failures around sources that correction does not learn from."""
 
     region: str
@@ -126,7 +128,7 @@ class HeldOut:
     latent: Array
 
 
-class Materials:
+class CorrectionData:
     """Reads what the trainings of a correction, and the choice among them, need."""
 
     def __init__(self, store: ArtifactStore, correction: correction_pb2.Correction) -> None:
@@ -187,7 +189,7 @@ class Materials:
         rows = np.sort(generator.choice(unseen, size=min(_HELD_OUT_IMAGES, len(unseen)), replace=False))
         return LabelledImages(images=split.images[rows], labels=split.labels[rows])
 
-    def held_out_regions(self, *, deciding: bool) -> list[HeldOut]:
+    def held_out_regions(self, *, deciding: bool) -> list[HeldOutRegion]:
         """Return the held-out failures of each region: one half decides on stopping and choice, the other on nothing.
 
         Halves are of sources, the same ones in every correction of a run: what was used to decide is never reported.
@@ -195,7 +197,7 @@ class Materials:
         count = len(self._split(keys.SEARCHED_SPLIT).labels)
         decides = np.random.default_rng([self.run.config.seed, _HALVES]).random(count) < 0.5
         return [
-            HeldOut(
+            HeldOutRegion(
                 region=region.region,
                 label=region.label,
                 label_id=self._class_id(region.label),
@@ -204,7 +206,7 @@ class Materials:
             for region, arrays in self._region_arrays()
         ]
 
-    def around_regions(self) -> list[HeldOut]:
+    def around_regions(self) -> list[HeldOutRegion]:
         """Return fresh latents around each region, wider than those that corrections learn from; they decide, too.
 
         Held-out failures lie next to the boundary that any correction moves first; how far it reaches into the region
@@ -215,11 +217,11 @@ class Materials:
         least = self.run.config.validity.min_label_probability
 
         def around(region: RegionData) -> Array:
-            carried = carrying(self.believed, region.label, least)
+            carried = carries_label(self.believed, region.label, least)
             return fresh_latents(region, count, carried, generator, spread=_SPREAD)
 
         return [
-            HeldOut(region=labelled.region, label=labelled.label, label_id=region.label, latent=around(region))
+            HeldOutRegion(region=labelled.region, label=labelled.label, label_id=region.label, latent=around(region))
             for labelled, region in zip(self.correction.regions, self.regions(), strict=True)
         ]
 

@@ -14,11 +14,11 @@ from torch import Tensor
 _PATIENCE = timedelta(days=3650)
 
 
-class Abandoned(Exception):
+class TrainingAbandoned(Exception):
     """The first process has ended the training: it was stopped, or the loss on held-out sources fell no more."""
 
 
-class Processes(Protocol):
+class ProcessGroup(Protocol):
     """The processes that share a training. The first one, of rank 0, decides."""
 
     rank: int
@@ -40,7 +40,7 @@ class Processes(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """No other process."""
 
     rank, size = 0, 1
@@ -55,10 +55,10 @@ class Alone:
         pass
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
-class Crew:
+class TorchrunGroup:
     """The processes that torchrun started. A step is one collective, so that nobody waits for another kind."""
 
     def __init__(self, device: torch.device) -> None:
@@ -81,7 +81,7 @@ class Crew:
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1), loss.new_zeros(1)])
         dist.all_reduce(flat)
         if flat[-1] > 0:
-            raise Abandoned
+            raise TrainingAbandoned
         pieces = torch.split(flat[:-2], [gradient.numel() for gradient in gradients])
         for gradient, piece in zip(gradients, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
@@ -98,11 +98,11 @@ class Crew:
         dist.destroy_process_group()
 
 
-def crew_of_torchrun(device: torch.device) -> tuple[Crew | None, torch.device]:
+def torchrun_group(device: torch.device) -> tuple[TorchrunGroup | None, torch.device]:
     """Return the processes that torchrun started, none outside it, and the device of this one."""
     if "RANK" not in os.environ:
         return None, device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    return Crew(device), device
+    return TorchrunGroup(device), device

@@ -5,9 +5,9 @@ from defuse.v1 import correction_pb2, model_pb2, tensor_pb2
 from scipy.special import log_softmax
 
 from services.arrays import Array
-from services.corrector.correction_data import HeldOut, Materials
+from services.corrector.correction_data import CorrectionData, HeldOutRegion
 from services.onnx_graph.sessions import onnx_function
-from services.statistics.paired_tests import Readings
+from services.statistics.paired_tests import PairedReadings
 from services.storage.catalog import LabelledImages
 from services.storage.estimates import estimate
 from services.triton.client import LEAST_PROBABILITY
@@ -55,10 +55,10 @@ class LocalVersion:
         return np.asarray(self.outputs(preprocess(images[rows], self.model))[: len(images)])
 
 
-class Yardstick:
+class Evaluator:
     """Measures points: on the test split, beside the base version, and on the region images that decide."""
 
-    def __init__(self, materials: Materials) -> None:
+    def __init__(self, materials: CorrectionData) -> None:
         self._materials = materials
         base = LocalVersion(materials.deployed_file, materials.model)
         self._before = base.reads_stored_correctly(materials.test)
@@ -73,13 +73,13 @@ class Yardstick:
         losses = -answers[np.arange(len(self._labels)), self._labels]
         return correction_pb2.Point(
             test=share_of(after),
-            test_change=difference_of(Readings(before=self._before, after=after)),
+            test_change=difference_of(PairedReadings(before=self._before, after=after)),
             regions=share_of(answers.argmax(axis=1) == self._labels),
             regions_loss=float(losses.mean()) if len(losses) else 0.0,
         )
 
 
-def images_of(materials: Materials, regions: list[HeldOut]) -> tuple[Array, Array]:
+def images_of(materials: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
     """Return the images (n, c, h, w) of latents of regions, and their labels (n,)."""
     images = [materials.decoded(region.latent) for region in regions]
     labels = [np.full(len(region.latent), region.label_id, np.int64) for region in regions]
@@ -90,7 +90,7 @@ def share_of(correct: Array) -> tensor_pb2.Estimate:
     return estimate(int(correct.sum()), len(correct))
 
 
-def difference_of(readings: Readings) -> correction_pb2.PairedDifference:
+def difference_of(readings: PairedReadings) -> correction_pb2.PairedDifference:
     """Return what changed between two versions over the same images."""
     difference = readings.difference
     low, high = difference.interval()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from services.arrays import Array
-from services.corrector.distributed import ALONE, Processes
+from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup
 from services.corrector.training_state import Schedule, TrainingState
 
 # Uniform numbers that an image takes: shift right, shift down, rotation, flip.
@@ -53,7 +53,7 @@ _EVALUATED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class LabelledDataset:
     """A data set that is read in batches: rows, by position, as images (n, c, h, w) in [0, 1]."""
 
     fetch: Callable[[Array], Array]
@@ -65,20 +65,20 @@ class Labelled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mix:
+class TrainingMix:
     """Original data and region data. Where lambda is 0 the regions are not read."""
 
-    original: Labelled
-    regions: Labelled
+    original: LabelledDataset
+    regions: LabelledDataset
 
-    def weighted(self, region_weight: float) -> list[tuple[Labelled, float]]:
+    def weighted(self, region_weight: float) -> list[tuple[LabelledDataset, float]]:
         """Return the data sets that count, with their weights in the loss."""
         parts = [(self.original, 1 - region_weight), (self.regions, region_weight)]
         return [(data, weight) for data, weight in parts if weight]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class InputMap:
     """From images (n, c, h, w) in [0, 1] to what the network takes."""
 
     prepare: Callable[[Array], Array]
@@ -87,7 +87,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class FinetuneOutcome:
     """How a training went: its steps, and the one whose weights the network has now."""
 
     steps: int
@@ -99,26 +99,26 @@ class Diverged(ArithmeticError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
+class FinetuneJob:
     """A training, ready to start."""
 
     network: nn.Module
-    data: Mix
+    data: TrainingMix
     # Tells when to stop.
-    held_out: Mix
-    inputs: Inputs
+    held_out: TrainingMix
+    inputs: InputMap
     schedule: Schedule
 
 
 def finetune(
-    fitting: Fitting,
+    fitting: FinetuneJob,
     *,
     device: torch.device,
     on_step: Callable[[int, int, float], None] = lambda _step, _steps, _loss: None,
     checkpoint: bytes | None = None,
     on_checkpoint: Callable[[bytes], None] = lambda _checkpoint: None,
-    processes: Processes = ALONE,
-) -> Outcome:
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> FinetuneOutcome:
     """Train the network in place; it ends with the weights that had the lowest loss on the held-out data.
 
     It ends early once that loss has not fallen several times in a row; where there is nothing held out to tell, it goes
@@ -150,10 +150,10 @@ def finetune(
             processes.abandon(state.weights.values())
     best_step = state.take_best()
     network.eval()
-    return Outcome(steps=state.step, best_step=best_step)
+    return FinetuneOutcome(steps=state.step, best_step=best_step)
 
 
-def held_out_loss(fitting: Fitting, device: torch.device) -> float:
+def held_out_loss(fitting: FinetuneJob, device: torch.device) -> float:
     """Return the mixed loss on the held-out data."""
     total, prepare = 0.0, fitting.inputs.prepare
     with torch.inference_mode():
@@ -171,7 +171,9 @@ def _slices(count: int) -> Iterator[Array]:
         yield np.arange(begin, min(begin + _EVALUATED_AT_ONCE, count))
 
 
-def _loss_of_batch(fitting: Fitting, step: int, rows: Array, device: torch.device, processes: Processes) -> Tensor:
+def _loss_of_batch(
+    fitting: FinetuneJob, step: int, rows: Array, device: torch.device, processes: ProcessGroup
+) -> Tensor:
     """Return this process's part of the mixed loss of a batch: the parts of all processes sum up to it.
 
     Images of both kinds go through the network together: one large pass is faster than two.
@@ -193,12 +195,12 @@ def _loss_of_batch(fitting: Fitting, step: int, rows: Array, device: torch.devic
     return losses @ torch.from_numpy(np.concatenate(weights)).to(device)
 
 
-def _part_of(count: int, unit: int, processes: Processes) -> Array:
+def _part_of(count: int, unit: int, processes: ProcessGroup) -> Array:
     """Return the positions of a batch that are this process's, in whole units."""
     return np.arange(count).reshape(-1, unit)[processes.rank :: processes.size].reshape(-1)
 
 
-def _cross_entropies(fitting: Fitting, images: Array, labels: Array, device: torch.device) -> Tensor:
+def _cross_entropies(fitting: FinetuneJob, images: Array, labels: Array, device: torch.device) -> Tensor:
     """Return the cross entropy of each input of the network, (n,)."""
     schedule = fitting.schedule
     filled = np.resize(np.arange(len(images)), -(-len(images) // schedule.unit) * schedule.unit)

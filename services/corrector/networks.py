@@ -15,7 +15,7 @@ from defuse.v1 import model_pb2
 from torch import Tensor, nn
 
 from services.arrays import Array
-from services.corrector.correction_data import Materials
+from services.corrector.correction_data import CorrectionData
 from services.onnx_graph.export import largest_difference, to_onnx
 from services.onnx_graph.module import OnnxModule
 from services.onnx_graph.operators import UnsupportedOperator
@@ -131,7 +131,7 @@ Network = OnnxModule | TorchModule
 _COMPARED = 64
 
 
-def deployed(materials: Materials, allowed_factories: Sequence[str]) -> Network:
+def deployed(materials: CorrectionData, allowed_factories: Sequence[str]) -> Network:
     """Return the network with the weights of the version that is corrected.
 
     Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module does not
@@ -160,13 +160,13 @@ def deployed(materials: Materials, allowed_factories: Sequence[str]) -> Network:
         ) from error
 
 
-def real_inputs(materials: Materials, count: int) -> Array:
+def real_inputs(materials: CorrectionData, count: int) -> Array:
     """Return `count` inputs of the classifier, from training images, repeated where there are fewer."""
     images = materials.train.images
     return np.asarray(preprocess(as_floats(images[np.resize(np.arange(len(images)), count)]), materials.model))
 
 
-def _weights(materials: Materials) -> bytes:
+def _weights(materials: CorrectionData) -> bytes:
     """Return the uploaded weights; without any, those that the correction behind the base version left."""
     digest = materials.correction.config.torch_factory.weights_digest
     if digest:
@@ -182,7 +182,7 @@ def _weights(materials: Materials) -> bytes:
     )
 
 
-def _check_same(network: TorchModule, materials: Materials) -> None:
+def _check_same(network: TorchModule, materials: CorrectionData) -> None:
     inputs = real_inputs(materials, materials.model.fixed_batch_size or _COMPARED)
     with torch.inference_mode():
         outputs = network(torch.from_numpy(inputs)).numpy()

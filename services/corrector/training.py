@@ -11,10 +11,19 @@ from defuse.v1 import correction_pb2, work_pb2
 from defuse.v1.correction_pb2 import Training
 from torch import Tensor
 
-from services.corrector.correction_data import Materials, RegionData, region_latents
-from services.corrector.distributed import ALONE, Abandoned, Processes
-from services.corrector.evaluation import Yardstick, images_of
-from services.corrector.finetune import Augmentation, Diverged, Fitting, Inputs, Labelled, Mix, Outcome, finetune
+from services.corrector.correction_data import CorrectionData, RegionData, region_latents
+from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TrainingAbandoned
+from services.corrector.evaluation import Evaluator, images_of
+from services.corrector.finetune import (
+    Augmentation,
+    Diverged,
+    FinetuneJob,
+    FinetuneOutcome,
+    InputMap,
+    LabelledDataset,
+    TrainingMix,
+    finetune,
+)
 from services.corrector.networks import Network, TorchModule, deployed, real_inputs
 from services.corrector.training_state import Schedule
 from services.onnx_graph.export import ParityError, export
@@ -28,12 +37,14 @@ from services.triton.preprocessing import as_floats, preprocess
 _FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30
 
 
-def read_fitting(materials: Materials, wanted: Training, allowed_factories: Sequence[str]) -> tuple[Network, Fitting]:
+def read_fitting(
+    materials: CorrectionData, wanted: Training, allowed_factories: Sequence[str]
+) -> tuple[Network, FinetuneJob]:
     """Return the deployed network, and everything that a training of it needs."""
     network = deployed(materials, allowed_factories)
     if wanted.method == Training.METHOD_LAST_LAYER:
         _train_last_layer_only(network)
-    fitting = Fitting(
+    fitting = FinetuneJob(
         network=network,
         data=_data(materials, wanted),
         held_out=_held_out(materials),
@@ -54,7 +65,7 @@ def _train_last_layer_only(network: Network) -> None:
         weight.requires_grad_(name in network.last_layer)
 
 
-def _data(materials: Materials, wanted: Training) -> Mix:
+def _data(materials: CorrectionData, wanted: Training) -> TrainingMix:
     """Return what is learned from: original data, and images of regions, or of single failures in their place."""
     config = materials.correction.config
     regions = materials.regions()
@@ -63,12 +74,12 @@ def _data(materials: Materials, wanted: Training) -> Mix:
         regions = materials.single_failures(config.unclustered_failures or len(regions))
     if not wanted.region_weight:
         regions = []
-    return Mix(original=_stored(materials.train), regions=_drawn(materials, regions, total))
+    return TrainingMix(original=_stored(materials.train), regions=_drawn(materials, regions, total))
 
 
-def _drawn(materials: Materials, regions: Sequence[RegionData], total: int) -> Labelled:
+def _drawn(materials: CorrectionData, regions: Sequence[RegionData], total: int) -> LabelledDataset:
     if not regions:
-        return Labelled(fetch=lambda rows: rows, labels=np.zeros(0, np.int64))
+        return LabelledDataset(fetch=lambda rows: rows, labels=np.zeros(0, np.int64))
     latent, labels = region_latents(
         regions,
         per_region=max(1, total // len(regions)),
@@ -77,32 +88,32 @@ def _drawn(materials: Materials, regions: Sequence[RegionData], total: int) -> L
         seed=materials.correction.config.seed,
     )
     if len(latent) * np.prod(materials.model.image_shape) * _FLOAT_BYTES > _KEPT_BYTES:
-        return Labelled(fetch=lambda rows: materials.decode(latent[rows]), labels=labels)
+        return LabelledDataset(fetch=lambda rows: materials.decode(latent[rows]), labels=labels)
     images = materials.decode(latent)
-    return Labelled(fetch=lambda rows: images[rows], labels=labels)
+    return LabelledDataset(fetch=lambda rows: images[rows], labels=labels)
 
 
-def _held_out(materials: Materials) -> Mix:
+def _held_out(materials: CorrectionData) -> TrainingMix:
     images, labels = images_of(materials, materials.held_out_regions(deciding=True))
-    regions = Labelled(fetch=lambda rows: images[rows], labels=labels)
-    return Mix(original=_stored(materials.held_out_original()), regions=regions)
+    regions = LabelledDataset(fetch=lambda rows: images[rows], labels=labels)
+    return TrainingMix(original=_stored(materials.held_out_original()), regions=regions)
 
 
-def _stored(data: LabelledImages) -> Labelled:
-    return Labelled(fetch=lambda rows: as_floats(data.images[rows]), labels=data.labels)
+def _stored(data: LabelledImages) -> LabelledDataset:
+    return LabelledDataset(fetch=lambda rows: as_floats(data.images[rows]), labels=data.labels)
 
 
-def _inputs(materials: Materials) -> Inputs:
+def _inputs(materials: CorrectionData) -> InputMap:
     declared = materials.correction.config.augmentation
     augmentation = Augmentation(
         max_shift=declared.max_shift,
         max_rotation_degrees=declared.max_rotation_degrees,
         horizontal_flip=declared.horizontal_flip,
     )
-    return Inputs(prepare=lambda images: preprocess(images, materials.model), augment=augmentation)
+    return InputMap(prepare=lambda images: preprocess(images, materials.model), augment=augmentation)
 
 
-def _schedule(materials: Materials, wanted: Training) -> Schedule:
+def _schedule(materials: CorrectionData, wanted: Training) -> Schedule:
     config, model = materials.correction.config, materials.model
     return Schedule(
         epochs=config.epochs,
@@ -128,11 +139,11 @@ class Trainer:
     device: torch.device
     # Modules and functions that may be named as torch factory.
     factories: Sequence[str] = ()
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Announced:
+class AnnouncedTraining:
     """What the first of several processes tells the others to train."""
 
     # TrainWork, serialized.
@@ -153,12 +164,12 @@ def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Even
     return event
 
 
-def follow(trainer: Trainer, announced: Announced) -> None:
+def follow(trainer: Trainer, announced: AnnouncedTraining) -> None:
     """Take this process's part in a training that the first process has announced."""
     work = work_pb2.TrainWork.FromString(announced.work)
-    materials = Materials(trainer.store, work.correction)
+    materials = CorrectionData(trainer.store, work.correction)
     _, fitting = read_fitting(materials, work.correction.trainings[work.training], trainer.factories)
-    with suppress(Abandoned, Diverged):
+    with suppress(TrainingAbandoned, Diverged):
         finetune(fitting, device=trainer.device, checkpoint=announced.checkpoint, processes=trainer.processes)
 
 
@@ -178,7 +189,7 @@ def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
 
 def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
     wanted = work.correction.trainings[work.training]
-    materials = Materials(trainer.store, work.correction)
+    materials = CorrectionData(trainer.store, work.correction)
     _say(job, work, 0.0, "drawing images")
     network, fitting = read_fitting(materials, wanted, trainer.factories)
     before = _weights_of(network)
@@ -190,7 +201,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
         steps=outcome.steps,
         best_step=outcome.best_step,
     )
-    after, yardstick = _weights_of(network.cpu()), Yardstick(materials)
+    after, yardstick = _weights_of(network.cpu()), Evaluator(materials)
     shares = SHARES if wanted.method == Training.METHOD_INTERPOLATION else (1.0,)
     for number, share in enumerate(shares):
         job.check_cancelled()
@@ -202,7 +213,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
     return done
 
 
-def _finetuned(trainer: Trainer, fitting: Fitting, work: work_pb2.TrainWork, job: Job) -> Outcome:
+def _finetuned(trainer: Trainer, fitting: FinetuneJob, work: work_pb2.TrainWork, job: Job) -> FinetuneOutcome:
     """Train, from the last checkpoint where a worker died, together with the other processes where there are any."""
     key = keys.checkpoint(work.correction.name, work.training)
     checkpoint = trainer.store.read_bytes(key) if trainer.store.exists(key) else None
@@ -212,7 +223,7 @@ def _finetuned(trainer: Trainer, fitting: Fitting, work: work_pb2.TrainWork, job
         if step % 10 == 0 or step == steps:
             _say(job, work, _STEPS_SHARE * step / steps, f"step {step} of {steps}, loss {loss:.4f}")
 
-    trainer.processes.announce(Announced(work=work.SerializeToString(), checkpoint=checkpoint))
+    trainer.processes.announce(AnnouncedTraining(work=work.SerializeToString(), checkpoint=checkpoint))
     return finetune(
         fitting,
         device=trainer.device,
@@ -233,7 +244,7 @@ def _interpolate(network: Network, before: dict[str, Tensor], after: dict[str, T
     network.load_state_dict(line, strict=False)
 
 
-def _point(materials: Materials, network: Network, yardstick: Yardstick, prefix: str) -> correction_pb2.Point:
+def _point(materials: CorrectionData, network: Network, yardstick: Evaluator, prefix: str) -> correction_pb2.Point:
     """Export the network, store its file and measure it."""
     model = materials.model
     largest = model.fixed_batch_size or model.max_batch_size

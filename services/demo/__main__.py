@@ -55,9 +55,9 @@ def _run(arguments: argparse.Namespace, display: Display) -> None:
 
 def _tell(
     gateway: str, images: classifier.DemoData, name: str, cache: Path, report: Path, display: Display
-) -> main_job.Outcome:
+) -> main_job.DemoOutcome:
     with Client(gateway) as client:
-        return main_job.tell(client, images, name=name, cache=cache, report=report, display=display)
+        return main_job.run_main_job(client, images, name=name, cache=cache, report=report, display=display)
 
 
 if __name__ == "__main__":

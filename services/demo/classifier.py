@@ -72,7 +72,7 @@ _BATCH = 64
 _LEARNING_RATE = 2e-3
 
 
-class Classifier(nn.Module):
+class DemoClassifier(nn.Module):
     """Two convolutions and two linear layers; images (n, c, h, w), normalised, to logits (n, k)."""
 
     def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
@@ -111,13 +111,13 @@ def train(
     seed: int,
     on_epoch: Callable[[int, int, float], None],
     epochs: int = _EPOCHS,
-) -> Classifier:
+) -> DemoClassifier:
     """Train on images (n, h, w, c) uint8 with labels (n,); `on_epoch(epoch, epochs, loss)` is told how it goes."""
     torch.manual_seed(seed)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in statistics(images))
     inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std  # (n, c, h, w)
     targets = torch.from_numpy(labels)
-    network = Classifier(images.shape[1:], classes)
+    network = DemoClassifier(images.shape[1:], classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     order = torch.Generator().manual_seed(seed)
@@ -132,7 +132,7 @@ def train(
     return network.eval()
 
 
-def to_onnx(network: Classifier, image_shape: tuple[int, int, int]) -> bytes:
+def to_onnx(network: DemoClassifier, image_shape: tuple[int, int, int]) -> bytes:
     """Export the network for images (h, w, c), any batch size; input `images`, output `logits`."""
     height, width, channels = image_shape
     return export.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])

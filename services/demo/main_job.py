@@ -17,7 +17,7 @@ from services.demo import classifier
 from services.demo.classifier import DemoData
 
 
-class Stage:
+class ProgressLine:
     """One line with a bar; call it with the share done and a note."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
@@ -43,10 +43,10 @@ class Display:
         self._console.print(text, highlight=False)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[Stage]:
+    def stage(self, title: str) -> Iterator[ProgressLine]:
         """Show one stage until the block ends."""
         with _bars(self._console) as progress:
-            stage = Stage(progress, progress.add_task(title, total=1.0, note=""))
+            stage = ProgressLine(progress, progress.add_task(title, total=1.0, note=""))
             yield stage
             stage.finish()
 
@@ -101,7 +101,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class DemoOutcome:
     """What the demo shows at its end."""
 
     run: Run
@@ -110,7 +110,9 @@ class Outcome:
     report: Path
 
 
-def tell(client: Client, data: DemoData, *, name: str, cache: Path, report: Path, display: Display) -> Outcome:
+def run_main_job(
+    client: Client, data: DemoData, *, name: str, cache: Path, report: Path, display: Display
+) -> DemoOutcome:
     """Train and serve a classifier, find and group its failures, correct it, release it, and report."""
     model = serve_classifier(client, data, name=name, cache=cache, display=display)
     dataset = _upload(client, data, display)
@@ -119,7 +121,7 @@ def tell(client: Client, data: DemoData, *, name: str, cache: Path, report: Path
     if regions := _annotate(client, run, display):
         correction = _correct(client, run, regions, display)
         release = _release(client, run, correction, display)
-    return Outcome(run=run, correction=correction, release=release, report=write_report(client, run.id, report))
+    return DemoOutcome(run=run, correction=correction, release=release, report=write_report(client, run.id, report))
 
 
 def serve_classifier(client: Client, data: DemoData, *, name: str, cache: Path, display: Display) -> Model:

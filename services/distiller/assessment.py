@@ -9,8 +9,8 @@ from defuse.v1 import region_pb2, run_pb2
 
 from services.arrays import Array
 from services.distiller import findings, records
-from services.distiller.findings import Finding, Known
-from services.distiller.grouping import Failures, Group, Grouping, GroupingConfig, Kind
+from services.distiller.findings import Finding, RunEvidence
+from services.distiller.grouping import Group, GroupedFailures, Grouping, GroupingConfig, Kind
 from services.distiller.records import read_surroundings
 from services.latent_space.autoencoder import read_decoder, read_label_model
 from services.runtime.worker import Job
@@ -32,20 +32,20 @@ _MOST_DRAWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tools:
+class DistillerDependencies:
     """What the distiller reads from and asks."""
 
     store: ArtifactStore
     inference: InferenceClient
 
 
-class Assessor:
+class RegionAssessor:
     """Says of groups of failures, all of a run's or all of a region's, which are regions; `arrays` are the failures."""
 
-    def __init__(self, tools: Tools, run: run_pb2.Run, arrays: dict[str, Array], job: Job) -> None:
+    def __init__(self, tools: DistillerDependencies, run: run_pb2.Run, arrays: dict[str, Array], job: Job) -> None:
         self._tools, self._run, self._arrays, self._job = tools, run, arrays, job
         self._model = Catalog(tools.store).model(run.config.model)
-        self.failures = Failures(**{field.name: arrays[field.name] for field in fields(Failures)})
+        self.failures = GroupedFailures(**{field.name: arrays[field.name] for field in fields(GroupedFailures)})
 
     def config(self) -> GroupingConfig:
         """Return how the run's failures are grouped."""
@@ -65,13 +65,13 @@ class Assessor:
             return []
         run, mixture = self._run, self._run.config.mixture
         classifier = self._tools.inference.classifier(self._model, version=run.config.model_version)
-        say(self._job, 0.6, "asking about the training images nearby")
+        report_progress(self._job, 0.6, "asking about the training images nearby")
         around = read_surroundings(self._tools.store, run, classifier, shard_count)
         decodes = _Decodes(self._tools, run, classifier, self.failures, len(groups), self._job)
-        return findings.find(
+        return findings.find_regions(
             groups,
             stable,
-            Known(failures=self.failures, around=around, classes=list(self._model.classes)),
+            RunEvidence(failures=self.failures, around=around, classes=list(self._model.classes)),
             errors=decodes.errors,
             controls=mixture.fresh_decodes,
             false_discovery_rate=mixture.false_discovery_rate,
@@ -82,7 +82,7 @@ class Assessor:
         if not found:
             return []
         store, regions = self._tools.store, []
-        pictures = records.Pictures.read(store, self._run)
+        pictures = records.PictureRenderer.read(store, self._run)
         for rank, finding in enumerate(found, start=1):
             name = names.region(names.last(self._run.name), f"{prefix}{rank}")
             store.create_arrays(keys.region_arrays(name), pictures.arrays(finding, self._arrays))
@@ -94,7 +94,13 @@ class _Decodes:
     """Fresh decodes of groups, through the served classifier."""
 
     def __init__(
-        self, tools: Tools, run: run_pb2.Run, classifier: Classifier, failures: Failures, groups: int, job: Job
+        self,
+        tools: DistillerDependencies,
+        run: run_pb2.Run,
+        classifier: Classifier,
+        failures: GroupedFailures,
+        groups: int,
+        job: Job,
     ) -> None:
         self._decode = read_decoder(tools.store, run.config)
         self._believed = read_label_model(tools.store, run.config)
@@ -103,7 +109,7 @@ class _Decodes:
     def errors(self, number: int, group: Group) -> tuple[int, int]:
         """Return how many decodes of a group are not read as their label, and how many there are."""
         self._job.check_cancelled()
-        say(self._job, 0.7 + 0.3 * number / self._groups, f"testing group {number + 1} of {self._groups}")
+        report_progress(self._job, 0.7 + 0.3 * number / self._groups, f"testing group {number + 1} of {self._groups}")
         z, label = self._drawn(group, np.random.default_rng([self._run.config.seed, _STREAM, number]))
         if not len(z):
             return 0, 0
@@ -137,6 +143,6 @@ def counts(grouping: Grouping, found: Sequence[Finding]) -> region_pb2.GroupCoun
     )
 
 
-def say(job: Job, fraction: float, note: str) -> None:
+def report_progress(job: Job, fraction: float, note: str) -> None:
     """Tell how far a distillation is."""
     job.progress(fraction, note, state=run_pb2.Run.STATE_DISTILLING)

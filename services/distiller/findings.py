@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.arrays import Array
-from services.distiller.grouping import Failures, Group
-from services.statistics.intervals import Trial, q_values
+from services.distiller.grouping import Group, GroupedFailures
+from services.statistics.intervals import ErrorRateTest, q_values
 
 # Of a group's failures, the share that lies inside it.
 _INSIDE = 0.95
@@ -19,7 +19,7 @@ _VOTES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Searched:
+class SearchedImages:
     """The real images that the run searched, s of them, and how the served classifier reads them."""
 
     latent: Array  # (s, d) posterior means
@@ -29,7 +29,7 @@ class Searched:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingImages:
     """Training images, r of them, and how the served classifier reads them."""
 
     latent: Array  # (r, d) posterior means
@@ -37,9 +37,9 @@ class Training:
     predicted: Array  # (r,) class ids
     row: Array  # (r,) of the training split
 
-    def misclassified(self) -> "Training":
+    def misclassified(self) -> "TrainingImages":
         wrong = self.predicted != self.label
-        return Training(
+        return TrainingImages(
             latent=self.latent[wrong], label=self.label[wrong], predicted=self.predicted[wrong], row=self.row[wrong]
         )
 
@@ -48,13 +48,13 @@ class Training:
 class Surroundings:
     """The real images around a run's failures, in the latent space that it searched."""
 
-    searched: Searched
-    training: Training
+    searched: SearchedImages
+    training: TrainingImages
     sd_agg: Array  # (d,) aggregate sd of latents
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealInside:
+class RealImageCounts:
     """Real images of a group's label: how many lie inside, how many of these are read wrongly, how many there are."""
 
     wrong: int
@@ -68,7 +68,7 @@ class RealInside:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Near:
+class NearestImages:
     """Training images, nearest first, and how far they are, in aggregate sds per dimension; (n,) all."""
 
     row: Array
@@ -87,7 +87,7 @@ def exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array
     return np.asarray(members[outwards[chosen]])
 
 
-def controls(group: Group, searched: Searched, count: int) -> tuple[int, int]:
+def controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, int]:
     """Return how many controls are read wrongly, and how many there are, `count` at most, nearly.
 
     Controls are unperturbed reconstructions of the real images nearest to a group, of its labels, as many of each as
@@ -103,7 +103,7 @@ def controls(group: Group, searched: Searched, count: int) -> tuple[int, int]:
     return wrong, total
 
 
-def label_of(latents: Array, group: Group, failures: Failures) -> Array:
+def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
     """Return the true label of latents (n, d) drawn from a group: the nearest member's, where it has several; (n,)."""
     if len(group.labels()) == 1:
         return np.full(len(latents), group.true_label)
@@ -112,7 +112,7 @@ def label_of(latents: Array, group: Group, failures: Failures) -> Array:
     return np.asarray(failures.true_label[few][nearest])
 
 
-def real_inside(group: Group, latents: Array, searched: Searched) -> RealInside:
+def real_inside(group: Group, latents: Array, searched: SearchedImages) -> RealImageCounts:
     """Count the searched real images of a group's label that lie inside.
 
     Inside is as near to the mean, in units of the covariance, as 95 % of its failures, latents (m, d).
@@ -120,16 +120,16 @@ def real_inside(group: Group, latents: Array, searched: Searched) -> RealInside:
     edge = np.quantile(group.gaussian.distance_squared(latents), _INSIDE)
     alike = searched.label == group.true_label
     inside = alike & (group.gaussian.distance_squared(searched.latent) <= edge)
-    return RealInside(
+    return RealImageCounts(
         wrong=int(searched.wrong_on_image[inside].sum()), images=int(inside.sum()), of_label=int(alike.sum())
     )
 
 
-def nearest(latents: Array, training: Training, sd_agg: Array, count: int) -> Near:
+def nearest(latents: Array, training: TrainingImages, sd_agg: Array, count: int) -> NearestImages:
     """Return the training images nearest to any of latents (n, d)."""
     distance = distances(training.latent / sd_agg, latents / sd_agg).min(axis=1)  # (r,)
     first = np.argsort(distance, kind="stable")[:count]
-    return Near(
+    return NearestImages(
         row=training.row[first],
         label=training.label[first],
         predicted=training.predicted[first],
@@ -137,7 +137,7 @@ def nearest(latents: Array, training: Training, sd_agg: Array, count: int) -> Ne
     )
 
 
-def novelty_sd(latents: Array, misclassified: Training, sd_agg: Array) -> float | None:
+def novelty_sd(latents: Array, misclassified: TrainingImages, sd_agg: Array) -> float | None:
     """Return the median distance of latents (n, d) to the nearest misclassified training image; None without any."""
     if not len(misclassified.row):
         return None
@@ -145,7 +145,7 @@ def novelty_sd(latents: Array, misclassified: Training, sd_agg: Array) -> float 
 
 
 def suggestion(
-    group: Group, latents: Array, training: Training, sd_agg: Array, classes: Sequence[str]
+    group: Group, latents: Array, training: TrainingImages, sd_agg: Array, classes: Sequence[str]
 ) -> tuple[str, str]:
     """Return the label that is proposed for a group, and why: what its sources carry, and what real images do.
 
@@ -184,14 +184,14 @@ class Finding:
     """A group with the outcome of its test and what real images say of it."""
 
     group: Group
-    trial: Trial
+    trial: ErrorRateTest
     q_value: float
     stability: float
     # Positions of failures to show, the medoid first.
     exemplars: Array
-    real: RealInside
-    nearest: Near
-    nearest_misclassified: Near
+    real: RealImageCounts
+    nearest: NearestImages
+    nearest_misclassified: NearestImages
     novelty_sd: float | None
     suggested_label: str
     suggestion_reason: str
@@ -203,18 +203,18 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class RunEvidence:
     """What a run knows of its groups."""
 
-    failures: Failures
+    failures: GroupedFailures
     around: Surroundings
     classes: Sequence[str]
 
 
-def find(
+def find_regions(
     groups: Sequence[Group],
     stability: Array,
-    known: Known,
+    known: RunEvidence,
     *,
     errors: Callable[[int, Group], tuple[int, int]],
     controls: int,
@@ -235,14 +235,14 @@ def find(
 
 
 def _tried(
-    number: int, group: Group, known: Known, errors: Callable[[int, Group], tuple[int, int]], most_controls: int
-) -> Trial:
+    number: int, group: Group, known: RunEvidence, errors: Callable[[int, Group], tuple[int, int]], most_controls: int
+) -> ErrorRateTest:
     wrong, decodes = errors(number, group)
     control_errors, control_count = controls(group, known.around.searched, most_controls)
-    return Trial(errors=wrong, decodes=decodes, control_errors=control_errors, controls=control_count)
+    return ErrorRateTest(errors=wrong, decodes=decodes, control_errors=control_errors, controls=control_count)
 
 
-def _found(group: Group, trial: Trial, q_value: float, stability: float, known: Known) -> Finding:
+def _found(group: Group, trial: ErrorRateTest, q_value: float, stability: float, known: RunEvidence) -> Finding:
     latent, training, sd_agg = known.failures.latent, known.around.training, known.around.sd_agg
     shown = exemplars(latent, group.members, sd_agg, _EXEMPLARS)
     misclassified = training.misclassified()

@@ -18,7 +18,7 @@ from services.triton.preprocessing import as_floats, preprocess
 _BATCH = 256
 
 
-class Lookout:
+class GuardModel:
     """Looks for images in the regions of a guard."""
 
     def __init__(self, store: ArtifactStore, guard_name: str, model: model_pb2.Model) -> None:
@@ -59,7 +59,7 @@ class Lookout:
         }
 
 
-def nothing_seen(count: int) -> dict[str, Array]:
+def unscored(count: int) -> dict[str, Array]:
     """Return what is known of images that could not be looked at, as `Lookout.look` has it but for the latent."""
     return {
         "index": np.full(count, -1, np.int64),
@@ -69,7 +69,7 @@ def nothing_seen(count: int) -> dict[str, Array]:
     }
 
 
-def readings(scores: Array) -> dict[str, Array]:
+def top_predictions(scores: Array) -> dict[str, Array]:
     """Return the predicted class ids (n,) of logits (n, k), and how sure they are, (n,)."""
     return {
         "predicted": scores.argmax(axis=1).astype(np.int64),

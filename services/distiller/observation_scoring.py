@@ -7,9 +7,9 @@ from defuse.errors import NotFound
 from defuse.v1 import model_pb2, monitor_pb2, work_pb2
 
 from services.arrays import Array
-from services.distiller.assessment import Tools
-from services.distiller.guard_model import Lookout, as_logits, filled, nothing_seen, readings
-from services.distiller.reference_profile import calm, reference_images
+from services.distiller.assessment import DistillerDependencies
+from services.distiller.guard_model import GuardModel, as_logits, filled, top_predictions, unscored
+from services.distiller.reference_profile import reference_images, reference_profile
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -19,10 +19,10 @@ from services.storage.catalog import Catalog
 _GUARDS = 4
 
 
-class Watcher:
+class ObservationScorer:
     """Handles the stage; guards are read once."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: DistillerDependencies) -> None:
         self._tools = tools
         self._store: ArtifactStore = tools.store
         self._lookout = functools.lru_cache(_GUARDS)(self._read)
@@ -72,13 +72,13 @@ class Watcher:
         lookout = self._lookout(guard)
         if not self._store.exists(key := keys.guard_reference(guard)):
             classifier = self._tools.inference.classifier(model, version=model.champion_version)
-            self._store.create_arrays(key, calm(lookout, classifier, reference_images(lookout)))
+            self._store.create_arrays(key, reference_profile(lookout, classifier, reference_images(lookout)))
         rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) are of these alone
         return filled(lookout.look(arrays["image"]), rows, seen) if len(rows) else seen
 
-    def _read(self, guard: str) -> Lookout:
+    def _read(self, guard: str) -> GuardModel:
         model = Catalog(self._store).model("/".join(guard.split("/")[:2]))
-        return Lookout(self._store, guard, model)
+        return GuardModel(self._store, guard, model)
 
 
 def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
@@ -89,5 +89,5 @@ def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Ar
         "confidence": np.full(count, np.nan, np.float32),
     }
     rows = np.flatnonzero(arrays["has_scores"])
-    read = readings(as_logits(arrays["scores"][rows], model))
-    return {"id": arrays["id"], **filled(read, rows, {**nothing_seen(count), **unread})}
+    read = top_predictions(as_logits(arrays["scores"][rows], model))
+    return {"id": arrays["id"], **filled(read, rows, {**unscored(count), **unread})}

@@ -8,7 +8,7 @@ import numpy as np
 from defuse.v1 import model_pb2, region_pb2, run_pb2, work_pb2
 
 from services.arrays import Array
-from services.distiller.findings import Finding, Near, Searched, Surroundings, Training
+from services.distiller.findings import Finding, NearestImages, SearchedImages, Surroundings, TrainingImages
 from services.latent_space.autoencoder import read_decoder
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -27,7 +27,7 @@ def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classi
     train = Catalog(store).split(run.config.dataset, "train", classifier.model)
     return Surroundings(
         searched=_searched(store, run, classifier.model, shard_count),
-        training=Training(
+        training=TrainingImages(
             latent=reference["latent"] * reference["sd_agg"],
             label=reference["label"],
             predicted=_predicted(classifier, train.images, reference["row"]),
@@ -56,12 +56,12 @@ def read_failures(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str,
     return {name: array[order] for name, array in failures.items()}
 
 
-def _searched(store: ArtifactStore, run: run_pb2.Run, model: model_pb2.Model, shard_count: int) -> Searched:
+def _searched(store: ArtifactStore, run: run_pb2.Run, model: model_pb2.Model, shard_count: int) -> SearchedImages:
     parts = [store.read_arrays(keys.shard_sources(run.name, shard)) for shard in range(shard_count)]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     index = store.read_arrays(keys.sources(run.name))["index"]
     labels = Catalog(store).split(run.config.dataset, keys.SEARCHED_SPLIT, model).labels
-    return Searched(
+    return SearchedImages(
         latent=arrays["mu"],
         label=labels[index],
         wrong_on_image=arrays["image_margin"] <= 0,
@@ -117,7 +117,7 @@ def region(
     return record
 
 
-def _real_images(near: Near, classes: Sequence[str]) -> list[region_pb2.RealImage]:
+def _real_images(near: NearestImages, classes: Sequence[str]) -> list[region_pb2.RealImage]:
     return [
         region_pb2.RealImage(index=row, label=classes[label], predicted_label=classes[predicted], distance_sd=distance)
         for row, label, predicted, distance in zip(
@@ -127,7 +127,7 @@ def _real_images(near: Near, classes: Sequence[str]) -> list[region_pb2.RealImag
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class PictureRenderer:
     """Where a run's pictures come from."""
 
     decode: Callable[[Array], Array]

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import beta
 
 from services.arrays import Array
-from services.distiller.guard_model import Lookout, readings
+from services.distiller.guard_model import GuardModel, top_predictions
 from services.statistics.intervals import clopper_pearson
 from services.storage.catalog import LabelledImages
 from services.triton.client import Classifier
@@ -17,7 +17,7 @@ _STREAM = 0x4C4F4F4B
 _ABOVE = 0.01
 
 
-def calm(lookout: Lookout, classifier: Classifier, data: LabelledImages) -> dict[str, Array]:
+def reference_profile(lookout: GuardModel, classifier: Classifier, data: LabelledImages) -> dict[str, Array]:
     """Return what m labelled images look like through a guard and a version of its model.
 
     images (1,): m. hits (k,): how many are inside of each region; hits_low and hits_high (k,), ends of the share's 95 %
@@ -26,7 +26,7 @@ def calm(lookout: Lookout, classifier: Classifier, data: LabelledImages) -> dict
     read correctly; confidence (1,): the value that as many exceed (Garg et al., 2022). error_rate (k,): of the regions,
     by the version that was searched, searched_version (1,); recall (1,): the guard's.
     """
-    seen, read = lookout.look(data.images), readings(classifier.classify_stored(data.images))
+    seen, read = lookout.look(data.images), top_predictions(classifier.classify_stored(data.images))
     count = len(data.labels)
     hits = np.bincount(seen["index"][seen["inside"] > 0], minlength=len(lookout.guard.regions))
     predicted = np.bincount(read["predicted"], minlength=len(lookout.model.classes))
@@ -51,7 +51,7 @@ def calm(lookout: Lookout, classifier: Classifier, data: LabelledImages) -> dict
     }
 
 
-def reference_images(lookout: Lookout) -> LabelledImages:
+def reference_images(lookout: GuardModel) -> LabelledImages:
     """Return images of the test split, the same ones each time."""
     split = lookout.split("test")
     generator = np.random.default_rng([lookout.run.config.seed, _STREAM])

@@ -27,7 +27,7 @@ _CONFIDENCE = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RegionPlace:
     """Where a region lies, what it is, by the names of its true and predicted class, and how many sources it has."""
 
     confusion: tuple[str, str]
@@ -36,7 +36,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class MatchedRegions:
     """Positions of a region before and after, how far it shifted, and whether by more than chance."""
 
     before: int
@@ -45,7 +45,7 @@ class Pair:
     moved: bool
 
 
-def pairs(before: Sequence[Place], after: Sequence[Place]) -> list[Pair]:
+def match_regions(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> list[MatchedRegions]:
     """Pair regions of the same confusion one to one, nearest to each other in all; the least shift first.
 
     Of those left over, parts of a region of the other run are paired with it, too. Regions without a pair are new or
@@ -53,11 +53,11 @@ def pairs(before: Sequence[Place], after: Sequence[Place]) -> list[Pair]:
     """
     found = list(_one_to_one(before, after))
     found += _parts(before, after, {i for i, _ in found}, {j for _, j in found})
-    told = [_pair(before, after, i, j) for i, j in found]
+    told = [_matched(before, after, i, j) for i, j in found]
     return sorted(told, key=lambda pair: (pair.shift_sd, pair.before, pair.after))
 
 
-def _one_to_one(before: Sequence[Place], after: Sequence[Place]) -> Iterator[tuple[int, int]]:
+def _one_to_one(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> Iterator[tuple[int, int]]:
     shift = np.array([[_shift_sd(one, other) for other in after] for one in before]).reshape(len(before), len(after))
     limit = np.array([[_limit_sd(one, other) for other in after] for one in before]).reshape(shift.shape)
     # One that is no match costs more than all matches together.
@@ -68,7 +68,7 @@ def _one_to_one(before: Sequence[Place], after: Sequence[Place]) -> Iterator[tup
 
 
 def _parts(
-    before: Sequence[Place], after: Sequence[Place], paired: set[int], paired_after: set[int]
+    before: Sequence[RegionPlace], after: Sequence[RegionPlace], paired: set[int], paired_after: set[int]
 ) -> Iterator[tuple[int, int]]:
     """Yield for regions left over the one of the other run that they are a part of."""
     overlap = np.array([[_overlap(one, other) for other in after] for one in before]).reshape(len(before), len(after))
@@ -79,24 +79,24 @@ def _parts(
     yield from ((i, j) for i, j in lone if overlap[i, j] >= _PART)
 
 
-def _pair(before: Sequence[Place], after: Sequence[Place], i: int, j: int) -> Pair:
+def _matched(before: Sequence[RegionPlace], after: Sequence[RegionPlace], i: int, j: int) -> MatchedRegions:
     shift = _shift_sd(before[i], after[j])
-    return Pair(before=i, after=j, shift_sd=shift, moved=shift > _chance_sd(before[i], after[j]))
+    return MatchedRegions(before=i, after=j, shift_sd=shift, moved=shift > _chance_sd(before[i], after[j]))
 
 
-def _shift_sd(one: Place, other: Place) -> float:
+def _shift_sd(one: RegionPlace, other: RegionPlace) -> float:
     return one.gaussian.shift_sd(other.gaussian) if one.confusion == other.confusion else np.inf
 
 
-def _overlap(one: Place, other: Place) -> float:
+def _overlap(one: RegionPlace, other: RegionPlace) -> float:
     return one.gaussian.overlap(other.gaussian) if one.confusion == other.confusion else 0.0
 
 
-def _limit_sd(one: Place, other: Place) -> float:
+def _limit_sd(one: RegionPlace, other: RegionPlace) -> float:
     return max(_LARGEST_SHIFT_SD, _chance_sd(one, other))
 
 
-def _chance_sd(one: Place, other: Place) -> float:
+def _chance_sd(one: RegionPlace, other: RegionPlace) -> float:
     """Return how far apart the means of one region, found twice, may be by chance (99 %, Hotelling's test)."""
     noise = 1 / one.sources + 1 / other.sources
     return float(np.sqrt(noise * chi2.ppf(_CONFIDENCE, len(one.gaussian.mean))))
@@ -106,7 +106,7 @@ def _chance_sd(one: Place, other: Place) -> float:
 _MOST_CARRIED, _BATCH = 2_000, 256
 
 
-def compare(store: ArtifactStore, before: str, after: str) -> region_pb2.RegionsDiff:
+def diff_regions(store: ArtifactStore, before: str, after: str) -> region_pb2.RegionsDiff:
     """Say which regions of the second of two distilled runs are new, gone or moved.
 
     Where the runs have VAEs of their own, the second one's failures are decoded and encoded again, into the latent
@@ -117,7 +117,7 @@ def compare(store: ArtifactStore, before: str, after: str) -> region_pb2.Regions
     _check_comparable(store, *runs)
     here = [_gaussian(store, region) for region in first]
     there = list(_carried(store, second, here, *runs))
-    found = pairs(_places(store, first, here), _places(store, second, there))
+    found = match_regions(_places(store, first, here), _places(store, second, there))
     known, kept = {pair.before for pair in found}, {pair.after for pair in found}
     return region_pb2.RegionsDiff(
         added=[region for number, region in enumerate(second) if number not in kept],
@@ -140,9 +140,9 @@ def _gaussian(store: ArtifactStore, region: region_pb2.Region) -> Gaussian:
     return Gaussian(mean=np.array(arrays["mean"]), covariance=np.array(arrays["covariance"]))
 
 
-def _places(store: ArtifactStore, regions: list[region_pb2.Region], gaussians: list[Gaussian]) -> list[Place]:
+def _places(store: ArtifactStore, regions: list[region_pb2.Region], gaussians: list[Gaussian]) -> list[RegionPlace]:
     return [
-        Place(
+        RegionPlace(
             confusion=(region.true_label, region.predicted_label),
             gaussian=gaussian,
             sources=len(np.unique(store.map_arrays(keys.region_arrays(region.name))["source"])),

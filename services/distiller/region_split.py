@@ -13,13 +13,13 @@ import numpy as np
 
 from services.arrays import Array
 from services.distiller.grouping import (
-    Failures,
+    GroupedFailures,
     Grouping,
     GroupingConfig,
     around_means,
     believed_covariance,
     described,
-    group,
+    group_failures,
 )
 from services.distiller.stability import stability_of
 
@@ -32,22 +32,22 @@ _LEAST_STABILITY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class RegionSplit:
     """Parts of a region as groups of its failures, and how stable each of them is."""
 
     grouping: Grouping
     stability: Array
 
 
-def split(
-    failures: Failures,
+def split_group(
+    failures: GroupedFailures,
     held_out: Array,
     margin: Array,
     config: GroupingConfig,
     *,
     bootstraps: int,
     check: Callable[[], None] = lambda: None,
-) -> Split | None:
+) -> RegionSplit | None:
     """Return the parts of a region's failures, two or more with enough support; None where nothing tells any.
 
     Failures with `held_out` (m,) are not fitted but assigned; `margin` (m,) is the logit of the true class minus the
@@ -65,38 +65,38 @@ def split(
 
 def _told(
     position: Array,
-    failures: Failures,
+    failures: GroupedFailures,
     held_out: Array,
     config: GroupingConfig,
     bootstraps: int,
     check: Callable[[], None],
-) -> Split | None:
+) -> RegionSplit | None:
     """Return the coarsest parts that positions (m,) on a line tell."""
     usable = np.flatnonzero(held_out == 0)
     line = replace(_own_classes(failures), latent=(position / (position[usable].std() or 1.0))[:, None])
     for narrow in _narrower(config, line, len(usable)):
-        found = group(line, held_out, narrow, check)
+        found = group_failures(line, held_out, narrow, check)
         if len(found.groups) > 1:
             stable = stability_of(found, line, held_out, narrow, bootstraps=bootstraps, check=check)
-            return Split(grouping=found, stability=stable)
+            return RegionSplit(grouping=found, stability=stable)
     return None
 
 
-def _position(failures: Failures, usable: Array, sd_agg: Array) -> Array:
+def _position(failures: GroupedFailures, usable: Array, sd_agg: Array) -> Array:
     """Return where failures lie along the direction in which those of one confusion spread most, (m,)."""
     residuals = failures.take(usable).independent().residuals() / sd_agg
     direction = np.linalg.svd(residuals, full_matrices=False)[2][0]  # (d,)
     return np.asarray(failures.latent / sd_agg @ direction)
 
 
-def _own_classes(failures: Failures) -> Failures:
+def _own_classes(failures: GroupedFailures) -> GroupedFailures:
     """Return the failures with class ids among their own classes: a part has nothing to learn of all others."""
     _, true = np.unique(failures.true_label, return_inverse=True)
     _, predicted = np.unique(failures.predicted_label, return_inverse=True)
     return replace(failures, true_label=true, predicted_label=predicted)
 
 
-def _narrower(config: GroupingConfig, line: Failures, usable: int) -> Iterator[GroupingConfig]:
+def _narrower(config: GroupingConfig, line: GroupedFailures, usable: int) -> Iterator[GroupingConfig]:
     """Yield how parts are grouped, ever finer: each is one confusion, also where the run's mixture is plain."""
     for width in _WIDTHS:
         yield replace(
@@ -109,7 +109,7 @@ def _narrower(config: GroupingConfig, line: Failures, usable: int) -> Iterator[G
         )
 
 
-def _in_latents(found: Grouping, failures: Failures, sd_agg: Array) -> Grouping:
+def _in_latents(found: Grouping, failures: GroupedFailures, sd_agg: Array) -> Grouping:
     """Return the same groups with Gaussians in latent space, which lean on what all of them are around their means."""
     together = np.concatenate([part.members for part in found.groups])
     label = np.repeat(np.arange(len(found.groups)), [len(part.members) for part in found.groups])

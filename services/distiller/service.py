@@ -11,8 +11,8 @@ from defuse.v1 import distiller_service_pb2 as pb
 from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 
 from services.arrays import Array
-from services.distiller.assessment import Tools
-from services.distiller.region_diff import compare
+from services.distiller.assessment import DistillerDependencies
+from services.distiller.region_diff import diff_regions
 from services.distiller.worker import split_region
 from services.latent_space.autoencoder import read_decoder
 from services.statistics.gaussian import Gaussian
@@ -26,7 +26,7 @@ MAX_SAMPLES = 256
 class DistillerService(pb_grpc.DistillerServiceServicer):
     """Fresh images and parts of the regions of a run, and what became of them in another."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: DistillerDependencies) -> None:
         self._tools = tools
 
     async def SampleRegion(
@@ -45,7 +45,7 @@ class DistillerService(pb_grpc.DistillerServiceServicer):
     async def CompareRegions(
         self, request: pb.CompareRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.CompareRegionsResponse:
-        diff = await asyncio.to_thread(compare, self._tools.store, request.before, request.after)
+        diff = await asyncio.to_thread(diff_regions, self._tools.store, request.before, request.after)
         return pb.CompareRegionsResponse(diff=diff)
 
     def _sample(self, region: str, count: int, seed: int) -> Array:

@@ -6,19 +6,19 @@ from defuse import names
 from defuse.errors import NotReady
 from defuse.v1 import region_pb2, work_pb2
 
-from services.distiller.assessment import Assessor, Tools, counts, say
-from services.distiller.grouping import group
+from services.distiller.assessment import DistillerDependencies, RegionAssessor, counts, report_progress
+from services.distiller.grouping import group_failures
 from services.distiller.records import read_failures, shard_count
-from services.distiller.region_split import split
+from services.distiller.region_split import split_group
 from services.distiller.stability import stability_of
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.catalog import Catalog
 
-__all__ = ["Tools", "distill"]
+__all__ = ["DistillerDependencies", "distill"]
 
 
-def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
+def distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
     """Turn the failures of all shards into regions; a distillation that is stored already is not made again."""
     run = work.run
     key = keys.distillation(run.name)
@@ -32,13 +32,13 @@ def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Even
     return event
 
 
-def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.Distillation:
+def _distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> region_pb2.Distillation:
     arrays = read_failures(tools.store, work)
-    assessor = Assessor(tools, work.run, arrays, job)
-    say(job, 0.05, f"grouping {len(assessor.failures)} failures")
+    assessor = RegionAssessor(tools, work.run, arrays, job)
+    report_progress(job, 0.05, f"grouping {len(assessor.failures)} failures")
     config = assessor.config()
-    grouping = group(assessor.failures, arrays["held_out"], config, job.check_cancelled)
-    say(job, 0.3, "grouping again what is drawn anew")
+    grouping = group_failures(assessor.failures, arrays["held_out"], config, job.check_cancelled)
+    report_progress(job, 0.3, "grouping again what is drawn anew")
     stable = stability_of(
         grouping,
         assessor.failures,
@@ -52,7 +52,7 @@ def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.D
     return region_pb2.Distillation(run=work.run.name, regions=regions, counts=counts(grouping, found))
 
 
-def split_region(tools: Tools, name: str) -> Sequence[region_pb2.Region]:
+def split_region(tools: DistillerDependencies, name: str) -> Sequence[region_pb2.Region]:
     """Return the parts of a region, largest score first; one that is split already is not split again.
 
     Raises NotFound for an unknown region, NotReady where it has no parts that can be told or that are worse than their
@@ -65,13 +65,13 @@ def split_region(tools: Tools, name: str) -> Sequence[region_pb2.Region]:
     return tools.store.read_message(key, region_pb2.Distillation).regions
 
 
-def _split(tools: Tools, region: region_pb2.Region) -> region_pb2.Distillation:
+def _split(tools: DistillerDependencies, region: region_pb2.Region) -> region_pb2.Distillation:
     reader, region_id = Catalog(tools.store), names.last(region.name)
     run = reader.run(names.parent(region.name))
     [arrays] = reader.region_failures(run.name, [region.name])
     # Who annotates waits for the answer itself: there is nobody to tell of the progress.
-    assessor = Assessor(tools, run, arrays, Job(region.name, lambda _: None))
-    parts = split(
+    assessor = RegionAssessor(tools, run, arrays, Job(region.name, lambda _: None))
+    parts = split_group(
         assessor.failures,
         arrays["held_out"],
         arrays["margin"],

@@ -17,32 +17,32 @@ from defuse.v1 import (
 from google.longrunning import operations_pb2_grpc
 
 from services.dependencies import Dependencies
-from services.gateway.access.interceptors import AccessInterceptor, Limits, LimitsInterceptor
+from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
 from services.gateway.access.tokens import Tokens
-from services.gateway.audit.journal import AuditInterceptor, Journal
+from services.gateway.audit.journal import AuditInterceptor, AuditLog
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.datasets.datasets import Datasets
 from services.gateway.files.files import Files
 from services.gateway.inference import proxy as inference_proxy
-from services.gateway.inference.proxy import InferencePassage
-from services.gateway.inference.routing import Routes
-from services.gateway.inference.shadow import Tally
+from services.gateway.inference.proxy import InferenceProxy
+from services.gateway.inference.routing import RoutingTable
+from services.gateway.inference.shadow import TrialCounters
 from services.gateway.latent import proxy as latent_proxy
-from services.gateway.latent.proxy import GeneratorPassage
+from services.gateway.latent.proxy import GeneratorProxy
 from services.gateway.monitoring.service import Monitoring
 from services.gateway.operations import service as operations_service
 from services.gateway.operations.operations import Operations
 from services.gateway.operations.service import OperationsService
-from services.gateway.records.events import EventLoop
-from services.gateway.records.idempotency import Requests
+from services.gateway.records.events import EventConsumer
+from services.gateway.records.idempotency import IdempotentRequests
 from services.gateway.regions.regions import Annotator, Regions
-from services.gateway.releases.releases import Candidates, Publications
-from services.gateway.runs.config import Advice
+from services.gateway.releases.releases import CandidateRetirement, ReleaseOperations
+from services.gateway.runs.config import ThresholdAdvisor
 from services.gateway.runs.runs import Runs
-from services.gateway.service import GatewayService, Rooms
+from services.gateway.service import GatewayContext, GatewayService
 from services.gateway.settings import GatewaySettings
 from services.gateway.trials.trials import Trials
-from services.runtime.channels import Peer
+from services.runtime.channels import ServiceClient
 from services.runtime.server import Service, serve
 from services.storage.catalog import Catalog
 
@@ -55,12 +55,12 @@ def build(settings: GatewaySettings) -> Service:
     needs = Dependencies.of(settings)
     rooms = _rooms(settings, needs)
     operations = Operations(needs.queue, rooms.runs, rooms.corrections, rooms.publications)
-    tally, routes = Tally(rooms.trials), Routes(rooms.trials)
-    limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
+    tally, routes = TrialCounters(rooms.trials), RoutingTable(rooms.trials)
+    limits = RateLimits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
     monitoring = Monitoring(settings, needs.queue, needs.store, rooms.runs, limits)
     passages = (
-        GeneratorPassage(settings.generator_url, settings.tls),
-        InferencePassage(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),
+        GeneratorProxy(settings.generator_url, settings.tls),
+        InferenceProxy(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),
     )
 
     def register(server: grpc.aio.Server) -> None:
@@ -91,7 +91,7 @@ def build(settings: GatewaySettings) -> Service:
         register=register,
         checks=needs.checks,
         loops=[
-            *EventLoop(needs.queue, needs.store, folds).loops,
+            *EventConsumer(needs.queue, needs.store, folds).loops,
             *monitoring.loops,
             routes.run,
             tally.run,
@@ -101,31 +101,31 @@ def build(settings: GatewaySettings) -> Service:
     )
 
 
-def _rooms(settings: GatewaySettings, needs: Dependencies) -> Rooms:
+def _rooms(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
     """Return what the methods of the public API work with."""
     files = Files(needs.store, max_bytes=settings.max_file_bytes)
-    generator = Peer(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub, settings.tls)
-    distiller = Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub, settings.tls)
-    corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
+    generator = ServiceClient(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub, settings.tls)
+    distiller = ServiceClient(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub, settings.tls)
+    corrector = ServiceClient(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
     regions = Regions(needs.store)
-    advice = Advice(regions, generator)
+    advice = ThresholdAdvisor(regions, generator)
     runs = Runs(needs.queue, needs.store, needs.inference, advice)
     corrections = Corrections(needs.queue, Catalog(needs.store), runs, regions)
     trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
-    candidates = Candidates(trials, corrector)
-    return Rooms(
+    candidates = CandidateRetirement(trials, corrector)
+    return GatewayContext(
         store=needs.store,
         files=files,
         datasets=Datasets(needs.store, files, max_bytes=settings.max_file_bytes),
-        requests=Requests(needs.queue),
+        requests=IdempotentRequests(needs.queue),
         runs=runs,
         regions=regions,
         annotator=Annotator(regions, distiller),
         advice=advice,
         corrections=corrections,
-        publications=Publications(needs.queue, corrections, candidates.retire),
+        publications=ReleaseOperations(needs.queue, corrections, candidates.retire),
         trials=trials,
-        journal=Journal(needs.store),
+        journal=AuditLog(needs.store),
         candidates=candidates,
         corrector=corrector,
         generator=generator,
@@ -133,14 +133,14 @@ def _rooms(settings: GatewaySettings, needs: Dependencies) -> Rooms:
     )
 
 
-def _doorkeepers(settings: GatewaySettings, journal: Journal, limits: Limits) -> list[grpc.aio.ServerInterceptor]:
+def _doorkeepers(settings: GatewaySettings, journal: AuditLog, limits: RateLimits) -> list[grpc.aio.ServerInterceptor]:
     """Return what stands before the methods: how often, also for who is not let in; what tells of it before both."""
     access = [AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else []
-    return [AuditInterceptor(journal), LimitsInterceptor(limits), *access]
+    return [AuditInterceptor(journal), RateLimitInterceptor(limits), *access]
 
 
 async def _serve_candidate(
-    corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]", trial: trial_pb2.Trial
+    corrector: "ServiceClient[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]", trial: trial_pb2.Trial
 ) -> tuple[str, int]:
     """Have the corrector serve the candidate of a trial."""
     wanted = corrector_service_pb2.ServeCandidateRequest(

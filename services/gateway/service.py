@@ -27,19 +27,19 @@ from defuse.v1 import (
     gateway_service_pb2_grpc as pb_grpc,
 )
 
-from services.gateway.access.roles import signed
-from services.gateway.audit.journal import Journal
+from services.gateway.access.roles import sign_request
+from services.gateway.audit.journal import AuditLog
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.datasets.datasets import Datasets
 from services.gateway.files.files import Files
-from services.gateway.records.idempotency import Requests, once
+from services.gateway.records.idempotency import IdempotentRequests, idempotent
 from services.gateway.records.paging import Cursor, Page, ReadMask
 from services.gateway.regions.regions import Annotator, Regions
-from services.gateway.releases.releases import Candidates, Publications
-from services.gateway.runs.config import Advice
+from services.gateway.releases.releases import CandidateRetirement, ReleaseOperations
+from services.gateway.runs.config import ThresholdAdvisor
 from services.gateway.runs.runs import Runs, check_distilled
 from services.gateway.trials.trials import Trials
-from services.runtime.channels import Peer
+from services.runtime.channels import ServiceClient
 from services.runtime.queue import SCHEMA
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -52,25 +52,25 @@ _PART_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rooms:
+class GatewayContext:
     """What the methods delegate to."""
 
     store: ArtifactStore
     files: Files
     datasets: Datasets
-    requests: Requests
+    requests: IdempotentRequests
     runs: Runs
     regions: Regions
     annotator: Annotator
-    advice: Advice
+    advice: ThresholdAdvisor
     corrections: Corrections
-    publications: Publications
+    publications: ReleaseOperations
     trials: Trials
-    journal: Journal
-    candidates: Candidates
-    corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
-    distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
-    generator: "Peer[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
+    journal: AuditLog
+    candidates: CandidateRetirement
+    corrector: "ServiceClient[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
+    distiller: "ServiceClient[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
+    generator: "ServiceClient[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
 
     async def close(self) -> None:
         """End the connections to the other services."""
@@ -81,7 +81,7 @@ class Rooms:
 class GatewayService(pb_grpc.GatewayServiceServicer):
     """The public door."""
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: GatewayContext) -> None:
         self._rooms = rooms
         self.requests = rooms.requests
         self._catalog = Catalog(rooms.store)
@@ -103,7 +103,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetFile(self, request: pb.GetFileRequest, context: Context) -> pb.GetFileResponse:
         return pb.GetFileResponse(size=await asyncio.to_thread(self._rooms.files.size, request.digest))
 
-    @once
+    @idempotent
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.CreateModelResponse:
         wanted = corrector_service_pb2.RegisterModelRequest(
             model=request.model, file_digest=request.file_digest, request_id=request.request_id
@@ -139,9 +139,9 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetVerdict(self, request: pb.GetVerdictRequest, context: Context) -> pb.GetVerdictResponse:
         return pb.GetVerdictResponse(verdict=await asyncio.to_thread(self._catalog.verdict, request.name))
 
-    @once
+    @idempotent
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
-        signed(request)
+        sign_request(request)
         wanted = corrector_service_pb2.RestorePreviousRequest(
             model=request.model, actor=request.actor, reason=request.reason, request_id=request.request_id
         )
@@ -149,7 +149,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         await self._rooms.candidates.retire(answer.release.model)
         return pb.RollbackModelResponse(release=answer.release)
 
-    @once
+    @idempotent
     async def CreateGuard(self, request: pb.CreateGuardRequest, context: Context) -> pb.CreateGuardResponse:
         wanted = corrector_service_pb2.IssueGuardRequest(
             run=request.run, false_alarm_rate=request.false_alarm_rate, request_id=request.request_id
@@ -170,7 +170,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         page = cursor.page((place, guards[number]) for place, number in numbers)
         return pb.ListGuardsResponse(guards=page.entries, next_page_token=page.next_page_token)
 
-    @once
+    @idempotent
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
         dataset = await asyncio.to_thread(
             self._rooms.datasets.create,
@@ -184,7 +184,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.GetDatasetResponse:
         return pb.GetDatasetResponse(dataset=await asyncio.to_thread(self._catalog.dataset, request.name))
 
-    @once
+    @idempotent
     async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
         return pb.CreateRunResponse(run=await self._rooms.runs.create(request.run_id, request.config))
 
@@ -265,12 +265,12 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         for begin in range(request.offset, len(content), _PART_BYTES):
             yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])
 
-    @once
+    @idempotent
     async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Context) -> pb.AnnotateRegionResponse:
-        region, parts = await self._rooms.annotator.annotate(signed(request.annotation))
+        region, parts = await self._rooms.annotator.annotate(sign_request(request.annotation))
         return pb.AnnotateRegionResponse(region=region, parts=parts)
 
-    @once
+    @idempotent
     async def CreateCorrection(
         self, request: pb.CreateCorrectionRequest, context: Context
     ) -> pb.CreateCorrectionResponse:
@@ -296,16 +296,16 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     ) -> pb.CancelCorrectionResponse:
         return pb.CancelCorrectionResponse(correction=await self._rooms.corrections.cancel(request.name))
 
-    @once
+    @idempotent
     async def ReleaseCorrection(
         self, request: pb.ReleaseCorrectionRequest, context: Context
     ) -> pb.ReleaseCorrectionResponse:
-        signed(request)
+        sign_request(request)
         return pb.ReleaseCorrectionResponse(release=await self._rooms.publications.released(request))
 
-    @once
+    @idempotent
     async def StartTrial(self, request: pb.StartTrialRequest, context: Context) -> pb.StartTrialResponse:
-        return pb.StartTrialResponse(trial=await self._rooms.trials.start(signed(request.trial)))
+        return pb.StartTrialResponse(trial=await self._rooms.trials.start(sign_request(request.trial)))
 
     async def GetTrial(self, request: pb.GetTrialRequest, context: Context) -> pb.GetTrialResponse:
         return pb.GetTrialResponse(trial=await self._rooms.trials.get(request.name))

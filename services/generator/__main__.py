@@ -7,7 +7,7 @@ from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, work_pb
 
 from services.dependencies import Dependencies
 from services.generator import preparation, worker
-from services.generator.run_context import Workbench
+from services.generator.run_context import RunContext
 from services.generator.service import GeneratorService
 from services.generator.settings import GeneratorSettings
 from services.runtime.devices import device_of, limit_threads
@@ -20,7 +20,7 @@ def build(settings: GeneratorSettings) -> Service:
     """Wire the generator."""
     limit_threads(settings.threads)
     needs = Dependencies.of(settings, in_flight=settings.triton_requests_in_flight)
-    bench = Workbench(needs.store, needs.inference, device_of(settings.device))
+    bench = RunContext(needs.store, needs.inference, device_of(settings.device))
     stages: dict[str, Stage[Any]] = {
         IDENTIFY: Stage(
             kind=work_pb2.IdentifyWork,

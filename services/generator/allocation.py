@@ -34,7 +34,7 @@ _HALVINGS = 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class SourceStatistics:
     """What the rounds so far gave, as arrays over n sources."""
 
     # Right as an image and as a reconstruction: worth searching around.
@@ -59,12 +59,12 @@ class Tally:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def uniform(searchable: Array, decodes_per_source: int) -> Array:
+def uniform_allocation(searchable: Array, decodes_per_source: int) -> Array:
     """Give every searchable source the same number of decodes, (n,)."""
     return np.where(searchable, decodes_per_source, 0).astype(np.int32)
 
 
-def allocate(tally: Tally, *, decodes: int, limit: int, uniform_decodes: int) -> Array:
+def allocate(tally: SourceStatistics, *, decodes: int, limit: int, uniform_decodes: int) -> Array:
     """Return how many of at most `decodes` decodes each source gets next, (n,).
 
     A decode is worth the failures that it can be expected to add, at most `limit` of a source counting, plus a weight
@@ -85,7 +85,7 @@ def allocate(tally: Tally, *, decodes: int, limit: int, uniform_decodes: int) ->
     return allocation
 
 
-def failure_rates(tally: Tally) -> Array:
+def failure_rates(tally: SourceStatistics) -> Array:
     """Estimate for each source (n,) the share of its perturbations that are failures.
 
     Margins of a source are taken as normal around a mean of its own, the means as normal around a line in the margin of
@@ -149,7 +149,7 @@ def _line(x: Array, y: Array, weight: Array) -> Any:
     return lambda at: level + slope * (at - centre)
 
 
-def _variances(tally: Tally, mean: Array, expected: Array, drawn: Array) -> tuple[float, float]:
+def _variances(tally: SourceStatistics, mean: Array, expected: Array, drawn: Array) -> tuple[float, float]:
     """Return the variance of margins within a source and of the sources' means around the line."""
     count = tally.decodes[drawn]
     residual = float(np.average((mean - expected)[drawn] ** 2, weights=count))
@@ -182,7 +182,7 @@ def _gains(rate: Array, failures: Array, confusion_failures: Array, limit: int, 
     return _Gains(failures=rate[:, None] * still_counts, sources=sources, breadth=sources * rarity[:, None])
 
 
-def uniform_breadth(tally: Tally, *, decodes: int, limit: int) -> float:
+def uniform_breadth(tally: SourceStatistics, *, decodes: int, limit: int) -> float:
     """Return how many different sources for each failure a uniform search of `decodes` a source would find.
 
     Told from the first round, in which no source was preferred: its share of failures as a falling function of the
@@ -199,7 +199,7 @@ def uniform_breadth(tally: Tally, *, decodes: int, limit: int) -> float:
     return float((1 - (1 - rate) ** decodes).sum() / failures)
 
 
-def _with_breadth(gains: _Gains, tally: Tally, breadth: float, decodes: int) -> Array:
+def _with_breadth(gains: _Gains, tally: SourceStatistics, breadth: float, decodes: int) -> Array:
     """Choose the decodes that are worth most, with the least weight on new sources that keeps the breadth."""
     found, sources = float(tally.failures.sum()), float((tally.failures > 0).sum())
 

@@ -11,18 +11,18 @@ from services.arrays import Array
 from services.generator import codec, pipeline, vae, vae_training
 from services.generator.codec import Codec
 from services.generator.preparation import vae_config
-from services.generator.run_context import DECODER, Workbench
+from services.generator.run_context import DECODER, RunContext
 from services.storage import keys
 
 _WARM_UP, _MEASURED = 2, 6  # batches
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
+class _LatentBatch:
     z: Array
 
 
-def estimate(bench: Workbench, config: run_pb2.RunConfig) -> run_pb2.CostEstimate:
+def estimate(bench: RunContext, config: run_pb2.RunConfig) -> run_pb2.CostEstimate:
     """Measure a few batches of training and of search; nothing is stored."""
     run = run_pb2.Run(config=config)
     bench.use_all_threads()
@@ -41,7 +41,7 @@ def estimate(bench: Workbench, config: run_pb2.RunConfig) -> run_pb2.CostEstimat
     )
 
 
-def _codec(bench: Workbench, run: run_pb2.Run) -> tuple[Codec, float]:
+def _codec(bench: RunContext, run: run_pb2.Run) -> tuple[Codec, float]:
     """Return the run's codec, or an untrained one of its size, and the seconds that training would take."""
     if run.config.vae.encoder_digest:
         return bench.given_codec(run.config), 0.0
@@ -52,17 +52,17 @@ def _codec(bench: Workbench, run: run_pb2.Run) -> tuple[Codec, float]:
     sample = np.array(train.images[: 8 * config.batch_size])
     per_image = vae_training.seconds_per_image(sample, config, device=bench.device)
     untrained = vae.new_vae(config, torch.Generator().manual_seed(0))
-    return codec.of_vae(untrained, bench.device), per_image * len(train.labels) * config.epochs
+    return codec.vae_codec(untrained, bench.device), per_image * len(train.labels) * config.epochs
 
 
-def _decodes_per_s(bench: Workbench, run: run_pb2.Run, pair: Codec) -> float:
+def _decodes_per_s(bench: RunContext, run: run_pb2.Run, pair: Codec) -> float:
     size = run.config.search.batch_size
     z = np.random.default_rng(0).standard_normal((size, pair.latent_dim)).astype(np.float32)
 
     submit = bench.classifier(run).submit
-    for _ in pipeline.classified(_WARM_UP * [_Batch(z=z)], pair.decode, submit, bench.decoders):
+    for _ in pipeline.classified(_WARM_UP * [_LatentBatch(z=z)], pair.decode, submit, bench.decoders):
         pass
     begin = time.perf_counter()
-    for _ in pipeline.classified(_MEASURED * [_Batch(z=z)], pair.decode, submit, bench.decoders):
+    for _ in pipeline.classified(_MEASURED * [_LatentBatch(z=z)], pair.decode, submit, bench.decoders):
         pass
     return size * _MEASURED / (time.perf_counter() - begin)

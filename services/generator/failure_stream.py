@@ -11,7 +11,7 @@ from defuse.errors import Cancelled, InvalidInput, NotReady
 from defuse.v1 import failure_pb2, run_pb2, work_pb2
 from defuse.v1 import generator_service_pb2 as pb
 
-from services.generator.run_context import Workbench, is_adaptive
+from services.generator.run_context import RunContext, is_adaptive
 from services.storage import keys
 
 _POLL_S = 0.2
@@ -22,7 +22,7 @@ _TOKEN = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,18})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Position:
+class StreamPosition:
     """A place in the stream: behind `offset` failures of a shard."""
 
     round_: int = 0
@@ -47,7 +47,9 @@ class Position:
         return cls(round_=round_, shard=shard, offset=offset)
 
 
-async def follow(bench: Workbench, run: run_pb2.Run, begin: Position) -> AsyncIterator[pb.IdentifyResponse]:
+async def stream_failures(
+    bench: RunContext, run: run_pb2.Run, begin: StreamPosition
+) -> AsyncIterator[pb.IdentifyResponse]:
     """Yield a run's failures as they are stored; raise when the run failed or was cancelled."""
     await _stored(bench, run, keys.sources(run.name))
     size = run.config.search.shard_size
@@ -62,7 +64,7 @@ async def follow(bench: Workbench, run: run_pb2.Run, begin: Position) -> AsyncIt
         round_, first = round_ + 1, 0
 
 
-async def _has_round(bench: Workbench, run: run_pb2.Run, round_: int) -> bool:
+async def _has_round(bench: RunContext, run: run_pb2.Run, round_: int) -> bool:
     if round_ == 0:
         return True
     if not is_adaptive(run) or round_ >= run.config.search.rounds:
@@ -73,14 +75,14 @@ async def _has_round(bench: Workbench, run: run_pb2.Run, round_: int) -> bool:
     return bool(arrays["plan.decodes"].any())
 
 
-async def _stored(bench: Workbench, run: run_pb2.Run, key: str) -> None:
+async def _stored(bench: RunContext, run: run_pb2.Run, key: str) -> None:
     """Wait until an artifact is there."""
     while not await asyncio.to_thread(bench.store.exists, key):
         await asyncio.to_thread(_check_alive, bench, run)
         await asyncio.sleep(_POLL_S)
 
 
-def _check_alive(bench: Workbench, run: run_pb2.Run) -> None:
+def _check_alive(bench: RunContext, run: run_pb2.Run) -> None:
     if bench.store.exists(keys.event(run.name, "cancelled")):
         raise Cancelled(f"{run.name} was cancelled")
     key = keys.event(run.name, "failed")
@@ -89,7 +91,7 @@ def _check_alive(bench: Workbench, run: run_pb2.Run) -> None:
         raise NotReady(f"run {names.last(run.name)!r} failed: {failed.error}", reason=failed.reason or "RUN_FAILED")
 
 
-def _responses(bench: Workbench, run: run_pb2.Run, round_: int, shard: int, offset: int) -> list[pb.IdentifyResponse]:
+def _responses(bench: RunContext, run: run_pb2.Run, round_: int, shard: int, offset: int) -> list[pb.IdentifyResponse]:
     """Return what a shard gave in one round, behind `offset`, cut so that each message is small enough."""
     arrays = bench.catalog.failures(run.name, round_, shard)
     count, dim = arrays["latent"].shape
@@ -97,7 +99,7 @@ def _responses(bench: Workbench, run: run_pb2.Run, round_: int, shard: int, offs
     responses = []
     for begin in range(offset, max(count, offset + 1), size):
         rows = range(begin, min(begin + size, count))
-        position = Position(round_=round_, shard=shard, offset=begin + len(rows))
+        position = StreamPosition(round_=round_, shard=shard, offset=begin + len(rows))
         failures = [_failure(run, {name: array[row] for name, array in arrays.items()}) for row in rows]
         responses.append(pb.IdentifyResponse(shard=shard, failures=failures, resume_token=position.token()))
     return responses

@@ -87,7 +87,7 @@ _REASONS = {
 
 
 @dataclass(kw_only=True)
-class Counts:
+class SearchCounters:
     """What was tried and what became of it; `SearchCounts` in the contract."""
 
     sources: int = 0

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class NoiseModel:
     """How a step is drawn, and how many failures of a source count."""
 
     seed: int
@@ -45,7 +45,7 @@ class Law:
         return eps if self.released else self.radius_sd * sd_agg * eps
 
     def noise(self, *, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
-        law = noise.released if self.released else noise.standard_normal
+        law = noise.released_noise if self.released else noise.standard_normal
         return law(seed=self.seed, source=source, round_=round_, draw=draw, dim=dim)
 
 
@@ -64,7 +64,7 @@ class Sources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class RoundAllocation:
     """What a plan says of one shard in one round, as arrays over its n sources."""
 
     round_: int
@@ -81,7 +81,7 @@ class Orders:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draws:
+class PerturbationBatch:
     """Perturbations of one batch, over its rows: arrays of the host, and what is decoded where it was drawn."""
 
     row: Array  # position in the shard
@@ -91,15 +91,15 @@ class Draws:
     z: Tensor  # (b, d)
 
     @classmethod
-    def of(cls, *, row: Tensor, draw: Tensor, eps: Tensor, z: Tensor) -> "Draws":
+    def of(cls, *, row: Tensor, draw: Tensor, eps: Tensor, z: Tensor) -> "PerturbationBatch":
         """Fetch what the host needs, all of it here: every fetch waits for whatever the device was given before."""
         return cls(z=z, row=as_array(row), draw=as_array(draw), eps=as_array(eps), latent=as_array(z))
 
-    def take(self, rows: slice) -> "Draws":
-        return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def take(self, rows: slice) -> "PerturbationBatch":
+        return PerturbationBatch(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-    def __add__(self, other: "Draws") -> "Draws":
-        return Draws(
+    def __add__(self, other: "PerturbationBatch") -> "PerturbationBatch":
+        return PerturbationBatch(
             **{field.name: _joined(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
         )
 
@@ -108,7 +108,7 @@ class Draws:
 class _Shard:
     """What all slots of a shard are drawn from, on the device that draws."""
 
-    law: Law
+    law: NoiseModel
     round_: int
     screen: bool
     screening: Screening | None
@@ -120,7 +120,7 @@ class _Shard:
 
 
 def perturbations(
-    law: Law, sd_agg: Array, *, mu: Array, source: Array, round_: int, draw: Array, device: torch.device = CPU
+    law: NoiseModel, sd_agg: Array, *, mu: Array, source: Array, round_: int, draw: Array, device: torch.device = CPU
 ) -> tuple[Tensor, Tensor]:
     """Return noise and latents, both (n, d) on the device, of perturbations known by their identity alone."""
     return _perturbations(
@@ -133,9 +133,14 @@ def perturbations(
     )
 
 
-def draws(
-    sources: Sources, orders: Orders, law: Law, sd_agg: Array, screening: Screening | None, device: torch.device
-) -> Iterator[Callable[[], tuple[Draws, int]]]:
+def draw_perturbations(
+    sources: Sources,
+    orders: RoundAllocation,
+    law: NoiseModel,
+    sd_agg: Array,
+    screening: Screening | None,
+    device: torch.device,
+) -> Iterator[Callable[[], tuple[PerturbationBatch, int]]]:
     """Yield makers of the perturbations to decode, in source order, and of how many were screened out on the way.
 
     Each decode has a slot of draws of its own: one, or where the plan knows better than chance which to take, several,
@@ -162,9 +167,9 @@ def draws(
         yield partial(_slots, shard, row[part], slot[part])
 
 
-def filled(parts: Iterable[Draws], size: int) -> Iterator[Draws]:
+def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[PerturbationBatch]:
     """Yield the same draws in batches of `size`, the rest at the end."""
-    rest: Draws | None = None
+    rest: PerturbationBatch | None = None
     for part in parts:
         rest = part if rest is None else rest + part
         while len(rest.row) >= size:
@@ -192,22 +197,22 @@ def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, asked_at
 
 
 def _perturbations(
-    law: Law, sd_agg: Tensor, *, mu: Tensor, source: Tensor, round_: int, draw: Tensor
+    law: NoiseModel, sd_agg: Tensor, *, mu: Tensor, source: Tensor, round_: int, draw: Tensor
 ) -> tuple[Tensor, Tensor]:
     eps = law.noise(source=source, round_=round_, draw=draw, dim=mu.shape[1])
     return eps, (mu + law.step(eps, sd_agg)).float()
 
 
-def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[Draws, int]:
+def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationBatch, int]:
     width = CANDIDATES if shard.screen else 1
     draw = (slot[:, None] * width + torch.arange(width, device=slot.device)).flatten()  # (slots * width,)
     wide = row.repeat_interleave(width)
     mu, source = shard.mu.index_select(0, wide), shard.source[wide]
     eps, z = _perturbations(shard.law, shard.sd_agg, mu=mu, source=source, round_=shard.round_, draw=draw)
     if not shard.screen:
-        return Draws.of(row=wide, draw=draw, eps=eps, z=z), 0
+        return PerturbationBatch.of(row=wide, draw=draw, eps=eps, z=z), 0
     chosen, screened_out = _chosen(shard, shard.labels[wide], eps, z, radius_sd(z, mu, shard.sd_agg))
-    return Draws.of(row=wide[chosen], draw=draw[chosen], eps=eps[chosen], z=z[chosen]), screened_out
+    return PerturbationBatch.of(row=wide[chosen], draw=draw[chosen], eps=eps[chosen], z=z[chosen]), screened_out
 
 
 def _chosen(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tensor) -> tuple[Tensor, int]:

@@ -10,12 +10,12 @@ from scipy.stats import beta
 from services.arrays import Array
 from services.generator import pipeline
 from services.generator.codec import as_pixels
-from services.generator.search import MARGIN_EPSILON, Models, margins
+from services.generator.search import MARGIN_EPSILON, SearchModels, margins
 
 CONFIDENCE = 0.95
 
 
-class Refused(Exception):
+class PreflightRefused(Exception):
     """A run that is not worth its time; `reason` says which figure refuses it."""
 
     def __init__(self, reason: str, sentence: str) -> None:
@@ -24,7 +24,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examination:
+class SourceMargins:
     """Margins of n sources: the logit of the label minus the largest other one."""
 
     # (n,) on the real image
@@ -49,40 +49,40 @@ class Examination:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
+class _ImageBatch:
     z: Array
     image: pipeline.Pending
     label: Array
 
 
-def examine(
-    images: Array, labels: Array, mu: Array, models: Models, *, batch_size: int, check: Callable[[], None]
-) -> Examination:
+def measure_margins(
+    images: Array, labels: Array, mu: Array, models: SearchModels, *, batch_size: int, check: Callable[[], None]
+) -> SourceMargins:
     """Classify stored images (n, h, w, c) uint8 and the reconstructions of their posterior means mu (n, d).
 
     `check` is called before every batch and may raise to stop.
     """
 
-    def batch_of(part: slice) -> _Batch:
-        return _Batch(z=mu[part], image=models.submit(as_pixels(images[part])), label=labels[part])
+    def batch_of(part: slice) -> _ImageBatch:
+        return _ImageBatch(z=mu[part], image=models.submit(as_pixels(images[part])), label=labels[part])
 
-    def makers() -> Iterator[Callable[[], _Batch]]:
+    def makers() -> Iterator[Callable[[], _ImageBatch]]:
         for begin in range(0, len(labels), batch_size):
             check()
             yield partial(batch_of, slice(begin, begin + batch_size))
 
-    batches = pipeline.made(makers(), models.decoders)
+    batches = pipeline.prefetch(makers(), models.decoders)
     answers = pipeline.classified(batches, models.decode, models.submit, models.decoders)
     parts = [_read(batch, logits) for batch, logits in answers]
     nothing = {"image_margin": np.zeros(0), "reconstruction_margin": np.zeros(0), "runner_up": np.zeros(0, np.int64)}
-    return Examination(**{name: np.concatenate([part[name] for part in [*parts, nothing]]) for name in nothing})
+    return SourceMargins(**{name: np.concatenate([part[name] for part in [*parts, nothing]]) for name in nothing})
 
 
 def check_accuracy(right: int, images: int, *, declared: float) -> None:
     """Raise Refused when labelled images contradict the declared accuracy, at 95 % confidence."""
     highest = 1.0 if right == images else float(beta.ppf(CONFIDENCE, right + 1, images - right))
     if highest < declared:
-        raise Refused(
+        raise PreflightRefused(
             "PREPROCESSING_MISMATCH",
             f"the served classifier reads {right} of {images} labelled images correctly ({right / images:.3f}), where "
             f"{declared:g} is declared; compare the model's preprocessing (range, mean, std, layout) and its order of "
@@ -95,7 +95,7 @@ def check_reconstructions(right: int, images: int, *, allowed_loss: float) -> No
     lost = images - right
     lowest = 0.0 if lost == 0 else float(beta.ppf(1 - CONFIDENCE, lost, images - lost + 1))
     if lowest > allowed_loss:
-        raise Refused(
+        raise PreflightRefused(
             "VAE_TOO_COARSE",
             f"of {images} images that the classifier reads correctly it misreads {lost} ({lost / images:.3f}) as "
             f"unperturbed reconstructions, where {allowed_loss:g} is allowed: their failures would be the VAE's; train "
@@ -104,7 +104,7 @@ def check_reconstructions(right: int, images: int, *, allowed_loss: float) -> No
         )
 
 
-def _read(batch: _Batch, logits: Array) -> dict[str, Array]:
+def _read(batch: _ImageBatch, logits: Array) -> dict[str, Array]:
     others = logits.copy()
     others[np.arange(len(logits)), batch.label] = -np.inf
     return {

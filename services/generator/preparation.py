@@ -11,8 +11,8 @@ from torch import nn
 from services.arrays import Array
 from services.generator import noise, vae, vae_training
 from services.generator.codec import Codec, aggregate_sd
-from services.generator.preflight import Refused, check_accuracy, check_reconstructions, examine
-from services.generator.run_context import DECODER, ENCODER, VAE, PreparedRun, Workbench, real_images
+from services.generator.preflight import PreflightRefused, check_accuracy, check_reconstructions, measure_margins
+from services.generator.run_context import DECODER, ENCODER, VAE, PreparedRun, RunContext, real_images
 from services.generator.validity import MAX_REFERENCES, Reference
 from services.latent_space import label_model
 from services.onnx_graph.export import to_onnx
@@ -29,14 +29,14 @@ CHECKPOINTS = "checkpoints"
 _TRAINING_SHARE = 0.9  # of the progress of `prepare`
 
 
-def prepare(bench: Workbench, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
+def prepare(bench: RunContext, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
     """Check that the run is worth its time, train or take its VAE, and store what the search needs."""
     run = work.run
     bench.use_all_threads()
     if not bench.store.exists(keys.preflight(run.name)):
         try:
             bench.store.write_message(keys.preflight(run.name), _prepare(bench, run, job))
-        except Refused as error:
+        except PreflightRefused as error:
             raise NotReady(str(error), reason=error.reason) from error
     event = work_pb2.Event(subject=run.name)
     event.prepared.source_count = len(bench.prepared(run).index)
@@ -44,10 +44,12 @@ def prepare(bench: Workbench, work: work_pb2.PrepareWork, job: Job) -> work_pb2.
     return event
 
 
-def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
+def _prepare(bench: RunContext, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
     searched = bench.images(run, keys.SEARCHED_SPLIT)
-    index = noise.choose(seed=run.config.seed, count=len(searched.labels), limit=run.config.search.max_sources)
-    sample = index[noise.choose(seed=run.config.seed, count=len(index), limit=_PREFLIGHT_IMAGES)]
+    index = noise.choose_positions(
+        seed=run.config.seed, count=len(searched.labels), limit=run.config.search.max_sources
+    )
+    sample = index[noise.choose_positions(seed=run.config.seed, count=len(index), limit=_PREFLIGHT_IMAGES)]
     _say(job, 0.0, "asking the served classifier about labelled images")
     right = _read_correctly(bench, run, searched, sample)
     check_accuracy(right, len(sample), declared=run.config.preflight.declared_accuracy)
@@ -57,7 +59,7 @@ def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
     sd_agg, believed = _describe(bench, run, pair, train)
     job.check_cancelled()
     _say(job, 0.95, "asking about unperturbed reconstructions")
-    read = examine(
+    read = measure_margins(
         real_images(searched, sample),
         searched.labels[sample],
         pair.encode_stored(real_images(searched, sample))[0],
@@ -77,12 +79,12 @@ def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
     )
 
 
-def _read_correctly(bench: Workbench, run: run_pb2.Run, images: LabelledImages, rows: Array) -> int:
+def _read_correctly(bench: RunContext, run: run_pb2.Run, images: LabelledImages, rows: Array) -> int:
     logits = bench.classifier(run).classify_stored(real_images(images, rows))
     return int((logits.argmax(axis=1) == images.labels[rows]).sum())
 
 
-def _describe(bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
+def _describe(bench: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
     """Store label model and reference; return the latents' scale (d,) and the label model's held-out accuracy."""
     record_keys = keys.label_model(run.config), keys.reference(run.config)
     if not all(bench.store.exists(key) for key in record_keys):
@@ -99,20 +101,20 @@ def _describe(bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledIm
 
 
 def _described(
-    bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledImages
+    bench: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages
 ) -> tuple[label_model.LabelModel, Reference]:
     """Learn from labelled training images which latents carry which label."""
     seed = run.config.seed
-    rows = noise.choose(seed=seed, count=len(train.labels), limit=_TRAINING_LATENTS)
+    rows = noise.choose_positions(seed=seed, count=len(train.labels), limit=_TRAINING_LATENTS)
     mu, sigma = pair.encode_stored(train.images[rows])
     labels, sd_agg = train.labels[rows], aggregate_sd(mu)
     classes = len(bench.model(run).classes)
     believed = label_model.train_label_model(mu, sigma, labels, classes, seed=seed, device=bench.device)
-    few = noise.choose(seed=seed ^ 1, count=len(rows), limit=MAX_REFERENCES)
+    few = noise.choose_positions(seed=seed ^ 1, count=len(rows), limit=MAX_REFERENCES)
     return believed, Reference.of(mu[few], sigma[few], labels[few], sd_agg, row=rows[few])
 
 
-def _codec(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
+def _codec(bench: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
     """Return the run's encoder and decoder, brought by the user or trained, once for all runs that share them."""
     record_keys = {part: keys.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
     if run.config.vae.encoder_digest:
@@ -131,7 +133,7 @@ def _codec(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) 
     return bench.codec(run.config)
 
 
-def _take_pair(bench: Workbench, run: run_pb2.Run, record_keys: dict[str, str]) -> None:
+def _take_pair(bench: RunContext, run: run_pb2.Run, record_keys: dict[str, str]) -> None:
     bench.given_codec(run.config)  # refuses what does not fit
     wanted = run.config.vae
     encoder, decoder = (
@@ -141,7 +143,7 @@ def _take_pair(bench: Workbench, run: run_pb2.Run, record_keys: dict[str, str]) 
     bench.store.create_bytes(record_keys[DECODER], decoder)
 
 
-def _trained(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
+def _trained(bench: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
     """Train the run's VAE, from the last checkpoint where a worker died."""
     prefix = keys.vae(run.config, CHECKPOINTS)
 
@@ -171,12 +173,12 @@ def _trained(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job
         ) from error
 
 
-def _checkpoints(bench: Workbench, prefix: str) -> list[str]:
+def _checkpoints(bench: RunContext, prefix: str) -> list[str]:
     """Return the keys of checkpoints, the last epoch last; what a killed worker was writing is none."""
     return [key for key in bench.store.keys(prefix) if key.rsplit("/", 1)[-1].isdecimal()]
 
 
-def _last_checkpoint(bench: Workbench, prefix: str) -> tuple[int, bytes] | None:
+def _last_checkpoint(bench: RunContext, prefix: str) -> tuple[int, bytes] | None:
     for key in reversed(_checkpoints(bench, prefix)):
         with suppress(NotFound):  # another run that trains the same VAE has gone on, and removed it
             return int(key.rsplit("/", 1)[-1]), bench.store.read_bytes(key)

@@ -8,10 +8,10 @@ from defuse.v1 import run_pb2
 
 from services.arrays import Array
 from services.generator import allocation
-from services.generator.allocation import DirectionSums, Tally
-from services.generator.perturbations import Orders
-from services.generator.preflight import Examination
-from services.generator.run_context import Workbench, is_adaptive, shard_slice
+from services.generator.allocation import DirectionSums, SourceStatistics
+from services.generator.perturbations import RoundAllocation
+from services.generator.preflight import SourceMargins
+from services.generator.run_context import RunContext, is_adaptive, shard_slice
 from services.generator.search import ShardResult
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -29,16 +29,16 @@ class StoredResult:
     counts: run_pb2.SearchCounts
 
 
-def create_examination(store: ArtifactStore, run: str, shard: int, examined: Examination, mu: Array) -> None:
+def create_examination(store: ArtifactStore, run: str, shard: int, examined: SourceMargins, mu: Array) -> None:
     """Store how the classifier reads the sources of a shard, and their posterior means (n, d)."""
     store.create_arrays(keys.shard_sources(run, shard), {"mu": mu, **examined.arrays()})
 
 
-def read_examination(store: ArtifactStore, run: str, shard: int) -> tuple[Examination, Array]:
+def read_examination(store: ArtifactStore, run: str, shard: int) -> tuple[SourceMargins, Array]:
     """Return how the classifier reads the sources of a shard, and their posterior means (n, d)."""
     arrays = store.read_arrays(keys.shard_sources(run, shard))
     mu = arrays.pop("mu")
-    return Examination(**arrays), mu
+    return SourceMargins(**arrays), mu
 
 
 def create_result(store: ArtifactStore, run: str, round_: int, shard: int, found: ShardResult, sources: Array) -> None:
@@ -71,14 +71,14 @@ _SUMMED = ("decodes", "failures", "margin_sum", "margin_square_sum")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RoundPlan:
     """One round of a run, as arrays over its n sources, and what it was made of."""
 
     # (n,) perturbations to decode
     decodes: Array
     # (k, d)
     directions: Array
-    tally: Tally
+    tally: SourceStatistics
     sums: DirectionSums
     # (k, k) failures so far by true and predicted label
     confusions: Array
@@ -88,13 +88,13 @@ class Plan:
         return joined(plan=plan, tally=self.tally.arrays(), sums=self.sums.arrays())
 
     @classmethod
-    def of(cls, arrays: dict[str, Array]) -> "Plan":
+    def of(cls, arrays: dict[str, Array]) -> "RoundPlan":
         """Return the plan that `arrays` wrote."""
-        tally, sums = Tally(**group(arrays, "tally")), DirectionSums(**group(arrays, "sums"))
+        tally, sums = SourceStatistics(**group(arrays, "tally")), DirectionSums(**group(arrays, "sums"))
         return cls(tally=tally, sums=sums, **group(arrays, "plan"))
 
 
-def make_plan(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -> Plan:
+def make_plan(bench: RunContext, run: run_pb2.Run, round_: int, shard_count: int) -> RoundPlan:
     """Plan a round from the results of the one before, all shards of which are stored."""
     tally, sums, confusions = _so_far(bench, run, round_, shard_count)
     wanted = run.config.search
@@ -105,25 +105,27 @@ def make_plan(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int)
         limit=wanted.max_failures_per_source,
         uniform_decodes=wanted.draws_per_source,
     )
-    return Plan(decodes=decodes, directions=sums.directions(), tally=tally, sums=sums, confusions=confusions)
+    return RoundPlan(decodes=decodes, directions=sums.directions(), tally=tally, sums=sums, confusions=confusions)
 
 
-def first_orders(run: run_pb2.Run, examined: Examination) -> Orders:
+def first_allocation(run: run_pb2.Run, examined: SourceMargins) -> RoundAllocation:
     """Return what the first round does with the sources of one shard: it prefers none of them."""
     adaptive = is_adaptive(run)
-    return Orders(
+    return RoundAllocation(
         round_=0,
-        decodes=allocation.uniform(examined.searchable, 1 if adaptive else run.config.search.draws_per_source),
+        decodes=allocation.uniform_allocation(
+            examined.searchable, 1 if adaptive else run.config.search.draws_per_source
+        ),
         found=np.zeros(len(examined.searchable), np.int32),
         reconstruction_margin=examined.reconstruction_margin,
         screen=adaptive,
     )
 
 
-def later_orders(plan: Plan, run: run_pb2.Run, round_: int, shard: int) -> Orders:
+def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: int) -> RoundAllocation:
     """Return what a plan says of one shard."""
     part = shard_slice(run, shard)
-    return Orders(
+    return RoundAllocation(
         round_=round_,
         decodes=np.array(plan.decodes[part]),
         found=np.array(plan.tally.failures[part]),
@@ -133,22 +135,24 @@ def later_orders(plan: Plan, run: run_pb2.Run, round_: int, shard: int) -> Order
     )
 
 
-def _so_far(bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int) -> tuple[Tally, DirectionSums, Array]:
+def _so_far(
+    bench: RunContext, run: run_pb2.Run, round_: int, shard_count: int
+) -> tuple[SourceStatistics, DirectionSums, Array]:
     """Return what all rounds before this one gave, in source order: per source, per class, and per confusion."""
     latest, sums, confusions = _round(bench, run, round_ - 1, shard_count)
     if round_ == 1:
         known = _first(bench, run, shard_count, latest)
     else:
-        before = Plan.of(bench.store.read_arrays(keys.plan(run.name, round_ - 1)))
+        before = RoundPlan.of(bench.store.read_arrays(keys.plan(run.name, round_ - 1)))
         known = {name: array for name, array in before.tally.arrays().items() if name not in _SUMMED}
         latest = {name: getattr(before.tally, name) + latest[name] for name in _SUMMED}
         sums, confusions = [before.sums, *sums], before.confusions + confusions
     labels = bench.images(run, keys.SEARCHED_SPLIT).labels[bench.prepared(run).index]
     alike = {"confusion_failures": confusions[labels, known["runner_up"]]}
-    return Tally(**latest, **known | alike), sum(sums[1:], start=sums[0]), confusions
+    return SourceStatistics(**latest, **known | alike), sum(sums[1:], start=sums[0]), confusions
 
 
-def _first(bench: Workbench, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
+def _first(bench: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
     """Return what the first round found out once and for all."""
     examined = [read_examination(bench.store, run.name, shard)[0] for shard in range(shard_count)]
     return {
@@ -161,7 +165,7 @@ def _first(bench: Workbench, run: run_pb2.Run, shard_count: int, latest: dict[st
 
 
 def _round(
-    bench: Workbench, run: run_pb2.Run, round_: int, shard_count: int
+    bench: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[dict[str, Array], list[DirectionSums], Array]:
     """Return what one round gave: per source, by shard, and its failures by true and predicted label (k, k)."""
     classes = len(bench.model(run).classes)

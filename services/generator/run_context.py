@@ -11,12 +11,12 @@ from defuse.v1 import model_pb2, run_pb2
 
 from services.arrays import Array
 from services.generator import codec, vae
-from services.generator.codec import Codec, UnfitPair
-from services.generator.perturbations import Law, Sources
-from services.generator.pipeline import Decoders
-from services.generator.search import Checks, Models
+from services.generator.codec import Codec, CodecMismatch
+from services.generator.perturbations import NoiseModel, Sources
+from services.generator.pipeline import DecoderPool
+from services.generator.search import SearchChecks, SearchModels
 from services.generator.validity import Reference, Thresholds, latent_checks, screening
-from services.generator.validity_fitting import advise
+from services.generator.validity_fitting import fit_thresholds
 from services.latent_space import label_model
 from services.onnx_graph.sessions import onnx_function
 from services.storage import keys
@@ -45,13 +45,13 @@ class PreparedRun:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-class Workbench:
+class RunContext:
     """Reads what a run needs and keeps the last few things read."""
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, device: torch.device) -> None:
         self.threads = torch.get_num_threads()
         on_cpu = device.type == "cpu"
-        self.decoders = Decoders(
+        self.decoders = DecoderPool(
             self.threads if on_cpu else _DECODERS_OF_A_GPU, at_start=functools.partial(torch.set_num_threads, 1)
         )
         self.store = store
@@ -90,7 +90,7 @@ class Workbench:
     def prepared(self, run: run_pb2.Run) -> PreparedRun:
         return self._prepared(run.name)
 
-    def models(self, run: run_pb2.Run, sd_agg: Array) -> Models:
+    def models(self, run: run_pb2.Run, sd_agg: Array) -> SearchModels:
         """Return the functions that the search asks for this run."""
         pair, oracle = self.codec(run.config), run.config.validity.oracle
         second = (
@@ -99,7 +99,7 @@ class Workbench:
             else None
         )
         submit = self.classifier(run).submit
-        return Models(
+        return SearchModels(
             decode=pair.decode,
             encode=pair.encode,
             submit=submit,
@@ -113,7 +113,7 @@ class Workbench:
         """Let torch use all its threads for one thing, training, in the thread that calls; decoders set it to one."""
         torch.set_num_threads(self.threads)
 
-    def checks(self, run: run_pb2.Run) -> Checks:
+    def checks(self, run: run_pb2.Run) -> SearchChecks:
         """Return what makes a misclassified perturbation of this run a failure."""
         record_keys = keys.label_model(run.config), keys.reference(run.config)
         return self._checks(*record_keys, run.config.validity.SerializeToString(deterministic=True))
@@ -135,7 +135,7 @@ class Workbench:
     def _read_codec(self, prefix: str, model: str) -> Codec:
         try:
             if self.store.exists(prefix + VAE):
-                return codec.of_vae(vae.from_bytes(self.store.read_bytes(prefix + VAE)), self.device)
+                return codec.vae_codec(vae.from_bytes(self.store.read_bytes(prefix + VAE)), self.device)
             encoder, decoder = (self.store.read_bytes(prefix + part) for part in (ENCODER, DECODER))
         except NotFound as error:
             raise NotReady(
@@ -147,13 +147,13 @@ class Workbench:
     def _read_prepared(self, run_name: str) -> PreparedRun:
         return PreparedRun(**self.store.map_arrays(keys.sources(run_name)))
 
-    def _read_checks(self, label_key: str, reference_key: str, validity: bytes) -> Checks:
+    def _read_checks(self, label_key: str, reference_key: str, validity: bytes) -> SearchChecks:
         wanted = run_pb2.ValidityConfig.FromString(validity)
         thresholds = thresholds_of(wanted)
         labels = label_model.from_bytes(self.store.read_bytes(label_key)).to(self.device).eval()
         reference = Reference(**self.store.read_arrays(reference_key))
         probability = functools.partial(label_model.probability_of, labels)
-        return Checks(
+        return SearchChecks(
             latent=latent_checks(thresholds, reference=reference, label_probability=probability, device=self.device),
             screening=screening(thresholds, label_probability=probability),
             max_round_trip_sd=thresholds.max_round_trip_sd,
@@ -169,8 +169,8 @@ def given_pair(encoder: bytes, decoder: bytes, image_shape: tuple[int, int, int]
         except Exception as error:  # ONNX Runtime's classes have no common base but Exception
             raise InvalidInput(f"ONNX Runtime cannot open the {part}: {error}", reason="NOT_RUNNABLE") from error
     try:
-        return codec.of_onnx(functions[0], functions[1], image_shape)
-    except UnfitPair as error:
+        return codec.onnx_codec(functions[0], functions[1], image_shape)
+    except CodecMismatch as error:
         raise InvalidInput(str(error), reason="UNFIT_VAE") from error
 
 
@@ -184,10 +184,10 @@ def shard_slice(run: run_pb2.Run, shard: int) -> slice:
     return slice(shard * size, (shard + 1) * size)
 
 
-def law_of(run: run_pb2.Run) -> Law:
+def noise_model_of(run: run_pb2.Run) -> NoiseModel:
     """Return how the steps of a run are drawn."""
     wanted = run.config.search
-    return Law(
+    return NoiseModel(
         seed=run.config.seed,
         radius_sd=wanted.radius_sd,
         released=wanted.noise == run_pb2.SearchConfig.NOISE_RELEASED,
@@ -205,13 +205,15 @@ def real_images(images: LabelledImages, rows: Array) -> Array:
     return np.array(images.images[rows])
 
 
-def learn(reader: Catalog, run_name: str, *, invalid: Sequence[str], valid: Sequence[str]) -> run_pb2.ValidityAdvice:
+def fit_run_thresholds(
+    reader: Catalog, run_name: str, *, invalid: Sequence[str], valid: Sequence[str]
+) -> run_pb2.ValidityAdvice:
     """Return thresholds that would have kept invalid regions of a run out; raise NotFound for unknown ones."""
     run = reader.run(run_name)
     for name in (*invalid, *valid):
         reader.region(name)
     signals = list(reader.region_failures(run_name, [*invalid, *valid]))
-    advice = advise(signals[: len(invalid)], signals[len(invalid) :], thresholds_of(run.config.validity))
+    advice = fit_thresholds(signals[: len(invalid)], signals[len(invalid) :], thresholds_of(run.config.validity))
     return run_pb2.ValidityAdvice(
         validity=run_pb2.ValidityConfig(**asdict(advice.thresholds)),
         invalid_rejected=advice.invalid_rejected,

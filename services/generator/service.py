@@ -15,8 +15,8 @@ from defuse.v1 import run_pb2, work_pb2
 from services.arrays import Array
 from services.generator import cost
 from services.generator.codec import Codec, as_array, as_pixels
-from services.generator.failure_stream import Position, follow
-from services.generator.run_context import Workbench, learn
+from services.generator.failure_stream import StreamPosition, stream_failures
+from services.generator.run_context import RunContext, fit_run_thresholds
 from services.runtime.queue import EVENTS, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
 from services.storage import keys
@@ -30,15 +30,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class GeneratorService(pb_grpc.GeneratorServiceServicer):
     """Failures as they are found, what verdicts on them teach, and the VAE as a service."""
 
-    def __init__(self, bench: Workbench, queue: Queue) -> None:
+    def __init__(self, bench: RunContext, queue: Queue) -> None:
         self._bench = bench
         self._queue = queue
 
     async def Identify(self, request: pb.IdentifyRequest, context: Context) -> AsyncIterator[pb.IdentifyResponse]:
-        begin = Position.of(request.resume_token)
+        begin = StreamPosition.of(request.resume_token)
         run = await asyncio.to_thread(self._bench.catalog.run, request.run)
         try:
-            async for response in follow(self._bench, run, begin):
+            async for response in stream_failures(self._bench, run, begin):
                 yield response
         except (asyncio.CancelledError, GeneratorExit):
             if request.cancel_run:
@@ -65,7 +65,7 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
 
     async def LearnValidity(self, request: pb.LearnValidityRequest, context: Context) -> pb.LearnValidityResponse:
         advice = await asyncio.to_thread(
-            learn,
+            fit_run_thresholds,
             self._bench.catalog,
             request.run,
             invalid=request.invalid_regions,

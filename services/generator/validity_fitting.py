@@ -39,7 +39,7 @@ SIGNALS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
+class FittedThresholds:
     """Thresholds, and the shares of invalid and of valid failures that they would have rejected, regions alike."""
 
     thresholds: Thresholds
@@ -83,7 +83,9 @@ class _Judged:
         return _Move(signal=signal, value=float(value), gain=float(gain.max()))
 
 
-def advise(invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[str, Array]], had: Thresholds) -> Advice:
+def fit_thresholds(
+    invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[str, Array]], had: Thresholds
+) -> FittedThresholds:
     """Return thresholds, none looser than those that failures were found with, and what they would have rejected.
 
     Regions are given by the signals of their failures, (m,) each, one region or more of either kind.
@@ -93,7 +95,7 @@ def advise(invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[str, 
     while move := _best(judged, kept):
         thresholds = _moved(thresholds, move)
         kept &= _passing(judged.values[move.signal.field], move)
-    return Advice(
+    return FittedThresholds(
         thresholds=thresholds,
         invalid_rejected=float(judged.invalid[~kept].sum()),
         valid_rejected=float(judged.valid[~kept].sum()),

@@ -5,18 +5,18 @@ from defuse.v1 import work_pb2
 
 from services.arrays import Array
 from services.generator import rounds
-from services.generator.failures import Counts
-from services.generator.perturbations import Orders
-from services.generator.preflight import Examination, examine
-from services.generator.rounds import Plan, create_examination, create_result, read_examination, read_result
-from services.generator.run_context import Workbench, law_of, real_images, shard_slice
+from services.generator.failures import SearchCounters
+from services.generator.perturbations import RoundAllocation
+from services.generator.preflight import SourceMargins, measure_margins
+from services.generator.rounds import RoundPlan, create_examination, create_result, read_examination, read_result
+from services.generator.run_context import RunContext, noise_model_of, real_images, shard_slice
 from services.generator.search import ShardResult, search
 from services.runtime import telemetry
 from services.runtime.worker import Job
 from services.storage import keys
 
 
-def identify(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
+def identify(bench: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
     """Search one shard and store what it gave; a shard that is stored already is not searched again."""
     run, round_, shard = work.run, work.round, work.shard
     if not bench.store.exists(keys.shard_result(run.name, round_, shard)):
@@ -29,7 +29,7 @@ def identify(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> work_pb
     return event
 
 
-def plan(bench: Workbench, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
+def plan(bench: RunContext, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
     """Plan a round and store the plan; a plan that is stored already is not made again."""
     job.check_cancelled()
     run, key = work.run, keys.plan(work.run.name, work.round)
@@ -42,14 +42,14 @@ def plan(bench: Workbench, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
     return event
 
 
-def _search_shard(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> ShardResult:
+def _search_shard(bench: RunContext, work: work_pb2.IdentifyWork, job: Job) -> ShardResult:
     run = work.run
     bench.use_all_threads()
     examined, mu = _examined(bench, work, job)
     result = search(
         bench.sources(run, work.shard, mu),
         _orders(bench, work, examined),
-        law_of(run),
+        noise_model_of(run),
         bench.models(run, bench.prepared(run).sd_agg),
         bench.checks(run),
         classes=len(bench.model(run).classes),
@@ -62,7 +62,7 @@ def _search_shard(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> Sh
     return result
 
 
-def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[Examination, Array]:
+def _examined(bench: RunContext, work: work_pb2.IdentifyWork, job: Job) -> tuple[SourceMargins, Array]:
     """Return how the classifier reads the shard's sources, and their latents; found out once, in the first round."""
     run = work.run
     if not bench.store.exists(keys.shard_sources(run.name, work.shard)):
@@ -70,7 +70,7 @@ def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[
         index = np.array(bench.prepared(run).index[shard_slice(run, work.shard)])
         images = real_images(searched, index)
         mu, _ = bench.codec(run.config).encode_stored(images)
-        examined = examine(
+        examined = measure_margins(
             images,
             searched.labels[index],
             mu,
@@ -82,14 +82,14 @@ def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[
     return read_examination(bench.store, run.name, work.shard)
 
 
-def _orders(bench: Workbench, work: work_pb2.IdentifyWork, examined: Examination) -> Orders:
+def _orders(bench: RunContext, work: work_pb2.IdentifyWork, examined: SourceMargins) -> RoundAllocation:
     if work.round == 0:
-        return rounds.first_orders(work.run, examined)
-    stored = Plan.of(bench.store.map_arrays(keys.plan(work.run.name, work.round)))
-    return rounds.later_orders(stored, work.run, work.round, work.shard)
+        return rounds.first_allocation(work.run, examined)
+    stored = RoundPlan.of(bench.store.map_arrays(keys.plan(work.run.name, work.round)))
+    return rounds.planned_allocation(stored, work.run, work.round, work.shard)
 
 
-def _count_sources(counts: Counts, examined: Examination) -> None:
+def _count_sources(counts: SearchCounters, examined: SourceMargins) -> None:
     """Count what looking at the sources themselves took, and which were left out."""
     counts.sources_wrong_on_image = int((~examined.right_on_image).sum())
     counts.sources_wrong_on_reconstruction = int((examined.right_on_image & ~examined.searchable).sum())

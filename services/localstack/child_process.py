@@ -19,7 +19,7 @@ _LOG_TAIL = 15
 
 
 @dataclass(kw_only=True)
-class Child:
+class ChildProcess:
     """One process of the stack."""
 
     name: str

@@ -19,7 +19,7 @@ from pathlib import Path
 import redis
 from defuse.errors import DefuseError, NotReady
 
-from services.localstack.child_process import Child, free_port
+from services.localstack.child_process import ChildProcess, free_port
 from services.triton.client import InferenceClient
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "triton"
@@ -135,7 +135,7 @@ _CHECK_S = 2.0
 class Server:
     """A server that was started, perhaps not ready yet."""
 
-    child: Child
+    child: ChildProcess
     # HOST:PORT
     address: str
 
@@ -154,7 +154,7 @@ def start_redis(directory: Path, *, log: Path) -> Server:
         "maxmemory-policy": "noeviction",
     }
     command = [binary, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
-    child = Child(name="redis", command=command, log=log, ready=lambda: _redis_ready(port))
+    child = ChildProcess(name="redis", command=command, log=log, ready=lambda: _redis_ready(port))
     child.start()
     return Server(child=child, address=f"127.0.0.1:{port}")
 
@@ -173,7 +173,7 @@ def start_triton(wheel: TritonWheel, *, repository: Path, backends: Path, log: P
     )
     address = f"127.0.0.1:{grpc_port}"
     client = InferenceClient(address, check_timeout_s=_CHECK_S)
-    child = Child(
+    child = ChildProcess(
         name="triton",
         command=command,
         variables=wheel.variables(),

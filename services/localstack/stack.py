@@ -14,7 +14,7 @@ from defuse.tls import TlsFiles
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.localstack.child_process import Child, free_port
+from services.localstack.child_process import ChildProcess, free_port
 from services.localstack.servers import Server, ensure_triton, start_redis, start_triton
 from services.runtime.health import is_healthy
 
@@ -54,7 +54,7 @@ class LocalStack:
         self._settings = settings
         self._home = settings.home.expanduser().resolve()
         self._say = say
-        self._children: list[Child] = []
+        self._children: list[ChildProcess] = []
         self._addresses: dict[str, str] = {}
         self._lock: IO[str] | None = None
 
@@ -149,7 +149,7 @@ class LocalStack:
             self._addresses["gateway-http"] = f"127.0.0.1:{own['DEFUSE_HTTP_PORT']}"
         if name == "gateway" and not self._settings.triton_url:
             own["DEFUSE_SHARED_MEMORY"] = "true"  # Triton and all who can call are this user's, on this host
-        child = Child(
+        child = ChildProcess(
             name=label,
             command=[sys.executable, "-m", f"services.{name}"],
             variables={**variables, **own},

@@ -27,7 +27,7 @@ S = TypeVar("S")
 DEADLINE_S = 120.0
 
 
-class Peer(Generic[S]):
+class ServiceClient(Generic[S]):
     """A service that this one calls."""
 
     def __init__(self, url: str, stub: Callable[[grpc.aio.Channel], S], tls: TlsFiles) -> None:

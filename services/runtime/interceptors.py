@@ -12,7 +12,7 @@ from defuse.errors import DeadlineExceeded, DefuseError, Internal, Unavailable, 
 from grpc_status import rpc_status
 
 from services.runtime import telemetry
-from services.runtime.queue import GONE
+from services.runtime.queue import REDIS_AWAY
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
@@ -121,7 +121,7 @@ def known_error(error: BaseException) -> DefuseError:
     """Return what a caller is told of an error."""
     if isinstance(error, DefuseError):
         return error
-    if isinstance(error, GONE):
+    if isinstance(error, REDIS_AWAY):
         return Unavailable(
             f"Redis does not answer ({error}); it must be started before this call can be answered",
             reason="REDIS_UNAVAILABLE",

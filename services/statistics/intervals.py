@@ -20,7 +20,7 @@ def clopper_pearson(successes: int, trials: int, *, confidence: float = CONFIDEN
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class ErrorRateTest:
     """Fresh decodes of a group beside controls: how many there were, and how many the classifier got wrong."""
 
     errors: int
@@ -48,7 +48,7 @@ class Trial:
         return float(fisher_exact(table, alternative="greater").pvalue)
 
 
-def q_values(trials: Sequence[Trial]) -> Array:
+def q_values(trials: Sequence[ErrorRateTest]) -> Array:
     """Return for each trial the least false discovery rate at which it counts (Benjamini and Hochberg, 1995)."""
     if not trials:
         return np.zeros(0)

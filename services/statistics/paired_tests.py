@@ -13,7 +13,7 @@ _NEARLY_1 = 1 - 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedDifference:
+class AccuracyDifference:
     """What changed between two versions over `trials` images."""
 
     # Images that only the version after, and only the version before, reads correctly.
@@ -67,19 +67,19 @@ class PairedDifference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Readings:
+class PairedReadings:
     """What two versions read correctly of the same images, (n,) bool each."""
 
     before: Array
     after: Array
 
     @property
-    def difference(self) -> PairedDifference:
-        return PairedDifference(
+    def difference(self) -> AccuracyDifference:
+        return AccuracyDifference(
             gained=int((self.after & ~self.before).sum()),
             lost=int((self.before & ~self.after).sum()),
             trials=len(self.before),
         )
 
-    def take(self, rows: Array) -> "Readings":
-        return Readings(before=self.before[rows], after=self.after[rows])
+    def take(self, rows: Array) -> "PairedReadings":
+        return PairedReadings(before=self.before[rows], after=self.after[rows])

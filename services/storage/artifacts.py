@@ -21,8 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 from google.protobuf.message import DecodeError, Message
 
 from services.runtime.settings import STORE_COPIES_BYTES
-from services.storage.cache import Copies
-from services.storage.file_systems import naming_the_extra, naming_the_full_disk
+from services.storage.cache import LocalCopies
+from services.storage.file_systems import naming_full_disk, naming_missing_package
 from services.storage.safetensors import StreamedArray, mapped_arrays, write_streamed
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -37,9 +37,9 @@ class ArtifactStore:
 
     def __init__(self, url: str, *, copies_bytes: int = STORE_COPIES_BYTES) -> None:
         self.url = url.rstrip("/")
-        with naming_the_extra(self.url):
+        with naming_missing_package(self.url):
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
-        self._copies = None if isinstance(self._fs, LocalFileSystem) else Copies(max_bytes=copies_bytes)
+        self._copies = None if isinstance(self._fs, LocalFileSystem) else LocalCopies(max_bytes=copies_bytes)
 
     def check(self) -> None:
         """Raise Unavailable unless the store can be reached."""
@@ -72,7 +72,7 @@ class ArtifactStore:
     def writing(self, key: str) -> Iterator[Any]:
         """Open an artifact for writing; it appears under its key when the block ends without an error."""
         path, temporary = self._path(key), self._path(f"{key}.{uuid.uuid4().hex}.partial")
-        with naming_the_full_disk(f"the artifact store {self.url}", key):
+        with naming_full_disk(f"the artifact store {self.url}", key):
             try:
                 self._fs.makedirs(self._fs._parent(path), exist_ok=True)  # noqa: SLF001  # fsspec has no public name
                 with self._fs.open(temporary, "wb") as file:

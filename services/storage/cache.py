@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from services.storage.file_systems import naming_the_full_disk
+from services.storage.file_systems import naming_full_disk
 
 
-class Copies:
+class LocalCopies:
     """Keeps the copies that were used last, at most `max_bytes` or one, in a directory that ends with this object.
 
     Safe to use from several threads. Two that ask for the same artifact at once may both fetch it.
@@ -36,7 +36,7 @@ class Copies:
             return self._used(name)
         partial = self._directory / f"{uuid.uuid4().hex}.partial"
         try:
-            with naming_the_full_disk(str(self._directory), f"a copy of {key}"):
+            with naming_full_disk(str(self._directory), f"a copy of {key}"):
                 fetch(partial)
             with self._lock:
                 partial.replace(self._directory / name)

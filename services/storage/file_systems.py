@@ -22,7 +22,7 @@ _EXTRAS = {
 
 
 @contextmanager
-def naming_the_extra(url: str) -> Iterator[None]:
+def naming_missing_package(url: str) -> Iterator[None]:
     """Turn the import that fails for want of a package into NotReady that says what to install."""
     try:
         yield
@@ -40,9 +40,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def naming_the_full_disk(
-    where: str, what: str, *, remedy: str = "free space there and the work goes on"
-) -> Iterator[None]:
+def naming_full_disk(where: str, what: str, *, remedy: str = "free space there and the work goes on") -> Iterator[None]:
     """Turn the refusal of a full disk into StoreFull that says where there is no room, for what, and what to do."""
     try:
         yield
@@ -61,6 +59,6 @@ def scratch_file() -> IO[bytes]:
 def append(file: IO[bytes], chunk: bytes) -> None:
     """Write a whole chunk; raise StoreFull where there is no room for it."""
     rest = memoryview(chunk)
-    with naming_the_full_disk(tempfile.gettempdir(), "the data set", remedy="free space there or set TMPDIR"):
+    with naming_full_disk(tempfile.gettempdir(), "the data set", remedy="free space there or set TMPDIR"):
         while rest:
             rest = rest[file.write(rest) :]

@@ -17,7 +17,7 @@ from services.arrays import Array
 from services.triton.errors import meaning_of
 from services.triton.in_flight import RequestsInFlight, TransportChoice
 from services.triton.preprocessing import as_floats, input_shape, no_logits, preprocess
-from services.triton.transport import AUTO, Request, Wanted
+from services.triton.transport import AUTO, Request, TransportSetting
 
 # Probabilities below this are taken as this before their logarithm.
 LEAST_PROBABILITY = 1e-12
@@ -36,7 +36,7 @@ class InferenceClient:
         timeout_s: float = 60.0,
         check_timeout_s: float = 5.0,
         in_flight: int = 4,
-        transport: Wanted = AUTO,
+        transport: TransportSetting = AUTO,
         tls: TlsFiles | None = None,
     ) -> None:
         self.url = url

@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 
 from services.arrays import Array
-from services.triton.transport import CUDA_SHARED_MEMORY, OURS, Refused, Regions, Request, Room
+from services.triton.transport import (
+    CUDA_SHARED_MEMORY,
+    OWN_REGION_PREFIX,
+    BufferSize,
+    Request,
+    SharedMemoryRegions,
+    TransportRefused,
+)
 
-_TRIAL = Room(input_bytes=4096, output_bytes=0)
+_TRIAL = BufferSize(input_bytes=4096, output_bytes=0)
 
 
 class CudaSharedMemory:
@@ -21,7 +28,7 @@ class CudaSharedMemory:
     name = CUDA_SHARED_MEMORY
 
     def __init__(self, client: Any, url: str, *, timeout_s: float) -> None:
-        self._regions = Regions(
+        self._regions = SharedMemoryRegions(
             url,
             register=lambda name, handle, device, size: client.register_cuda_shared_memory(
                 name, handle, device, size, client_timeout=timeout_s
@@ -32,7 +39,7 @@ class CudaSharedMemory:
     def try_out(self) -> None:
         self.memory(_TRIAL).release()
 
-    def memory(self, room: Room) -> "CudaMemory":
+    def memory(self, room: BufferSize) -> "CudaMemory":
         region = CudaRegion(room.input_bytes)
         try:
             self._regions.add(region.name, region.handle(), region.device, region.size)
@@ -52,13 +59,13 @@ class CudaRegion:
         self._library = _library()
         import torch
 
-        self.name = f"{OURS}{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self.name = f"{OWN_REGION_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self.size = size
         self.device = torch.cuda.current_device()
         try:
             self._region = self._library.create_shared_memory_region(self.name, size, self.device)
         except self._library.CudaSharedMemoryException as error:
-            raise Refused(f"{size} bytes cannot be had on CUDA device {self.device} ({error})") from error
+            raise TransportRefused(f"{size} bytes cannot be had on CUDA device {self.device} ({error})") from error
 
     def handle(self) -> bytes:
         """Return what another process opens the memory with."""
@@ -79,7 +86,7 @@ class CudaRegion:
 class CudaMemory:
     """One region, the input of a request."""
 
-    def __init__(self, region: CudaRegion, room: Room, regions: Regions) -> None:
+    def __init__(self, region: CudaRegion, room: BufferSize, regions: SharedMemoryRegions) -> None:
         self.room = room
         self._region = region
         self._regions = regions
@@ -120,10 +127,10 @@ def _library() -> Any:
     try:
         from tritonclient.utils import cuda_shared_memory
     except (ImportError, RuntimeError) as error:  # the library turns a missing package into a RuntimeError
-        raise Refused("the package cuda-python is missing; pip install cuda-python") from error
+        raise TransportRefused("the package cuda-python is missing; pip install cuda-python") from error
     # Only now: torch takes seconds to import, and not every service needs it.
     import torch
 
     if not torch.cuda.is_available():
-        raise Refused("torch sees no CUDA device; it takes a GPU and a CUDA build of torch")
+        raise TransportRefused("torch sees no CUDA device; it takes a GPU and a CUDA build of torch")
     return cuda_shared_memory

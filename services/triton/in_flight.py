@@ -28,13 +28,13 @@ from services.triton.transport import (
     CUDA_SHARED_MEMORY,
     GRPC,
     SYSTEM_SHARED_MEMORY,
+    BufferSize,
     Grpc,
     Memory,
-    Refused,
     Request,
-    Room,
     Transport,
-    Wanted,
+    TransportRefused,
+    TransportSetting,
 )
 
 # Measured on two shared cores, medians of interleaved rounds, four requests in flight, gRPC against system shared
@@ -46,7 +46,7 @@ _BEST_FIRST = (CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY, GRPC)
 class TransportChoice:
     """Chosen at first use, and again when what was chosen stops working. Safe to use from several threads."""
 
-    def __init__(self, wanted: Wanted, client: Any, url: str, *, timeout_s: float) -> None:
+    def __init__(self, wanted: TransportSetting, client: Any, url: str, *, timeout_s: float) -> None:
         makers: dict[str, Callable[[], Transport]] = {
             CUDA_SHARED_MEMORY: lambda: CudaSharedMemory(client, url, timeout_s=timeout_s),
             SYSTEM_SHARED_MEMORY: lambda: SystemSharedMemory(client, url, timeout_s=timeout_s),
@@ -64,13 +64,13 @@ class TransportChoice:
         """Return the transport's name; raise Unavailable if Triton does not answer or refuses what was asked for."""
         return self._transport().name
 
-    def memory(self, room: Room) -> Memory:
+    def memory(self, room: BufferSize) -> Memory:
         """Return memory for a request; raise as `name` does."""
         while True:
             transport = self._transport()
             try:
                 return transport.memory(room)
-            except Refused as refusal:
+            except TransportRefused as refusal:
                 with self._lock:
                     self._drop(transport, refusal)
 
@@ -87,7 +87,7 @@ class TransportChoice:
     def _try(self, transport: Transport) -> None:
         try:
             transport.try_out()
-        except Refused as refusal:
+        except TransportRefused as refusal:
             self._drop(transport, refusal)
         else:
             self._chosen = True
@@ -99,7 +99,7 @@ class TransportChoice:
                 refused=self._refusals,
             )
 
-    def _drop(self, transport: Transport, refusal: Refused) -> None:
+    def _drop(self, transport: Transport, refusal: TransportRefused) -> None:
         """Go on to the next; of the only one its refusal is the answer, and it is tried again at the next use."""
         if transport is not self._offers[0]:
             return  # another thread was refused the same
@@ -132,7 +132,7 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
+class SentRequest:
     """A request on its way."""
 
     slot: Slot
@@ -165,7 +165,7 @@ class RequestsInFlight:
             memory = self._memory(slot, request)
             write(memory.accept(images), memory.input(request))
             span = tracing.request("triton infer", model=request.model_id, version=request.version)
-            sent = Sent(slot=slot, memory=memory, request=request, answer=Future(), span=span)
+            sent = SentRequest(slot=slot, memory=memory, request=request, answer=Future(), span=span)
             with tracing.ended_if_it_raises(span):
                 self._post(sent)
         except BaseException:
@@ -214,7 +214,7 @@ class RequestsInFlight:
         slot.swap(memory)
         return memory
 
-    def _post(self, sent: Sent) -> None:
+    def _post(self, sent: SentRequest) -> None:
         request = sent.request
         tensor = triton.InferInput(request.input_name, list(request.shape), request.datatype)
         output = triton.InferRequestedOutput(request.output_name)
@@ -232,7 +232,7 @@ class RequestsInFlight:
         except InferenceServerException as error:
             raise meaning_of(error, self._url) from error
 
-    def _answered(self, sent: Sent, result: Any, error: InferenceServerException | None) -> None:
+    def _answered(self, sent: SentRequest, result: Any, error: InferenceServerException | None) -> None:
         """Take an answer, in a thread of gRPC's that other answers need: what waits is left to another thread."""
         if error and lacks_region(error):
             again = threading.Thread(target=self._settle, args=[sent, self._send_again], daemon=True)
@@ -242,7 +242,7 @@ class RequestsInFlight:
         else:
             self._settle(sent, lambda _: sent.memory.read(sent.request, result))
 
-    def _settle(self, sent: Sent, outcome: Callable[[Sent], Array | None]) -> None:
+    def _settle(self, sent: SentRequest, outcome: Callable[[SentRequest], Array | None]) -> None:
         """Free the slot and settle the answer, unless there is no outcome yet."""
         try:
             logits = outcome(sent)
@@ -256,12 +256,12 @@ class RequestsInFlight:
                 self._free.put(sent.slot)
                 sent.answer.set_result(logits)
 
-    def _fail(self, error: InferenceServerException, sent: Sent) -> None:
+    def _fail(self, error: InferenceServerException, sent: SentRequest) -> None:
         if is_away(error):
             self._replace_memory(sent, None)
         raise meaning_of(error, self._url) from error
 
-    def _send_again(self, sent: Sent) -> None:
+    def _send_again(self, sent: SentRequest) -> None:
         """Send a request, from memory that Triton knows, once it was started again and forgot what it knew."""
         self._check_open()
         if not sent.resends:
@@ -276,7 +276,7 @@ class RequestsInFlight:
         self._post(replace(sent, memory=memory, resends=sent.resends - 1))
 
     @staticmethod
-    def _replace_memory(sent: Sent, memory: Memory | None) -> None:
+    def _replace_memory(sent: SentRequest, memory: Memory | None) -> None:
         """Take a slot's memory out of use, which Triton may still read or write for a request that was given up."""
         if before := sent.slot.swap(memory):
             before.abandon()

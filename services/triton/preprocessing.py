@@ -48,7 +48,7 @@ def preprocess(images: Any, model: model_pb2.Model, *, out: Any = None) -> Any:
     return out
 
 
-def restored(inputs: Array, model: model_pb2.Model) -> Array:
+def undo_preprocessing(inputs: Array, model: model_pb2.Model) -> Array:
     """Undo `preprocess`: return stored images (n, h, w, c) uint8 of a classifier's inputs, to the nearest byte."""
     pixels = inputs.astype(np.float32)
     if _channels_last(model):

@@ -18,10 +18,19 @@ from tritonclient.utils import InferenceServerException
 
 from services.arrays import Array
 from services.runtime import telemetry
-from services.triton.transport import OURS, SYSTEM_SHARED_MEMORY, HostMemory, Refused, Regions, Request, Room, dtype_of
+from services.triton.transport import (
+    OWN_REGION_PREFIX,
+    SYSTEM_SHARED_MEMORY,
+    BufferSize,
+    HostMemory,
+    Request,
+    SharedMemoryRegions,
+    TransportRefused,
+    dtype_of,
+)
 
 DIRECTORY = Path("/dev/shm")  # noqa: S108  # where Triton's shm_open looks
-_TRIAL = Room(input_bytes=mmap.PAGESIZE, output_bytes=mmap.PAGESIZE)
+_TRIAL = BufferSize(input_bytes=mmap.PAGESIZE, output_bytes=mmap.PAGESIZE)
 # Regions grow by an eighth at least, so that batches of slowly growing size do not each register a new one.
 _LEAST_STEP_BITS = 16
 _STEPS_PER_DOUBLING_BITS = 3
@@ -35,7 +44,7 @@ class SystemSharedMemory:
     def __init__(self, client: Any, url: str, *, timeout_s: float) -> None:
         self._client = client
         self._timeout_s = timeout_s
-        self._regions = Regions(
+        self._regions = SharedMemoryRegions(
             url,
             register=lambda name, size: client.register_system_shared_memory(
                 name, f"/{name}", size, client_timeout=timeout_s
@@ -50,21 +59,23 @@ class SystemSharedMemory:
         with suppress(InferenceServerException):  # the next process tries again
             self._unregister_orphans()
 
-    def memory(self, room: Room) -> "SystemMemory":
-        room = Room(input_bytes=_rounded(room.input_bytes), output_bytes=_rounded(room.output_bytes))
+    def memory(self, room: BufferSize) -> "SystemMemory":
+        room = BufferSize(input_bytes=_rounded(room.input_bytes), output_bytes=_rounded(room.output_bytes))
         size = room.input_bytes + room.output_bytes
         try:
             file = RegionFile(size)
         except OSError as error:
-            raise Refused(
+            raise TransportRefused(
                 f"{size} bytes cannot be had in {DIRECTORY} ({error.strerror}); enlarge it (Docker: --shm-size)"
             ) from error
         try:
             self._regions.add(file.name, size)
         except BaseException as error:
             file.remove()
-            if isinstance(error, Refused):
-                raise Refused(f"{error}; run it on this host with the same {DIRECTORY} (Docker: --ipc=host)") from error
+            if isinstance(error, TransportRefused):
+                raise TransportRefused(
+                    f"{error}; run it on this host with the same {DIRECTORY} (Docker: --ipc=host)"
+                ) from error
             raise
         return SystemMemory(file, room, self._regions)
 
@@ -75,14 +86,14 @@ class SystemSharedMemory:
         """Unregister regions without a file in /dev/shm, which this Triton shares: others' have one all the time."""
         known = self._client.get_system_shared_memory_status(client_timeout=self._timeout_s).regions
         for name in known:
-            if name.startswith(OURS) and not (DIRECTORY / name).exists():
+            if name.startswith(OWN_REGION_PREFIX) and not (DIRECTORY / name).exists():
                 self._regions.remove(name, lambda: None)
 
 
 class SystemMemory(HostMemory):
     """One region: the input, then the output."""
 
-    def __init__(self, file: "RegionFile", room: Room, regions: Regions) -> None:
+    def __init__(self, file: "RegionFile", room: BufferSize, regions: SharedMemoryRegions) -> None:
         super().__init__(file.buffer, room)
         self._file = file
         self._regions = regions
@@ -117,7 +128,7 @@ class RegionFile:
     """
 
     def __init__(self, size: int) -> None:
-        self.name = f"{OURS}{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self.name = f"{OWN_REGION_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._file = os.fdopen(os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR, 0o600), "r+b", buffering=0)
         try:
             # Locked and reserved before it has a name: nobody takes it for an orphan, nothing is left of a failure.
@@ -143,7 +154,7 @@ def remove_orphans() -> None:
     The lock tells, not the process id in the name: containers that share /dev/shm do not share those.
     """
     names = []
-    for path in DIRECTORY.glob(f"{OURS}*"):
+    for path in DIRECTORY.glob(f"{OWN_REGION_PREFIX}*"):
         with suppress(OSError), _locked(path):  # somebody else's, alive, or gone meanwhile
             path.unlink()
             names.append(path.name)

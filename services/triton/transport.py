@@ -15,7 +15,7 @@ from services.arrays import Array
 from services.triton.errors import is_away, meaning_of
 
 # What can be asked for: a transport by its name, or the fastest that works.
-Wanted = Literal["auto", "grpc", "system-shared-memory", "cuda-shared-memory"]
+TransportSetting = Literal["auto", "grpc", "system-shared-memory", "cuda-shared-memory"]
 AUTO: Final = "auto"
 GRPC: Final = "grpc"
 SYSTEM_SHARED_MEMORY: Final = "system-shared-memory"
@@ -28,23 +28,23 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
     return dtype
 
 
-class Refused(Exception):
+class TransportRefused(Exception):
     """A transport does not work here; the message says why and what would help."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class BufferSize:
     """Bytes that a request needs, or that a memory has."""
 
     input_bytes: int
     output_bytes: int
 
-    def holds(self, other: "Room") -> bool:
+    def holds(self, other: "BufferSize") -> bool:
         return self.input_bytes >= other.input_bytes and self.output_bytes >= other.output_bytes
 
-    def joined(self, other: "Room") -> "Room":
+    def joined(self, other: "BufferSize") -> "BufferSize":
         """Return room for either."""
-        return Room(
+        return BufferSize(
             input_bytes=max(self.input_bytes, other.input_bytes),
             output_bytes=max(self.output_bytes, other.output_bytes),
         )
@@ -71,14 +71,14 @@ class Request:
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
-    def room(self) -> Room:
-        return Room(input_bytes=self.input_bytes, output_bytes=self.output_bytes)
+    def room(self) -> BufferSize:
+        return BufferSize(input_bytes=self.input_bytes, output_bytes=self.output_bytes)
 
 
 class Memory(Protocol):
     """Where the images of one request are written, and perhaps its answer too."""
 
-    room: Room
+    room: BufferSize
 
     def accept(self, images: Any) -> Any:
         """Return images as what `input` can be assigned from."""
@@ -108,7 +108,7 @@ class Transport(Protocol):
     def try_out(self) -> None:
         """Raise Refused where it does not work, Unavailable while Triton does not answer."""
 
-    def memory(self, room: Room) -> Memory:
+    def memory(self, room: BufferSize) -> Memory:
         """Return memory for a request; raise as `try_out` does."""
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class Transport(Protocol):
 class HostMemory:
     """Memory that numpy can address."""
 
-    def __init__(self, buffer: Any, room: Room) -> None:
+    def __init__(self, buffer: Any, room: BufferSize) -> None:
         self.room = room
         self._buffer = buffer
 
@@ -159,7 +159,7 @@ class Grpc:
     def try_out(self) -> None:
         """Works if anything does."""
 
-    def memory(self, room: Room) -> PrivateMemory:
+    def memory(self, room: BufferSize) -> PrivateMemory:
         return PrivateMemory(np.empty(room.input_bytes, np.uint8), room)
 
     def close(self) -> None:
@@ -167,13 +167,13 @@ class Grpc:
 
 
 # How the names of the services' regions begin; then the process id, which tells an operator whose they are.
-OURS = "defuse-"
+OWN_REGION_PREFIX = "defuse-"
 # Triton lets go of a request's memory a moment after it has answered.
 _LETTING_GO_S = 1.0
 _POLL_S = 0.001
 
 
-class Regions:
+class SharedMemoryRegions:
     """Registers and unregisters regions of one kind. Safe to use from several threads."""
 
     def __init__(self, url: str, *, register: Callable[..., None], unregister: Callable[[str], None]) -> None:
@@ -191,7 +191,7 @@ class Regions:
         except InferenceServerException as error:
             if is_away(error):
                 raise meaning_of(error, self._url) from error
-            raise Refused(f"Triton at {self._url} does not take it ({error.message()})") from error
+            raise TransportRefused(f"Triton at {self._url} does not take it ({error.message()})") from error
 
     def remove(self, name: str, free: Callable[[], None]) -> None:
         """Unregister a region that no request uses any more, and free it."""

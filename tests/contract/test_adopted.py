@@ -9,7 +9,7 @@ import pytest
 from defuse.errors import InvalidInput, NotReady
 from defuse.v1 import correction_pb2, gate_pb2, model_pb2, release_pb2
 
-from services.corrector.releases.external_triton import OPERATOR, AdoptedReleases
+from services.corrector.releases.external_triton import OPERATOR, ExternalTritonReleases
 from services.corrector.releases.history import Decision
 from services.corrector.releases.repository import TritonRepository
 from services.corrector.releases.signature import read_signature
@@ -30,7 +30,7 @@ class Theirs:
     operator: TritonRepository
     store: ArtifactStore
     handover: Path
-    releases: AdoptedReleases
+    releases: ExternalTritonReleases
 
     def serve(self, *versions: int) -> None:
         self.operator.serve(read_signature(declare(NAME), build_onnx_classifier()), "theirs", versions)
@@ -48,7 +48,7 @@ class Theirs:
 def theirs(tmp_path: Path, inference: InferenceClient, repository: TritonRepository) -> Iterator[Theirs]:
     """Their version 4 of a model, with a store and a directory for handing over."""
     store = ArtifactStore(f"file://{tmp_path}/store")
-    releases = AdoptedReleases(store, inference, tmp_path / "handover")
+    releases = ExternalTritonReleases(store, inference, tmp_path / "handover")
     found = Theirs(operator=repository, store=store, handover=tmp_path / "handover", releases=releases)
     repository.add_version("theirs", 4, build_onnx_classifier())
     found.serve(4)

@@ -17,7 +17,7 @@ from defuse.v1 import guard_pb2, monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
 from services.gateway.monitoring import batches
-from services.gateway.monitoring.reports import HOUR
+from services.gateway.monitoring.batches import HOUR
 from services.localstack.child_process import free_port
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

@@ -11,7 +11,7 @@ from PIL import Image
 
 from services.generator.perturbations import perturbations
 from services.generator.pipeline import rounded
-from services.generator.run_context import law_of
+from services.generator.run_context import noise_model_of
 from services.latent_space.autoencoder import read_decoder
 from services.storage import keys
 from services.storage.catalog import Catalog
@@ -52,7 +52,7 @@ def test_every_failure_is_found_again_from_its_identity(local_stack: Stack) -> N
         rows = found["round"] == round_
         source = found["source"][rows]
         _, z = perturbations(
-            law_of(run),
+            noise_model_of(run),
             sources["sd_agg"],
             mu=mu[np.searchsorted(sources["index"], source)],
             source=source,

@@ -15,10 +15,10 @@ from scipy.special import log_softmax
 from services.arrays import Array
 from services.corrector.evaluation import LocalVersion
 from services.corrector.gate import checks
-from services.corrector.gate.checks import Check
+from services.corrector.gate.checks import CheckResult
 from services.corrector.gate.regression_bank import Bank
 from services.onnx_graph.module import OnnxModule
-from services.statistics.paired_tests import Readings
+from services.statistics.paired_tests import PairedReadings
 from services.storage.catalog import LabelledImages
 from services.triton.preprocessing import as_floats, preprocess
 
@@ -37,7 +37,7 @@ class Version(Protocol):
         """Return the logits (n, k) of stored images (n, h, w, c) uint8."""
 
 
-class OwnFaults:
+class CandidateFaults:
     """A candidate whose errors are its own fault: InvalidInput, unless Triton is away."""
 
     def __init__(self, version: Version) -> None:
@@ -62,7 +62,7 @@ class OwnFaults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class ServedCandidate:
     """A candidate, and name and version under which Triton serves it; no name where it runs here."""
 
     name: str
@@ -123,21 +123,21 @@ class Comparison:
         self._answers = [np.asarray(log_softmax(one, axis=1)) for one in logits]
 
     @property
-    def test(self) -> Readings:
+    def test(self) -> PairedReadings:
         """What both read correctly of the test split."""
         before, after = (answers.argmax(axis=1) == self._labels for answers in self._answers)
-        return Readings(before=before, after=after)
+        return PairedReadings(before=before, after=after)
 
-    def region(self, images: Array, label_id: int) -> Readings:
+    def region(self, images: Array, label_id: int) -> PairedReadings:
         """Return what both read correctly of images (n, c, h, w) in [0, 1] of one class."""
         before, after = (
             _few_at_a_time(version.classify, images).argmax(axis=1) == label_id for version in (self.before, self.after)
         )
-        return Readings(before=before, after=after)
+        return PairedReadings(before=before, after=after)
 
     def checks(
-        self, bank: Bank, file: bytes, *, gain: Readings | None = None, say: Say = lambda _: None
-    ) -> Iterator[Check]:
+        self, bank: Bank, file: bytes, *, gain: PairedReadings | None = None, say: Say = lambda _: None
+    ) -> Iterator[CheckResult]:
         """Yield every check of a candidate, whose ONNX file is given; `gain` where it corrects regions."""
         yield checks.accuracy_check(self.test)
         yield from checks.class_checks(self.test, self._labels, self.model.classes)
@@ -151,14 +151,14 @@ class Comparison:
         yield from self._parities(file)
         yield from self._latencies()
 
-    def _banked(self, bank: Bank) -> dict[str, Readings]:
+    def _banked(self, bank: Bank) -> dict[str, PairedReadings]:
         classes = list(self.model.classes)
         return {
             name: self.region(as_floats(bank.images(name, label)), classes.index(label))
             for name, label in bank.regions().items()
         }
 
-    def _parities(self, file: bytes) -> Iterator[Check]:
+    def _parities(self, file: bytes) -> Iterator[CheckResult]:
         here, network = LocalVersion(file, self.model), _network(file)
         for size in self._batch_sizes():
             images = self._request(size)
@@ -172,7 +172,7 @@ class Comparison:
                 alone = np.concatenate([self.after.classify(images[row : row + 1]) for row in range(min(size, _ALONE))])
                 yield checks.parity_check("alone and in a batch", size, served[:_ALONE], alone)
 
-    def _latencies(self) -> Iterator[Check]:
+    def _latencies(self) -> Iterator[CheckResult]:
         sizes = self._batch_sizes()
         for size in sorted({sizes[0], sizes[-1]}):
             yield checks.latency_check(size, *seconds(self.before, self.after, self._request(size)))

@@ -10,14 +10,14 @@ from defuse import names
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import correction_pb2, gate_pb2, model_pb2, run_pb2
 
-from services.corrector.correction_data import HeldOut, Materials
+from services.corrector.correction_data import CorrectionData, HeldOutRegion
 from services.corrector.gate import checks
-from services.corrector.gate.checks import Check
-from services.corrector.gate.comparison import Comparison, OwnFaults, Say
+from services.corrector.gate.checks import CheckResult
+from services.corrector.gate.comparison import CandidateFaults, Comparison, Say
 from services.corrector.gate.regression_bank import Bank
 from services.corrector.releases.external_triton import AnyReleases
 from services.corrector.releases.signature import check_same_signature
-from services.statistics.paired_tests import Readings
+from services.statistics.paired_tests import PairedReadings
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages, check_fit
@@ -61,7 +61,7 @@ class Gate:
 
     def judge_correction(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict:
         """Say the same of a finished correction's candidate, of what is known now."""
-        materials = Materials(self._store, correction)
+        materials = CorrectionData(self._store, correction)
         file = self._store.read_bytes(keys.corrected_file(correction.name))
         return self._judged(_subject(materials, file), materials.test, materials)
 
@@ -83,7 +83,9 @@ class Gate:
             )
         return verdict
 
-    def verdict_on(self, comparison: Comparison, file: bytes, materials: Materials, say: Say) -> gate_pb2.GateVerdict:
+    def verdict_on(
+        self, comparison: Comparison, file: bytes, materials: CorrectionData, say: Say
+    ) -> gate_pb2.GateVerdict:
         """Say it of a correction's candidate that is served and compared already."""
         bank = Bank(self._store, comparison.model)
         gain = self._gain(comparison, materials)
@@ -101,7 +103,7 @@ class Gate:
                 return verdict if current else None
         return None
 
-    def _gain(self, comparison: Comparison, materials: Materials) -> Readings:
+    def _gain(self, comparison: Comparison, materials: CorrectionData) -> PairedReadings:
         """Return what is read of the corrected regions: of held-out images, or of the bank's where there are none."""
         if len((held_out := joined([read for _, read in region_readings(comparison, materials)])).before):
             return held_out
@@ -114,21 +116,23 @@ class Gate:
         )
 
     def _judged(
-        self, subject: _Subject, test: LabelledImages, materials: Materials | None = None
+        self, subject: _Subject, test: LabelledImages, materials: CorrectionData | None = None
     ) -> gate_pb2.GateVerdict:
         """Serve the file under a name of its own and ask everything; a file that cannot be asked is not let through."""
         model, bank = subject.model, Bank(self._store, subject.model)
         try:
             check_same_signature(model, subject.file)
             with self._releases.serving(model, subject.file) as served:
-                comparison = Comparison(self._releases.version(model, subject.base_version), OwnFaults(served), test)
+                comparison = Comparison(
+                    self._releases.version(model, subject.base_version), CandidateFaults(served), test
+                )
                 gain = self._gain(comparison, materials) if materials else None
                 found = [checks.file_check(""), *comparison.checks(bank, subject.file, gain=gain)]
         except InvalidInput as error:
             found = [checks.file_check(error.message)]
         return self._keep(subject, found, bank.regions())
 
-    def _keep(self, subject: _Subject, found: Sequence[Check], bank: Mapping[str, str]) -> gate_pb2.GateVerdict:
+    def _keep(self, subject: _Subject, found: Sequence[CheckResult], bank: Mapping[str, str]) -> gate_pb2.GateVerdict:
         digest = hashlib.sha256(subject.file).hexdigest()
         verdict = gate_pb2.GateVerdict(
             # Seconds first, so that names sort by time.
@@ -157,7 +161,7 @@ class Gate:
         return newest.config.dataset
 
 
-def region_readings(comparison: Comparison, materials: Materials) -> list[tuple[HeldOut, Readings]]:
+def region_readings(comparison: Comparison, materials: CorrectionData) -> list[tuple[HeldOutRegion, PairedReadings]]:
     """Return what both versions read of the held-out images of each corrected region, those that decided on nothing."""
     return [
         (region, comparison.region(materials.decoded(region.latent), region.label_id))
@@ -165,9 +169,9 @@ def region_readings(comparison: Comparison, materials: Materials) -> list[tuple[
     ]
 
 
-def joined(readings: Sequence[Readings]) -> Readings:
+def joined(readings: Sequence[PairedReadings]) -> PairedReadings:
     """Return readings of several sets of images as those of one."""
-    return Readings(
+    return PairedReadings(
         before=np.concatenate([one.before for one in readings]), after=np.concatenate([one.after for one in readings])
     )
 
@@ -181,7 +185,7 @@ def in_words(check: gate_pb2.Check) -> str:
     return f"{kind}{subject} {check.figure:+.3g} ({check.rule})"
 
 
-def _subject(materials: Materials, file: bytes) -> _Subject:
+def _subject(materials: CorrectionData, file: bytes) -> _Subject:
     """Return a correction's candidate beside the version that it starts from."""
     return _Subject(
         model=materials.model,
@@ -192,7 +196,7 @@ def _subject(materials: Materials, file: bytes) -> _Subject:
     )
 
 
-def _check(found: Check) -> gate_pb2.Check:
+def _check(found: CheckResult) -> gate_pb2.Check:
     low, high = found.interval or (None, None)
     return gate_pb2.Check(
         kind=gate_pb2.Check.Kind.Value(f"KIND_{found.kind.upper()}"),

@@ -7,7 +7,7 @@ from defuse import names
 from defuse.v1 import annotation_pb2, model_pb2
 
 from services.arrays import Array
-from services.corrector.correction_data import RegionData, carrying, fresh_latents
+from services.corrector.correction_data import RegionData, carries_label, fresh_latents
 from services.latent_space.autoencoder import read_decoder, read_label_model
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -60,7 +60,7 @@ class Bank:
         fresh = fresh_latents(
             region,
             IMAGES - len(held_out),
-            carrying(read_label_model(self._store, run.config), label_id, least),
+            carries_label(read_label_model(self._store, run.config), label_id, least),
             np.random.default_rng([run.config.seed, _STREAM]),
         )
         latent = np.concatenate([held_out, fresh])

@@ -20,9 +20,9 @@ from defuse.v1 import (
 )
 
 from services.arrays import Array
-from services.corrector.correction_data import RegionData, carrying, sample_region
+from services.corrector.correction_data import RegionData, carries_label, sample_region
 from services.corrector.evaluation import LocalVersion
-from services.corrector.guard.graph import Knowledge, Mixture, guard_graph
+from services.corrector.guard.graph import GaussianMixtures, GuardMixtures, guard_graph
 from services.corrector.releases.external_triton import AnyReleases
 from services.latent_space.autoencoder import read_decoder, read_encoder, read_label_model
 from services.onnx_graph.sessions import in_batches, onnx_function
@@ -46,7 +46,7 @@ _BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
+class BuiltGuard:
     """A guard's record, without name and time, and its ONNX file."""
 
     record: guard_pb2.Guard
@@ -62,7 +62,7 @@ class GuardBuilder:
         self._run = run
         self.model: model_pb2.Model = self._catalog.model(run.config.model)
 
-    def build(self, false_alarm_rate: float = FALSE_ALARM_RATE) -> Built:
+    def build(self, false_alarm_rate: float = FALSE_ALARM_RATE) -> BuiltGuard:
         """Make the guard of the regions that have a label now.
 
         Raises NotReady where there are none, or too few images to calibrate on; InvalidInput for a rate outside (0, 1).
@@ -85,7 +85,7 @@ class GuardBuilder:
             calibration_images=len(clean),
         )
         self._measure(record, lambda images: risk(images) >= threshold)
-        return Built(record=record, file=guard_graph(encoder, self.model, known, threshold=threshold))
+        return BuiltGuard(record=record, file=guard_graph(encoder, self.model, known, threshold=threshold))
 
     def _labelled(self) -> list[correction_pb2.LabelledRegion]:
         labelled = [
@@ -101,22 +101,22 @@ class GuardBuilder:
             )
         return labelled
 
-    def _knowledge(self, regions: Sequence[correction_pb2.LabelledRegion]) -> Knowledge:
+    def _knowledge(self, regions: Sequence[correction_pb2.LabelledRegion]) -> GuardMixtures:
         reference = self._store.read_arrays(keys.reference(self._run.config))
         classes = np.unique(reference["label"])
         order = np.linspace(0, len(reference["log_density"]) - 1, min(_TABLE, len(reference["log_density"])))
         arrays = [self._store.read_arrays(keys.region_arrays(region.region)) for region in regions]
-        return Knowledge(
+        return GuardMixtures(
             names=[region.region for region in regions],
-            regions=Mixture.of(
+            regions=GaussianMixtures.of(
                 [self._encoded(*each) / reference["sd_agg"] for each in zip(regions, arrays, strict=True)],
                 [len(array["latent"]) for array in arrays],
             ),
-            real=Mixture.of(
+            real=GaussianMixtures.of(
                 [reference["latent"][reference["label"] == one] for one in classes],
                 [float((reference["label"] == one).mean()) for one in classes],
             ),
-            aggregate=Mixture(
+            aggregate=GaussianMixtures(
                 log_weight=reference["log_share"], mean=reference["mean"], whitening=reference["whitening"]
             ),
             log_density=reference["log_density"][order.round().astype(int)],
@@ -134,7 +134,7 @@ class GuardBuilder:
         latent = sample_region(
             data,
             _DRAWS,
-            carrying(believed, label, config.validity.min_label_probability),
+            carries_label(believed, label, config.validity.min_label_probability),
             np.random.default_rng([config.seed, _STREAM]),
         )
         return read_encoder(self._store, config)(self._pictures(latent))
@@ -213,7 +213,7 @@ def _share(found: Array) -> tensor_pb2.Estimate:
     return estimate(int(found.sum()), len(found))
 
 
-class Guards:
+class GuardIssuer:
     """The guards of all models."""
 
     def __init__(self, store: ArtifactStore, releases: AnyReleases) -> None:

@@ -17,7 +17,7 @@ _LEAST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
+class GaussianMixtures:
     """Gaussians over points x (n, d): k weights, means and inverses of the lower Cholesky factors of covariances."""
 
     log_weight: Array  # (k,)
@@ -70,21 +70,21 @@ _ENCODER = "encoder_"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knowledge:
+class GuardMixtures:
     """What the guard tells images by: mixtures over latents in units of `scale`, and how usual real images are."""
 
     # Names of the regions, k of them, in the order of the mixture's components.
     names: Sequence[str]
-    regions: Mixture
-    real: Mixture
+    regions: GaussianMixtures
+    real: GaussianMixtures
     # (d,): posterior means are divided by it.
     scale: Array
     # Log densities of real images under `aggregate`, ascending, (q,): what typicality is told from.
-    aggregate: Mixture
+    aggregate: GaussianMixtures
     log_density: Array
 
 
-def guard_graph(encoder: bytes, model: model_pb2.Model, known: Knowledge, *, threshold: float) -> bytes:
+def guard_graph(encoder: bytes, model: model_pb2.Model, known: GuardMixtures, *, threshold: float) -> bytes:
     """Return the ONNX file of a guard; `threshold` is the least risk that counts as inside.
 
     Its input is the classifier's, preprocessed as the classifier declares it, (n, ...). Its outputs are (n, 1) each:
@@ -182,7 +182,7 @@ def _per_channel(values: Sequence[float]) -> Array:
     return np.asarray(values, np.float32).reshape(-1, 1, 1)
 
 
-def _head(write: _Writer, mu: str, known: Knowledge, threshold: float) -> None:
+def _head(write: _Writer, mu: str, known: GuardMixtures, threshold: float) -> None:
     """Write what follows the encoder, from posterior means (n, d) to the outputs."""
     # Around a point amid the real images: far from it, float32 knows no distances.
     centre = np.exp(known.real.log_weight) @ known.real.mean
@@ -203,7 +203,7 @@ def _head(write: _Writer, mu: str, known: Knowledge, threshold: float) -> None:
     write.add("Div", count, write.number(len(known.log_density)), name=TYPICALITY)
 
 
-def _log_density(write: _Writer, x: str, mixture: Mixture, centre: Array) -> tuple[str, str]:
+def _log_density(write: _Writer, x: str, mixture: GaussianMixtures, centre: Array) -> tuple[str, str]:
     """Write the log density (n, 1) of points x (n, d) around a centre, but for `(2 pi)^(-d/2)`, and the likeliest
     component (n, 1).
     """

@@ -17,8 +17,8 @@ from defuse.v1 import correction_pb2, model_pb2, release_pb2
 from google.protobuf import json_format, text_format
 
 from services.corrector.evaluation import LocalVersion
-from services.corrector.gate.comparison import Candidate, Version
-from services.corrector.releases.history import NOBODY, Decision, History, Kind
+from services.corrector.gate.comparison import ServedCandidate, Version
+from services.corrector.releases.history import NO_DECISION, Decision, Kind, ReleaseHistory
 from services.corrector.releases.own_triton import Releases
 from services.corrector.releases.repository import classifier_config, exclusively, guard_config, guarded_config
 from services.corrector.releases.signature import read_signature
@@ -35,16 +35,18 @@ _LOOK_EVERY_S = 5.0
 OPERATOR = "operator of Triton"
 
 
-class AdoptedReleases:
+class ExternalTritonReleases:
     """Takes on models that a Triton serves already, and hands versions over; the methods are those of `Releases`."""
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
-        self.history = History(store)
+        self.history = ReleaseHistory(store)
         self._store = store
         self._inference = inference
         self._root = root
 
-    def register(self, declared: model_pb2.Model, file_digest: str, decision: Decision = NOBODY) -> model_pb2.Model:
+    def register(
+        self, declared: model_pb2.Model, file_digest: str, decision: Decision = NO_DECISION
+    ) -> model_pb2.Model:
         """Take on a model that Triton serves under this name; the file must be the version that it serves.
 
         Raises NotReady where Triton does not serve it, InvalidInput where file and version answer differently.
@@ -99,9 +101,9 @@ class AdoptedReleases:
         """Return a version that runs here: beside a candidate that does, too."""
         return LocalVersion(self._store.read_bytes(keys.model_file(model.name, version)), model)
 
-    def serve_candidate(self, model: model_pb2.Model, file: bytes) -> Candidate:
+    def serve_candidate(self, model: model_pb2.Model, file: bytes) -> ServedCandidate:
         """Return a candidate that runs here."""
-        return Candidate(name="", version=0, classifier=LocalVersion(file, model))
+        return ServedCandidate(name="", version=0, classifier=LocalVersion(file, model))
 
     def withdraw_candidates(self, model_name: str) -> None:
         """Do nothing: there are none in Triton."""
@@ -205,4 +207,4 @@ def _writing(directory: Path, partial: Path | None = None) -> Iterator[None]:
         raise StoreFull(f"cannot write {directory} ({error.strerror}); free space there") from error
 
 
-AnyReleases = Releases | AdoptedReleases
+AnyReleases = Releases | ExternalTritonReleases

@@ -54,10 +54,10 @@ class Decision:
     request_id: str = ""
 
 
-NOBODY = Decision()
+NO_DECISION = Decision()
 
 
-class History:
+class ReleaseHistory:
     """Reads and writes the records of models, versions and releases."""
 
     def __init__(self, store: ArtifactStore) -> None:
@@ -155,7 +155,7 @@ class History:
         version: int,
         previous: int,
         correction: str = "",
-        decision: Decision = NOBODY,
+        decision: Decision = NO_DECISION,
     ) -> release_pb2.Release:
         """Write what was changed."""
         release = release_pb2.Release(

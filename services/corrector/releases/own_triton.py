@@ -8,8 +8,8 @@ from defuse import names
 from defuse.errors import AlreadyExists, InvalidInput, NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2
 
-from services.corrector.gate.comparison import Candidate, Version
-from services.corrector.releases.history import NOBODY, Decision, History, Kind, candidate_id, gate_id
+from services.corrector.gate.comparison import ServedCandidate, Version
+from services.corrector.releases.history import NO_DECISION, Decision, Kind, ReleaseHistory, candidate_id, gate_id
 from services.corrector.releases.repository import TritonRepository, exclusively, guard_config, guarded_config
 from services.corrector.releases.signature import read_signature
 from services.storage import keys
@@ -24,13 +24,15 @@ class Releases:
     """Changes which version callers get. One change at a time, across processes that share the repository."""
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
-        self.history = History(store)
+        self.history = ReleaseHistory(store)
         self._store = store
         self._inference = inference
         self._repository = TritonRepository(root, inference)
         self._root = root
 
-    def register(self, declared: model_pb2.Model, file_digest: str, decision: Decision = NOBODY) -> model_pb2.Model:
+    def register(
+        self, declared: model_pb2.Model, file_digest: str, decision: Decision = NO_DECISION
+    ) -> model_pb2.Model:
         """Check a file against its declaration and serve it as version 1; once for one request."""
         with exclusively(self._root):
             if self.history.registered_for(declared, decision.request_id):
@@ -94,7 +96,7 @@ class Releases:
         """Return a version as callers get it."""
         return self._inference.classifier(model, version=version)
 
-    def serve_candidate(self, model: model_pb2.Model, file: bytes) -> Candidate:
+    def serve_candidate(self, model: model_pb2.Model, file: bytes) -> ServedCandidate:
         """Serve a file beside the champion, under a name of its own; the same file again has the same version.
 
         Candidates before it stay, up to `_CANDIDATES`: one may be on trial.
@@ -106,7 +108,7 @@ class Releases:
             others = [other for other in self._repository.versions(model_id) if other != version]
             self._repository.serve(model, model_id, [*others[1 - _CANDIDATES :], version])
         served = self._inference.classifier(model, version=version, model_id=model_id)
-        return Candidate(name=model_id, version=version, classifier=served)
+        return ServedCandidate(name=model_id, version=version, classifier=served)
 
     def withdraw_candidates(self, model_name: str) -> None:
         """Serve no candidate of a model any more."""

@@ -7,7 +7,7 @@ from defuse.errors import NotFound, NotReady
 from defuse.v1 import correction_pb2, release_pb2, work_pb2
 
 from services.corrector.gate.decision import Gate
-from services.corrector.guard.builder import Guards
+from services.corrector.guard.builder import GuardIssuer
 from services.corrector.releases.external_triton import AnyReleases
 from services.corrector.releases.history import Decision
 from services.runtime.worker import Job
@@ -22,7 +22,7 @@ class Publisher:
     store: ArtifactStore
     releases: AnyReleases
     gate: Gate
-    guards: Guards
+    guards: GuardIssuer
 
 
 def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_pb2.Event:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from services.distiller.mixture.covariances import CovarianceType
-from services.distiller.mixture.parallel import Crew
+from services.distiller.mixture.parallel import Reducer
 
 # Least variance of a direction beside that of the dimensions it lies in.
 _LEAST_SHARE = 1e-8
@@ -145,7 +145,7 @@ class Points:
         edges = np.linspace(0, len(self), min(count, max(len(self), 1)) + 1).round().astype(int)
         return [slice(int(a), int(b)) for a, b in pairwise(edges) if a < b]
 
-    def moments(self, crew: Crew) -> tuple[Tensor, Tensor]:
+    def moments(self, crew: Reducer) -> tuple[Tensor, Tensor]:
         """Return the mean (d,) and the unbiased covariance (d, d) of the points of all processes, in two passes.
 
         Raises ValueError for values that are not finite.
@@ -157,7 +157,7 @@ class Points:
         (scatter,) = self._added(crew, lambda x: ((x - mean).T @ (x - mean),))
         return mean, scatter / (count - 1.0).clamp_min(1.0)
 
-    def _added(self, crew: Crew, work: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+    def _added(self, crew: Reducer, work: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         total: list[Tensor] = []
         for parts in crew.each(lambda chunk: work(chunk.x), self.makers()):  # added one by one: there may be many
             total = [so_far + part for so_far, part in zip(total, parts, strict=True)] if total else list(parts)

@@ -16,7 +16,7 @@ NOTHING = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lookup:
+class AliveComponents:
     """What is asked of a posterior in one pass over the data: the components that are alive."""
 
     posterior: Posterior
@@ -25,7 +25,7 @@ class Lookup:
     log_categories: Sequence[Tensor]  # (c, a) each
 
     @classmethod
-    def of(cls, posterior: Posterior) -> "Lookup":
+    def of(cls, posterior: Posterior) -> "AliveComponents":
         alive = alive_components(posterior)
         coefficients = posterior.coefficients()[:, alive]
         return cls(
@@ -57,7 +57,7 @@ def alive_components(posterior: Posterior) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ChunkResponsibilities:
     """What the components say of one chunk."""
 
     responsibility: Tensor  # (b, a)
@@ -65,13 +65,13 @@ class Answer:
     sums: Sums
 
 
-def dense(chunk: Chunk, lookup: Lookup) -> Answer:
+def ask_all(chunk: Chunk, lookup: AliveComponents) -> ChunkResponsibilities:
     """Ask every component that is alive about every point of a chunk."""
     features = lookup.posterior.prior.shape.features(chunk.x)
     joint = lookup.log_joint(features, chunk.categories)
     normaliser = normalise_(joint)
     sums = _summed(chunk, features, joint, normaliser, lookup)
-    return Answer(responsibility=joint, normaliser=normaliser, sums=sums)
+    return ChunkResponsibilities(responsibility=joint, normaliser=normaliser, sums=sums)
 
 
 def normalise_(joint: Tensor) -> Tensor:
@@ -83,7 +83,9 @@ def normalise_(joint: Tensor) -> Tensor:
     return (highest + total.log())[:, 0]
 
 
-def _summed(chunk: Chunk, features: Tensor, responsibility: Tensor, normaliser: Tensor, lookup: Lookup) -> Sums:
+def _summed(
+    chunk: Chunk, features: Tensor, responsibility: Tensor, normaliser: Tensor, lookup: AliveComponents
+) -> Sums:
     """Return the sums of a chunk, given responsibilities (b, a) and the log sums (b,) that made them.
 
     -sum r log r is the log sums minus the responsibilities times the log joints, which are linear in the sums.
@@ -117,17 +119,17 @@ _MOST_SHARE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Screen:
+class Screening:
     """A posterior as it is asked from leading dimensions first; for whole covariance matrices."""
 
-    lookup: Lookup
+    lookup: AliveComponents
     leading: Tensor  # (f', a) coefficients of the features of the leading dimensions
     constant: Tensor  # (a,)
     mean: Tensor  # (a, d)
     root: Tensor  # (a, d, d)
 
     @classmethod
-    def of(cls, lookup: Lookup) -> "Screen":
+    def of(cls, lookup: AliveComponents) -> "Screening":
         posterior, alive = lookup.posterior, lookup.alive
         constant = posterior.constant()[alive]
         mean, root = posterior.mean[alive], posterior.root[alive]
@@ -135,14 +137,14 @@ class Screen:
         leading[0] += constant
         return cls(lookup=lookup, leading=leading, constant=constant, mean=mean, root=root)
 
-    def ask(self, chunk: Chunk) -> Answer:
+    def ask(self, chunk: Chunk) -> ChunkResponsibilities:
         """Return what `dense` returns, to within rounding."""
         at_most = Full(_LEADING).features(chunk.x[:, :_LEADING]) @ self.leading  # (b, a)
         for table, values in zip(self.lookup.log_categories, chunk.categories, strict=True):
             at_most += table[values]
         near = at_most > self._best(chunk, at_most)[:, None] - _FAR
         if near.sum() > _MOST_SHARE * near.numel():
-            return dense(chunk, self.lookup)
+            return ask_all(chunk, self.lookup)
         joint = at_most.fill_(-torch.inf)
         pairs = list(_by_component(near))
         for component, rows in pairs:
@@ -150,7 +152,7 @@ class Screen:
         log_joint = joint.clone()
         normaliser = normalise_(joint)
         sums = self._summed(chunk, pairs, joint, log_joint, normaliser)
-        return Answer(responsibility=joint, normaliser=normaliser, sums=sums)
+        return ChunkResponsibilities(responsibility=joint, normaliser=normaliser, sums=sums)
 
     def _best(self, chunk: Chunk, at_most: Tensor) -> Tensor:
         """Return the log joint (b,) of each point with the component that promises most, below which none counts."""
@@ -214,9 +216,9 @@ def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
             yield number, rows
 
 
-def asker(posterior: Posterior) -> Callable[[Chunk], Answer]:
+def asker(posterior: Posterior) -> Callable[[Chunk], ChunkResponsibilities]:
     """Return what asks the components of a posterior about a chunk, in the way that takes least."""
-    lookup = Lookup.of(posterior)
+    lookup = AliveComponents.of(posterior)
     if posterior.prior.kind == "full" and posterior.prior.dim >= LEAST_DIM:
-        return Screen.of(lookup).ask
-    return partial(dense, lookup=lookup)
+        return Screening.of(lookup).ask
+    return partial(ask_all, lookup=lookup)

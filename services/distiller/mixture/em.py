@@ -8,7 +8,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from services.distiller.mixture.fit_state import Fit, State
+from services.distiller.mixture.fit_state import Fit, FitState
 from services.distiller.mixture.posterior import Posterior, Prior, Sums
 from services.distiller.mixture.split_merge import TRIAL, merge, split
 
@@ -69,7 +69,7 @@ def _kept(typical: Tensor, prior: Prior) -> Tensor:
 _MOST_ROUNDS = 10
 
 
-def improve(fit: Fit, state: State, generator: torch.Generator) -> None:
+def improve(fit: Fit, state: FitState, generator: torch.Generator) -> None:
     """Merge and split until neither raises the bound."""
     for _ in range(_MOST_ROUNDS):
         while merge(fit, state):
@@ -81,7 +81,7 @@ def improve(fit: Fit, state: State, generator: torch.Generator) -> None:
             return
 
 
-def order(state: State) -> None:
+def order(state: FitState) -> None:
     """Put the largest components first, where sticks expect them, if the bound is the higher for it."""
     ranks = state.posterior.count.argsort(descending=True, stable=True)
     blocks = [block.take(ranks) for block in state.blocks]
@@ -96,14 +96,14 @@ _WARM_UP = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ascent:
+class EMLoop:
     """How far a fit goes, and whether by moves, too."""
 
     moves: bool
     tol: float
     max_iter: int
 
-    def climb(self, fit: Fit, state: State, generator: torch.Generator) -> None:
+    def climb(self, fit: Fit, state: FitState, generator: torch.Generator) -> None:
         """Raise the bound until it moves by less than `tol`; warn where `max_iter` passes do not get there."""
         if self.moves:
             for _ in range(min(_WARM_UP, self.max_iter)):
@@ -121,7 +121,7 @@ class Ascent:
                 stacklevel=3,
             )
 
-    def learn(self, fit: Fit, state: State, generator: torch.Generator) -> Fit:
+    def learn(self, fit: Fit, state: FitState, generator: torch.Generator) -> Fit:
         """Go on with a prior that is learned from what was found; bounds from here on are of another model."""
         fit = replace(fit, prior=learned(state.posterior))
         state.converged = False

@@ -14,10 +14,10 @@ from services.distiller.mixture import init
 from services.distiller.mixture.covariances import SHAPES, CovarianceType, reduced
 from services.distiller.mixture.data import Chunk, Coordinates, Points, Rows, definite
 from services.distiller.mixture.e_step import LEAST_DIM, normalise_
-from services.distiller.mixture.em import Ascent
-from services.distiller.mixture.fit_state import Fit, State
+from services.distiller.mixture.em import EMLoop
+from services.distiller.mixture.fit_state import Fit, FitState
 from services.distiller.mixture.init import Start
-from services.distiller.mixture.parallel import Crew
+from services.distiller.mixture.parallel import Reducer
 from services.distiller.mixture.posterior import Prior
 
 # Blocks of a memoized pass, and the fewest points that are worth one.
@@ -113,10 +113,10 @@ class DirichletProcessMixture:
         `check` is told the bound after every pass over the data, and may raise to stop. Raises ValueError for data or
         parameters that make no sense.
         """
-        crew, ascent = self._crew(), Ascent(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
+        crew, ascent = self._crew(), EMLoop(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
         points = self._points(X, categories, category_sizes, crew)
         with crew.at_work():
-            best: State | None = None
+            best: FitState | None = None
             for number in range(1 if responsibilities is not None else self.n_init):
                 fit, state = self._begin(points, crew, number, responsibilities, check)
                 ascent.climb(fit, state, self._generator(number))
@@ -160,7 +160,7 @@ class DirichletProcessMixture:
         """Fit, and return the likeliest component of each point, (n,)."""
         return self.fit(X, categories=categories).predict(X, categories=categories)
 
-    def _points(self, X: Rows, categories: Sequence[Array], sizes: Sequence[int] | None, crew: Crew) -> Points:
+    def _points(self, X: Rows, categories: Sequence[Array], sizes: Sequence[int] | None, crew: Reducer) -> Points:
         if len(X.shape) != 2 or not all(X.shape):
             raise ValueError(f"X has shape {tuple(X.shape)}: give points (n, d), at least one")
         if self.n_components < 1:
@@ -184,18 +184,18 @@ class DirichletProcessMixture:
             device=device,
         )
 
-    def _crew(self) -> Crew:
+    def _crew(self) -> Reducer:
         threads = self.threads or (torch.get_num_threads() if self.device == "cpu" else 1)
-        return Crew(threads, self.group)
+        return Reducer(threads, self.group)
 
     def _begin(
         self,
         points: Points,
-        crew: Crew,
+        crew: Reducer,
         number: int,
         responsibilities: Array | None,
         check: Callable[[float], None],
-    ) -> tuple[Fit, State]:
+    ) -> tuple[Fit, FitState]:
         mean, covariance = points.moments(crew)
         covariance = definite(covariance)
         coordinates = Coordinates.of(mean, covariance, self.covariance_type)
@@ -212,8 +212,8 @@ class DirichletProcessMixture:
 
     def _started(self, fit: Fit, number: int, responsibilities: Array | None) -> list[Any]:
         if responsibilities is not None:
-            return init.given(fit, torch.as_tensor(responsibilities))
-        return init.begin(fit, self.init_params, self._generator(number))
+            return init.given_sums(fit, torch.as_tensor(responsibilities))
+        return init.initial_sums(fit, self.init_params, self._generator(number))
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.random_state + number)
@@ -221,7 +221,7 @@ class DirichletProcessMixture:
     def _fit_in(
         self,
         points: Points,
-        crew: Crew,
+        crew: Reducer,
         coordinates: Coordinates,
         covariance: Tensor,
         mean: Tensor,
@@ -266,7 +266,7 @@ class DirichletProcessMixture:
             category_concentration=self.category_concentration,
         )
 
-    def _keep(self, state: State, fit: Fit) -> None:
+    def _keep(self, state: FitState, fit: Fit) -> None:
         posterior, coordinates = state.posterior, fit.points.coordinates
         assert coordinates is not None
         kind, dim = self.covariance_type, fit.points.dim
@@ -316,7 +316,7 @@ class DirichletProcessMixture:
                 joint += table[values]
             return of(joint + posterior.prior.shape.common(chunk.x, posterior.root)).cpu()
 
-        with (crew := Crew(self._crew().threads)).at_work():
+        with (crew := Reducer(self._crew().threads)).at_work():
             return np.concatenate([part.numpy() for part in crew.each(ask, points.makers())])
 
     def _matrices(self) -> Array:

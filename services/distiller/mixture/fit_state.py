@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 from services.distiller.mixture.data import Points
 from services.distiller.mixture.e_step import asker
-from services.distiller.mixture.parallel import Crew
+from services.distiller.mixture.parallel import Reducer
 from services.distiller.mixture.posterior import Posterior, Prior, Sums
 
 
 @dataclass(kw_only=True)
-class State:
+class FitState:
     """Where a fit stands."""
 
     posterior: Posterior
@@ -37,18 +37,18 @@ class Fit:
 
     points: Points
     prior: Prior
-    crew: Crew
+    crew: Reducer
     blocks: list[slice]
     # Points of all processes.
     count: int
     # Told the bound after every pass over the data; may raise to stop.
     check: Callable[[float], None]
 
-    def begin(self, blocks: list[Sums]) -> State:
+    def begin(self, blocks: list[Sums]) -> FitState:
         """Return the state after responsibilities given by their sums, block by block."""
         total = Sums.total(blocks)
         posterior = Posterior.of(total, self.prior)
-        return State(posterior=posterior, blocks=blocks, bound=posterior.bound(total))
+        return FitState(posterior=posterior, blocks=blocks, bound=posterior.bound(total))
 
     def expect(self, posterior: Posterior, rows: slice | None = None) -> Sums:
         """Return the sums of some rows of every process, or of all, under a posterior."""
@@ -60,7 +60,7 @@ class Fit:
         total = Sums.total(self.crew.each(work, self.points.makers(rows)))
         return total.of(self.crew.total(total.parts()))
 
-    def step(self, state: State) -> None:
+    def step(self, state: FitState) -> None:
         """Go once over the data."""
         for number, rows in enumerate(self.blocks):
             state.blocks[number] = self.expect(state.posterior, rows)
@@ -68,12 +68,12 @@ class Fit:
         state.bound = state.posterior.bound(state.sums)
         self.note(state)
 
-    def update(self, state: State) -> None:
+    def update(self, state: FitState) -> None:
         """Make posterior and bound of what the blocks say."""
         state.posterior = Posterior.of(state.sums, self.prior)
         state.bound = state.posterior.bound(state.sums)
 
-    def note(self, state: State) -> None:
+    def note(self, state: FitState) -> None:
         """Count a pass over the data, and tell its bound."""
         state.iteration += 1
         state.bounds.append(state.bound)

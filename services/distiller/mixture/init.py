@@ -16,7 +16,7 @@ _SAMPLE = 50_000
 _LLOYD_STEPS = 10
 
 
-def begin(fit: Fit, start: Start, generator: torch.Generator) -> list[Sums]:
+def initial_sums(fit: Fit, start: Start, generator: torch.Generator) -> list[Sums]:
     """Return the sums of the first responsibilities, block by block.
 
     `k-means++` (Arthur and Vassilvitskii, SODA 2007) chooses centres far apart, `kmeans` improves on them by Lloyd's
@@ -36,14 +36,14 @@ def begin(fit: Fit, start: Start, generator: torch.Generator) -> list[Sums]:
     return [_block(fit, rows, lambda chunk: _one_hot(fit, _nearest(chunk.x, centres))) for rows in fit.blocks]
 
 
-def given(fit: Fit, responsibilities: Tensor) -> list[Sums]:
+def given_sums(fit: Fit, responsibilities: Tensor) -> list[Sums]:
     """Return the sums of responsibilities (n, K) of this process's points."""
     position = 0
 
     def of(chunk: Chunk) -> Tensor:
         nonlocal position
-        begin, position = position, position + len(chunk.x)
-        return responsibilities[begin:position].to(chunk.x.device)
+        initial_sums, position = position, position + len(chunk.x)
+        return responsibilities[initial_sums:position].to(chunk.x.device)
 
     return [_block(fit, rows, of) for rows in fit.blocks]
 
@@ -85,13 +85,13 @@ def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     for _ in range(count - 1):
         if float(distance.sum()) <= 0:  # fewer different points than centres
             break
-        new = drawn(distance, generator)
+        new = draw_weighted(distance, generator)
         chosen.append(new)
         distance = torch.minimum(distance, ((x - x[new]) ** 2).sum(dim=1))
     return x[chosen]
 
 
-def drawn(weight: Tensor, generator: torch.Generator) -> int:
+def draw_weighted(weight: Tensor, generator: torch.Generator) -> int:
     """Draw a position with chances in proportion to weights (n,); by a generator of the CPU, whatever the device."""
     draw = torch.rand(1, generator=generator, dtype=torch.float64).to(weight.device)
     cumulated = weight.cumsum(0)

@@ -14,7 +14,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 
-class Crew:
+class Reducer:
     """Threads that take a chunk each, and the processes of a torch.distributed group, which take rows each.
 
     A chunk for each thread beats threads that share a product: they would wait for each other at every one, and on

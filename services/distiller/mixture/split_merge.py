@@ -8,15 +8,15 @@ from torch import Tensor
 
 from services.distiller.mixture.data import Chunk
 from services.distiller.mixture.e_step import alive_components, asker
-from services.distiller.mixture.fit_state import Fit, State
+from services.distiller.mixture.fit_state import Fit, FitState
 from services.distiller.mixture.posterior import FILLED, SLACK, Posterior, Sums, empty_bound
-from services.distiller.mixture.subclusters import Halves, halved
+from services.distiller.mixture.subclusters import DividedComponent, divided_components
 
 # A component is compared with so many others, those whose means it finds likeliest.
 _NEIGHBOURS = 6
 
 
-def merge(fit: Fit, state: State) -> bool:
+def merge(fit: Fit, state: FitState) -> bool:
     """Go once over the data, and make one component of every two that are better as one; say whether there were any."""
     pairs = _candidates(state)
     overlaps = torch.zeros(len(fit.blocks), len(pairs), dtype=torch.float64, device=pairs.device)
@@ -41,7 +41,7 @@ def merge(fit: Fit, state: State) -> bool:
     return merged
 
 
-def _candidates(state: State) -> Tensor:
+def _candidates(state: FitState) -> Tensor:
     """Return pairs (p, 2) of components that may be better as one: those that find each other's means likely."""
     posterior, sums = state.posterior, state.sums
     alive = (posterior.count > FILLED).nonzero()[:, 0]
@@ -87,7 +87,7 @@ def _overlap(responsibility: Tensor, columns: Tensor) -> Tensor:
     return torch.stack(lost) if lost else responsibility.new_zeros(0)
 
 
-def _merge_greedily(state: State, pairs: Tensor, overlaps: Tensor) -> bool:
+def _merge_greedily(state: FitState, pairs: Tensor, overlaps: Tensor) -> bool:
     """Merge pairs, the most rewarding first, each component once, as long as the bound rises."""
     prior = state.posterior.prior
     total = state.sums
@@ -133,14 +133,14 @@ _LEAST_RISE = 1.0
 _SHARES = (1.0, 0.5, 0.2)
 
 
-def split(fit: Fit, state: State, generator: torch.Generator) -> bool:
+def split(fit: Fit, state: FitState, generator: torch.Generator) -> bool:
     """Divide components that may hide two, as many as there are empty ones; say whether any stay divided."""
     room = int((state.posterior.count < FILLED).sum())
-    found = halved(fit, state, generator)[:room] if room else []
+    found = divided_components(fit, state, generator)[:room] if room else []
     return any(_stays(fit, state, found[: math.ceil(share * len(found))]) for share in _SHARES if found)
 
 
-def _stays(fit: Fit, state: State, halves: list[Halves]) -> bool:
+def _stays(fit: Fit, state: FitState, halves: list[DividedComponent]) -> bool:
     """Try some splits; keep them if the bound is higher a few iterations later, and say whether it is so by much."""
     posterior = Posterior.of(_divided(state.sums, halves), fit.prior)
     # Every block is asked first: one that still knows the whole component would win it back.
@@ -157,7 +157,7 @@ def _stays(fit: Fit, state: State, halves: list[Halves]) -> bool:
     return rise > _LEAST_RISE
 
 
-def _divided(sums: Sums, found: list[Halves]) -> Sums:
+def _divided(sums: Sums, found: list[DividedComponent]) -> Sums:
     """Return sums in which the first half takes a component's place and the second that of an empty one."""
     features, categories = sums.features.clone(), [category.clone() for category in sums.categories]
     empty = (sums.count < FILLED).nonzero()[:, 0].tolist()

@@ -37,7 +37,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def _admit(self, call: grpc.HandlerCallDetails) -> None:
         if (role := roles.needed(call.method)) is not None:
-            roles.enter(caller_of(self._tokens, _said(call.invocation_metadata or ())))
+            roles.set_caller(caller_of(self._tokens, _said(call.invocation_metadata or ())))
             roles.require(role, call.method.rpartition("/")[2])
 
 
@@ -67,7 +67,7 @@ _MOST_CALLERS = 10_000
 _BURST_S = 1.0
 
 
-class Limits:
+class RateLimits:
     """Counts the calls of each caller; 0 is no limit."""
 
     def __init__(self, *, calls_per_s: float, concurrent_calls: int) -> None:
@@ -112,10 +112,10 @@ class Limits:
             self._full_at.popitem(last=False)
 
 
-class LimitsInterceptor(grpc.aio.ServerInterceptor):
+class RateLimitInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls beyond the limits of their caller; before the doorkeeper, so that whom he refuses counts."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RateLimits) -> None:
         self._limits = limits
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -133,5 +133,5 @@ class LimitsInterceptor(grpc.aio.ServerInterceptor):
 
 def name_of_caller(context: Any) -> str:
     """Return who calls: the name of a token, else where the call comes from, without the port."""
-    known = roles.present()
+    known = roles.current_caller()
     return known.name if known else host_of(unquote(context.peer()).partition(":")[2])

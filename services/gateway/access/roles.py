@@ -30,34 +30,34 @@ class Caller:
 _present: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
-def enter(caller: Caller) -> None:
+def set_caller(caller: Caller) -> None:
     """Let what follows in this call know who makes it."""
     _present.set(caller)
 
 
-def present() -> Caller | None:
+def current_caller() -> Caller | None:
     """Return who makes the present call; None where callers show no tokens."""
     return _present.get()
 
 
 def require(role: Role, what: str) -> None:
     """Raise PermissionDenied unless the caller has a role, or one above it; without tokens everybody has all."""
-    caller = present()
+    caller = current_caller()
     if caller and caller.role < role:
-        needed = word(role)
+        needed = role_name(role)
         raise PermissionDenied(
-            f"{what} needs the role {needed}, and {caller.name!r} has {word(caller.role)}; ask an admin for it",
+            f"{what} needs the role {needed}, and {caller.name!r} has {role_name(caller.role)}; ask an admin for it",
             reason="ROLE_TOO_LOW",
             metadata={"role": needed},
         )
 
 
-def signed(request: M) -> M:
+def sign_request(request: M) -> M:
     """Put the caller's name where a request says whose it is, in place; raise PermissionDenied for somebody else's.
 
     An approver is the caller, too, or nobody.
     """
-    if caller := present():
+    if caller := current_caller():
         for field in _SAYING.intersection(request.DESCRIPTOR.fields_by_name):
             said = getattr(request, field)
             if said not in {"", caller.name}:
@@ -70,7 +70,7 @@ def signed(request: M) -> M:
     return request
 
 
-def word(role: Role) -> str:
+def role_name(role: Role) -> str:
     """Return a role as people write it."""
     return access_pb2.Role.Name(role).removeprefix("ROLE_").lower()
 

@@ -26,7 +26,7 @@ from services.storage.artifacts import ArtifactStore
 _KEY = re.compile(rf"{keys.AUDIT}/\d{{4}}-\d\d-\d\d/\d{{6}}\.\d{{6}}-[0-9a-f]{{6}}\.pb")
 
 
-class Journal:
+class AuditLog:
     """Keeps and lists events."""
 
     def __init__(self, store: ArtifactStore) -> None:
@@ -68,7 +68,7 @@ _MOST_NAMES = 20
 class AuditInterceptor(grpc.aio.ServerInterceptor):
     """Tells of each call that changes something, once it has ended and before it is answered."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: AuditLog) -> None:
         self._journal = journal
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -97,7 +97,7 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
         telemetry.log().info(
             "audit",
             caller=event.caller,
-            role=roles.word(event.role) if event.role else "",
+            role=roles.role_name(event.role) if event.role else "",
             method=event.method,
             resources=list(event.resources),
             code=event.code,
@@ -135,7 +135,7 @@ def names_in(message: Any) -> Iterator[str]:
 
 
 def _event(method: str, names: list[str], context: Any, error: BaseException | None) -> audit_pb2.AuditEvent:
-    known = roles.present()
+    known = roles.current_caller()
     code, reason = _outcome(context, error)
     event = audit_pb2.AuditEvent(
         caller=known.name if known else "",

@@ -9,7 +9,7 @@ from defuse.v1 import correction_pb2, run_pb2, work_pb2
 
 from services.gateway.corrections.config import complete, trainings
 from services.gateway.records.paging import Cursor, Page
-from services.gateway.records.store import Book, Work
+from services.gateway.records.store import RecordStore, Work
 from services.gateway.regions.regions import Regions
 from services.gateway.runs.runs import Runs, check_distilled
 from services.runtime.queue import CHOOSE, KEY, TRAIN, Queue
@@ -34,7 +34,7 @@ class Corrections:
         self._catalog = catalog_
         self._runs = runs
         self._regions = regions
-        self.book: Book[correction_pb2.Correction] = Book(
+        self.book: RecordStore[correction_pb2.Correction] = RecordStore(
             queue, correction_pb2.Correction, "corrections", lambda correction: correction.state in ENDED
         )
 

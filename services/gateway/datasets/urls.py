@@ -12,7 +12,7 @@ import fsspec
 from defuse.errors import InvalidInput
 from fsspec.asyn import sync
 
-from services.storage.file_systems import append, naming_the_extra, scratch_file
+from services.storage.file_systems import append, naming_missing_package, scratch_file
 
 _PROTOCOLS = ("s3", "gs", "az", "http", "https")
 _CHUNK_BYTES = 1024 * 1024
@@ -29,7 +29,7 @@ def fetched(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
     """
     protocol = _protocol(uri)
     with scratch_file() as target:
-        with naming_the_extra(uri), _file_system(protocol) as file_system:
+        with naming_missing_package(uri), _file_system(protocol) as file_system:
             digest = _copy(file_system, uri, target, max_bytes)
         target.seek(0)
         yield target, digest

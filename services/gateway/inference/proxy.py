@@ -17,14 +17,14 @@ from tritonclient.grpc import service_pb2
 
 from services.gateway.inference.routing import (
     CHAMPION,
-    Routes,
+    RoutingTable,
     Target,
     challenger_of,
     names_outputs,
     read_target,
     retargeted,
 )
-from services.gateway.inference.shadow import Comparisons, Tally
+from services.gateway.inference.shadow import ShadowComparisons, TrialCounters
 from services.gateway.inference.shared_memory import KINDS, REGISTER, STATUS, UNREGISTER, SharedMemory
 from services.runtime.channels import UNLIMITED, channel_to
 
@@ -65,10 +65,10 @@ async def guarded(request: bytes, target: Target, infer: Infer, *, champion: byt
 _WAITING = 2
 
 
-class StreamPassage:
+class StreamProxy:
     """Passes streams on to Triton, whose `ModelStreamInfer` is `method`."""
 
-    def __init__(self, method: Any, routes: Routes, memory: SharedMemory) -> None:
+    def __init__(self, method: Any, routes: RoutingTable, memory: SharedMemory) -> None:
         self._method = method
         self._routes = routes
         self._memory = memory
@@ -153,17 +153,19 @@ def _as_triton(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitab
     return answer
 
 
-class InferencePassage(grpc.GenericRpcHandler):
+class InferenceProxy(grpc.GenericRpcHandler):
     """Passes inference to Triton."""
 
-    def __init__(self, url: str, tls: TlsFiles, routes: Routes, tally: Tally, *, shared_memory: bool = False) -> None:
+    def __init__(
+        self, url: str, tls: TlsFiles, routes: RoutingTable, tally: TrialCounters, *, shared_memory: bool = False
+    ) -> None:
         self._channel = channel_to(url, tls, receive_bytes=UNLIMITED)
         self._routes = routes
         self._tally = tally
         self._infer: Any = self._channel.unary_unary(_path("ModelInfer"))
         self._memory = SharedMemory(self._call, offered=shared_memory)
-        streams = StreamPassage(self._channel.stream_stream(_path("ModelStreamInfer")), routes, self._memory)
-        self._comparisons = Comparisons(self._infer, tally)
+        streams = StreamProxy(self._channel.stream_stream(_path("ModelStreamInfer")), routes, self._memory)
+        self._comparisons = ShadowComparisons(self._infer, tally)
         unary = grpc.unary_unary_rpc_method_handler
         self._handlers: dict[str, Any] = {
             _path("ModelInfer"): unary(self._answered),

@@ -12,7 +12,7 @@ from defuse.errors import InvalidInput, NotFound
 from defuse.v1 import trial_pb2
 
 from services.gateway.trials.trials import LEASE_S, REFRESH_S, Trials
-from services.runtime.worker import patiently
+from services.runtime.worker import retry_while_redis_is_away
 
 # Tags of the fields that say what is asked: number << 3 | 2, for bytes with their length before them.
 _MODEL_NAME, _MODEL_VERSION, _ID = 0x0A, 0x12, 0x1A
@@ -133,7 +133,7 @@ class Route:
     drawn: bool = False
 
 
-class Routes:
+class RoutingTable:
     """What this gateway knows of trials under way. One writer of them all: `Trials`."""
 
     def __init__(self, trials: Trials) -> None:
@@ -145,7 +145,7 @@ class Routes:
         """Keep up with all gateways, for ever."""
         while True:
             asked = time.monotonic()
-            self.show(await patiently(self._trials.running), since=asked)
+            self.show(await retry_while_redis_is_away(self._trials.running), since=asked)
             await asyncio.sleep(REFRESH_S)
 
     def show(self, running: Iterable[trial_pb2.Trial], *, since: float | None = None) -> None:

@@ -13,10 +13,10 @@ from tritonclient.grpc import service_pb2
 
 from services.gateway.trials.trials import REFRESH_S, Trials
 from services.runtime import telemetry
-from services.runtime.worker import patiently
+from services.runtime.worker import retry_while_redis_is_away
 
 
-class Tally:
+class TrialCounters:
     """Counts in memory, so that no request waits for Redis."""
 
     def __init__(self, trials: Trials) -> None:
@@ -33,7 +33,7 @@ class Tally:
         """Hand over what was counted, for ever."""
         while True:
             await asyncio.sleep(REFRESH_S)
-            await patiently(self.flush)
+            await retry_while_redis_is_away(self.flush)
 
     async def flush(self) -> None:
         """Hand over what was counted until now."""
@@ -55,10 +55,10 @@ _DEADLINE_S = 10.0
 _SHARED = b"shared_memory_region"
 
 
-class Comparisons:
+class ShadowComparisons:
     """Asks challengers and counts whether they agree."""
 
-    def __init__(self, infer: Any, tally: Tally) -> None:
+    def __init__(self, infer: Any, tally: TrialCounters) -> None:
         self._infer = infer
         self._tally = tally
         self._under_way: set[asyncio.Task[None]] = set()

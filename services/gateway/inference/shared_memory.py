@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
 from services.gateway.inference.routing import may_refer_to_memory
-from services.triton.transport import OURS
+from services.triton.transport import OWN_REGION_PREFIX
 
 KINDS = ("System", "Cuda")
 STATUS, REGISTER, UNREGISTER = "Status", "Register", "Unregister"
@@ -73,7 +73,7 @@ class SharedMemory:
         forget = getattr(service_pb2, f"{kind}SharedMemoryUnregisterRequest")
         refusals = []
         for region in status.regions:
-            if not region.startswith(OURS):
+            if not region.startswith(OWN_REGION_PREFIX):
                 try:
                     await self._made(kind, UNREGISTER, forget(name=region), context)
                 except grpc.aio.AioRpcError as error:  # Triton lets go of memory a moment after it has answered
@@ -103,16 +103,17 @@ def _check_theirs(request: Any) -> None:
 
 
 def _check_name(name: str) -> None:
-    if name.startswith(OURS):
+    if name.startswith(OWN_REGION_PREFIX):
         raise PermissionDenied(
-            f"region {name!r} belongs to the services of Defuse; choose a name that does not begin with {OURS!r}",
+            f"region {name!r} belongs to the services of Defuse; choose a name that does not begin with "
+            f"{OWN_REGION_PREFIX!r}",
             reason="REGION_OF_DEFUSE",
         )
 
 
 def _without_ours(kind: str, answer: bytes) -> bytes:
     status: Any = _parsed(f"{kind}SharedMemoryStatusResponse", answer)
-    for region in [name for name in status.regions if name.startswith(OURS)]:
+    for region in [name for name in status.regions if name.startswith(OWN_REGION_PREFIX)]:
         del status.regions[region]
     data: bytes = status.SerializeToString()
     return data

@@ -15,7 +15,7 @@ from services.runtime.settings import MAX_MESSAGE_BYTES
 SERVICE = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
 
 
-class GeneratorPassage(grpc.GenericRpcHandler):
+class GeneratorProxy(grpc.GenericRpcHandler):
     """Passes the calls of GeneratorService to a generator, with deadline and cancellation."""
 
     def __init__(self, url: str, tls: TlsFiles) -> None:

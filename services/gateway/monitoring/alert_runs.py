@@ -40,7 +40,7 @@ class Period:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captured:
+class CapturedImages:
     """Images of one batch, which stay as they are whatever is deleted meanwhile."""
 
     # Names of the observations, (n, 16) uint8.
@@ -54,7 +54,7 @@ class Captured:
         return np.asarray(self.images[self.rows])
 
 
-def captured(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[Captured]:
+def captured(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[CapturedImages]:
     """Return the images that were answered in a period and fall in the region of this index, batch by batch."""
     return [
         found
@@ -65,7 +65,7 @@ def captured(store: ArtifactStore, model_name: str, region: int, period: Period)
     ]
 
 
-def _of_batch(store: ArtifactStore, batch: str, region: int, period: Period) -> Iterator[Captured]:
+def _of_batch(store: ArtifactStore, batch: str, region: int, period: Period) -> Iterator[CapturedImages]:
     try:
         record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
         seen = store.map_arrays(keys.watched(batch))
@@ -78,7 +78,7 @@ def _of_batch(store: ArtifactStore, batch: str, region: int, period: Period) -> 
     shown = np.array(kept["id"])[np.array(kept["has_image"], bool)]
     rows = np.array([row for row, name in enumerate(shown) if name.tobytes() in wanted], np.int64)
     if len(rows):
-        yield Captured(ids=shown[rows], images=kept["image"], rows=rows)
+        yield CapturedImages(ids=shown[rows], images=kept["image"], rows=rows)
 
 
 _LONGEST_ID = 63
@@ -174,7 +174,7 @@ class AlertRuns:
             begins.append(last.create_time.ToDatetime(UTC))
         return Period(since=max(begins), until=alert.create_time.ToDatetime(UTC))
 
-    def _dataset(self, base_name: str, cause: _Cause, images: Sequence[Captured]) -> str:
+    def _dataset(self, base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
         """Return the name of a data set whose searched split are these images; made unless it is there."""
         base = self._catalog.dataset(base_name)
         name = names.dataset(_digest(base_name, cause, images))
@@ -221,7 +221,7 @@ def run_id_of(alert: monitor_pb2.Alert) -> str:
     return f"{model_id[: _LONGEST_ID - len(alert_id) - 1]}-{alert_id}"
 
 
-def _digest(base_name: str, cause: _Cause, images: Sequence[Captured]) -> str:
+def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
     """Return a digest of what a data set is made of; an observation, once stored, never changes."""
     content = hashlib.sha256(f"{base_name}:{cause.model.name}:{cause.label}".encode())
     for part in images:

@@ -12,7 +12,7 @@ from defuse.v1 import monitor_pb2
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from services.gateway.monitoring.config import Subjects
+from services.gateway.monitoring.config import MonitoredModels
 from services.gateway.records.paging import Cursor, Page
 from services.runtime import telemetry
 from services.runtime.queue import KEY, Queue
@@ -89,7 +89,7 @@ _POLL_S = 0.2
 class Alerts:
     """Raises, lists and watches alerts."""
 
-    def __init__(self, queue: Queue, store: ArtifactStore, subjects: Subjects, webhooks: Webhooks) -> None:
+    def __init__(self, queue: Queue, store: ArtifactStore, subjects: MonitoredModels, webhooks: Webhooks) -> None:
         self._redis = queue.redis
         self._store = store
         self._subjects = subjects

@@ -13,10 +13,10 @@ from defuse.v1 import model_pb2, monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
 from services.arrays import Array
-from services.gateway.monitoring.config import Subject
+from services.gateway.monitoring.config import MonitoredModel
 from services.storage import keys
 from services.storage.catalog import shape
-from services.triton.preprocessing import restored
+from services.triton.preprocessing import undo_preprocessing
 
 # How the folder of an hour, in UTC, is named.
 HOUR = "%Y-%m-%d-%H"
@@ -30,16 +30,16 @@ _VALUE_BYTES = {"FP32": 4, "UINT8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class ReceivedBatch:
     """What somebody reports at once."""
 
     id: str
     observations: Sequence[monitor_pb2.Observation]
 
 
-async def received(
-    requests: AsyncIterator[pb.ReportRequest], subject_of: Callable[[str], Awaitable[Subject]]
-) -> tuple[Subject, Batch]:
+async def receive_batch(
+    requests: AsyncIterator[pb.ReportRequest], subject_of: Callable[[str], Awaitable[MonitoredModel]]
+) -> tuple[MonitoredModel, ReceivedBatch]:
     """Return the model that a batch is reported of, and the batch; raise InvalidInput for one that is too large."""
     first = await anext(aiter(requests), None)
     if first is None:
@@ -54,7 +54,7 @@ async def received(
         size += request.ByteSize()
         observations.extend(request.observations)
         _check_size(len(observations), size)
-    return subject, Batch(id=batch_id, observations=observations)
+    return subject, ReceivedBatch(id=batch_id, observations=observations)
 
 
 async def _all(first: pb.ReportRequest, rest: AsyncIterator[pb.ReportRequest]) -> AsyncIterator[pb.ReportRequest]:
@@ -73,7 +73,7 @@ def _check_size(count: int, size: int) -> None:
         )
 
 
-def check(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> None:
+def check_batch(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> None:
     """Raise InvalidInput that names the first observation which cannot be one of the model's."""
     seen: set[str] = set()
     for number, observation in enumerate(observations):
@@ -197,5 +197,5 @@ def _restored(observation: monitor_pb2.Observation, model: model_pb2.Model) -> A
             reason="BAD_OBSERVATION",
             metadata={"id": observation.id},
         )
-    image: Array = restored(values, model)[0]
+    image: Array = undo_preprocessing(values, model)[0]
     return image

@@ -16,7 +16,7 @@ from defuse.v1 import model_pb2, monitor_pb2
 from services.arrays import Array
 from services.gateway.monitoring.batches import LONGEST_VERSION, MOST_OBSERVATIONS
 from services.storage.catalog import shape
-from services.triton.preprocessing import input_shape, restored
+from services.triton.preprocessing import input_shape, undo_preprocessing
 
 _STRUCTURED = "application/cloudevents+json"
 _BATCHED = "application/cloudevents-batch+json"
@@ -159,7 +159,7 @@ def _images(data: Mapping[str, Any], model: model_pb2.Model) -> list[monitor_pb2
         if ((values < _LEAST) | (values > _LARGEST)).any():
             raise InvalidInput("the input has values that are no bytes", reason="BAD_PAYLOAD")
         values = values.astype(np.uint8)
-    return [monitor_pb2.Observation(picture=image.tobytes()) for image in restored(values, model)]
+    return [monitor_pb2.Observation(picture=image.tobytes()) for image in undo_preprocessing(values, model)]
 
 
 def _scores(data: Mapping[str, Any], model: model_pb2.Model) -> list[monitor_pb2.Observation]:

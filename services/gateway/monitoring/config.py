@@ -98,7 +98,7 @@ _KNOWN_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class MonitoredModel:
     """A model that is watched."""
 
     model: model_pb2.Model
@@ -108,17 +108,17 @@ class Subject:
 
 
 # Is told of a model and of a batch whose observations, or what is known of them, were changed.
-Told = Callable[[Subject, str], Awaitable[None]]
+Told = Callable[[MonitoredModel, str], Awaitable[None]]
 
 
-class Subjects:
+class MonitoredModels:
     """Reads models from the store, each at most once a second."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self._known: dict[str, tuple[float, Subject]] = {}
+        self._known: dict[str, tuple[float, MonitoredModel]] = {}
 
-    async def of(self, model_name: str) -> Subject:
+    async def of(self, model_name: str) -> MonitoredModel:
         """Return a model; raise NotFound for an unknown name."""
         now = time.monotonic()
         read_at, subject = self._known.get(model_name, (-_KNOWN_S, None))
@@ -131,10 +131,10 @@ class Subjects:
         """Have a model read anew, of which this gateway has just changed something."""
         self._known.pop(model_name, None)
 
-    def _read(self, model_name: str) -> Subject:
+    def _read(self, model_name: str) -> MonitoredModel:
         model = self.catalog.model(model_name)
         guards = self.catalog.guards(model.name)
-        return Subject(
+        return MonitoredModel(
             model=model,
             guard=guards[-1].name if guards else "",
             config=read(self.catalog.store, model.name),

@@ -11,8 +11,8 @@ from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring import batches, config
 from services.gateway.monitoring.batches import HOUR
-from services.gateway.monitoring.config import Subjects, Told
-from services.gateway.monitoring.observation_index import Index
+from services.gateway.monitoring.config import MonitoredModels, Told
+from services.gateway.monitoring.observation_index import ObservationIndex
 from services.runtime import telemetry
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -23,7 +23,7 @@ MOST_IDS = 10_000
 class Deletions:
     """Deletes observations, and tells of which batch they were."""
 
-    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index, told: Told) -> None:
+    def __init__(self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, told: Told) -> None:
         self._store = store
         self._told = told
         self._subjects = subjects

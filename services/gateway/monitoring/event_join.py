@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from defuse.errors import DefuseError, InvalidInput, NotFound
 from defuse.v1 import model_pb2, monitor_pb2
 
-from services.gateway.monitoring.batches import Batch, check
+from services.gateway.monitoring.batches import ReceivedBatch, check_batch
 from services.gateway.monitoring.cloud_events import REQUEST, RESPONSE, CloudEvent, half_of, joined
-from services.gateway.monitoring.config import Subjects
-from services.gateway.monitoring.reports import Reports
+from services.gateway.monitoring.config import MonitoredModels
+from services.gateway.monitoring.reports import BatchReports
 from services.runtime import telemetry
-from services.runtime.queue import GONE, KEY, Queue
+from services.runtime.queue import KEY, REDIS_AWAY, Queue
 
 # How long a half waits for the other one, how many may wait, and of how many bytes; the oldest are given up first. Then
 # how many pairs are stored at once.
@@ -29,7 +29,7 @@ _FIELDS_OF_WHOLE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class EventPair:
     """What there is of an event's two halves."""
 
     key: str
@@ -46,7 +46,7 @@ class Pair:
         return RESPONSE if REQUEST in self.halves else REQUEST
 
 
-class Halves:
+class PendingEvents:
     """Brings halves together."""
 
     def __init__(self, queue: Queue) -> None:
@@ -66,18 +66,18 @@ class Halves:
         if fields == _FIELDS_OF_WHOLE:
             await self._redis.zadd(_WHOLE, {key: time.time()})
 
-    async def take_whole(self) -> Sequence[Pair]:
+    async def take_whole(self) -> Sequence[EventPair]:
         """Return some whole pairs, which no other gateway gets until they are given back, or late."""
         found = await self._redis.zpopmin(_WHOLE, MOST_AT_ONCE)
         pairs = [await self._read(key.decode()) for key, _ in found]
         return [pair for pair in pairs if pair.whole]  # others were settled meanwhile
 
-    async def give_back(self, pairs: Sequence[Pair]) -> None:
+    async def give_back(self, pairs: Sequence[EventPair]) -> None:
         """Let any gateway take whole pairs."""
         if pairs:
             await self._redis.zadd(_WHOLE, {pair.key: time.time() for pair in pairs})
 
-    async def settle(self, pair: Pair) -> bool:
+    async def settle(self, pair: EventPair) -> bool:
         """Let go of a pair; return whether this gateway did it, of several that may."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zrem(_WAITING, pair.key)
@@ -86,12 +86,12 @@ class Halves:
             removed, _, _ = await pipe.execute()
         return bool(removed)
 
-    async def late(self) -> Sequence[Pair]:
+    async def late(self) -> Sequence[EventPair]:
         """Return pairs that have waited for too long."""
         keys = await self._redis.zrangebyscore(_WAITING, "-inf", time.time() - LONGEST_WAIT_S)
         return [await self._read(key.decode()) for key in keys]
 
-    async def too_many(self, most: int = MOST_WAITING, most_bytes: int = MOST_BYTES) -> Sequence[Pair]:
+    async def too_many(self, most: int = MOST_WAITING, most_bytes: int = MOST_BYTES) -> Sequence[EventPair]:
         """Return the oldest pairs, those without which the rest are few and small enough."""
         keys = await self._redis.zrevrange(_WAITING, 0, -1)
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -106,11 +106,11 @@ class Halves:
                 beyond.append(await self._read(key.decode()))
         return beyond
 
-    async def _read(self, key: str) -> Pair:
+    async def _read(self, key: str) -> EventPair:
         found = await self._redis.hgetall(key)
         model_name = found.pop(_MODEL.encode(), b"").decode()
         halves = {half.decode(): monitor_pb2.ObservationBatch.FromString(data) for half, data in found.items()}
-        return Pair(key=key, model=model_name, halves=halves)
+        return EventPair(key=key, model=model_name, halves=halves)
 
 
 def _key(model_name: str, event_id: str) -> str:
@@ -125,10 +125,10 @@ _STORE_EVERY_S = 0.2
 _LOOK_EVERY_S = 1.0
 
 
-class Observing:
+class EventJoiner:
     """Takes in events."""
 
-    def __init__(self, halves: Halves, reports: Reports, subjects: Subjects) -> None:
+    def __init__(self, halves: PendingEvents, reports: BatchReports, subjects: MonitoredModels) -> None:
         self._halves = halves
         self._reports = reports
         self._subjects = subjects
@@ -148,7 +148,7 @@ class Observing:
         """
         subject = await self._subjects.of(model_name)
         half, batch = await asyncio.to_thread(half_of, event, subject.model)
-        await asyncio.to_thread(check, batch.observations, subject.model)
+        await asyncio.to_thread(check_batch, batch.observations, subject.model)
         await self._halves.put(subject.model.name, event.id, half, batch)
 
     async def store_whole(self) -> None:
@@ -171,9 +171,9 @@ class Observing:
             if not pair.whole:
                 await self._give_up(pair, "too_many_waiting")
 
-    async def _store(self, pairs: Sequence[Pair]) -> None:
+    async def _store(self, pairs: Sequence[EventPair]) -> None:
         """Store pairs and let go of them: killed in between, they are stored again, which changes nothing."""
-        found: dict[str, list[Pair]] = {}
+        found: dict[str, list[EventPair]] = {}
         for pair in pairs:
             found.setdefault(pair.model, []).append(pair)
         for model_name, of_model in found.items():
@@ -183,28 +183,28 @@ class Observing:
                 for pair in of_model:
                     await self._give_up(pair, "model_changed", error=error.message)
 
-    async def _store_of(self, model_name: str, pairs: Sequence[Pair]) -> None:
+    async def _store_of(self, model_name: str, pairs: Sequence[EventPair]) -> None:
         subject = await self._subjects.of(model_name)
         observations: list[monitor_pb2.Observation] = []
         for pair in pairs:
             observations += await self._observations(pair, subject.model)
-        await self._reports.store(subject, Batch(id=uuid.uuid4().hex, observations=observations))
+        await self._reports.store(subject, ReceivedBatch(id=uuid.uuid4().hex, observations=observations))
         for pair in pairs:
             await self._halves.settle(pair)
 
-    async def _observations(self, pair: Pair, model: model_pb2.Model) -> Sequence[monitor_pb2.Observation]:
+    async def _observations(self, pair: EventPair, model: model_pb2.Model) -> Sequence[monitor_pb2.Observation]:
         """Return what is to be stored of a pair: nothing where it is given up, lest others be refused for it."""
         reason = "halves_differ"
         try:
             found = joined(pair.halves[REQUEST], pair.halves[RESPONSE])
             reason = "model_changed"
-            await asyncio.to_thread(check, found, model)
+            await asyncio.to_thread(check_batch, found, model)
         except InvalidInput as error:
             await self._give_up(pair, reason, error=error.message)
             return []
         return found
 
-    async def _give_up(self, pair: Pair, reason: str, **why: str) -> None:
+    async def _give_up(self, pair: EventPair, reason: str, **why: str) -> None:
         rows = max((len(half.observations) for half in pair.halves.values()), default=0)
         if await self._halves.settle(pair):
             telemetry.OBSERVATIONS.labels(pair.model, reason).inc(rows)
@@ -216,7 +216,7 @@ async def _again_and_again(call: Callable[[], Awaitable[None]], pause_s: float) 
     while True:
         try:
             await call()
-        except (DefuseError, OSError, *GONE) as error:
+        except (DefuseError, OSError, *REDIS_AWAY) as error:
             telemetry.log().warning("events_wait", error=str(error))
             await asyncio.sleep(_LOOK_EVERY_S)
         await asyncio.sleep(pause_s)

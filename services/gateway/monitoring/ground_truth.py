@@ -9,8 +9,8 @@ from defuse import names
 from defuse.errors import InvalidInput, NotFound
 from defuse.v1 import model_pb2, monitor_pb2
 
-from services.gateway.monitoring.config import Subjects, Told
-from services.gateway.monitoring.observation_index import Index
+from services.gateway.monitoring.config import MonitoredModels, Told
+from services.gateway.monitoring.observation_index import ObservationIndex
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
@@ -55,10 +55,10 @@ def _truths(store: ArtifactStore, batch: str) -> dict[bytes, str]:
 MOST_TRUTHS = 10_000
 
 
-class Truths:
+class GroundTruth:
     """Keeps what is said, and tells of which batch it was."""
 
-    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index, told: Told) -> None:
+    def __init__(self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, told: Told) -> None:
         self._store = store
         self._told = told
         self._subjects = subjects

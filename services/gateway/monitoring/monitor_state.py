@@ -67,7 +67,7 @@ _SILENCE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ScoredBatch:
     """What was seen of the n observations of a batch, in their order."""
 
     # As the distiller stores it: index, inside, typicality, predicted, confidence, (n,) each.
@@ -75,14 +75,14 @@ class Seen:
     # Versions that answered, (n,).
     versions: Sequence[str]
 
-    def part(self, begin: int, end: int) -> "Seen":
+    def part(self, begin: int, end: int) -> "ScoredBatch":
         """Return some of the observations."""
         arrays = {name: array[begin:end] for name, array in self.arrays.items()}
-        return Seen(arrays=arrays, versions=self.versions[begin:end])
+        return ScoredBatch(arrays=arrays, versions=self.versions[begin:end])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calm:
+class ReferenceProfile:
     """What a guard's reference images look like, as the distiller stores it, and the names of what they are told by."""
 
     guard: guard_pb2.Guard
@@ -110,7 +110,7 @@ class Calm:
         )
 
 
-def begun(state: monitor_pb2.MonitorState, calm: Calm) -> None:
+def restart(state: monitor_pb2.MonitorState, calm: ReferenceProfile) -> None:
     """Let a monitor begin anew with a guard, in place; what it is silent about it stays silent about."""
     silent, total, config = dict(state.silent_until), state.total, state.monitor.config
     anew = monitor_pb2.MonitorState(total=total, silent_until=silent)
@@ -128,7 +128,7 @@ def begun(state: monitor_pb2.MonitorState, calm: Calm) -> None:
 
 
 def fold(
-    state: monitor_pb2.MonitorState, seen: Seen, calm: Calm, *, expected_run_length: float
+    state: monitor_pb2.MonitorState, seen: ScoredBatch, calm: ReferenceProfile, *, expected_run_length: float
 ) -> list[monitor_pb2.Alert]:
     """Change a state by a batch, in place; return the alert that it gives cause to, if any.
 
@@ -146,7 +146,7 @@ def fold(
     alert = _alert(state, calm, {kind: path[count - 1] for kind, path in paths.items()})
     alert.evidence = float(weighed[count - 1])
     state.silent_until[_about(alert)] = state.total + round(_SILENCE * expected_run_length)
-    begun(state, calm)
+    restart(state, calm)
     _count_versions(state, seen.versions[count:])
     state.total += len(seen.versions) - count
     return [alert]
@@ -159,7 +159,9 @@ _FIELDS = {
 }
 
 
-def _paths(state: monitor_pb2.MonitorState, seen: Seen, calm: Calm) -> dict["monitor_pb2.Alert.Kind.ValueType", Array]:
+def _paths(
+    state: monitor_pb2.MonitorState, seen: ScoredBatch, calm: ReferenceProfile
+) -> dict["monitor_pb2.Alert.Kind.ValueType", Array]:
     """Return the evidence after each observation, (n, k, alternatives) for each kind."""
     index, inside = seen.arrays["index"], seen.arrays["inside"] > 0
     looked_at, read = index >= 0, seen.arrays["predicted"] >= 0
@@ -181,13 +183,13 @@ def _paths(state: monitor_pb2.MonitorState, seen: Seen, calm: Calm) -> dict["mon
     }
 
 
-def _heard(state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", calm: Calm) -> Array:
+def _heard(state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", calm: ReferenceProfile) -> Array:
     """Return 1 for what may raise an alert, 0 for what the monitor is silent about, (k,)."""
     silent = [state.silent_until.get(f"{kind} {subject}", 0) > state.total for subject in _subjects(kind, calm)]
     return 1.0 - np.array(silent)
 
 
-def _subjects(kind: "monitor_pb2.Alert.Kind.ValueType", calm: Calm) -> list[str]:
+def _subjects(kind: "monitor_pb2.Alert.Kind.ValueType", calm: ReferenceProfile) -> list[str]:
     if kind == Kind.KIND_REGION_HITS:
         return [region.region for region in calm.guard.regions]
     return list(calm.classes) if kind == Kind.KIND_PREDICTION_DRIFT else [""]
@@ -197,7 +199,7 @@ def _about(alert: monitor_pb2.Alert) -> str:
     return f"{alert.kind} {alert.subject}"
 
 
-def _count(state: monitor_pb2.MonitorState, seen: Seen, calm: Calm, count: int) -> None:
+def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, calm: ReferenceProfile, count: int) -> None:
     """Count the first observations of a batch."""
     arrays = {name: array[:count] for name, array in seen.arrays.items()}
     state.total += count
@@ -229,7 +231,7 @@ def _told_apart(counts: Mapping[str, int], version: str) -> str:
     return version if version in counts or len(counts) < _MOST_VERSIONS else OTHER_VERSIONS
 
 
-def _tell(state: monitor_pb2.MonitorState, calm: Calm) -> None:
+def _tell(state: monitor_pb2.MonitorState, calm: ReferenceProfile) -> None:
     """Say what the counts come to."""
     monitor, predicted = state.monitor, np.array(state.predicted)
     if total := predicted.sum():
@@ -242,7 +244,7 @@ def _tell(state: monitor_pb2.MonitorState, calm: Calm) -> None:
     monitor.update_time.GetCurrentTime()
 
 
-def _estimated_accuracy(state: monitor_pb2.MonitorState, calm: Calm) -> float:
+def _estimated_accuracy(state: monitor_pb2.MonitorState, calm: ReferenceProfile) -> float:
     """Return the share that is read correctly, as far as it can be told without truth.
 
     Outside of the regions by confidence. More hits than in calm, over the share of a region that the guard finds, moved
@@ -259,7 +261,9 @@ def _estimated_accuracy(state: monitor_pb2.MonitorState, calm: Calm) -> float:
 
 
 def _alert(
-    state: monitor_pb2.MonitorState, calm: Calm, evidence: Mapping["monitor_pb2.Alert.Kind.ValueType", Array]
+    state: monitor_pb2.MonitorState,
+    calm: ReferenceProfile,
+    evidence: Mapping["monitor_pb2.Alert.Kind.ValueType", Array],
 ) -> monitor_pb2.Alert:
     """Return the alert about what has most of the evidence (k, alternatives) of all kinds."""
     shares = {kind: _WEIGHTS[kind] * of.sum(axis=1) / of.size for kind, of in evidence.items()}

@@ -50,7 +50,7 @@ return own
 Exists = Callable[[str], Awaitable[bool]]
 
 
-class Index:
+class ObservationIndex:
     """Finds observations. Batches are named by their keys in the store."""
 
     def __init__(self, queue: Queue, exists: Exists) -> None:

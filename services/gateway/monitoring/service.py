@@ -10,19 +10,19 @@ from defuse import names
 from defuse.v1 import monitor_service_pb2 as pb
 from defuse.v1 import monitor_service_pb2_grpc as pb_grpc
 
-from services.gateway.access.interceptors import Limits
+from services.gateway.access.interceptors import RateLimits
 from services.gateway.monitoring import config
 from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts, Webhooks
-from services.gateway.monitoring.batches import received
-from services.gateway.monitoring.config import Subjects
+from services.gateway.monitoring.batches import receive_batch
+from services.gateway.monitoring.config import MonitoredModels
 from services.gateway.monitoring.deletion import Deletions, Retention
-from services.gateway.monitoring.event_join import Halves, Observing
-from services.gateway.monitoring.ground_truth import Truths
+from services.gateway.monitoring.event_join import EventJoiner, PendingEvents
+from services.gateway.monitoring.ground_truth import GroundTruth
 from services.gateway.monitoring.http_server import HttpServer
 from services.gateway.monitoring.monitors import Monitors
-from services.gateway.monitoring.observation_index import Index
-from services.gateway.monitoring.reports import Reports
+from services.gateway.monitoring.observation_index import ObservationIndex
+from services.gateway.monitoring.reports import BatchReports
 from services.gateway.records.paging import Cursor
 from services.gateway.runs.runs import Runs
 from services.gateway.settings import GatewaySettings
@@ -35,14 +35,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorRooms:
+class MonitorContext:
     """What the methods delegate to."""
 
     store: ArtifactStore
-    subjects: Subjects
-    reports: Reports
+    subjects: MonitoredModels
+    reports: BatchReports
     monitors: Monitors
-    truths: Truths
+    truths: GroundTruth
     deletions: Deletions
     alerts: Alerts
     alert_runs: AlertRuns
@@ -51,11 +51,11 @@ class MonitorRooms:
 class MonitorService(pb_grpc.MonitorServiceServicer):
     """Production traffic."""
 
-    def __init__(self, rooms: MonitorRooms) -> None:
+    def __init__(self, rooms: MonitorContext) -> None:
         self._rooms = rooms
 
     async def Report(self, request_iterator: AsyncIterator[pb.ReportRequest], context: Context) -> pb.ReportResponse:
-        subject, batch = await received(request_iterator, self._rooms.subjects.of)
+        subject, batch = await receive_batch(request_iterator, self._rooms.subjects.of)
         return pb.ReportResponse(stored=await self._rooms.reports.store(subject, batch))
 
     async def AttachTruth(self, request: pb.AttachTruthRequest, context: Context) -> pb.AttachTruthResponse:
@@ -103,29 +103,29 @@ class Monitoring:
     """What takes in the traffic of models, and what tells of it."""
 
     def __init__(
-        self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs, limits: Limits
+        self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs, limits: RateLimits
     ) -> None:
-        subjects = Subjects(Catalog(store))
-        index = Index(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
+        subjects = MonitoredModels(Catalog(store))
+        index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
         webhooks = Webhooks()
         self.alerts = Alerts(queue, store, subjects, webhooks)
         self.alert_runs = AlertRuns(store, self.alerts, runs)
         self.monitors = Monitors(queue, store, subjects, self.alerts, self.alert_runs)
         deletions = Deletions(store, subjects, index, self.monitors.count_truth)
-        self.reports = Reports(store, subjects, index, deletions)
+        self.reports = BatchReports(store, subjects, index, deletions)
         self.service = MonitorService(
-            MonitorRooms(
+            MonitorContext(
                 store=store,
                 subjects=subjects,
                 reports=self.reports,
                 monitors=self.monitors,
-                truths=Truths(store, subjects, index, self.monitors.count_truth),
+                truths=GroundTruth(store, subjects, index, self.monitors.count_truth),
                 deletions=deletions,
                 alerts=self.alerts,
                 alert_runs=self.alert_runs,
             )
         )
-        observing = Observing(Halves(queue), self.reports, subjects)
+        observing = EventJoiner(PendingEvents(queue), self.reports, subjects)
         self._loops = [self.monitors.run, self.reports.run, Retention(store).run, webhooks.run, *observing.loops]
         if settings.http_port:
             self._loops.append(HttpServer(settings, observing, limits).run)

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.records.paging import Cursor, Page, Placed, Position
-from services.gateway.releases.releases import Publications, fault
+from services.gateway.releases.releases import ReleaseOperations, fault
 from services.gateway.runs.runs import Runs
 from services.runtime.queue import KEY, Queue
 
@@ -105,7 +105,7 @@ _EVERYWHERE = {"", "runs/-"}
 class _Source:
     """The record that an operation is a view of."""
 
-    records: Runs | Corrections | Publications
+    records: Runs | Corrections | ReleaseOperations
     name: str
     view: Callable[[Any], Operation]
 
@@ -113,7 +113,7 @@ class _Source:
 class Operations:
     """What takes long, by the names `runs/{run}/operations/{operation}` and `models/{model}/operations/{operation}`."""
 
-    def __init__(self, queue: Queue, runs: Runs, corrections: Corrections, publications: Publications) -> None:
+    def __init__(self, queue: Queue, runs: Runs, corrections: Corrections, publications: ReleaseOperations) -> None:
         self._redis = queue.redis
         self._runs = runs
         self._corrections = corrections

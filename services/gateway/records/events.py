@@ -11,7 +11,7 @@ from defuse.v1 import work_pb2
 
 from services.runtime import telemetry, tracing
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, Delivery, Queue
-from services.runtime.worker import RETRY_S, keep_measuring, patiently
+from services.runtime.worker import RETRY_S, report_queue_metrics, retry_while_redis_is_away
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
@@ -20,7 +20,7 @@ Fold = Callable[[work_pb2.Event], Awaitable[Any]]
 _UNRECORDED = "models"
 
 
-class EventLoop:
+class EventConsumer:
     """Reads the stream `events`; each event is folded by the collection that its subject belongs to."""
 
     def __init__(self, queue: Queue, store: ArtifactStore, folds: Mapping[str, Fold]) -> None:
@@ -31,19 +31,19 @@ class EventLoop:
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """What runs as long as the gateway."""
-        return [self.run, lambda: keep_measuring(self._queue, [EVENTS])]
+        return [self.run, lambda: report_queue_metrics(self._queue, [EVENTS])]
 
     async def run(self) -> None:
-        await patiently(lambda: self._queue.open([EVENTS]))
+        await retry_while_redis_is_away(lambda: self._queue.open([EVENTS]))
         while True:
-            delivery = await patiently(lambda: self._queue.receive([EVENTS]))
+            delivery = await retry_while_redis_is_away(lambda: self._queue.receive([EVENTS]))
             if delivery:
                 await self._apply(delivery)
 
     async def _apply(self, delivery: Delivery) -> None:
         event = work_pb2.Event()
         if delivery.count > MAX_DELIVERIES:
-            await patiently(lambda: self._queue.give_up(delivery, delivery.last_error))
+            await retry_while_redis_is_away(lambda: self._queue.give_up(delivery, delivery.last_error))
             return
         try:
             delivery.decode(event)
@@ -56,17 +56,17 @@ class EventLoop:
             telemetry.log().warning("event_refused", error=error.message)
             await asyncio.sleep(RETRY_S)
             return  # not acknowledged: it is delivered again
-        await patiently(lambda: self._queue.acknowledge(delivery))
+        await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery))
 
     async def _when_possible(self, act: Fold, event: work_pb2.Event, delivery: Delivery) -> None:
         """Record or fold an event, however long the store has no room or is away; Redis is waited for, too."""
         while True:
             try:
-                await patiently(lambda: act(event))
+                await retry_while_redis_is_away(lambda: act(event))
             except (Unavailable, StoreFull, OSError) as error:
                 telemetry.log().warning("event_waits", error=str(error), retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
-                await patiently(lambda: self._queue.heartbeat(delivery))
+                await retry_while_redis_is_away(lambda: self._queue.heartbeat(delivery))
             else:
                 return
 

@@ -20,7 +20,7 @@ from defuse.errors import AlreadyExists, Conflict
 from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.message import Message
 
-from services.runtime.queue import GONE, KEY, Queue
+from services.runtime.queue import KEY, REDIS_AWAY, Queue
 
 _KEY = f"{KEY}request:"
 _KEPT_S = 24 * 3600
@@ -64,7 +64,7 @@ class Claim:
 claimed: ContextVar[Claim | None] = ContextVar("claimed", default=None)
 
 
-def once(method: F) -> F:
+def idempotent(method: F) -> F:
     """Carry a method of a service out once for each `request_id`; the service has its `requests`."""
     kind: type[Message] = method.__annotations__["return"]
 
@@ -76,7 +76,7 @@ def once(method: F) -> F:
     return cast("F", call)
 
 
-class Requests:
+class IdempotentRequests:
     """What was asked with an id, over all gateways."""
 
     def __init__(self, queue: Queue) -> None:
@@ -107,7 +107,7 @@ class Requests:
             token = claimed.set(claim)
             try:
                 answer = await carry_out()
-            except GONE:
+            except REDIS_AWAY:
                 # Redis may have made it all the same, and not have come to say so: the note that it did must stay.
                 raise
             except Exception:
@@ -134,7 +134,7 @@ class Requests:
             await pipe.execute()
 
     async def _forget(self, claim: Claim) -> None:
-        with suppress(*GONE, Conflict):
+        with suppress(*REDIS_AWAY, Conflict):
             await claim.check(self._redis)
             await self._redis.delete(claim.key)
 
@@ -146,14 +146,14 @@ class Requests:
             yield
         finally:
             living.cancel()
-            with suppress(*GONE, Conflict):
+            with suppress(*REDIS_AWAY, Conflict):
                 await claim.check(self._redis)
                 await self._redis.delete(claim.held_key)
 
     async def _live(self, claim: Claim) -> None:
         while True:
             await asyncio.sleep(LEASE_S / 5)
-            with suppress(*GONE, Conflict):
+            with suppress(*REDIS_AWAY, Conflict):
                 await claim.check(self._redis)
                 await self._redis.pexpire(claim.held_key, round(1000 * LEASE_S))
 

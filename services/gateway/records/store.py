@@ -24,7 +24,7 @@ R = TypeVar("R", bound=Message)
 Work = tuple[str, Message]
 
 
-class Book(Generic[R]):
+class RecordStore(Generic[R]):
     """All records of one kind."""
 
     def __init__(self, queue: Queue, kind: type[R], collection: str, ended: Callable[[R], bool]) -> None:

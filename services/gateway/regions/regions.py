@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from services.arrays import Array
 from services.gateway.records.idempotency import claimed
-from services.runtime.channels import Peer
+from services.runtime.channels import ServiceClient
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
@@ -32,7 +32,7 @@ _LABEL, _INVALID = annotation_pb2.Annotation.VERDICT_LABEL, annotation_pb2.Annot
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class AnnotationImages:
     """What an annotator looks at, (n, h, w, c) uint8 each."""
 
     exemplars: Array
@@ -42,7 +42,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class JudgedRegions:
     """Names of regions that people called invalid, and of those that they labelled as their sources are."""
 
     invalid: Sequence[str]
@@ -70,9 +70,9 @@ class Regions:
         """Return the parts that a region was split into, with their latest annotations, the largest score first."""
         return [self._catalog.annotated(part) for part in self._catalog.parts(name)]
 
-    def pictures(self, name: str) -> Pictures:
+    def pictures(self, name: str) -> AnnotationImages:
         arrays = self._store.map_arrays(keys.region_arrays(name))
-        return Pictures(
+        return AnnotationImages(
             exemplars=arrays["exemplars"],
             sources=arrays["exemplar_sources"],
             nearest=arrays["nearest"],
@@ -115,13 +115,13 @@ class Regions:
             if region.annotation.verdict == _LABEL
         ]
 
-    def judged(self, run: run_pb2.Run) -> Judged:
+    def judged(self, run: run_pb2.Run) -> JudgedRegions:
         """Return the regions whose latest verdict says whether their failures are pictures of their label.
 
         One that is labelled otherwise than its sources says neither: it is a picture, but not of its label.
         """
         regions = self.distillation(run).regions
-        return Judged(
+        return JudgedRegions(
             invalid=[region.name for region in regions if region.annotation.verdict == _INVALID],
             valid=[
                 region.name
@@ -160,7 +160,7 @@ class Annotator:
     """Takes verdicts on regions."""
 
     def __init__(
-        self, regions: Regions, distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
+        self, regions: Regions, distiller: "ServiceClient[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
     ) -> None:
         self._regions = regions
         self._distiller = distiller

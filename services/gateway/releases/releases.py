@@ -9,10 +9,10 @@ from defuse.v1 import correction_pb2, corrector_service_pb2, corrector_service_p
 from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.corrections.corrections import Corrections
-from services.gateway.records.store import Book, Work
+from services.gateway.records.store import RecordStore, Work
 from services.gateway.trials.trials import Trials
 from services.runtime import telemetry
-from services.runtime.channels import Peer
+from services.runtime.channels import ServiceClient
 from services.runtime.queue import KEY, PUBLISH, Queue
 
 Publication = release_pb2.Publication
@@ -22,13 +22,13 @@ ENDED = (Publication.STATE_SUCCEEDED, Publication.STATE_FAILED)
 Retire = Callable[[str], Awaitable[None]]
 
 
-class Publications:
+class ReleaseOperations:
     """Starts, finds and follows releases."""
 
     def __init__(self, queue: Queue, corrections: Corrections, retire: Retire) -> None:
         self._corrections = corrections
         self._retire = retire
-        self.book: Book[release_pb2.Publication] = Book(
+        self.book: RecordStore[release_pb2.Publication] = RecordStore(
             queue, Publication, "publications", lambda publication: publication.state in ENDED
         )
 
@@ -147,10 +147,12 @@ def _model_key(model: str) -> str:
     return f"{KEY}publishing:{model}"
 
 
-class Candidates:
+class CandidateRetirement:
     """Takes candidates out of service."""
 
-    def __init__(self, trials: Trials, corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]") -> None:
+    def __init__(
+        self, trials: Trials, corrector: "ServiceClient[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
+    ) -> None:
         self._trials = trials
         self._corrector = corrector
 

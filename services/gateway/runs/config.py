@@ -8,7 +8,7 @@ from defuse.errors import InvalidInput, NotReady
 from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, run_pb2
 
 from services.gateway.regions.regions import Regions
-from services.runtime.channels import Peer
+from services.runtime.channels import ServiceClient
 
 _SEARCH_DEFAULTS = run_pb2.SearchConfig(
     radius_sd=0.5,
@@ -90,11 +90,11 @@ def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
     return whole
 
 
-class Advice:
+class ThresholdAdvisor:
     """Learns from verdicts, through the generator, who knows what a threshold is of."""
 
     def __init__(
-        self, regions: Regions, generator: "Peer[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
+        self, regions: Regions, generator: "ServiceClient[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
     ) -> None:
         self._regions = regions
         self._generator = generator
@@ -117,7 +117,9 @@ class Advice:
         return advice
 
 
-def advised(config: run_pb2.RunConfig, advice: run_pb2.ValidityAdvice, whose: run_pb2.Run) -> run_pb2.RunConfig:
+def with_advised_thresholds(
+    config: run_pb2.RunConfig, advice: run_pb2.ValidityAdvice, whose: run_pb2.Run
+) -> run_pb2.RunConfig:
     """Return a configuration whose validity thresholds, where they were left out, are those of the advice.
 
     The radius is left to its default where the steps of the other run follow another law: they have other sizes there.

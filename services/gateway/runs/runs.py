@@ -11,8 +11,8 @@ from defuse.v1 import model_pb2, run_pb2, work_pb2
 from google.protobuf.message import Message
 
 from services.gateway.records.paging import Cursor, Page
-from services.gateway.records.store import Book, Work
-from services.gateway.runs.config import Advice, advised, complete
+from services.gateway.records.store import RecordStore, Work
+from services.gateway.runs.config import ThresholdAdvisor, complete, with_advised_thresholds
 from services.runtime.queue import DISTILL, IDENTIFY, PLAN, PREPARE, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
 from services.storage import keys
@@ -26,13 +26,15 @@ ENDED = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STAT
 class Runs:
     """Creates, finds, watches and cancels runs."""
 
-    def __init__(self, queue: Queue, store: ArtifactStore, inference: InferenceClient, advice: Advice) -> None:
+    def __init__(
+        self, queue: Queue, store: ArtifactStore, inference: InferenceClient, advice: ThresholdAdvisor
+    ) -> None:
         self._queue = queue
         self._advice = advice
         self._store = store
         self._catalog = Catalog(store)
         self._inference = inference
-        self.book: Book[run_pb2.Run] = Book(queue, run_pb2.Run, "runs", lambda run: run.state in ENDED)
+        self.book: RecordStore[run_pb2.Run] = RecordStore(queue, run_pb2.Run, "runs", lambda run: run.state in ENDED)
 
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
         """Check a configuration against the model, the data and the served classifier, and start a run."""
@@ -83,7 +85,7 @@ class Runs:
     async def _advised(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
         other = await self.get(config.validity_from)
         check_distilled(other)
-        return advised(config, await self._advice.of(other), other)
+        return with_advised_thresholds(config, await self._advice.of(other), other)
 
     def _claim_name(self, run: run_pb2.Run) -> None:
         """Record the run; take on the record, with the same configuration, of a gateway that died right then."""

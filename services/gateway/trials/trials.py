@@ -11,7 +11,7 @@ from defuse.v1 import correction_pb2, trial_pb2
 
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.records.paging import Cursor, Page
-from services.gateway.records.store import Book, Work
+from services.gateway.records.store import RecordStore, Work
 from services.runtime.queue import KEY, Queue
 from services.storage import keys
 from services.storage.catalog import Catalog
@@ -38,7 +38,9 @@ class Trials:
         self._catalog = catalog_
         self._corrections = corrections
         self._serve = serve
-        self._book: Book[trial_pb2.Trial] = Book(queue, trial_pb2.Trial, "trials", lambda trial: trial.state == _ENDED)
+        self._book: RecordStore[trial_pb2.Trial] = RecordStore(
+            queue, trial_pb2.Trial, "trials", lambda trial: trial.state == _ENDED
+        )
 
     async def start(self, wanted: trial_pb2.Trial) -> trial_pb2.Trial:
         """Start a trial of a correction's candidate; raise NotReady where it may not answer callers.

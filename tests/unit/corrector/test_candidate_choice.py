@@ -1,20 +1,20 @@
-from services.corrector.candidate_choice import RULE, Chosen, Measured, choose
-from services.statistics.paired_tests import PairedDifference
+from services.corrector.candidate_choice import RULE, ChosenPoint, MeasuredPoint, choose
+from services.statistics.paired_tests import AccuracyDifference
 
 
-def point(region_accuracy: float, gained: int, lost: int, trials: int = 10_000, *, loss: float = 0.5) -> Measured:
-    return Measured(
+def point(region_accuracy: float, gained: int, lost: int, trials: int = 10_000, *, loss: float = 0.5) -> MeasuredPoint:
+    return MeasuredPoint(
         region_accuracy=region_accuracy,
         region_accuracy_high=min(1.0, region_accuracy + 0.05),
         region_loss=loss,
-        test_change=PairedDifference(gained=gained, lost=lost, trials=trials),
+        test_change=AccuracyDifference(gained=gained, lost=lost, trials=trials),
     )
 
 
 def test_the_best_of_those_that_cost_nothing() -> None:
     """The largest region accuracy wins among the non-inferior; a better one that costs too much does not."""
     points = [point(0.7, 20, 10), point(0.9, 20, 30), point(0.99, 10, 200)]
-    assert choose(points, 0.01) == Chosen(position=1, non_inferior=True)
+    assert choose(points, 0.01) == ChosenPoint(position=1, non_inferior=True)
 
 
 def test_what_could_cost_too_much_is_not_accepted() -> None:
@@ -38,7 +38,7 @@ def test_of_equals_the_first() -> None:
 def test_where_all_cost_too_much_the_least_harm_is_chosen_and_said() -> None:
     """There is a candidate to look at, which says that it is not non-inferior."""
     points = [point(0.99, 0, 500), point(0.5, 0, 150), point(0.7, 0, 200)]
-    assert choose(points, 0.01) == Chosen(position=1, non_inferior=False)
+    assert choose(points, 0.01) == ChosenPoint(position=1, non_inferior=False)
 
 
 def test_the_rule_states_the_margin() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.corrector.distributed import crew_of_torchrun
+from services.corrector.distributed import torchrun_group
 from services.corrector.finetune import finetune
 from tests.unit.corrector.trainings import CPU, fitting, weights
 
@@ -35,4 +35,4 @@ def test_several_processes_train_what_one_trains(tmp_path: Path, processes: int)
 def test_outside_torchrun_there_is_no_crew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A corrector that is started by itself trains alone, on the device that its settings name."""
     monkeypatch.delenv("RANK", raising=False)
-    assert crew_of_torchrun(torch.device("cpu")) == (None, torch.device("cpu"))
+    assert torchrun_group(torch.device("cpu")) == (None, torch.device("cpu"))

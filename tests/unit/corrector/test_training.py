@@ -11,8 +11,8 @@ import torch
 from defuse.v1.correction_pb2 import Correction, Training
 
 from services.corrector import training as stage
-from services.corrector.correction_data import Materials
-from services.corrector.finetune import Labelled
+from services.corrector.correction_data import CorrectionData
+from services.corrector.finetune import LabelledDataset
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from tests.unit.corrector.corrections import (
@@ -95,7 +95,7 @@ def test_training_on_reads_no_region(world: World) -> None:
 def test_the_baseline_labels_single_failures(world: World, failures: int, distinct: int) -> None:
     """It learns from as many failures as there are regions, or as it is told, none of them held out."""
     correction = world.correction(SINGLE, unclustered_failures=failures, images_per_region=64)
-    _, ready = stage.read_fitting(Materials(world.store, correction), correction.trainings[0], [])
+    _, ready = stage.read_fitting(CorrectionData(world.store, correction), correction.trainings[0], [])
     regions = ready.data.regions
     images = regions.fetch(np.arange(len(regions)))
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == distinct
@@ -116,15 +116,17 @@ def test_region_images_that_do_not_fit_in_memory_are_decoded_as_they_are_used(
     assert kept.shape == (3, 1, 2, 3)
 
 
-def _region_images(world: World, correction: Correction, monkeypatch: pytest.MonkeyPatch, limit: int) -> Labelled:
+def _region_images(
+    world: World, correction: Correction, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> LabelledDataset:
     monkeypatch.setattr(stage, "_KEPT_BYTES", limit)
-    _, ready = stage.read_fitting(Materials(world.store, correction), correction.trainings[0], [])
+    _, ready = stage.read_fitting(CorrectionData(world.store, correction), correction.trainings[0], [])
     return ready.data.regions
 
 
 def test_nothing_held_out_is_learned_from(world: World) -> None:
     """What judges a training are images around sources that no region learns from; what is reported judges nothing."""
-    materials = Materials(world.store, world.correction(ALL))
+    materials = CorrectionData(world.store, world.correction(ALL))
     deciding, reported = (
         {
             (region.region, *row)
@@ -143,14 +145,14 @@ def test_nothing_held_out_is_learned_from(world: World) -> None:
 
 def test_what_decides_reaches_beyond_the_failures(world: World) -> None:
     """Fresh latents around each region carry its label, spread wider than its failures, and are the same every time."""
-    materials = Materials(world.store, world.correction(ALL))
+    materials = CorrectionData(world.store, world.correction(ALL))
     around = materials.around_regions()
     assert [found.region for found in around] == list(REGIONS)
     for found, region in zip(around, materials.regions(), strict=True):
         assert len(found.latent) == 256
         assert (brightest(found.latent) == found.label_id).all()
         assert found.latent.std(axis=0).mean() > 1.2 * region.latent.std(axis=0).mean()
-    again = Materials(world.store, world.correction(ALL)).around_regions()
+    again = CorrectionData(world.store, world.correction(ALL)).around_regions()
     assert all(np.array_equal(one.latent, other.latent) for one, other in zip(around, again, strict=True))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from defuse.errors import Cancelled
 
-from services.corrector.distributed import Abandoned, crew_of_torchrun
+from services.corrector.distributed import TrainingAbandoned, torchrun_group
 from services.corrector.finetune import finetune
 from tests.unit.corrector.trainings import CPU, STEPS, fitting, weights
 
@@ -20,13 +20,13 @@ STOPPED_AT = 7
 def main() -> None:
     """One after the other: stopped in its midst, ended early and taken up again, trained to its end."""
     torch.set_num_threads(1)
-    crew, device = crew_of_torchrun(CPU)
+    crew, device = torchrun_group(CPU)
     assert crew
     assert device == CPU
     if crew.rank:
         while (work := crew.next_work()) is not None:
             seed, checkpoint = work
-            with suppress(Abandoned):
+            with suppress(TrainingAbandoned):
                 finetune(fitting(seed=seed), device=device, checkpoint=checkpoint, processes=crew)
         crew.close()
         return

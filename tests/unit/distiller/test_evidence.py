@@ -5,8 +5,8 @@ import pytest
 
 from services.arrays import Array
 from services.distiller import findings
-from services.distiller.findings import RealInside, Searched, Training
-from services.distiller.grouping import Failures, Group
+from services.distiller.findings import RealImageCounts, SearchedImages, TrainingImages
+from services.distiller.grouping import Group, GroupedFailures
 from services.statistics.gaussian import Gaussian
 
 ONES = np.ones(2)
@@ -24,9 +24,11 @@ def group(*, members: int = 20, centre: float = 0.0) -> Group:
     )
 
 
-def searched(latent: Array, *, label: object = 0, image: object = False, reconstruction: object = False) -> Searched:
+def searched(
+    latent: Array, *, label: object = 0, image: object = False, reconstruction: object = False
+) -> SearchedImages:
     count = len(latent)
-    return Searched(
+    return SearchedImages(
         latent=latent,
         label=np.broadcast_to(label, count),
         wrong_on_image=np.broadcast_to(image, count),
@@ -34,8 +36,8 @@ def searched(latent: Array, *, label: object = 0, image: object = False, reconst
     )
 
 
-def training(latent: Array, label: Array, predicted: Array | None = None) -> Training:
-    return Training(
+def training(latent: Array, label: Array, predicted: Array | None = None) -> TrainingImages:
+    return TrainingImages(
         latent=latent,
         label=label,
         predicted=label if predicted is None else predicted,
@@ -73,7 +75,7 @@ def test_a_mixed_group_has_controls_and_decodes_of_all_its_labels() -> None:
     mixed = replace(group(), profile=[((0, 1), 15), ((2, 1), 5)])
     around = searched(np.zeros((40, 2)), label=np.repeat([0, 2], 20), reconstruction=np.repeat([False, True], 20))
     assert findings.controls(mixed, around, 8) == (2, 8)
-    failures = Failures(
+    failures = GroupedFailures(
         latent=np.repeat([[0.0, 0], [9, 0]], 10, axis=0),
         true_label=np.repeat([0, 2], 10),
         predicted_label=np.ones(20, int),
@@ -97,7 +99,7 @@ def test_real_images_inside() -> None:
     latent = np.array([[0, 0], [2.2, 0], [2.7, 0], [0, 0]])  # 95 % of a plane's Gaussian lie within 2.45 sd
     around = searched(latent, label=[0, 0, 0, 1], image=[True, False, True, True])
     inside = findings.real_inside(group(), failures, around)
-    assert inside == RealInside(wrong=1, images=2, of_label=3)
+    assert inside == RealImageCounts(wrong=1, images=2, of_label=3)
     assert inside.typicality == 2 / 3
     nobody = findings.real_inside(group(), failures, searched(np.zeros((0, 2))))
     assert (nobody.images, nobody.typicality) == (0, 0.0)

@@ -11,8 +11,8 @@ from scipy.stats import binom
 
 from services.corrector.evaluation import LocalVersion
 from services.corrector.guard.builder import GuardBuilder
-from services.distiller.assessment import Tools
-from services.distiller.observation_scoring import Watcher
+from services.distiller.assessment import DistillerDependencies
+from services.distiller.observation_scoring import ObservationScorer
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -75,7 +75,7 @@ def record(store: ArtifactStore, ids: list[str]) -> None:
 
 
 def watched(store: ArtifactStore, *, guard: str = GUARD, latents_alone: bool = False) -> dict[str, Array]:
-    watcher = Watcher(Tools(store=store, inference=LocalInference(store)))  # type: ignore[arg-type]
+    watcher = ObservationScorer(DistillerDependencies(store=store, inference=LocalInference(store)))  # type: ignore[arg-type]
     work = work_pb2.WatchWork(model=MODEL, batch=BATCH, guard=guard, latents_alone=latents_alone)
     event = watcher.watch(work, Job(MODEL, lambda _: None))
     assert (event.subject, event.watched.batch, event.watched.guard) == (MODEL, BATCH, guard)
@@ -137,7 +137,7 @@ def test_observations_that_are_deleted_meanwhile(store: ArtifactStore) -> None:
 
 
 def test_a_batch_that_was_deleted_meanwhile(store: ArtifactStore) -> None:
-    watcher = Watcher(Tools(store=store, inference=LocalInference(store)))  # type: ignore[arg-type]
+    watcher = ObservationScorer(DistillerDependencies(store=store, inference=LocalInference(store)))  # type: ignore[arg-type]
     event = watcher.watch(work_pb2.WatchWork(model=MODEL, batch=BATCH, guard=GUARD), Job(MODEL, lambda _: None))
     assert event.watched.batch == BATCH
     assert not store.exists(keys.watched(BATCH))

@@ -5,7 +5,7 @@ import pytest
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, region_pb2, release_pb2, run_pb2
 
-from services.distiller.region_diff import compare
+from services.distiller.region_diff import diff_regions
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
@@ -47,7 +47,7 @@ def test_regions_are_found_again_whatever_the_vae(store: ArtifactStore, scale: f
     put_model(store, "models/one")
     put_run(store, "runs/first", PLACES, scale=1.0, model="models/one")
     put_run(store, "runs/second", {"r1": 0.7, "r2": 0.1}, scale=scale, model="models/one")
-    diff = compare(store, "runs/first", "runs/second")
+    diff = diff_regions(store, "runs/first", "runs/second")
     [pair] = diff.kept
     assert (pair.before.name, pair.after.name) == ("runs/first/regions/r2", "runs/second/regions/r1")
     assert not pair.moved
@@ -60,7 +60,7 @@ def test_a_run_without_regions(store: ArtifactStore) -> None:
     put_model(store, "models/one")
     put_run(store, "runs/first", {}, scale=1.0, model="models/one")
     put_run(store, "runs/second", PLACES, scale=2.0, model="models/one")
-    diff = compare(store, "runs/first", "runs/second")
+    diff = diff_regions(store, "runs/first", "runs/second")
     assert (len(diff.added), len(diff.gone), len(diff.kept)) == (2, 0, 0)
 
 
@@ -72,4 +72,4 @@ def test_runs_of_other_classifiers_are_refused(store: ArtifactStore, other: dict
     put_run(store, "runs/first", PLACES, scale=1.0, model="models/one")
     put_run(store, "runs/second", PLACES, scale=1.0, model="models/two")
     with pytest.raises(InvalidInput, match="compare runs of one kind of classifier"):
-        compare(store, "runs/first", "runs/second")
+        diff_regions(store, "runs/first", "runs/second")

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 
 from services.arrays import Array
-from services.distiller.grouping import Failures, GroupingConfig
-from services.distiller.region_split import Split, split
+from services.distiller.grouping import GroupedFailures, GroupingConfig
+from services.distiller.region_split import RegionSplit, split_group
 
 DIM, PER_SOURCE = 32, 3
 CONFIG = GroupingConfig(kind="error_aware", classes=10, sd_agg=np.ones(DIM), max_components=100, min_support=15, seed=0)
 
 
-def cloud(sources: int, *, centre: float = 0.0, seed: int = 0) -> Failures:
+def cloud(sources: int, *, centre: float = 0.0, seed: int = 0) -> GroupedFailures:
     """Plant failures of class 4 taken for 9 around sources of unit sd, three near each, in all 32 dimensions."""
     random = np.random.default_rng(seed)
     places = random.standard_normal((sources, DIM))
     places[:, 5] += centre
     latent = np.repeat(places, PER_SOURCE, axis=0) + 0.3 * random.standard_normal((PER_SOURCE * sources, DIM))
-    return Failures(
+    return GroupedFailures(
         latent=latent.astype(np.float32),
         true_label=np.full(len(latent), 4),
         predicted_label=np.full(len(latent), 9),
@@ -25,18 +25,20 @@ def cloud(sources: int, *, centre: float = 0.0, seed: int = 0) -> Failures:
     )
 
 
-def together(*parts: Failures) -> tuple[Failures, Array]:
+def together(*parts: GroupedFailures) -> tuple[GroupedFailures, Array]:
     """Return failures in one shuffled order, and which part each comes from."""
     order = np.random.default_rng(1).permutation(sum(len(part) for part in parts))
     names = ("latent", "true_label", "predicted_label", "source")
-    whole = Failures(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    whole = GroupedFailures(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
     return whole.take(order), np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
 
 
-def asked(failures: Failures, *, margin: Array | None = None, held_out: Array | None = None) -> Split | None:
+def asked(
+    failures: GroupedFailures, *, margin: Array | None = None, held_out: Array | None = None
+) -> RegionSplit | None:
     """Split failures of which, unless it is said, the classifier is equally sure and none is held out."""
     nothing = np.zeros(len(failures))
-    return split(
+    return split_group(
         failures,
         nothing if held_out is None else held_out,
         nothing - 1 if margin is None else margin,
@@ -45,7 +47,7 @@ def asked(failures: Failures, *, margin: Array | None = None, held_out: Array | 
     )
 
 
-def agreement(found: Split, truth: Array) -> float:
+def agreement(found: RegionSplit, truth: Array) -> float:
     """Return the share of members that are of the most frequent truth of their part."""
     most = sum(np.bincount(truth[part.members]).max() for part in found.grouping.groups)
     return float(most / sum(len(part.members) for part in found.grouping.groups))
@@ -108,7 +110,7 @@ def test_confusions_are_parts_whatever_the_run_s_mixture() -> None:
     """A region of a plain mixture that shows two confusions at one place is split into them."""
     one, other = cloud(40), cloud(25, seed=1)
     failures, truth = together(one, replace(other, predicted_label=np.full(len(other), 7)))
-    found = split(
+    found = split_group(
         failures,
         np.zeros(len(failures)),
         np.full(len(failures), -1.0),

@@ -9,7 +9,7 @@ import torch
 from defuse.errors import NotFound, NotReady
 from defuse.v1 import region_pb2, work_pb2
 
-from services.distiller.assessment import Tools
+from services.distiller.assessment import DistillerDependencies
 from services.distiller.worker import distill, split_region
 from services.runtime.worker import Job
 from services.storage import keys
@@ -22,7 +22,7 @@ ANTS, CATS = f"{RUN}/regions/r1", f"{RUN}/regions/r3"
 
 
 @pytest.fixture(scope="module")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tools]:
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DistillerDependencies]:
     """Search and distill a run once; a test that splits has a region of its own."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # networks this small are slower on several, which wait for each other
@@ -30,14 +30,19 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tools]:
     run = workshop.new_run("first")
     state = workshop.play(run)
     work = work_pb2.DistillWork(run=run, shard_count=state.shard_count, round_count=state.round + 1)
-    tools = Tools(store=workshop.store, inference=workshop.triton)  # type: ignore[arg-type]
+    tools = DistillerDependencies(store=workshop.store, inference=workshop.triton)  # type: ignore[arg-type]
     distill(tools, work, Job(run.name, lambda _: None))
     yield tools
     torch.set_num_threads(threads)
 
 
 def mixed(
-    tools: Tools, region_id: str, *, of: Sequence[str] = (ANTS, CATS), failures: int = 1000, key: str = ""
+    tools: DistillerDependencies,
+    region_id: str,
+    *,
+    of: Sequence[str] = (ANTS, CATS),
+    failures: int = 1000,
+    key: str = "",
 ) -> str:
     """Leave a region of the failures of others, so many of each at most, beside those that the run found."""
     store, name = tools.store, f"{RUN}/regions/{region_id}"
@@ -52,13 +57,13 @@ def mixed(
     return name
 
 
-def latents(tools: Tools, region: str) -> dict[str, Any]:
+def latents(tools: DistillerDependencies, region: str) -> dict[str, Any]:
     """Return the latents of a region in an order of their own."""
     arrays = tools.store.read_arrays(keys.region_arrays(region))
     return {name: np.unique(arrays[name], axis=0) for name in ("latent", "held_out_latent")}
 
 
-def test_a_mixed_region_becomes_regions_of_their_own(tools: Tools) -> None:
+def test_a_mixed_region_becomes_regions_of_their_own(tools: DistillerDependencies) -> None:
     """Ants and cats in one region are told apart; each part has what every region has, and is named after the whole."""
     whole = mixed(tools, "r11")
     parts = split_region(tools, whole)
@@ -79,23 +84,23 @@ def test_a_mixed_region_becomes_regions_of_their_own(tools: Tools) -> None:
         assert record_keys[0] == record_keys[1]
 
 
-def test_splitting_twice_has_one_effect(tools: Tools) -> None:
+def test_splitting_twice_has_one_effect(tools: DistillerDependencies) -> None:
     """What was split once is returned as it is, though nothing could be asked any more."""
     whole = mixed(tools, "r12")
     parts = split_region(tools, whole)
     stored = [tools.store.read_bytes(keys.region_arrays(part.name)) for part in parts]
-    again = split_region(Tools(store=tools.store, inference=None), whole)  # type: ignore[arg-type]
+    again = split_region(DistillerDependencies(store=tools.store, inference=None), whole)  # type: ignore[arg-type]
     assert again == parts
     assert [tools.store.read_bytes(keys.region_arrays(part.name)) for part in again] == stored
 
 
-def test_a_part_can_be_split_again(tools: Tools) -> None:
+def test_a_part_can_be_split_again(tools: DistillerDependencies) -> None:
     """Parts of a part carry its name."""
     whole = mixed(tools, "r13-2", key=keys.parts(f"{RUN}/regions/r13"))
     assert {part.name for part in split_region(tools, whole)} == {f"{whole}-1", f"{whole}-2"}
 
 
-def test_what_cannot_be_told_apart(tools: Tools) -> None:
+def test_what_cannot_be_told_apart(tools: DistillerDependencies) -> None:
     """A region without parts says so and what to do with it, and nothing is stored."""
     whole = mixed(tools, "r14", of=[ANTS], failures=3)
     with pytest.raises(NotReady, match=r"nothing tells parts of region 'r14'.*3 failures.*invalid or unsure") as caught:
@@ -104,17 +109,17 @@ def test_what_cannot_be_told_apart(tools: Tools) -> None:
     assert not tools.store.exists(keys.parts(whole))
 
 
-def test_no_part_is_worse_than_its_controls(tools: Tools) -> None:
+def test_no_part_is_worse_than_its_controls(tools: DistillerDependencies) -> None:
     """Parts whose fresh decodes are read correctly are none; where no part is left, that is said."""
     whole = mixed(tools, "r15")
-    right = Tools(store=tools.store, inference=Triton(planted=truth))  # type: ignore[arg-type]
+    right = DistillerDependencies(store=tools.store, inference=Triton(planted=truth))  # type: ignore[arg-type]
     with pytest.raises(NotReady, match=r"region 'r15' has 2 parts, but none") as caught:
         split_region(right, whole)
     assert caught.value.reason == "NO_PART_WORSE"
     assert not tools.store.exists(keys.parts(whole))
 
 
-def test_an_unknown_region(tools: Tools) -> None:
+def test_an_unknown_region(tools: DistillerDependencies) -> None:
     """A region or part that is not there is named, with those that are."""
     with pytest.raises(NotFound, match=r"no region 'r1-7'; it has: r1, r2, r3"):
         split_region(tools, f"{ANTS}-7")

@@ -17,8 +17,8 @@ from defuse.v1 import dataset_pb2, model_pb2, release_pb2, run_pb2, work_pb2
 from services.gateway.runs.config import complete
 from services.gateway.runs.runs import fold
 from services.generator import preparation, worker
-from services.generator.pipeline import Decoders
-from services.generator.run_context import Workbench
+from services.generator.pipeline import DecoderPool
+from services.generator.run_context import RunContext
 from services.runtime.queue import IDENTIFY, PLAN, PREPARE
 from services.runtime.worker import Job
 from services.storage import keys
@@ -35,7 +35,7 @@ CENTRES = np.array([[0.3, 0.3], [0.7, 0.3], [0.5, 0.7]])
 BEE = 1
 MODEL, DATASET = "models/planted", "datasets/planted"
 SPLITS = {"train": 1500, "val": 300}
-HANDLERS: dict[str, Callable[[Workbench, Any, Job], work_pb2.Event]] = {
+HANDLERS: dict[str, Callable[[RunContext, Any, Job], work_pb2.Event]] = {
     PREPARE: preparation.prepare,
     IDENTIFY: worker.identify,
     PLAN: worker.plan,
@@ -121,10 +121,10 @@ class Workshop:
             keys.dataset(name), dataset_pb2.Dataset(name=name, classes=CLASSES, label_count=len(CLASSES))
         )
 
-    def another_bench(self, *, decoders: int = 1) -> Workbench:
+    def another_bench(self, *, decoders: int = 1) -> RunContext:
         """Return the bench of another worker, that has read nothing yet."""
-        bench = Workbench(self.store, self.triton, torch.device("cpu"))  # type: ignore[arg-type]
-        bench.decoders = Decoders(decoders)
+        bench = RunContext(self.store, self.triton, torch.device("cpu"))  # type: ignore[arg-type]
+        bench.decoders = DecoderPool(decoders)
         return bench
 
     def upload(self, data: bytes) -> str:
@@ -152,7 +152,7 @@ class Workshop:
     def job(self, run: run_pb2.Run) -> Job:
         return Job(run.name, self.said.append)
 
-    def do(self, stream: str, work: Any, *, bench: Workbench | None = None) -> work_pb2.Event:
+    def do(self, stream: str, work: Any, *, bench: RunContext | None = None) -> work_pb2.Event:
         """Handle one message as a worker would."""
         return HANDLERS[stream](bench or self.bench, work, self.job(work.run))
 

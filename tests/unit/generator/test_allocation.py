@@ -6,23 +6,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from services.generator.allocation import DirectionSums, Tally, allocate, failure_rates, uniform
+from services.generator.allocation import DirectionSums, SourceStatistics, allocate, failure_rates, uniform_allocation
 from tests.unit.generator.odds import Array, Odds
 
 NORMAL = Odds.planted(np.random.default_rng(1).normal(2.0, 1.0, 2000))
 
 
-def allocated(tally: Tally, decodes: int, limit: int = 5) -> Array:
+def allocated(tally: SourceStatistics, decodes: int, limit: int = 5) -> Array:
     return allocate(tally, decodes=decodes, limit=limit, uniform_decodes=20)
 
 
-def arranged(tally: Tally, order: Array) -> Tally:
-    return Tally(**{field.name: getattr(tally, field.name)[order] for field in fields(Tally)})
+def arranged(tally: SourceStatistics, order: Array) -> SourceStatistics:
+    return SourceStatistics(**{field.name: getattr(tally, field.name)[order] for field in fields(SourceStatistics)})
 
 
 def test_a_uniform_round_prefers_nobody() -> None:
     """Every searchable source gets the same number of decodes, the others none."""
-    np.testing.assert_array_equal(uniform(np.array([True, False, True]), 7), [7, 0, 7])
+    np.testing.assert_array_equal(uniform_allocation(np.array([True, False, True]), 7), [7, 0, 7])
 
 
 @pytest.mark.parametrize(("draws", "agreement"), [(0, 0.9), (1, 0.8), (4, 0.9), (16, 0.93)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.generator.allocation import Tally, uniform_breadth
+from services.generator.allocation import SourceStatistics, uniform_breadth
 from tests.unit.generator.odds import Odds
 
 
@@ -15,7 +15,7 @@ def fruitful_and_others(seed: int) -> Odds:
     return Odds.planted(mean, draws=100, seed=seed)
 
 
-def breadth(tally: Tally) -> float:
+def breadth(tally: SourceStatistics) -> float:
     return float((tally.failures > 0).sum() / tally.failures.sum())
 
 

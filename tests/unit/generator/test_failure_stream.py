@@ -10,7 +10,7 @@ from defuse.v1 import generator_service_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.generator.failure_stream import Position, follow
+from services.generator.failure_stream import StreamPosition, stream_failures
 from services.generator.failures import Failures
 from services.runtime.queue import IDENTIFY, PLAN
 from services.storage import keys
@@ -25,7 +25,7 @@ def followed(workshop: Workshop, run: run_pb2.Run, token: str = "") -> list[pb.I
     """Return all that a follower is sent, from a token on."""
 
     async def collect() -> list[pb.IdentifyResponse]:
-        return [response async for response in follow(workshop.bench, run, Position.of(token))]
+        return [response async for response in stream_failures(workshop.bench, run, StreamPosition.of(token))]
 
     return asyncio.run(asyncio.wait_for(collect(), 60))
 
@@ -66,7 +66,7 @@ def test_a_follower_goes_on_where_he_stopped(workshop: Workshop, run: run_pb2.Ru
     for position, response in enumerate(responses):
         rest = followed(workshop, run, response.resume_token)
         assert identities(rest) == identities(responses[position + 1 :])
-    assert identities(followed(workshop, run, Position().token())) == identities(responses)
+    assert identities(followed(workshop, run, StreamPosition().token())) == identities(responses)
 
 
 def with_many(workshop: Workshop, run_id: str, count: int, dim: int) -> run_pb2.Run:
@@ -122,7 +122,7 @@ class Follower:
     """Somebody who reads a run's failures while it is under way."""
 
     def __init__(self, workshop: Workshop, run: run_pb2.Run) -> None:
-        self._stream: AsyncIterator[pb.IdentifyResponse] = follow(workshop.bench, run, Position())
+        self._stream: AsyncIterator[pb.IdentifyResponse] = stream_failures(workshop.bench, run, StreamPosition())
 
     async def read(self) -> pb.IdentifyResponse:
         return await asyncio.wait_for(anext(self._stream), 60)
@@ -203,8 +203,8 @@ def test_a_run_that_was_never_prepared_ends_the_stream(workshop: Workshop) -> No
 @given(st.integers(0, 99), st.integers(0, 10**6), st.integers(0, 10**8))
 def test_tokens_are_read_back(round_: int, shard: int, offset: int) -> None:
     """A token says where its response ended."""
-    position = Position(round_=round_, shard=shard, offset=offset)
-    assert Position.of(position.token()) == position
+    position = StreamPosition(round_=round_, shard=shard, offset=offset)
+    assert StreamPosition.of(position.token()) == position
 
 
 @pytest.mark.parametrize("token", ["1.2", "1.2.3.4", "a.b.c", "-1.0.0", "1..2", " 1.2.3", "1.2.3\n", "²·1", "9" * 5000])
@@ -212,5 +212,5 @@ def test_a_bad_token_is_refused(token: str) -> None:
     """What no response said is no place to go on from."""
     for bad in (token, f"0.0.{token}"):
         with pytest.raises(InvalidInput, match="no resume token") as caught:
-            Position.of(bad)
+            StreamPosition.of(bad)
         assert caught.value.reason == "BAD_RESUME_TOKEN"

@@ -4,7 +4,7 @@ from defuse.errors import NotFound
 from defuse.v1 import region_pb2, run_pb2
 
 from services.gateway.runs.config import complete
-from services.generator.run_context import learn
+from services.generator.run_context import fit_run_thresholds
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
@@ -44,7 +44,7 @@ def reader(store: ArtifactStore) -> Catalog:
 
 def test_what_verdicts_teach(reader: Catalog) -> None:
     """The signal that sets the invalid region apart gets its threshold; the others are those that the run had."""
-    advice = learn(reader, RUN, invalid=[BAD], valid=[GOOD])
+    advice = fit_run_thresholds(reader, RUN, invalid=[BAD], valid=[GOOD])
     had = reader.run(RUN).config.validity
     assert advice.validity.min_typicality == pytest.approx(0.45)
     assert advice.validity.max_round_trip_sd == 0.7
@@ -57,4 +57,4 @@ def test_what_verdicts_teach(reader: Catalog) -> None:
 def test_an_unknown_region(reader: Catalog) -> None:
     """A region that the run does not have is named."""
     with pytest.raises(NotFound, match=r"no region 'r9'; it has: r1, r2"):
-        learn(reader, RUN, invalid=[f"{RUN}/regions/r9"], valid=[GOOD])
+        fit_run_thresholds(reader, RUN, invalid=[f"{RUN}/regions/r9"], valid=[GOOD])

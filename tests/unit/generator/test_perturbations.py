@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from services.generator.noise import released, standard_normal
+from services.generator.noise import released_noise, standard_normal
 from services.generator.perturbations import (
     CANDIDATES,
-    Draws,
-    Law,
-    Orders,
+    NoiseModel,
+    PerturbationBatch,
+    RoundAllocation,
     Screening,
     Sources,
-    draws,
-    filled,
+    draw_perturbations,
     first_passing,
     perturbations,
+    rebatched,
 )
 from services.generator.validity import radius_sd
 from tests.unit.generator.world import CPU, DIM, LAW, SD, cut, orders, planted_sources
@@ -42,10 +42,14 @@ FEW = rule(lambda z: z[:, 1] > 0.9)
 DIRECTIONS = np.array([[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]])
 
 
-def drawn(sources: Sources, wanted: Orders, law: Law = LAW, screening: Screening | None = None) -> tuple[Draws, int]:
+def drawn(
+    sources: Sources, wanted: RoundAllocation, law: NoiseModel = LAW, screening: Screening | None = None
+) -> tuple[PerturbationBatch, int]:
     """Return all draws one after the other, and how many were screened out."""
-    parts, screened_out = zip(*(make() for make in draws(sources, wanted, law, SD, screening, CPU)), strict=True)
-    (whole,) = filled(parts, 100_000) if any(len(part.row) for part in parts) else [parts[0]]
+    parts, screened_out = zip(
+        *(make() for make in draw_perturbations(sources, wanted, law, SD, screening, CPU)), strict=True
+    )
+    (whole,) = rebatched(parts, 100_000) if any(len(part.row) for part in parts) else [parts[0]]
     return whole, sum(screened_out)
 
 
@@ -55,7 +59,7 @@ def perturbed(*args: Any, **identity: Any) -> tuple[Array, Array]:
     return eps.numpy(), z.numpy()
 
 
-def slots_of(sources: Sources, wanted: Orders) -> tuple[Array, Array, Array, Array]:
+def slots_of(sources: Sources, wanted: RoundAllocation) -> tuple[Array, Array, Array, Array]:
     """Return every draw that a screened search may take: row (s,), and draw, eps and z of each slot (s, CANDIDATES)."""
     row = np.repeat(np.arange(len(sources.index)), wanted.decodes)
     draw = np.concatenate([np.arange(count * CANDIDATES) for count in wanted.decodes])
@@ -79,7 +83,9 @@ def test_a_step_is_in_units_of_the_aggregate_deviation() -> None:
 def test_the_released_law_steps_by_its_noise_alone() -> None:
     """The released code adds its noise to the latent as it is: neither radius nor scale have an effect."""
     source, draw, mu = np.arange(5), np.zeros(5, int), np.ones((5, DIM), np.float32)
-    noise = released(seed=LAW.seed, source=torch.tensor(source), round_=0, draw=torch.tensor(draw), dim=DIM).numpy()
+    noise = released_noise(
+        seed=LAW.seed, source=torch.tensor(source), round_=0, draw=torch.tensor(draw), dim=DIM
+    ).numpy()
     for law, sd_agg in ((RELEASED, SD), (replace(RELEASED, radius_sd=3.0), 7 * SD)):
         eps, z = perturbed(law, sd_agg, mu=mu, source=source, round_=0, draw=draw)
         np.testing.assert_array_equal(eps, noise)
@@ -199,7 +205,9 @@ def test_shards_and_batches_change_no_draw(decodes: list[int], border: int, batc
     whole, screened_out = drawn(sources, wanted, replace(LAW, batch_size=1000), HALF)
     parts, left_out = [], 0
     for rows in (slice(border), slice(border, None)):
-        makers = draws(cut(sources, rows), cut(wanted, rows), replace(LAW, batch_size=batch_size), SD, HALF, CPU)
+        makers = draw_perturbations(
+            cut(sources, rows), cut(wanted, rows), replace(LAW, batch_size=batch_size), SD, HALF, CPU
+        )
         for part, out in (make() for make in makers):
             parts.append((sources.index[rows][part.row], part.draw, part.latent))
             left_out += out
@@ -214,9 +222,9 @@ def test_batches_are_filled_and_nothing_is_lost(sizes: list[int], size: int) -> 
     """Draws of any parts come in full batches, in order; only the last one may be smaller, and none is empty."""
     rows = np.arange(sum(sizes))
     numbers = torch.from_numpy(rows)
-    whole = Draws.of(row=numbers, draw=numbers + 1, eps=numbers[:, None] + 2.0, z=numbers[:, None] + 3.0)
+    whole = PerturbationBatch.of(row=numbers, draw=numbers + 1, eps=numbers[:, None] + 2.0, z=numbers[:, None] + 3.0)
     ends = np.cumsum(sizes, dtype=int)
-    batches = list(filled([whole.take(slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)], size))
+    batches = list(rebatched([whole.take(slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)], size))
     lengths = [len(batch.row) for batch in batches]
     assert lengths[:-1] == [size] * (len(batches) - 1)
     assert all(0 < length <= size for length in lengths)

@@ -8,11 +8,11 @@ from scipy.stats import binom
 
 from services.generator.preflight import (
     CONFIDENCE,
-    Examination,
-    Refused,
+    PreflightRefused,
+    SourceMargins,
     check_accuracy,
     check_reconstructions,
-    examine,
+    measure_margins,
 )
 from services.generator.search import MARGIN_EPSILON
 from tests.unit.generator.world import DIM, Array, models
@@ -28,11 +28,11 @@ def by_brightness(images: Array) -> Array:
     return np.stack([1 - x0, np.full_like(x0, 0.45), x0], axis=1)
 
 
-def examined(batch_size: int = 4, labels: Array = LABELS, check: Callable[[], None] = lambda: None) -> Examination:
+def examined(batch_size: int = 4, labels: Array = LABELS, check: Callable[[], None] = lambda: None) -> SourceMargins:
     images = np.repeat(PIXELS[: len(labels), None, None, None], DIM, axis=3).reshape(-1, 1, DIM, 1)
     mu = np.repeat(RECONSTRUCTED[: len(labels), None], DIM, axis=1)
     flat = models(by_brightness, decode=lambda z: z.reshape(len(z), 1, 1, DIM))
-    return examine(images, labels, mu, flat, batch_size=batch_size, check=check)
+    return measure_margins(images, labels, mu, flat, batch_size=batch_size, check=check)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -58,8 +58,8 @@ def test_an_answer_within_rounding_is_not_right() -> None:
     margin = np.array([0.5, 2.0]) * MARGIN_EPSILON
     sure = np.ones(2)
     runner_up = np.zeros(2, int)
-    on_image = Examination(image_margin=margin, reconstruction_margin=sure, runner_up=runner_up)
-    decoded = Examination(image_margin=sure, reconstruction_margin=margin, runner_up=runner_up)
+    on_image = SourceMargins(image_margin=margin, reconstruction_margin=sure, runner_up=runner_up)
+    decoded = SourceMargins(image_margin=sure, reconstruction_margin=margin, runner_up=runner_up)
     for read in (on_image, decoded):
         assert read.searchable.tolist() == [False, True]
     assert on_image.right_on_image.tolist() == [False, True]
@@ -91,7 +91,7 @@ def test_examination_can_be_stopped() -> None:
 def test_a_contradicted_accuracy_is_refused_with_its_figures() -> None:
     """A classifier that reads far fewer images than declared is refused as a preprocessing that does not match."""
     with pytest.raises(
-        Refused, match=r"reads 20 of 200 .*\(0.100\), where 0.97 is declared.*range, mean, std"
+        PreflightRefused, match=r"reads 20 of 200 .*\(0.100\), where 0.97 is declared.*range, mean, std"
     ) as caught:
         check_accuracy(20, 200, declared=0.97)
     assert caught.value.reason == "PREPROCESSING_MISMATCH"
@@ -100,7 +100,7 @@ def test_a_contradicted_accuracy_is_refused_with_its_figures() -> None:
 def test_a_coarse_vae_is_refused_with_its_figures() -> None:
     """More images lost as reconstructions than allowed refuse the VAE, with the settings that mend it."""
     message = r"of 200 images .* misreads 60 \(0.300\).*where 0.1 is allowed.*vae.epochs, vae.latent_dim"
-    with pytest.raises(Refused, match=message) as caught:
+    with pytest.raises(PreflightRefused, match=message) as caught:
         check_reconstructions(140, 200, allowed_loss=0.1)
     assert caught.value.reason == "VAE_TOO_COARSE"
 
@@ -115,7 +115,7 @@ def test_what_chance_explains_is_not_refused(right: int, images: int) -> None:
 def refuses(call: Callable[..., None], *figures: int, **bound: float) -> bool:
     try:
         call(*figures, **bound)
-    except Refused:
+    except PreflightRefused:
         return True
     return False
 

@@ -8,7 +8,7 @@ from defuse.errors import Cancelled, NotFound
 from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import preparation
-from services.generator.codec import of_onnx
+from services.generator.codec import onnx_codec
 from services.generator.vae import to_bytes
 from services.latent_space import label_model
 from services.onnx_graph.sessions import onnx_function
@@ -131,7 +131,7 @@ def test_a_trained_vae_is_there_for_everybody(
     assert done.source_count == 30
     store, pair = barred.store, barred.bench.codec(run.config)
     encoder, decoder = (store.read_bytes(keys.vae(run.config, part)) for part in ("encoder.onnx", "decoder.onnx"))
-    exported = of_onnx(onnx_function(encoder), onnx_function(decoder), (1, 12, 10))
+    exported = onnx_codec(onnx_function(encoder), onnx_function(decoder), (1, 12, 10))
     images = bars(5, seed=3)
     for got, want in zip(exported.encode_stored(images), pair.encode_stored(images), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-4)

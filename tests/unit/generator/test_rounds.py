@@ -11,8 +11,15 @@ from services.generator import allocation
 from services.generator.allocation import DirectionSums
 from services.generator.perturbations import perturbations
 from services.generator.pipeline import rounded
-from services.generator.rounds import Plan, first_orders, later_orders, make_plan, read_examination, read_result
-from services.generator.run_context import law_of
+from services.generator.rounds import (
+    RoundPlan,
+    first_allocation,
+    make_plan,
+    planned_allocation,
+    read_examination,
+    read_result,
+)
+from services.generator.run_context import noise_model_of
 from services.runtime.queue import IDENTIFY, PLAN
 from services.storage import keys
 from services.storage.keys import SEARCHED_SPLIT
@@ -93,7 +100,7 @@ def test_a_failure_is_found_again_from_its_provenance(workshop: Workshop, alone:
     ):
         mu, _ = pair.encode_stored(stored.images[[source]])
         _, z = perturbations(
-            law_of(run), sd_agg, mu=mu, source=np.array([source]), round_=int(round_), draw=np.array([draw])
+            noise_model_of(run), sd_agg, mu=mu, source=np.array([source]), round_=int(round_), draw=np.array([draw])
         )
         np.testing.assert_array_equal(z[0], latent)
         assert weak(rounded(pair.decode(z)))[0].argmax() == answer != stored.labels[source]
@@ -258,20 +265,20 @@ def test_a_plan_survives_the_store(workshop: Workshop, run: run_pb2.Run) -> None
     plan = make_plan(workshop.bench, run, 2, SHARDS)
     workshop.store.write_arrays("plans/copy", plan.arrays())
     for arrays in (workshop.store.read_arrays("plans/copy"), workshop.store.map_arrays("plans/copy")):
-        again = Plan.of(arrays)
+        again = RoundPlan.of(arrays)
         assert_same(again.arrays(), plan.arrays())
-        assert {field.name for field in fields(Plan)} == set(vars(again))
+        assert {field.name for field in fields(RoundPlan)} == set(vars(again))
 
 
 def test_the_first_round_prefers_nobody(workshop: Workshop, run: run_pb2.Run) -> None:
     """In the first round each searchable source gets one decode, or all of them where there are no rounds."""
     read, _ = read_examination(workshop.store, run.name, 1)
-    first = first_orders(run, read)
+    first = first_allocation(run, read)
     np.testing.assert_array_equal(first.decodes, read.searchable)
     assert (first.round_, first.screen, first.directions, first.found.sum()) == (0, True, None, 0)
     np.testing.assert_array_equal(first.reconstruction_margin, read.reconstruction_margin)
     flat = workshop.new_run("flat", search=SEARCH | {"strategy": run_pb2.SearchConfig.STRATEGY_UNIFORM})
-    uniform = first_orders(flat, read)
+    uniform = first_allocation(flat, read)
     np.testing.assert_array_equal(uniform.decodes, 6 * read.searchable)
     assert not uniform.screen
 
@@ -279,7 +286,7 @@ def test_the_first_round_prefers_nobody(workshop: Workshop, run: run_pb2.Run) ->
 def test_shards_get_their_part_of_a_plan(workshop: Workshop, run: run_pb2.Run) -> None:
     """The orders of all shards, one after the other, are the plan: nobody is left out or searched twice."""
     plan = make_plan(workshop.bench, run, 2, SHARDS)
-    parts = [later_orders(plan, run, 2, shard) for shard in range(SHARDS)]
+    parts = [planned_allocation(plan, run, 2, shard) for shard in range(SHARDS)]
     assert [len(part.decodes) for part in parts] == [110, 110, 80]
     np.testing.assert_array_equal(np.concatenate([part.decodes for part in parts]), plan.decodes)
     np.testing.assert_array_equal(np.concatenate([part.found for part in parts]), plan.tally.failures)

@@ -5,7 +5,7 @@ import pytest
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import run_pb2
 
-from services.generator.run_context import given_pair, is_adaptive, law_of, shard_slice
+from services.generator.run_context import given_pair, is_adaptive, noise_model_of, shard_slice
 from services.storage import keys
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
 from tests.unit.generator.run_fixture import SHAPE, Workshop, planted_images, truth, weak
@@ -78,11 +78,11 @@ def test_the_law_is_the_configuration(workshop: Workshop) -> None:
     """Seed, radius, limit, batch size and noise of a run make its law."""
     search = {"radius_sd": 0.7, "max_failures_per_source": 9, "batch_size": 33}
     run = workshop.new_run("law", seed=2**64 - 1, search=search)
-    law = law_of(run)
+    law = noise_model_of(run)
     assert (law.seed, law.radius_sd, law.max_failures_per_source, law.batch_size) == (2**64 - 1, 0.7, 9, 33)
     assert not law.released
     run.config.search.noise = run_pb2.SearchConfig.NOISE_RELEASED
-    assert law_of(run) == replace(law, released=True)
+    assert noise_model_of(run) == replace(law, released=True)
 
 
 def test_strategies(workshop: Workshop) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.generator.failures import Counts, Failures
+from services.generator.failures import Failures, SearchCounters
 from services.generator.perturbations import perturbations
 from services.generator.search import MARGIN_EPSILON, ShardResult, margins, search
 from services.generator.validity import radius_sd
@@ -147,7 +147,7 @@ def test_an_answer_within_rounding_is_no_failure(margin: float, failures: int) -
 def test_no_failures() -> None:
     """A classifier without failures ends well, with empty arrays of the usual types."""
     result = searched(asked=models(lambda images: np.full((len(images), 2), [1.0, 0.0])))
-    assert result.counts == Counts(sources=20, decodes=240, classifications=240)
+    assert result.counts == SearchCounters(sources=20, decodes=240, classifications=240)
     for name, array in searched().failures.arrays().items():
         empty = result.failures.arrays()[name]
         assert (empty.dtype, empty.shape) == (array.dtype, (0, *array.shape[1:])), name
@@ -166,7 +166,7 @@ def test_nothing_to_search() -> None:
     none = cut(planted_sources(), slice(0))
     for sources, wanted in ((none, orders(none)), (planted_sources(), orders(planted_sources(), 0, round_=1))):
         result = searched(sources, wanted)
-        assert (result.failures.latent.shape, result.counts) == ((0, DIM), Counts())
+        assert (result.failures.latent.shape, result.counts) == ((0, DIM), SearchCounters())
         assert result.decodes.tolist() == [0] * len(sources.index)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.generator.failures import Counts
+from services.generator.failures import SearchCounters
 from services.generator.pipeline import rounded
 from services.generator.search import MARGIN_EPSILON
 from services.generator.validity import radius_sd
@@ -28,14 +28,14 @@ from tests.unit.generator.world import (
     searched,
 )
 
-REASONS = [field for field in vars(Counts()) if field.startswith("rejected_by_")]
+REASONS = [field for field in vars(SearchCounters()) if field.startswith("rejected_by_")]
 # Every planted crossing, in the order of sources and draws.
 EVERYTHING = searched().failures
 # Calls that this takes, before the second, separate ones.
 FIRST_CALLS = -(-240 // LAW.batch_size)
 
 
-def rejections(counts: Counts) -> dict[str, int]:
+def rejections(counts: SearchCounters) -> dict[str, int]:
     return {reason: value for reason in REASONS if (value := getattr(counts, reason))}
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.generator.codec import as_array, of_vae
+from services.generator.codec import as_array, vae_codec
 from services.generator.vae import Vae, VaeConfig, gaussian_means, to_bytes
 from services.generator.vae_training import (
     EpochReport,
@@ -185,7 +185,7 @@ def test_elbo_rises_and_every_epoch_is_reported(trained: Trained) -> None:
 
 def error_share(vae: Vae, images: Any) -> float:
     """Return the squared error of reconstructed images (n, h, w, c), in units of what the mean image would have."""
-    pair, truth = of_vae(vae, torch.device("cpu")), images / 255
+    pair, truth = vae_codec(vae, torch.device("cpu")), images / 255
     decoded = as_array(pair.decode(pair.encode_stored(images)[0])).transpose(0, 2, 3, 1)
     return float(((decoded - truth) ** 2).mean() / truth.var(axis=0).mean())
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from defuse.errors import Unavailable
 
-from services.localstack.child_process import Child, free_port
+from services.localstack.child_process import ChildProcess, free_port
 from tests.conftest import eventually
 
-Make = Callable[..., Child]
+Make = Callable[..., ChildProcess]
 # Writes its group's members into a file once they run; the first never reacts to SIGTERM where it is told so.
 FAMILY = """
 import os, signal, subprocess, sys, time
@@ -58,8 +58,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
     """Make children of Python code that are gone after the test, whatever happens."""
     with ExitStack() as stack:
 
-        def child(code: str, *arguments: str, ready: Callable[[], bool] = lambda: True, **more: object) -> Child:
-            made = Child(
+        def child(code: str, *arguments: str, ready: Callable[[], bool] = lambda: True, **more: object) -> ChildProcess:
+            made = ChildProcess(
                 name="worker",
                 command=[sys.executable, "-c", code, *arguments],
                 log=tmp_path / "logs/worker.log",
@@ -84,7 +84,7 @@ def ends(pid: int) -> bool:
         os.close(handle)
 
 
-def family(make: Make, tmp_path: Path, *arguments: str) -> tuple[Child, list[int]]:
+def family(make: Make, tmp_path: Path, *arguments: str) -> tuple[ChildProcess, list[int]]:
     """Start a child with a child of its own; return it with the ids of both."""
     pids = tmp_path / "pids"
     child = make(FAMILY, str(pids), *arguments, ready=pids.exists)

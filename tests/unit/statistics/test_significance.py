@@ -3,11 +3,11 @@ from math import comb
 import numpy as np
 import pytest
 
-from services.statistics.intervals import Trial, q_values
+from services.statistics.intervals import ErrorRateTest, q_values
 
 
-def trial(errors: int, decodes: int, control_errors: int, controls: int) -> Trial:
-    return Trial(errors=errors, decodes=decodes, control_errors=control_errors, controls=controls)
+def trial(errors: int, decodes: int, control_errors: int, controls: int) -> ErrorRateTest:
+    return ErrorRateTest(errors=errors, decodes=decodes, control_errors=control_errors, controls=controls)
 
 
 def test_the_p_value_is_the_hypergeometric_tail() -> None:
@@ -17,7 +17,7 @@ def test_the_p_value_is_the_hypergeometric_tail() -> None:
 
 
 @pytest.mark.parametrize("alike", [trial(10, 100, 10, 100), trial(0, 100, 0, 100), trial(50, 100, 0, 0)])
-def test_no_worse_than_controls(alike: Trial) -> None:
+def test_no_worse_than_controls(alike: ErrorRateTest) -> None:
     """Equal rates, no errors, and nothing to compare with are no evidence."""
     assert alike.p_value >= 0.5
     assert alike.excess == 0 or alike.controls == 0

@@ -10,7 +10,7 @@ import pytest
 from defuse.errors import StoreFull
 
 from services.storage.artifacts import ArtifactStore
-from services.storage.cache import Copies
+from services.storage.cache import LocalCopies
 
 KIBIBYTE = 1 << 10
 
@@ -100,7 +100,7 @@ def test_one_artifact_beyond_the_bound(
 
 def test_many_readers_at_once(here: Path) -> None:
     """Readers in several threads get what they asked for, while copies come and go under them."""
-    copies = Copies(max_bytes=KIBIBYTE)
+    copies = LocalCopies(max_bytes=KIBIBYTE)
     read: list[str] = []
 
     def ask(keys: str) -> None:
@@ -127,5 +127,5 @@ def test_no_room_for_a_copy(here: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(StoreFull, match=rf"{here}/defuse-\S+ has no room for a copy of runs/a"):
-        Copies(max_bytes=KIBIBYTE).open("runs/a", fetch)
+        LocalCopies(max_bytes=KIBIBYTE).open("runs/a", fetch)
     assert copied_bytes(here) == 0

@@ -2,7 +2,7 @@ import pytest
 from defuse.errors import NotReady
 
 from services.storage.artifacts import ArtifactStore
-from services.storage.file_systems import naming_the_extra
+from services.storage.file_systems import naming_missing_package
 
 
 @pytest.mark.parametrize(("url", "extra"), [("s3://bucket/store", "s3"), ("gs://bucket", "gcs"), ("abfs://a", "azure")])
@@ -16,5 +16,5 @@ def test_a_store_that_needs_a_package(url: str, extra: str) -> None:
 def test_a_package_of_no_extra() -> None:
     """A kind of URL that no extra is for is refused with the words of fsspec, which name the package."""
     words = "Install hdfs first"
-    with pytest.raises(NotReady, match=words), naming_the_extra("hdfs://host/store"):
+    with pytest.raises(NotReady, match=words), naming_missing_package("hdfs://host/store"):
         raise ImportError(words)

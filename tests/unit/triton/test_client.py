@@ -12,8 +12,8 @@ from defuse.v1 import model_pb2
 
 from services.localstack.child_process import free_port
 from services.triton.client import Classifier, InferenceClient
-from services.triton.preprocessing import as_floats, as_stored, preprocess, restored
-from services.triton.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY, Request, Wanted
+from services.triton.preprocessing import as_floats, as_stored, preprocess, undo_preprocessing
+from services.triton.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY, Request, TransportSetting
 
 Array = npt.NDArray[Any]
 
@@ -67,7 +67,7 @@ def test_every_byte_survives_the_way_to_the_input_and_back(layout: str, preproce
     """Whatever the model declares."""
     stored = np.random.default_rng(0).permutation(np.arange(256, dtype=np.uint8).repeat(3)).reshape(4, 8, 8, 3)
     declared = model(layout, preprocessing=preprocessing)
-    np.testing.assert_array_equal(restored(preprocess(as_floats(stored), declared), declared), stored)
+    np.testing.assert_array_equal(undo_preprocessing(preprocess(as_floats(stored), declared), declared), stored)
 
 
 def test_input_of_plain_floats() -> None:
@@ -195,7 +195,7 @@ def test_input_is_written_where_it_is_wanted(layout: str, datatype: str) -> None
 
 
 @pytest.mark.parametrize("transport", [AUTO, GRPC, SYSTEM_SHARED_MEMORY])
-def test_triton_that_is_not_there(transport: Wanted) -> None:
+def test_triton_that_is_not_there(transport: TransportSetting) -> None:
     """Whatever is asked of it, an absent Triton is Unavailable at once, by its address and its setting."""
     address = f"127.0.0.1:{free_port()}"
     client = InferenceClient(address, timeout_s=20, check_timeout_s=20, in_flight=1, transport=transport)

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from services.localstack.child_process import free_port
 from services.triton.client import InferenceClient
-from services.triton.transport import AUTO, CUDA_SHARED_MEMORY, GRPC, SYSTEM_SHARED_MEMORY, Wanted
+from services.triton.transport import AUTO, CUDA_SHARED_MEMORY, GRPC, SYSTEM_SHARED_MEMORY, TransportSetting
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
@@ -62,7 +62,7 @@ def test_many_threads_choose_once(stranger: str) -> None:
 
 
 @pytest.mark.parametrize("wanted", [AUTO, SYSTEM_SHARED_MEMORY])
-def test_nothing_is_chosen_while_nobody_answers(wanted: Wanted) -> None:
+def test_nothing_is_chosen_while_nobody_answers(wanted: TransportSetting) -> None:
     """An absent Triton is no reason for gRPC: it is Unavailable, and the next use asks again."""
     client = InferenceClient(f"127.0.0.1:{free_port()}", transport=wanted)
     with capture_logs() as events:

@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 
 from services.arrays import Array
 from services.corrector.gate import checks
-from services.statistics.paired_tests import Readings
+from services.statistics.paired_tests import PairedReadings
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -16,11 +16,11 @@ def random() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def readings(before: Array, after: Array) -> Readings:
-    return Readings(before=before.astype(bool), after=after.astype(bool))
+def readings(before: Array, after: Array) -> PairedReadings:
+    return PairedReadings(before=before.astype(bool), after=after.astype(bool))
 
 
-def changed(n: int, *, lost: int, gained: int) -> Readings:
+def changed(n: int, *, lost: int, gained: int) -> PairedReadings:
     """Of n images, of which the version before reads nine in ten, so many change."""
     before = np.arange(n) % 10 > 0
     after = before.copy()

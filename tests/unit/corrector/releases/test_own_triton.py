@@ -12,7 +12,7 @@ from defuse.v1 import correction_pb2, model_pb2, release_pb2
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from services.corrector.releases.history import NOBODY, Decision
+from services.corrector.releases.history import NO_DECISION, Decision
 from services.corrector.releases.own_triton import Releases
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -139,11 +139,11 @@ def test_what_was_done_for_a_request_is_not_done_again(registered: House) -> Non
 
 def test_a_registration_that_is_asked_again(house: House) -> None:
     """With the same id it returns the model; any other one finds the name taken."""
-    asked = replace(NOBODY, request_id="first")
+    asked = replace(NO_DECISION, request_id="first")
     file = house.upload()
     model = house.releases.register(declare(NAME), file, asked)
     assert house.releases.register(declare(NAME), file, asked) == model
-    for decision in (NOBODY, replace(NOBODY, request_id="second")):
+    for decision in (NO_DECISION, replace(NO_DECISION, request_id="second")):
         with pytest.raises(AlreadyExists):
             house.releases.register(declare(NAME), file, decision)
 

@@ -8,7 +8,7 @@ import pytest
 from defuse.errors import AlreadyExists, NotReady
 from defuse.v1 import correction_pb2, gate_pb2, release_pb2, work_pb2
 
-from services.corrector.guard.builder import Guards
+from services.corrector.guard.builder import GuardIssuer
 from services.corrector.releases.publishing import Publisher, publish
 from services.runtime.worker import Job
 from services.storage import keys
@@ -50,7 +50,7 @@ def wanted(request_id: str = "one", **fields: Any) -> work_pb2.PublishWork:
 
 
 def done(house: House, work: work_pb2.PublishWork, gate: Gate | None = None) -> work_pb2.Event:
-    guards = Guards(house.store, house.releases)
+    guards = GuardIssuer(house.store, house.releases)
     publisher = Publisher(store=house.store, releases=house.releases, gate=gate or Gate(), guards=guards)  # type: ignore[arg-type]
     return publish(publisher, work, Job(work.publication.name, lambda _: None))
 

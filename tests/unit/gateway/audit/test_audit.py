@@ -14,9 +14,9 @@ from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from opentelemetry import trace
 
-from services.gateway.access.interceptors import AccessInterceptor, Limits, LimitsInterceptor
+from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
 from services.gateway.access.tokens import Tokens, line_of
-from services.gateway.audit.journal import AuditInterceptor, Journal, names_in
+from services.gateway.audit.journal import AuditInterceptor, AuditLog, names_in
 from services.gateway.records.paging import Cursor
 from services.runtime.interceptors import ErrorInterceptor
 from services.storage.artifacts import ArtifactStore
@@ -68,15 +68,15 @@ def told(tmp_path: Path, store: ArtifactStore) -> Callable[..., list[audit_pb2.A
     (tmp_path / "tokens").write_text("\n".join(tokens))
 
     def kept() -> list[audit_pb2.AuditEvent]:
-        return list(Journal(store).page(Cursor.of(pb.ListAuditEventsRequest())).entries)[::-1]
+        return list(AuditLog(store).page(Cursor.of(pb.ListAuditEventsRequest())).entries)[::-1]
 
     def serve(ask: Any, *, calls_per_s: float = 0, events: int = 1) -> list[audit_pb2.AuditEvent]:
         async def run() -> None:
             guards = [
                 ErrorInterceptor(),
-                AuditInterceptor(Journal(store)),
+                AuditInterceptor(AuditLog(store)),
                 AccessInterceptor(Tokens(tmp_path / "tokens")),
-                LimitsInterceptor(Limits(calls_per_s=calls_per_s, concurrent_calls=0)),
+                RateLimitInterceptor(RateLimits(calls_per_s=calls_per_s, concurrent_calls=0)),
             ]
             server, gateway = grpc.aio.server(interceptors=guards), Gateway()
             pb_grpc.add_GatewayServiceServicer_to_server(gateway, server)

@@ -8,7 +8,7 @@ import pytest
 from defuse.v1 import audit_pb2
 from defuse.v1 import gateway_service_pb2 as pb
 
-from services.gateway.audit.journal import Journal
+from services.gateway.audit.journal import AuditLog
 from services.gateway.records.paging import Cursor
 from services.storage.artifacts import ArtifactStore
 
@@ -24,8 +24,8 @@ def event(number: int) -> audit_pb2.AuditEvent:
 
 
 @pytest.fixture
-def kept(store: ArtifactStore) -> Journal:
-    found = Journal(store)
+def kept(store: ArtifactStore) -> AuditLog:
+    found = AuditLog(store)
 
     async def keep() -> None:
         for number in (3, 0, 6, 1, 5, 2, 4):
@@ -35,13 +35,13 @@ def kept(store: ArtifactStore) -> Journal:
     return found
 
 
-def page(of: Journal, size: int = 0, token: str = "") -> tuple[list[str], str]:
+def page(of: AuditLog, size: int = 0, token: str = "") -> tuple[list[str], str]:
     """Return the callers of a page's events, and the token of the next page."""
     found = of.page(Cursor.of(pb.ListAuditEventsRequest(page_size=size, page_token=token)))
     return [one.caller for one in found.entries], found.next_page_token
 
 
-def pages(of: Journal, size: int) -> list[list[str]]:
+def pages(of: AuditLog, size: int) -> list[list[str]]:
     """Return the callers of all events, page by page."""
     found, token = page(of, size)
     every = [found]
@@ -52,14 +52,14 @@ def pages(of: Journal, size: int) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, COUNT, 50, 0])
-def test_newest_first(kept: Journal, size: int) -> None:
+def test_newest_first(kept: AuditLog, size: int) -> None:
     """Every event comes once, whatever the size of the pages, and no page is empty."""
     newest = [f"caller {number}" for number in reversed(range(COUNT))]
     step = size or COUNT
     assert pages(kept, size) == [newest[begin : begin + step] for begin in range(0, COUNT, step)]
 
 
-def test_events_that_come_meanwhile(kept: Journal) -> None:
+def test_events_that_come_meanwhile(kept: AuditLog) -> None:
     """They are on a new first page, and change nothing of the pages that follow."""
     _, token = page(kept, 3)
     asyncio.run(kept.keep(event(COUNT)))
@@ -68,16 +68,16 @@ def test_events_that_come_meanwhile(kept: Journal) -> None:
 
 
 def test_nothing_happened(store: ArtifactStore) -> None:
-    assert page(Journal(store)) == ([], "")
+    assert page(AuditLog(store)) == ([], "")
 
 
-def test_what_is_no_event(kept: Journal, store: ArtifactStore) -> None:
+def test_what_is_no_event(kept: AuditLog, store: ArtifactStore) -> None:
     """What somebody left in the folder of a day is passed over."""
     store.write_bytes("audit/2026-11-25/notes.txt", b"by hand")
     assert len(page(kept)[0]) == COUNT
 
 
-def test_a_day_is_a_folder(kept: Journal, store: ArtifactStore, tmp_path: Path) -> None:
+def test_a_day_is_a_folder(kept: AuditLog, store: ArtifactStore, tmp_path: Path) -> None:
     """An operator keeps or deletes events by the day."""
     assert store.keys("audit") == ["audit/2026-11-24", "audit/2026-11-25", "audit/2026-11-26"]
     assert store.keys("audit/2026-11-24")[0].startswith("audit/2026-11-24/210000.000250-")
@@ -86,5 +86,5 @@ def test_a_day_is_a_folder(kept: Journal, store: ArtifactStore, tmp_path: Path) 
 def test_a_store_that_takes_nothing_fails_no_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What cannot be stored is said in the log."""
     (tmp_path / "file").touch()
-    asyncio.run(Journal(ArtifactStore(f"file://{tmp_path}/file/store")).keep(event(1)))
+    asyncio.run(AuditLog(ArtifactStore(f"file://{tmp_path}/file/store")).keep(event(1)))
     assert "audit_not_stored" in capsys.readouterr().out

@@ -15,9 +15,9 @@ from tritonclient.grpc import InferInput, InferRequestedOutput, service_pb2, ser
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from services.gateway.inference.proxy import InferencePassage
-from services.gateway.inference.routing import Routes
-from services.gateway.inference.shadow import Tally
+from services.gateway.inference.proxy import InferenceProxy
+from services.gateway.inference.routing import RoutingTable
+from services.gateway.inference.shadow import TrialCounters
 from services.gateway.trials.trials import Trials
 from services.localstack.child_process import free_port
 from services.runtime.interceptors import ErrorInterceptor
@@ -121,7 +121,7 @@ class Door:
     direct: InferenceServerClient
     channel: grpc.aio.Channel
     trials: Trials
-    tally: Tally
+    tally: TrialCounters
 
     async def infer(self, model: str = "tiny", **how: Any) -> Any:
         return await infer(self.client, model, **how)
@@ -154,13 +154,13 @@ def through_the_door(redis_url: str, store: ArtifactStore) -> Serve:
         ask: Ask, triton: Triton | None = None, trial: trial_pb2.Trial | None = None, *, absent: bool = False
     ) -> Any:
         async def story(trials: Trials, _: Trials) -> Any:
-            tally, routes = Tally(trials), Routes(trials)
+            tally, routes = TrialCounters(trials), RoutingTable(trials)
             if trial is not None:
                 routes.show([await trials.start(trial)], since=math.inf)
             behind, front = grpc.aio.server(), grpc.aio.server(interceptors=[ErrorInterceptor()])
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton or Triton(), behind)
             port = free_port() if absent else behind.add_insecure_port("127.0.0.1:0")
-            passage = InferencePassage(f"127.0.0.1:{port}", TlsFiles(), routes, tally, shared_memory=True)
+            passage = InferenceProxy(f"127.0.0.1:{port}", TlsFiles(), routes, tally, shared_memory=True)
             front.add_generic_rpc_handlers((passage,))
             door = f"127.0.0.1:{front.add_insecure_port('127.0.0.1:0')}"
             for server in (front,) if absent else (behind, front):

@@ -9,7 +9,7 @@ from defuse.errors import InvalidInput, PermissionDenied
 from tritonclient.grpc import service_pb2
 
 from services.gateway.inference.shared_memory import SharedMemory
-from services.triton.transport import OURS
+from services.triton.transport import OWN_REGION_PREFIX
 
 HERE, ELSEWHERE = "ipv4:127.0.0.1:5", "ipv4:172.17.0.1:5"
 
@@ -81,10 +81,10 @@ def test_who_may_not(offered: bool, caller: Caller) -> None:
 @pytest.mark.parametrize(
     "request_",
     [
-        register(f"{OURS}1"),
-        register("theirs", key=f"/{OURS}1"),
-        register("theirs") + register(f"{OURS}1"),  # the last value of a field counts
-        b"\x50\x01" + register(f"{OURS}1"),  # a field that nobody knows comes first
+        register(f"{OWN_REGION_PREFIX}1"),
+        register("theirs", key=f"/{OWN_REGION_PREFIX}1"),
+        register("theirs") + register(f"{OWN_REGION_PREFIX}1"),  # the last value of a field counts
+        b"\x50\x01" + register(f"{OWN_REGION_PREFIX}1"),  # a field that nobody knows comes first
     ],
 )
 def test_what_belongs_to_the_services(request_: bytes) -> None:
@@ -98,7 +98,7 @@ def test_a_request_for_inference_refers_to_a_region_of_the_services() -> None:
     memory = SharedMemory(Triton().call, offered=True)
     memory.check(infer("theirs"), Caller())
     with pytest.raises(PermissionDenied, match="belongs to the services"):
-        memory.check(infer(f"{OURS}1"), Caller())
+        memory.check(infer(f"{OWN_REGION_PREFIX}1"), Caller())
 
 
 def test_a_cuda_handle_is_any_bytes() -> None:
@@ -111,7 +111,7 @@ def test_a_cuda_handle_is_any_bytes() -> None:
 def test_the_services_are_not_told_of_nor_forgotten() -> None:
     """Status leaves out what is theirs, and who forgets all forgets the others."""
     status = service_pb2.SystemSharedMemoryStatusResponse()
-    for name in (f"{OURS}1", "theirs"):
+    for name in (f"{OWN_REGION_PREFIX}1", "theirs"):
         status.regions[name].name = name
     triton = Triton(status=status.SerializeToString())
     memory = SharedMemory(triton.call, offered=True)

@@ -11,7 +11,7 @@ from defuse.tls import TlsFiles
 from defuse.v1 import generator_service_pb2 as pb
 from defuse.v1 import generator_service_pb2_grpc as pb_grpc
 
-from services.gateway.latent.proxy import GeneratorPassage
+from services.gateway.latent.proxy import GeneratorProxy
 from services.localstack.child_process import free_port
 from services.runtime.interceptors import ErrorInterceptor
 
@@ -55,7 +55,7 @@ def through_the_door(ask: Ask, generator: Generator | None = None, *, absent: bo
     async def run() -> Any:
         behind, front = (grpc.aio.server(interceptors=[ErrorInterceptor()]) for _ in range(2))
         port = free_port() if absent else behind.add_insecure_port("127.0.0.1:0")
-        passage = GeneratorPassage(f"127.0.0.1:{port}", TlsFiles())
+        passage = GeneratorProxy(f"127.0.0.1:{port}", TlsFiles())
         pb_grpc.add_GeneratorServiceServicer_to_server(generator or Generator(), behind)
         front.add_generic_rpc_handlers((passage,))
         door = front.add_insecure_port("127.0.0.1:0")
@@ -137,7 +137,7 @@ def test_other_services_are_not_its_business() -> None:
     """A method of another service, or one that is not offered, is left to others."""
 
     async def ask(_: Stub) -> Any:
-        passage = GeneratorPassage("127.0.0.1:1", TlsFiles())
+        passage = GeneratorProxy("127.0.0.1:1", TlsFiles())
         found = []
         for method in ("GeneratorService/Encode", "GeneratorService/Estimate", "GatewayService/GetRun"):
             details = type("Details", (), {"method": f"/defuse.v1.{method}", "invocation_metadata": ()})()

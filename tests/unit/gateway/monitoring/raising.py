@@ -8,7 +8,7 @@ from typing import Any
 from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring.alerts import Alerts, Webhooks
-from services.gateway.monitoring.config import Subjects
+from services.gateway.monitoring.config import MonitoredModels
 from services.runtime.queue import Queue
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -34,7 +34,7 @@ def with_alerts(url: str, store: ArtifactStore, story: Callable[[Alerts], Awaita
         queue, webhooks = Queue(url), Webhooks(pauses_s=PAUSES_S)
         posting = asyncio.create_task(webhooks.run())
         try:
-            return await asyncio.wait_for(story(Alerts(queue, store, Subjects(Catalog(store)), webhooks)), 60)
+            return await asyncio.wait_for(story(Alerts(queue, store, MonitoredModels(Catalog(store)), webhooks)), 60)
         finally:
             posting.cancel()
             with suppress(asyncio.CancelledError):

@@ -11,11 +11,11 @@ from prometheus_client import REGISTRY
 
 from services.gateway.monitoring import event_join as halves_
 from services.gateway.monitoring.cloud_events import CloudEvent, half_of
-from services.gateway.monitoring.config import Subjects
+from services.gateway.monitoring.config import MonitoredModels
 from services.gateway.monitoring.deletion import Deletions
-from services.gateway.monitoring.event_join import Halves, Observing
-from services.gateway.monitoring.observation_index import Index
-from services.gateway.monitoring.reports import Reports
+from services.gateway.monitoring.event_join import EventJoiner, PendingEvents
+from services.gateway.monitoring.observation_index import ObservationIndex
+from services.gateway.monitoring.reports import BatchReports
 from services.runtime.queue import KEY, Queue
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -32,11 +32,11 @@ class House:
 
     def __init__(self, queue: Queue, store: ArtifactStore) -> None:
         self.redis, self.model = queue.redis, plant_model(store)
-        subjects = Subjects(Catalog(store))
-        index = Index(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
-        self.halves = Halves(queue)
-        self.observing = Observing(
-            self.halves, Reports(store, subjects, index, Deletions(store, subjects, index, nobody)), subjects
+        subjects = MonitoredModels(Catalog(store))
+        index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
+        self.halves = PendingEvents(queue)
+        self.observing = EventJoiner(
+            self.halves, BatchReports(store, subjects, index, Deletions(store, subjects, index, nobody)), subjects
         )
 
     async def send(self, event_id: str, half: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from defuse.v1 import correction_pb2, guard_pb2, monitor_pb2
 
-from services.gateway.monitoring.monitor_state import Calm, Seen, begun, fold
+from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, fold, restart
 
 REGIONS = ("runs/a/regions/r1", "runs/a/regions/r2")
 CLASSES = ("ant", "bee")
@@ -13,7 +13,7 @@ RUN_LENGTH = 10_000.0
 Kind = monitor_pb2.Alert
 
 
-def calm() -> Calm:
+def calm() -> ReferenceProfile:
     """Two per cent and one per cent of a thousand images in the regions, both classes as often as the other."""
     guard = guard_pb2.Guard(
         name="models/m/guards/1",
@@ -37,10 +37,10 @@ def calm() -> Calm:
         "recall": np.array([0.8]),
         "confidence": np.array([0.6]),
     }
-    return Calm(guard=guard, classes=CLASSES, arrays=arrays)
+    return ReferenceProfile(guard=guard, classes=CLASSES, arrays=arrays)
 
 
-def traffic(count: int, *, seed: int = 0, rates: tuple[float, float] = (0.02, 0.01), **changed: Any) -> Seen:
+def traffic(count: int, *, seed: int = 0, rates: tuple[float, float] = (0.02, 0.01), **changed: Any) -> ScoredBatch:
     """Return what is seen of images of which so many shares fall in the regions."""
     generator = np.random.default_rng(seed)
     drawn = generator.random(count)
@@ -53,16 +53,16 @@ def traffic(count: int, *, seed: int = 0, rates: tuple[float, float] = (0.02, 0.
         "confidence": generator.uniform(0.5, 1.0, count).astype(np.float32),
         **changed,
     }
-    return Seen(arrays=arrays, versions=["1"] * count)
+    return ScoredBatch(arrays=arrays, versions=["1"] * count)
 
 
 def fresh() -> monitor_pb2.MonitorState:
     state = monitor_pb2.MonitorState()
-    begun(state, calm())
+    restart(state, calm())
     return state
 
 
-def folded(state: monitor_pb2.MonitorState, seen: Seen) -> list[monitor_pb2.Alert]:
+def folded(state: monitor_pb2.MonitorState, seen: ScoredBatch) -> list[monitor_pb2.Alert]:
     return fold(state, seen, calm(), expected_run_length=RUN_LENGTH)
 
 
@@ -86,7 +86,7 @@ def test_accuracy_without_truth() -> None:
     estimates = []
     for version in ("1", "2"):
         state = fresh()
-        seen = Seen(arrays=moved.arrays, versions=[version] * 100)
+        seen = ScoredBatch(arrays=moved.arrays, versions=[version] * 100)
         fold(state, seen, calm(), expected_run_length=1e300)
         estimates.append(state.monitor.estimated_accuracy)
     assert abs(estimates[0] - (0.5 * 0.8 + 0.5 * 0.1)) < 0.12
@@ -99,7 +99,7 @@ def test_batches_fold_as_one() -> None:
     folded(whole, seen)
     for begin, end in ((0, 100), (100, 101), (101, 300)):
         cut = {name: array[begin:end] for name, array in seen.arrays.items()}
-        folded(parts, Seen(arrays=cut, versions=seen.versions[begin:end]))
+        folded(parts, ScoredBatch(arrays=cut, versions=seen.versions[begin:end]))
     np.testing.assert_allclose(whole.region_evidence, parts.region_evidence)
     np.testing.assert_allclose(whole.rank_evidence, parts.rank_evidence)
     assert [one.hits for one in whole.monitor.hits] == [one.hits for one in parts.monitor.hits]

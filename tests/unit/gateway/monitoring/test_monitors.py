@@ -13,7 +13,7 @@ from defuse.v1 import guard_pb2, model_pb2, monitor_pb2, release_pb2, work_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
 from services.gateway.monitoring.alerts import Alerts, Webhooks
-from services.gateway.monitoring.config import Subjects
+from services.gateway.monitoring.config import MonitoredModels
 from services.gateway.monitoring.monitors import Monitors
 from services.gateway.records.paging import Cursor
 from services.runtime.queue import Queue
@@ -96,7 +96,7 @@ def told(world: World, redis_url: str) -> Callable[[Story], Any]:
     def tell(story: Story) -> Any:
         async def run() -> Any:
             queue = Queue(redis_url)
-            subjects = Subjects(Catalog(world.store))
+            subjects = MonitoredModels(Catalog(world.store))
             alerts = Alerts(queue, world.store, subjects, Webhooks())
             try:
                 return await story(Monitors(queue, world.store, subjects, alerts, world.runs), alerts)  # type: ignore[arg-type]
@@ -197,7 +197,7 @@ def test_truth_is_counted_once(world: World, told: Any) -> None:
                 observations=[monitor_pb2.Observation(id=one, truth=truth) for one, truth in word]
             )
             world.store.write_message(f"{keys.truths(batch)}/{number}.pb", message)
-            subject = await Subjects(Catalog(world.store)).of(MODEL)
+            subject = await MonitoredModels(Catalog(world.store)).of(MODEL)
             for _ in range(2):
                 await monitors.count_truth(subject, batch)
         monitor = await monitors.get(MODEL)
@@ -249,7 +249,7 @@ def test_truth_of_what_is_no_longer_kept(world: World, told: Any, monkeypatch: p
         await monitors.apply(event)
         said = monitor_pb2.ObservationBatch(observations=[monitor_pb2.Observation(id="1-0", truth=CLASSES[0])])
         world.store.write_message(f"{keys.truths(event.watched.batch)}/0.pb", said)
-        await monitors.count_truth(await Subjects(Catalog(world.store)).of(MODEL), event.watched.batch)
+        await monitors.count_truth(await MonitoredModels(Catalog(world.store)).of(MODEL), event.watched.batch)
         assert (await monitors.get(MODEL)).truths == 1
         later = time.time() + 3601
         monkeypatch.setattr(time, "time", lambda: later)

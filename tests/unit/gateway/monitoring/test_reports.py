@@ -12,11 +12,11 @@ from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring import batches
 from services.gateway.monitoring import observation_index as index_
-from services.gateway.monitoring.batches import Batch
-from services.gateway.monitoring.config import Subject, Subjects
+from services.gateway.monitoring.batches import ReceivedBatch
+from services.gateway.monitoring.config import MonitoredModel, MonitoredModels
 from services.gateway.monitoring.deletion import Deletions
-from services.gateway.monitoring.observation_index import Index
-from services.gateway.monitoring.reports import Reports
+from services.gateway.monitoring.observation_index import ObservationIndex
+from services.gateway.monitoring.reports import BatchReports
 from services.runtime.queue import KEY, Queue
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -33,16 +33,16 @@ class Taking:
 
     def __init__(self, queue: Queue, store: ArtifactStore) -> None:
         self.redis, self.store = queue.redis, store
-        self.subjects = Subjects(Catalog(store))
-        self.index = Index(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
+        self.subjects = MonitoredModels(Catalog(store))
+        self.index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
         self.deletions = Deletions(store, self.subjects, self.index, nobody)
-        self.reports = Reports(store, self.subjects, self.index, self.deletions)
+        self.reports = BatchReports(store, self.subjects, self.index, self.deletions)
 
-    async def subject(self) -> Subject:
+    async def subject(self) -> MonitoredModel:
         return await self.subjects.of(MODEL)
 
     async def report(self, batch_id: str, ids: str) -> int:
-        batch = Batch(id=batch_id, observations=[observation(one) for one in ids])
+        batch = ReceivedBatch(id=batch_id, observations=[observation(one) for one in ids])
         return await self.reports.store(await self.subject(), batch)
 
     async def grow_old(self, *batches: str) -> None:

@@ -8,7 +8,7 @@ from defuse.errors import StoreFull
 from defuse.v1 import work_pb2
 
 from services.gateway.records import events
-from services.gateway.records.events import EventLoop, _event_key
+from services.gateway.records.events import EventConsumer, _event_key
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, Queue, dead_letters
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -63,7 +63,7 @@ def test_an_event_waits_for_room(redis_url: str, tmp_path: Any, monkeypatch: pyt
 
     async def story() -> tuple[int, int]:
         queue = Queue(redis_url, claim_after_s=0.05)
-        loop = EventLoop(queue, store, {"runs": Runs().apply})
+        loop = EventConsumer(queue, store, {"runs": Runs().apply})
         await queue.open([EVENTS])
         await queue.send(EVENTS, failed("planted"))
         task = asyncio.create_task(loop.run())

@@ -11,8 +11,8 @@ from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import run_pb2
 
 from services.gateway.records import idempotency
-from services.gateway.records.idempotency import Requests
-from services.gateway.records.store import Book
+from services.gateway.records.idempotency import IdempotentRequests
+from services.gateway.records.store import RecordStore
 from services.runtime.queue import KEY, Queue
 
 Ask = Callable[..., Awaitable[pb.CreateRunResponse]]
@@ -24,8 +24,8 @@ class House:
 
     def __init__(self, queues: list[Queue]) -> None:
         self.redis = queues[0].redis
-        self.requests = [Requests(queue) for queue in queues]
-        self.book = Book(queues[0], run_pb2.Run, "runs", lambda _: False)
+        self.requests = [IdempotentRequests(queue) for queue in queues]
+        self.book = RecordStore(queues[0], run_pb2.Run, "runs", lambda _: False)
         self.carried_out = 0
         self.then: Callable[[], Awaitable[None]] | None = None
 

@@ -20,7 +20,7 @@ from defuse.v1 import correction_pb2, release_pb2, work_pb2
 from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.corrections.corrections import Corrections
-from services.gateway.releases.releases import Publications, fold
+from services.gateway.releases.releases import ReleaseOperations, fold
 from services.runtime.queue import PUBLISH, Queue
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
@@ -40,7 +40,7 @@ class House:
         self.refusal: DefuseError | None = None
         # Runs and regions are not asked.
         self.corrections = Corrections(queues[0], Catalog(store), None, None)  # type: ignore[arg-type]
-        self.gateways = [Publications(queue, self.corrections, self.retire) for queue in queues]
+        self.gateways = [ReleaseOperations(queue, self.corrections, self.retire) for queue in queues]
 
     async def retire(self, model: str) -> None:
         if self.refusal:

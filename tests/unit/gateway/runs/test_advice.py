@@ -19,7 +19,7 @@ from defuse.v1 import (
 )
 
 from services.gateway.regions.regions import Regions
-from services.gateway.runs.config import Advice, complete
+from services.gateway.runs.config import ThresholdAdvisor, complete
 from services.gateway.runs.runs import Runs
 from services.runtime.queue import PREPARE, Queue
 from services.storage import keys
@@ -101,7 +101,7 @@ def tell(
 
     async def told() -> None:
         queue, generator = Queue(url), Generator()
-        advice = Advice(Regions(store), generator)  # type: ignore[arg-type]
+        advice = ThresholdAdvisor(Regions(store), generator)  # type: ignore[arg-type]
         runs = Runs(queue, store, Triton(), advice)  # type: ignore[arg-type]
         first = run_pb2.Run(name="runs/first", config=complete(run_pb2.RunConfig(search=search)), state=state)
         await runs.book.create(first, [(PREPARE, work_pb2.PrepareWork())])

@@ -95,7 +95,7 @@ class Stand:
     inference: InferenceClient
     releases: Releases
     cache: Path
-    bench: RunContext
+    context: RunContext
     # Prefix of the runs' names, so that a store can be used again.
     started: str = field(default_factory=lambda: time.strftime("%H%M%S"))
 
@@ -138,7 +138,8 @@ class Stand:
         """Train the VAE of a configuration, or take it from the cache; return the seconds that training took."""
         recipe = b"".join(Path(module.__file__).read_bytes() for module in (vae, vae_training))
         recipe += (
-            config.vae.SerializeToString(deterministic=True) + f"{torch.get_num_threads()}{self.bench.device}".encode()
+            config.vae.SerializeToString(deterministic=True)
+            + f"{torch.get_num_threads()}{self.context.device}".encode()
         )
         kept = self.cache / f"vaes-{data.key()}-{hashlib.sha256(recipe).hexdigest()[:8]}"
         if not (kept / "seconds").exists():
@@ -147,7 +148,7 @@ class Stand:
                 data.images["train"],
                 preparation.vae_config(config.vae, data.images["train"].shape),
                 seed=config.vae.seed,
-                device=self.bench.device,
+                device=self.context.device,
                 on_epoch=lambda report: print(f"VAE, epoch {report.epoch} of {report.epochs}", flush=True),
                 should_stop=lambda: False,
             )
@@ -166,7 +167,7 @@ class Stand:
         run = run_pb2.Run(name=names.run(f"{name}-{self.started}"), config=config)
         self.store.write_message(keys.run(run.name), run)
         with self._kept_labels(config):
-            event = preparation.prepare(self.bench, work_pb2.PrepareWork(run=run), _job(run))
+            event = preparation.prepare(self.context, work_pb2.PrepareWork(run=run), _job(run))
         shards = -(-event.prepared.source_count // config.search.shard_size)
         return Search(
             stand=self,
@@ -215,11 +216,11 @@ class Search:
         begin = time.perf_counter()
         if self.rounds_done:
             work = work_pb2.PlanWork(run=self.run, round=self.rounds_done, shard_count=self.shards)
-            if not worker.plan(self.stand.bench, work, _job(self.run)).round_planned.decodes:
+            if not worker.plan(self.stand.context, work, _job(self.run)).round_planned.decodes:
                 return False
         for shard in range(self.shards):
             work_ = work_pb2.IdentifyWork(run=self.run, shard=shard, round=self.rounds_done)
-            done = worker.identify(self.stand.bench, work_, _job(self.run)).shard_identified.counts
+            done = worker.identify(self.stand.context, work_, _job(self.run)).shard_identified.counts
             for entry in run_pb2.SearchCounts.DESCRIPTOR.fields:
                 setattr(self.counts, entry.name, getattr(self.counts, entry.name) + getattr(done, entry.name))
         self.rounds_done += 1
@@ -235,7 +236,7 @@ class Search:
     def failures(self) -> dict[str, Array]:
         """Return what was found so far."""
         parts = [
-            self.stand.bench.catalog.failures(self.run.name, round_, shard)
+            self.stand.context.catalog.failures(self.run.name, round_, shard)
             for round_ in range(self.rounds_done)
             for shard in range(self.shards)
         ]
@@ -269,7 +270,7 @@ def stand_at(home: Path, triton: str, *, device: str, threads: int) -> Stand:
         inference=inference,
         releases=Releases(store, inference, home / "models"),
         cache=cache,
-        bench=RunContext(store, inference, torch.device(device)),
+        context=RunContext(store, inference, torch.device(device)),
     )
 
 

@@ -39,12 +39,12 @@ class Door:
         return Client(self.address)
 
     def plant(self, *records: run_pb2.Run | correction_pb2.Correction) -> None:
-        """Put records into the books as they stand."""
+        """Put records into the record stores as they stand."""
 
         async def tell(runs: Runs, corrections: Corrections, _: ReleaseOperations) -> None:
             for record in records:
-                book: Any = runs.book if isinstance(record, run_pb2.Run) else corrections.book
-                await book.create(record, [])
+                store: Any = runs.records if isinstance(record, run_pb2.Run) else corrections.records
+                await store.create(record, [])
 
         self._told(tell)
 

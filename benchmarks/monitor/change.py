@@ -44,14 +44,14 @@ def figures(stand: Stand, whole: Data, world: Guarded, *, streams: int, shifted:
     Calm is told from one half of the clean test images, traffic is drawn from the other half; what moves into a region
     are real images of a planted spot.
     """
-    lookout = GuardModel(stand.store, world.guard.name, world.model)
+    guard_model = GuardModel(stand.store, world.guard.name, world.model)
     classifier = stand.inference.classifier(world.model, version=1)
     spots = world.spots.inside(whole.images["test"], whole.labels["test"])
     clean = np.flatnonzero(~np.any(spots, axis=0))
     reference, drawn = clean[::2], clean[1::2]
-    looks = reference_profile(lookout, classifier, _images(whole, reference))
+    looks = reference_profile(guard_model, classifier, _images(whole, reference))
     known = ReferenceProfile(guard=world.guard, classes=world.model.classes, arrays=looks)
-    usual, moved = (_pool(lookout, classifier, _images(whole, rows)) for rows in (drawn, np.flatnonzero(spots[0])))
+    usual, moved = (_pool(guard_model, classifier, _images(whole, rows)) for rows in (drawn, np.flatnonzero(spots[0])))
     return {
         "mean_run_length": _mean_run_length(known, usual, streams),
         "detection_delay": {str(share): _delay(known, usual, moved, share, shifted) for share in _SHARES},
@@ -63,9 +63,9 @@ def _images(whole: Data, rows: Array) -> LabelledImages:
     return LabelledImages(images=whole.images["test"][rows], labels=whole.labels["test"][rows])
 
 
-def _pool(lookout: GuardModel, classifier: Classifier, data: LabelledImages) -> _Pool:
+def _pool(guard_model: GuardModel, classifier: Classifier, data: LabelledImages) -> _Pool:
     read = top_predictions(classifier.classify_stored(data.images))
-    return _Pool(arrays={**lookout.look(data.images), **read}, correct=read["predicted"] == data.labels)
+    return _Pool(arrays={**guard_model.look(data.images), **read}, correct=read["predicted"] == data.labels)
 
 
 def _mean_run_length(known: ReferenceProfile, usual: _Pool, streams: int) -> dict[str, float]:

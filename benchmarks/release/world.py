@@ -62,11 +62,11 @@ class World:
         store.write_message(keys.verdict(verdict.name), verdict)
         store.write_bytes(keys.corrected_file(correction.name), self.file)
         store.write_message(keys.correction(correction.name), correction)
-        asyncio.run(self._book(correction))
+        asyncio.run(self._records(correction))
         return names.last(run), names.last(correction.name), (candidate.name, str(candidate.version))
 
-    async def _book(self, correction: correction_pb2.Correction) -> None:
+    async def _records(self, correction: correction_pb2.Correction) -> None:
         queue = Queue(f"redis://{self._redis}/0")
-        book = RecordStore(queue, correction_pb2.Correction, "corrections", lambda _: True)
-        await book.create(correction, [])
+        records = RecordStore(queue, correction_pb2.Correction, "corrections", lambda _: True)
+        await records.create(correction, [])
         await queue.close()

@@ -32,17 +32,17 @@ def main() -> None:
     """Serve; under torchrun the first process serves and the others train with it."""
     settings = CorrectorSettings.load()
     limit_threads(settings.threads)
-    crew, device = torchrun_group(device_of(settings.device))
+    process_group, device = torchrun_group(device_of(settings.device))
     needs = Dependencies.of(settings)
-    processes: ProcessGroup = crew or SINGLE_PROCESS
+    processes: ProcessGroup = process_group or SINGLE_PROCESS
     trainer = Trainer(store=needs.store, device=device, factories=settings.factories, processes=processes)
-    if crew and crew.rank:
-        _follow(settings, trainer, crew)
+    if process_group and process_group.rank:
+        _follow(settings, trainer, process_group)
         return
     serve("corrector", settings, functools.partial(_build, trainer=trainer, needs=needs))
     processes.announce(None)
-    if crew:
-        crew.close()
+    if process_group:
+        process_group.close()
 
 
 def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies) -> Service:
@@ -87,13 +87,13 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
     )
 
 
-def _follow(settings: CorrectorSettings, trainer: Trainer, crew: TorchrunGroup) -> None:
+def _follow(settings: CorrectorSettings, trainer: Trainer, process_group: TorchrunGroup) -> None:
     telemetry.configure_logging("corrector", level=settings.log_level, log_format=settings.log_format)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the first process, which drains, says when to end
-    while (work := crew.next_work()) is not None:
+    while (work := process_group.next_work()) is not None:
         follow(trainer, work)
-    crew.close()
+    process_group.close()
 
 
 if __name__ == "__main__":

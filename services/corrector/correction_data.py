@@ -114,7 +114,7 @@ _SPREAD = 2.0
 # Sets their draws apart from others of the same seed.
 _AROUND_STREAM = 0x41524F55
 # Sets the division of held-out sources apart from other draws of the same seed.
-_HALVES = 0x48414C56
+_SPLIT_STREAM = 0x48414C56
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class CorrectionData:
         Halves are of sources, the same ones in every correction of a run: what was used to decide is never reported.
         """
         count = len(self._split(keys.SEARCHED_SPLIT).labels)
-        decides = np.random.default_rng([self.run.config.seed, _HALVES]).random(count) < 0.5
+        decides = np.random.default_rng([self.run.config.seed, _SPLIT_STREAM]).random(count) < 0.5
         return [
             HeldOutRegion(
                 region=region.region,

@@ -201,13 +201,13 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
         steps=outcome.steps,
         best_step=outcome.best_step,
     )
-    after, yardstick = _weights_of(network.cpu()), Evaluator(materials)
+    after, evaluator = _weights_of(network.cpu()), Evaluator(materials)
     shares = SHARES if wanted.method == Training.METHOD_INTERPOLATION else (1.0,)
     for number, share in enumerate(shares):
         job.check_cancelled()
         _say(job, work, _STEPS_SHARE, "exporting and measuring")
         _interpolate(network, before, after, share)
-        point = _point(materials, network, yardstick, keys.point(work.correction.name, work.training, number))
+        point = _point(materials, network, evaluator, keys.point(work.correction.name, work.training, number))
         point.share = share
         done.points.append(point)
     return done
@@ -244,7 +244,7 @@ def _interpolate(network: Network, before: dict[str, Tensor], after: dict[str, T
     network.load_state_dict(line, strict=False)
 
 
-def _point(materials: CorrectionData, network: Network, yardstick: Evaluator, prefix: str) -> correction_pb2.Point:
+def _point(materials: CorrectionData, network: Network, evaluator: Evaluator, prefix: str) -> correction_pb2.Point:
     """Export the network, store its file and measure it."""
     model = materials.model
     largest = model.fixed_batch_size or model.max_batch_size
@@ -256,7 +256,7 @@ def _point(materials: CorrectionData, network: Network, yardstick: Evaluator, pr
     materials.store.write_bytes(keys.onnx_of(prefix), file)
     if isinstance(network, TorchModule):
         materials.store.write_bytes(keys.weights_of(prefix), network.weights())
-    point = yardstick.measure(file)
+    point = evaluator.measure(file)
     for entry in parity:
         point.parity.add(batch_size=entry.batch_size, max_abs_difference=entry.max_abs_difference)
     return point

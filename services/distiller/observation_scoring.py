@@ -25,7 +25,7 @@ class ObservationScorer:
     def __init__(self, tools: DistillerDependencies) -> None:
         self._tools = tools
         self._store: ArtifactStore = tools.store
-        self._lookout = functools.lru_cache(_GUARDS)(self._read)
+        self._guard_model = functools.lru_cache(_GUARDS)(self._read)
 
     def watch(self, work: work_pb2.WatchWork, _: Job) -> work_pb2.Event:
         """Look at a batch and store what is seen; one that was deleted meanwhile has nothing to be seen."""
@@ -69,12 +69,12 @@ class ObservationScorer:
     def _of_images(
         self, arrays: dict[str, Array], seen: dict[str, Array], guard: str, model: model_pb2.Model
     ) -> dict[str, Array]:
-        lookout = self._lookout(guard)
+        guard_model = self._guard_model(guard)
         if not self._store.exists(key := keys.guard_reference(guard)):
             classifier = self._tools.inference.classifier(model, version=model.champion_version)
-            self._store.create_arrays(key, reference_profile(lookout, classifier, reference_images(lookout)))
+            self._store.create_arrays(key, reference_profile(guard_model, classifier, reference_images(guard_model)))
         rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) are of these alone
-        return filled(lookout.look(arrays["image"]), rows, seen) if len(rows) else seen
+        return filled(guard_model.look(arrays["image"]), rows, seen) if len(rows) else seen
 
     def _read(self, guard: str) -> GuardModel:
         model = Catalog(self._store).model("/".join(guard.split("/")[:2]))

@@ -17,7 +17,7 @@ _STREAM = 0x4C4F4F4B
 _ABOVE = 0.01
 
 
-def reference_profile(lookout: GuardModel, classifier: Classifier, data: LabelledImages) -> dict[str, Array]:
+def reference_profile(guard_model: GuardModel, classifier: Classifier, data: LabelledImages) -> dict[str, Array]:
     """Return what m labelled images look like through a guard and a version of its model.
 
     images (1,): m. hits (k,): how many are inside of each region; hits_low and hits_high (k,), ends of the share's 95 %
@@ -26,10 +26,10 @@ def reference_profile(lookout: GuardModel, classifier: Classifier, data: Labelle
     read correctly; confidence (1,): the value that as many exceed (Garg et al., 2022). error_rate (k,): of the regions,
     by the version that was searched, searched_version (1,); recall (1,): the guard's.
     """
-    seen, read = lookout.look(data.images), top_predictions(classifier.classify_stored(data.images))
+    seen, read = guard_model.look(data.images), top_predictions(classifier.classify_stored(data.images))
     count = len(data.labels)
-    hits = np.bincount(seen["index"][seen["inside"] > 0], minlength=len(lookout.guard.regions))
-    predicted = np.bincount(read["predicted"], minlength=len(lookout.model.classes))
+    hits = np.bincount(seen["index"][seen["inside"] > 0], minlength=len(guard_model.guard.regions))
+    predicted = np.bincount(read["predicted"], minlength=len(guard_model.model.classes))
     correct = int((read["predicted"] == data.labels).sum())
     low, high = np.array([clopper_pearson(int(number), count) for number in hits]).T
     return {
@@ -42,19 +42,19 @@ def reference_profile(lookout: GuardModel, classifier: Classifier, data: Labelle
         "predicted_bound": _bounds(predicted, count),
         "typicality": np.sort(seen["typicality"]),
         "correct": np.array([correct]),
-        "error_rate": np.array([lookout.error_rate(region.region) for region in lookout.guard.regions]),
-        "searched_version": np.array([lookout.run.config.model_version]),
-        "recall": np.array([lookout.guard.recall.value]),
+        "error_rate": np.array([guard_model.error_rate(region.region) for region in guard_model.guard.regions]),
+        "searched_version": np.array([guard_model.run.config.model_version]),
+        "recall": np.array([guard_model.guard.recall.value]),
         "confidence": np.sort(read["confidence"])[[count - correct - 1]]
         if correct < count
         else np.zeros(1, np.float32),
     }
 
 
-def reference_images(lookout: GuardModel) -> LabelledImages:
+def reference_images(guard_model: GuardModel) -> LabelledImages:
     """Return images of the test split, the same ones each time."""
-    split = lookout.split("test")
-    generator = np.random.default_rng([lookout.run.config.seed, _STREAM])
+    split = guard_model.split("test")
+    generator = np.random.default_rng([guard_model.run.config.seed, _STREAM])
     count = min(_MOST_IMAGES, len(split.labels))
     rows = np.sort(generator.choice(len(split.labels), size=count, replace=False))
     return LabelledImages(images=split.images[rows], labels=split.labels[rows])

@@ -53,31 +53,31 @@ GATE_DEADLINE_S = 900.0
 def build(settings: GatewaySettings) -> Service:
     """Wire the gateway."""
     needs = Dependencies.of(settings)
-    rooms = _rooms(settings, needs)
-    operations = Operations(needs.queue, rooms.runs, rooms.corrections, rooms.publications)
-    tally, routes = TrialCounters(rooms.trials), RoutingTable(rooms.trials)
+    context = _context(settings, needs)
+    operations = Operations(needs.queue, context.runs, context.corrections, context.publications)
+    tally, routes = TrialCounters(context.trials), RoutingTable(context.trials)
     limits = RateLimits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
-    monitoring = Monitoring(settings, needs.queue, needs.store, rooms.runs, limits)
-    passages = (
+    monitoring = Monitoring(settings, needs.queue, needs.store, context.runs, limits)
+    proxies = (
         GeneratorProxy(settings.generator_url, settings.tls),
         InferenceProxy(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),
     )
 
     def register(server: grpc.aio.Server) -> None:
-        gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(rooms), server)
+        gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(context), server)
         operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(operations), server)
         monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server(monitoring.service, server)
-        server.add_generic_rpc_handlers(passages)
+        server.add_generic_rpc_handlers(proxies)
 
     async def close() -> None:
-        for connected in (rooms, *passages):
+        for connected in (context, *proxies):
             await connected.close()
         await needs.queue.close()
 
     folds = {
-        "runs": rooms.runs.apply,
-        "corrections": rooms.corrections.apply,
-        "publications": rooms.publications.apply,
+        "runs": context.runs.apply,
+        "corrections": context.corrections.apply,
+        "publications": context.publications.apply,
         "models": monitoring.monitors.apply,
     }
     return Service(
@@ -97,11 +97,11 @@ def build(settings: GatewaySettings) -> Service:
             tally.run,
         ],
         close=close,
-        interceptors=_doorkeepers(settings, rooms.journal, limits),
+        interceptors=_auth_interceptors(settings, context.journal, limits),
     )
 
 
-def _rooms(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
+def _context(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
     """Return what the methods of the public API work with."""
     files = Files(needs.store, max_bytes=settings.max_file_bytes)
     generator = ServiceClient(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub, settings.tls)
@@ -133,7 +133,9 @@ def _rooms(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
     )
 
 
-def _doorkeepers(settings: GatewaySettings, journal: AuditLog, limits: RateLimits) -> list[grpc.aio.ServerInterceptor]:
+def _auth_interceptors(
+    settings: GatewaySettings, journal: AuditLog, limits: RateLimits
+) -> list[grpc.aio.ServerInterceptor]:
     """Return what stands before the methods: how often, also for who is not let in; what tells of it before both."""
     access = [AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else []
     return [AuditInterceptor(journal), RateLimitInterceptor(limits), *access]

@@ -48,52 +48,54 @@ class StreamPosition:
 
 
 async def stream_failures(
-    bench: RunContext, run: run_pb2.Run, begin: StreamPosition
+    context: RunContext, run: run_pb2.Run, begin: StreamPosition
 ) -> AsyncIterator[pb.IdentifyResponse]:
     """Yield a run's failures as they are stored; raise when the run failed or was cancelled."""
-    await _stored(bench, run, keys.sources(run.name))
+    await _stored(context, run, keys.sources(run.name))
     size = run.config.search.shard_size
-    shards = -(-len((await asyncio.to_thread(bench.prepared, run)).index) // size)
+    shards = -(-len((await asyncio.to_thread(context.prepared, run)).index) // size)
     round_, first, offset = begin.round_, begin.shard, begin.offset
-    while await _has_round(bench, run, round_):
+    while await _has_round(context, run, round_):
         for shard in range(first, shards):
-            await _stored(bench, run, keys.shard_result(run.name, round_, shard))
-            for response in await asyncio.to_thread(_responses, bench, run, round_, shard, offset):
+            await _stored(context, run, keys.shard_result(run.name, round_, shard))
+            for response in await asyncio.to_thread(_responses, context, run, round_, shard, offset):
                 yield response
             offset = 0
         round_, first = round_ + 1, 0
 
 
-async def _has_round(bench: RunContext, run: run_pb2.Run, round_: int) -> bool:
+async def _has_round(context: RunContext, run: run_pb2.Run, round_: int) -> bool:
     if round_ == 0:
         return True
     if not is_adaptive(run) or round_ >= run.config.search.rounds:
         return False
     key = keys.plan(run.name, round_)
-    await _stored(bench, run, key)
-    arrays = await asyncio.to_thread(bench.store.map_arrays, key)
+    await _stored(context, run, key)
+    arrays = await asyncio.to_thread(context.store.map_arrays, key)
     return bool(arrays["plan.decodes"].any())
 
 
-async def _stored(bench: RunContext, run: run_pb2.Run, key: str) -> None:
+async def _stored(context: RunContext, run: run_pb2.Run, key: str) -> None:
     """Wait until an artifact is there."""
-    while not await asyncio.to_thread(bench.store.exists, key):
-        await asyncio.to_thread(_check_alive, bench, run)
+    while not await asyncio.to_thread(context.store.exists, key):
+        await asyncio.to_thread(_check_alive, context, run)
         await asyncio.sleep(_POLL_S)
 
 
-def _check_alive(bench: RunContext, run: run_pb2.Run) -> None:
-    if bench.store.exists(keys.event(run.name, "cancelled")):
+def _check_alive(context: RunContext, run: run_pb2.Run) -> None:
+    if context.store.exists(keys.event(run.name, "cancelled")):
         raise Cancelled(f"{run.name} was cancelled")
     key = keys.event(run.name, "failed")
-    if bench.store.exists(key):
-        failed = bench.store.read_message(key, work_pb2.Event).failed
+    if context.store.exists(key):
+        failed = context.store.read_message(key, work_pb2.Event).failed
         raise NotReady(f"run {names.last(run.name)!r} failed: {failed.error}", reason=failed.reason or "RUN_FAILED")
 
 
-def _responses(bench: RunContext, run: run_pb2.Run, round_: int, shard: int, offset: int) -> list[pb.IdentifyResponse]:
+def _responses(
+    context: RunContext, run: run_pb2.Run, round_: int, shard: int, offset: int
+) -> list[pb.IdentifyResponse]:
     """Return what a shard gave in one round, behind `offset`, cut so that each message is small enough."""
-    arrays = bench.catalog.failures(run.name, round_, shard)
+    arrays = context.catalog.failures(run.name, round_, shard)
     count, dim = arrays["latent"].shape
     size = max(1, _RESPONSE_BYTES // (4 * dim + _FAILURE_BYTES + len(run.name)))
     responses = []

@@ -45,8 +45,8 @@ class NoiseModel:
         return eps if self.released else self.radius_sd * sd_agg * eps
 
     def noise(self, *, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
-        law = noise.released_noise if self.released else noise.standard_normal
-        return law(seed=self.seed, source=source, round_=round_, draw=draw, dim=dim)
+        noise_model = noise.released_noise if self.released else noise.standard_normal
+        return noise_model(seed=self.seed, source=source, round_=round_, draw=draw, dim=dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class PerturbationBatch:
 class _Shard:
     """What all slots of a shard are drawn from, on the device that draws."""
 
-    law: NoiseModel
+    noise_model: NoiseModel
     round_: int
     screen: bool
     screening: Screening | None
@@ -120,11 +120,18 @@ class _Shard:
 
 
 def perturbations(
-    law: NoiseModel, sd_agg: Array, *, mu: Array, source: Array, round_: int, draw: Array, device: torch.device = CPU
+    noise_model: NoiseModel,
+    sd_agg: Array,
+    *,
+    mu: Array,
+    source: Array,
+    round_: int,
+    draw: Array,
+    device: torch.device = CPU,
 ) -> tuple[Tensor, Tensor]:
     """Return noise and latents, both (n, d) on the device, of perturbations known by their identity alone."""
     return _perturbations(
-        law,
+        noise_model,
         _on(device, sd_agg),
         mu=_on(device, mu),
         source=_on(device, source),
@@ -135,8 +142,8 @@ def perturbations(
 
 def draw_perturbations(
     sources: Sources,
-    orders: RoundAllocation,
-    law: NoiseModel,
+    round_allocation: RoundAllocation,
+    noise_model: NoiseModel,
     sd_agg: Array,
     screening: Screening | None,
     device: torch.device,
@@ -147,21 +154,23 @@ def draw_perturbations(
     of which the most promising valid one is decoded. A slot without a valid draw is not decoded, so that makers make
     different numbers of draws.
     """
-    rows = np.repeat(np.arange(len(sources.index)), orders.decodes)  # (slots,)
-    slots = np.arange(len(rows)) - np.repeat(np.cumsum(orders.decodes) - orders.decodes, orders.decodes)
+    rows = np.repeat(np.arange(len(sources.index)), round_allocation.decodes)  # (slots,)
+    slots = np.arange(len(rows)) - np.repeat(
+        np.cumsum(round_allocation.decodes) - round_allocation.decodes, round_allocation.decodes
+    )
     shard = _Shard(
-        law=law,
-        round_=orders.round_,
-        screen=orders.screen,
+        noise_model=noise_model,
+        round_=round_allocation.round_,
+        screen=round_allocation.screen,
         screening=screening,
         mu=_on(device, sources.mu),
         source=_on(device, sources.index),
         labels=_on(device, sources.labels).long(),
         sd_agg=_on(device, sd_agg),
-        directions=None if orders.directions is None else _on(device, orders.directions),
+        directions=None if round_allocation.directions is None else _on(device, round_allocation.directions),
     )
     row, slot = _on(device, rows), _on(device, slots)
-    size = _BATCHES_OF_SLOTS * law.batch_size
+    size = _BATCHES_OF_SLOTS * noise_model.batch_size
     for begin in range(0, len(rows), size):
         part = slice(begin, begin + size)
         yield partial(_slots, shard, row[part], slot[part])
@@ -197,10 +206,10 @@ def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, asked_at
 
 
 def _perturbations(
-    law: NoiseModel, sd_agg: Tensor, *, mu: Tensor, source: Tensor, round_: int, draw: Tensor
+    noise_model: NoiseModel, sd_agg: Tensor, *, mu: Tensor, source: Tensor, round_: int, draw: Tensor
 ) -> tuple[Tensor, Tensor]:
-    eps = law.noise(source=source, round_=round_, draw=draw, dim=mu.shape[1])
-    return eps, (mu + law.step(eps, sd_agg)).float()
+    eps = noise_model.noise(source=source, round_=round_, draw=draw, dim=mu.shape[1])
+    return eps, (mu + noise_model.step(eps, sd_agg)).float()
 
 
 def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationBatch, int]:
@@ -208,7 +217,7 @@ def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationBatch,
     draw = (slot[:, None] * width + torch.arange(width, device=slot.device)).flatten()  # (slots * width,)
     wide = row.repeat_interleave(width)
     mu, source = shard.mu.index_select(0, wide), shard.source[wide]
-    eps, z = _perturbations(shard.law, shard.sd_agg, mu=mu, source=source, round_=shard.round_, draw=draw)
+    eps, z = _perturbations(shard.noise_model, shard.sd_agg, mu=mu, source=source, round_=shard.round_, draw=draw)
     if not shard.screen:
         return PerturbationBatch.of(row=wide, draw=draw, eps=eps, z=z), 0
     chosen, screened_out = _chosen(shard, shard.labels[wide], eps, z, radius_sd(z, mu, shard.sd_agg))

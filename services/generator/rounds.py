@@ -94,9 +94,9 @@ class RoundPlan:
         return cls(tally=tally, sums=sums, **group(arrays, "plan"))
 
 
-def make_plan(bench: RunContext, run: run_pb2.Run, round_: int, shard_count: int) -> RoundPlan:
+def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: int) -> RoundPlan:
     """Plan a round from the results of the one before, all shards of which are stored."""
-    tally, sums, confusions = _so_far(bench, run, round_, shard_count)
+    tally, sums, confusions = _so_far(context, run, round_, shard_count)
     wanted = run.config.search
     budget_left = wanted.draws_per_source * int(tally.searchable.sum()) - int(tally.decodes.sum())
     decodes = allocation.allocate(
@@ -136,25 +136,25 @@ def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: in
 
 
 def _so_far(
-    bench: RunContext, run: run_pb2.Run, round_: int, shard_count: int
+    context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[SourceStatistics, DirectionSums, Array]:
     """Return what all rounds before this one gave, in source order: per source, per class, and per confusion."""
-    latest, sums, confusions = _round(bench, run, round_ - 1, shard_count)
+    latest, sums, confusions = _round(context, run, round_ - 1, shard_count)
     if round_ == 1:
-        known = _first(bench, run, shard_count, latest)
+        known = _first(context, run, shard_count, latest)
     else:
-        before = RoundPlan.of(bench.store.read_arrays(keys.plan(run.name, round_ - 1)))
+        before = RoundPlan.of(context.store.read_arrays(keys.plan(run.name, round_ - 1)))
         known = {name: array for name, array in before.tally.arrays().items() if name not in _SUMMED}
         latest = {name: getattr(before.tally, name) + latest[name] for name in _SUMMED}
         sums, confusions = [before.sums, *sums], before.confusions + confusions
-    labels = bench.images(run, keys.SEARCHED_SPLIT).labels[bench.prepared(run).index]
+    labels = context.images(run, keys.SEARCHED_SPLIT).labels[context.prepared(run).index]
     alike = {"confusion_failures": confusions[labels, known["runner_up"]]}
     return SourceStatistics(**latest, **known | alike), sum(sums[1:], start=sums[0]), confusions
 
 
-def _first(bench: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
+def _first(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
     """Return what the first round found out once and for all."""
-    examined = [read_examination(bench.store, run.name, shard)[0] for shard in range(shard_count)]
+    examined = [read_examination(context.store, run.name, shard)[0] for shard in range(shard_count)]
     return {
         "searchable": np.concatenate([part.searchable for part in examined]),
         "reconstruction_margin": np.concatenate([part.reconstruction_margin for part in examined]),
@@ -165,14 +165,14 @@ def _first(bench: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[s
 
 
 def _round(
-    bench: RunContext, run: run_pb2.Run, round_: int, shard_count: int
+    context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[dict[str, Array], list[DirectionSums], Array]:
     """Return what one round gave: per source, by shard, and its failures by true and predicted label (k, k)."""
-    classes = len(bench.model(run).classes)
+    classes = len(context.model(run).classes)
     confusions = np.zeros((classes, classes), np.int32)
     tallies, sums = [], []
     for shard in range(shard_count):
-        found = read_result(bench.store, run.name, round_, shard)
+        found = read_result(context.store, run.name, round_, shard)
         tallies.append(found.tally)
         sums.append(found.sums)
         np.add.at(confusions, (found.failures["true_label"], found.failures["predicted_label"]), 1)

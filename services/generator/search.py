@@ -88,8 +88,8 @@ class ShardResult:
 
 def search(
     sources: Sources,
-    orders: RoundAllocation,
-    law: NoiseModel,
+    round_allocation: RoundAllocation,
+    noise_model: NoiseModel,
     models: SearchModels,
     checks: SearchChecks,
     *,
@@ -100,26 +100,26 @@ def search(
 
     `check` is called after every batch and may raise to stop.
     """
-    counts = SearchCounters(sources=len(sources.index) if orders.round_ == 0 else 0)
+    counts = SearchCounters(sources=len(sources.index) if round_allocation.round_ == 0 else 0)
     sums, tally = _no_directions(classes, sources.mu.shape[1]), np.zeros((3, len(sources.index)))
     found = [Failures.none(sources.mu.shape[1])]
-    makers = draw_perturbations(sources, orders, law, models.sd_agg, checks.screening, models.device)
+    makers = draw_perturbations(sources, round_allocation, noise_model, models.sd_agg, checks.screening, models.device)
     parts = pipeline.prefetch(makers, models.decoders)
-    batches = rebatched(_counted(parts, counts), law.batch_size)
+    batches = rebatched(_counted(parts, counts), noise_model.batch_size)
     for batch, logits in pipeline.classified(batches, models.decode, models.submit, models.decoders):
         margin = margins(logits, sources.labels[batch.row])
         counts.decodes += len(batch.row)
         for sum_, value in zip(tally, (np.ones_like(margin), margin, margin**2), strict=True):
             np.add.at(sum_, batch.row, value)
-        if orders.screen:
-            change = margin - orders.reconstruction_margin[batch.row]
+        if round_allocation.screen:
+            change = margin - round_allocation.reconstruction_margin[batch.row]
             sums += DirectionSums.of(sources.labels[batch.row], batch.eps, change, classes)
-        found.append(_candidates(sources, orders, models, batch, logits, margin))
+        found.append(_candidates(sources, round_allocation, models, batch, logits, margin))
         check()
     counts.classifications += counts.decodes
     valid = _valid(Failures.joined(found), checks.latent, counts)
-    confirmed = _confirmed(valid, sources, law, models, checks, counts, check)
-    kept = _within_limit(confirmed, sources, orders, law, counts)
+    confirmed = _confirmed(valid, sources, noise_model, models, checks, counts, check)
+    kept = _within_limit(confirmed, sources, round_allocation, noise_model, counts)
     return ShardResult(
         failures=kept,
         counts=counts,
@@ -146,7 +146,7 @@ def margins(logits: Array, labels: Array) -> Array:
 
 def _candidates(
     sources: Sources,
-    orders: RoundAllocation,
+    round_allocation: RoundAllocation,
     models: SearchModels,
     batch: PerturbationBatch,
     logits: Array,
@@ -157,7 +157,7 @@ def _candidates(
     row, z = batch.row[wrong], batch.latent[wrong]
     return Failures.of(
         source=sources.index[row],
-        round=np.full(len(row), orders.round_),
+        round=np.full(len(row), round_allocation.round_),
         draw=batch.draw[wrong],
         true_label=sources.labels[row],
         predicted_label=logits[wrong].argmax(axis=1),
@@ -182,7 +182,7 @@ def _valid(candidates: Failures, checks: Sequence[ValidityCheck], counts: Search
 def _confirmed(
     valid: Failures,
     sources: Sources,
-    law: NoiseModel,
+    noise_model: NoiseModel,
     models: SearchModels,
     checks: SearchChecks,
     counts: SearchCounters,
@@ -190,8 +190,8 @@ def _confirmed(
 ) -> Failures:
     """Find each failure again from its identity, as the picture that would be stored, in calls of its own."""
     mu = sources.mu[np.searchsorted(sources.index, valid.source)]
-    parts = [slice(begin, begin + law.batch_size) for begin in range(0, len(mu), law.batch_size)]
-    makers = (partial(_redecoded, valid.take(part), mu[part], law, models) for part in parts)
+    parts = [slice(begin, begin + noise_model.batch_size) for begin in range(0, len(mu), noise_model.batch_size)]
+    makers = (partial(_redecoded, valid.take(part), mu[part], noise_model, models) for part in parts)
     kept = [Failures.none(sources.mu.shape[1])]
     for second in pipeline.prefetch(makers, models.decoders):
         kept.append(_agreed(second, checks, counts))
@@ -199,9 +199,15 @@ def _confirmed(
     return Failures.joined(kept)
 
 
-def _redecoded(part: Failures, mu: Array, law: NoiseModel, models: SearchModels) -> _Confirmation:
+def _redecoded(part: Failures, mu: Array, noise_model: NoiseModel, models: SearchModels) -> _Confirmation:
     _, z = perturbations(
-        law, models.sd_agg, mu=mu, source=part.source, round_=part.round[0], draw=part.draw, device=models.device
+        noise_model,
+        models.sd_agg,
+        mu=mu,
+        source=part.source,
+        round_=part.round[0],
+        draw=part.draw,
+        device=models.device,
     )
     images = pipeline.rounded(models.decode(z))
     return _Confirmation(
@@ -233,11 +239,15 @@ def _agreed(second: _Confirmation, checks: SearchChecks, counts: SearchCounters)
 
 
 def _within_limit(
-    confirmed: Failures, sources: Sources, orders: RoundAllocation, law: NoiseModel, counts: SearchCounters
+    confirmed: Failures,
+    sources: Sources,
+    round_allocation: RoundAllocation,
+    noise_model: NoiseModel,
+    counts: SearchCounters,
 ) -> Failures:
     """Leave out all but the first failures of each source, those of earlier rounds counted."""
-    earlier = orders.found[np.searchsorted(sources.index, confirmed.source)]
-    kept = confirmed.take(earlier + _rank_within(confirmed.source) < law.max_failures_per_source)
+    earlier = round_allocation.found[np.searchsorted(sources.index, confirmed.source)]
+    kept = confirmed.take(earlier + _rank_within(confirmed.source) < noise_model.max_failures_per_source)
     counts.rejected_by_source_limit = len(confirmed.source) - len(kept.source)
     counts.failures = len(kept.source)
     return kept

@@ -30,15 +30,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class GeneratorService(pb_grpc.GeneratorServiceServicer):
     """Failures as they are found, what verdicts on them teach, and the VAE as a service."""
 
-    def __init__(self, bench: RunContext, queue: Queue) -> None:
-        self._bench = bench
+    def __init__(self, context: RunContext, queue: Queue) -> None:
+        self._context = context
         self._queue = queue
 
     async def Identify(self, request: pb.IdentifyRequest, context: Context) -> AsyncIterator[pb.IdentifyResponse]:
         begin = StreamPosition.of(request.resume_token)
-        run = await asyncio.to_thread(self._bench.catalog.run, request.run)
+        run = await asyncio.to_thread(self._context.catalog.run, request.run)
         try:
-            async for response in stream_failures(self._bench, run, begin):
+            async for response in stream_failures(self._context, run, begin):
                 yield response
         except (asyncio.CancelledError, GeneratorExit):
             if request.cancel_run:
@@ -61,12 +61,12 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         return pb.InterpolateResponse(images=tensors.images_to_proto(images), predicted_labels=labels.tolist())
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
-        return pb.EstimateResponse(estimate=await asyncio.to_thread(cost.estimate, self._bench, request.config))
+        return pb.EstimateResponse(estimate=await asyncio.to_thread(cost.estimate, self._context, request.config))
 
     async def LearnValidity(self, request: pb.LearnValidityRequest, context: Context) -> pb.LearnValidityResponse:
         advice = await asyncio.to_thread(
             fit_run_thresholds,
-            self._bench.catalog,
+            self._context.catalog,
             request.run,
             invalid=request.invalid_regions,
             valid=request.valid_regions,
@@ -76,7 +76,7 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
     async def _cancel(self, run_name: str) -> None:
         """Stop a run as its owner would: its workers stop at their next batch. One that has ended stays as it is."""
         ended = [keys.event(run_name, kind) for kind in ("distilled", "failed", "cancelled")]
-        if any([await asyncio.to_thread(self._bench.store.exists, key) for key in ended]):
+        if any([await asyncio.to_thread(self._context.store.exists, key) for key in ended]):
             return
         await self._queue.redis.set(cancel_key(run_name), "1", ex=CANCEL_MARK_S)
         await self._queue.send(EVENTS, work_pb2.Event(subject=run_name, cancelled=work_pb2.Cancelled()))
@@ -109,11 +109,11 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         first, last = pair.encode(as_pixels(ends))[0]
         share = np.linspace(0, 1, frames, dtype=np.float32)[:, None]
         images = pair.decode((1 - share) * first + share * last)  # (frames, c, h, w)
-        return as_stored(as_array(images)), self._bench.classifier(run).classify(images).argmax(axis=1)
+        return as_stored(as_array(images)), self._context.classifier(run).classify(images).argmax(axis=1)
 
     def _opened(self, run_name: str) -> tuple[run_pb2.Run, Codec]:
-        run = self._bench.catalog.run(run_name)
-        return run, self._bench.codec(run.config)
+        run = self._context.catalog.run(run_name)
+        return run, self._context.codec(run.config)
 
 
 def _check_images(run_name: str, pair: Codec, images: Array) -> None:

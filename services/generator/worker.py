@@ -16,43 +16,45 @@ from services.runtime.worker import Job
 from services.storage import keys
 
 
-def identify(bench: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
+def identify(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
     """Search one shard and store what it gave; a shard that is stored already is not searched again."""
     run, round_, shard = work.run, work.round, work.shard
-    if not bench.store.exists(keys.shard_result(run.name, round_, shard)):
-        found = _search_shard(bench, work, job)
-        create_result(bench.store, run.name, round_, shard, found, bench.prepared(run).index[shard_slice(run, shard)])
+    if not context.store.exists(keys.shard_result(run.name, round_, shard)):
+        found = _search_shard(context, work, job)
+        create_result(
+            context.store, run.name, round_, shard, found, context.prepared(run).index[shard_slice(run, shard)]
+        )
     event = work_pb2.Event(subject=run.name)
     event.shard_identified.shard = shard
     event.shard_identified.round = round_
-    event.shard_identified.counts.CopyFrom(read_result(bench.store, run.name, round_, shard).counts)
+    event.shard_identified.counts.CopyFrom(read_result(context.store, run.name, round_, shard).counts)
     return event
 
 
-def plan(bench: RunContext, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
+def plan(context: RunContext, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
     """Plan a round and store the plan; a plan that is stored already is not made again."""
     job.check_cancelled()
     run, key = work.run, keys.plan(work.run.name, work.round)
-    if not bench.store.exists(key):
+    if not context.store.exists(key):
         # Created once: two that plan at the same time must not give shards of one round different orders.
-        bench.store.create_arrays(key, rounds.make_plan(bench, run, work.round, work.shard_count).arrays())
+        context.store.create_arrays(key, rounds.make_plan(context, run, work.round, work.shard_count).arrays())
     event = work_pb2.Event(subject=run.name)
     event.round_planned.round = work.round
-    event.round_planned.decodes = int(bench.store.map_arrays(key)["plan.decodes"].sum())
+    event.round_planned.decodes = int(context.store.map_arrays(key)["plan.decodes"].sum())
     return event
 
 
-def _search_shard(bench: RunContext, work: work_pb2.IdentifyWork, job: Job) -> ShardResult:
+def _search_shard(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> ShardResult:
     run = work.run
-    bench.use_all_threads()
-    examined, mu = _examined(bench, work, job)
+    context.use_all_threads()
+    examined, mu = _examined(context, work, job)
     result = search(
-        bench.sources(run, work.shard, mu),
-        _orders(bench, work, examined),
+        context.sources(run, work.shard, mu),
+        _round_allocation(context, work, examined),
         noise_model_of(run),
-        bench.models(run, bench.prepared(run).sd_agg),
-        bench.checks(run),
-        classes=len(bench.model(run).classes),
+        context.models(run, context.prepared(run).sd_agg),
+        context.checks(run),
+        classes=len(context.model(run).classes),
         check=job.check_cancelled,
     )
     if work.round == 0:
@@ -62,30 +64,30 @@ def _search_shard(bench: RunContext, work: work_pb2.IdentifyWork, job: Job) -> S
     return result
 
 
-def _examined(bench: RunContext, work: work_pb2.IdentifyWork, job: Job) -> tuple[SourceMargins, Array]:
+def _examined(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> tuple[SourceMargins, Array]:
     """Return how the classifier reads the shard's sources, and their latents; found out once, in the first round."""
     run = work.run
-    if not bench.store.exists(keys.shard_sources(run.name, work.shard)):
-        searched = bench.images(run, keys.SEARCHED_SPLIT)
-        index = np.array(bench.prepared(run).index[shard_slice(run, work.shard)])
+    if not context.store.exists(keys.shard_sources(run.name, work.shard)):
+        searched = context.images(run, keys.SEARCHED_SPLIT)
+        index = np.array(context.prepared(run).index[shard_slice(run, work.shard)])
         images = real_images(searched, index)
-        mu, _ = bench.codec(run.config).encode_stored(images)
+        mu, _ = context.codec(run.config).encode_stored(images)
         examined = measure_margins(
             images,
             searched.labels[index],
             mu,
-            bench.models(run, bench.prepared(run).sd_agg),
+            context.models(run, context.prepared(run).sd_agg),
             batch_size=run.config.search.batch_size,
             check=job.check_cancelled,
         )
-        create_examination(bench.store, run.name, work.shard, examined, mu)
-    return read_examination(bench.store, run.name, work.shard)
+        create_examination(context.store, run.name, work.shard, examined, mu)
+    return read_examination(context.store, run.name, work.shard)
 
 
-def _orders(bench: RunContext, work: work_pb2.IdentifyWork, examined: SourceMargins) -> RoundAllocation:
+def _round_allocation(context: RunContext, work: work_pb2.IdentifyWork, examined: SourceMargins) -> RoundAllocation:
     if work.round == 0:
         return rounds.first_allocation(work.run, examined)
-    stored = RoundPlan.of(bench.store.map_arrays(keys.plan(work.run.name, work.round)))
+    stored = RoundPlan.of(context.store.map_arrays(keys.plan(work.run.name, work.round)))
     return rounds.planned_allocation(stored, work.run, work.round, work.shard)
 
 

@@ -39,14 +39,14 @@ class CudaSharedMemory:
     def try_out(self) -> None:
         self.memory(_TRIAL).release()
 
-    def memory(self, room: BufferSize) -> "CudaMemory":
-        region = CudaRegion(room.input_bytes)
+    def memory(self, buffer_size: BufferSize) -> "CudaMemory":
+        region = CudaRegion(buffer_size.input_bytes)
         try:
             self._regions.add(region.name, region.handle(), region.device, region.size)
         except BaseException:
             region.free()
             raise
-        return CudaMemory(region, room, self._regions)
+        return CudaMemory(region, buffer_size, self._regions)
 
     def close(self) -> None:
         self._regions.close()
@@ -86,8 +86,8 @@ class CudaRegion:
 class CudaMemory:
     """One region, the input of a request."""
 
-    def __init__(self, region: CudaRegion, room: BufferSize, regions: SharedMemoryRegions) -> None:
-        self.room = room
+    def __init__(self, region: CudaRegion, buffer_size: BufferSize, regions: SharedMemoryRegions) -> None:
+        self.buffer_size = buffer_size
         self._region = region
         self._regions = regions
 

@@ -64,12 +64,12 @@ class TransportChoice:
         """Return the transport's name; raise Unavailable if Triton does not answer or refuses what was asked for."""
         return self._transport().name
 
-    def memory(self, room: BufferSize) -> Memory:
+    def memory(self, buffer_size: BufferSize) -> Memory:
         """Return memory for a request; raise as `name` does."""
         while True:
             transport = self._transport()
             try:
-                return transport.memory(room)
+                return transport.memory(buffer_size)
             except TransportRefused as refusal:
                 with self._lock:
                     self._drop(transport, refusal)
@@ -205,12 +205,12 @@ class RequestsInFlight:
             raise Cancelled(f"the connection to Triton at {self._url} was closed")
 
     def _memory(self, slot: Slot, request: Request) -> Memory:
-        memory, room = slot.swap(None), request.room
-        if memory and not memory.room.holds(room):
-            room = room.joined(memory.room)
+        memory, buffer_size = slot.swap(None), request.buffer_size
+        if memory and not memory.buffer_size.holds(buffer_size):
+            buffer_size = buffer_size.joined(memory.buffer_size)
             memory.release()  # first: there need not be space for both
             memory = None
-        memory = memory or self._choice.memory(room)
+        memory = memory or self._choice.memory(buffer_size)
         slot.swap(memory)
         return memory
 
@@ -270,7 +270,7 @@ class RequestsInFlight:
                 "it is started again and again",
                 reason="TRITON_UNAVAILABLE",
             )
-        memory = self._choice.memory(sent.memory.room)
+        memory = self._choice.memory(sent.memory.buffer_size)
         memory.input(sent.request)[...] = memory.accept(sent.memory.input(sent.request))
         self._replace_memory(sent, memory)
         self._post(replace(sent, memory=memory, resends=sent.resends - 1))

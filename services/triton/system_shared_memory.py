@@ -59,9 +59,11 @@ class SystemSharedMemory:
         with suppress(InferenceServerException):  # the next process tries again
             self._unregister_orphans()
 
-    def memory(self, room: BufferSize) -> "SystemMemory":
-        room = BufferSize(input_bytes=_rounded(room.input_bytes), output_bytes=_rounded(room.output_bytes))
-        size = room.input_bytes + room.output_bytes
+    def memory(self, buffer_size: BufferSize) -> "SystemMemory":
+        buffer_size = BufferSize(
+            input_bytes=_rounded(buffer_size.input_bytes), output_bytes=_rounded(buffer_size.output_bytes)
+        )
+        size = buffer_size.input_bytes + buffer_size.output_bytes
         try:
             file = RegionFile(size)
         except OSError as error:
@@ -77,7 +79,7 @@ class SystemSharedMemory:
                     f"{error}; run it on this host with the same {DIRECTORY} (Docker: --ipc=host)"
                 ) from error
             raise
-        return SystemMemory(file, room, self._regions)
+        return SystemMemory(file, buffer_size, self._regions)
 
     def close(self) -> None:
         self._regions.close()
@@ -93,22 +95,22 @@ class SystemSharedMemory:
 class SystemMemory(HostMemory):
     """One region: the input, then the output."""
 
-    def __init__(self, file: "RegionFile", room: BufferSize, regions: SharedMemoryRegions) -> None:
-        super().__init__(file.buffer, room)
+    def __init__(self, file: "RegionFile", buffer_size: BufferSize, regions: SharedMemoryRegions) -> None:
+        super().__init__(file.buffer, buffer_size)
         self._file = file
         self._regions = regions
 
     def refer(self, request: Request, tensor: Any, output: Any) -> None:
         tensor.set_shared_memory(self._file.name, request.input_bytes)
         if request.output_bytes:
-            output.set_shared_memory(self._file.name, request.output_bytes, self.room.input_bytes)
+            output.set_shared_memory(self._file.name, request.output_bytes, self.buffer_size.input_bytes)
 
     def read(self, request: Request, result: Any) -> Array:
         if any(result.get_response().raw_output_contents):  # no room was asked for, or the server knows no such thing
             array: Array = result.as_numpy(request.output_name)
             return array
         answer = result.get_output(request.output_name)
-        dtype, offset = dtype_of(answer.datatype), self.room.input_bytes
+        dtype, offset = dtype_of(answer.datatype), self.buffer_size.input_bytes
         view: Array = np.ndarray(tuple(answer.shape), dtype, buffer=self._buffer, offset=offset)
         return view.copy()
 

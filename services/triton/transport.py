@@ -71,14 +71,14 @@ class Request:
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
-    def room(self) -> BufferSize:
+    def buffer_size(self) -> BufferSize:
         return BufferSize(input_bytes=self.input_bytes, output_bytes=self.output_bytes)
 
 
 class Memory(Protocol):
     """Where the images of one request are written, and perhaps its answer too."""
 
-    room: BufferSize
+    buffer_size: BufferSize
 
     def accept(self, images: Any) -> Any:
         """Return images as what `input` can be assigned from."""
@@ -108,7 +108,7 @@ class Transport(Protocol):
     def try_out(self) -> None:
         """Raise Refused where it does not work, Unavailable while Triton does not answer."""
 
-    def memory(self, room: BufferSize) -> Memory:
+    def memory(self, buffer_size: BufferSize) -> Memory:
         """Return memory for a request; raise as `try_out` does."""
 
     def close(self) -> None:
@@ -118,8 +118,8 @@ class Transport(Protocol):
 class HostMemory:
     """Memory that numpy can address."""
 
-    def __init__(self, buffer: Any, room: BufferSize) -> None:
-        self.room = room
+    def __init__(self, buffer: Any, buffer_size: BufferSize) -> None:
+        self.buffer_size = buffer_size
         self._buffer = buffer
 
     def accept(self, images: Any) -> Array:
@@ -159,8 +159,8 @@ class Grpc:
     def try_out(self) -> None:
         """Works if anything does."""
 
-    def memory(self, room: BufferSize) -> PrivateMemory:
-        return PrivateMemory(np.empty(room.input_bytes, np.uint8), room)
+    def memory(self, buffer_size: BufferSize) -> PrivateMemory:
+        return PrivateMemory(np.empty(buffer_size.input_bytes, np.uint8), buffer_size)
 
     def close(self) -> None:
         """Holds nothing at Triton."""

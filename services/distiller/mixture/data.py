@@ -145,20 +145,20 @@ class Points:
         edges = np.linspace(0, len(self), min(count, max(len(self), 1)) + 1).round().astype(int)
         return [slice(int(a), int(b)) for a, b in pairwise(edges) if a < b]
 
-    def moments(self, crew: Reducer) -> tuple[Tensor, Tensor]:
+    def moments(self, reducer: Reducer) -> tuple[Tensor, Tensor]:
         """Return the mean (d,) and the unbiased covariance (d, d) of the points of all processes, in two passes.
 
         Raises ValueError for values that are not finite.
         """
-        count, first = self._added(crew, lambda x: (torch.ones_like(x[:, 0]).sum(), x.sum(dim=0)))
+        count, first = self._added(reducer, lambda x: (torch.ones_like(x[:, 0]).sum(), x.sum(dim=0)))
         mean = first / count
         if not bool(torch.isfinite(mean).all()):
             raise ValueError("X holds values that are not finite: leave such points out")
-        (scatter,) = self._added(crew, lambda x: ((x - mean).T @ (x - mean),))
+        (scatter,) = self._added(reducer, lambda x: ((x - mean).T @ (x - mean),))
         return mean, scatter / (count - 1.0).clamp_min(1.0)
 
-    def _added(self, crew: Reducer, work: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+    def _added(self, reducer: Reducer, work: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         total: list[Tensor] = []
-        for parts in crew.each(lambda chunk: work(chunk.x), self.makers()):  # added one by one: there may be many
+        for parts in reducer.each(lambda chunk: work(chunk.x), self.makers()):  # added one by one: there may be many
             total = [so_far + part for so_far, part in zip(total, parts, strict=True)] if total else list(parts)
-        return crew.total(total)
+        return reducer.total(total)

@@ -48,13 +48,13 @@ def _degrees_of_freedom(posterior: Posterior, filled: Tensor, typical_log_determ
     log_determinant = 2 * posterior.prior.shape.log_determinant(posterior.root[filled]) - dim * degrees.log()
     expected = (log_determinant + dim * math.log(2.0) + _summed_digamma(degrees, dim)).mean()
     density = 0.5 * tried * (expected - typical_log_determinant - dim + dim * (tried / 2).log())
-    halves = 0.5 * (tried[:, None] - torch.arange(dim, dtype=tried.dtype, device=tried.device))
-    return float(tried[(density - torch.lgamma(halves).sum(dim=1)).argmax()])
+    divided = 0.5 * (tried[:, None] - torch.arange(dim, dtype=tried.dtype, device=tried.device))
+    return float(tried[(density - torch.lgamma(divided).sum(dim=1)).argmax()])
 
 
 def _summed_digamma(degrees: Tensor, dim: int) -> Tensor:
-    halves = 0.5 * (degrees[:, None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
-    return torch.digamma(halves).sum(dim=1)
+    divided = 0.5 * (degrees[:, None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
+    return torch.digamma(divided).sum(dim=1)
 
 
 def _kept(typical: Tensor, prior: Prior) -> Tensor:

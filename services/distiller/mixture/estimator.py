@@ -113,12 +113,12 @@ class DirichletProcessMixture:
         `check` is told the bound after every pass over the data, and may raise to stop. Raises ValueError for data or
         parameters that make no sense.
         """
-        crew, ascent = self._crew(), EMLoop(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
-        points = self._points(X, categories, category_sizes, crew)
-        with crew.at_work():
+        reducer, ascent = self._reducer(), EMLoop(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
+        points = self._points(X, categories, category_sizes, reducer)
+        with reducer.at_work():
             best: FitState | None = None
             for number in range(1 if responsibilities is not None else self.n_init):
-                fit, state = self._begin(points, crew, number, responsibilities, check)
+                fit, state = self._begin(points, reducer, number, responsibilities, check)
                 ascent.climb(fit, state, self._generator(number))
                 if best is None or state.bound > best.bound:
                     best, chosen = state, fit
@@ -160,7 +160,7 @@ class DirichletProcessMixture:
         """Fit, and return the likeliest component of each point, (n,)."""
         return self.fit(X, categories=categories).predict(X, categories=categories)
 
-    def _points(self, X: Rows, categories: Sequence[Array], sizes: Sequence[int] | None, crew: Reducer) -> Points:
+    def _points(self, X: Rows, categories: Sequence[Array], sizes: Sequence[int] | None, reducer: Reducer) -> Points:
         if len(X.shape) != 2 or not all(X.shape):
             raise ValueError(f"X has shape {tuple(X.shape)}: give points (n, d), at least one")
         if self.n_components < 1:
@@ -172,7 +172,7 @@ class DirichletProcessMixture:
                 raise ValueError(
                     f"{len(values)} values of a category for {X.shape[0]} points: give class ids from 0, (n,)"
                 )
-        seen = crew.largest([1 + int(np.max(values)) for values in categories])
+        seen = reducer.largest([1 + int(np.max(values)) for values in categories])
         if sizes is not None and any(size < most for size, most in zip(sizes, seen, strict=True)):
             raise ValueError(f"category_sizes are {list(sizes)}, but class ids go up to {[most - 1 for most in seen]}")
         device = torch.device(self.device)
@@ -184,29 +184,29 @@ class DirichletProcessMixture:
             device=device,
         )
 
-    def _crew(self) -> Reducer:
+    def _reducer(self) -> Reducer:
         threads = self.threads or (torch.get_num_threads() if self.device == "cpu" else 1)
         return Reducer(threads, self.group)
 
     def _begin(
         self,
         points: Points,
-        crew: Reducer,
+        reducer: Reducer,
         number: int,
         responsibilities: Array | None,
         check: Callable[[float], None],
     ) -> tuple[Fit, FitState]:
-        mean, covariance = points.moments(crew)
+        mean, covariance = points.moments(reducer)
         covariance = definite(covariance)
         coordinates = Coordinates.of(mean, covariance, self.covariance_type)
-        fit = self._fit_in(points, crew, coordinates, covariance, mean, check)
+        fit = self._fit_in(points, reducer, coordinates, covariance, mean, check)
         sums = self._started(fit, number, responsibilities)
         if self.covariance_type == "full" and points.dim >= LEAST_DIM:
             # The dimensions in which the components differ most come first: the screening looks at these.
             total = sum((block.features for block in sums), torch.zeros_like(sums[0].features))
             means = total[:, 1 : 1 + points.dim] / total[:, :1].clamp_min(1.0)
             turn = torch.linalg.eigh((total[:, :1] * means).T @ means)[1].flip(1)
-            fit = self._fit_in(points, crew, coordinates.turned(turn), covariance, mean, check)
+            fit = self._fit_in(points, reducer, coordinates.turned(turn), covariance, mean, check)
             sums = self._started(fit, number, responsibilities)
         return fit, fit.begin(sums)
 
@@ -221,19 +221,19 @@ class DirichletProcessMixture:
     def _fit_in(
         self,
         points: Points,
-        crew: Reducer,
+        reducer: Reducer,
         coordinates: Coordinates,
         covariance: Tensor,
         mean: Tensor,
         check: Callable[[float], None],
     ) -> Fit:
         inside = replace(points, coordinates=coordinates)
-        (count,) = crew.total([torch.tensor(float(len(points)), dtype=torch.float64)])
+        (count,) = reducer.total([torch.tensor(float(len(points)), dtype=torch.float64)])
         most = self.blocks or min(_BLOCKS, max(int(count) // _LEAST_BLOCK, 1))
         return Fit(
             points=inside,
             prior=self._prior(coordinates, covariance, mean),
-            crew=crew,
+            reducer=reducer,
             blocks=inside.blocks(most),
             count=int(count),
             check=check,
@@ -316,8 +316,8 @@ class DirichletProcessMixture:
                 joint += table[values]
             return of(joint + posterior.prior.shape.common(chunk.x, posterior.root)).cpu()
 
-        with (crew := Reducer(self._crew().threads)).at_work():
-            return np.concatenate([part.numpy() for part in crew.each(ask, points.makers())])
+        with (reducer := Reducer(self._reducer().threads)).at_work():
+            return np.concatenate([part.numpy() for part in reducer.each(ask, points.makers())])
 
     def _matrices(self) -> Array:
         """Return the covariances as matrices (K, d, d)."""

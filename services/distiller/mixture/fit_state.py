@@ -37,7 +37,7 @@ class Fit:
 
     points: Points
     prior: Prior
-    crew: Reducer
+    reducer: Reducer
     blocks: list[slice]
     # Points of all processes.
     count: int
@@ -57,8 +57,8 @@ class Fit:
 
     def sum_up(self, work: Callable[..., Sums], rows: slice | None = None) -> Sums:
         """Return the total of what `work` makes of every chunk of some rows, over all processes."""
-        total = Sums.total(self.crew.each(work, self.points.makers(rows)))
-        return total.of(self.crew.total(total.parts()))
+        total = Sums.total(self.reducer.each(work, self.points.makers(rows)))
+        return total.of(self.reducer.total(total.parts()))
 
     def step(self, state: FitState) -> None:
         """Go once over the data."""

@@ -60,7 +60,7 @@ def _block(fit: Fit, rows: slice, of: Callable[[Chunk], Tensor]) -> Sums:
         scatter = chunk.x.T @ chunk.x if prior.kind == "tied" else torch.zeros_like(total.scatter)
         entropy = -torch.xlogy(share, share).sum()
         total = total + total.of([share.T @ prior.shape.features(chunk.x), scatter, entropy, *counts])
-    return total.of(fit.crew.total(total.parts()))
+    return total.of(fit.reducer.total(total.parts()))
 
 
 def _random(fit: Fit, generator: torch.Generator) -> Callable[[Chunk], Tensor]:
@@ -74,7 +74,7 @@ def _random(fit: Fit, generator: torch.Generator) -> Callable[[Chunk], Tensor]:
 def _sampled(fit: Fit) -> Tensor:
     """Return points (s, d) taken evenly from those of all processes."""
     few = fit.points.thinned(max(fit.count // _SAMPLE, 1))
-    return fit.crew.gathered(few.read(slice(None)).x)
+    return fit.reducer.gathered(few.read(slice(None)).x)
 
 
 def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -31,10 +31,10 @@ def merge(fit: Fit, state: FitState) -> bool:
 
     for number, rows in enumerate(fit.blocks):
         total = fit.no_sums()
-        for sums, lost in fit.crew.each(work, fit.points.makers(rows)):  # added one by one: there may be many chunks
+        for sums, lost in fit.reducer.each(work, fit.points.makers(rows)):  # added one by one: there may be many chunks
             total = total + sums
             overlaps[number] += lost
-        *parts, overlaps[number] = fit.crew.total([*total.parts(), overlaps[number]])
+        *parts, overlaps[number] = fit.reducer.total([*total.parts(), overlaps[number]])
         state.blocks[number] = total.of(parts)
     merged = _merge_greedily(state, pairs, overlaps)
     fit.note(state)
@@ -140,9 +140,9 @@ def split(fit: Fit, state: FitState, generator: torch.Generator) -> bool:
     return any(_stays(fit, state, found[: math.ceil(share * len(found))]) for share in _SHARES if found)
 
 
-def _stays(fit: Fit, state: FitState, halves: list[DividedComponent]) -> bool:
+def _stays(fit: Fit, state: FitState, divided: list[DividedComponent]) -> bool:
     """Try some splits; keep them if the bound is higher a few iterations later, and say whether it is so by much."""
-    posterior = Posterior.of(_divided(state.sums, halves), fit.prior)
+    posterior = Posterior.of(_divided(state.sums, divided), fit.prior)
     # Every block is asked first: one that still knows the whole component would win it back.
     trial = replace(state, blocks=[fit.expect(posterior, rows) for rows in fit.blocks], bounds=list(state.bounds))
     fit.update(trial)
@@ -161,9 +161,9 @@ def _divided(sums: Sums, found: list[DividedComponent]) -> Sums:
     """Return sums in which the first half takes a component's place and the second that of an empty one."""
     features, categories = sums.features.clone(), [category.clone() for category in sums.categories]
     empty = (sums.count < FILLED).nonzero()[:, 0].tolist()
-    for halves, other in zip(found, empty, strict=False):
-        places = [halves.component, other]
-        features[places] = halves.sums.features
-        for category, counts in zip(categories, halves.sums.categories, strict=True):
+    for divided, other in zip(found, empty, strict=False):
+        places = [divided.component, other]
+        features[places] = divided.sums.features
+        for category, counts in zip(categories, divided.sums.categories, strict=True):
             category[:, places] = counts
     return replace(sums, features=features, categories=categories)

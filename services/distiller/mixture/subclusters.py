@@ -46,10 +46,10 @@ def divided_components(fit: Fit, state: FitState, generator: torch.Generator) ->
     best: dict[int, DividedComponent] = {}
     cuts: list[Cut] = [_longest_axis, *[_far_pair] * _PAIRS]
     for cut in cuts if parents else ():
-        for halves in _ascended(_Inside(parents, state, fit.crew), cut, generator):
-            if halves.gain > (best[halves.component].gain if halves.component in best else -SLACK):
-                best[halves.component] = halves
-    return sorted(best.values(), key=lambda halves: -halves.gain)
+        for divided in _ascended(_Inside(parents, state, fit.reducer), cut, generator):
+            if divided.gain > (best[divided.component].gain if divided.component in best else -SLACK):
+                best[divided.component] = divided
+    return sorted(best.values(), key=lambda divided: -divided.gain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
     def work(chunk: Chunk) -> tuple[Chunk, Tensor]:
         return chunk, alive[ask(chunk).responsibility.argmax(dim=1)]
 
-    found = list(fit.crew.each(work, few.makers()))
+    found = list(fit.reducer.each(work, few.makers()))
     x, labels, *categories = (
-        fit.crew.gathered(torch.cat(parts))
+        fit.reducer.gathered(torch.cat(parts))
         for parts in zip(*((chunk.x, label, *chunk.categories) for chunk, label in found), strict=True)
     )
     parents = []
@@ -87,12 +87,12 @@ def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
 class _Inside:
     """A fit inside every component at once: its points know its two sub-clusters, 2 i and 2 i + 1, and no others."""
 
-    def __init__(self, parents: Sequence[_Parent], state: FitState, crew: Reducer) -> None:
+    def __init__(self, parents: Sequence[_Parent], state: FitState, reducer: Reducer) -> None:
         self.parents = parents
         self.state = state
         # Sticks say nothing of components that do not stand beside each other: weights are judged by their entropy.
         self.prior = replace(state.posterior.prior, process=False)
-        self._crew = crew
+        self._reducer = reducer
         self._like = state.sums
 
     def begun(self, cut: Cut, generator: torch.Generator) -> tuple[Sums, Tensor]:
@@ -142,7 +142,7 @@ class _Inside:
             return sums, -torch.xlogy(share, share).sum() * parent.scale
 
         makers = (partial(lambda item: item, item) for item in enumerate(self.parents))
-        found = list(self._crew.each(work, makers))
+        found = list(self._reducer.each(work, makers))
         return _beside([sums for sums, _ in found]), torch.stack([entropy for _, entropy in found])
 
     def _standardised(self, parent: _Parent) -> Tensor:

@@ -34,7 +34,7 @@ class Corrections:
         self._catalog = catalog_
         self._runs = runs
         self._regions = regions
-        self.book: RecordStore[correction_pb2.Correction] = RecordStore(
+        self.records: RecordStore[correction_pb2.Correction] = RecordStore(
             queue, correction_pb2.Correction, "corrections", lambda correction: correction.state in ENDED
         )
 
@@ -55,18 +55,18 @@ class Corrections:
             (TRAIN, work_pb2.TrainWork(correction=correction, training=position))
             for position in range(len(correction.trainings))
         ]
-        return await self.book.create(correction, works, taking=_model_key(correction))
+        return await self.records.create(correction, works, taking=_model_key(correction))
 
     async def get(self, name: str) -> correction_pb2.Correction:
-        return await self.book.get(names.check(name, "runs/*/corrections/*", field="name"))
+        return await self.records.get(names.check(name, "runs/*/corrections/*", field="name"))
 
     async def page(self, run_name: str, cursor: Cursor) -> Page[correction_pb2.Correction]:
         """Return some of the corrections of a run, oldest first."""
         await self._runs.get(run_name)
-        return await cursor.page_of(self.book.after(run_name, cursor.after))
+        return await cursor.page_of(self.records.after(run_name, cursor.after))
 
     def watch(self, name: str) -> AsyncIterator[correction_pb2.Correction]:
-        return self.book.watch(names.check(name, "runs/*/corrections/*", field="name"))
+        return self.records.watch(names.check(name, "runs/*/corrections/*", field="name"))
 
     async def cancel(self, name: str) -> correction_pb2.Correction:
         """Stop a correction; its trainings stop at their next step."""
@@ -82,7 +82,7 @@ class Corrections:
         ends = event.WhichOneof("kind") in {"corrected", "failed", "cancelled"}
         if ends:
             await self._queue.redis.set(cancel_key(event.subject), "1", ex=CANCEL_MARK_S)
-        return await self.book.apply(
+        return await self.records.apply(
             event.subject, lambda record: fold(record, event), releasing=model_key if ends else None
         )
 
@@ -96,7 +96,7 @@ class Corrections:
         config: correction_pb2.CorrectionConfig,
         labelled: Sequence[correction_pb2.LabelledRegion],
     ) -> correction_pb2.Correction:
-        number = len(await self.book.list(run.name)) + 1
+        number = len(await self.records.list(run.name)) + 1
         model = await asyncio.to_thread(self._catalog.model, run.config.model)
         name = names.correction(names.last(run.name), f"c{number}")
         correction = correction_pb2.Correction(

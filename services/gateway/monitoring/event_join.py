@@ -34,16 +34,16 @@ class EventPair:
 
     key: str
     model: str
-    halves: dict[str, monitor_pb2.ObservationBatch]
+    parts: dict[str, monitor_pb2.ObservationBatch]
 
     @property
     def whole(self) -> bool:
-        return len(self.halves) == 2
+        return len(self.parts) == 2
 
     @property
     def lacks(self) -> str:
         """Name the half that is missing, of a pair that is not whole."""
-        return RESPONSE if REQUEST in self.halves else REQUEST
+        return RESPONSE if REQUEST in self.parts else REQUEST
 
 
 class PendingEvents:
@@ -100,8 +100,8 @@ class PendingEvents:
                 pipe.hstrlen(key, RESPONSE)
             sizes = await pipe.execute()
         left, beyond = most_bytes, []
-        for number, (key, *of_halves) in enumerate(zip(keys, sizes[::2], sizes[1::2], strict=True)):
-            left -= sum(of_halves)
+        for number, (key, *part_sizes) in enumerate(zip(keys, sizes[::2], sizes[1::2], strict=True)):
+            left -= sum(part_sizes)
             if number >= most or left < 0:
                 beyond.append(await self._read(key.decode()))
         return beyond
@@ -109,8 +109,8 @@ class PendingEvents:
     async def _read(self, key: str) -> EventPair:
         found = await self._redis.hgetall(key)
         model_name = found.pop(_MODEL.encode(), b"").decode()
-        halves = {half.decode(): monitor_pb2.ObservationBatch.FromString(data) for half, data in found.items()}
-        return EventPair(key=key, model=model_name, halves=halves)
+        parts = {half.decode(): monitor_pb2.ObservationBatch.FromString(data) for half, data in found.items()}
+        return EventPair(key=key, model=model_name, parts=parts)
 
 
 def _key(model_name: str, event_id: str) -> str:
@@ -128,8 +128,8 @@ _LOOK_EVERY_S = 1.0
 class EventJoiner:
     """Takes in events."""
 
-    def __init__(self, halves: PendingEvents, reports: BatchReports, subjects: MonitoredModels) -> None:
-        self._halves = halves
+    def __init__(self, pending: PendingEvents, reports: BatchReports, subjects: MonitoredModels) -> None:
+        self._pending = pending
         self._reports = reports
         self._subjects = subjects
 
@@ -149,21 +149,21 @@ class EventJoiner:
         subject = await self._subjects.of(model_name)
         half, batch = await asyncio.to_thread(half_of, event, subject.model)
         await asyncio.to_thread(check_batch, batch.observations, subject.model)
-        await self._halves.put(subject.model.name, event.id, half, batch)
+        await self._pending.put(subject.model.name, event.id, half, batch)
 
     async def store_whole(self) -> None:
         """Store all pairs that are whole."""
-        while pairs := await self._halves.take_whole():
+        while pairs := await self._pending.take_whole():
             try:
                 await self._store(pairs)
             except BaseException:
-                await self._halves.give_back(pairs)
+                await self._pending.give_back(pairs)
                 raise
 
     async def look(self) -> None:
         """Give up what waits for too long, or is too much; take up pairs whose gateway died before it stored them."""
-        late, beyond = await self._halves.late(), await self._halves.too_many()
-        await self._halves.give_back([pair for pair in (*late, *beyond) if pair.whole])
+        late, beyond = await self._pending.late(), await self._pending.too_many()
+        await self._pending.give_back([pair for pair in (*late, *beyond) if pair.whole])
         for pair in late:
             if not pair.whole:
                 await self._give_up(pair, f"no_{pair.lacks}")
@@ -190,13 +190,13 @@ class EventJoiner:
             observations += await self._observations(pair, subject.model)
         await self._reports.store(subject, ReceivedBatch(id=uuid.uuid4().hex, observations=observations))
         for pair in pairs:
-            await self._halves.settle(pair)
+            await self._pending.settle(pair)
 
     async def _observations(self, pair: EventPair, model: model_pb2.Model) -> Sequence[monitor_pb2.Observation]:
         """Return what is to be stored of a pair: nothing where it is given up, lest others be refused for it."""
         reason = "halves_differ"
         try:
-            found = joined(pair.halves[REQUEST], pair.halves[RESPONSE])
+            found = joined(pair.parts[REQUEST], pair.parts[RESPONSE])
             reason = "model_changed"
             await asyncio.to_thread(check_batch, found, model)
         except InvalidInput as error:
@@ -205,8 +205,8 @@ class EventJoiner:
         return found
 
     async def _give_up(self, pair: EventPair, reason: str, **why: str) -> None:
-        rows = max((len(half.observations) for half in pair.halves.values()), default=0)
-        if await self._halves.settle(pair):
+        rows = max((len(half.observations) for half in pair.parts.values()), default=0)
+        if await self._pending.settle(pair):
             telemetry.OBSERVATIONS.labels(pair.model, reason).inc(rows)
             telemetry.log().warning("event_given_up", model=pair.model, reason=reason, observations=rows, **why)
 

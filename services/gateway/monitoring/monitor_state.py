@@ -27,10 +27,10 @@ def rate_factors(hits: Array, bound: Array) -> Array:
 
     Likelihood ratios of Bernoulli variables: at the bound their expectation is 1, at any rate below it less.
     """
-    calm = np.clip(bound, 1e-9, 1 - 1e-9)[:, None]
-    odds = calm / (1 - calm) * ODDS_RATIOS
+    profile = np.clip(bound, 1e-9, 1 - 1e-9)[:, None]
+    odds = profile / (1 - profile) * ODDS_RATIOS
     changed = odds / (1 + odds)  # (k, alternatives)
-    return np.asarray(np.where(hits[:, :, None] > 0, changed / calm, (1 - changed) / (1 - calm)))
+    return np.asarray(np.where(hits[:, :, None] > 0, changed / profile, (1 - changed) / (1 - profile)))
 
 
 def rank_factors(ranks: Array, references: int) -> Array:
@@ -110,43 +110,43 @@ class ReferenceProfile:
         )
 
 
-def restart(state: monitor_pb2.MonitorState, calm: ReferenceProfile) -> None:
+def restart(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
     """Let a monitor begin anew with a guard, in place; what it is silent about it stays silent about."""
     silent, total, config = dict(state.silent_until), state.total, state.monitor.config
     anew = monitor_pb2.MonitorState(total=total, silent_until=silent)
-    anew.monitor.name = f"{names.parent(calm.guard.name)}/monitor"
+    anew.monitor.name = f"{names.parent(profile.guard.name)}/monitor"
     anew.monitor.config.CopyFrom(config)
-    anew.monitor.guard = calm.guard.name
+    anew.monitor.guard = profile.guard.name
     anew.since.GetCurrentTime()
-    for number, region in enumerate(calm.guard.regions):
-        anew.monitor.hits.add(region=region.region, label=region.label, calm_rate=calm.estimate(number))
-    anew.region_evidence[:] = [0.0] * (len(calm.guard.regions) * len(ODDS_RATIOS))
-    anew.class_evidence[:] = [0.0] * (len(calm.classes) * len(ODDS_RATIOS))
+    for number, region in enumerate(profile.guard.regions):
+        anew.monitor.hits.add(region=region.region, label=region.label, calm_rate=profile.estimate(number))
+    anew.region_evidence[:] = [0.0] * (len(profile.guard.regions) * len(ODDS_RATIOS))
+    anew.class_evidence[:] = [0.0] * (len(profile.classes) * len(ODDS_RATIOS))
     anew.rank_evidence[:] = [0.0] * len(STAKES)
-    anew.predicted[:] = [0] * len(calm.classes)
+    anew.predicted[:] = [0] * len(profile.classes)
     state.CopyFrom(anew)
 
 
 def fold(
-    state: monitor_pb2.MonitorState, seen: ScoredBatch, calm: ReferenceProfile, *, expected_run_length: float
+    state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile, *, expected_run_length: float
 ) -> list[monitor_pb2.Alert]:
     """Change a state by a batch, in place; return the alert that it gives cause to, if any.
 
     With an alert the monitor begins anew; the rest of the batch is not looked at for change.
     """
-    paths = _paths(state, seen, calm)
+    paths = _paths(state, seen, profile)
     weighed = np.sum([_WEIGHTS[kind] * path.mean(axis=(1, 2)) for kind, path in paths.items()], axis=0)
     reached = np.flatnonzero(weighed >= expected_run_length)
     count = int(reached[0]) + 1 if len(reached) else len(seen.versions)
-    _count(state, seen, calm, count)
+    _count(state, seen, profile, count)
     if not len(reached):
         for kind, field in _FIELDS.items():
             getattr(state, field)[:] = paths[kind][-1].ravel().tolist()
         return []
-    alert = _alert(state, calm, {kind: path[count - 1] for kind, path in paths.items()})
+    alert = _alert(state, profile, {kind: path[count - 1] for kind, path in paths.items()})
     alert.evidence = float(weighed[count - 1])
     state.silent_until[_about(alert)] = state.total + round(_SILENCE * expected_run_length)
-    restart(state, calm)
+    restart(state, profile)
     _count_versions(state, seen.versions[count:])
     state.total += len(seen.versions) - count
     return [alert]
@@ -160,46 +160,48 @@ _FIELDS = {
 
 
 def _paths(
-    state: monitor_pb2.MonitorState, seen: ScoredBatch, calm: ReferenceProfile
+    state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile
 ) -> dict["monitor_pb2.Alert.Kind.ValueType", Array]:
     """Return the evidence after each observation, (n, k, alternatives) for each kind."""
     index, inside = seen.arrays["index"], seen.arrays["inside"] > 0
     looked_at, read = index >= 0, seen.arrays["predicted"] >= 0
-    in_region = (index[:, None] == np.arange(len(calm.guard.regions))) & inside[:, None]
-    of_class = seen.arrays["predicted"][:, None] == np.arange(len(calm.classes))
-    ranks = calm.ranks(np.nan_to_num(seen.arrays["typicality"]))
+    in_region = (index[:, None] == np.arange(len(profile.guard.regions))) & inside[:, None]
+    of_class = seen.arrays["predicted"][:, None] == np.arange(len(profile.classes))
+    ranks = profile.ranks(np.nan_to_num(seen.arrays["typicality"]))
     told = {
-        Kind.KIND_REGION_HITS: (rate_factors(in_region, calm.arrays["hits_bound"]), looked_at),
-        Kind.KIND_PREDICTION_DRIFT: (rate_factors(of_class, calm.arrays["predicted_bound"]), read),
-        Kind.KIND_LATENT_DRIFT: (rank_factors(ranks, calm.images), looked_at),
+        Kind.KIND_REGION_HITS: (rate_factors(in_region, profile.arrays["hits_bound"]), looked_at),
+        Kind.KIND_PREDICTION_DRIFT: (rate_factors(of_class, profile.arrays["predicted_bound"]), read),
+        Kind.KIND_LATENT_DRIFT: (rank_factors(ranks, profile.images), looked_at),
     }
     return {
         kind: accumulated(
             np.array(getattr(state, _FIELDS[kind])).reshape(factors.shape[1:]),
-            factors * _heard(state, kind, calm)[:, None],
+            factors * _heard(state, kind, profile)[:, None],
             of_which,
         )
         for kind, (factors, of_which) in told.items()
     }
 
 
-def _heard(state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", calm: ReferenceProfile) -> Array:
+def _heard(
+    state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", profile: ReferenceProfile
+) -> Array:
     """Return 1 for what may raise an alert, 0 for what the monitor is silent about, (k,)."""
-    silent = [state.silent_until.get(f"{kind} {subject}", 0) > state.total for subject in _subjects(kind, calm)]
+    silent = [state.silent_until.get(f"{kind} {subject}", 0) > state.total for subject in _subjects(kind, profile)]
     return 1.0 - np.array(silent)
 
 
-def _subjects(kind: "monitor_pb2.Alert.Kind.ValueType", calm: ReferenceProfile) -> list[str]:
+def _subjects(kind: "monitor_pb2.Alert.Kind.ValueType", profile: ReferenceProfile) -> list[str]:
     if kind == Kind.KIND_REGION_HITS:
-        return [region.region for region in calm.guard.regions]
-    return list(calm.classes) if kind == Kind.KIND_PREDICTION_DRIFT else [""]
+        return [region.region for region in profile.guard.regions]
+    return list(profile.classes) if kind == Kind.KIND_PREDICTION_DRIFT else [""]
 
 
 def _about(alert: monitor_pb2.Alert) -> str:
     return f"{alert.kind} {alert.subject}"
 
 
-def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, calm: ReferenceProfile, count: int) -> None:
+def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile, count: int) -> None:
     """Count the first observations of a batch."""
     arrays = {name: array[:count] for name, array in seen.arrays.items()}
     state.total += count
@@ -210,15 +212,15 @@ def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, calm: ReferencePr
         hits.hits += 1
         hits.versions[_told_apart(hits.versions, seen.versions[row])] += 1
     read = arrays["predicted"] >= 0
-    classes = np.bincount(arrays["predicted"][read], minlength=len(calm.classes))
+    classes = np.bincount(arrays["predicted"][read], minlength=len(profile.classes))
     state.predicted[:] = (np.array(state.predicted) + classes).tolist()
     outside = read & (arrays["inside"] == 0)
     state.outside += int(outside.sum())
-    state.confident += int((arrays["confidence"][outside] > calm.arrays["confidence"][0]).sum())
-    ranks = calm.ranks(arrays["typicality"][arrays["index"] >= 0])
+    state.confident += int((arrays["confidence"][outside] > profile.arrays["confidence"][0]).sum())
+    ranks = profile.ranks(arrays["typicality"][arrays["index"] >= 0])
     state.ranked += len(ranks)
     state.rank_sum += float(ranks.sum())
-    _tell(state, calm)
+    _tell(state, profile)
 
 
 def _count_versions(state: monitor_pb2.MonitorState, versions: Sequence[str]) -> None:
@@ -231,45 +233,47 @@ def _told_apart(counts: Mapping[str, int], version: str) -> str:
     return version if version in counts or len(counts) < _MOST_VERSIONS else OTHER_VERSIONS
 
 
-def _tell(state: monitor_pb2.MonitorState, calm: ReferenceProfile) -> None:
+def _tell(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
     """Say what the counts come to."""
     monitor, predicted = state.monitor, np.array(state.predicted)
     if total := predicted.sum():
-        reference = calm.arrays["predicted"] / calm.images
+        reference = profile.arrays["predicted"] / profile.images
         monitor.prediction_drift = float(np.abs(predicted / total - reference).sum() / 2)
     if state.outside:
-        monitor.estimated_accuracy = _estimated_accuracy(state, calm)
+        monitor.estimated_accuracy = _estimated_accuracy(state, profile)
     if state.ranked:
         monitor.latent_drift = 2 * state.rank_sum / state.ranked - 1
     monitor.update_time.GetCurrentTime()
 
 
-def _estimated_accuracy(state: monitor_pb2.MonitorState, calm: ReferenceProfile) -> float:
+def _estimated_accuracy(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> float:
     """Return the share that is read correctly, as far as it can be told without truth.
 
     Outside of the regions by confidence. More hits than in calm, over the share of a region that the guard finds, moved
     there, and are misread as the searched version misreads the region.
     """
     usual = state.confident / state.outside
-    if set(state.monitor.versions) != {str(calm.arrays["searched_version"][0])}:
+    if set(state.monitor.versions) != {str(profile.arrays["searched_version"][0])}:
         return usual
     hits = np.array([one.hits for one in state.monitor.hits]) / state.monitor.observations
-    at_rest = calm.arrays["hits"] / calm.images
-    moved = np.clip((hits - at_rest) / np.maximum(calm.arrays["recall"][0] - at_rest, _LEAST_RECALL), 0, 1)
+    at_rest = profile.arrays["hits"] / profile.images
+    moved = np.clip((hits - at_rest) / np.maximum(profile.arrays["recall"][0] - at_rest, _LEAST_RECALL), 0, 1)
     moved = moved / max(1.0, float(moved.sum()))
-    return float((1 - moved.sum()) * usual + (moved * (1 - calm.arrays["error_rate"])).sum())
+    return float((1 - moved.sum()) * usual + (moved * (1 - profile.arrays["error_rate"])).sum())
 
 
 def _alert(
     state: monitor_pb2.MonitorState,
-    calm: ReferenceProfile,
+    profile: ReferenceProfile,
     evidence: Mapping["monitor_pb2.Alert.Kind.ValueType", Array],
 ) -> monitor_pb2.Alert:
     """Return the alert about what has most of the evidence (k, alternatives) of all kinds."""
     shares = {kind: _WEIGHTS[kind] * of.sum(axis=1) / of.size for kind, of in evidence.items()}
     kind = max(shares, key=lambda one: float(shares[one].max()))
     number = int(shares[kind].argmax())
-    alert = monitor_pb2.Alert(kind=kind, subject=_subjects(kind, calm)[number], observations=state.monitor.observations)
+    alert = monitor_pb2.Alert(
+        kind=kind, subject=_subjects(kind, profile)[number], observations=state.monitor.observations
+    )
     alert.since.CopyFrom(state.since)
     if kind == Kind.KIND_REGION_HITS:
         hits = state.monitor.hits[number]
@@ -277,7 +281,7 @@ def _alert(
         where = f"region {names.last(hits.region)} of run {names.last(names.parent(hits.region))} ({hits.label})"
         alert.summary = f"{alert.now:.3g} of the images fall in {where}, {alert.calm:.3g} in calm"
     elif kind == Kind.KIND_PREDICTION_DRIFT:
-        alert.calm = float(calm.arrays["predicted"][number] / calm.images)
+        alert.calm = float(profile.arrays["predicted"][number] / profile.images)
         alert.now = state.predicted[number] / max(1, sum(state.predicted))
         alert.summary = f"{alert.subject!r} is predicted for {alert.now:.3g} of the images, {alert.calm:.3g} in calm"
     else:

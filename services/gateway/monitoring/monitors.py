@@ -36,7 +36,7 @@ class _Look:
 
     batch: str
     seen: ScoredBatch
-    calm: ReferenceProfile
+    profile: ReferenceProfile
 
 
 class Monitors:
@@ -160,29 +160,29 @@ class Monitors:
         except NotFound:
             return None
         versions = {keys.observation_digest(one.id): one.version for one in record.observations}
-        calm = ReferenceProfile(
+        profile = ReferenceProfile(
             guard=self._subjects.catalog.guard(watched.guard),
             classes=subject.model.classes,
             arrays=self._store.read_arrays(keys.guard_reference(watched.guard)),
         )
         answered_by = [versions.get(row.tobytes(), "") for row in arrays["id"]]
-        return _Look(batch=watched.batch, seen=ScoredBatch(arrays=arrays, versions=answered_by), calm=calm)
+        return _Look(batch=watched.batch, seen=ScoredBatch(arrays=arrays, versions=answered_by), profile=profile)
 
 
 def _changed(state: State, subject: MonitoredModel, look: _Look) -> list[monitor_pb2.Alert]:
     """Change a state by a batch, in place; return the alerts that it gives cause to, with their names."""
-    guard = look.calm.guard.name
+    guard = look.profile.guard.name
     if _number(guard) < _number(state.monitor.guard):
         return []  # looked at by a guard that was replaced meanwhile
     if guard != state.monitor.guard:
-        restart(state, look.calm)
+        restart(state, look.profile)
     alerts = [
         alert
         for begin in range(0, len(look.seen.versions), _SLICE)
         for alert in fold(
             state,
             look.seen.part(begin, begin + _SLICE),
-            look.calm,
+            look.profile,
             expected_run_length=subject.config.expected_run_length,
         )
     ]
@@ -197,8 +197,8 @@ def _changed(state: State, subject: MonitoredModel, look: _Look) -> list[monitor
 def _measure(model: str, look: _Look) -> None:
     """Count the hits for Prometheus."""
     inside = look.seen.arrays["index"][look.seen.arrays["inside"] > 0]
-    for number, hits in enumerate(np.bincount(inside, minlength=len(look.calm.guard.regions)).tolist()):
-        region = look.calm.guard.regions[number].region
+    for number, hits in enumerate(np.bincount(inside, minlength=len(look.profile.guard.regions)).tolist()):
+        region = look.profile.guard.regions[number].region
         telemetry.REGION_HITS.labels(names.last(model), region.removeprefix("runs/").replace("/regions/", " ")).inc(
             hits
         )

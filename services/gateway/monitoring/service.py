@@ -51,52 +51,52 @@ class MonitorContext:
 class MonitorService(pb_grpc.MonitorServiceServicer):
     """Production traffic."""
 
-    def __init__(self, rooms: MonitorContext) -> None:
-        self._rooms = rooms
+    def __init__(self, context: MonitorContext) -> None:
+        self._context = context
 
     async def Report(self, request_iterator: AsyncIterator[pb.ReportRequest], context: Context) -> pb.ReportResponse:
-        subject, batch = await receive_batch(request_iterator, self._rooms.subjects.of)
-        return pb.ReportResponse(stored=await self._rooms.reports.store(subject, batch))
+        subject, batch = await receive_batch(request_iterator, self._context.subjects.of)
+        return pb.ReportResponse(stored=await self._context.reports.store(subject, batch))
 
     async def AttachTruth(self, request: pb.AttachTruthRequest, context: Context) -> pb.AttachTruthResponse:
-        return pb.AttachTruthResponse(attached=await self._rooms.truths.attach(request.model, request.truths))
+        return pb.AttachTruthResponse(attached=await self._context.truths.attach(request.model, request.truths))
 
     async def DeleteObservations(
         self, request: pb.DeleteObservationsRequest, context: Context
     ) -> pb.DeleteObservationsResponse:
-        return pb.DeleteObservationsResponse(deleted=await self._rooms.deletions.delete(request.model, request.ids))
+        return pb.DeleteObservationsResponse(deleted=await self._context.deletions.delete(request.model, request.ids))
 
     async def GetMonitor(self, request: pb.GetMonitorRequest, context: Context) -> pb.GetMonitorResponse:
         model_name = names.check(request.name.removesuffix("/monitor"), "models/*", field="name")
-        return pb.GetMonitorResponse(monitor=await self._rooms.monitors.get(model_name))
+        return pb.GetMonitorResponse(monitor=await self._context.monitors.get(model_name))
 
     async def ConfigureMonitor(
         self, request: pb.ConfigureMonitorRequest, context: Context
     ) -> pb.ConfigureMonitorResponse:
-        subject = await self._rooms.subjects.of(names.check(request.model, "models/*", field="model"))
+        subject = await self._context.subjects.of(names.check(request.model, "models/*", field="model"))
         whole = config.complete(request.config)
         key = keys.monitor_config(subject.model.name)
-        await asyncio.to_thread(self._rooms.store.write_message, key, whole)
-        self._rooms.subjects.forget(subject.model.name)
+        await asyncio.to_thread(self._context.store.write_message, key, whole)
+        self._context.subjects.forget(subject.model.name)
         return pb.ConfigureMonitorResponse(config=whole)
 
     async def ListAlerts(self, request: pb.ListAlertsRequest, context: Context) -> pb.ListAlertsResponse:
-        page = await self._rooms.alerts.page(request.model, Cursor.of(request, request.model))
+        page = await self._context.alerts.page(request.model, Cursor.of(request, request.model))
         return pb.ListAlertsResponse(alerts=page.entries, next_page_token=page.next_page_token)
 
     async def WatchAlerts(
         self, request: pb.WatchAlertsRequest, context: Context
     ) -> AsyncIterator[pb.WatchAlertsResponse]:
         if request.model:
-            await self._rooms.subjects.of(names.check(request.model, "models/*", field="model"))
-        since = await self._rooms.alerts.begin_watch()
+            await self._context.subjects.of(names.check(request.model, "models/*", field="model"))
+        since = await self._context.alerts.begin_watch()
         # Whoever waits for the headers knows that it misses nothing from here on.
         await context.send_initial_metadata(())
-        async for alert in self._rooms.alerts.watch(since, model_name=request.model):
+        async for alert in self._context.alerts.watch(since, model_name=request.model):
             yield pb.WatchAlertsResponse(alert=alert)
 
     async def StartAlertRun(self, request: pb.StartAlertRunRequest, context: Context) -> pb.StartAlertRunResponse:
-        return pb.StartAlertRunResponse(run=await self._rooms.alert_runs.start(request.name))
+        return pb.StartAlertRunResponse(run=await self._context.alert_runs.start(request.name))
 
 
 class Monitoring:

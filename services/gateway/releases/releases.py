@@ -28,7 +28,7 @@ class ReleaseOperations:
     def __init__(self, queue: Queue, corrections: Corrections, retire: Retire) -> None:
         self._corrections = corrections
         self._retire = retire
-        self.book: RecordStore[release_pb2.Publication] = RecordStore(
+        self.records: RecordStore[release_pb2.Publication] = RecordStore(
             queue, Publication, "publications", lambda publication: publication.state in ENDED
         )
 
@@ -38,17 +38,17 @@ class ReleaseOperations:
         Raises what the corrector refuses it with, and Conflict while another release of the model is under way.
         """
         publication = await self._begun(request)
-        async for latest in self.book.watch(publication.name):
+        async for latest in self.records.watch(publication.name):
             publication = latest
         if publication.state != Publication.STATE_SUCCEEDED:
             raise fault(publication)
         return publication.release
 
     async def get(self, name: str) -> release_pb2.Publication:
-        return await self.book.get(names.check(name, "models/*/publications/*"))
+        return await self.records.get(names.check(name, "models/*/publications/*"))
 
     def watch(self, name: str) -> AsyncIterator[release_pb2.Publication]:
-        return self.book.watch(names.check(name, "models/*/publications/*"))
+        return self.records.watch(names.check(name, "models/*/publications/*"))
 
     async def cancel(self, name: str) -> release_pb2.Publication:
         """Return a release that has ended; raise NotReady for one under way, which nobody can stop half-way."""
@@ -68,7 +68,7 @@ class ReleaseOperations:
         if event.HasField("published") and publication.state not in ENDED:
             await self._retire_if_possible(model)
         ends = event.WhichOneof("kind") in {"published", "failed"}
-        return await self.book.apply(
+        return await self.records.apply(
             event.subject, lambda record: fold(record, event), releasing=_model_key(model) if ends else None
         )
 
@@ -91,7 +91,7 @@ class ReleaseOperations:
             note="waiting for a corrector",
         )
         try:
-            begun = await self.book.get(publication.name)
+            begun = await self.records.get(publication.name)
         except NotFound:
             return await self._create(publication, correction)
         if begun.correction != correction.name:
@@ -112,7 +112,7 @@ class ReleaseOperations:
         publication.create_time.GetCurrentTime()
         publication.update_time.CopyFrom(publication.create_time)
         work = work_pb2.PublishWork(publication=publication)
-        return await self.book.create(publication, [(PUBLISH, work)], taking=_model_key(correction.model))
+        return await self.records.create(publication, [(PUBLISH, work)], taking=_model_key(correction.model))
 
 
 def fold(publication: release_pb2.Publication, event: work_pb2.Event) -> Sequence[Work]:

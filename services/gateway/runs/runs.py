@@ -34,7 +34,7 @@ class Runs:
         self._store = store
         self._catalog = Catalog(store)
         self._inference = inference
-        self.book: RecordStore[run_pb2.Run] = RecordStore(queue, run_pb2.Run, "runs", lambda run: run.state in ENDED)
+        self.records: RecordStore[run_pb2.Run] = RecordStore(queue, run_pb2.Run, "runs", lambda run: run.state in ENDED)
 
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
         """Check a configuration against the model, the data and the served classifier, and start a run."""
@@ -48,7 +48,7 @@ class Runs:
         run.create_time.GetCurrentTime()
         run.update_time.CopyFrom(run.create_time)
         await asyncio.to_thread(self._claim_name, run)
-        return await self.book.create(run, [(PREPARE, work_pb2.PrepareWork(run=_as_created(run)))])
+        return await self.records.create(run, [(PREPARE, work_pb2.PrepareWork(run=_as_created(run)))])
 
     async def checked(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
         """Return a configuration with its defaults and versions filled in, checked against what it names.
@@ -60,14 +60,14 @@ class Runs:
         return whole
 
     async def get(self, name: str) -> run_pb2.Run:
-        return await self.book.get(names.check(name, "runs/*"))
+        return await self.records.get(names.check(name, "runs/*"))
 
     async def page(self, cursor: Cursor) -> Page[run_pb2.Run]:
         """Return some of all runs, newest first."""
-        return await cursor.page_of(self.book.after("", cursor.after, newest_first=True))
+        return await cursor.page_of(self.records.after("", cursor.after, newest_first=True))
 
     def watch(self, name: str) -> AsyncIterator[run_pb2.Run]:
-        return self.book.watch(names.check(name, "runs/*", field="name"))
+        return self.records.watch(names.check(name, "runs/*", field="name"))
 
     async def cancel(self, name: str) -> run_pb2.Run:
         """Stop a run; its workers stop at their next batch."""
@@ -80,7 +80,7 @@ class Runs:
 
     async def apply(self, event: work_pb2.Event) -> run_pb2.Run:
         """Fold an event into the state of its run."""
-        return await self.book.apply(event.subject, lambda run: fold(run, event))
+        return await self.records.apply(event.subject, lambda run: fold(run, event))
 
     async def _advised(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
         other = await self.get(config.validity_from)

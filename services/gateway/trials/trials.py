@@ -38,7 +38,7 @@ class Trials:
         self._catalog = catalog_
         self._corrections = corrections
         self._serve = serve
-        self._book: RecordStore[trial_pb2.Trial] = RecordStore(
+        self._records: RecordStore[trial_pb2.Trial] = RecordStore(
             queue, trial_pb2.Trial, "trials", lambda trial: trial.state == _ENDED
         )
 
@@ -56,7 +56,7 @@ class Trials:
             )
         candidate, version = await self._serve(wanted)
         trial = trial_pb2.Trial(
-            name=f"{correction.model}/trials/t{1 + len(await self._book.list(correction.model))}",
+            name=f"{correction.model}/trials/t{1 + len(await self._records.list(correction.model))}",
             state=_RUNNING,
             candidate=candidate,
             candidate_version=version,
@@ -65,21 +65,21 @@ class Trials:
         trial.create_time.GetCurrentTime()
         # First, so that a trial that has begun is found by who ends it; a name without a trial is passed over.
         await self._redis.sadd(_INDEX, trial.name)
-        await self._book.create(trial, [], taking=_model_key(trial.name))
+        await self._records.create(trial, [], taking=_model_key(trial.name))
         try:
             await self._keep(trial)
         except DefuseError:
-            await self._book.apply(trial.name, _end, releasing=_model_key(trial.name))
+            await self._records.apply(trial.name, _end, releasing=_model_key(trial.name))
             raise
         return trial
 
     async def get(self, name: str) -> trial_pb2.Trial:
-        return await self._counted(await self._book.get(names.check(name, "models/*/trials/*", field="name")))
+        return await self._counted(await self._records.get(names.check(name, "models/*/trials/*", field="name")))
 
     async def page(self, model_name: str, cursor: Cursor) -> Page[trial_pb2.Trial]:
         """Return some of the trials of a model, oldest first."""
         model = await asyncio.to_thread(self._catalog.model, model_name)
-        page = await cursor.page_of(self._book.after(model.name, cursor.after))
+        page = await cursor.page_of(self._records.after(model.name, cursor.after))
         return replace(page, entries=[await self._counted(trial) for trial in page.entries])
 
     async def running(self) -> Sequence[trial_pb2.Trial]:
@@ -87,7 +87,7 @@ class Trials:
         found = []
         for name in await self._redis.smembers(_INDEX):
             with suppress(NotFound):
-                found.append(await self._book.get(name.decode()))
+                found.append(await self._records.get(name.decode()))
         return [trial for trial in found if trial.state == _RUNNING]
 
     async def of_model(self, model_name: str) -> trial_pb2.Trial | None:
@@ -101,7 +101,7 @@ class Trials:
             return trial
         await self._redis.srem(_INDEX, name)
         await asyncio.sleep(_KNOWN_S)
-        ended = await self._counted(await self._book.apply(name, _end, releasing=_model_key(name)))
+        ended = await self._counted(await self._records.apply(name, _end, releasing=_model_key(name)))
         await self._keep(ended)
         return ended
 

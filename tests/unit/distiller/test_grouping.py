@@ -27,7 +27,7 @@ def in_dimensions(dim: int, **other: Any) -> GroupingConfig:
 
 def halving(truth: Truth) -> type:
     """A mixture that cut every cluster in two at random."""
-    halves = np.arange(len(truth.failures)) % 2
+    divided = np.arange(len(truth.failures)) % 2
 
     class Halving:
         believed = 0.16 * np.eye(2)
@@ -36,7 +36,7 @@ def halving(truth: Truth) -> type:
             pass
 
         def labels(self, _failures: GroupedFailures) -> np.ndarray:
-            return 2 * truth.cluster + halves
+            return 2 * truth.cluster + divided
 
     return Halving
 

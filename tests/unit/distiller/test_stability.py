@@ -13,8 +13,8 @@ def test_clusters_are_stable_and_arbitrary_cuts_are_not() -> None:
     groups = [found.members for found in group_failures(truth.failures, truth.held_out, CONFIG).groups]
     whole = stability(truth.failures, groups, CONFIG, bootstraps=4)
     assert (whole > 0.95).all()
-    halves = stability(truth.failures, [members[::2] for members in groups], CONFIG, bootstraps=4)
-    assert (halves < 0.6).all()
+    divided = stability(truth.failures, [members[::2] for members in groups], CONFIG, bootstraps=4)
+    assert (divided < 0.6).all()
 
 
 def test_no_groups() -> None:

@@ -89,7 +89,7 @@ class Workshop:
     def __init__(self, store: ArtifactStore) -> None:
         self.store = store
         self.triton = Triton(planted=weak, oracle=truth)
-        self.bench = self.another_bench()
+        self.context = self.another_context()
         self.said: list[work_pb2.Event] = []
         for name in (MODEL, "models/oracle"):
             self.register(name, (2, 2, 1))
@@ -121,11 +121,11 @@ class Workshop:
             keys.dataset(name), dataset_pb2.Dataset(name=name, classes=CLASSES, label_count=len(CLASSES))
         )
 
-    def another_bench(self, *, decoders: int = 1) -> RunContext:
+    def another_context(self, *, decoders: int = 1) -> RunContext:
         """Return the bench of another worker, that has read nothing yet."""
-        bench = RunContext(self.store, self.triton, torch.device("cpu"))  # type: ignore[arg-type]
-        bench.decoders = DecoderPool(decoders)
-        return bench
+        context = RunContext(self.store, self.triton, torch.device("cpu"))  # type: ignore[arg-type]
+        context.decoders = DecoderPool(decoders)
+        return context
 
     def upload(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
@@ -152,18 +152,18 @@ class Workshop:
     def job(self, run: run_pb2.Run) -> Job:
         return Job(run.name, self.said.append)
 
-    def do(self, stream: str, work: Any, *, bench: RunContext | None = None) -> work_pb2.Event:
+    def do(self, stream: str, work: Any, *, context: RunContext | None = None) -> work_pb2.Event:
         """Handle one message as a worker would."""
-        return HANDLERS[stream](bench or self.bench, work, self.job(work.run))
+        return HANDLERS[stream](context or self.context, work, self.job(work.run))
 
     def play(self, run: run_pb2.Run, *, workers: int = 1, backwards: bool = False) -> run_pb2.Run:
         """Do the work of a run as gateway and workers would, until its failures are to be grouped; return the run."""
-        benches = [self.another_bench(decoders=1 + number) for number in range(workers)]
+        benches = [self.another_context(decoders=1 + number) for number in range(workers)]
         state = run_pb2.Run(name=run.name, config=run.config, state=run_pb2.Run.STATE_PREPARING)
         waiting: list[tuple[str, Any]] = [(PREPARE, work_pb2.PrepareWork(run=run))]
         while state.state != run_pb2.Run.STATE_DISTILLING:
             stream, work = waiting.pop(-1 if backwards else 0)
-            event = self.do(stream, work, bench=benches[0])
+            event = self.do(stream, work, context=benches[0])
             benches.append(benches.pop(0))
             waiting += fold(state, event)
         return state

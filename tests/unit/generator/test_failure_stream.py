@@ -25,7 +25,7 @@ def followed(workshop: Workshop, run: run_pb2.Run, token: str = "") -> list[pb.I
     """Return all that a follower is sent, from a token on."""
 
     async def collect() -> list[pb.IdentifyResponse]:
-        return [response async for response in stream_failures(workshop.bench, run, StreamPosition.of(token))]
+        return [response async for response in stream_failures(workshop.context, run, StreamPosition.of(token))]
 
     return asyncio.run(asyncio.wait_for(collect(), 60))
 
@@ -122,7 +122,7 @@ class Follower:
     """Somebody who reads a run's failures while it is under way."""
 
     def __init__(self, workshop: Workshop, run: run_pb2.Run) -> None:
-        self._stream: AsyncIterator[pb.IdentifyResponse] = stream_failures(workshop.bench, run, StreamPosition())
+        self._stream: AsyncIterator[pb.IdentifyResponse] = stream_failures(workshop.context, run, StreamPosition())
 
     async def read(self) -> pb.IdentifyResponse:
         return await asyncio.wait_for(anext(self._stream), 60)

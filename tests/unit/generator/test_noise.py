@@ -50,23 +50,23 @@ def test_released_noise_is_not_centred() -> None:
 @LAWS
 @given(seed=SEEDS, round_=st.integers(0, 100), rows=ROWS, data=st.data())
 def test_noise_is_a_pure_function_of_its_identity(
-    law: Law, seed: int, round_: int, rows: list[tuple[int, int]], data: st.DataObject
+    noise_model: Law, seed: int, round_: int, rows: list[tuple[int, int]], data: st.DataObject
 ) -> None:
     """A row of noise depends on (seed, source, round, draw) alone, not on the rows beside it; any seed will do."""
     source, draw = np.array(rows).T
-    whole = law(seed=seed, source=source, round_=round_, draw=draw, dim=3)
+    whole = noise_model(seed=seed, source=source, round_=round_, draw=draw, dim=3)
     some = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1)))
-    alone = law(seed=seed, source=source[some], round_=round_, draw=draw[some], dim=3)
+    alone = noise_model(seed=seed, source=source[some], round_=round_, draw=draw[some], dim=3)
     np.testing.assert_array_equal(whole[some], alone)
     assert np.isfinite(whole).all()
 
 
 @LAWS
 @pytest.mark.parametrize("other", [{"seed": 4}, {"source": [12]}, {"round_": 1}, {"draw": [1]}])
-def test_noise_changes_with_each_part_of_the_identity(law: Law, other: dict[str, Any]) -> None:
+def test_noise_changes_with_each_part_of_the_identity(noise_model: Law, other: dict[str, Any]) -> None:
     """Another seed, source, round or draw gives other noise in every dimension."""
     identity = {"seed": 3, "source": [11], "round_": 0, "draw": [0]}
-    first, second = (law(**part, dim=6) for part in (identity, identity | other))
+    first, second = (noise_model(**part, dim=6) for part in (identity, identity | other))
     assert (np.abs(first - second) > 1e-9).all()
 
 

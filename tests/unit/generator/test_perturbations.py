@@ -25,10 +25,10 @@ from services.generator.perturbations import (
     rebatched,
 )
 from services.generator.validity import radius_sd
-from tests.unit.generator.world import CPU, DIM, LAW, SD, cut, orders, planted_sources
+from tests.unit.generator.world import CPU, DIM, NOISE_MODEL, SD, cut, planted_sources, round_allocation
 
 Array = npt.NDArray[Any]
-RELEASED = replace(LAW, released=True)
+RELEASED = replace(NOISE_MODEL, released=True)
 
 
 def rule(passes: Callable[[Tensor], Tensor]) -> Screening:
@@ -43,11 +43,11 @@ DIRECTIONS = np.array([[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]])
 
 
 def drawn(
-    sources: Sources, wanted: RoundAllocation, law: NoiseModel = LAW, screening: Screening | None = None
+    sources: Sources, wanted: RoundAllocation, noise_model: NoiseModel = NOISE_MODEL, screening: Screening | None = None
 ) -> tuple[PerturbationBatch, int]:
     """Return all draws one after the other, and how many were screened out."""
     parts, screened_out = zip(
-        *(make() for make in draw_perturbations(sources, wanted, law, SD, screening, CPU)), strict=True
+        *(make() for make in draw_perturbations(sources, wanted, noise_model, SD, screening, CPU)), strict=True
     )
     (whole,) = rebatched(parts, 100_000) if any(len(part.row) for part in parts) else [parts[0]]
     return whole, sum(screened_out)
@@ -65,7 +65,7 @@ def slots_of(sources: Sources, wanted: RoundAllocation) -> tuple[Array, Array, A
     draw = np.concatenate([np.arange(count * CANDIDATES) for count in wanted.decodes])
     wide = np.repeat(row, CANDIDATES)
     mu, source = sources.mu[wide], sources.index[wide]
-    eps, z = perturbed(LAW, SD, mu=mu, source=source, round_=wanted.round_, draw=draw)
+    eps, z = perturbed(NOISE_MODEL, SD, mu=mu, source=source, round_=wanted.round_, draw=draw)
     by_slot = (-1, CANDIDATES)
     return row, draw.reshape(by_slot), eps.reshape(*by_slot, DIM), z.reshape(*by_slot, DIM)
 
@@ -73,10 +73,10 @@ def slots_of(sources: Sources, wanted: RoundAllocation) -> tuple[Array, Array, A
 def test_a_step_is_in_units_of_the_aggregate_deviation() -> None:
     """A perturbation is mu + r * sd_agg * eps, eps the noise of its identity."""
     source, draw, mu = np.array([4, 4, 9]), np.array([0, 1, 1]), np.ones((3, DIM), np.float32)
-    eps, z = perturbed(LAW, SD, mu=mu, source=source, round_=2, draw=draw)
+    eps, z = perturbed(NOISE_MODEL, SD, mu=mu, source=source, round_=2, draw=draw)
     identity = {"source": torch.tensor(source), "draw": torch.tensor(draw)}
-    np.testing.assert_array_equal(eps, standard_normal(seed=LAW.seed, round_=2, dim=DIM, **identity))
-    np.testing.assert_allclose(z, mu + LAW.radius_sd * SD * eps, rtol=1e-6)
+    np.testing.assert_array_equal(eps, standard_normal(seed=NOISE_MODEL.seed, round_=2, dim=DIM, **identity))
+    np.testing.assert_allclose(z, mu + NOISE_MODEL.radius_sd * SD * eps, rtol=1e-6)
     assert z.dtype == np.float32
 
 
@@ -84,10 +84,10 @@ def test_the_released_law_steps_by_its_noise_alone() -> None:
     """The released code adds its noise to the latent as it is: neither radius nor scale have an effect."""
     source, draw, mu = np.arange(5), np.zeros(5, int), np.ones((5, DIM), np.float32)
     noise = released_noise(
-        seed=LAW.seed, source=torch.tensor(source), round_=0, draw=torch.tensor(draw), dim=DIM
+        seed=NOISE_MODEL.seed, source=torch.tensor(source), round_=0, draw=torch.tensor(draw), dim=DIM
     ).numpy()
-    for law, sd_agg in ((RELEASED, SD), (replace(RELEASED, radius_sd=3.0), 7 * SD)):
-        eps, z = perturbed(law, sd_agg, mu=mu, source=source, round_=0, draw=draw)
+    for noise_model, sd_agg in ((RELEASED, SD), (replace(RELEASED, radius_sd=3.0), 7 * SD)):
+        eps, z = perturbed(noise_model, sd_agg, mu=mu, source=source, round_=0, draw=draw)
         np.testing.assert_array_equal(eps, noise)
         np.testing.assert_allclose(z, mu + noise, rtol=1e-6)
 
@@ -95,16 +95,16 @@ def test_the_released_law_steps_by_its_noise_alone() -> None:
 def test_radii_follow_their_law() -> None:
     """The squared radius is radius_sd**2 times a chi-square of d degrees over d: its root mean square is radius_sd."""
     source, mu = np.arange(5000), np.full((5000, DIM), 2.0, np.float32)
-    _, z = perturbed(LAW, SD, mu=mu, source=source, round_=0, draw=np.zeros(5000, int))
+    _, z = perturbed(NOISE_MODEL, SD, mu=mu, source=source, round_=0, draw=np.zeros(5000, int))
     radius = radius_sd(z, mu, SD)
-    assert np.sqrt((radius**2).mean()) == pytest.approx(LAW.radius_sd, rel=0.02)
-    assert stats.kstest(DIM * (radius / LAW.radius_sd) ** 2, stats.chi2(DIM).cdf).pvalue > 0.01
+    assert np.sqrt((radius**2).mean()) == pytest.approx(NOISE_MODEL.radius_sd, rel=0.02)
+    assert stats.kstest(DIM * (radius / NOISE_MODEL.radius_sd) ** 2, stats.chi2(DIM).cdf).pvalue > 0.01
 
 
 def test_uniform_search_decodes_every_draw() -> None:
     """Without screening each source gets its draws from 0 on, in source order, whatever a check would say of them."""
     sources = planted_sources(4)
-    found, screened_out = drawn(sources, orders(sources, np.array([3, 0, 1, 2])), screening=FEW)
+    found, screened_out = drawn(sources, round_allocation(sources, np.array([3, 0, 1, 2])), screening=FEW)
     np.testing.assert_array_equal(found.row, [0, 0, 0, 2, 3, 3])
     np.testing.assert_array_equal(found.draw, [0, 1, 2, 0, 0, 1])
     assert screened_out == 0
@@ -113,7 +113,7 @@ def test_uniform_search_decodes_every_draw() -> None:
 def test_a_slot_decodes_its_most_promising_valid_draw() -> None:
     """Of a slot's draws the valid one is taken that steps furthest against the direction of its source's class."""
     sources = replace(planted_sources(), labels=np.arange(20) % 2)
-    wanted = orders(sources, 5, round_=3, directions=DIRECTIONS, screen=True)
+    wanted = round_allocation(sources, 5, round_=3, directions=DIRECTIONS, screen=True)
     found, screened_out = drawn(sources, wanted, screening=HALF)
     row, draw, eps, z = slots_of(sources, wanted)
     promise = -np.einsum("scd,sd->sc", eps, DIRECTIONS[sources.labels[row]])
@@ -134,7 +134,7 @@ def test_a_slot_decodes_its_most_promising_valid_draw() -> None:
 def test_without_a_direction_the_first_valid_draw_is_taken() -> None:
     """Where nothing is known of directions, a slot takes its draws in order: the first that passes."""
     sources = planted_sources()
-    wanted = orders(sources, 5, screen=True)
+    wanted = round_allocation(sources, 5, screen=True)
     found, screened_out = drawn(sources, wanted, screening=HALF)
     _, draw, _, z = slots_of(sources, wanted)
     valid = z[..., 1] > 0
@@ -174,7 +174,9 @@ def test_nothing_is_decoded_where_nothing_is_valid() -> None:
     """A slot none of whose draws passes is not decoded, and all of them are counted as screened out."""
     sources = planted_sources(6)
     nothing = rule(lambda z: torch.zeros(len(z), dtype=torch.bool))
-    found, screened_out = drawn(sources, orders(sources, 4, directions=DIRECTIONS, screen=True), screening=nothing)
+    found, screened_out = drawn(
+        sources, round_allocation(sources, 4, directions=DIRECTIONS, screen=True), screening=nothing
+    )
     assert (len(found.row), screened_out) == (0, 6 * 4 * CANDIDATES)
 
 
@@ -186,7 +188,7 @@ def test_screening_is_told_latent_label_and_radius() -> None:
         assert len(z) == len(label) == len(radius)
         return (radius < 0.6) & (label == 1)
 
-    found, _ = drawn(sources, orders(sources, screen=True), screening=near_and_of_class_one)
+    found, _ = drawn(sources, round_allocation(sources, screen=True), screening=near_and_of_class_one)
     assert len(found.row) > 20
     assert (found.row % 2 == 1).all()
     assert radius_sd(found.latent, sources.mu[found.row], SD).max() < 0.6
@@ -201,12 +203,12 @@ def test_screening_is_told_latent_label_and_radius() -> None:
 def test_shards_and_batches_change_no_draw(decodes: list[int], border: int, batch_size: int, screen: bool) -> None:
     """What is drawn of a source does not depend on the sources beside it, nor on the size of the batches."""
     sources = planted_sources(6)
-    wanted = orders(sources, np.array(decodes), directions=DIRECTIONS, screen=screen)
-    whole, screened_out = drawn(sources, wanted, replace(LAW, batch_size=1000), HALF)
+    wanted = round_allocation(sources, np.array(decodes), directions=DIRECTIONS, screen=screen)
+    whole, screened_out = drawn(sources, wanted, replace(NOISE_MODEL, batch_size=1000), HALF)
     parts, left_out = [], 0
     for rows in (slice(border), slice(border, None)):
         makers = draw_perturbations(
-            cut(sources, rows), cut(wanted, rows), replace(LAW, batch_size=batch_size), SD, HALF, CPU
+            cut(sources, rows), cut(wanted, rows), replace(NOISE_MODEL, batch_size=batch_size), SD, HALF, CPU
         )
         for part, out in (make() for make in makers):
             parts.append((sources.index[rows][part.row], part.draw, part.latent))
@@ -237,7 +239,8 @@ def test_no_draw_is_taken_twice() -> None:
     """Slots of a source share no draw, and another round draws anew."""
     sources = planted_sources()
     first, second = (
-        drawn(sources, orders(sources, round_=round_, directions=DIRECTIONS, screen=True))[0] for round_ in (1, 2)
+        drawn(sources, round_allocation(sources, round_=round_, directions=DIRECTIONS, screen=True))[0]
+        for round_ in (1, 2)
     )
     assert len(set(zip(first.row, first.draw, strict=True))) == len(first.row) == 20 * 12
     assert np.abs(first.eps - second.eps).min() > 0

@@ -42,7 +42,7 @@ def test_validity_is_told_from_training_images(workshop: Workshop) -> None:
     run = workshop.prepared_run("described")
     images, labels = planted_images(SPLITS["train"], 0)
     mu = images.reshape(-1, 4) / 255
-    prepared = workshop.bench.prepared(run)
+    prepared = workshop.context.prepared(run)
     np.testing.assert_allclose(prepared.sd_agg, mu.std(axis=0), rtol=1e-4)
     reference = validity.Reference(**workshop.store.read_arrays(keys.reference(run.config)))
     np.testing.assert_allclose(reference.latent * prepared.sd_agg, mu, atol=1e-5)
@@ -61,7 +61,7 @@ def test_sources_are_drawn_by_seed(workshop: Workshop, seed: int, monkeypatch: p
     search = {"max_sources": 200, "held_out_fraction": 0.4}
     run, again = (workshop.new_run(f"{name}-{seed}", seed=seed, search=search) for name in ("drawn", "again"))
     assert prepare(workshop, run).source_count == 200
-    prepared = workshop.bench.prepared(run)
+    prepared = workshop.context.prepared(run)
     assert len(set(prepared.index)) == 200
     assert (np.diff(prepared.index) > 0).all()
     assert prepared.index.max() < SPLITS[SEARCHED_SPLIT]
@@ -69,7 +69,7 @@ def test_sources_are_drawn_by_seed(workshop: Workshop, seed: int, monkeypatch: p
     reference = workshop.store.read_arrays(keys.reference(run.config))
     assert reference["latent"].shape == (100, 4)
     prepare(workshop, again)
-    for name, array in workshop.bench.prepared(again).arrays().items():
+    for name, array in workshop.context.prepared(again).arrays().items():
         np.testing.assert_array_equal(array, prepared.arrays()[name], err_msg=name)
 
 
@@ -145,7 +145,7 @@ def test_a_cancelled_preparation_stops(workshop: Workshop) -> None:
     job = workshop.job(run)
     job.cancel()
     with pytest.raises(Cancelled):
-        preparation.prepare(workshop.bench, work_pb2.PrepareWork(run=run), job)
+        preparation.prepare(workshop.context, work_pb2.PrepareWork(run=run), job)
     assert not workshop.store.exists(keys.sources(run.name))
 
 

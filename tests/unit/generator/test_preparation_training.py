@@ -47,8 +47,8 @@ def new_run(workshop: Workshop, run_id: str, **vae: Any) -> run_pb2.Run:
 
 def trained(workshop: Workshop, run: run_pb2.Run, job: Job | None = None) -> bytes:
     """Train a run's VAE as a worker would; return its file."""
-    train = workshop.bench.images(run, "train")
-    return to_bytes(preparation._trained(workshop.bench, run, train, job or workshop.job(run)))
+    train = workshop.context.images(run, "train")
+    return to_bytes(preparation._trained(workshop.context, run, train, job or workshop.job(run)))
 
 
 def dying_job(workshop: Workshop, run: run_pb2.Run, epochs: int) -> Job:
@@ -129,7 +129,7 @@ def test_a_trained_vae_is_there_for_everybody(
     """After its preparation a run has sources, weights for the search, and the same as two ONNX files for others."""
     run, done = prepared
     assert done.source_count == 30
-    store, pair = barred.store, barred.bench.codec(run.config)
+    store, pair = barred.store, barred.context.codec(run.config)
     encoder, decoder = (store.read_bytes(keys.vae(run.config, part)) for part in ("encoder.onnx", "decoder.onnx"))
     exported = onnx_codec(onnx_function(encoder), onnx_function(decoder), (1, 12, 10))
     images = bars(5, seed=3)

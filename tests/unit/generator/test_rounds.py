@@ -92,8 +92,8 @@ def test_same_failures_whoever_does_the_work(
 def test_a_failure_is_found_again_from_its_provenance(workshop: Workshop, alone: dict[str, Played], kind: str) -> None:
     """Source, round, draw and the configuration give each failure's latent bit for bit, and it is wrong again."""
     run, found = alone[kind].run, alone[kind].found
-    stored = workshop.bench.images(run, SEARCHED_SPLIT)
-    pair, sd_agg = workshop.bench.codec(run.config), workshop.bench.prepared(run).sd_agg
+    stored = workshop.context.images(run, SEARCHED_SPLIT)
+    pair, sd_agg = workshop.context.codec(run.config), workshop.context.prepared(run).sd_agg
     assert len(set(found["round"])) == (ADAPTIVE["rounds"] if kind == "adaptive" else 1)
     for source, round_, draw, latent, answer in zip(
         *(found[name] for name in ("source", "round", "draw", "latent", "predicted_label")), strict=True
@@ -171,7 +171,7 @@ def assert_same(first: dict[str, Array], second: dict[str, Array]) -> None:
 
 def test_the_first_plan_is_made_of_the_first_round(workshop: Workshop, run: run_pb2.Run) -> None:
     """What all shards gave stands in source order, beside how the sources themselves are read."""
-    tally = make_plan(workshop.bench, run, 1, SHARDS).tally
+    tally = make_plan(workshop.context, run, 1, SHARDS).tally
     shards = tallied(workshop, run, 0)
     for name in SUMMED:
         np.testing.assert_array_equal(getattr(tally, name), shards[name], err_msg=name)
@@ -187,13 +187,13 @@ def test_the_first_plan_is_made_of_the_first_round(workshop: Workshop, run: run_
 
 def test_later_plans_add_up_the_rounds(workshop: Workshop, run: run_pb2.Run) -> None:
     """The second plan knows both rounds, and still which was the first."""
-    first, second = (make_plan(workshop.bench, run, round_, SHARDS) for round_ in (1, 2))
+    first, second = (make_plan(workshop.context, run, round_, SHARDS) for round_ in (1, 2))
     latest = tallied(workshop, run, 1)
     for name in SUMMED:
         np.testing.assert_array_equal(getattr(second.tally, name), getattr(first.tally, name) + latest[name])
     for name in ("searchable", "reconstruction_margin", "runner_up", "first_decodes", "first_failures"):
         np.testing.assert_array_equal(getattr(second.tally, name), getattr(first.tally, name))
-    index = workshop.bench.prepared(run).index
+    index = workshop.context.prepared(run).index
     by_source = np.bincount(found_in(workshop, run, 2)["source"], minlength=index.max() + 1)[index]
     np.testing.assert_array_equal(second.tally.failures, by_source)
     assert second.tally.failures.max() <= SEARCH["max_failures_per_source"]
@@ -202,9 +202,9 @@ def test_later_plans_add_up_the_rounds(workshop: Workshop, run: run_pb2.Run) -> 
 @pytest.mark.parametrize("round_", [1, 2])
 def test_failures_are_counted_by_confusion(workshop: Workshop, run: run_pb2.Run, round_: int) -> None:
     """Each source knows how often its label was taken for its runner-up, in all rounds so far."""
-    tally = make_plan(workshop.bench, run, round_, SHARDS).tally
+    tally = make_plan(workshop.context, run, round_, SHARDS).tally
     found = found_in(workshop, run, round_)
-    labels = workshop.bench.images(run, SEARCHED_SPLIT).labels
+    labels = workshop.context.images(run, SEARCHED_SPLIT).labels
     expected = [
         int(((found["true_label"] == label) & (found["predicted_label"] == other)).sum())
         for label, other in zip(labels, tally.runner_up, strict=True)
@@ -215,7 +215,7 @@ def test_failures_are_counted_by_confusion(workshop: Workshop, run: run_pb2.Run,
 
 def test_directions_are_learnt_from_all_rounds(workshop: Workshop, run: run_pb2.Run) -> None:
     """Directions are those of the sums of all shards and rounds, and lead where the planted weakness is."""
-    first, second = (make_plan(workshop.bench, run, round_, SHARDS) for round_ in (1, 2))
+    first, second = (make_plan(workshop.context, run, round_, SHARDS) for round_ in (1, 2))
     sums = [
         read_result(workshop.store, run.name, round_, shard).sums.arrays()
         for round_ in range(2)
@@ -233,7 +233,7 @@ def test_directions_are_learnt_from_all_rounds(workshop: Workshop, run: run_pb2.
 @pytest.mark.parametrize("round_", [1, 2])
 def test_a_plan_gives_out_its_share_of_what_is_left(workshop: Workshop, run: run_pb2.Run, round_: int) -> None:
     """A plan is the allocation of the tally; the budget that is left is spread over the rounds to come."""
-    plan = make_plan(workshop.bench, run, round_, SHARDS)
+    plan = make_plan(workshop.context, run, round_, SHARDS)
     left = 6 * int(plan.tally.searchable.sum()) - int(plan.tally.decodes.sum())
     share = left // (4 - round_)
     assert 0 < plan.decodes.sum() <= share
@@ -262,7 +262,7 @@ def test_without_a_budget_for_it_the_second_round_is_empty(workshop: Workshop) -
 
 def test_a_plan_survives_the_store(workshop: Workshop, run: run_pb2.Run) -> None:
     """A plan is its arrays: read back, whole or mapped, it is the same."""
-    plan = make_plan(workshop.bench, run, 2, SHARDS)
+    plan = make_plan(workshop.context, run, 2, SHARDS)
     workshop.store.write_arrays("plans/copy", plan.arrays())
     for arrays in (workshop.store.read_arrays("plans/copy"), workshop.store.map_arrays("plans/copy")):
         again = RoundPlan.of(arrays)
@@ -285,7 +285,7 @@ def test_the_first_round_prefers_nobody(workshop: Workshop, run: run_pb2.Run) ->
 
 def test_shards_get_their_part_of_a_plan(workshop: Workshop, run: run_pb2.Run) -> None:
     """The orders of all shards, one after the other, are the plan: nobody is left out or searched twice."""
-    plan = make_plan(workshop.bench, run, 2, SHARDS)
+    plan = make_plan(workshop.context, run, 2, SHARDS)
     parts = [planned_allocation(plan, run, 2, shard) for shard in range(SHARDS)]
     assert [len(part.decodes) for part in parts] == [110, 110, 80]
     np.testing.assert_array_equal(np.concatenate([part.decodes for part in parts]), plan.decodes)

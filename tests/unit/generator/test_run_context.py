@@ -40,24 +40,24 @@ def test_a_vae_that_is_not_trained_yet(workshop: Workshop) -> None:
     """Before its preparation a run has no VAE, which is said so; it is looked for again the next time."""
     run = workshop.new_run("untrained", vae={"epochs": 77, "encoder_digest": "", "decoder_digest": ""})
     with pytest.raises(NotReady, match="not trained yet") as caught:
-        workshop.bench.codec(run.config)
+        workshop.context.codec(run.config)
     assert caught.value.reason == "NO_VAE"
     for part, data in (("encoder.onnx", encoder_file(SHAPE)), ("decoder.onnx", decoder_file(SHAPE))):
         workshop.store.write_bytes(keys.vae(run.config, part), data)
-    assert workshop.bench.codec(run.config).latent_dim == 4
+    assert workshop.context.codec(run.config).latent_dim == 4
 
 
 def test_an_uploaded_pair_that_is_gone(workshop: Workshop) -> None:
     """A pair whose files are not in the store is not found."""
     run = workshop.new_run("gone", vae={"encoder_digest": "0" * 64})
     with pytest.raises(NotFound, match="files/000"):
-        workshop.bench.given_codec(run.config)
+        workshop.context.given_codec(run.config)
 
 
 def test_shards_are_ranges_of_sources(workshop: Workshop) -> None:
     """Every source belongs to exactly one shard."""
     run = workshop.prepared_run("sliced", search={"shard_size": 70})
-    index = workshop.bench.prepared(run).index
+    index = workshop.context.prepared(run).index
     parts = [index[shard_slice(run, shard)] for shard in range(6)]
     assert [len(part) for part in parts] == [70, 70, 70, 70, 20, 0]
     np.testing.assert_array_equal(np.concatenate(parts), index)
@@ -67,7 +67,7 @@ def test_sources_of_a_shard(workshop: Workshop) -> None:
     """A shard's sources have their places in the split, its labels and the marks of the preparation."""
     run = workshop.prepared_run("sourced", search={"shard_size": 70})
     mu = np.zeros((70, 4), np.float32)
-    sources, prepared = workshop.bench.sources(run, 2, mu), workshop.bench.prepared(run)
+    sources, prepared = workshop.context.sources(run, 2, mu), workshop.context.prepared(run)
     np.testing.assert_array_equal(sources.index, prepared.index[140:210])
     np.testing.assert_array_equal(sources.labels, planted_images(300, 1)[1][sources.index])
     np.testing.assert_array_equal(sources.held_out, prepared.held_out[140:210])
@@ -78,11 +78,16 @@ def test_the_law_is_the_configuration(workshop: Workshop) -> None:
     """Seed, radius, limit, batch size and noise of a run make its law."""
     search = {"radius_sd": 0.7, "max_failures_per_source": 9, "batch_size": 33}
     run = workshop.new_run("law", seed=2**64 - 1, search=search)
-    law = noise_model_of(run)
-    assert (law.seed, law.radius_sd, law.max_failures_per_source, law.batch_size) == (2**64 - 1, 0.7, 9, 33)
-    assert not law.released
+    noise_model = noise_model_of(run)
+    assert (noise_model.seed, noise_model.radius_sd, noise_model.max_failures_per_source, noise_model.batch_size) == (
+        2**64 - 1,
+        0.7,
+        9,
+        33,
+    )
+    assert not noise_model.released
     run.config.search.noise = run_pb2.SearchConfig.NOISE_RELEASED
-    assert noise_model_of(run) == replace(law, released=True)
+    assert noise_model_of(run) == replace(noise_model, released=True)
 
 
 def test_strategies(workshop: Workshop) -> None:
@@ -96,11 +101,11 @@ def test_strategies(workshop: Workshop) -> None:
 def test_models_are_those_of_the_run(workshop: Workshop) -> None:
     """The search asks the classifier under test and, only where the run has one, the oracle."""
     images = planted_images(40, 3)[0].reshape(40, *SHAPE) / np.float32(255)
-    plain = workshop.bench.models(workshop.prepared_run("plain"), np.ones(4))
+    plain = workshop.context.models(workshop.prepared_run("plain"), np.ones(4))
     np.testing.assert_array_equal(plain.submit(images).result(), weak(images))
     assert plain.oracle is None
     run = workshop.prepared_run("doubted", validity={"oracle": "models/oracle", "oracle_version": 1})
-    doubted = workshop.bench.models(run, np.ones(4))
+    doubted = workshop.context.models(run, np.ones(4))
     np.testing.assert_array_equal(doubted.submit(images).result(), weak(images))
     assert doubted.oracle is not None
     np.testing.assert_array_equal(doubted.oracle(images).result(), truth(images))
@@ -112,10 +117,10 @@ def test_checks_are_those_of_the_configuration(workshop: Workshop) -> None:
     lenient = workshop.prepared_run("lenient", validity={"max_radius_sd": 2.0})
     values = np.array([0.05, 1.0, 3.0])
     for run, passes in ((strict, [True, False, False]), (lenient, [True, True, False])):
-        [radius] = [check for check in workshop.bench.checks(run).latent if check.field == "radius_sd"]
+        [radius] = [check for check in workshop.context.checks(run).latent if check.field == "radius_sd"]
         assert np.asarray(radius.passes(values)).tolist() == passes
-    assert workshop.bench.checks(strict).max_round_trip_sd == 0.3
-    assert workshop.bench.checks(strict).screening is not None
+    assert workshop.context.checks(strict).max_round_trip_sd == 0.3
+    assert workshop.context.checks(strict).screening is not None
 
 
 def test_the_searched_split_is_not_the_test_split() -> None:

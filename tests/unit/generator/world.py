@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 T = TypeVar("T", Sources, RoundAllocation)
 DIM = 3
 SD = np.array([1.0, 0.5, 2.0], np.float32)
-LAW = NoiseModel(seed=5, radius_sd=0.8, max_failures_per_source=1000, batch_size=32)
+NOISE_MODEL = NoiseModel(seed=5, radius_sd=0.8, max_failures_per_source=1000, batch_size=32)
 DECODERS = DecoderPool(2)
 CPU = torch.device("cpu")
 # What is drawn for each source unless a test says otherwise.
@@ -94,7 +94,7 @@ def row_of(source: Array) -> Array:
     return (source - 7) // 3
 
 
-def orders(sources: Sources, decodes: int | Array = DECODES, **others: Any) -> RoundAllocation:
+def round_allocation(sources: Sources, decodes: int | Array = DECODES, **others: Any) -> RoundAllocation:
     """Order the same number of decodes of each source, or so many of each, in round 0, all draws alike."""
     count = len(sources.index)
     plain = RoundAllocation(
@@ -115,13 +115,15 @@ def cut(whole: T, rows: slice) -> T:
 def searched(
     sources: Sources | None = None,
     wanted: RoundAllocation | None = None,
-    law: NoiseModel = LAW,
+    noise_model: NoiseModel = NOISE_MODEL,
     asked: SearchModels | None = None,
     checked: SearchChecks | None = None,
 ) -> ShardResult:
     """Search planted sources, all of them where nothing else is said."""
     sources = planted_sources() if sources is None else sources
-    return search(sources, wanted or orders(sources), law, asked or models(), checked or checks(), classes=2)
+    return search(
+        sources, wanted or round_allocation(sources), noise_model, asked or models(), checked or checks(), classes=2
+    )
 
 
 def joined(results: Sequence[ShardResult]) -> dict[str, Array]:

@@ -147,7 +147,7 @@ def with_corrections(url: str, store: ArtifactStore, story: Callable[[Correction
         runs = Runs(queue, store, None, None)  # type: ignore[arg-type]  # no run is created here: nobody is asked
         for name in ("runs/first", "runs/second"):
             run = run_pb2.Run(name=name, config={"model": "models/tiny"}, state=run_pb2.Run.STATE_SUCCEEDED)
-            await runs.book.create(run, [(PREPARE, work_pb2.PrepareWork())])
+            await runs.records.create(run, [(PREPARE, work_pb2.PrepareWork())])
         try:
             await story(Corrections(queue, Catalog(store), runs, Regions(store)), queue)
         finally:
@@ -169,7 +169,7 @@ def test_one_correction_of_a_model_at_a_time(redis_url: str, annotated: Artifact
         await corrections.apply(corrected())
         second = await corrections.create("runs/first", correction_pb2.CorrectionConfig())
         assert second.name == "runs/first/corrections/c2"
-        assert [one.name for one in await corrections.book.list("runs/first")] == [first.name, second.name]
+        assert [one.name for one in await corrections.records.list("runs/first")] == [first.name, second.name]
 
     with_corrections(redis_url, annotated, story)
 

@@ -34,9 +34,9 @@ class House:
         self.redis, self.model = queue.redis, plant_model(store)
         subjects = MonitoredModels(Catalog(store))
         index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
-        self.halves = PendingEvents(queue)
+        self.parts = PendingEvents(queue)
         self.observing = EventJoiner(
-            self.halves, BatchReports(store, subjects, index, Deletions(store, subjects, index, nobody)), subjects
+            self.parts, BatchReports(store, subjects, index, Deletions(store, subjects, index, nobody)), subjects
         )
 
     async def send(self, event_id: str, half: str) -> None:
@@ -91,7 +91,7 @@ def test_a_pair_whose_gateway_died(redis_url: str, store: ArtifactStore) -> None
     async def story(house: House) -> None:
         await house.send("a", "request")
         await house.send("a", "response")
-        assert len(await house.halves.take_whole()) == 1  # and died
+        assert len(await house.parts.take_whole()) == 1  # and died
         await house.observing.store_whole()
         assert stored_ids(store) == []
         await house.wait_for_long()
@@ -144,7 +144,7 @@ def test_one_that_is_refused_among_others(redis_url: str, store: ArtifactStore) 
         before = given_up("model_changed")
         _, batch = half_of(CloudEvent(id="b", type=TYPES["response"], time=None, data=response_of(SCORES)), house.model)
         del batch.observations[0].scores[2]  # as of a model of two classes
-        await house.halves.put(MODEL, "b", "response", batch)
+        await house.parts.put(MODEL, "b", "response", batch)
         for event_id in "abc":
             await house.send(event_id, "request")
         for event_id in "ac":
@@ -165,9 +165,9 @@ def test_too_many_wait(redis_url: str, store: ArtifactStore) -> None:
             await house.send(event_id, "request")
         [first, second, _] = await house.redis.zrange(f"{KEY}events:waiting", 0, -1)
         size = await house.redis.hstrlen(first, "request")
-        assert [pair.key.encode() for pair in await house.halves.too_many(most=1)] == [second, first]
-        assert [pair.key.encode() for pair in await house.halves.too_many(most_bytes=2 * size)] == [first]
-        assert await house.halves.too_many() == []
+        assert [pair.key.encode() for pair in await house.parts.too_many(most=1)] == [second, first]
+        assert [pair.key.encode() for pair in await house.parts.too_many(most_bytes=2 * size)] == [first]
+        assert await house.parts.too_many() == []
 
     told(redis_url, store, story)
 
@@ -182,6 +182,6 @@ def test_scores_that_wait_take_room_too(redis_url: str, store: ArtifactStore) ->
         await house.send("c", "request")
         sizes = [await house.redis.hstrlen(third, half) for half in TYPES]
         most_bytes = sum(sizes) + await house.redis.hstrlen(second, "response")
-        assert [pair.key.encode() for pair in await house.halves.too_many(most_bytes=most_bytes)] == [first]
+        assert [pair.key.encode() for pair in await house.parts.too_many(most_bytes=most_bytes)] == [first]
 
     told(redis_url, store, story)

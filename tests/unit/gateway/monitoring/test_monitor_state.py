@@ -13,7 +13,7 @@ RUN_LENGTH = 10_000.0
 Kind = monitor_pb2.Alert
 
 
-def calm() -> ReferenceProfile:
+def profile() -> ReferenceProfile:
     """Two per cent and one per cent of a thousand images in the regions, both classes as often as the other."""
     guard = guard_pb2.Guard(
         name="models/m/guards/1",
@@ -58,12 +58,12 @@ def traffic(count: int, *, seed: int = 0, rates: tuple[float, float] = (0.02, 0.
 
 def fresh() -> monitor_pb2.MonitorState:
     state = monitor_pb2.MonitorState()
-    restart(state, calm())
+    restart(state, profile())
     return state
 
 
 def folded(state: monitor_pb2.MonitorState, seen: ScoredBatch) -> list[monitor_pb2.Alert]:
-    return fold(state, seen, calm(), expected_run_length=RUN_LENGTH)
+    return fold(state, seen, profile(), expected_run_length=RUN_LENGTH)
 
 
 def test_calm_traffic_is_counted_and_raises_nothing() -> None:
@@ -87,7 +87,7 @@ def test_accuracy_without_truth() -> None:
     for version in ("1", "2"):
         state = fresh()
         seen = ScoredBatch(arrays=moved.arrays, versions=[version] * 100)
-        fold(state, seen, calm(), expected_run_length=1e300)
+        fold(state, seen, profile(), expected_run_length=1e300)
         estimates.append(state.monitor.estimated_accuracy)
     assert abs(estimates[0] - (0.5 * 0.8 + 0.5 * 0.1)) < 0.12
     assert abs(estimates[1] - 0.8) < 0.12

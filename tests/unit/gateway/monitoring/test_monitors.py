@@ -20,7 +20,7 @@ from services.runtime.queue import Queue
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
-from tests.unit.gateway.monitoring.test_monitor_state import CLASSES, REGIONS, calm, traffic
+from tests.unit.gateway.monitoring.test_monitor_state import CLASSES, REGIONS, profile, traffic
 
 MODEL = "models/m"
 
@@ -51,10 +51,10 @@ class World:
 
     def guard(self, number: str) -> None:
         guard = guard_pb2.Guard()
-        guard.CopyFrom(calm().guard)
+        guard.CopyFrom(profile().guard)
         guard.name = f"{MODEL}/guards/{number}"
         self.store.write_message(keys.guard(guard.name), guard)
-        self.store.write_arrays(keys.guard_reference(guard.name), dict(calm().arrays))
+        self.store.write_arrays(keys.guard_reference(guard.name), dict(profile().arrays))
 
     def configure(self, **config: Any) -> None:
         whole = monitor_pb2.MonitorConfig(**{"expected_run_length": 10_000, **config})

@@ -25,7 +25,7 @@ class House:
     def __init__(self, queues: list[Queue]) -> None:
         self.redis = queues[0].redis
         self.requests = [IdempotentRequests(queue) for queue in queues]
-        self.book = RecordStore(queues[0], run_pb2.Run, "runs", lambda _: False)
+        self.records = RecordStore(queues[0], run_pb2.Run, "runs", lambda _: False)
         self.carried_out = 0
         self.then: Callable[[], Awaitable[None]] | None = None
 
@@ -35,7 +35,7 @@ class House:
         async def carry_out() -> pb.CreateRunResponse:
             self.carried_out += 1
             number = self.carried_out
-            run = await self.book.create(run_pb2.Run(name=f"runs/{run_id}-{number}", note=str(number)), [])
+            run = await self.records.create(run_pb2.Run(name=f"runs/{run_id}-{number}", note=str(number)), [])
             if self.then:
                 await self.then()
             return pb.CreateRunResponse(run=run)
@@ -61,7 +61,7 @@ def test_asked_again(redis_url: str) -> None:
     async def story(house: House) -> None:
         first = await house.ask()
         assert [await house.ask(), await house.ask(1)] == [first, first]
-        assert (house.carried_out, [run.name for run in await house.book.list()]) == (1, ["runs/a-1"])
+        assert (house.carried_out, [run.name for run in await house.records.list()]) == (1, ["runs/a-1"])
         assert await house.ask(request_id="another") != first
         assert 0 < await house.redis.ttl(f"{KEY}request:{ID}") <= 24 * 3600
 
@@ -137,7 +137,7 @@ def test_a_gateway_that_dies_behind_the_record(redis_url: str, monkeypatch: pyte
     async def story(house: House) -> None:
         house.then = asyncio.Event().wait  # type: ignore[assignment]  # for ever
         dying = asyncio.create_task(house.ask())
-        while not await house.book.list():
+        while not await house.records.list():
             await asyncio.sleep(0.01)
         dying.cancel()
         await asyncio.wait([dying])
@@ -178,11 +178,11 @@ def test_a_gateway_that_was_silent_for_too_long_makes_nothing(redis_url: str) ->
     async def story(house: House) -> None:
         async def taken() -> pb.CreateRunResponse:
             await house.redis.set(f"{KEY}request:{ID}:held", "another")
-            return pb.CreateRunResponse(run=await house.book.create(run_pb2.Run(name="runs/late"), []))
+            return pb.CreateRunResponse(run=await house.records.create(run_pb2.Run(name="runs/late"), []))
 
         with pytest.raises(Conflict, match="carried out elsewhere"):
             await house.requests[0].answer(pb.CreateRunRequest(request_id=ID), pb.CreateRunResponse, taken)
-        assert await house.book.list() == []
+        assert await house.records.list() == []
 
     told(redis_url, story)
 

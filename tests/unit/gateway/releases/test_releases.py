@@ -67,7 +67,7 @@ def told(url: str, store: ArtifactStore, story: Callable[[House], Awaitable[Any]
         house = House(queues, store)
         for name in (ONE, TWO, UNFINISHED):
             state = Correction.STATE_RUNNING if name == UNFINISHED else Correction.STATE_SUCCEEDED
-            await house.corrections.book.create(Correction(name=name, model="models/tiny", state=state), [])
+            await house.corrections.records.create(Correction(name=name, model="models/tiny", state=state), [])
         try:
             await asyncio.wait_for(story(house), 60)
         finally:

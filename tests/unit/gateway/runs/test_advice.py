@@ -104,7 +104,7 @@ def tell(
         advice = ThresholdAdvisor(Regions(store), generator)  # type: ignore[arg-type]
         runs = Runs(queue, store, Triton(), advice)  # type: ignore[arg-type]
         first = run_pb2.Run(name="runs/first", config=complete(run_pb2.RunConfig(search=search)), state=state)
-        await runs.book.create(first, [(PREPARE, work_pb2.PrepareWork())])
+        await runs.records.create(first, [(PREPARE, work_pb2.PrepareWork())])
         try:
             await story(runs, generator)
         finally:

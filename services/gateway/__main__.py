@@ -23,6 +23,8 @@ from services.gateway.audit.journal import AuditInterceptor, AuditLog
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.datasets.datasets import Datasets
 from services.gateway.files.files import Files
+from services.gateway.guards.guards import Guards
+from services.gateway.models.models import Models
 from services.gateway.inference import proxy as inference_proxy
 from services.gateway.inference.proxy import InferenceProxy
 from services.gateway.inference.routing import RoutingTable
@@ -126,7 +128,8 @@ def _context(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
         publications=ReleaseOperations(needs.queue, corrections, candidates.retire),
         trials=trials,
         journal=AuditLog(needs.store),
-        candidates=candidates,
+        models=Models(needs.store, corrector, candidates),
+        guards=Guards(Catalog(needs.store), corrector),
         corrector=corrector,
         generator=generator,
         distiller=distiller,

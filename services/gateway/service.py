@@ -35,9 +35,11 @@ from services.gateway.files.files import Files
 from services.gateway.records.idempotency import IdempotentRequests, idempotent
 from services.gateway.records.paging import Cursor, Page, ReadMask
 from services.gateway.regions.regions import Annotator, Regions
-from services.gateway.releases.releases import CandidateRetirement, ReleaseOperations
+from services.gateway.guards.guards import Guards
+from services.gateway.models.models import Models
+from services.gateway.releases.releases import ReleaseOperations
 from services.gateway.runs.config import ThresholdAdvisor
-from services.gateway.runs.runs import Runs, check_distilled
+from services.gateway.runs.runs import Runs
 from services.gateway.trials.trials import Trials
 from services.runtime.channels import ServiceClient
 from services.runtime.queue import SCHEMA
@@ -47,8 +49,6 @@ from services.storage.catalog import Catalog
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Bytes of one message of a download.
-_PART_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,8 @@ class GatewayContext:
     publications: ReleaseOperations
     trials: Trials
     journal: AuditLog
-    candidates: CandidateRetirement
+    models: Models
+    guards: Guards
     corrector: "ServiceClient[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
     distiller: "ServiceClient[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
     generator: "ServiceClient[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
@@ -92,82 +93,49 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def UploadFile(
         self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Context
     ) -> pb.UploadFileResponse:
-        first = await anext(aiter(request_iterator), None)
-        if first is None:
-            raise InvalidInput(
-                "the upload has no messages; send the digest and the content", reason="EMPTY_UPLOAD", field="digest"
-            )
-        size = await self._context.files.receive(first.digest, _chunks(first, request_iterator))
-        return pb.UploadFileResponse(digest=first.digest, size=size)
+        digest, size = await self._context.files.upload(request_iterator)
+        return pb.UploadFileResponse(digest=digest, size=size)
 
     async def GetFile(self, request: pb.GetFileRequest, context: Context) -> pb.GetFileResponse:
         return pb.GetFileResponse(size=await asyncio.to_thread(self._context.files.size, request.digest))
 
     @idempotent
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.CreateModelResponse:
-        wanted = corrector_service_pb2.RegisterModelRequest(
-            model=request.model, file_digest=request.file_digest, request_id=request.request_id
-        )
-        answer = await self._context.corrector.call(lambda stub, **how: stub.RegisterModel(wanted, **how))
-        return pb.CreateModelResponse(model=answer.model)
+        return pb.CreateModelResponse(model=await self._context.models.register(request))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        return pb.GetModelResponse(model=await asyncio.to_thread(self._catalog.model, request.name))
+        return pb.GetModelResponse(model=await self._context.models.get(request.name))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        page = await asyncio.to_thread(self._models, Cursor.of(request))
+        page = await self._context.models.page(Cursor.of(request))
         return pb.ListModelsResponse(models=page.entries, next_page_token=page.next_page_token)
 
     async def ListReleases(self, request: pb.ListReleasesRequest, context: Context) -> pb.ListReleasesResponse:
-        cursor = Cursor.of(request, request.model)
-        model = await asyncio.to_thread(self._catalog.model, request.model)
-        releases = await asyncio.to_thread(self._catalog.releases, model.name)
-        # None is ever taken away, so the number of a release is its place.
-        numbers = cursor.behind(range(len(releases)), lambda number: [number])
-        page = cursor.page((place, releases[number]) for place, number in numbers)
+        page = await self._context.models.releases_page(request.model, Cursor.of(request, request.model))
         return pb.ListReleasesResponse(releases=page.entries, next_page_token=page.next_page_token)
 
     async def JudgeCandidate(self, request: pb.JudgeCandidateRequest, context: Context) -> pb.JudgeCandidateResponse:
-        wanted = corrector_service_pb2.RunGateRequest(
-            model=request.model, file_digest=request.file_digest, dataset=request.dataset
-        )
-        answer = await self._context.corrector.call(
-            lambda stub, **how: stub.RunGate(wanted, **how), deadline_s=context.time_remaining()
-        )
-        return pb.JudgeCandidateResponse(verdict=answer.verdict)
+        verdict = await self._context.models.judge(request, deadline_s=context.time_remaining())
+        return pb.JudgeCandidateResponse(verdict=verdict)
 
     async def GetVerdict(self, request: pb.GetVerdictRequest, context: Context) -> pb.GetVerdictResponse:
-        return pb.GetVerdictResponse(verdict=await asyncio.to_thread(self._catalog.verdict, request.name))
+        return pb.GetVerdictResponse(verdict=await self._context.models.verdict(request.name))
 
     @idempotent
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
         sign_request(request)
-        wanted = corrector_service_pb2.RestorePreviousRequest(
-            model=request.model, actor=request.actor, reason=request.reason, request_id=request.request_id
-        )
-        answer = await self._context.corrector.call(lambda stub, **how: stub.RestorePrevious(wanted, **how))
-        await self._context.candidates.retire(answer.release.model)
-        return pb.RollbackModelResponse(release=answer.release)
+        return pb.RollbackModelResponse(release=await self._context.models.roll_back(request))
 
     @idempotent
     async def CreateGuard(self, request: pb.CreateGuardRequest, context: Context) -> pb.CreateGuardResponse:
-        wanted = corrector_service_pb2.IssueGuardRequest(
-            run=request.run, false_alarm_rate=request.false_alarm_rate, request_id=request.request_id
-        )
-        answer = await self._context.corrector.call(
-            lambda stub, **how: stub.IssueGuard(wanted, **how), deadline_s=context.time_remaining()
-        )
-        return pb.CreateGuardResponse(guard=answer.guard)
+        guard = await self._context.guards.create(request, deadline_s=context.time_remaining())
+        return pb.CreateGuardResponse(guard=guard)
 
     async def GetGuard(self, request: pb.GetGuardRequest, context: Context) -> pb.GetGuardResponse:
-        return pb.GetGuardResponse(guard=await asyncio.to_thread(self._catalog.guard, request.name))
+        return pb.GetGuardResponse(guard=await self._context.guards.get(request.name))
 
     async def ListGuards(self, request: pb.ListGuardsRequest, context: Context) -> pb.ListGuardsResponse:
-        cursor = Cursor.of(request, request.model)
-        guards = await asyncio.to_thread(self._catalog.guards, request.model)
-        # None is ever taken away, so the number of a guard is its place.
-        numbers = cursor.behind(range(len(guards)), lambda number: [number])
-        page = cursor.page((place, guards[number]) for place, number in numbers)
+        page = await self._context.guards.page(request.model, Cursor.of(request, request.model))
         return pb.ListGuardsResponse(guards=page.entries, next_page_token=page.next_page_token)
 
     @idempotent
@@ -210,18 +178,15 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.CancelRunResponse(run=await self._context.runs.cancel(request.name))
 
     async def AdviseValidity(self, request: pb.AdviseValidityRequest, context: Context) -> pb.AdviseValidityResponse:
-        run = await self._context.runs.get(request.run)
-        check_distilled(run)
+        run = await self._context.runs.get_distilled(request.run)
         return pb.AdviseValidityResponse(advice=await self._context.advice.of(run))
 
     async def ListRegions(self, request: pb.ListRegionsRequest, context: Context) -> pb.ListRegionsResponse:
         mask, cursor = ReadMask(region_pb2.Region, request.read_mask), Cursor.of(request, request.run)
-        run = await self._context.runs.get(request.run)
-        check_distilled(run)
-        found = await asyncio.to_thread(self._context.regions.distillation, run)
-        page = cursor.page(cursor.behind(found.regions, lambda region: [-region.score, region.name]))
+        run = await self._context.runs.get_distilled(request.run)
+        page, counts = await asyncio.to_thread(self._context.regions.page, run, cursor)
         return pb.ListRegionsResponse(
-            regions=map(mask.of, page.entries), counts=found.counts, next_page_token=page.next_page_token
+            regions=map(mask.of, page.entries), counts=counts, next_page_token=page.next_page_token
         )
 
     async def GetRegion(self, request: pb.GetRegionRequest, context: Context) -> pb.GetRegionResponse:
@@ -247,7 +212,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
 
     async def DiffRegions(self, request: pb.DiffRegionsRequest, context: Context) -> pb.DiffRegionsResponse:
         for name in (request.before, request.after):
-            check_distilled(await self._context.runs.get(name))
+            await self._context.runs.get_distilled(name)
         wanted = distiller_service_pb2.CompareRegionsRequest(before=request.before, after=request.after)
         answer = await self._context.distiller.call(lambda stub, **how: stub.CompareRegions(wanted, **how))
         return pb.DiffRegionsResponse(diff=answer.diff)
@@ -255,15 +220,9 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def ExportRegions(
         self, request: pb.ExportRegionsRequest, context: Context
     ) -> AsyncIterator[pb.ExportRegionsResponse]:
-        run = await self._context.runs.get(request.run)
-        check_distilled(run)
-        if request.offset < 0:
-            raise InvalidInput(
-                f"the offset is {request.offset}; give 0 or more bytes", reason="OUT_OF_BOUNDS", field="offset"
-            )
-        content = await asyncio.to_thread(self._context.regions.export, run)
-        for begin in range(request.offset, len(content), _PART_BYTES):
-            yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])
+        run = await self._context.runs.get_distilled(request.run)
+        for part in await asyncio.to_thread(self._context.regions.export_from, run, request.offset):
+            yield pb.ExportRegionsResponse(data=part)
 
     @idempotent
     async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Context) -> pb.AnnotateRegionResponse:
@@ -322,14 +281,3 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
         page = await asyncio.to_thread(self._context.journal.page, Cursor.of(request))
         return pb.ListAuditEventsResponse(events=page.entries, next_page_token=page.next_page_token)
-
-    def _models(self, cursor: Cursor) -> Page[model_pb2.Model]:
-        record_keys = [key for key in self._context.store.keys("models") if self._context.store.exists(keys.model(key))]
-        placed = cursor.behind((names.model(names.last(key)) for key in record_keys), lambda name: [name])
-        return cursor.page((place, self._catalog.model(name)) for place, name in placed)
-
-
-async def _chunks(first: pb.UploadFileRequest, rest: AsyncIterator[pb.UploadFileRequest]) -> AsyncIterator[bytes]:
-    yield first.chunk
-    async for message in rest:
-        yield message.chunk

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 
 from defuse.errors import InvalidInput, NotFound
+from defuse.v1 import gateway_service_pb2
 
 from services.runtime import telemetry
 from services.storage import keys
@@ -20,6 +21,21 @@ class Files:
     def __init__(self, store: ArtifactStore, *, max_bytes: int) -> None:
         self._store = store
         self._max_bytes = max_bytes
+
+    async def upload(self, messages: AsyncIterator[gateway_service_pb2.UploadFileRequest]) -> tuple[str, int]:
+        """Store the file that a stream of messages carries; return its digest and size in bytes."""
+        first = await anext(aiter(messages), None)
+        if first is None:
+            raise InvalidInput(
+                "the upload has no messages; send the digest and the content", reason="EMPTY_UPLOAD", field="digest"
+            )
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield first.chunk
+            async for message in messages:
+                yield message.chunk
+
+        return first.digest, await self.receive(first.digest, chunks())
 
     async def receive(self, digest: str, chunks: AsyncIterator[bytes]) -> int:
         """Store a file and return its size; raise InvalidInput, storing nothing, when the digest is another."""

@@ -82,6 +82,11 @@ class Cursor:
                     break
         return self.page(found)
 
+    def page_of_append_only(self, entries: Sequence[M]) -> Page[M]:
+        """Return the page of a list from which no entry is ever removed: the number of an entry is its position."""
+        numbers = self.behind(range(len(entries)), lambda number: [number])
+        return self.page((position, entries[number]) for position, number in numbers)
+
     def behind(self, entries: Iterable[T], position: Callable[[T], Position]) -> list[tuple[Position, T]]:
         """Return entries in the order of their positions, those behind the page before."""
         placed = sorted(((list(position(entry)), entry) for entry in entries), key=lambda pair: pair[0])

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +23,14 @@ from safetensors.numpy import save
 
 from services.arrays import Array
 from services.gateway.records.idempotency import claimed
+from services.gateway.records.paging import Cursor, Page
 from services.runtime.channels import ServiceClient
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 
+# Bytes of one message of a download.
+_PART_BYTES = 1 << 20
 _LABEL, _INVALID = annotation_pb2.Annotation.VERDICT_LABEL, annotation_pb2.Annotation.VERDICT_INVALID
 
 
@@ -63,6 +66,12 @@ class Regions:
         found.regions.extend(self._catalog.regions(run.name))
         return found
 
+    def page(self, run: run_pb2.Run, cursor: Cursor) -> tuple[Page[region_pb2.Region], region_pb2.GroupCounts]:
+        """Return one page of the regions of a run, largest score first, and the counts of all its groups."""
+        found = self.distillation(run)
+        placed = cursor.behind(found.regions, lambda region: [-region.score, region.name])
+        return cursor.page(placed), found.counts
+
     def get(self, name: str) -> region_pb2.Region:
         return self._catalog.annotated(self._catalog.region(name))
 
@@ -93,6 +102,13 @@ class Regions:
         }
         record = json_format.MessageToJson(distillation, preserving_proto_field_name=True)
         return save(arrays, metadata={"distillation": record})
+
+    def export_from(self, run: run_pb2.Run, offset: int) -> Iterator[bytes]:
+        """Yield the exported file in parts from a byte offset on; raise InvalidInput for a negative offset."""
+        if offset < 0:
+            raise InvalidInput(f"the offset is {offset}; give 0 or more bytes", reason="OUT_OF_BOUNDS", field="offset")
+        content = self.export(run)
+        return (content[begin : begin + _PART_BYTES] for begin in range(offset, len(content), _PART_BYTES))
 
     def annotate(self, annotation: annotation_pb2.Annotation) -> region_pb2.Region:
         """Store a verdict; raise InvalidInput for a label that the model does not have."""

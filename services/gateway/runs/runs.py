@@ -62,6 +62,12 @@ class Runs:
     async def get(self, name: str) -> run_pb2.Run:
         return await self.records.get(names.check(name, "runs/*"))
 
+    async def get_distilled(self, name: str) -> run_pb2.Run:
+        """Return a run whose regions lie in the store; raise NotReady for any other."""
+        run = await self.get(name)
+        check_distilled(run)
+        return run
+
     async def page(self, cursor: Cursor) -> Page[run_pb2.Run]:
         """Return some of all runs, newest first."""
         return await cursor.page_of(self.records.after("", cursor.after, newest_first=True))

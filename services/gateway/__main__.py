@@ -1,4 +1,4 @@
-"""`python -m services.gateway`: the public door."""
+"""`python -m services.gateway`: the public API."""
 
 import functools
 
@@ -48,7 +48,7 @@ from services.runtime.channels import ServiceClient
 from services.runtime.server import Service, serve
 from services.storage.catalog import Catalog
 
-# The gate may have to be asked anew.
+# The gate may have to run first.
 GATE_DEADLINE_S = 900.0
 
 
@@ -104,7 +104,7 @@ def build(settings: GatewaySettings) -> Service:
 
 
 def _context(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
-    """Return what the methods of the public API work with."""
+    """Build the objects that the servicers delegate to."""
     files = Files(needs.store, max_bytes=settings.max_file_bytes)
     generator = ServiceClient(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub, settings.tls)
     distiller = ServiceClient(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub, settings.tls)
@@ -139,7 +139,10 @@ def _context(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
 def _auth_interceptors(
     settings: GatewaySettings, journal: AuditLog, limits: RateLimits
 ) -> list[grpc.aio.ServerInterceptor]:
-    """Return what stands before the methods: how often, also for who is not let in; what tells of it before both."""
+    """Return the interceptors: audit, then rate limits, then authentication.
+
+    Rate limits also count rejected callers; the audit log sees the outcome of both.
+    """
     access = [AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else []
     return [AuditInterceptor(journal), RateLimitInterceptor(limits), *access]
 

@@ -48,7 +48,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayContext:
-    """What the methods delegate to."""
+    """The objects that GatewayService delegates to."""
 
     store: ArtifactStore
     files: Files
@@ -69,13 +69,13 @@ class GatewayContext:
     generator: "ServiceClient[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
 
     async def close(self) -> None:
-        """End the connections to the other services."""
+        """Close the connections to the other services."""
         for peer in (self.corrector, self.distiller, self.generator):
             await peer.close()
 
 
 class GatewayService(pb_grpc.GatewayServiceServicer):
-    """The public door."""
+    """The public API."""
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context

@@ -6,7 +6,7 @@ from services.runtime.settings import Settings
 
 
 class GatewaySettings(Settings):
-    """What the gateway needs beyond every service's settings."""
+    """Settings of the gateway, beside those of every service."""
 
     corrector_url: str = Field("127.0.0.1:8013", description="HOST:PORT of the corrector.")
     generator_url: str = Field("127.0.0.1:8011", description="HOST:PORT of a generator.")
@@ -48,5 +48,5 @@ class GatewaySettings(Settings):
 
     @property
     def knows_callers(self) -> bool:
-        """Say whether callers must show who they are, by a certificate or a token."""
+        """Return whether callers are authenticated, by certificate or token."""
         return super().knows_callers or self.tokens_file is not None

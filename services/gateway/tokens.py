@@ -1,4 +1,4 @@
-"""`python -m services.gateway.tokens FILE NAME ROLE`: a new token for a caller."""
+"""`python -m services.gateway.tokens FILE NAME ROLE`: create a token for a caller."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from services.gateway.access.tokens import ROLES, line_of, new_token
 
 
 def main() -> None:
-    """Add a token to a file, which keeps its digest alone, and print it: nobody can read it again."""
+    """Add a token's digest to a file, and print the token, which is not stored."""
     parser = argparse.ArgumentParser(prog="python -m services.gateway.tokens", description=main.__doc__)
     parser.add_argument("file", type=Path, help="what DEFUSE_TOKENS_FILE names; made where it is missing")
     parser.add_argument("name", help="whose token it is")
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def add_line(file: Path, line: str) -> None:
-    """Add a line to a file that its owner alone may read; who reads it meanwhile finds the old one or the new one."""
+    """Add a line to a file that only its owner may read; the file is replaced atomically."""
     before = file.read_text(encoding="utf-8") if file.exists() else ""
     separator = "\n" if before and not before.endswith("\n") else ""
     partial = file.with_name(f".{file.name}.{os.getpid()}")

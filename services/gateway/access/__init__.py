@@ -1,1 +1,1 @@
-"""Who may do what at the public door: callers by their tokens, calls by the role that they need."""
+"""Authentication and authorisation: callers by token, calls by the role that they require."""

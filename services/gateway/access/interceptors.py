@@ -20,7 +20,7 @@ _HEADER, _SCHEME = "authorization", "bearer"
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Lets callers in by their tokens, as far as their roles go; the methods behind it know who calls."""
+    """Authenticates callers by token and checks the role that each call requires."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
@@ -46,7 +46,7 @@ def _said(metadata: Iterable[tuple[str, Any]]) -> str:
 
 
 def caller_of(tokens: Tokens, said: str) -> Caller:
-    """Return who says `Bearer TOKEN`; raise Unauthenticated for nothing of the kind, and for a token of nobody."""
+    """Return the caller of a `Bearer TOKEN` header; raise Unauthenticated for any other value or an unknown token."""
     scheme, _, token = said.partition(" ")
     if scheme.lower() != _SCHEME:
         raise Unauthenticated(
@@ -61,25 +61,25 @@ def caller_of(tokens: Tokens, said: str) -> Caller:
 
 
 _UNCOUNTED = "/inference."
-# Callers whose rate is remembered; the one not heard of for longest is forgotten first.
+# Callers whose rate is remembered; the least recently seen one is evicted first.
 _MOST_CALLERS = 10_000
-# What may be called at once after a silence, in seconds of the rate.
+# Largest burst after a pause, in seconds of the rate.
 _BURST_S = 1.0
 
 
 class RateLimits:
-    """Counts the calls of each caller; 0 is no limit."""
+    """Token buckets and concurrency limits by caller; 0 means no limit."""
 
     def __init__(self, *, calls_per_s: float, concurrent_calls: int) -> None:
         self._calls_per_s = calls_per_s
         self._concurrent_calls = concurrent_calls
-        # When a caller's bucket of tokens is full again, on the monotonic clock.
+        # Monotonic time at which a caller's bucket is full again.
         self._full_at: OrderedDict[str, float] = OrderedDict()
         self._under_way: Counter[str] = Counter()
 
     @contextmanager
     def counted(self, who: str) -> Iterator[None]:
-        """Count a call as long as it lasts; raise LimitExceeded for one too many."""
+        """Count a call while the block runs; raise LimitExceeded beyond the limits."""
         if self._concurrent_calls and self._under_way[who] >= self._concurrent_calls:
             raise LimitExceeded(
                 f"{who} has {self._under_way[who]} calls under way, as many as one caller may have; end some, or wait",
@@ -96,7 +96,7 @@ class RateLimits:
                 del self._under_way[who]
 
     def _take(self, who: str) -> None:
-        """Take a token out of a caller's bucket."""
+        """Take a token from a caller's bucket."""
         now, token_s = time.monotonic(), 1 / self._calls_per_s
         full_at = max(self._full_at.get(who, now), now) + token_s
         wait_s = full_at - now - max(_BURST_S, token_s)
@@ -113,7 +113,7 @@ class RateLimits:
 
 
 class RateLimitInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls beyond the limits of their caller; before the doorkeeper, so that whom he refuses counts."""
+    """Refuses calls beyond the rate limits of their caller, before authentication, so that rejected calls count."""
 
     def __init__(self, limits: RateLimits) -> None:
         self._limits = limits
@@ -132,6 +132,6 @@ class RateLimitInterceptor(grpc.aio.ServerInterceptor):
 
 
 def name_of_caller(context: Any) -> str:
-    """Return who calls: the name of a token, else where the call comes from, without the port."""
+    """Return the caller's name: that of its token, else its address without the port."""
     known = roles.current_caller()
     return known.name if known else host_of(unquote(context.peer()).partition(":")[2])

@@ -15,13 +15,13 @@ from google.protobuf.message import DecodeError, Message
 
 Role: TypeAlias = access_pb2.Role.ValueType
 M = TypeVar("M", bound=Message)
-# Fields of requests that say who asks for something, says something, or lets something through.
+# Request fields that name the acting person, and the field that names an approver.
 _SAYING, _APPROVER = {"actor", "annotator", "approver"}, "approver"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Whom a token belongs to."""
+    """The person or program that a token belongs to."""
 
     name: str
     role: Role
@@ -31,17 +31,17 @@ _present: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 def set_caller(caller: Caller) -> None:
-    """Let what follows in this call know who makes it."""
+    """Set the caller of the present call."""
     _present.set(caller)
 
 
 def current_caller() -> Caller | None:
-    """Return who makes the present call; None where callers show no tokens."""
+    """Return the caller of the present call; None when tokens are not in use."""
     return _present.get()
 
 
 def require(role: Role, what: str) -> None:
-    """Raise PermissionDenied unless the caller has a role, or one above it; without tokens everybody has all."""
+    """Raise PermissionDenied unless the caller has a role or a higher one; without tokens everybody has all roles."""
     caller = current_caller()
     if caller and caller.role < role:
         needed = role_name(role)
@@ -53,9 +53,9 @@ def require(role: Role, what: str) -> None:
 
 
 def sign_request(request: M) -> M:
-    """Put the caller's name where a request says whose it is, in place; raise PermissionDenied for somebody else's.
+    """Write the caller's name into the request's name fields, in place; raise PermissionDenied for another name.
 
-    An approver is the caller, too, or nobody.
+    An approver is either the caller or empty.
     """
     if caller := current_caller():
         for field in _SAYING.intersection(request.DESCRIPTOR.fields_by_name):
@@ -71,19 +71,19 @@ def sign_request(request: M) -> M:
 
 
 def role_name(role: Role) -> str:
-    """Return a role as people write it."""
+    """Return the lower-case name of a role."""
     return access_pb2.Role.Name(role).removeprefix("ROLE_").lower()
 
 
 _VIEWER, _OPERATOR, _ADMIN = access_pb2.ROLE_VIEWER, access_pb2.ROLE_OPERATOR, access_pb2.ROLE_ADMIN
-# Names of services that whoever can connect may ask: probes have no tokens.
+# Services that need no token: probes have none.
 _OPEN = ("grpc.health.v1.Health",)
 _SERVICES: Mapping[str, Role] = {
     "google.longrunning.Operations": _VIEWER,
     "grpc.reflection.v1alpha.ServerReflection": _VIEWER,
     "inference.GRPCInferenceService": _VIEWER,
 }
-# Of these services, what changes something.
+# Methods of these services that change something.
 _METHODS: Mapping[str, Role] = {
     **{
         f"/inference.GRPCInferenceService/{kind}SharedMemory{change}": _OPERATOR
@@ -96,7 +96,7 @@ _METHODS: Mapping[str, Role] = {
 
 
 def of_contract(service: ServiceDescriptor) -> dict[str, Role]:
-    """Return the roles that the calls of a service of the contract need, by their paths; those offered have one."""
+    """Return the required role of each offered method of a service, by path, as the contract states it."""
     roles = {method.name: method.GetOptions().Extensions[access_pb2.required_role] for method in service.methods}
     return {f"/{service.full_name}/{name}": role for name, role in roles.items() if role}
 
@@ -106,7 +106,7 @@ _GENERATOR = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService
 _MONITOR = monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"]
 _ROLES = {**of_contract(_GATEWAY), **of_contract(_GENERATOR), **of_contract(_MONITOR), **_METHODS}
 _IDENTIFY = f"/{_GENERATOR.full_name}/Identify"
-# What is reported says itself when and of what; an event for each batch would outgrow it.
+# Reports carry their own time and model; one audit event for each batch would outnumber them.
 _REPORT = f"/{_MONITOR.full_name}/Report"
 _LOOKING = {
     f"/{service.full_name}/{method.name}"
@@ -116,9 +116,12 @@ _LOOKING = {
 } | {_REPORT}
 
 
-@cache  # of the calls that are offered, and no others
+@cache  # only methods that are offered
 def needed(method: str) -> Role | None:
-    """Return the least role that may make a call; None where nobody needs a token. What has no role is for admins."""
+    """Return the least role for a method; None when no token is needed.
+
+    Methods without a stated role are for admins.
+    """
     if (role := _ROLES.get(method)) is not None:
         return role
     service = method.removeprefix("/").partition("/")[0]
@@ -126,25 +129,25 @@ def needed(method: str) -> Role | None:
 
 
 def needed_by(method: str, request: Any) -> Role | None:
-    """Return the least role for a call with this request: a stream that cancels its run at its end is an operator's."""
+    """Return the least role for a call with this request; a stream that cancels its run needs an operator."""
     if method == _IDENTIFY and _cancels(request):
         return _OPERATOR
     return needed(method)
 
 
 def changes(method: str, request: Any) -> bool:
-    """Say whether a call with this request changes something; inference and what only looks do not."""
+    """Return whether a call with this request changes something; inference and reads do not."""
     role = needed_by(method, request)
     return role is not None and role > _VIEWER and method not in _LOOKING
 
 
-@cache  # as above
+@cache  # as in `needed_by`
 def may_change(method: str) -> bool:
-    """Say whether a call changes something, with some request at least."""
+    """Return whether a method can change something, for any request."""
     return method == _IDENTIFY or changes(method, None)
 
 
 def _cancels(request: bytes) -> bool:
-    with suppress(DecodeError):  # whose caller the generator tells
+    with suppress(DecodeError):  # the generator reports its own callers
         return generator_service_pb2.IdentifyRequest.FromString(request).cancel_run
     return False

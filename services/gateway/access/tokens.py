@@ -1,6 +1,6 @@
-"""Tokens of callers, in a file that knows them by their digests alone: a line `NAME ROLE DIGEST` each.
+"""Tokens of callers, kept as digests in a file with one line `NAME ROLE DIGEST` each.
 
-A name may have several tokens, so that a new one is in use before the old one is taken out.
+A name may have several tokens, so that a new one can be in use before the old one is removed.
 """
 
 import hashlib
@@ -20,24 +20,24 @@ from services.runtime import telemetry
 
 ROLES: Mapping[str, Role] = {role_name(role): role for role in access_pb2.Role.values() if role}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# So that a scanner of code and logs knows what it has found.
+# Lets secret scanners recognise a token in code and logs.
 _PREFIX = "defuse_"
 _LOOK_EVERY_S = 1.0
 
 
 class Tokens:
-    """Knows callers by their tokens. The file is read again when it has changed; one that is no use changes nothing."""
+    """Finds callers by token; reloads the file when it changes, and ignores an invalid one."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._seen = _stamp(file)
         self._callers = read(file)
-        # Tokens that came once, so that no call waits for a digest; never more than the file has.
+        # Tokens seen before, so that most calls compute no digest; never more entries than the file has.
         self._known: dict[str, Caller] = {}
         self._looked_at = time.monotonic()
 
     def caller(self, token: str) -> Caller | None:
-        """Return whose token it is; None where it is nobody's."""
+        """Return the caller of a token; None for an unknown one."""
         if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
             self._renew()
         caller = self._known.get(token)
@@ -47,7 +47,7 @@ class Tokens:
 
     def _found(self, token: str) -> Caller | None:
         digest, found = digest_of(token), None
-        for known, caller in self._callers.items():  # all of them: the time it takes tells nothing
+        for known, caller in self._callers.items():  # compares with all entries, so that timing reveals nothing
             if hmac.compare_digest(known, digest):
                 found = caller
         return found
@@ -57,7 +57,7 @@ class Tokens:
         now = _stamp(self._file)
         if now == self._seen:
             return
-        self._seen = now  # also of a file that is no use: that is said once
+        self._seen = now  # also set for an invalid file, which is logged once
         try:
             self._callers = read(self._file)
         except DefuseError as error:
@@ -68,22 +68,22 @@ class Tokens:
 
 
 def new_token() -> str:
-    """Return a token that nobody can guess."""
+    """Return a new random token."""
     return _PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(token: str) -> str:
-    """Return what a file knows a token by: of so many random bits SHA-256 gives nothing away."""
+    """Return the SHA-256 digest of a token; tokens have too many random bits to be guessed from it."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def line_of(name: str, role: str, token: str) -> str:
-    """Return the line of a token; raise InvalidInput for a name that there cannot be."""
+    """Return the file's line for a token; raise InvalidInput for an invalid name."""
     return f"{names.check_id('caller', name)} {role} {digest_of(token)}"
 
 
 def read(file: Path) -> dict[str, Caller]:
-    """Return the callers of a file by the digests of their tokens; raise InvalidInput that names a line of no use."""
+    """Return the callers of a file by digest; raise InvalidInput that names an invalid line."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -112,7 +112,7 @@ def _parsed(line: str) -> tuple[str, Caller]:
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Return what differs once a file was changed or replaced; None while it is missing."""
+    """Return a value that changes whenever the file is changed or replaced; None while it is missing."""
     try:
         found = file.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""The audit log: each call that changes something is an event, in the log and in the artifact store."""
+"""The audit log: every mutating call is an event, in the log and in the artifact store."""
 
 import asyncio
 import functools
@@ -27,13 +27,13 @@ _KEY = re.compile(rf"{keys.AUDIT}/\d{{4}}-\d\d-\d\d/\d{{6}}\.\d{{6}}-[0-9a-f]{{6
 
 
 class AuditLog:
-    """Keeps and lists events."""
+    """Stores and lists audit events."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
 
     async def keep(self, event: audit_pb2.AuditEvent) -> None:
-        """Store an event; where that is not possible it is in the log alone, and the call that it tells of goes on."""
+        """Store an event; when that fails, only the log has it, and the audited call goes on."""
         key = keys.audit_event(event.time.ToDatetime(UTC), uuid.uuid4().hex[:6])
         try:
             await asyncio.to_thread(self._store.write_message, key, event)
@@ -41,7 +41,7 @@ class AuditLog:
             telemetry.log().error("audit_not_stored", method=event.method, caller=event.caller, error=str(error))
 
     def page(self, cursor: Cursor) -> Page[audit_pb2.AuditEvent]:
-        """Return the next events, newest first."""
+        """Return the next page of events, newest first."""
         before = str(cursor.after[0]) if cursor.after else ""
         return cursor.page(
             ([key], self._store.read_message(key, audit_pb2.AuditEvent)) for key in self._keys(before=before)
@@ -58,15 +58,15 @@ class AuditLog:
 
 
 _NAME = re.compile(r"(models|runs|datasets|operations)/.+")
-# Fields that hold the last part of a name, and what stands before it.
+# Fields that hold the last segment of a resource name, and the collection of that name.
 _PARTS = {"run_id": "runs", "digest": "files", "file_digest": "files"}
-# Of calls that changed nothing because of who made them, or how often: whoever knocks must not fill the store.
+# Rejected calls are logged but not stored, so that strangers cannot fill the store.
 _LOGGED_ALONE = (LimitExceeded, PermissionDenied, Unauthenticated)
 _MOST_NAMES = 20
 
 
 class AuditInterceptor(grpc.aio.ServerInterceptor):
-    """Tells of each call that changes something, once it has ended and before it is answered."""
+    """Records each mutating call after it has ended and before it is answered."""
 
     def __init__(self, journal: AuditLog) -> None:
         self._journal = journal
@@ -90,7 +90,7 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
         finally:
             if roles.changes(method, request):
                 event = _event(method, names, context, error)
-                # Also where the caller has gone away: what was changed is changed.
+                # Also after the caller has disconnected: the change remains.
                 await asyncio.shield(self._tell(event, stored=not isinstance(error, _LOGGED_ALONE)))
 
     async def _tell(self, event: audit_pb2.AuditEvent, *, stored: bool) -> None:
@@ -109,7 +109,7 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _noted(request: Any, names: list[str]) -> Any:
-    """Return a request whose names are noted; of a stream of requests those of the first ones, when they come."""
+    """Collect the resource names of a request; for a request stream, those of its first messages as they arrive."""
     if not hasattr(request, "__aiter__"):
         names.extend(names_in(request))
         return request
@@ -124,7 +124,7 @@ def _noted(request: Any, names: list[str]) -> Any:
 
 
 def names_in(message: Any) -> Iterator[str]:
-    """Yield the names of resources that a request holds, in its order."""
+    """Yield the resource names in a request, in field order."""
     for field, value in message.ListFields() if isinstance(message, Message) else ():
         if isinstance(value, Message):
             yield from names_in(value)
@@ -152,7 +152,7 @@ def _event(method: str, names: list[str], context: Any, error: BaseException | N
 
 
 def _outcome(context: Any, error: BaseException | None) -> tuple[str, str]:
-    """Return how a call ended, and the reason of its error."""
+    """Return the status code of a call, and the reason of its error."""
     if error is None:
         return "OK", ""
     if isinstance(error, asyncio.CancelledError | GeneratorExit):

@@ -1,4 +1,4 @@
-"""The configuration of a correction: defaults of what its creator left out, bounds of what he set, what it tries."""
+"""The configuration of a correction: defaults, bounds, and the trainings that follow from it."""
 
 import math
 
@@ -6,12 +6,12 @@ from defuse.errors import InvalidInput
 from defuse.v1 import correction_pb2
 from defuse.v1.correction_pb2 import CorrectionConfig, Training
 
-# What each is worth: docs/benchmarks.md, "Correction".
+# Measurements behind each default: docs/benchmarks.md, "Correction".
 _DEFAULTS = {"margin": 0.01, "images_per_region": 1024}
 _REGION_WEIGHTS = (0.3, 0.5)
 _LEARNING_RATES = (1e-4, 1e-3)
 _METHODS = (Training.METHOD_ALL_WEIGHTS, Training.METHOD_INTERPOLATION)
-# Least and largest value of what a caller may set; one that is 0 takes its default.
+# Least and largest value of each setting; 0 takes the default.
 _BOUNDS = {
     "epochs": (1, 10_000),
     "margin": (1e-9, 1.0),
@@ -24,7 +24,7 @@ _MOST_TRAININGS = 100
 
 
 def complete(config: CorrectionConfig) -> CorrectionConfig:
-    """Return a configuration with its defaults filled in; raise InvalidInput that names a value out of its bounds."""
+    """Return a configuration with defaults filled in; raise InvalidInput for a value out of bounds."""
     for path, (least, largest) in _BOUNDS.items():
         section, _, name = path.rpartition(".")
         value = getattr(getattr(config, section) if section else config, name)
@@ -67,7 +67,9 @@ def complete(config: CorrectionConfig) -> CorrectionConfig:
 
 
 def trainings(config: CorrectionConfig) -> list[Training]:
-    """Return what a complete configuration tries: each method with each lambda, as far as it has one, at each rate."""
+    """Return the trainings of a complete configuration: each method at each learning rate, with each lambda that
+    applies.
+    """
     return [
         Training(method=method, region_weight=weight, learning_rate=rate)
         for method in config.methods
@@ -82,7 +84,7 @@ def _region_weights(method: Training.Method.ValueType, config: CorrectionConfig)
     if method == Training.METHOD_INTERPOLATION:
         return [config.region_weights[-1]]
     if method == Training.METHOD_ALL_WEIGHTS and Training.METHOD_INTERPOLATION in config.methods:
-        return list(config.region_weights[:-1])  # that of the largest lambda is the end of the curve
+        return list(config.region_weights[:-1])  # the training at the largest lambda is the end of the interpolation
     return list(config.region_weights)
 
 

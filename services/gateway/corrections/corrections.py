@@ -1,4 +1,4 @@
-"""Corrections: one of a model at a time, their state a fold over the corrector's events."""
+"""Corrections: one of a model at a time; their state is a fold over the corrector's events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +22,7 @@ ENDED = (
     correction_pb2.Correction.STATE_FAILED,
     correction_pb2.Correction.STATE_CANCELLED,
 )
-# Of the progress of a correction; the rest is the choice.
+# Share of the trainings in the progress of a correction; the choice has the rest.
 _TRAINING_SHARE = 0.9
 
 
@@ -39,7 +39,7 @@ class Corrections:
         )
 
     async def create(self, run_name: str, config: correction_pb2.CorrectionConfig) -> correction_pb2.Correction:
-        """Start a correction of the version that callers get now, with the regions that have a label."""
+        """Start a correction of the champion, with the labelled regions of a run."""
         whole = complete(config)
         run = await self._runs.get(run_name)
         check_distilled(run)
@@ -61,7 +61,7 @@ class Corrections:
         return await self.records.get(names.check(name, "runs/*/corrections/*", field="name"))
 
     async def page(self, run_name: str, cursor: Cursor) -> Page[correction_pb2.Correction]:
-        """Return some of the corrections of a run, oldest first."""
+        """Return one page of the corrections of a run, oldest first."""
         await self._runs.get(run_name)
         return await cursor.page_of(self.records.after(run_name, cursor.after))
 
@@ -69,7 +69,7 @@ class Corrections:
         return self.records.watch(names.check(name, "runs/*/corrections/*", field="name"))
 
     async def cancel(self, name: str) -> correction_pb2.Correction:
-        """Stop a correction; its trainings stop at their next step."""
+        """Cancel a correction; its trainings stop at their next step."""
         if (correction := await self.get(name)).state in ENDED:
             return correction
         event = work_pb2.Event(subject=name, cancelled=work_pb2.Cancelled())
@@ -77,7 +77,7 @@ class Corrections:
         return await self.apply(event)
 
     async def apply(self, event: work_pb2.Event) -> correction_pb2.Correction:
-        """Fold an event into the state of its correction; what is left to do of one that has ended is stopped."""
+        """Fold an event into its correction; once it has ended, its remaining work is cancelled."""
         model_key = _model_key(await self.get(event.subject))
         ends = event.WhichOneof("kind") in {"corrected", "failed", "cancelled"}
         if ends:
@@ -116,7 +116,7 @@ class Corrections:
 
 
 def fold(correction: correction_pb2.Correction, event: work_pb2.Event) -> Sequence[Work]:
-    """Change a correction by an event, in place; return the work that follows. One that comes twice changes nothing."""
+    """Apply an event to a correction, in place; return the work that follows. Idempotent."""
     if correction.state in ENDED:
         return []
     kind = event.WhichOneof("kind")
@@ -175,5 +175,5 @@ def _ended(training: correction_pb2.Training) -> bool:
 
 
 def _model_key(correction: correction_pb2.Correction) -> str:
-    """Return the key that the one correction under way of a model holds."""
+    """Return the Redis key of the one correction of a model that is under way."""
     return f"{KEY}correcting:{correction.model}"

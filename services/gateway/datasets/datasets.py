@@ -1,4 +1,4 @@
-"""Data sets: made once from a file or a URL, found again by content and seed."""
+"""Data sets: created from a file or a URL, and identified by content and seed."""
 
 import hashlib
 from typing import IO
@@ -26,7 +26,7 @@ class Datasets:
         self._max_bytes = max_bytes
 
     def create(self, *, file_digest: str, uri: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
-        """Return the data set of an uploaded file, or of a URL; the same content and seed give the same one."""
+        """Return the data set of an uploaded file or a URL; the same content and seed give the same one."""
         if bool(file_digest) == bool(uri):
             raise InvalidInput("give either the digest of an uploaded file or a URL", reason="BAD_DATASET", field="uri")
         if uri:
@@ -42,7 +42,7 @@ class Datasets:
             parsed = parse_images(file, seed=seed)
             for split in SPLITS:
                 self._store.write_streamed(keys.split(name, split), _arrays(parsed.splits[split]))
-            # Written last: a data set exists once it is whole.
+            # Written last: a data set with a record is complete.
             self._store.write_message(keys.dataset(name), _record(name, display_name, parsed))
         return Catalog(self._store).dataset(name)
 

@@ -1,6 +1,6 @@
-"""Files that callers name by a URL: read once, from beginning to end, into a temporary file.
+"""Downloads of URLs into temporary files.
 
-Not every web server lets a file be read in parts, as a zip is; and what is hashed must be what is parsed.
+A zip needs random access, which not every web server offers; and the hashed bytes must be the parsed ones.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from services.storage.file_systems import append, naming_missing_package, scratc
 
 _PROTOCOLS = ("s3", "gs", "az", "http", "https")
 _CHUNK_BYTES = 1024 * 1024
-# Of a web server's silence; the whole may take as long as the caller waits.
+# Longest silence of a web server; the whole download may take as long as the caller waits.
 _SILENCE_S = 60.0
 
 
 @contextmanager
 def fetched(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
-    """Give the content of a URL as a seekable file, and its SHA-256, hexadecimal.
+    """Give the content of a URL as a seekable file, with its SHA-256 in hexadecimal.
 
-    Raises InvalidInput for a URL that cannot be read and for more than `max_bytes`, NotReady where the package for this
-    kind of URL is missing, StoreFull when there is no room for the temporary file.
+    Raises InvalidInput for a URL that cannot be read and for more than `max_bytes`, NotReady when the package for this
+    kind of URL is not installed, StoreFull when the temporary file does not fit on the disk.
     """
     protocol = _protocol(uri)
     with scratch_file() as target:
@@ -49,7 +49,7 @@ def _protocol(uri: str) -> str:
 
 @contextmanager
 def _file_system(protocol: str) -> Iterator[Any]:
-    """Give the file system of one kind of URL; connections to web servers are closed at the end."""
+    """Give the file system of a URL scheme; connections to web servers are closed at the end."""
     if protocol not in {"http", "https"}:
         yield fsspec.filesystem(protocol)
         return
@@ -80,7 +80,7 @@ def _chunks(file_system: Any, uri: str) -> Iterator[bytes]:
         with file_system.open(uri, "rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
-    except Exception as error:  # each file system raises classes of its own
+    except Exception as error:  # each file system raises exceptions of its own
         cause = error.__cause__ or error
         raise InvalidInput(
             f"{uri!r} cannot be read ({type(cause).__name__}: {cause}); is it right, and may the services read it?",

@@ -1,4 +1,4 @@
-"""Files that clients send: content-addressed, so that the same file is stored once."""
+"""Uploaded files, stored by content: the same file is stored once."""
 
 import asyncio
 import hashlib
@@ -16,7 +16,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Files:
-    """Receives and finds files."""
+    """Receives and finds uploaded files."""
 
     def __init__(self, store: ArtifactStore, *, max_bytes: int) -> None:
         self._store = store
@@ -38,7 +38,7 @@ class Files:
         return first.digest, await self.receive(first.digest, chunks())
 
     async def receive(self, digest: str, chunks: AsyncIterator[bytes]) -> int:
-        """Store a file and return its size; raise InvalidInput, storing nothing, when the digest is another."""
+        """Store a file and return its size in bytes; raise InvalidInput, storing nothing, for another digest."""
         key = keys.file(_checked(digest))
         if await asyncio.to_thread(self._store.exists, key):
             return await asyncio.to_thread(self._store.size, key)
@@ -62,7 +62,7 @@ class Files:
         return size
 
     def size(self, digest: str) -> int:
-        """Return the size of a stored file; raise NotFound when it is not there."""
+        """Return the size of a stored file in bytes; raise NotFound when it is missing."""
         key = keys.file(_checked(digest))
         if not self._store.exists(key):
             raise NotFound(f"no file {digest} was uploaded", reason="FILE_NOT_FOUND")

@@ -20,7 +20,7 @@ class Guards:
         self._corrector = corrector
 
     async def create(self, request: pb.CreateGuardRequest, *, deadline_s: float | None) -> guard_pb2.Guard:
-        """Have a guard of the labelled regions of a run built and served."""
+        """Build and serve a guard of the labelled regions of a run."""
         order = corrector_service_pb2.IssueGuardRequest(
             run=request.run, false_alarm_rate=request.false_alarm_rate, request_id=request.request_id
         )

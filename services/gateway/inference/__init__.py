@@ -1,1 +1,1 @@
-"""Inference at the public door: the Open Inference Protocol, passed through to Triton without decoding a tensor."""
+"""Inference by the Open Inference Protocol, proxied to Triton without decoding tensors."""

@@ -34,21 +34,21 @@ _ASKED_FOR = service_pb2.ModelInferRequest(
 _ABSENT = service_pb2.ModelInferResponse(
     parameters={"defuse_guard": service_pb2.InferParameter(string_param="absent")}
 ).SerializeToString()
-# What Triton answers where it has no such model, or none that is ready.
+# Triton's status codes for a model that is missing or not ready.
 _NOT_THERE = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
 
 Infer = Callable[[bytes, float | None], Awaitable[bytes]]
 
 
 def asks_for_guard(context: Any) -> bool:
-    """Say whether a caller asks for the guard."""
+    """Return whether the caller requests the guard's outputs."""
     return any(key == METADATA and value == "true" for key, value in context.invocation_metadata() or ())
 
 
 async def guarded(request: bytes, target: Target, infer: Infer, *, champion: bytes, context: Any) -> bytes:
-    """Return the answer of classifier and guard to a request; the classifier's to `champion` where there is no guard.
+    """Return the answer of classifier and guard; where there is no guard, the classifier's answer to `champion`.
 
-    Messages of the wire format are joined by writing one behind the other, so tensors are not looked at here either.
+    Serialized protobuf messages are merged by concatenation, so tensors are not decoded here either.
     """
     wanted = retargeted(request, target, model=names.guarded_model(target.model), version="")
     if names_outputs(request):
@@ -61,12 +61,12 @@ async def guarded(request: bytes, target: Target, infer: Infer, *, champion: byt
     return b"".join((await infer(champion, context.time_remaining()), _ABSENT))
 
 
-# Answers that wait for the caller to read them; Triton's side waits then, too.
+# Answers that wait for a slow caller; beyond them, reading from Triton pauses.
 _WAITING = 2
 
 
 class StreamProxy:
-    """Passes streams on to Triton, whose `ModelStreamInfer` is `method`."""
+    """Proxies inference streams to Triton's `ModelStreamInfer`, which is `method`."""
 
     def __init__(self, method: Any, routes: RoutingTable, memory: SharedMemory) -> None:
         self._method = method
@@ -94,7 +94,7 @@ class StreamProxy:
     async def _ask(
         self, call: Any, requests: AsyncIterator[bytes], answers: "asyncio.Queue[bytes | None]", context: Any
     ) -> None:
-        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):  # Triton ended the stream: `_take` sees it
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):  # `_take` reports the end
             async for request in requests:
                 try:
                     self._memory.check(request, context)
@@ -107,7 +107,7 @@ class StreamProxy:
 
 
 async def _take(call: Any, answers: "asyncio.Queue[bytes | None]") -> None:
-    """Put Triton's answers where the caller gets them; None is the end, whatever it is."""
+    """Put Triton's answers into the caller's queue; None marks the end of the stream."""
     with suppress(grpc.aio.AioRpcError):
         async for answer in call:
             await answers.put(answer)
@@ -123,25 +123,25 @@ def _refusal(request: bytes, error: DefuseError) -> bytes:
 
 
 def code_for_caller(code: grpc.StatusCode) -> grpc.StatusCode:
-    """Return what a caller is told of a code of Triton: a cancellation that nobody asked for means that it stops."""
+    """Return the caller's status code for one of Triton's; an unrequested cancellation means that it is stopping."""
     return grpc.StatusCode.UNAVAILABLE if code is grpc.StatusCode.CANCELLED else code
 
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-# What tells callers about the server, and about models. What loads, unloads or changes models is the corrector's, and
-# Triton is its operator's.
+# Methods about the server and about models. Loading, unloading and changing models is left to the corrector; the server
+# itself belongs to its operator.
 _SERVER = ("ServerLive", "ServerReady", "ServerMetadata")
 _MODEL = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
 
 
 async def _abort_as(error: grpc.aio.AioRpcError, context: Any) -> NoReturn:
-    """Answer as Triton did."""
+    """Abort the call with Triton's own status."""
     await context.abort(code_for_caller(error.code()), error.details() or "")
     raise error
 
 
 def _as_triton(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
-    """Let a method `(..., request, context)` answer with the error that Triton answered with."""
+    """Make a method `(..., request, context)` abort with Triton's status when Triton refuses."""
 
     @functools.wraps(method)
     async def answer(*arguments: Any) -> bytes:
@@ -154,7 +154,7 @@ def _as_triton(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitab
 
 
 class InferenceProxy(grpc.GenericRpcHandler):
-    """Passes inference to Triton."""
+    """Proxies inference calls to Triton."""
 
     def __init__(
         self, url: str, tls: TlsFiles, routes: RoutingTable, tally: TrialCounters, *, shared_memory: bool = False
@@ -180,7 +180,7 @@ class InferenceProxy(grpc.GenericRpcHandler):
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Return the handler of a method; None for those of other services."""
+        """Return the handler of a method; None for methods of other services."""
         return self._handlers.get(handler_call_details.method)
 
     async def close(self) -> None:
@@ -234,7 +234,7 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return answer
 
     async def _tried(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
-        """Answer within a trial; `challenger` is the request to it, or nothing where it was not drawn."""
+        """Answer within a trial; `challenger` is the request to it, or None when it was not drawn."""
         if challenger and trial.mode == trial_pb2.Trial.MODE_CANARY:
             return await self._canary(trial, champion, challenger, context)
         answer = await self._timed(champion, trial, "champion", context.time_remaining())
@@ -243,14 +243,14 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return answer
 
     async def _canary(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
-        """Answer by the challenger, which has half of the caller's time; by the champion where it fails."""
+        """Answer by the challenger, within half of the caller's deadline, and by the champion when it fails."""
         left = context.time_remaining()
         try:
             return await self._timed(challenger, trial, "challenger", left and left / 2)
-        except grpc.aio.AioRpcError:  # not where the caller has gone: that is a cancellation of this task
+        except grpc.aio.AioRpcError:  # not when the caller has disconnected: that cancels this task
             pass
         answer = await self._timed(champion, trial, "champion", context.time_remaining())
-        # Only now: what nobody can answer is the caller's mistake, or Triton's.
+        # Counted only now: a request that neither version answers is the caller's mistake, or Triton's.
         self._tally.add(trial.name, challenger_requests=1, challenger_errors=1)
         return answer
 

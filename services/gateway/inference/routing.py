@@ -1,4 +1,4 @@
-"""Routing of inference requests: model and version are read from the bytes, and replaced there."""
+"""Routing of inference requests: model and version are read from the serialized bytes, and replaced there."""
 
 import asyncio
 import random
@@ -14,21 +14,21 @@ from defuse.v1 import trial_pb2
 from services.gateway.trials.trials import LEASE_S, REFRESH_S, Trials
 from services.runtime.worker import retry_while_redis_is_away
 
-# Tags of the fields that say what is asked: number << 3 | 2, for bytes with their length before them.
+# Tags of the routed fields: number << 3 | 2, for length-delimited bytes.
 _MODEL_NAME, _MODEL_VERSION, _ID = 0x0A, 0x12, 0x1A
-# Tags of the fields with the outputs that are asked for and with the tensors' contents, and the wire type of bytes.
+# Tags of the fields with requested outputs and tensor contents, and the wire type of bytes.
 _OUTPUTS, _RAW_CONTENTS, _BYTES = 0x32, 0x3A, 2
 _SHARED = b"shared_memory_region"
-# Bytes up to which it is quicker to look at all of a request than to pass over its contents.
+# Up to this size in bytes, scanning a whole request is faster than skipping its contents.
 _SMALL = 16_384
 _MORE = 0x80
-# A length has ten bytes at most, of seven bits each.
+# A varint has at most ten bytes of seven bits each.
 _LONGEST_BITS = 70
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Which model and version a request asks for; `end` is where its other fields begin."""
+    """The model and version that a request names; `end` is the offset of its other fields."""
 
     model: str
     version: str
@@ -37,7 +37,7 @@ class Target:
 
 
 def read_target(request: bytes) -> Target:
-    """Return the target of a serialized ModelInferRequest; raise InvalidInput for bytes that are none."""
+    """Return the target of a serialized ModelInferRequest; raise InvalidInput for invalid bytes."""
     values = {_MODEL_NAME: b"", _MODEL_VERSION: b"", _ID: b""}
     position = 0
     while position < len(request) and (tag := request[position]) in values:
@@ -54,7 +54,7 @@ def read_target(request: bytes) -> Target:
 
 
 def retargeted(request: bytes, target: Target, *, model: str, version: str) -> bytes:
-    """Return the request with another model and version, all else as it was; itself where both are what they were."""
+    """Return the request with another model and version, otherwise unchanged; the same object when nothing changes."""
     if (model, version) == (target.model, target.version):
         return request
     head = b"".join(
@@ -128,13 +128,13 @@ class Route:
 
     model: str
     version: str = ""
-    # The trial that the request counts in, and whether it was drawn for it.
+    # The trial that counts the request, and whether the request was drawn for it.
     trial: trial_pb2.Trial | None = None
     drawn: bool = False
 
 
 class RoutingTable:
-    """What this gateway knows of trials under way. One writer of them all: `Trials`."""
+    """The trials under way as this gateway knows them; `Trials` is their only writer."""
 
     def __init__(self, trials: Trials) -> None:
         self._trials = trials
@@ -142,35 +142,35 @@ class RoutingTable:
         self._known_at = 0.0
 
     async def run(self) -> None:
-        """Keep up with all gateways, for ever."""
+        """Refresh the table until the task is cancelled."""
         while True:
             asked = time.monotonic()
             self.show(await retry_while_redis_is_away(self._trials.running), since=asked)
             await asyncio.sleep(REFRESH_S)
 
     def show(self, running: Iterable[trial_pb2.Trial], *, since: float | None = None) -> None:
-        """Take what is under way now, or was at a time."""
+        """Replace the trials under way, as of now or of a given time."""
         self._known_at = time.monotonic() if since is None else since
         self._running = {names.last(names.parent(trial.name)): trial for trial in running}
 
     def route(self, target: Target) -> Route:
-        """Return where a request for inference goes; raise NotFound as `named` does."""
+        """Return the route of an inference request; raise NotFound as `named` does."""
         trial = self._trial(target.model)
         if target.version or trial is None:
             return self.named(target)
         return Route(model=target.model, trial=trial, drawn=_draw(target.id) < trial.share)
 
     def request_as_named(self, request: bytes) -> bytes:
-        """Return a request with what its model and version mean; raise NotFound as `named` does.
+        """Return a request with model and version resolved; raise NotFound as `named` does.
 
-        Its first fields are model and version: so it is with all that ask for inference, or about a model.
+        Model and version are the first fields of every request for inference or about a model.
         """
         target = read_target(request)
         meant = self.named(target)
         return retargeted(request, target, model=meant.model, version=meant.version)
 
     def named(self, target: Target) -> Route:
-        """Return what a model and a version mean; raise NotFound for the challenger of a model that has no trial."""
+        """Resolve a model and version; raise NotFound for the challenger of a model without a trial."""
         trial = self._trial(target.model)
         if target.version == CHALLENGER:
             if trial is None:
@@ -184,15 +184,15 @@ class RoutingTable:
         return Route(model=target.model, version="" if target.version == CHAMPION else target.version)
 
     def _trial(self, model_id: str) -> trial_pb2.Trial | None:
-        """Return the trial of a model; none where this gateway lost sight of the others, as it may have ended."""
+        """Return the trial of a model; None when this gateway's view is stale, as the trial may have ended."""
         return self._running.get(model_id) if time.monotonic() - self._known_at < LEASE_S else None
 
 
 def challenger_of(trial: trial_pb2.Trial) -> tuple[str, str]:
-    """Return name and version under which Triton serves the challenger of a trial."""
+    """Return the name and version under which Triton serves a trial's challenger."""
     return trial.candidate, str(trial.candidate_version)
 
 
 def _draw(request_id: str) -> float:
-    """Return a number in [0, 1): the same for the same id, so that one asked again goes the same way."""
+    """Return a number in [0, 1) that depends on the request id alone, so that a retry takes the same route."""
     return zlib.crc32(request_id.encode()) / 2**32 if request_id else random.random()  # noqa: S311  # no secret

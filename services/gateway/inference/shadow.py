@@ -1,4 +1,4 @@
-"""Shadow traffic of a trial: the challenger answers beside the champion, and the answers are compared."""
+"""Shadow traffic of a trial: the challenger's answers are compared with the champion's."""
 
 import asyncio
 import time
@@ -24,19 +24,19 @@ class TrialCounters:
         self._seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, trial_name: str, **figures: float) -> None:
-        """Count for a trial; figures are those of `Trials.count`."""
+        """Add counts for a trial; `figures` are those of `Trials.count`."""
         for figure, amount in figures.items():
             self._seen[trial_name][figure] += amount  # type: ignore[assignment]  # seconds are not whole
             telemetry.TRIALS.labels(trial_name, figure).inc(amount)
 
     async def run(self) -> None:
-        """Hand over what was counted, for ever."""
+        """Flush the counts periodically until the task is cancelled."""
         while True:
             await asyncio.sleep(REFRESH_S)
             await retry_while_redis_is_away(self.flush)
 
     async def flush(self) -> None:
-        """Hand over what was counted until now."""
+        """Write the counts so far to the trials."""
         while self._seen:
             name, figures = self._seen.popitem()
             try:
@@ -46,17 +46,17 @@ class TrialCounters:
                 raise
 
 
-# Comparisons under way at the same time; what is drawn beyond that is dropped and counted, so that a slow challenger
-# takes nothing from callers but its own share of Triton.
+# Comparisons under way at once; further ones are dropped and counted, so that a slow challenger costs callers nothing
+# but its share of Triton.
 _AT_ONCE = 4
 _DEADLINE_S = 10.0
-# In requests whose tensors are in memory of the caller: a challenger would read what is not there any more, and write
-# over the answer.
+# Marks requests with tensors in the caller's shared memory: a challenger would read stale memory and overwrite the
+# answer.
 _SHARED = b"shared_memory_region"
 
 
 class ShadowComparisons:
-    """Asks challengers and counts whether they agree."""
+    """Sends requests to challengers and counts agreement."""
 
     def __init__(self, infer: Any, tally: TrialCounters) -> None:
         self._infer = infer
@@ -73,7 +73,7 @@ class ShadowComparisons:
         task.add_done_callback(self._under_way.discard)
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel the comparisons under way."""
         for task in list(self._under_way):
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -95,12 +95,12 @@ class ShadowComparisons:
 
 
 def classes_of(answer: bytes) -> npt.NDArray[np.intp] | None:
-    """Return the class of each image (n,) that a serialized ModelInferResponse names.
+    """Return the class (n,) of each image in a serialized ModelInferResponse.
 
-    None where its numbers are not in it, as with shared memory, or are no float32.
+    None when its numbers are elsewhere, as with shared memory, or not float32.
     """
     response = service_pb2.ModelInferResponse.FromString(answer)
-    # Triton leaves an empty place for an output that is in shared memory.
+    # Triton leaves an empty entry for an output in shared memory.
     if not any(response.raw_output_contents[:1]) or response.outputs[0].datatype != "FP32":
         return None
     scores = np.frombuffer(response.raw_output_contents[0], np.float32)

@@ -1,7 +1,7 @@
-"""Memory that callers of this host share with Triton: registered, referred to and forgotten through the gateway.
+"""Shared memory between callers of this host and Triton, registered through the gateway.
 
-Regions have one name space for all callers, and Triton opens any file of shared memory that it is told of. So it is
-offered only where an operator says so, to callers of this host, and never what belongs to the services.
+All callers share one name space of regions, and Triton opens any shared-memory file that it is told of. Shared memory
+is therefore off by default, open to callers of this host only, and never to the services' own regions.
 """
 
 from collections.abc import Awaitable, Callable
@@ -18,21 +18,21 @@ from services.triton.transport import OWN_REGION_PREFIX
 KINDS = ("System", "Cuda")
 STATUS, REGISTER, UNREGISTER = "Status", "Register", "Unregister"
 _PARAMETER = "shared_memory_region"
-# How gRPC writes where a caller of this host is; brackets are escaped there.
+# How gRPC writes the address of a local caller, with escaped brackets.
 _HERE = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
-# Makes a call at Triton: its name, the request, and the seconds that it may take.
+# Calls a method of Triton with its name, the serialized request, and a deadline in seconds.
 Call = Callable[[str, bytes, float | None], Awaitable[bytes]]
 
 
 class SharedMemory:
-    """What callers may do with shared memory; where it is not `offered`, nothing."""
+    """Checks and forwards shared-memory calls; refuses all of them unless `offered`."""
 
     def __init__(self, call: Call, *, offered: bool) -> None:
         self._call = call
         self._offered = offered
 
     async def answer(self, kind: str, name: str, request: bytes, context: Any) -> bytes:
-        """Make a call of one kind of memory; raise PermissionDenied where it is not the caller's to make."""
+        """Forward a call for one kind of memory; raise PermissionDenied when the caller may not make it."""
         self._check_here(context)
         asked = _parsed(f"{kind}SharedMemory{name}Request", request)
         if name == UNREGISTER and not asked.name:  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ class SharedMemory:
         return _without_ours(kind, answer) if name == STATUS else answer
 
     def check(self, request: bytes, context: Any) -> None:
-        """Raise PermissionDenied where a request for inference refers to memory that the caller may not use."""
+        """Raise PermissionDenied when an inference request refers to memory that the caller may not use."""
         if not may_refer_to_memory(request):
             return
         asked: Any = _parsed("ModelInferRequest", request)
@@ -67,7 +67,7 @@ class SharedMemory:
             )
 
     async def _forget_all(self, kind: str, context: Any) -> bytes:
-        """Forget every region but those of the services; raise the first refusal after all were tried."""
+        """Unregister all regions but the services' own; raise the first refusal after trying all."""
         ask = getattr(service_pb2, f"{kind}SharedMemoryStatusRequest")()
         status: Any = _parsed(f"{kind}SharedMemoryStatusResponse", await self._made(kind, STATUS, ask, context))
         forget = getattr(service_pb2, f"{kind}SharedMemoryUnregisterRequest")
@@ -76,14 +76,14 @@ class SharedMemory:
             if not region.startswith(OWN_REGION_PREFIX):
                 try:
                     await self._made(kind, UNREGISTER, forget(name=region), context)
-                except grpc.aio.AioRpcError as error:  # Triton lets go of memory a moment after it has answered
+                except grpc.aio.AioRpcError as error:  # Triton releases memory a moment after it has answered
                     refusals.append(error)
         if refusals:
             raise refusals[0]
         return b""
 
     async def _made(self, kind: str, name: str, request: Message, context: Any) -> bytes:
-        # Serialized anew: what was checked is what Triton gets.
+        # Serialized again, so that Triton gets exactly what was checked.
         return await self._call(f"{kind}SharedMemory{name}", request.SerializeToString(), context.time_remaining())
 
 
@@ -97,7 +97,7 @@ def _parsed(kind: str, data: bytes) -> Message:
 
 
 def _check_theirs(request: Any) -> None:
-    """Raise PermissionDenied for a region, or the file of one, of the services."""
+    """Raise PermissionDenied for a region, or the file of one, that belongs to the services."""
     _check_name(request.name)
     _check_name(getattr(request, "key", "").lstrip("/"))
 

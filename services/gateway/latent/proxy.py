@@ -1,4 +1,4 @@
-"""GeneratorService at the public door: calls are passed through as bytes, when their callers may make them."""
+"""The reverse proxy of GeneratorService: calls pass as bytes, after their role was checked."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,7 +16,7 @@ SERVICE = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
 
 
 class GeneratorProxy(grpc.GenericRpcHandler):
-    """Passes the calls of GeneratorService to a generator, with deadline and cancellation."""
+    """Proxies GeneratorService to a generator, with deadlines and cancellation."""
 
     def __init__(self, url: str, tls: TlsFiles) -> None:
         self._url = url
@@ -27,7 +27,7 @@ class GeneratorProxy(grpc.GenericRpcHandler):
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Return the handler of a method; None for those of other services."""
+        """Return the handler of a method; None for methods of other services."""
         return self._handlers.get(handler_call_details.method)
 
     async def close(self) -> None:
@@ -55,6 +55,6 @@ class GeneratorProxy(grpc.GenericRpcHandler):
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error, address=self._url) from error
             finally:
-                call.cancel()  # a caller that went away ends the work behind the stream too
+                call.cancel()  # a disconnected caller also ends the work behind the stream
 
         return grpc.unary_stream_rpc_method_handler(stream)

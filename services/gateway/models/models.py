@@ -1,4 +1,4 @@
-"""Models, their candidates at the gate, and the version that callers get."""
+"""Models, the gate for their candidates, and the version that callers get."""
 
 import asyncio
 
@@ -29,7 +29,7 @@ class Models:
         self._candidates = candidates
 
     async def register(self, request: pb.CreateModelRequest) -> model_pb2.Model:
-        """Have an uploaded file served as version 1 of a new model."""
+        """Serve an uploaded file as version 1 of a new model."""
         registration = corrector_service_pb2.RegisterModelRequest(
             model=request.model, file_digest=request.file_digest, request_id=request.request_id
         )

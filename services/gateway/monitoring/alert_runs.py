@@ -1,4 +1,4 @@
-"""Runs on captured traffic: the images of a region that an alert is about."""
+"""Alert runs: searches on the captured images of a region that an alert is about."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ from services.storage.safetensors import StreamedArray
 
 @dataclass(frozen=True, kw_only=True)
 class Period:
-    """From a moment, itself not included, until another."""
+    """A time period, open at its begin and closed at its end."""
 
     since: datetime
     until: datetime
@@ -35,27 +35,27 @@ class Period:
         return self.since < moment <= self.until
 
     def may_hold(self, hour: str) -> bool:
-        """Say whether what was reported within an hour can have been answered, and looked at, in this period."""
+        """Return whether observations of an hour can have been answered and scored in this period."""
         return self.since.strftime(HOUR) <= names.last(hour) <= self.until.strftime(HOUR)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedImages:
-    """Images of one batch, which stay as they are whatever is deleted meanwhile."""
+    """Captured images of one batch; a later deletion does not change them."""
 
-    # Names of the observations, (n, 16) uint8.
+    # Ids of the observations, (n, 16) uint8.
     ids: Array
-    # All images of the batch (m, h, w, c) uint8, on disk until they are used, and which of them they are (n,).
+    # All images of the batch, (m, h, w, c) uint8 and mapped from disk, and the selected rows (n,).
     images: Array
     rows: Array
 
     def read(self) -> Array:
-        """Return the images (n, h, w, c)."""
+        """Return the selected images (n, h, w, c) uint8."""
         return np.asarray(self.images[self.rows])
 
 
 def captured(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[CapturedImages]:
-    """Return the images that were answered in a period and fall in the region of this index, batch by batch."""
+    """Yield the images of a period that fall in the region of this index, batch by batch."""
     return [
         found
         for hour in store.keys(keys.observed_hours(model_name))
@@ -71,7 +71,7 @@ def _of_batch(store: ArtifactStore, batch: str, region: int, period: Period) -> 
         seen = store.map_arrays(keys.watched(batch))
         kept = store.map_arrays(keys.observed_images(batch))
     except NotFound:
-        return  # not looked at yet, not kept, or deleted
+        return  # not scored yet, not kept, or deleted
     within = {keys.observation_digest(one.id) for one in record.observations if one.time.ToDatetime(UTC) in period}
     inside = np.array(seen["id"])[(np.array(seen["index"]) == region) & np.array(seen["inside"], bool)]
     wanted = within & {name.tobytes() for name in inside}
@@ -87,11 +87,11 @@ _VAE_PARTS = {"encoder_digest": "encoder.onnx", "decoder_digest": "decoder.onnx"
 
 @dataclass(frozen=True, kw_only=True)
 class _Cause:
-    """What an alert is about."""
+    """The subject of an alert."""
 
     model: model_pb2.Model
     guard: guard_pb2.Guard
-    # Position of the region among those of the guard.
+    # Index of the region among the guard's.
     region: int
 
     @property
@@ -100,7 +100,7 @@ class _Cause:
 
 
 class AlertRuns:
-    """Starts runs on what caused alerts."""
+    """Starts runs on the images behind alerts."""
 
     def __init__(self, store: ArtifactStore, alerts: Alerts, runs: Runs) -> None:
         self._store = store
@@ -109,15 +109,15 @@ class AlertRuns:
         self._runs = runs
 
     async def start(self, alert_name: str) -> run_pb2.Run:
-        """Return the run of an alert, started now unless it was before.
+        """Return the run of an alert; start it on the first call.
 
-        Raises InvalidInput for an alert that is about no region, NotReady where no images of it were kept.
+        Raises InvalidInput for an alert that is about no region, NotReady when no images of it were kept.
         """
         alert = await self._alerts.get(alert_name)
         run_id = run_id_of(alert)
         if alert.run:
             return await self._runs.get(alert.run)
-        # Killed between its creation and the note at the alert, the run is found by its id.
+        # A run that was created before this gateway was killed is found by its id.
         with suppress(NotFound):
             return await self._noted(alert, await self._runs.get(names.run(run_id)))
         config = await asyncio.to_thread(self._config, alert)
@@ -129,7 +129,7 @@ class AlertRuns:
         return run
 
     def _config(self, alert: monitor_pb2.Alert) -> run_pb2.RunConfig:
-        """Return the configuration of the guard's run, on other images and of what callers get today."""
+        """Return the configuration of the guard's run, for other images and the present champion."""
         cause = self._cause(alert)
         images = captured(self._store, cause.model.name, cause.region, self._period(alert, cause.guard))
         if not images:
@@ -142,10 +142,10 @@ class AlertRuns:
         config = run_pb2.RunConfig()
         config.CopyFrom(before)
         config.dataset = self._dataset(before.dataset, cause, images)
-        # Of the run's versions Triton may have dropped some since.
+        # Triton may have unloaded versions of the guard's run.
         config.model_version = config.validity.oracle_version = 0
-        config.validity_from = ""  # whose advice is part of the configuration already
-        config.preflight.declared_accuracy = 0  # these images are expected to be misread
+        config.validity_from = ""  # its advice is already part of the configuration
+        config.preflight.declared_accuracy = 0  # most of these images are expected to be misclassified
         self._give_vae(before, config.vae)
         return config
 
@@ -166,7 +166,7 @@ class AlertRuns:
         )
 
     def _period(self, alert: monitor_pb2.Alert, guard: guard_pb2.Guard) -> Period:
-        """Return the time in which the images came: a monitor begins anew with a guard, and behind each alert."""
+        """Return the period of an alert's images: since the guard began, or since the previous alert."""
         earlier = [name for name in self._store.keys(keys.alerts(names.parent(alert.name))) if name < alert.name]
         begins = [guard.create_time.ToDatetime(UTC)]
         if earlier:
@@ -175,7 +175,7 @@ class AlertRuns:
         return Period(since=max(begins), until=alert.create_time.ToDatetime(UTC))
 
     def _dataset(self, base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
-        """Return the name of a data set whose searched split are these images; made unless it is there."""
+        """Return the name of a data set whose searched split are these images; create it on the first call."""
         base = self._catalog.dataset(base_name)
         name = names.dataset(_digest(base_name, cause, images))
         if self._store.exists(keys.dataset(name)):
@@ -194,12 +194,12 @@ class AlertRuns:
                 "y": StreamedArray.whole(np.full(count, label, np.int64)),
             }
             self._store.write_streamed(keys.split(name, SEARCHED_SPLIT), arrays)
-        # Written last: a data set exists once it is whole.
+        # Written last: a data set with a record is complete.
         self._store.write_message(keys.dataset(name), made)
         return name
 
     def _give_vae(self, before: run_pb2.RunConfig, vae: run_pb2.VaeConfig) -> None:
-        """Let a run use the VAE of another, as a pair of files that somebody brought."""
+        """Give a run the VAE of another run, as if a user had uploaded both halves."""
         if vae.encoder_digest:
             return
         for field, part in _VAE_PARTS.items():
@@ -215,14 +215,14 @@ class AlertRuns:
 
 
 def run_id_of(alert: monitor_pb2.Alert) -> str:
-    """Return the id of the run of an alert: the model's, shortened where both are too long, and the alert's."""
+    """Return the id of an alert's run: model and alert, with the model shortened when both are too long."""
     alert_id = names.last(alert.name)
     model_id = names.last(names.parent(alert.name))
     return f"{model_id[: _LONGEST_ID - len(alert_id) - 1]}-{alert_id}"
 
 
 def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
-    """Return a digest of what a data set is made of; an observation, once stored, never changes."""
+    """Return a digest of a data set's content; a stored observation never changes."""
     content = hashlib.sha256(f"{base_name}:{cause.model.name}:{cause.label}".encode())
     for part in images:
         content.update(part.ids.tobytes())
@@ -230,7 +230,7 @@ def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> 
 
 
 def _described(base: dataset_pb2.Dataset, model: model_pb2.Model, label: str) -> tuple[dataset_pb2.Dataset, int]:
-    """Return a description like that of another data set, in which there is a label, and how it is stored there."""
+    """Return a description like another data set's that has the label, and the label's stored value."""
     made = dataset_pb2.Dataset()
     made.CopyFrom(base)
     made.create_time.GetCurrentTime()

@@ -20,29 +20,29 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
 _MOST_WAITING = 1_000
-# Posts under way at the same time: a server that is slow holds up few others.
+# Posts under way at once, so that a slow server delays few others.
 _AT_ONCE = 4
 _ANSWER_S = 10.0
-# Seconds before the next attempt; after the last of them an alert is given up.
+# Pauses in seconds before each further attempt; after the last one the alert is dropped.
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 class Webhooks:
-    """Posts messages as JSON; each one that is given up is counted and logged."""
+    """Posts messages as JSON; each dropped message is counted and logged."""
 
     def __init__(self, *, pauses_s: tuple[float, ...] = _PAUSES_S) -> None:
         self._pauses_s = pauses_s
         self._waiting: asyncio.Queue[tuple[str, Message]] = asyncio.Queue(_MOST_WAITING)
 
     def post(self, url: str, message: Message) -> None:
-        """Have a message posted; where too many wait already it is dropped."""
+        """Enqueue a message; dropped when too many are waiting."""
         try:
             self._waiting.put_nowait((url, message))
         except asyncio.QueueFull:
             _note("dropped", url)
 
     async def run(self) -> None:
-        """Post what is there until the task is cancelled."""
+        """Post queued messages until the task is cancelled."""
         timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             await asyncio.gather(*(self._post_all(session) for _ in range(_AT_ONCE)))
@@ -65,9 +65,9 @@ class Webhooks:
 
 
 async def _attempt(session: aiohttp.ClientSession, url: str, message: Message) -> str:
-    """Return what went wrong; nothing where the server took it."""
+    """Return the reason of a failed post; empty when the server accepted it."""
     try:
-        # Where a server sends one elsewhere, nobody said that alerts may go there.
+        # Redirects are not followed: alerts go to the configured host only.
         async with session.post(url, json=json_format.MessageToDict(message), allow_redirects=False) as answer:
             return "" if 200 <= answer.status < 300 else f"HTTP status {answer.status}"
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
@@ -80,9 +80,9 @@ def _note(outcome: str, url: str, *, error: str = "too many are waiting") -> Non
 
 
 _RAISED = f"{KEY}alerts"
-# Of those that watchers can still hear of; they look much more often than so many are raised.
+# Alerts that watchers can still read; they poll much more often than so many are raised.
 _MOST_HEARD = 1_000
-# How soon a watcher hears of an alert. Polled: that holds across gateways and reconnects.
+# How soon a watcher sees an alert. Polling works across gateways and reconnects.
 _POLL_S = 0.2
 
 
@@ -96,9 +96,9 @@ class Alerts:
         self._webhooks = webhooks
 
     async def raise_(self, model_name: str, alert: monitor_pb2.Alert) -> monitor_pb2.Alert:
-        """Keep an alert of a model and tell everybody; return it with its name and its time.
+        """Store an alert of a model and notify watchers and webhooks; return it with its name and time.
 
-        One that has a name already, which sorts by time as those given here do, keeps it and is raised once.
+        An alert that already has a name, sortable by time like those given here, keeps it and is raised once.
         """
         raised = monitor_pb2.Alert()
         raised.CopyFrom(alert)
@@ -119,7 +119,7 @@ class Alerts:
         return raised
 
     async def keep(self, alert: monitor_pb2.Alert) -> None:
-        """Write an alert as it is now."""
+        """Overwrite a stored alert."""
         await asyncio.to_thread(self._store.write_message, keys.alert(alert.name), alert)
 
     async def get(self, name: str) -> monitor_pb2.Alert:
@@ -131,7 +131,7 @@ class Alerts:
             raise NotFound(f"there is no alert {names.last(name)!r}", reason="ALERT_NOT_FOUND") from error
 
     async def page(self, model_name: str, cursor: Cursor) -> Page[monitor_pb2.Alert]:
-        """Return some of the alerts of a model, newest first."""
+        """Return one page of the alerts of a model, newest first."""
         model = (await self._subjects.of(names.check(model_name, "models/*", field="model"))).model
         return await asyncio.to_thread(self._page, model.name, cursor)
 
@@ -145,12 +145,12 @@ class Alerts:
         )
 
     async def begin_watch(self) -> str:
-        """Return the moment from which on a watcher hears of alerts."""
+        """Return the position in time at which a watcher begins."""
         last = await self._redis.xrevrange(_RAISED, count=1)
         return last[0][0].decode() if last else "0-0"
 
     async def watch(self, since: str, *, model_name: str = "") -> AsyncIterator[monitor_pb2.Alert]:
-        """Yield alerts as they are raised, of one model or of all, and do not end."""
+        """Yield alerts of one model or of all as they are raised; does not end."""
         while True:
             for entry, values in await self._redis.xrange(_RAISED, min=f"({since}"):
                 since = entry.decode()
@@ -161,5 +161,5 @@ class Alerts:
 
 
 def name_of(model_name: str, alert: monitor_pb2.Alert, unique: str) -> str:
-    """Return a name for an alert by its time, so that names are in the order in which alerts were raised."""
+    """Return a name for an alert that sorts by the time of the alert."""
     return f"{model_name}/alerts/{alert.create_time.ToDatetime(UTC):%Y%m%dT%H%M%S.%f}-{unique}"

@@ -1,4 +1,4 @@
-"""Batches of observations: what a batch must hold, and what is stored of it."""
+"""Batches of observations: validation, and the form in which they are stored."""
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -18,20 +18,20 @@ from services.storage import keys
 from services.storage.catalog import shape
 from services.triton.preprocessing import undo_preprocessing
 
-# How the folder of an hour, in UTC, is named.
+# Name of the folder of an hour, in UTC.
 HOUR = "%Y-%m-%d-%H"
 MOST_OBSERVATIONS = 10_000
 MOST_BYTES = 64 << 20
 _LONGEST_ID = 128
 LONGEST_VERSION = 64
-# The end of the year 9999, as far as timestamps go.
+# The end of the year 9999, the largest timestamp.
 _LATEST_S = 253_402_300_799
 _VALUE_BYTES = {"FP32": 4, "UINT8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReceivedBatch:
-    """What somebody reports at once."""
+    """The observations of one report."""
 
     id: str
     observations: Sequence[monitor_pb2.Observation]
@@ -40,7 +40,7 @@ class ReceivedBatch:
 async def receive_batch(
     requests: AsyncIterator[pb.ReportRequest], subject_of: Callable[[str], Awaitable[MonitoredModel]]
 ) -> tuple[MonitoredModel, ReceivedBatch]:
-    """Return the model that a batch is reported of, and the batch; raise InvalidInput for one that is too large."""
+    """Return the model and the batch of a report; raise InvalidInput for a batch that is too large."""
     first = await anext(aiter(requests), None)
     if first is None:
         raise InvalidInput(
@@ -74,7 +74,7 @@ def _check_size(count: int, size: int) -> None:
 
 
 def check_batch(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> None:
-    """Raise InvalidInput that names the first observation which cannot be one of the model's."""
+    """Raise InvalidInput that names the first observation which does not fit the model."""
     seen: set[str] = set()
     for number, observation in enumerate(observations):
         fault = _fault(observation, model)
@@ -91,7 +91,7 @@ def check_batch(observations: Sequence[monitor_pb2.Observation], model: model_pb
 
 
 def _fault(observation: monitor_pb2.Observation, model: model_pb2.Model) -> str:
-    """Return what is wrong with an observation and what to do; nothing where it is right."""
+    """Return the fault of an observation and its remedy; empty when it is valid."""
     if not (0 < len(observation.id) <= _LONGEST_ID and observation.id.isprintable()):
         return f"has an id that is refused: use 1 to {_LONGEST_ID} printable characters"
     if not 0 <= observation.time.seconds <= _LATEST_S:
@@ -128,12 +128,12 @@ def _scores_fault(observation: monitor_pb2.Observation, model: model_pb2.Model) 
 
 
 _DTYPES: dict[str, npt.DTypeLike] = {"FP32": "<f4", "UINT8": "u1"}
-# Arrays with a row for each image alone; all others have one for each observation.
+# Arrays with one row for each image; all others have one for each observation.
 _OF_IMAGES = ("image",)
 
 
 def record_of(observations: Sequence[monitor_pb2.Observation]) -> monitor_pb2.ObservationBatch:
-    """Return observations without their images and scores; what has no time was answered now."""
+    """Return observations without images and scores; a missing time becomes the present time."""
     batch = monitor_pb2.ObservationBatch()
     for observation in observations:
         kept = batch.observations.add(id=observation.id, version=observation.version, truth=observation.truth)
@@ -145,9 +145,9 @@ def record_of(observations: Sequence[monitor_pb2.Observation]) -> monitor_pb2.Ob
 
 
 def arrays_of(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> dict[str, Array]:
-    """Return images and scores of checked observations as catalog.observed_images says.
+    """Return images and scores of valid observations, as `keys.observed_images` describes.
 
-    Raises InvalidInput for an input that is no number.
+    Raises InvalidInput for an input that is not a number.
     """
     return {
         "id": digests(observation.id for observation in observations),
@@ -161,12 +161,12 @@ def arrays_of(observations: Sequence[monitor_pb2.Observation], model: model_pb2.
 
 
 def digests(ids: Any) -> Array:
-    """Return the names of rows (n, 16) uint8."""
+    """Return the row ids of observations, (n, 16) uint8."""
     return np.frombuffer(b"".join(map(keys.observation_digest, ids)), np.uint8).reshape(-1, 16)
 
 
 def without(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, Array] | None:
-    """Return arrays without the rows that have these names; None where there are none of them."""
+    """Return arrays without the rows of these ids; None when no row is affected."""
     kept = np.array([name.tobytes() not in gone for name in arrays["id"]], bool)
     if kept.all():
         return None
@@ -175,7 +175,7 @@ def without(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, A
 
 
 def _images(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> Array:
-    """Return the images (m, h, w, c) uint8 of the observations that have one, inputs turned back into them."""
+    """Return the images (m, h, w, c) uint8 of the observations that have one; model inputs are converted back."""
     shown = [observation for observation in observations if observation.WhichOneof("image")]
     images = np.zeros((len(shown), *model.image_shape), np.uint8)
     for row, observation in enumerate(shown):

@@ -25,23 +25,23 @@ from services.triton.preprocessing import input_shape, undo_preprocessing
 _STRUCTURED = "application/cloudevents+json"
 _BATCHED = "application/cloudevents-batch+json"
 _VERSION = "1.0"
-# So that an observation's id, which has a row's number behind it, is not too long.
+# Leaves space for the row number that an observation's id ends with.
 _LONGEST_ID = 116
 
 
 @dataclass(frozen=True, kw_only=True)
 class CloudEvent:
-    """An event whose data are JSON."""
+    """An event with JSON data."""
 
     id: str
     type: str
-    # When it happened, where it says so.
+    # Time of the event, when it has one.
     time: datetime | None
     data: Any
 
 
 def parsed(headers: Mapping[str, str], body: bytes) -> CloudEvent:
-    """Return the event that a request carries; raise InvalidInput that says what is wrong with it."""
+    """Return the event of an HTTP request; raise InvalidInput that names the fault."""
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == _BATCHED:
         raise InvalidInput("events come one a request, not in batches", reason="BAD_EVENT")
@@ -107,7 +107,7 @@ def _json(content: bytes) -> Any:
 
 
 REQUEST, RESPONSE = "request", "response"
-# What KServe's payload logger calls them.
+# Event types of KServe's payload logger.
 _TYPES = {
     "org.kubeflow.serving.inference.request": REQUEST,
     "org.kubeflow.serving.inference.response": RESPONSE,
@@ -116,7 +116,7 @@ _LEAST, _LARGEST = 0, 255
 
 
 def half_of(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2.ObservationBatch]:
-    """Return which half of observations an event has, and the half; raise InvalidInput for what is none."""
+    """Return whether an event is request or response, and its observations; raise InvalidInput for any other event."""
     half = _TYPES.get(event.type)
     if half is None:
         raise InvalidInput(f"the event has type {event.type!r}; send one of {', '.join(_TYPES)}", reason="BAD_EVENT")
@@ -136,7 +136,7 @@ def half_of(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2
 def joined(
     request: monitor_pb2.ObservationBatch, response: monitor_pb2.ObservationBatch
 ) -> Sequence[monitor_pb2.Observation]:
-    """Return the observations whose halves these are; raise InvalidInput where they are not of as many images."""
+    """Merge request and response into observations; raise InvalidInput when they differ in their number of images."""
     images, scores = request.observations, response.observations
     if len(images) != len(scores):
         raise InvalidInput(
@@ -174,7 +174,7 @@ def _scores(data: Mapping[str, Any], model: model_pb2.Model) -> list[monitor_pb2
 
 
 def _tensor(data: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
-    """Return the tensor of a name; the only one there is whatever it is called."""
+    """Return the tensor of a name, or the only tensor whatever its name."""
     tensors = data.get(side)
     if not isinstance(tensors, list) or not all(isinstance(one, dict) for one in tensors):
         raise InvalidInput(
@@ -189,7 +189,7 @@ def _tensor(data: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
 
 
 def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Model) -> Array:
-    """Return the numbers of a tensor (n, *one), flat or nested as they came."""
+    """Return the numbers of a tensor (n, *one), flat or nested on the wire."""
     said = tensor.get("shape")
     if not isinstance(said, list) or said[1:] != list(one) or not isinstance(said[0], int) or said[0] < 0:
         raise InvalidInput(
@@ -205,7 +205,11 @@ def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Mode
         )
     try:
         values = np.array(tensor.get("data"), np.float32).reshape(said)
-    except (TypeError, ValueError, OverflowError) as error:  # the last for whole numbers beyond all floats
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:  # OverflowError comes from integers beyond the range of floats
         raise InvalidInput(
             f"the data of tensor {tensor.get('name')!r} are not {shape(said)} numbers ({error}); binary data cannot "
             "be read in JSON",

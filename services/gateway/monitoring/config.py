@@ -1,4 +1,4 @@
-"""The configuration of a monitor: defaults, bounds, and a cached view for each model."""
+"""The configuration of a monitor: defaults, bounds, and a short-lived cache of each model."""
 
 import asyncio
 import math
@@ -24,7 +24,7 @@ _LONGEST_URL = 2048
 
 
 def complete(config: monitor_pb2.MonitorConfig) -> monitor_pb2.MonitorConfig:
-    """Return a configuration with its defaults filled in; raise InvalidInput that names a value out of its bounds."""
+    """Return a configuration with defaults filled in; raise InvalidInput for a value out of bounds."""
     whole = monitor_pb2.MonitorConfig(
         expected_run_length=config.expected_run_length or RUN_LENGTH,
         keep=config.keep or monitor_pb2.MonitorConfig.KEEP_IMAGES,
@@ -37,7 +37,7 @@ def complete(config: monitor_pb2.MonitorConfig) -> monitor_pb2.MonitorConfig:
 
 
 def read(store: ArtifactStore, model_name: str) -> monitor_pb2.MonitorConfig:
-    """Return the configuration of a model; the defaults where nobody has said one."""
+    """Return the configuration of a model, or the defaults."""
     try:
         return store.read_message(keys.monitor_config(model_name), monitor_pb2.MonitorConfig)
     except NotFound:
@@ -93,21 +93,21 @@ def _duration(length: timedelta) -> Duration:
     return duration
 
 
-# How soon a new guard or another configuration is known.
+# How soon a new guard or configuration is seen.
 _KNOWN_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonitoredModel:
-    """A model that is watched."""
+    """A model with its monitor's configuration."""
 
     model: model_pb2.Model
-    # Name of its newest guard; empty where it has none.
+    # Name of the newest guard; empty without one.
     guard: str
     config: monitor_pb2.MonitorConfig
 
 
-# Is told of a model and of a batch whose observations, or what is known of them, were changed.
+# Called with a model and a batch whose observations changed.
 Told = Callable[[MonitoredModel, str], Awaitable[None]]
 
 
@@ -128,7 +128,7 @@ class MonitoredModels:
         return subject
 
     def forget(self, model_name: str) -> None:
-        """Have a model read anew, of which this gateway has just changed something."""
+        """Drop a model from the cache after this gateway changed it."""
         self._known.pop(model_name, None)
 
     def _read(self, model_name: str) -> MonitoredModel:

@@ -1,4 +1,4 @@
-"""Deletion of observations: on request, and after their retention."""
+"""Deletion of observations, on request and after their retention."""
 
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ MOST_IDS = 10_000
 
 
 class Deletions:
-    """Deletes observations, and tells of which batch they were."""
+    """Deletes observations, and reports the affected batches."""
 
     def __init__(self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, told: Told) -> None:
         self._store = store
@@ -30,7 +30,7 @@ class Deletions:
         self._index = index
 
     async def delete(self, model_name: str, ids: Sequence[str]) -> int:
-        """Take observations out of the store; return how many of the ids were known."""
+        """Delete observations from the store; return how many of the ids were known."""
         if len(ids) > MOST_IDS:
             raise InvalidInput(
                 f"{len(ids)} ids are more than {MOST_IDS}, the limit; send them in several calls",
@@ -40,23 +40,23 @@ class Deletions:
         subject = await self._subjects.of(names.check(model_name, "models/*", field="model"))
         found = await self._index.find(subject.model.name, list(dict.fromkeys(ids)), deleted=True)
         for batch, own in found.items():
-            # First: who stores the batch at this moment looks for these marks before it hands the batch on, and takes
-            # out what they are at. Killed behind this, they are found again by who asks again.
+            # Marked first: a gateway that stores the batch concurrently checks these marks before it hands the batch
+            # on, and deletes the marked rows. After a crash at this point, a repeated request finds the marks.
             await self._index.mark_deleted(batch, own, config.retention(subject.config))
             await self.take_out(batch, own)
             await self._told(subject, batch)
         return sum(map(len, found.values()))
 
     async def take_out(self, batch: str, ids: Sequence[str]) -> None:
-        """Take observations that are marked as deleted out of each file of a batch; again it changes nothing."""
+        """Delete marked observations from every file of a batch; idempotent."""
         async with self._index.alone(batch):
             await asyncio.to_thread(self._take_out, batch, ids)
 
     def _take_out(self, batch: str, ids: Sequence[str]) -> None:
-        """Take observations out of each file of a batch.
+        """Delete observations from each file of a batch.
 
-        The record goes first. Who looks at the batch meanwhile reads the record again when it has written what it saw:
-        either it finds them missing there, or what it has written is there to be changed here.
+        The record goes first. A concurrent scorer reads the record again after it has written its result: either it
+        finds the rows missing there, or its result exists in time to be changed here.
         """
         if not self._keep_record(batch, ids):
             self._store.remove_below(batch)
@@ -68,7 +68,9 @@ class Deletions:
         self._keep_rows(keys.watched(batch), gone)
 
     def _keep_record(self, batch: str, ids: Collection[str]) -> bool:
-        """Write the record without these observations; return whether others are left, or a record may still come."""
+        """Rewrite the record without these observations; return whether others remain, or a record may still be
+        written.
+        """
         key = keys.reported(batch)
         if not self._store.exists(key):
             return True
@@ -83,7 +85,7 @@ class Deletions:
         try:
             arrays = self._store.read_arrays(key)
         except NotFound:
-            return  # not looked at yet, or images are not kept
+            return  # not scored yet, or images are not kept
         if (kept := batches.without(arrays, gone)) is not None:
             self._store.write_arrays(key, kept)
 
@@ -104,13 +106,13 @@ _LOOK_EVERY_S = 60.0
 
 
 class Retention:
-    """Removes what is old."""
+    """Deletes observations after their retention."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
 
     async def run(self) -> None:
-        """Look again and again until the task is cancelled."""
+        """Delete expired hours periodically until the task is cancelled."""
         while True:
             try:
                 await asyncio.to_thread(self.remove_old, datetime.now(UTC))
@@ -119,7 +121,7 @@ class Retention:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     def remove_old(self, now: datetime) -> None:
-        """Remove the hours of all models that are past their retention."""
+        """Delete the hours of all models that are past their retention."""
         for model_name in self._store.keys("models"):
             if hours := self._store.keys(keys.observed_hours(model_name)):
                 kept = config.retention(config.read(self._store, model_name))
@@ -128,15 +130,15 @@ class Retention:
 
     def _remove(self, hour: str) -> None:
         for batch in self._store.keys(hour):
-            self._store.remove(keys.reported(batch))  # first: it is there whole or not at all
+            self._store.remove(keys.reported(batch))  # first, so that the hour is seen whole or not at all
         self._store.remove_below(hour)
         telemetry.log().info("observations_expired", hour=hour)
 
 
 def past(hours: Iterable[str], kept: timedelta, now: datetime) -> Iterator[str]:
-    """Yield the keys of hours whose last moment is further away than observations are kept."""
+    """Yield the keys of hours that ended longer ago than the retention."""
     for hour in hours:
-        with suppress(ValueError):  # of something that is no hour
+        with suppress(ValueError):  # not the folder of an hour
             begin = datetime.strptime(names.last(hour), HOUR).replace(tzinfo=UTC)
             if begin + timedelta(hours=1) + kept < now:
                 yield hour

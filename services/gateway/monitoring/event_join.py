@@ -17,8 +17,8 @@ from services.gateway.monitoring.reports import BatchReports
 from services.runtime import telemetry
 from services.runtime.queue import KEY, REDIS_AWAY, Queue
 
-# How long a half waits for the other one, how many may wait, and of how many bytes; the oldest are given up first. Then
-# how many pairs are stored at once.
+# Seconds that an event waits for its counterpart, the number and bytes of waiting events, oldest dropped first, and the
+# pairs that are stored at once.
 LONGEST_WAIT_S = 600
 MOST_WAITING = 10_000
 MOST_BYTES = 256 << 20
@@ -30,7 +30,7 @@ _FIELDS_OF_WHOLE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class EventPair:
-    """What there is of an event's two halves."""
+    """Request and response of one inference, as far as they have arrived."""
 
     key: str
     model: str
@@ -42,18 +42,18 @@ class EventPair:
 
     @property
     def lacks(self) -> str:
-        """Name the half that is missing, of a pair that is not whole."""
+        """Return the missing part of an incomplete pair."""
         return RESPONSE if REQUEST in self.parts else REQUEST
 
 
 class PendingEvents:
-    """Brings halves together."""
+    """Events in Redis that wait for their counterpart."""
 
     def __init__(self, queue: Queue) -> None:
         self._redis = queue.redis
 
     async def put(self, model_name: str, event_id: str, half: str, batch: monitor_pb2.ObservationBatch) -> None:
-        """Keep a half, unless its pair was settled before."""
+        """Keep one part of an event, unless its pair was settled before."""
         key = _key(model_name, event_id)
         if await self._redis.exists(_settled(key)):
             return
@@ -62,23 +62,23 @@ class PendingEvents:
             pipe.zadd(_WAITING, {key: time.time()}, nx=True)
             pipe.hlen(key)
             *_, fields = await pipe.execute()
-        # Killed before this, the pair is found by `late`.
+        # After a crash at this point, `late` finds the pair.
         if fields == _FIELDS_OF_WHOLE:
             await self._redis.zadd(_WHOLE, {key: time.time()})
 
     async def take_whole(self) -> Sequence[EventPair]:
-        """Return some whole pairs, which no other gateway gets until they are given back, or late."""
+        """Take some complete pairs; no other gateway gets them until they are given back, or late."""
         found = await self._redis.zpopmin(_WHOLE, MOST_AT_ONCE)
         pairs = [await self._read(key.decode()) for key, _ in found]
-        return [pair for pair in pairs if pair.whole]  # others were settled meanwhile
+        return [pair for pair in pairs if pair.whole]  # settled by others meanwhile
 
     async def give_back(self, pairs: Sequence[EventPair]) -> None:
-        """Let any gateway take whole pairs."""
+        """Return complete pairs to the queue."""
         if pairs:
             await self._redis.zadd(_WHOLE, {pair.key: time.time() for pair in pairs})
 
     async def settle(self, pair: EventPair) -> bool:
-        """Let go of a pair; return whether this gateway did it, of several that may."""
+        """Remove a pair; return whether this gateway removed it, of several that may try."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zrem(_WAITING, pair.key)
             pipe.delete(pair.key)
@@ -87,12 +87,12 @@ class PendingEvents:
         return bool(removed)
 
     async def late(self) -> Sequence[EventPair]:
-        """Return pairs that have waited for too long."""
+        """Return the pairs that have waited too long."""
         keys = await self._redis.zrangebyscore(_WAITING, "-inf", time.time() - LONGEST_WAIT_S)
         return [await self._read(key.decode()) for key in keys]
 
     async def too_many(self, most: int = MOST_WAITING, most_bytes: int = MOST_BYTES) -> Sequence[EventPair]:
-        """Return the oldest pairs, those without which the rest are few and small enough."""
+        """Return the oldest pairs that exceed the bounds on number and bytes."""
         keys = await self._redis.zrevrange(_WAITING, 0, -1)
         async with self._redis.pipeline(transaction=False) as pipe:
             for key in keys:
@@ -126,7 +126,7 @@ _LOOK_EVERY_S = 1.0
 
 
 class EventJoiner:
-    """Takes in events."""
+    """Joins request and response events, and stores the resulting observations."""
 
     def __init__(self, pending: PendingEvents, reports: BatchReports, subjects: MonitoredModels) -> None:
         self._pending = pending
@@ -135,16 +135,16 @@ class EventJoiner:
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """What runs as long as the gateway."""
+        """The coroutines that run as long as the gateway."""
         return [
             lambda: _again_and_again(self.store_whole, _STORE_EVERY_S),
             lambda: _again_and_again(self.look, _LOOK_EVERY_S),
         ]
 
     async def take(self, model_name: str, event: CloudEvent) -> None:
-        """Keep an event until it is stored with its other half; it is not lost once this returns.
+        """Keep an event until it is stored with its counterpart; it is durable once this returns.
 
-        Raises InvalidInput for one that could never be stored: whoever sent it is not there any more when it is.
+        Raises InvalidInput for an event that could never be stored, because its sender is gone by then.
         """
         subject = await self._subjects.of(model_name)
         half, batch = await asyncio.to_thread(half_of, event, subject.model)
@@ -152,7 +152,7 @@ class EventJoiner:
         await self._pending.put(subject.model.name, event.id, half, batch)
 
     async def store_whole(self) -> None:
-        """Store all pairs that are whole."""
+        """Store all complete pairs."""
         while pairs := await self._pending.take_whole():
             try:
                 await self._store(pairs)
@@ -161,7 +161,7 @@ class EventJoiner:
                 raise
 
     async def look(self) -> None:
-        """Give up what waits for too long, or is too much; take up pairs whose gateway died before it stored them."""
+        """Drop pairs that waited too long or exceed the bounds; adopt complete pairs of gateways that died."""
         late, beyond = await self._pending.late(), await self._pending.too_many()
         await self._pending.give_back([pair for pair in (*late, *beyond) if pair.whole])
         for pair in late:
@@ -172,14 +172,14 @@ class EventJoiner:
                 await self._give_up(pair, "too_many_waiting")
 
     async def _store(self, pairs: Sequence[EventPair]) -> None:
-        """Store pairs and let go of them: killed in between, they are stored again, which changes nothing."""
+        """Store pairs, then remove them; a crash in between stores them again, which changes nothing."""
         found: dict[str, list[EventPair]] = {}
         for pair in pairs:
             found.setdefault(pair.model, []).append(pair)
         for model_name, of_model in found.items():
             try:
                 await self._store_of(model_name, of_model)
-            except (NotFound, InvalidInput) as error:  # the model is gone, or another one, since they came
+            except (NotFound, InvalidInput) as error:  # the model was deleted or replaced meanwhile
                 for pair in of_model:
                     await self._give_up(pair, "model_changed", error=error.message)
 
@@ -193,7 +193,7 @@ class EventJoiner:
             await self._pending.settle(pair)
 
     async def _observations(self, pair: EventPair, model: model_pb2.Model) -> Sequence[monitor_pb2.Observation]:
-        """Return what is to be stored of a pair: nothing where it is given up, lest others be refused for it."""
+        """Return the observations of a pair; None when the pair is dropped, so that it does not fail the others."""
         reason = "halves_differ"
         try:
             found = joined(pair.parts[REQUEST], pair.parts[RESPONSE])
@@ -212,7 +212,7 @@ class EventJoiner:
 
 
 async def _again_and_again(call: Callable[[], Awaitable[None]], pause_s: float) -> None:
-    """Call until the task is cancelled, whatever is away meanwhile."""
+    """Call periodically until the task is cancelled, whatever dependency is away."""
     while True:
         try:
             await call()

@@ -1,4 +1,4 @@
-"""Ground truth of observations, attached later, and the accuracy that follows from it."""
+"""Ground truth: true classes of observations, attached later, and the accuracy that follows."""
 
 import asyncio
 import uuid
@@ -16,7 +16,7 @@ from services.storage.artifacts import ArtifactStore
 
 
 def counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
-    """Return `right of` for a batch: its observations whose truth and prediction are known; nothing without any."""
+    """Return (right, known) counts of a batch over observations with truth and prediction; None without any."""
     truths = _truths(store, batch)
     try:
         seen = store.read_arrays(keys.watched(batch)) if truths else {}
@@ -31,7 +31,7 @@ def counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
 
 
 def total(told: Iterable[bytes]) -> tuple[int, int]:
-    """Return how many are right, of how many, over batches."""
+    """Return the sums of right and known counts over batches."""
     right, of = 0, 0
     for one in told:
         some, some_of = map(int, one.split()[:2])
@@ -40,7 +40,7 @@ def total(told: Iterable[bytes]) -> tuple[int, int]:
 
 
 def _truths(store: ArtifactStore, batch: str) -> dict[bytes, str]:
-    """Return what observations really show, by the names of their rows; the last word counts."""
+    """Return the true classes of observations by row id; the latest statement counts."""
     try:
         record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
     except NotFound:
@@ -56,7 +56,7 @@ MOST_TRUTHS = 10_000
 
 
 class GroundTruth:
-    """Keeps what is said, and tells of which batch it was."""
+    """Stores ground truth, and reports the affected batches."""
 
     def __init__(self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, told: Told) -> None:
         self._store = store
@@ -65,14 +65,14 @@ class GroundTruth:
         self._index = index
 
     async def attach(self, model_name: str, truths: Mapping[str, str]) -> int:
-        """Store what observations show, by their ids; return how many of them are known."""
+        """Store the true classes of observations, by id; return how many of the ids are known."""
         subject = await self._subjects.of(names.check(model_name, "models/*", field="model"))
         model = subject.model
         _check(truths, model)
         attached = 0
         for batch, ids in (await self._index.find(model.name, list(truths))).items():
             await self._index.check_settled(batch)
-            # Not while some of them are being deleted, whose truth would stay.
+            # Excludes a concurrent deletion, after which the truth would remain.
             async with self._index.alone(batch):
                 there = (await self._index.find(model.name, ids)).get(batch, [])
                 said = [monitor_pb2.Observation(id=one, truth=truths[one]) for one in there]
@@ -85,7 +85,7 @@ class GroundTruth:
             return 0
         message = monitor_pb2.ObservationBatch(observations=said)
         before = self._store.keys(keys.truths(batch))
-        # Said again, by somebody who did not hear the answer, it is not kept twice.
+        # A statement repeated after a lost answer is not stored twice.
         if not before or self._store.read_message(before[-1], monitor_pb2.ObservationBatch) != message:
             key = keys.truth(batch, datetime.now(UTC), uuid.uuid4().hex[:6])
             self._store.write_message(key, message)

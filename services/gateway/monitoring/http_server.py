@@ -1,7 +1,7 @@
-"""The gateway's HTTP server: `POST /v1/models/{model}:observe` for what is not Python.
+"""The gateway's HTTP server: `POST /v1/models/{model}:observe` takes CloudEvents.
 
-An event is answered with 202 once it lies in Redis, from where it is stored with its other half: senders such as
-KServe's payload logger drop what they cannot get rid of soon.
+An event is answered with 202 once it lies in Redis, where it waits for its counterpart: senders such as KServe's
+payload logger drop events that are not accepted quickly.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ from services.gateway.settings import GatewaySettings
 from services.runtime import telemetry
 from services.runtime.interceptors import known_error
 
-# How long a sender may take for its event, and how many are read and parsed at once: each may be as large as a message,
-# and several times that as numbers.
+# Seconds that a sender may take for its event, and events that are read and parsed at once: each may be as large as a
+# message, and several times that once parsed.
 _READ_S = 30.0
 _READ_AT_ONCE = 8
 _STATUSES: Mapping[type[DefuseError], int] = {
@@ -55,7 +55,7 @@ _STATUSES: Mapping[type[DefuseError], int] = {
 
 
 class HttpServer:
-    """Takes events at a port."""
+    """Serves HTTP on a port."""
 
     def __init__(self, settings: GatewaySettings, observing: EventJoiner, limits: RateLimits) -> None:
         self._observing = observing
@@ -94,21 +94,21 @@ class HttpServer:
         return aiohttp.web.Response(status=202)
 
     def _who(self, request: aiohttp.web.Request) -> str:
-        """Return for whom a call counts, whether it is let in or not: the name of its token, else its host."""
+        """Return the name that a call counts for, admitted or not: that of its token, else its host."""
         if self._tokens:
             with suppress(Unauthenticated):
                 return caller_of(self._tokens, request.headers.get("authorization", "")).name
         return request.remote or ""
 
     def _admit(self, request: aiohttp.web.Request) -> None:
-        """Raise unless who asks may report."""
+        """Raise unless the caller may report."""
         if self._tokens:
             roles.set_caller(caller_of(self._tokens, request.headers.get("authorization", "")))
             roles.require(access_pb2.ROLE_OPERATOR, "observe")
 
 
 async def _body(request: aiohttp.web.Request) -> bytes:
-    """Return what a request carries; raise DeadlineExceeded for a sender that is too slow."""
+    """Return the body of a request; raise DeadlineExceeded for a slow sender."""
     try:
         async with asyncio.timeout(_READ_S):
             return await request.read()

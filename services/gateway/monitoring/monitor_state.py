@@ -16,16 +16,16 @@ ODDS_RATIOS = np.array([1.5, 2.0, 4.0, 8.0, 20.0])
 STAKES = np.array([-1.2, -0.6, -0.3, 0.3, 0.6, 1.2])
 """What is bet on a mean rank above or below one half: alternatives again."""
 
-# Evidence is not counted beyond this: of infinity nothing comes back.
+# Upper bound of evidence: infinity could never decrease.
 _MOST = 1e300
-# Quantile of the normal distribution: how sure it is that a mean rank in calm is as near to one half as is allowed for.
+# Normal quantile: confidence that a mean rank under no change deviates from one half by no more than allowed.
 _SURE = 2.6
 
 
 def rate_factors(hits: Array, bound: Array) -> Array:
-    """Return e-values (n, k, alternatives) of observations (n, k), 0 or 1, whose calm rates (k,) are at most `bound`.
+    """Return e-values (n, k, alternatives) of indicators (n, k) whose reference rates (k,) are at most `bound`.
 
-    Likelihood ratios of Bernoulli variables: at the bound their expectation is 1, at any rate below it less.
+    They are likelihood ratios of Bernoulli variables: of expectation 1 at the bound, and less at any lower rate.
     """
     profile = np.clip(bound, 1e-9, 1 - 1e-9)[:, None]
     odds = profile / (1 - profile) * ODDS_RATIOS
@@ -34,18 +34,18 @@ def rate_factors(hits: Array, bound: Array) -> Array:
 
 
 def rank_factors(ranks: Array, references: int) -> Array:
-    """Return e-values (n, 1, alternatives) of ranks (n,), in [0, 1], among so many reference values.
+    """Return e-values (n, 1, alternatives) of ranks (n,) in [0, 1] among so many reference values.
 
-    In calm their mean is one half, up to what the choice of the references makes of it.
+    Without change the mean rank is one half, up to the sampling error of the references.
     """
     slack = _SURE / np.sqrt(12 * max(1, references))
     return np.asarray(1 + STAKES * (ranks[:, None] - 0.5) - np.abs(STAKES) * slack)[:, None, :]
 
 
 def accumulated(evidence: Array, factors: Array, told: Array) -> Array:
-    """Return the evidence (n, k, alternatives) after each of n observations, from that before the first (k, a).
+    """Return the evidence (n, k, alternatives) after each of n observations, from the initial evidence (k, a).
 
-    An observation that nothing is `told` of, (n,), changes nothing.
+    Observations with `told` (n,) False leave the evidence unchanged.
     """
     path = np.empty_like(factors)
     for step, factor in enumerate(factors):
@@ -55,35 +55,35 @@ def accumulated(evidence: Array, factors: Array, told: Array) -> Array:
 
 
 Kind = monitor_pb2.Alert
-# Shares of the evidence. They add up to 1, so the run length holds. What moves into a region changes the predicted
-# classes, too: of both the region says why, and is named unless there is much less evidence for it.
+# Shares of the evidence, which sum to 1, so that the run length holds. Traffic that moves into a region also changes
+# the predicted classes; the region explains more, and is named unless its evidence is much smaller.
 _WEIGHTS = {Kind.KIND_REGION_HITS: 0.8, Kind.KIND_PREDICTION_DRIFT: 0.1, Kind.KIND_LATENT_DRIFT: 0.1}
-# Versions that are told apart; what answers beyond these is counted together.
+# Versions that are counted separately; further ones are counted together.
 _MOST_VERSIONS, OTHER_VERSIONS = 50, "other"
-# Less than this of a region, found beyond calm, tells nothing of how much moved there.
+# A smaller excess recall of a region does not tell how much traffic moved there.
 _LEAST_RECALL = 0.1
-# What an alert was raised about raises no other within so large a part of the expected run length.
+# After an alert, its subject raises no other within this share of the expected run length.
 _SILENCE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredBatch:
-    """What was seen of the n observations of a batch, in their order."""
+    """The scores of the n observations of a batch, in their order."""
 
-    # As the distiller stores it: index, inside, typicality, predicted, confidence, (n,) each.
+    # As the distiller stores it: index, inside, typicality, predicted, confidence; (n,) each.
     arrays: Mapping[str, Array]
     # Versions that answered, (n,).
     versions: Sequence[str]
 
     def part(self, begin: int, end: int) -> "ScoredBatch":
-        """Return some of the observations."""
+        """Return a slice of the observations."""
         arrays = {name: array[begin:end] for name, array in self.arrays.items()}
         return ScoredBatch(arrays=arrays, versions=self.versions[begin:end])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceProfile:
-    """What a guard's reference images look like, as the distiller stores it, and the names of what they are told by."""
+    """Statistics of a guard's reference images, as the distiller stores them, and the names behind their columns."""
 
     guard: guard_pb2.Guard
     classes: Sequence[str]
@@ -94,7 +94,7 @@ class ReferenceProfile:
         return int(self.arrays["images"][0])
 
     def ranks(self, typicality: Array) -> Array:
-        """Return the ranks (n,), in [0, 1], of values among the references."""
+        """Return the ranks (n,) in [0, 1] of values among the references."""
         sorted_ = self.arrays["typicality"]
         below, upto = (np.searchsorted(sorted_, typicality, side=side) for side in ("left", "right"))
         return np.asarray((below + upto) / 2 / len(sorted_))
@@ -111,7 +111,7 @@ class ReferenceProfile:
 
 
 def restart(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
-    """Let a monitor begin anew with a guard, in place; what it is silent about it stays silent about."""
+    """Restart a monitor with a guard, in place; silenced subjects stay silenced."""
     silent, total, config = dict(state.silent_until), state.total, state.monitor.config
     anew = monitor_pb2.MonitorState(total=total, silent_until=silent)
     anew.monitor.name = f"{names.parent(profile.guard.name)}/monitor"
@@ -130,9 +130,9 @@ def restart(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
 def fold(
     state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile, *, expected_run_length: float
 ) -> list[monitor_pb2.Alert]:
-    """Change a state by a batch, in place; return the alert that it gives cause to, if any.
+    """Apply a batch to a state, in place; return the alert that it causes, if any.
 
-    With an alert the monitor begins anew; the rest of the batch is not looked at for change.
+    After an alert the monitor restarts; the rest of the batch is not tested for change.
     """
     paths = _paths(state, seen, profile)
     weighed = np.sum([_WEIGHTS[kind] * path.mean(axis=(1, 2)) for kind, path in paths.items()], axis=0)
@@ -186,7 +186,7 @@ def _paths(
 def _heard(
     state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", profile: ReferenceProfile
 ) -> Array:
-    """Return 1 for what may raise an alert, 0 for what the monitor is silent about, (k,)."""
+    """Return 1 for subjects that may raise an alert, 0 for silenced ones, (k,)."""
     silent = [state.silent_until.get(f"{kind} {subject}", 0) > state.total for subject in _subjects(kind, profile)]
     return 1.0 - np.array(silent)
 
@@ -229,12 +229,12 @@ def _count_versions(state: monitor_pb2.MonitorState, versions: Sequence[str]) ->
 
 
 def _told_apart(counts: Mapping[str, int], version: str) -> str:
-    """Return under which name a version is counted: whoever reports names it, and there are only so many."""
+    """Return the name under which a version is counted; reporters choose names, so their number is bounded."""
     return version if version in counts or len(counts) < _MOST_VERSIONS else OTHER_VERSIONS
 
 
 def _tell(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
-    """Say what the counts come to."""
+    """Update the monitor's rates from the counts."""
     monitor, predicted = state.monitor, np.array(state.predicted)
     if total := predicted.sum():
         reference = profile.arrays["predicted"] / profile.images
@@ -247,10 +247,10 @@ def _tell(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
 
 
 def _estimated_accuracy(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> float:
-    """Return the share that is read correctly, as far as it can be told without truth.
+    """Return the estimated accuracy without ground truth.
 
-    Outside of the regions by confidence. More hits than in calm, over the share of a region that the guard finds, moved
-    there, and are misread as the searched version misreads the region.
+    Outside the regions it follows from confidence. Hits beyond the reference rate, divided by the guard's recall, moved
+    into the region and are misclassified at the region's error rate.
     """
     usual = state.confident / state.outside
     if set(state.monitor.versions) != {str(profile.arrays["searched_version"][0])}:
@@ -267,7 +267,7 @@ def _alert(
     profile: ReferenceProfile,
     evidence: Mapping["monitor_pb2.Alert.Kind.ValueType", Array],
 ) -> monitor_pb2.Alert:
-    """Return the alert about what has most of the evidence (k, alternatives) of all kinds."""
+    """Return the alert about the subject with most evidence (k, alternatives) over all kinds."""
     shares = {kind: _WEIGHTS[kind] * of.sum(axis=1) / of.size for kind, of in evidence.items()}
     kind = max(shares, key=lambda one: float(shares[one].max()))
     number = int(shares[kind].argmax())

@@ -1,4 +1,4 @@
-"""What is known of each model's traffic, in Redis: changed by compare-and-set, by each batch once."""
+"""Monitors: the state of each model's traffic, in Redis; changed by compare-and-set, once for each batch."""
 
 import asyncio
 import hashlib
@@ -23,16 +23,16 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
 _PENDING = f"{KEY}alerts:pending"
-# Observations that are folded at once: bounds the memory that many classes take.
+# Observations that are folded at once, which bounds the memory for many classes.
 _SLICE = 256
-# How soon an alert is raised behind its fold, and for how long it is left to the gateway that has begun to.
+# How soon an alert is raised after its fold, and how long the gateway that began keeps the claim.
 _RAISE_EVERY_S, _CLAIM_S = 0.2, 120
 State = monitor_pb2.MonitorState
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """A batch, what was seen of it, and what calm looks like to the guard that looked."""
+    """A scored batch, with the reference profile of the guard that scored it."""
 
     batch: str
     seen: ScoredBatch
@@ -40,7 +40,7 @@ class _Look:
 
 
 class Monitors:
-    """Folds what the distiller saw, and raises alerts."""
+    """Folds scored batches into states, and raises alerts."""
 
     def __init__(
         self, queue: Queue, store: ArtifactStore, subjects: MonitoredModels, alerts: Alerts, alert_runs: AlertRuns
@@ -52,7 +52,7 @@ class Monitors:
         self._alert_runs = alert_runs
 
     async def get(self, model_name: str) -> monitor_pb2.Monitor:
-        """Return what is known of a model's traffic; raise NotFound for an unknown name."""
+        """Return the monitor of a model; raise NotFound for an unknown name."""
         subject = await self._subjects.of(model_name)
         state = _parse(await self._redis.get(_key(model_name, "state")))
         monitor = state.monitor
@@ -62,7 +62,7 @@ class Monitors:
         return monitor
 
     async def apply(self, event: work_pb2.Event) -> None:
-        """Fold a batch that was looked at; one that was folded, or deleted meanwhile, changes nothing."""
+        """Fold a scored batch; a batch that was folded before, or deleted meanwhile, changes nothing."""
         if event.HasField("failed"):
             telemetry.log().error("batch_not_looked_at", model=event.subject, error=event.failed.error)
         if not event.HasField("watched"):
@@ -74,7 +74,7 @@ class Monitors:
             await self._fold(subject, look)
 
     async def run(self) -> None:
-        """Raise alerts whose batches were folded, until the task is cancelled."""
+        """Raise alerts of folded batches, until the task is cancelled."""
         while True:
             try:
                 await self.raise_pending()
@@ -84,7 +84,7 @@ class Monitors:
             await asyncio.sleep(_RAISE_EVERY_S)
 
     async def count_truth(self, subject: MonitoredModel, batch: str) -> None:
-        """Count anew how often a batch was read correctly, as far as its truth and what was answered are known."""
+        """Recount the correct predictions of a batch, over its observations with truth."""
         counts = await asyncio.to_thread(ground_truth.counts, self._store, batch, subject.model.classes)
         key = _key(subject.model.name, "truth")
         if not counts:
@@ -94,7 +94,7 @@ class Monitors:
         await self._redis.hset(key, batch, f"{counts} {kept_until:.0f}")
 
     async def _kept_truth(self, model_name: str) -> list[bytes]:
-        """Return what was counted of batches that are still kept; the others are forgotten."""
+        """Return the truth counts of batches that are still kept; drop the others."""
         key = _key(model_name, "truth")
         counted = await self._redis.hgetall(key)
         past = [batch for batch, count in counted.items() if float(count.split()[-1]) < time.time()]
@@ -103,9 +103,9 @@ class Monitors:
         return [count for batch, count in counted.items() if batch not in past]
 
     async def raise_pending(self) -> None:
-        """Raise alerts whose batches were folded, also by a gateway that died right then: each has its name already.
+        """Raise alerts of folded batches, including those of a gateway that died; each already has its name.
 
-        Of several gateways one does: the others leave it alone until it must be dead.
+        One of several gateways raises them; the others wait until its claim expires.
         """
         for data in await self._redis.lrange(_PENDING, 0, -1):
             alert = monitor_pb2.Alert.FromString(data)
@@ -170,10 +170,10 @@ class Monitors:
 
 
 def _changed(state: State, subject: MonitoredModel, look: _Look) -> list[monitor_pb2.Alert]:
-    """Change a state by a batch, in place; return the alerts that it gives cause to, with their names."""
+    """Fold a batch into a state, in place; return the alerts that it causes, with their names."""
     guard = look.profile.guard.name
     if _number(guard) < _number(state.monitor.guard):
-        return []  # looked at by a guard that was replaced meanwhile
+        return []  # scored by a guard that was replaced meanwhile
     if guard != state.monitor.guard:
         restart(state, look.profile)
     alerts = [

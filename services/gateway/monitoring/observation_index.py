@@ -1,6 +1,7 @@
-"""Which batch has an observation, which batches are being stored, and which were handed on: in Redis, for all gateways.
+"""The observation index: batch of each observation, batches being stored, batches handed on; in Redis, for all
+gateways.
 
-The store is the record. What is here finds things in it, and is forgotten once they are gone from it.
+The store is the record. Entries of this index point into it, and expire once their target is gone.
 """
 
 import time
@@ -17,19 +18,18 @@ from google.protobuf.message import Message
 from services.runtime.queue import KEY, WATCH, Queue, fields
 from services.storage import keys
 
-# Longer than storing a batch takes: after so long what somebody wanted to store is anybody's.
+# Longer than storing a batch takes: after this time, claims of a dead gateway lapse.
 LEASE_S = 60
-# Of a deletion's work on one batch.
+# Longest work of a deletion on one batch, in seconds.
 _LOCK_S = 60
-# A batch is in the store until the hour it was reported in is past its retention, and the next look at it.
+# A batch stays in the store until its hour is past its retention, and until the next deletion run.
 _LONGER = timedelta(hours=2)
-# Before the batch of an observation that was deleted.
+# Prefixes the batch of a deleted observation.
 _DELETED = "-"
 _UNFINISHED = f"{KEY}observed:unfinished"
 
-# Claims all observations that belong to nobody, or to a batch that lost them, or none of them: where one belongs to a
-# batch that was not looked at, nothing is changed and nothing returned. A script, because to watch thousands of keys
-# takes Redis a time that grows with their square.
+# Claims all observations that are free, or whose batch lost them, or none: when one belongs to a batch that is still
+# being stored, nothing is changed or returned. A script, because watching thousands of keys takes Redis quadratic time.
 _CLAIM = """
 local batch, token, lease_s, now, kept_s, free = unpack(ARGV, 1, 6)
 local known = {[batch] = 'free'}
@@ -46,7 +46,7 @@ redis.call('ZADD', KEYS[2], now, batch)
 return own
 """
 
-# Says whether a batch is in the store.
+# Returns whether a batch is in the store.
 Exists = Callable[[str], Awaitable[bool]]
 
 
@@ -59,17 +59,17 @@ class ObservationIndex:
         self._claim = self._redis.register_script(_CLAIM)
 
     async def place(self, model_name: str, batch_id: str, batch: str, kept: timedelta) -> str:
-        """Return where the batch of this id lies; `batch` unless somebody has begun to store it before."""
+        """Return the key of the batch with this id; `batch` unless storing began elsewhere."""
         key = f"{KEY}observed:{names.last(model_name)}:batch:{batch_id}"
         await self._redis.set(key, batch, nx=True, ex=kept + _LONGER)
         found = await self._redis.get(key)
         return found.decode() if found else batch
 
     async def claim(self, batch: str, ids: Sequence[str], kept: timedelta) -> tuple[str, Sequence[str]]:
-        """Claim observations for a batch that is about to be stored; return a token of the claim and which are its own.
+        """Claim observations for a batch about to be stored; return a claim token and the claimed ids.
 
-        Those of other batches that are stored, and those that were deleted, are not: they count once. Raises Conflict
-        while another batch with one of them is being stored.
+        Observations of other stored batches, and deleted ones, are not claimed: each counts once. Raises Conflict while
+        another batch with one of them is being stored.
         """
         record_keys, token = [_id_key(batch, one) for one in ids], uuid.uuid4().hex
         own = None
@@ -84,14 +84,14 @@ class ObservationIndex:
         return token, [ids[row] for row in own]
 
     async def check(self, batch: str, token: str) -> None:
-        """Raise Conflict when storing took so long that somebody else may have claimed the same observations."""
+        """Raise Conflict when storing took so long that another gateway may have claimed the same observations."""
         if await self._redis.get(_lease_key(batch)) != token.encode():
             raise Conflict(
                 f"batch {names.last(batch)!r} is being stored elsewhere; ask again", reason="BATCH_UNDER_WAY"
             )
 
     async def hand_on(self, batch: str, work: Message, kept: timedelta) -> None:
-        """Send the work that follows from a stored batch, once."""
+        """Enqueue the work of a stored batch, once."""
         marker = f"{KEY}observed:handed-on:{batch}"
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
@@ -109,18 +109,18 @@ class ObservationIndex:
                 return
 
     async def abandoned(self) -> Sequence[str]:
-        """Return batches that somebody began to store long ago and never handed on."""
+        """Return the batches whose storing began long ago and which were never handed on."""
         found = await self._redis.zrangebyscore(_UNFINISHED, "-inf", time.time() - LEASE_S)
         return [batch.decode() for batch in found]
 
     async def forget(self, batch: str) -> None:
-        """Leave a batch that was never stored to whoever reports it again."""
+        """Drop a batch that was never stored, so that it can be reported again."""
         await self._redis.zrem(_UNFINISHED, batch)
 
     async def find(self, model_name: str, ids: Sequence[str], *, deleted: bool = False) -> dict[str, list[str]]:
-        """Return which of these observations each batch has; unknown ones are left out.
+        """Return the ids of observations by batch; unknown ones are left out.
 
-        So are those that were marked as deleted, unless they are asked for too.
+        Deleted ones are left out, too, unless they are requested.
         """
         found: dict[str, list[str]] = {}
         if not ids:
@@ -133,29 +133,29 @@ class ObservationIndex:
         return found
 
     async def mark_deleted(self, batch: str, ids: Sequence[str], kept: timedelta) -> None:
-        """Remember that observations of a batch are deleted: no late report brings them back."""
+        """Mark observations of a batch as deleted, so that no late report restores them."""
         async with self._redis.pipeline(transaction=True) as pipe:
             for one in ids:
                 pipe.set(_id_key(batch, one), f"{_DELETED}{batch}", ex=kept + _LONGER)
             await pipe.execute()
 
     async def deleted_of(self, batch: str, ids: Sequence[str]) -> Sequence[str]:
-        """Return which observations of a batch were marked as deleted."""
+        """Return the observations of a batch that are marked as deleted."""
         holders = await self._redis.mget([_id_key(batch, one) for one in ids])
         return [one for one, holder in zip(ids, holders, strict=True) if holder == f"{_DELETED}{batch}".encode()]
 
     async def check_settled(self, batch: str) -> None:
-        """Raise Conflict while a batch is being stored and is not there yet."""
+        """Raise Conflict while a batch is still being stored."""
         if await self._redis.exists(_lease_key(batch)) and not await self._exists(batch):
             raise _under_way(batch)
 
     @asynccontextmanager
     async def alone(self, batch: str) -> AsyncIterator[None]:
-        """Let nobody else change a stored batch while the block runs; raise Conflict where that took too long."""
+        """Lock a stored batch while the block runs; raise Conflict when the lock expired."""
         try:
             async with self._redis.lock(f"{KEY}observed:lock:{batch}", timeout=_LOCK_S):
                 yield
-        except redis.exceptions.LockError as error:  # its time was over before the block was
+        except redis.exceptions.LockError as error:  # its lock expired before the block ended
             raise Conflict(
                 f"work on batch {names.last(batch)!r} took longer than {_LOCK_S} s, and others may have changed it "
                 "meanwhile; ask again",
@@ -163,12 +163,12 @@ class ObservationIndex:
             ) from error
 
     async def _keeps(self, holder: str) -> bool:
-        """Say whether observations stay with the batch that they belong to."""
+        """Return whether observations stay with their present batch."""
         if holder.startswith(_DELETED) or await self._exists(holder):
             return True
         if await self._redis.exists(_lease_key(holder)):
             raise _under_way(holder)
-        return False  # whoever wanted to store it is dead
+        return False  # its gateway is dead
 
 
 def _seconds(kept: timedelta) -> int:

@@ -1,6 +1,6 @@
-"""Batches of observations, stored and handed on: at least once, with exactly one effect.
+"""Reports of batches: stored and handed on with at-least-once delivery and exactly one effect.
 
-A gateway can be killed between any two steps; what then happens stands at each.
+A gateway can be killed between any two steps; comments at each step say how it is resumed.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _LOOK_EVERY_S = 15.0
 
 
 class BatchReports:
-    """Takes in what is reported."""
+    """Stores reported batches."""
 
     def __init__(
         self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, deletions: Deletions
@@ -36,11 +36,11 @@ class BatchReports:
         self._deletions = deletions
 
     async def store(self, subject: MonitoredModel, batch: ReceivedBatch) -> int:
-        """Store a batch, unless it is stored, and have it looked at; return how many observations of it are stored."""
+        """Store a batch once, and enqueue it for scoring; return how many of its observations are stored."""
         try:
             await asyncio.to_thread(check_batch, batch.observations, subject.model)
-            # Nothing has happened yet. The id of the batch is bound to one place before anything is written there:
-            # killed behind this, the batch goes to the same place when it is reported again, in whatever hour.
+            # Nothing has happened yet. The batch id is bound to one key before anything is written there: after a crash
+            # here, a repeated report uses the same key, in whatever hour it arrives.
             place = await self._place(subject, batch.id)
             if await self._has(place):
                 await self._check_same(batch, place, subject.model.name)
@@ -49,12 +49,12 @@ class BatchReports:
         except (AlreadyExists, InvalidInput):
             telemetry.OBSERVATIONS.labels(subject.model.name, "refused").inc(len(batch.observations))
             raise
-        # Killed before this, the batch is stored and nobody looks at it yet: who reports it again comes past here,
-        # and where nobody does `run` finds it. Killed behind it, the message is there and the caller asks again.
+        # After a crash before this line, the batch is stored but not enqueued: a repeated report arrives here, and
+        # without one `run` finds it. After a crash behind it, the message exists and the caller retries.
         return await self._finish(subject, place)
 
     async def run(self) -> None:
-        """Hand on what was stored by gateways that died before they did, until the task is cancelled."""
+        """Hand on batches of gateways that died before they did, until the task is cancelled."""
         while True:
             try:
                 await self.finish_abandoned()
@@ -63,7 +63,7 @@ class BatchReports:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def finish_abandoned(self) -> None:
-        """Hand on batches that are stored and were left lying; forget those that never came to be stored."""
+        """Hand on batches that are stored but not enqueued; drop those that were never stored."""
         for place in await self._index.abandoned():
             try:
                 subject = await self._subjects.of(place.partition("/observations/")[0])
@@ -75,22 +75,22 @@ class BatchReports:
                 await self._index.forget(place)
 
     async def _place(self, subject: MonitoredModel, batch_id: str) -> str:
-        """Return the key of a batch: where it was begun before, else in the present hour."""
+        """Return the key of a batch: the one where storing began, else one in the present hour."""
         now = datetime.now(UTC)
         here, before = (_place(subject, now - timedelta(hours=hours), batch_id) for hours in (0, 1))
         place = await self._index.place(subject.model.name, batch_id, here, config.retention(subject.config))
-        # A Redis that lost its data knows of no batch; who reports one again does so soon.
+        # A Redis that lost its data knows no batch; retries come soon enough to find the same hour.
         return before if place == here and await self._has(before) else place
 
     async def _has(self, place: str) -> bool:
         return await asyncio.to_thread(self._store.exists, keys.reported(place))
 
     async def _check_same(self, batch: ReceivedBatch, place: str, model_name: str) -> None:
-        """Raise AlreadyExists where a stored batch is not the one that is reported under its id again."""
+        """Raise AlreadyExists when a stored batch differs from the batch that is reported under its id."""
         stored, said = set(await asyncio.to_thread(self._ids, place)), {one.id for one in batch.observations}
         found = await self._index.find(model_name, list(said), deleted=True)
-        # What was reported and is not there was another batch's, or was deleted since: somebody had it. A Redis that
-        # lost its data does not know who, nor that this batch has what it has.
+        # Reported observations that are missing belong to another batch, or were deleted: the index knows their owner.
+        # A Redis that lost its data knows neither the owner nor this batch.
         had = set().union(*found.values()) if place in found else said
         if not (stored <= said <= stored | had):
             raise AlreadyExists(
@@ -100,10 +100,10 @@ class BatchReports:
             )
 
     async def _write(self, subject: MonitoredModel, batch: ReceivedBatch, place: str) -> bool:
-        """Store what of a batch is nowhere else; return whether there is any."""
+        """Store the observations of a batch that no other batch has; return whether there are any."""
         ids = [observation.id for observation in batch.observations]
-        # An id goes to one batch. Killed behind this, the batch takes up its own ids when it is reported again; when
-        # it never is, another batch may take them once the claim is old, as the store does not have this one.
+        # An observation id belongs to one batch. After a crash here, a repeated report claims its own ids again;
+        # without one, another batch can claim them once the claim is old, as the store does not have this batch.
         token, own = await self._index.claim(place, ids, config.retention(subject.config))
         telemetry.OBSERVATIONS.labels(subject.model.name, "repeated").inc(len(ids) - len(own))
         if not own:
@@ -112,7 +112,7 @@ class BatchReports:
         wanted = set(own)
         observations = [one for one in batch.observations if one.id in wanted]
         arrays = await asyncio.to_thread(batches.arrays_of, observations, subject.model)
-        # Killed behind this, nobody reads the arrays: they are written anew, or go with their hour.
+        # After a crash here, nobody reads the arrays: they are overwritten, or deleted with their hour.
         await asyncio.to_thread(self._store.write_arrays, keys.observed_images(place), arrays)
         await self._index.check(place, token)
         record = batches.record_of(observations)
@@ -121,7 +121,7 @@ class BatchReports:
         return True
 
     async def _finish(self, subject: MonitoredModel, place: str) -> int:
-        """Take out of a stored batch what was deleted while it was stored, and hand it on; return how many are left."""
+        """Delete observations that were marked during storing, and hand the batch on; return how many are left."""
         ids = await asyncio.to_thread(self._ids, place)
         if ids and (deleted := await self._index.deleted_of(place, ids)):
             await self._deletions.take_out(place, deleted)
@@ -131,7 +131,7 @@ class BatchReports:
         return len(ids)
 
     def _ids(self, place: str) -> Sequence[str]:
-        """Return what is stored of a batch; nothing where all of it was deleted."""
+        """Return the stored observation ids of a batch; empty when all were deleted."""
         with suppress(NotFound):
             record = self._store.read_message(keys.reported(place), monitor_pb2.ObservationBatch)
             return [observation.id for observation in record.observations]

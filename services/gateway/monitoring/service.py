@@ -1,4 +1,4 @@
-"""MonitorService, and the parts of monitoring put together."""
+"""MonitorService: translates and delegates; and the wiring of monitoring."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -36,7 +36,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorContext:
-    """What the methods delegate to."""
+    """The objects that MonitorService delegates to."""
 
     store: ArtifactStore
     subjects: MonitoredModels
@@ -90,7 +90,7 @@ class MonitorService(pb_grpc.MonitorServiceServicer):
         if request.model:
             await self._context.subjects.of(names.check(request.model, "models/*", field="model"))
         since = await self._context.alerts.begin_watch()
-        # Whoever waits for the headers knows that it misses nothing from here on.
+        # A caller that waits for the headers misses no later alert.
         await context.send_initial_metadata(())
         async for alert in self._context.alerts.watch(since, model_name=request.model):
             yield pb.WatchAlertsResponse(alert=alert)
@@ -100,7 +100,7 @@ class MonitorService(pb_grpc.MonitorServiceServicer):
 
 
 class Monitoring:
-    """What takes in the traffic of models, and what tells of it."""
+    """All parts of monitoring, wired together."""
 
     def __init__(
         self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs, limits: RateLimits
@@ -132,5 +132,5 @@ class Monitoring:
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """What runs as long as the gateway."""
+        """The coroutines that run as long as the gateway."""
         return self._loops

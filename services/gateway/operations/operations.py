@@ -61,7 +61,7 @@ def of_publication(publication: release_pb2.Publication) -> Operation:
 
 
 def _operation(name: str, record: Any, state: State, *, target: str, verb: str) -> Operation:
-    """Return an operation as long as it is under way."""
+    """Return an operation that is still under way."""
     operation = Operation(name=name)
     operation.metadata.Pack(
         _Metadata(
@@ -78,7 +78,7 @@ def _operation(name: str, record: Any, state: State, *, target: str, verb: str) 
 
 
 def _ended(operation: Operation, state: State, response: Message, error: DefuseError) -> Operation:
-    """Add how an operation ended, where it has."""
+    """Set the outcome of an operation that has ended."""
     operation.done = state != _Metadata.STATE_RUNNING
     if state == _Metadata.STATE_SUCCEEDED:
         operation.response.Pack(response)
@@ -90,12 +90,12 @@ def _ended(operation: Operation, state: State, response: Message, error: DefuseE
 
 
 def _fault(record: run_pb2.Run | correction_pb2.Correction) -> DefuseError:
-    # What is no defect of ours says by its reason what stood in the way, as the stream of failures does.
+    # An error that is not a defect of ours names its cause in its reason, as the stream of failures does.
     cls = Internal if record.error_reason in {"", "INTERNAL"} else NotReady
     return cls(record.error, reason=record.error_reason or None)
 
 
-# Names of operations that were deleted; what they did is not.
+# Names of deleted operations; their results remain.
 _FORGOTTEN = f"{KEY}operations:forgotten"
 _FILTERS = {"": None, "done=true": True, "done=false": False}
 _EVERYWHERE = {"", "runs/-"}
@@ -103,7 +103,7 @@ _EVERYWHERE = {"", "runs/-"}
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """The record that an operation is a view of."""
+    """The record behind an operation."""
 
     records: Runs | Corrections | ReleaseOperations
     name: str
@@ -111,7 +111,7 @@ class _Source:
 
 
 class Operations:
-    """What takes long, by the names `runs/{run}/operations/{operation}` and `models/{model}/operations/{operation}`."""
+    """Operations named `runs/{run}/operations/{operation}` and `models/{model}/operations/{operation}`."""
 
     def __init__(self, queue: Queue, runs: Runs, corrections: Corrections, publications: ReleaseOperations) -> None:
         self._redis = queue.redis
@@ -120,7 +120,7 @@ class Operations:
         self._publications = publications
 
     async def get(self, name: str) -> Operation:
-        """Return an operation; raise NotFound for an unknown name, or one that was deleted."""
+        """Return an operation; raise NotFound for an unknown or deleted one."""
         source = await self._source(name)
         try:
             return source.view(await source.records.get(source.name))
@@ -128,9 +128,9 @@ class Operations:
             raise _unknown(name) from error
 
     async def list(self, parent: str, wanted: str, cursor: Cursor) -> Page[Operation]:
-        """Return a page of the operations of a run, of all runs or of a model, that a filter lets through.
+        """Return one page of the operations of a run, of all runs or of a model, filtered.
 
-        Runs come newest first, each one's search before its corrections; these, and releases, come oldest first.
+        Runs come newest first, each with its search before its corrections; corrections and releases come oldest first.
         """
         if parent in _EVERYWHERE:
             found = self._of_all(cursor.after)
@@ -141,7 +141,7 @@ class Operations:
         return await cursor.page_of(self._filtered(found, _filter(wanted)))
 
     async def wait(self, name: str, timeout_s: float | None) -> Operation:
-        """Return an operation as soon as it has ended, or after `timeout_s` seconds as it then is."""
+        """Return an operation once it has ended, or after `timeout_s` seconds in its present state."""
         end = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         operation, source = await self.get(name), await self._source(name)
         with suppress(TimeoutError):
@@ -151,13 +151,13 @@ class Operations:
         return operation
 
     async def cancel(self, name: str) -> None:
-        """Stop what an operation does; no effect on one that has ended. Raises NotReady for what cannot be stopped."""
+        """Cancel an operation; no effect on one that has ended. Raises NotReady when it cannot be cancelled."""
         await self.get(name)
         source = await self._source(name)
         await source.records.cancel(source.name)
 
     async def delete(self, name: str) -> None:
-        """Forget an operation that has ended; raise NotReady while it has not."""
+        """Delete an operation that has ended; raise NotReady while it has not."""
         if not (await self.get(name)).done:
             raise NotReady(f"operation {name!r} has not ended; cancel it first, or wait", reason="OPERATION_UNDER_WAY")
         await self._redis.sadd(_FORGOTTEN, name)
@@ -185,7 +185,7 @@ class Operations:
                     yield position, operation
 
     async def _of_all(self, after: Position) -> AsyncGenerator[Placed[Operation], None]:
-        """Yield the operations of all runs; a position is that of the run, then that within it."""
+        """Yield the operations of all runs; a position is the run's, then that within the run."""
         if after:
             run = await self._runs.get(after[1])
             async for position, operation in self._of_run(run, after[2:]):
@@ -195,7 +195,7 @@ class Operations:
                 yield [*place, *position], operation
 
     async def _of_run(self, run: run_pb2.Run, after: Position) -> AsyncGenerator[Placed[Operation], None]:
-        """Yield a run's search, then its corrections; a position is the search's, then the correction's."""
+        """Yield the search of a run, then its corrections; a position is the search's, then the correction's."""
         if not after:
             yield [names.SEARCH], of_run(run)
         async for position, correction in self._corrections.records.after(run.name, after[1:]):

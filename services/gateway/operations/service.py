@@ -11,14 +11,14 @@ from services.gateway.operations.operations import Operations
 from services.gateway.records.paging import Cursor
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Operations"]
-# What the answer needs on its way, before the caller's deadline.
+# Time that the answer needs to arrive before the caller's deadline.
 _ANSWER_S = 0.5
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class OperationsService(pb_grpc.OperationsServicer):  # type: ignore[misc]  # its stubs have no types
-    """What takes long, for any client that knows Google's operations."""
+    """The standard interface to long-running operations."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
@@ -44,7 +44,7 @@ class OperationsService(pb_grpc.OperationsServicer):  # type: ignore[misc]  # it
 
 
 def _patience_s(request: pb.WaitOperationRequest, context: Context) -> float | None:
-    """Return how long a caller may be made to wait: by its timeout and its deadline, whichever is first."""
+    """Return how long a call may wait: the smaller of its timeout and its remaining deadline."""
     left = context.time_remaining()
     bounds = [] if left is None else [max(0.0, left - _ANSWER_S)]
     if request.HasField("timeout"):

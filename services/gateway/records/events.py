@@ -1,4 +1,4 @@
-"""What the stages say, folded into the records that it is about; each event is stored before it has an effect."""
+"""The event consumer: each event of a stage is stored, then folded into its record."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,12 +16,12 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
 Fold = Callable[[work_pb2.Event], Awaitable[Any]]
-# Of what is seen of traffic the batches are the record.
+# Events about traffic are not stored: the batches are their record.
 _UNRECORDED = "models"
 
 
 class EventConsumer:
-    """Reads the stream `events`; each event is folded by the collection that its subject belongs to."""
+    """Consumes the stream `events`; each event is folded by the collection of its subject."""
 
     def __init__(self, queue: Queue, store: ArtifactStore, folds: Mapping[str, Fold]) -> None:
         self._queue = queue
@@ -30,7 +30,7 @@ class EventConsumer:
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """What runs as long as the gateway."""
+        """The coroutines that run as long as the gateway."""
         return [self.run, lambda: report_queue_metrics(self._queue, [EVENTS])]
 
     async def run(self) -> None:
@@ -59,7 +59,7 @@ class EventConsumer:
         await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery))
 
     async def _when_possible(self, act: Fold, event: work_pb2.Event, delivery: Delivery) -> None:
-        """Record or fold an event, however long the store has no room or is away; Redis is waited for, too."""
+        """Store or fold an event, and retry while the store is full or away, or Redis is away."""
         while True:
             try:
                 await retry_while_redis_is_away(lambda: act(event))
@@ -71,7 +71,7 @@ class EventConsumer:
                 return
 
     async def _record(self, event: work_pb2.Event) -> None:
-        """Write an event to the store, once; progress is not worth keeping."""
+        """Write an event to the store, once; progress events are not kept."""
         key = _event_key(event)
         if key and not await asyncio.to_thread(self._store.exists, key):
             await asyncio.to_thread(self._store.write_message, key, event)
@@ -84,7 +84,7 @@ class EventConsumer:
 
 
 def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager[None]:
-    """Begin a span for what has consequences: progress has none, and there is much of it."""
+    """Start a span for an event with consequences; there are too many progress events to trace."""
     kind = event.WhichOneof("kind")
     if kind in {None, "progress"}:
         return nullcontext()
@@ -92,7 +92,7 @@ def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager
 
 
 def _collection(event: work_pb2.Event) -> str:
-    """Return what a subject is one of: `corrections` for `runs/a/corrections/c1`."""
+    """Return the collection of a subject: `corrections` for `runs/a/corrections/c1`."""
     return names.last(event.subject.rpartition("/")[0])
 
 
@@ -104,7 +104,7 @@ def _event_key(event: work_pb2.Event) -> str | None:
 
 
 def _occurrence(event: work_pb2.Event) -> str:
-    """Return what tells apart events of one kind that a run has more than one of."""
+    """Return the part of an event's key that distinguishes events of the same kind."""
     if event.HasField("shard_identified"):
         return f"-{event.shard_identified.round:03d}-{event.shard_identified.shard:05d}"
     if event.HasField("round_planned"):

@@ -1,8 +1,8 @@
-"""Requests with an id (AIP-155): carried out once, and whoever asks again gets the answer of the first.
+"""Idempotent requests (AIP-155): a retry returns the first response.
 
-What a request made and its answer are kept for a day. The record that a request makes is written in one transaction
-with the note that it made it, so a gateway that dies in between leaves both or neither; what is made elsewhere is told
-the id, and is not made twice.
+A request's effect and answer are kept for a day. The record that a request creates is written in one transaction with a
+mark of the request, so a gateway that dies in between leaves both or neither; services that create something elsewhere
+receive the id, and do not create it twice.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from services.runtime.queue import KEY, REDIS_AWAY, Queue
 
 _KEY = f"{KEY}request:"
 _KEPT_S = 24 * 3600
-# After so long without a sign of life somebody else carries a request out.
+# A request whose owner is silent for this long is carried out by another gateway.
 LEASE_S = 15.0
 _POLL_S = 0.2
 
@@ -34,14 +34,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A request in the hands of this gateway."""
+    """A request that this gateway carries out."""
 
     request_id: str
     holder: str
 
     @property
     def key(self) -> str:
-        """What is known of the request: a digest of it, what it made, its answer."""
+        """Redis key of the request's state: its digest, the record that it created, its answer."""
         return f"{_KEY}{self.request_id}"
 
     @property
@@ -54,18 +54,18 @@ class Claim:
             raise Conflict(f"request {self.request_id!r} is carried out elsewhere; ask again", reason="REQUEST_TAKEN")
 
     def note(self, pipe: Any, record: Message) -> None:
-        """Add to a transaction that writes a record the note that this request made it."""
+        """Add the mark that this request created a record to the transaction that writes it."""
         made = Any_()
         made.Pack(record)
         pipe.hset(self.key, "made", made.SerializeToString())
 
 
-# The request that is carried out, where it has an id.
+# The request under way, when it has an id.
 claimed: ContextVar[Claim | None] = ContextVar("claimed", default=None)
 
 
 def idempotent(method: F) -> F:
-    """Carry a method of a service out once for each `request_id`; the service has its `requests`."""
+    """Make a servicer's method idempotent for each `request_id`; the servicer has `requests`."""
     kind: type[Message] = method.__annotations__["return"]
 
     @functools.wraps(method)
@@ -77,15 +77,15 @@ def idempotent(method: F) -> F:
 
 
 class IdempotentRequests:
-    """What was asked with an id, over all gateways."""
+    """The state of requests with an id, shared by all gateways."""
 
     def __init__(self, queue: Queue) -> None:
         self._redis = queue.redis
 
     async def answer(self, request: Any, kind: type[A], carry_out: Callable[[], Awaitable[A]]) -> A:
-        """Return the answer to a request, carried out now or before; one that failed is carried out again.
+        """Return the answer to a request, carried out now or before; a failed one is carried out again.
 
-        Raises AlreadyExists where another request had the id.
+        Raises AlreadyExists when another request used the id.
         """
         claim = Claim(request_id=names.check_id("request", request.request_id), holder=uuid.uuid4().hex)
         digest = _digest(request)
@@ -95,7 +95,7 @@ class IdempotentRequests:
             if await self._redis.set(claim.held_key, claim.holder, nx=True, px=round(1000 * LEASE_S)):
                 async with self._holding(claim):
                     return await self._carried_out(claim, digest, kind, carry_out)
-            await asyncio.sleep(_POLL_S)  # somebody else carries it out
+            await asyncio.sleep(_POLL_S)  # another gateway carries it out
 
     async def _carried_out(
         self, claim: Claim, digest: bytes, kind: type[A], carry_out: Callable[[], Awaitable[A]]
@@ -108,7 +108,7 @@ class IdempotentRequests:
             try:
                 answer = await carry_out()
             except REDIS_AWAY:
-                # Redis may have made it all the same, and not have come to say so: the note that it did must stay.
+                # Redis may have written the record without answering, so the mark must stay.
                 raise
             except Exception:
                 await self._forget(claim)
@@ -140,7 +140,7 @@ class IdempotentRequests:
 
     @asynccontextmanager
     async def _holding(self, claim: Claim) -> AsyncIterator[None]:
-        """Show signs of life while the block runs; let go of the request afterwards."""
+        """Renew the lease of a request while the block runs, and release it afterwards."""
         living = asyncio.create_task(self._live(claim))
         try:
             yield
@@ -168,7 +168,7 @@ def _answer(known: dict[bytes, bytes], kind: type[A]) -> A | None:
 
 
 def _of_record(known: dict[bytes, bytes], kind: type[A]) -> A | None:
-    """Return the answer of a request whose gateway died behind the record, where it is the record."""
+    """Return the answer of a request whose gateway died after writing the record, when the record is the answer."""
     made = Any_.FromString(known.get(b"made", b""))
     fields: Any = kind.DESCRIPTOR.fields
     for field in fields:

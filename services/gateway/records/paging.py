@@ -16,19 +16,19 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 DEFAULT_SIZE, LARGEST_SIZE = 100, 500
-# Of the entries of one page: 4 MiB is what gRPC lets through by default.
+# Largest size of a page in bytes, below gRPC's default message limit of 4 MiB.
 MOST_BYTES = 3 << 20
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
-# Where an entry stands in its list: plain values that sort as the entries do.
+# The position of an entry in its list: plain values that sort as the entries do.
 Position = Sequence[Any]
 Placed = tuple[Position, M]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[M]):
-    """Some entries of a list; the token is empty where they are the last."""
+    """Some entries of a list; the token is empty on the last page."""
 
     entries: Sequence[M]
     next_page_token: str
@@ -36,19 +36,19 @@ class Page(Generic[M]):
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Which page is asked for."""
+    """The requested page of a list."""
 
-    # What the entries are of; a token of another list is refused.
+    # Identifies the list; a token of another list is rejected.
     subject: str
     size: int
-    # Of the last entry of the page before; empty for the first page.
+    # Position of the last entry of the previous page; empty for the first page.
     after: Position
 
     @classmethod
     def of(cls, request: Any, *about: str) -> Self:
-        """Read `page_size` and `page_token` of a request for a list that is told from others by `about`.
+        """Read `page_size` and `page_token` of a request; `about` distinguishes its list from others.
 
-        Raises InvalidInput for a negative size, and for a token that does not come from the same list.
+        Raises InvalidInput for a negative size, and for a token of another list.
         """
         if request.page_size < 0:
             raise InvalidInput(
@@ -61,7 +61,7 @@ class Cursor:
         return cls(subject=subject, size=size, after=_position(subject, request.page_token))
 
     def page(self, placed: Iterable[Placed[M]]) -> Page[M]:
-        """Return as many entries as a page holds, of those that come behind the page before, one at least."""
+        """Return one page of entries that follow the previous page; at least one entry, whatever its size."""
         entries: list[M] = []
         left, last = MOST_BYTES, self.after
         for position, entry in placed:
@@ -73,7 +73,7 @@ class Cursor:
         return Page(entries=entries, next_page_token="")
 
     async def page_of(self, placed: AsyncGenerator[Placed[M], None]) -> Page[M]:
-        """Return the same of entries that are read one by one, no more of them than it takes."""
+        """Return one page of entries that are read one by one, reading no more than needed."""
         found: list[Placed[M]] = []
         async with aclosing(placed) as entries:
             async for entry in entries:
@@ -83,12 +83,12 @@ class Cursor:
         return self.page(found)
 
     def page_of_append_only(self, entries: Sequence[M]) -> Page[M]:
-        """Return the page of a list from which no entry is ever removed: the number of an entry is its position."""
+        """Return one page of a list that only grows: an entry's number is its position."""
         numbers = self.behind(range(len(entries)), lambda number: [number])
         return self.page((position, entries[number]) for position, number in numbers)
 
     def behind(self, entries: Iterable[T], position: Callable[[T], Position]) -> list[tuple[Position, T]]:
-        """Return entries in the order of their positions, those behind the page before."""
+        """Return the entries after the previous page, sorted by position."""
         placed = sorted(((list(position(entry)), entry) for entry in entries), key=lambda pair: pair[0])
         return [pair for pair in placed if pair[0] > list(self.after)]
 
@@ -104,7 +104,7 @@ def _position(subject: str, token: str) -> Position:
     try:
         seal, *position = json.loads(base64.urlsafe_b64decode(token))
         known = seal == _seal(subject, position)
-    except (ValueError, TypeError, RecursionError):  # the last for lists within lists, thousands deep
+    except (ValueError, TypeError, RecursionError):  # RecursionError comes from thousands of nested lists
         known, position = False, []
     if not known:
         raise InvalidInput(
@@ -124,9 +124,9 @@ R = TypeVar("R", bound=Message)
 
 
 class ReadMask(Generic[R]):
-    """Lets the named fields through; all of them where none is named.
+    """Restricts a message to named fields; an empty mask keeps all.
 
-    Raises InvalidInput that names a field which the resource does not have.
+    Raises InvalidInput for a field that the resource does not have.
     """
 
     def __init__(self, kind: type[R], mask: FieldMask) -> None:
@@ -142,7 +142,7 @@ class ReadMask(Generic[R]):
                 )
 
     def of(self, message: R) -> R:
-        """Return what a caller is sent of a message."""
+        """Return the masked message."""
         if not self._mask.paths:
             return message
         kept = self._kind()

@@ -1,4 +1,4 @@
-"""Records that change while work goes on, in Redis: a change is compare-and-set, with the work it starts."""
+"""The record store: records in Redis, changed by compare-and-set together with the work that follows."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -14,13 +14,13 @@ from services.gateway.records.idempotency import claimed
 from services.gateway.records.paging import Placed, Position
 from services.runtime.queue import KEY, Queue, fields
 
-# How soon a watcher sees a change. Polled: that holds across gateways and reconnects, where a message could be lost.
+# How soon a watcher sees a change. Polling works across gateways and reconnects, where a notification could be lost.
 _POLL_S = 0.2
-# How many records of a long list are read at once.
+# Records of a long list that are read at once.
 _AT_ONCE = 100
 
 R = TypeVar("R", bound=Message)
-# A message and the stream it goes to.
+# A queue message and its stream.
 Work = tuple[str, Message]
 
 
@@ -34,7 +34,7 @@ class RecordStore(Generic[R]):
         self._ended = ended
 
     async def create(self, record: R, works: Sequence[Work], *, taking: str | None = None) -> R:
-        """Write a new record and start its first work, both or neither; raise AlreadyExists for a name in use.
+        """Write a new record and enqueue its first work atomically; raise AlreadyExists for a name in use.
 
         `taking` is a key that the record holds until it is released; raise Conflict while another record holds it.
         """
@@ -84,16 +84,16 @@ class RecordStore(Generic[R]):
     async def after(
         self, parent: str, position: Position, *, newest_first: bool = False
     ) -> AsyncGenerator[Placed[R], None]:
-        """Yield the records below a parent behind a position, all where it is empty, each with its own position."""
+        """Yield the records of a parent after a position, each with its own position; all of them for an empty one."""
         while records := await self._behind(parent, position, newest_first=newest_first):
             for placed in records:
                 yield placed
             position, _ = records[-1]
 
     async def apply(self, name: str, change: Callable[[R], Sequence[Work]], *, releasing: str | None = None) -> R:
-        """Change a record and start the work that follows, both or neither; again when somebody else was faster.
+        """Change a record and enqueue the work that follows atomically; retried after a concurrent change.
 
-        `releasing` is a key that is freed if this record holds it.
+        `releasing` is a key that is freed when this record holds it.
         """
         key = _key(name)
         while True:
@@ -115,7 +115,7 @@ class RecordStore(Generic[R]):
                 return record
 
     async def watch(self, name: str) -> AsyncIterator[R]:
-        """Yield a record now and whenever it changes, until it has ended."""
+        """Yield a record now and after each change, until it has ended."""
         last = None
         while True:
             record = await self.get(name)
@@ -145,7 +145,7 @@ class RecordStore(Generic[R]):
         seen = 0
         if position:
             begin, last = position
-            # Records of the same moment are in the order of their names.
+            # Records of the same moment are sorted by name.
             names_ = [found.decode() for found in await ranged(self._index(parent), begin, begin)]
             seen = sum(name >= last if newest_first else name <= last for name in names_)
         found = await ranged(self._index(parent), begin, end, start=seen, num=_AT_ONCE, withscores=True)

@@ -1,4 +1,4 @@
-"""Regions and their annotations: one stored object an annotation, the latest counts; mixed regions are split."""
+"""Regions and their annotations: one stored object an annotation, of which the latest counts."""
 
 import asyncio
 import hashlib
@@ -36,7 +36,7 @@ _LABEL, _INVALID = annotation_pb2.Annotation.VERDICT_LABEL, annotation_pb2.Annot
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationImages:
-    """What an annotator looks at, (n, h, w, c) uint8 each."""
+    """The images that an annotator sees, (n, h, w, c) uint8 each."""
 
     exemplars: Array
     sources: Array
@@ -46,21 +46,21 @@ class AnnotationImages:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRegions:
-    """Names of regions that people called invalid, and of those that they labelled as their sources are."""
+    """Names of regions annotated as invalid, and of regions labelled as their sources are."""
 
     invalid: Sequence[str]
     valid: Sequence[str]
 
 
 class Regions:
-    """Finds and annotates regions of runs that have succeeded."""
+    """Finds and annotates the regions of finished runs."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
         self._catalog = Catalog(store)
 
     def distillation(self, run: run_pb2.Run) -> region_pb2.Distillation:
-        """Return the regions of a run and the parts of mixed ones, the largest score first, with their annotations."""
+        """Return the annotated regions of a run, with parts of mixed ones, largest score first."""
         found = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         del found.regions[:]
         found.regions.extend(self._catalog.regions(run.name))
@@ -76,7 +76,7 @@ class Regions:
         return self._catalog.annotated(self._catalog.region(name))
 
     def parts(self, name: str) -> list[region_pb2.Region]:
-        """Return the parts that a region was split into, with their latest annotations, the largest score first."""
+        """Return the annotated parts of a split region, largest score first."""
         return [self._catalog.annotated(part) for part in self._catalog.parts(name)]
 
     def pictures(self, name: str) -> AnnotationImages:
@@ -89,10 +89,10 @@ class Regions:
         )
 
     def export(self, run: run_pb2.Run) -> bytes:
-        """Return a safetensors file with the arrays of all regions, and their records as JSON in its metadata.
+        """Return a safetensors file with the arrays of all regions, and their records as JSON metadata.
 
-        Without annotations, and without the parts that follow from them: so it is the same file at every call, and a
-        broken download goes on.
+        Annotations, and the parts that follow from them, are left out: the file is the same at every call, so that a
+        broken download can be resumed.
         """
         distillation = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         arrays = {
@@ -111,7 +111,7 @@ class Regions:
         return (content[begin : begin + _PART_BYTES] for begin in range(offset, len(content), _PART_BYTES))
 
     def annotate(self, annotation: annotation_pb2.Annotation) -> region_pb2.Region:
-        """Store a verdict; raise InvalidInput for a label that the model does not have."""
+        """Store an annotation; raise InvalidInput for a label that the model does not have."""
         region = self._catalog.region(annotation.region)
         self._check(annotation)
         stored = annotation_pb2.Annotation()
@@ -119,12 +119,12 @@ class Regions:
         stored.create_time.GetCurrentTime()
         directory, mark = keys.annotations(region.name), _mark()
         if not any(key.endswith(f"-{mark}.pb") for key in self._store.keys(directory)):
-            # Nanoseconds first, so that the keys sort by time.
+            # Nanoseconds come first, so that keys sort by time.
             self._store.write_message(f"{directory}/{time.time_ns():020d}-{mark}.pb", stored)
         return self.get(region.name)
 
     def labelled(self, run: run_pb2.Run) -> list[correction_pb2.LabelledRegion]:
-        """Return the regions whose latest verdict is a label."""
+        """Return the regions whose latest annotation is a label."""
         return [
             correction_pb2.LabelledRegion(region=region.name, label=region.annotation.label)
             for region in self.distillation(run).regions
@@ -132,9 +132,9 @@ class Regions:
         ]
 
     def judged(self, run: run_pb2.Run) -> JudgedRegions:
-        """Return the regions whose latest verdict says whether their failures are pictures of their label.
+        """Return the regions whose latest annotation says whether their failures show their label.
 
-        One that is labelled otherwise than its sources says neither: it is a picture, but not of its label.
+        A region with another label than its sources counts as neither: its images are valid, but not of their label.
         """
         regions = self.distillation(run).regions
         return JudgedRegions(
@@ -167,13 +167,13 @@ class Regions:
 
 
 def _mark() -> str:
-    """Return what tells a verdict from all others: the same for the same request, which is stored once."""
+    """Return a unique suffix for an annotation; the same for a retried request, which is stored once."""
     claim = claimed.get()
     return hashlib.sha256(claim.request_id.encode()).hexdigest()[:12] if claim else uuid.uuid4().hex[:12]
 
 
 class Annotator:
-    """Takes verdicts on regions."""
+    """Annotates regions, and has mixed ones split."""
 
     def __init__(
         self, regions: Regions, distiller: "ServiceClient[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
@@ -184,10 +184,10 @@ class Annotator:
     async def annotate(
         self, annotation: annotation_pb2.Annotation
     ) -> tuple[region_pb2.Region, Sequence[region_pb2.Region]]:
-        """Store a verdict; return the region with it and, where it is mixed, its parts, largest score first.
+        """Store an annotation; return the region and, when it is mixed, its parts, largest score first.
 
-        The verdict is stored whatever becomes of the split. Raises NotReady where the region has no parts, Unavailable
-        or DeadlineExceeded where the distiller did not answer; the same verdict once more then completes it.
+        The annotation is stored even when the split fails. Raises NotReady when the region has no parts, Unavailable or
+        DeadlineExceeded when the distiller did not answer; repeating the annotation then completes it.
         """
         region = await asyncio.to_thread(self._regions.annotate, annotation)
         if annotation.verdict != annotation_pb2.Annotation.VERDICT_MIXED:

@@ -18,7 +18,7 @@ from services.runtime.queue import KEY, PUBLISH, Queue
 Publication = release_pb2.Publication
 ENDED = (Publication.STATE_SUCCEEDED, Publication.STATE_FAILED)
 
-# What is done to the candidates of a model when the version that callers get has changed.
+# Retires the candidates of a model after its champion has changed.
 Retire = Callable[[str], Awaitable[None]]
 
 
@@ -33,9 +33,9 @@ class ReleaseOperations:
         )
 
     async def released(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Release:
-        """Have a correction published and return what was done; the same request waits for the same publication.
+        """Publish a correction and return its release; the same request waits for the same publication.
 
-        Raises what the corrector refuses it with, and Conflict while another release of the model is under way.
+        Raises the corrector's refusal, and Conflict while another release of the model is under way.
         """
         publication = await self._begun(request)
         async for latest in self.records.watch(publication.name):
@@ -51,7 +51,7 @@ class ReleaseOperations:
         return self.records.watch(names.check(name, "models/*/publications/*"))
 
     async def cancel(self, name: str) -> release_pb2.Publication:
-        """Return a release that has ended; raise NotReady for one under way, which nobody can stop half-way."""
+        """Return a release that has ended; raise NotReady for one under way, which cannot be cancelled."""
         publication = await self.get(name)
         if publication.state not in ENDED:
             raise NotReady(
@@ -62,7 +62,7 @@ class ReleaseOperations:
         return publication
 
     async def apply(self, event: work_pb2.Event) -> release_pb2.Publication:
-        """Fold an event into the state of its publication; whoever waits for its end finds the candidates retired."""
+        """Fold an event into its publication; candidates are retired before the publication ends."""
         publication = await self.get(event.subject)
         model = names.parent(event.subject)
         if event.HasField("published") and publication.state not in ENDED:
@@ -73,7 +73,7 @@ class ReleaseOperations:
         )
 
     async def _retire_if_possible(self, model: str) -> None:
-        """Retire the candidates; while the corrector is away they stay until the next release, and do no harm."""
+        """Retire the candidates; while the corrector is away they stay until the next release, which is harmless."""
         try:
             await self._retire(model)
         except (Unavailable, DeadlineExceeded) as error:
@@ -116,7 +116,7 @@ class ReleaseOperations:
 
 
 def fold(publication: release_pb2.Publication, event: work_pb2.Event) -> Sequence[Work]:
-    """Change a publication by an event, in place; no work follows. One that comes twice changes nothing."""
+    """Apply an event to a publication, in place; no work follows. Idempotent."""
     if publication.state in ENDED:
         return []
     kind = event.WhichOneof("kind")
@@ -137,13 +137,13 @@ def fold(publication: release_pb2.Publication, event: work_pb2.Event) -> Sequenc
 
 
 def fault(publication: release_pb2.Publication) -> DefuseError:
-    """Return what a publication was refused with."""
+    """Return the error that a publication failed with."""
     classes = {code.value[0]: cls for cls, code in CODES.items()}
     return classes.get(publication.error_code, Internal)(publication.error, reason=publication.error_reason)
 
 
 def _model_key(model: str) -> str:
-    """Return the key that the one release under way of a model holds."""
+    """Return the Redis key of the one release of a model that is under way."""
     return f"{KEY}publishing:{model}"
 
 
@@ -157,7 +157,7 @@ class CandidateRetirement:
         self._corrector = corrector
 
     async def retire(self, model: str) -> None:
-        """End the trial of a model; then nothing asks for its candidates, and none is served any more."""
+        """End the trial of a model and withdraw its candidates."""
         if trial := await self._trials.of_model(model):
             await self._trials.stop(trial.name)
         wanted = corrector_service_pb2.WithdrawCandidatesRequest(model=model)

@@ -21,7 +21,7 @@ _SEARCH_DEFAULTS = run_pb2.SearchConfig(
     noise=run_pb2.SearchConfig.NOISE_GAUSSIAN,
     rounds=8,
 )
-# How each was measured: docs/method.md, "Validity".
+# Measurements behind each default: docs/method.md, "Validity".
 _VALIDITY_DEFAULTS = run_pb2.ValidityConfig(
     max_radius_sd=1.0,
     min_typicality=0.01,
@@ -39,7 +39,7 @@ _MIXTURE_DEFAULTS = run_pb2.MixtureConfig(
     false_discovery_rate=0.05,
     bootstraps=10,
 )
-# Least and largest value of what a caller may set. A setting without presence that is 0 takes its default.
+# Least and largest value of each setting; 0 takes the default unless the setting has presence.
 _BOUNDS = {
     "search.radius_sd": (1e-6, 3.0),
     "search.draws_per_source": (1, 10_000),
@@ -71,7 +71,7 @@ _BOUNDS = {
 
 
 def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
-    """Return a configuration with its defaults filled in; raise InvalidInput that names a value out of its bounds."""
+    """Return a configuration with defaults filled in; raise InvalidInput for a value out of bounds."""
     for path, (least, largest) in _BOUNDS.items():
         section, name = path.split(".")
         value = getattr(getattr(config, section), name)
@@ -85,13 +85,13 @@ def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
         search=_SEARCH_DEFAULTS, mixture=_MIXTURE_DEFAULTS, validity=_VALIDITY_DEFAULTS, preflight=_PREFLIGHT_DEFAULTS
     )
     if config.search.noise == run_pb2.SearchConfig.NOISE_RELEASED:
-        whole.validity.max_radius_sd = _ANY_RADIUS_SD  # its steps are not in units of the latent's spread
+        whole.validity.max_radius_sd = _ANY_RADIUS_SD  # released noise is not in units of the latents' spread
     whole.MergeFrom(config)
     return whole
 
 
 class ThresholdAdvisor:
-    """Learns from verdicts, through the generator, who knows what a threshold is of."""
+    """Fits validity thresholds to annotations; a generator does the work."""
 
     def __init__(
         self, regions: Regions, generator: "ServiceClient[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
@@ -100,7 +100,7 @@ class ThresholdAdvisor:
         self._generator = generator
 
     async def of(self, run: run_pb2.Run) -> run_pb2.ValidityAdvice:
-        """Return what the latest verdicts on the regions of a run advise; raise NotReady where they say nothing."""
+        """Return thresholds fitted to the latest annotations of a run; raise NotReady when they do not suffice."""
         judged = await asyncio.to_thread(self._regions.judged, run)
         for named, word in ((judged.invalid, "invalid"), (judged.valid, "labelled as their sources are")):
             if not named:
@@ -120,9 +120,9 @@ class ThresholdAdvisor:
 def with_advised_thresholds(
     config: run_pb2.RunConfig, advice: run_pb2.ValidityAdvice, whose: run_pb2.Run
 ) -> run_pb2.RunConfig:
-    """Return a configuration whose validity thresholds, where they were left out, are those of the advice.
+    """Return a configuration with advised thresholds in place of missing ones.
 
-    The radius is left to its default where the steps of the other run follow another law: they have other sizes there.
+    The radius keeps its default when the other run used another noise model, whose radii have another scale.
     """
     whole = run_pb2.RunConfig(validity=advice.validity)
     if complete(config).search.noise != whose.config.search.noise:

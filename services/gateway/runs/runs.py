@@ -1,4 +1,4 @@
-"""Runs: their configuration is checked once, their state is a fold over the events of the stages."""
+"""Runs: the configuration is checked once, the state is a fold over the events of the stages."""
 
 import asyncio
 import math
@@ -37,7 +37,7 @@ class Runs:
         self.records: RecordStore[run_pb2.Run] = RecordStore(queue, run_pb2.Run, "runs", lambda run: run.state in ENDED)
 
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
-        """Check a configuration against the model, the data and the served classifier, and start a run."""
+        """Start a run, after checking its configuration against model, data and served classifier."""
         name = names.run(names.check_id("run", run_id, field="run_id"))
         run = run_pb2.Run(
             name=name,
@@ -51,9 +51,9 @@ class Runs:
         return await self.records.create(run, [(PREPARE, work_pb2.PrepareWork(run=_as_created(run)))])
 
     async def checked(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
-        """Return a configuration with its defaults and versions filled in, checked against what it names.
+        """Return a complete, checked configuration: defaults, versions and advised thresholds are filled in.
 
-        So are thresholds that another run advises: a run stays its configuration, whatever people say later.
+        Advised thresholds are resolved here because later annotations must not change a run.
         """
         whole = complete(await self._advised(config) if config.validity_from else config)
         await asyncio.to_thread(self._check, whole)
@@ -69,14 +69,14 @@ class Runs:
         return run
 
     async def page(self, cursor: Cursor) -> Page[run_pb2.Run]:
-        """Return some of all runs, newest first."""
+        """Return one page of all runs, newest first."""
         return await cursor.page_of(self.records.after("", cursor.after, newest_first=True))
 
     def watch(self, name: str) -> AsyncIterator[run_pb2.Run]:
         return self.records.watch(names.check(name, "runs/*", field="name"))
 
     async def cancel(self, name: str) -> run_pb2.Run:
-        """Stop a run; its workers stop at their next batch."""
+        """Cancel a run; its workers stop at their next batch."""
         if (run := await self.get(name)).state in ENDED:
             return run
         event = work_pb2.Event(subject=name, cancelled=work_pb2.Cancelled())
@@ -94,7 +94,7 @@ class Runs:
         return with_advised_thresholds(config, await self._advice.of(other), other)
 
     def _claim_name(self, run: run_pb2.Run) -> None:
-        """Record the run; take on the record, with the same configuration, of a gateway that died right then."""
+        """Store the run; adopt an equal record that a gateway left when it died at this point."""
         key = keys.run(run.name)
         if not self._store.exists(key):
             self._store.write_message(key, _as_created(run))
@@ -121,7 +121,7 @@ class Runs:
             self._check_served(oracle, config.validity.oracle_version)
 
     def _check_served(self, model: model_pb2.Model, version: int) -> None:
-        """Ask for one real answer, which says more than readiness: the version is loaded and takes what it declares."""
+        """Classify one image, which shows more than readiness: the version is loaded and takes its declared input."""
         height, width, channels = model.image_shape
         classifier = self._inference.classifier(model, version=version)
         classifier.classify(np.zeros((1, channels, height, width), np.float32))
@@ -135,7 +135,7 @@ class Runs:
 
 
 def fold(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
-    """Change a run by an event, in place; return the work that follows. An event that comes twice changes nothing."""
+    """Apply an event to a run, in place; return the work that follows. Idempotent."""
     if run.state in ENDED:
         return []
     before = run.state
@@ -189,7 +189,7 @@ def _on_prepared(run: run_pb2.Run, prepared: work_pb2.Prepared) -> list[Work]:
 
 
 def _shards(run: run_pb2.Run) -> list[Work]:
-    """Return the work of the round that is under way."""
+    """Return the work of the present round."""
     created = _as_created(run)
     return [
         (IDENTIFY, work_pb2.IdentifyWork(run=created, shard=shard, round=run.round)) for shard in range(run.shard_count)
@@ -227,7 +227,7 @@ def _on_shard(run: run_pb2.Run, done: work_pb2.ShardIdentified) -> list[Work]:
 
 
 def _rounds(run: run_pb2.Run) -> int:
-    """Return how many rounds the search has at most."""
+    """Return the largest number of rounds."""
     search = run.config.search
     return 1 if search.strategy == run_pb2.SearchConfig.STRATEGY_UNIFORM else search.rounds
 
@@ -262,7 +262,7 @@ def _times(count: int, noun: str) -> str:
 
 
 def _as_created(run: run_pb2.Run) -> run_pb2.Run:
-    """Return what never changes of a run: what travels with its work."""
+    """Return the immutable part of a run, which travels with its work."""
     return run_pb2.Run(name=run.name, config=run.config, create_time=run.create_time)
 
 

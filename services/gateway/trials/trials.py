@@ -17,21 +17,21 @@ from services.storage import keys
 from services.storage.catalog import Catalog
 
 _RUNNING, _ENDED = trial_pb2.Trial.STATE_RUNNING, trial_pb2.Trial.STATE_ENDED
-# How soon a gateway knows of a trial that another one started or stopped.
+# How soon a gateway learns of a trial that another one started or stopped.
 REFRESH_S = 0.2
-# For so long what it knows is true; then it takes no trial to be under way.
+# Age at which a gateway's view is stale; it then routes nothing to a trial.
 LEASE_S = 5 * REFRESH_S
-# After so long no gateway draws for a trial that was stopped, and all have counted what they saw.
+# After this time no gateway routes to a stopped trial, and all counts have been written.
 _KNOWN_S = LEASE_S + 2 * REFRESH_S
 _INDEX = f"{KEY}trials:running"
 
 
-# Has the candidate of a trial served, where it may be tried so; returns its name and version in Triton.
+# Serves the candidate of a trial, when it passed the gate; returns its name and version in Triton.
 Serve = Callable[[trial_pb2.Trial], Awaitable[tuple[str, int]]]
 
 
 class Trials:
-    """All trials; each is in the store when it begins and when it ends, and in Redis meanwhile."""
+    """All trials; stored when they begin and end, and kept in Redis in between."""
 
     def __init__(self, queue: Queue, catalog_: Catalog, corrections: Corrections, serve: Serve) -> None:
         self._redis = queue.redis
@@ -43,7 +43,7 @@ class Trials:
         )
 
     async def start(self, wanted: trial_pb2.Trial) -> trial_pb2.Trial:
-        """Start a trial of a correction's candidate; raise NotReady where it may not answer callers.
+        """Start a trial of a correction's candidate; raise NotReady when it may not answer callers.
 
         Raises Conflict while another trial of the model is under way, and InvalidInput for a share outside (0, 1].
         """
@@ -63,7 +63,7 @@ class Trials:
             **{said: getattr(wanted, said) for said in ("correction", "mode", "share", "actor", "reason", "approver")},
         )
         trial.create_time.GetCurrentTime()
-        # First, so that a trial that has begun is found by who ends it; a name without a trial is passed over.
+        # Indexed first, so that a started trial can always be ended; an index entry without a trial is skipped.
         await self._redis.sadd(_INDEX, trial.name)
         await self._records.create(trial, [], taking=_model_key(trial.name))
         try:
@@ -77,13 +77,13 @@ class Trials:
         return await self._counted(await self._records.get(names.check(name, "models/*/trials/*", field="name")))
 
     async def page(self, model_name: str, cursor: Cursor) -> Page[trial_pb2.Trial]:
-        """Return some of the trials of a model, oldest first."""
+        """Return one page of the trials of a model, oldest first."""
         model = await asyncio.to_thread(self._catalog.model, model_name)
         page = await cursor.page_of(self._records.after(model.name, cursor.after))
         return replace(page, entries=[await self._counted(trial) for trial in page.entries])
 
     async def running(self) -> Sequence[trial_pb2.Trial]:
-        """Return the trials under way, of all models, without their counts."""
+        """Return the trials under way of all models, without their counts."""
         found = []
         for name in await self._redis.smembers(_INDEX):
             with suppress(NotFound):
@@ -91,11 +91,11 @@ class Trials:
         return [trial for trial in found if trial.state == _RUNNING]
 
     async def of_model(self, model_name: str) -> trial_pb2.Trial | None:
-        """Return the trial of a model that is under way, if there is one."""
+        """Return the trial of a model that is under way; None without one."""
         return next((trial for trial in await self.running() if names.parent(trial.name) == model_name), None)
 
     async def stop(self, name: str) -> trial_pb2.Trial:
-        """End a trial; no request is drawn any more when this returns. One that has ended is returned as it is."""
+        """End a trial; no request is routed to it after this returns. A trial that has ended is returned unchanged."""
         trial = await self.get(name)
         if trial.state == _ENDED:
             return trial
@@ -106,7 +106,7 @@ class Trials:
         return ended
 
     async def count(self, name: str, figures: Mapping[str, float]) -> None:
-        """Add what one gateway has seen."""
+        """Add one gateway's counts to a trial."""
         async with self._redis.pipeline(transaction=True) as pipe:
             for figure, amount in figures.items():
                 pipe.hincrbyfloat(_counts_key(name), figure, amount)
@@ -141,7 +141,7 @@ def _end(trial: trial_pb2.Trial) -> Sequence[Work]:
 
 
 def _counts(found: Mapping[str, float]) -> trial_pb2.TrialCounts:
-    """Return what was added up, with mean times instead of sums."""
+    """Return the summed counts, with mean times in place of summed ones."""
 
     def mean_ms(who: str) -> float:
         answered = found.get(f"{who}_requests", 0) - found.get(f"{who}_errors", 0)

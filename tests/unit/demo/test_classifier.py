@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from services.demo import classifier
 
-network = classifier.Classifier((12, 16, 3), classes=4).eval()
+network = classifier.DemoClassifier((12, 16, 3), classes=4).eval()
 Path(sys.argv[1]).write_bytes(classifier.to_onnx(network, (12, 16, 3)))
 """
 

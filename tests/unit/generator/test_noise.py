@@ -24,7 +24,7 @@ def released(*, source: npt.ArrayLike, draw: npt.ArrayLike, **others: int) -> Ar
     return noise.released_noise(source=torch.tensor(source), draw=torch.tensor(draw), **others).numpy()
 
 
-LAWS = pytest.mark.parametrize("law", [standard_normal, released])
+LAWS = pytest.mark.parametrize("noise_model", [standard_normal, released])
 SEEDS = st.integers(0, 2**64 - 1)
 ROWS = st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 2**31 - 1)), min_size=1, max_size=20)
 

@@ -39,8 +39,8 @@ sys.exit(7)
 PARENT = """
 import sys, time
 from pathlib import Path
-from services.localstack.child_process import Child
-child = Child(
+from services.localstack.child_process import ChildProcess
+child = ChildProcess(
     name="sleeper",
     command=[sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"],
     log=Path(sys.argv[1]),

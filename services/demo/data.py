@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from defuse.calls.uploads import chunks, dataset_file, digest_of
 from defuse.errors import NotReady
-from defuse.uploads import chunks, dataset_file, digest_of
 
 from services.runtime.catalog import LabelledImages
 from services.runtime.images import parse_images

@@ -13,8 +13,8 @@ import grpc
 import numpy as np
 import pytest
 from defuse import DefuseError, InvalidInput, NotFound, NotReady, Preprocessing, aio, connection, tensors
+from defuse.calls.uploads import CHUNK_BYTES
 from defuse.errors import DeadlineExceeded, Unavailable, to_status
-from defuse.uploads import CHUNK_BYTES
 from defuse.v1 import failure_pb2, generator_service_pb2, generator_service_pb2_grpc
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc

@@ -8,16 +8,16 @@ from typing import Any
 
 import grpc
 import pytest
-from defuse.blocking import perform
+from defuse.calls.uploads import CHUNK_BYTES, upload_bytes, upload_file
+from defuse.client import run_call
 from defuse.connection import Connection, find_gateway
 from defuse.errors import DeadlineExceeded, NotFound, Unavailable, to_status
-from defuse.uploads import CHUNK_BYTES, upload_bytes, upload_file
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from grpc_status import rpc_status
 
 from services.runtime.processes import free_port
-from tests.unit.client.serving import connected
+from tests.unit.client.gateway_server import connected
 
 Context = grpc.ServicerContext
 
@@ -90,8 +90,8 @@ def test_a_file_is_sent_once(connection: Connection, gateway: Gateway, tmp_path:
     (tmp_path / "file").write_bytes(content)
     told: list[tuple[int, int]] = []
     ways: dict[str, Callable[[], str]] = {
-        "bytes": lambda: perform(connection, upload_bytes(content)),
-        "file": lambda: perform(connection, upload_file(tmp_path / "file", lambda *progress: told.append(progress))),
+        "bytes": lambda: run_call(connection, upload_bytes(content)),
+        "file": lambda: run_call(connection, upload_file(tmp_path / "file", lambda *progress: told.append(progress))),
     }
     digest = hashlib.sha256(content).hexdigest()
     assert [ways[send](), ways[send]()] == [digest, digest]

@@ -20,7 +20,7 @@ def test_a_method_says_what_it_takes_and_gives() -> None:
     assert (Client.run.__name__, Client.run.__doc__) == ("run", "Return a run.")
     shown = pydoc.plain(pydoc.render_doc(Client))
     assert "create_run(self, run_id: str, *, model: str, dataset: str, **settings: Any)" in shown
-    assert "Start a run. `settings` are those of `RunSettings`" in shown
+    assert "Start a run. `settings` are the other fields of `defuse.calls.runs.RunSettings`" in shown
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -66,10 +66,17 @@ def test_a_region() -> None:
     """Its confusion, its figures, and what was said of it."""
     shown = cells(Region.from_proto(region())._repr_html_())
     assert shown[0] == "region r1 of run first"
-    assert {ESCAPED, "bee", "0.125", "8 of 16 wrong", "0.500 [0.250, 0.750] (n=16)", "open; suggested: ant"} <= {*shown}
+    assert {
+        ESCAPED,
+        "bee",
+        "0.125",
+        "8 of 16 misclassified",
+        "0.500 [0.250, 0.750] (n=16)",
+        "open; suggested: ant",
+    } <= {*shown}
     annotation = {"region": "runs/first/regions/r1", "verdict": 1, "label": EVIL, "annotator": EVIL}
     shown = cells(Region.from_proto(region(annotation=annotation))._repr_html_())
-    assert f"{ESCAPED}, says {ESCAPED}" in shown
+    assert f"{ESCAPED}, by {ESCAPED}" in shown
 
 
 def test_pictures_are_in_the_page() -> None:
@@ -85,7 +92,7 @@ def test_pictures_are_in_the_page() -> None:
         for content in re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     ]
     np.testing.assert_array_equal(found, np.concatenate([images, 255 - images])[..., 0])
-    assert f"real images labelled {ESCAPED}" in html
+    assert f"source images, labelled {ESCAPED}" in html
     assert "nearest" not in html
 
 

@@ -232,10 +232,10 @@ def test_annotated_region(verdict: str, state: str) -> None:
     assert found.annotation == Annotation(verdict=verdict.lower(), label="ant", annotator="ada", create_time=WHEN)
 
 
-@pytest.mark.parametrize(("name", "whole"), [("r3", ""), ("r3-1", "r3"), ("r3-1-12", "r3-1")])
-def test_a_part_knows_the_whole(name: str, whole: str) -> None:
+@pytest.mark.parametrize(("name", "parent"), [("r3", ""), ("r3-1", "r3"), ("r3-1-12", "r3-1")])
+def test_a_part_knows_the_whole(name: str, parent: str) -> None:
     """The id of a part says which region it is a part of."""
-    assert Region.from_proto(region_pb2.Region(name=f"runs/a-run/regions/{name}")).whole == whole
+    assert Region.from_proto(region_pb2.Region(name=f"runs/a-run/regions/{name}")).parent_region == parent
 
 
 def test_pictures() -> None:

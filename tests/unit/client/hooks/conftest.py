@@ -6,7 +6,8 @@ from typing import Any
 
 import grpc
 import pytest
-from defuse.hooks import Monitor, background
+from defuse.hooks import Monitor
+from defuse.hooks import reporter as background
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
 from tests.unit.client.hooks.servers import Classifier, Gateway, running_classifier

@@ -55,7 +55,7 @@ def test_many_threads() -> None:
     def put() -> None:
         for _ in range(2_000):
             buffer.put(Thing(1, 1))
-            buffer.pass_over(OBSERVATIONS, 1)
+            buffer.count_unsampled(OBSERVATIONS, 1)
 
     def take() -> None:
         while not over.is_set() or buffer.counts(OBSERVATIONS).waiting:

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 from defuse.errors import InvalidInput, Unavailable
-from defuse.hooks import Counts, Monitor, Observation
+from defuse.hooks import DeliveryCounts, Monitor, Observation
 from tritonclient.grpc import service_pb2 as oip
 
 from tests.conftest import eventually
@@ -22,7 +22,7 @@ Hooked = Callable[[Monitor], Any]
 WAIT_S = 60.0
 
 
-def settled(monitor: Monitor, seen: int) -> Counts:
+def settled(monitor: Monitor, seen: int) -> DeliveryCounts:
     """Wait until so many observations were seen and none waits; their sum has to be right all the time."""
 
     def done() -> bool:
@@ -33,7 +33,7 @@ def settled(monitor: Monitor, seen: int) -> Counts:
     return monitor.counts
 
 
-def balanced(counts: Counts) -> Counts:
+def balanced(counts: DeliveryCounts) -> DeliveryCounts:
     assert counts.seen == counts.not_sampled + counts.stored + counts.waiting + sum(counts.dropped.values())
     return counts
 
@@ -43,7 +43,7 @@ def test_an_image_and_its_answer(monitored: Make, hooked: Hooked, gateway: Gatew
     monitor = monitored()
     request = asking("order-1", value=0.5)
     hooked(monitor).ModelInfer(request)
-    assert settled(monitor, 1) == Counts(seen=1, not_sampled=0, stored=1, waiting=0, dropped={})
+    assert settled(monitor, 1) == DeliveryCounts(seen=1, not_sampled=0, stored=1, waiting=0, dropped={})
     model, observation = gateway.stored["order-1"]
     assert (model, observation.version) == ("models/tiny", "7")
     assert observation.input == request.raw_input_contents[0]

@@ -5,25 +5,24 @@ from datetime import UTC, datetime
 
 import grpc
 import pytest
-from defuse.bearer import Bearer
-from defuse.hooks import Counts, Observation
+from defuse.connection import Credentials
+from defuse.hooks import DeliveryCounts, Observation
 from defuse.hooks.buffer import OBSERVATIONS, Buffer
-from defuse.hooks.complaints import Complaints
-from defuse.hooks.courier import Courier
-from defuse.hooks.logged import Logged
+from defuse.hooks.observation import LoggedObservation
 from defuse.hooks.reporter import Reporter
+from defuse.hooks.uploader import ThrottledLog, Uploader
 
 from tests.unit.client.hooks.servers import MODEL, Gateway
 
 
-def reported(gateway: Gateway, observations: Iterable[tuple[str, int]]) -> Counts:
+def reported(gateway: Gateway, observations: Iterable[tuple[str, int]]) -> DeliveryCounts:
     """Report observations, by id and size of the image, all at once."""
-    buffer, complaints = Buffer(1_000, 1 << 30), Complaints()
+    buffer, log = Buffer(1_000, 1 << 30), ThrottledLog()
     for id_, size in observations:
-        buffer.put(Logged(Observation(model=MODEL, id=id_, time=datetime.now(UTC), input=bytes(size))))
-    courier = Courier(gateway.address, Bearer("", gateway.address), complaints)
-    Reporter(buffer, courier, complaints, None).report_waiting()
-    courier.stop()
+        buffer.put(LoggedObservation(Observation(model=MODEL, id=id_, time=datetime.now(UTC), input=bytes(size))))
+    uploader = Uploader(gateway.address, Credentials("", gateway.address), log)
+    Reporter(buffer, uploader, log, None).report_queued()
+    uploader.close()
     return buffer.counts(OBSERVATIONS)
 
 

@@ -11,7 +11,7 @@ import jinja2
 
 from defuse.client import Client
 from defuse.pictures import data_uri
-from defuse.values import Correction, Estimate, Model, Region, RegionPictures, Release, Run
+from defuse.values import Correction, Estimate, Model, RegionPictures, Release, Run
 from defuse.version import VERSION
 
 _PAGE, _JSON = "report.html", "report.json"
@@ -86,13 +86,7 @@ def _render(data: ReportData) -> str:
         loader=jinja2.PackageLoader("defuse"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(picture=data_uri, share=_share, interval=_interval, percent=_percent)
-    return environment.get_template("report.html.jinja").render(
-        data=data, version=VERSION, changes=_changes(data), labelled=_labelled(data)
-    )
-
-
-def _labelled(data: ReportData) -> list[Region]:
-    return [pictures.region for pictures in data.regions if pictures.region.state == "labelled"]
+    return environment.get_template("report.html.jinja").render(data=data, version=VERSION, changes=_changes(data))
 
 
 def _changes(data: ReportData) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ class SearchCounts:
     rejected_by_confirmation: int
     rejected_by_source_limit: int
     failures: int
-    # Work beside the perturbations.
+    # Further work, without that for perturbations.
     decodes_again: int
     encodes: int
     classifications: int

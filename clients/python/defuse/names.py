@@ -18,7 +18,7 @@ def check_id(kind: str, value: str, *, field: str | None = None) -> str:
     """
     if not _ID.fullmatch(value):
         raise InvalidInput(
-            f"{kind} id {value!r} is invalid: use 1 to 63 letters, digits, '.', '_' or '-', a letter or digit first",
+            f"{kind} id {value!r} is refused: use 1 to 63 letters, digits, '.', '_' or '-', a letter or digit first",
             reason="INVALID_ID",
             field=field,
         )

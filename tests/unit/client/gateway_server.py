@@ -1,4 +1,4 @@
-"""A gateway of a test's own, served on this machine."""
+"""Serves a fake gateway on this machine."""
 
 from collections.abc import Iterator
 from concurrent import futures
@@ -11,7 +11,7 @@ from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 
 @contextmanager
 def connected(gateway: pb_grpc.GatewayServiceServicer) -> Iterator[Connection]:
-    """Serve a gateway while the block runs; give a connection to it."""
+    """Serve a fake gateway; provide a connection to it."""
     server = grpc.server(futures.ThreadPoolExecutor(2))
     pb_grpc.add_GatewayServiceServicer_to_server(gateway, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,4 +1,4 @@
-"""What the client asks of the generator: failures as they are found, and a run's latent space."""
+"""The client with a fake generator: failures and the latent space."""
 
 import threading
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ TIMEOUT_S = 60
 
 
 class Generator(pb_grpc.GeneratorServiceServicer):
-    """Sends one failure in each batch, and is away once after the second; its VAE halves and doubles."""
+    """Sends one failure per batch, breaks once after the second; its VAE halves and doubles."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.resume_tokens: list[str] = []
         self.abandoned = threading.Event()
 
     def Identify(self, request: pb.IdentifyRequest, context: Any) -> Iterator[pb.IdentifyResponse]:  # noqa: N802  # gRPC's name
         context.add_callback(self.abandoned.set)
-        self.asked.append(request.resume_token)
+        self.resume_tokens.append(request.resume_token)
         if request.run == "runs/refused":
             context.abort_with_status(rpc_status.to_status(to_status(NotReady("mush", reason="VAE_TOO_COARSE"))))
         for number in range(int(request.resume_token or 0), BATCHES):
-            if number == 2 and len(self.asked) == 1:
+            if number == 2 and len(self.resume_tokens) == 1:
                 context.abort_with_status(rpc_status.to_status(to_status(Unavailable("Redis does not answer"))))
             yield pb.IdentifyResponse(
                 failures=[failure_pb2.Failure(source=number, latent=[0.0])], resume_token=str(number + 1)
@@ -73,36 +73,36 @@ def client(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cl
     server.stop(None).wait()
 
 
-def test_a_lost_connection_is_made_again_where_it_broke_off(client: Client, generator: Generator) -> None:
-    """A reader sees one stream, nothing twice, though the connection was lost in between."""
+def test_failures_resume_after_a_broken_stream(client: Client, generator: Generator) -> None:
+    """The reader sees one stream without repetitions."""
     batches = list(client.failures("first"))
     assert [failure.source for batch in batches for failure in batch.failures] == list(range(BATCHES))
-    assert generator.asked == ["", "2"]
+    assert generator.resume_tokens == ["", "2"]
 
 
-def test_a_reader_goes_on_from_a_token(client: Client, generator: Generator) -> None:
-    """The token of a batch, kept, is where another process goes on."""
+def test_failures_resume_from_a_token(client: Client, generator: Generator) -> None:
+    """Another process resumes after the batch of a token."""
     assert [batch.failures[0].source for batch in client.failures("first", resume_token="3")] == [3, 4]
-    assert generator.asked == ["3"]
+    assert generator.resume_tokens == ["3"]
 
 
-def test_a_reader_that_stops_ends_the_call(client: Client, generator: Generator) -> None:
-    """Closing the iterator cancels the stream, so that the generator hears of it."""
+def test_closing_the_iterator_cancels_the_stream(client: Client, generator: Generator) -> None:
+    """The generator notices the end of its reader."""
     batches = client.failures("endless", resume_token="3")
     next(batches)
     batches.close()  # type: ignore[attr-defined]  # it is a generator
     assert generator.abandoned.wait(TIMEOUT_S)
 
 
-def test_a_run_that_failed_says_why(client: Client) -> None:
-    """What ended the run is raised with its reason."""
+def test_error_of_a_failed_run(client: Client) -> None:
+    """The error of the run is raised with its reason."""
     with pytest.raises(NotReady, match="mush") as caught:
         list(client.failures("refused"))
     assert caught.value.reason == "VAE_TOO_COARSE"
 
 
-def test_a_latent_space_is_functions_of_arrays(client: Client) -> None:
-    """Images go in and latents come out, and back; a walk has its frames and what the model says of them."""
+def test_latent_space(client: Client) -> None:
+    """Encode, decode and interpolate take and return arrays."""
     space = client.latent_space("first")
     images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
     mu, sigma = space.encode(images)

@@ -1,4 +1,4 @@
-"""A client's token: where it comes from, and where it does not go."""
+"""Sources and destinations of a client's token."""
 
 import asyncio
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ SENT = [("authorization", "Bearer abc")]
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """Remembers which tokens calls had, and in whose name something was said."""
+    """Records the tokens and the actors of calls."""
 
     def __init__(self) -> None:
         self.tokens: list[str] = []
@@ -53,8 +53,8 @@ def address(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield connection.address
 
 
-def test_a_token_goes_with_every_call(address: str, gateway: Gateway) -> None:
-    """With single calls and with streams; without one nothing is sent."""
+def test_token_of_every_call(address: str, gateway: Gateway) -> None:
+    """Unary calls and streams send the token; without one nothing is sent."""
     with Client(address, token="abc") as client:
         client.version()
         list(client.watch_run("first"))
@@ -63,22 +63,22 @@ def test_a_token_goes_with_every_call(address: str, gateway: Gateway) -> None:
     assert gateway.tokens == ["Bearer abc", "Bearer abc", ""]
 
 
-def test_the_client_on_an_event_loop(address: str, gateway: Gateway) -> None:
-    """It sends the token, too, and says nothing in the user's name."""
+def test_client_on_an_event_loop(address: str, gateway: Gateway) -> None:
+    """It sends the token, too, and no user name."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with aio.Client(address, token="abc") as client:
             await client.version()
             _ = [run async for run in client.watch_run("first")]
             await client.rollback("tiny")
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert gateway.tokens == ["Bearer abc", "Bearer abc"]
     assert gateway.actors == [""]
 
 
-def test_with_a_token_the_gateway_knows_who_says_something(address: str, gateway: Gateway) -> None:
-    """Only without one it is told the user's name; a name that is given is sent either way."""
+def test_default_actor(address: str, gateway: Gateway) -> None:
+    """Only callers without a token send the user's name; a given actor is always sent."""
     for token in ("", "abc"):
         with Client(address, token=token) as client:
             client.rollback("tiny")
@@ -86,8 +86,8 @@ def test_with_a_token_the_gateway_knows_who_says_something(address: str, gateway
     assert gateway.actors == ["ann", "bob", "", "bob"]
 
 
-def test_where_a_token_comes_from(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file, whose line break is none of it; a variable wins over it."""
+def test_find_token(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable precedes the file, whose line break is removed."""
     assert find_token() == ""
     (tmp_path / "token").write_text("of the file\n")
     monkeypatch.setenv("DEFUSE_TOKEN_FILE", str(tmp_path / "token"))
@@ -100,7 +100,7 @@ def test_where_a_token_comes_from(address: str, tmp_path: Path, monkeypatch: pyt
         find_token()
 
 
-def test_an_argument_wins_over_the_environment(address: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_argument_precedes_environment(address: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFUSE_TOKEN", "environment")
     for how in ({}, {"token": "argument"}):
         with Client(address, **how) as client:  # type: ignore[arg-type]
@@ -109,15 +109,15 @@ def test_an_argument_wins_over_the_environment(address: str, gateway: Gateway, m
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/run/gateway", "grpcs://far.org:1"])
-def test_where_a_token_goes(address: str) -> None:
-    """To this host, and to others by TLS."""
+def test_allowed_addresses(address: str) -> None:
+    """Tokens go to this host, and to other hosts by TLS."""
     assert token_metadata("abc", address) == SENT
     assert token_metadata("", address) == []
 
 
 @pytest.mark.parametrize("address", ["far.org:1", "10.0.0.1:1", "0.0.0.0:1", "localhost.far.org:1", "dns:///localhost"])
-def test_no_token_in_the_clear(address: str) -> None:
-    """To other hosts it does not go without TLS; without a token one may speak to anybody."""
+def test_refused_addresses(address: str) -> None:
+    """Tokens do not go to other hosts without TLS; calls without a token do."""
     with pytest.raises(InvalidInput, match=f"in the clear; use grpcs://{address}") as refused:
         token_metadata("abc", address)
     assert refused.value.reason == "TOKEN_IN_THE_CLEAR"
@@ -125,7 +125,7 @@ def test_no_token_in_the_clear(address: str) -> None:
 
 
 @pytest.mark.parametrize("token", ["a\nb", "ščř", "a\0"])
-def test_a_token_that_cannot_be_sent(token: str) -> None:
+def test_invalid_token(token: str) -> None:
     with pytest.raises(InvalidInput, match="contains invalid characters") as refused:
         token_metadata(token, "localhost:1")
     assert token not in refused.value.message
@@ -135,6 +135,6 @@ def test_a_token_that_cannot_be_sent(token: str) -> None:
     ("host", "here"),
     [("127.1.2.3", True), ("::1", True), ("localhost", True), ("::", False), ("0.0.0.0", False), ("fe80::1", False)],
 )
-def test_a_host_alone(host: str, here: bool) -> None:
-    """A server asks the same of the host that it listens on."""
+def test_is_loopback(host: str, here: bool) -> None:
+    """Servers check the host of their address, without a port."""
     assert is_loopback(host) is here

@@ -1,4 +1,4 @@
-"""Calls that are made again, before a real server that is unavailable as often as a test says."""
+"""Retries of calls, with a server that is unavailable for some calls."""
 
 import json
 from collections.abc import Iterator
@@ -61,24 +61,22 @@ READ, STOP = pb.GetRunRequest(name="runs/a"), pb.CancelRunRequest(name="runs/a")
 
 
 @pytest.mark.parametrize(("method", "request_"), [("GetRun", READ), ("CancelRun", STOP)])
-def test_a_server_that_is_away_for_a_moment(
-    connection: Connection, gateway: Gateway, method: str, request_: Any
-) -> None:
-    """What only looks, and what changes nothing the second time, is asked again until it is answered."""
+def test_idempotent_calls_are_retried(connection: Connection, gateway: Gateway, method: str, request_: Any) -> None:
+    """Reads and idempotent calls are retried until the response."""
     gateway.refusals = [Unavailable("starting")] * 2
     assert connection.call(method, request_).run.name == "runs/a"
     assert gateway.calls == 3
 
 
-def test_a_server_that_stays_away(connection: Connection, gateway: Gateway) -> None:
-    """After four attempts the caller hears the server's own words."""
+def test_last_error_is_raised(connection: Connection, gateway: Gateway) -> None:
+    """After four attempts the caller receives the server's error."""
     gateway.refusals = [Unavailable("starting", reason="TRITON_UNAVAILABLE")] * 9
     with pytest.raises(Unavailable, match="starting") as caught:
         connection.call("GetRun", READ)
     assert (gateway.calls, caught.value.reason) == (4, "TRITON_UNAVAILABLE")
 
 
-def test_what_would_be_done_twice_is_not_repeated(connection: Connection, gateway: Gateway) -> None:
+def test_other_calls_are_not_retried(connection: Connection, gateway: Gateway) -> None:
     """A run that may have been started is not started again."""
     gateway.refusals = [Unavailable("starting")]
     with pytest.raises(Unavailable):
@@ -86,16 +84,16 @@ def test_what_would_be_done_twice_is_not_repeated(connection: Connection, gatewa
     assert gateway.calls == 1
 
 
-def test_what_trying_again_does_not_help(connection: Connection, gateway: Gateway) -> None:
-    """Only UNAVAILABLE is worth another attempt."""
+def test_other_errors_are_not_retried(connection: Connection, gateway: Gateway) -> None:
+    """Only UNAVAILABLE is retried."""
     gateway.refusals = [NotFound("no such run")]
     with pytest.raises(NotFound):
         connection.call("GetRun", READ)
     assert gateway.calls == 1
 
 
-def test_what_the_contract_says() -> None:
-    """Calls that change something each time, streams, and calls that say nothing are not repeated; all others are."""
+def test_retried_methods() -> None:
+    """Exactly the unary methods with an idempotency level are retried."""
     [policy] = json.loads(retry_service_config(*SERVICES))["methodConfig"]
     repeated = {name["method"] for name in policy["name"]}
     assert {"GetRun", "ListRegions", "CreateDataset", "StopTrial", "EstimateRun", "Encode"} <= repeated

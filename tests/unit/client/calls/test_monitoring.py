@@ -1,4 +1,4 @@
-"""Monitors and alerts, through the client and on the command line, against a gateway that keeps what it is asked."""
+"""Calls and commands for monitors and alerts, with a fake gateway."""
 
 import asyncio
 import json
@@ -74,12 +74,12 @@ def alert(number: int) -> monitor_pb2.Alert:
 
 
 class Gateway(pb_grpc.MonitorServiceServicer):
-    """Has one monitor and three alerts on two pages, and is away when alerts are watched for the first time."""
+    """Has one monitor and three alerts on two pages; the first stream of alerts breaks."""
 
     def __init__(self) -> None:
         self.monitor = MONITOR
         self.configured: list[monitor_pb2.MonitorConfig] = []
-        self.asked: list[Any] = []
+        self.received: list[Any] = []
         self.watches: list[str] = []
         self.over = threading.Event()
         self.refusals = 0
@@ -108,25 +108,25 @@ class Gateway(pb_grpc.MonitorServiceServicer):
             yield pb.WatchAlertsResponse(alert=alert(4))
             context.abort_with_status(rpc_status.to_status(to_status(Unavailable("Redis does not answer"))))
         yield pb.WatchAlertsResponse(alert=alert(5))
-        if request.model:  # of all models, it ends here, for the command line
+        if request.model:  # the stream of all models ends, for the command line
             self.over.wait(60)
 
     def StartAlertRun(self, request: pb.StartAlertRunRequest, context: Any) -> pb.StartAlertRunResponse:  # noqa: N802
-        self.asked.append(request.name)
+        self.received.append(request.name)
         return pb.StartAlertRunResponse(run={"name": "runs/again", "state": "STATE_IDENTIFYING"})
 
     def AttachTruth(self, request: pb.AttachTruthRequest, context: Any) -> pb.AttachTruthResponse:  # noqa: N802
-        self.asked.append(dict(request.truths))
+        self.received.append(dict(request.truths))
         return pb.AttachTruthResponse(attached=len(request.truths) - 1)
 
     def DeleteObservations(self, request: pb.DeleteObservationsRequest, context: Any) -> pb.DeleteObservationsResponse:  # noqa: N802
-        self.asked.append(list(request.ids))
+        self.received.append(list(request.ids))
         return pb.DeleteObservationsResponse(deleted=len(request.ids) - 1)
 
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    """Serve that gateway where clients look for one."""
+    """Serve the fake gateway at the default address of clients."""
     found = Gateway()
     server = grpc.server(futures.ThreadPoolExecutor(4))
     pb_grpc.add_MonitorServiceServicer_to_server(found, server)
@@ -151,8 +151,8 @@ def defuse(*arguments: str, status: int = 0) -> Result:
     return result
 
 
-def test_a_monitor(client: Client) -> None:
-    """Everything that the contract says of it is there, by plain ids."""
+def test_monitor_state(client: Client) -> None:
+    """The state has every field of the contract, with plain ids."""
     assert client.monitor("tiny") == MonitorState(
         model="tiny",
         config=MonitorConfig(**SETTINGS),
@@ -178,8 +178,8 @@ def test_a_monitor(client: Client) -> None:
     )
 
 
-def test_a_monitor_that_has_seen_nothing(gateway: Gateway, client: Client) -> None:
-    """What is not known is None, and has words on the command line."""
+def test_monitor_without_traffic(gateway: Gateway, client: Client) -> None:
+    """Unknown figures are None, and have words on the command line."""
     gateway.monitor = monitor_pb2.Monitor(name="models/tiny/monitor", config=CONFIG)
     found = client.monitor("tiny")
     assert (found.guard, found.hits, found.estimated_accuracy, found.update_time) == ("", (), None, None)
@@ -190,14 +190,14 @@ def test_a_monitor_that_has_seen_nothing(gateway: Gateway, client: Client) -> No
     assert "defuse guards create" in output
 
 
-def test_a_gateway_that_is_away_for_a_moment(gateway: Gateway, client: Client) -> None:
-    """What only looks is asked again, as for every service of the gateway."""
+def test_reads_are_retried(gateway: Gateway, client: Client) -> None:
+    """Reads are retried while the gateway is unavailable."""
     gateway.refusals = 2
     assert client.monitor("tiny").observations == 1234
 
 
-def test_how_traffic_is_watched(gateway: Gateway, client: Client) -> None:
-    """Settings arrive under the contract's names; what is left out is left to the gateway."""
+def test_configure_monitor(gateway: Gateway, client: Client) -> None:
+    """Settings are sent under the contract's names; omitted ones are not sent."""
     assert client.configure_monitor("tiny", **SETTINGS) == MonitorConfig(**SETTINGS)  # type: ignore[arg-type]
     client.configure_monitor("tiny")
     assert gateway.configured == [CONFIG, monitor_pb2.MonitorConfig(keep=monitor_pb2.MonitorConfig.KEEP_IMAGES)]
@@ -205,8 +205,8 @@ def test_how_traffic_is_watched(gateway: Gateway, client: Client) -> None:
         client.configure_monitor("tiny", keep="pictures")
 
 
-def test_all_alerts(client: Client) -> None:
-    """A list has all of its pages."""
+def test_alerts_of_all_pages(client: Client) -> None:
+    """A list has the entries of all pages."""
     found = client.alerts("tiny")
     assert [one.id for one in found] == ["a3", "a2", "a1"]
     assert found[0] == Alert(
@@ -225,38 +225,38 @@ def test_all_alerts(client: Client) -> None:
     )
 
 
-def test_alerts_as_they_are_raised(gateway: Gateway, client: Client) -> None:
-    """A connection that breaks off is made again; the reader sees one stream."""
+def test_watch_alerts_reconnects(gateway: Gateway, client: Client) -> None:
+    """A broken stream is requested again; the reader sees one stream."""
     assert [one.id for one in islice(client.watch_alerts("tiny"), 2)] == ["a4", "a5"]
     assert gateway.watches == ["models/tiny"] * 2
 
 
-def test_alerts_on_an_event_loop(gateway: Gateway) -> None:
-    async def story() -> list[str]:
+def test_watch_alerts_on_an_event_loop(gateway: Gateway) -> None:
+    async def scenario() -> list[str]:
         async with aio.Client() as client:
             return [one.id async for one in client.watch_alerts()]
 
-    assert asyncio.run(asyncio.wait_for(story(), 60)) == ["a4", "a5"]
+    assert asyncio.run(asyncio.wait_for(scenario(), 60)) == ["a4", "a5"]
     assert gateway.watches == ["", ""]
 
 
-def test_a_run_on_what_caused_an_alert(gateway: Gateway, client: Client) -> None:
+def test_start_alert_run(gateway: Gateway, client: Client) -> None:
     assert client.start_alert_run("tiny", "a3").id == "again"
-    assert gateway.asked == ["models/tiny/alerts/a3"]
+    assert gateway.received == ["models/tiny/alerts/a3"]
 
 
-def test_truths_and_deletions(gateway: Gateway, client: Client) -> None:
-    """More than one call takes are sent in several; what is known is added up."""
+def test_ids_are_sent_in_batches(gateway: Gateway, client: Client) -> None:
+    """Many ids are sent in several calls; the numbers of known ids are added up."""
     ids = [f"o{number}" for number in range(20_001)]
     assert client.attach_truth("tiny", dict.fromkeys(ids, "ant")) == 20_001 - 3
     assert client.delete_observations("tiny", ids) == 20_001 - 3
-    assert [len(asked) for asked in gateway.asked] == [10_000, 10_000, 1] * 2
-    assert [one for asked in gateway.asked[3:] for one in asked] == ids
+    assert [len(call) for call in gateway.received] == [10_000, 10_000, 1] * 2
+    assert [id_ for call in gateway.received[3:] for id_ in call] == ids
 
 
 @pytest.mark.usefixtures("gateway")
-def test_a_monitor_is_shown() -> None:
-    """Regions have their share beside that in calm; everything else is a line."""
+def test_monitor_show_command() -> None:
+    """The table has each region's share beside that of reference images."""
     output = defuse("monitor", "show", "tiny").output
     [row] = [line for line in output.splitlines() if " r1 " in line]
     assert [word for word in ("7", "321", "0.2601", "0.125") if word not in row] == []
@@ -265,8 +265,8 @@ def test_a_monitor_is_shown() -> None:
     assert json.loads(defuse("monitor", "show", "tiny", "--json").stdout)["hits"][0]["hits"] == 321
 
 
-def test_a_monitor_is_configured(gateway: Gateway) -> None:
-    """Every option arrives; a length of time has its unit."""
+def test_monitor_configure_command(gateway: Gateway) -> None:
+    """Every option is sent; a duration has a unit."""
     options = ("--run-length", "5000", "--retention", "12h", "--keep", "latents", "--start-runs")
     found = defuse("monitor", "configure", "tiny", *options, "--webhook", "https://alerts.example/", "--json")
     assert gateway.configured == [CONFIG]
@@ -275,14 +275,14 @@ def test_a_monitor_is_configured(gateway: Gateway) -> None:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_a_length_of_time_that_is_none() -> None:
+def test_invalid_duration() -> None:
     error = defuse("monitor", "configure", "tiny", "--retention", "a week", status=1).exception
     assert isinstance(error, InvalidInput)
     assert "'a week' is not a duration" in error.message
 
 
 @pytest.mark.usefixtures("gateway")
-def test_alerts_are_listed() -> None:
+def test_alerts_list_command() -> None:
     lines = defuse("alerts", "list", "tiny").output.splitlines()
     for number in (1, 2, 3):
         [row] = [line for line in lines if f" a{number} " in line]
@@ -291,8 +291,8 @@ def test_alerts_are_listed() -> None:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_alerts_are_watched() -> None:
-    """One a line, for people or as JSON."""
+def test_alerts_watch_command() -> None:
+    """Each alert is one line, as text or as JSON."""
     assert defuse("alerts", "watch").stdout.splitlines() == [
         f"2023-11-14 22:13:20 UTC tiny: r1 is seen {number} times as often" for number in (4, 5)
     ]
@@ -300,7 +300,7 @@ def test_alerts_are_watched() -> None:
     assert (json.loads(line)["id"], json.loads(line)["create_time"]) == ("a5", "2023-11-14T22:13:20+00:00")
 
 
-def test_a_run_of_an_alert_is_started(gateway: Gateway) -> None:
+def test_alerts_run_command(gateway: Gateway) -> None:
     assert "defuse runs watch again" in defuse("alerts", "run", "tiny", "a3").output
     assert json.loads(defuse("alerts", "run", "tiny", "a3", "--json").stdout)["id"] == "again"
-    assert gateway.asked == ["models/tiny/alerts/a3"] * 2
+    assert gateway.received == ["models/tiny/alerts/a3"] * 2

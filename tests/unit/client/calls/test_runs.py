@@ -17,7 +17,7 @@ from tests.unit.client.gateway_server import connected
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """A gateway that keeps what is uploaded."""
+    """Keeps uploaded files."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -50,8 +50,8 @@ def config(connection: Connection, **settings: Any) -> run_pb2.RunConfig:
     return run_call(connection, run_config(RunSettings(model="tiny", dataset="d1", **settings)))
 
 
-def test_what_is_not_set_is_not_sent(connection: Connection) -> None:
-    """Only names are sent where nothing else is said: the defaults are the gateway's."""
+def test_unset_settings_are_not_sent(connection: Connection) -> None:
+    """The gateway owns the defaults."""
     assert config(connection) == run_pb2.RunConfig(
         model="models/tiny",
         dataset="datasets/d1",
@@ -64,8 +64,8 @@ def test_what_is_not_set_is_not_sent(connection: Connection) -> None:
     assert config(connection, search={"rounds": None, "strategy": None}) == config(connection)
 
 
-def test_settings_are_sent_by_their_names(connection: Connection) -> None:
-    """Sections are those of the contract, enums are words, and models are ids."""
+def test_settings_are_sent_by_name(connection: Connection) -> None:
+    """Sections are those of the contract; enums are words, models are ids."""
     sent = config(
         connection,
         seed=7,
@@ -96,16 +96,16 @@ def test_settings_are_sent_by_their_names(connection: Connection) -> None:
     )
 
 
-def test_a_zero_is_sent_as_a_zero(connection: Connection) -> None:
-    """A check that is switched off with 0 arrives as one that was set."""
+def test_zero_is_sent(connection: Connection) -> None:
+    """A check that is disabled by 0 arrives as a set field."""
     validity = config(connection, validity={"min_label_probability": 0, "min_typicality": 0.0}).validity
     assert validity.HasField("min_label_probability")
     assert validity.HasField("min_typicality")
     assert not validity.HasField("max_radius_sd")
 
 
-def test_a_pair_is_uploaded(connection: Connection, gateway: Gateway, tmp_path: Path) -> None:
-    """Encoder and decoder are files of the caller; what is sent of them in the settings is their digests."""
+def test_encoder_and_decoder_are_uploaded(connection: Connection, gateway: Gateway, tmp_path: Path) -> None:
+    """The files are uploaded; the settings hold their digests."""
     for part in ("encoder", "decoder"):
         (tmp_path / part).write_bytes(part.encode())
     sent = config(connection, vae={"encoder": str(tmp_path / "encoder"), "decoder": tmp_path / "decoder"})
@@ -127,7 +127,7 @@ def test_a_pair_is_uploaded(connection: Connection, gateway: Gateway, tmp_path: 
         ({"mixture": {"min_support": -(2**40)}}, "min_support"),
     ],
 )
-def test_settings_that_there_are_not(connection: Connection, settings: dict[str, Any], message: str) -> None:
-    """A name, word or value that the contract does not have is the caller's to change, and is named."""
+def test_invalid_settings(connection: Connection, settings: dict[str, Any], message: str) -> None:
+    """InvalidInput names an unknown field, enum word or value."""
     with pytest.raises(InvalidInput, match=message):
         config(connection, **settings)

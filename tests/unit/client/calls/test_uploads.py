@@ -7,8 +7,8 @@ from defuse.calls.uploads import CHUNK_BYTES, chunks, dataset_file, digest_of
 from defuse.errors import InvalidInput
 
 
-def planted(root: Path, *, reverse: bool = False, content: bytes = b"pixels") -> Path:
-    """Write the same small tree, in one order or the other."""
+def write_tree(root: Path, *, reverse: bool = False, content: bytes = b"pixels") -> Path:
+    """Write a small tree of files, in either order."""
     files = ["ant/1.png", "ant/2.png", "bee/sub/3.png", "classes.txt"]
     for name in reversed(files) if reverse else files:
         path = root / name
@@ -22,8 +22,8 @@ def digest(source: Path) -> str:
         return digest_of(chunks(file))
 
 
-def test_a_file_in_chunks(tmp_path: Path) -> None:
-    """Chunks are small, and together they are the file; an empty file has none."""
+def test_chunks(tmp_path: Path) -> None:
+    """Chunks are bounded, and together they are the file; an empty file has none."""
     content = os.urandom(2 * CHUNK_BYTES + 7)
     (tmp_path / "file").write_bytes(content)
     pieces = list(chunks(tmp_path / "file"))
@@ -34,22 +34,22 @@ def test_a_file_in_chunks(tmp_path: Path) -> None:
 
 
 def test_digest() -> None:
-    """The digest is the content's SHA-256, however it is cut."""
+    """The digest is the SHA-256 of the content, whatever the pieces."""
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest_of([b"abc"]) == digest_of([b"a", b"", b"bc"]) == expected
 
 
-def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
-    """A file needs no packing."""
+def test_dataset_file_of_a_file(tmp_path: Path) -> None:
+    """A file is uploaded unchanged."""
     file = tmp_path / "images.npz"
     file.write_bytes(b"arrays")
     with dataset_file(file) as sent:
         assert sent == file
 
 
-def test_a_directory_is_packed(tmp_path: Path) -> None:
-    """Every file of a directory is in the zip below its relative name, and the zip is gone afterwards."""
-    with dataset_file(planted(tmp_path / "pets")) as file:
+def test_dataset_file_of_a_directory(tmp_path: Path) -> None:
+    """The zip has every file under its relative name, and is deleted afterwards."""
+    with dataset_file(write_tree(tmp_path / "pets")) as file:
         with zipfile.ZipFile(file) as archive:
             assert archive.namelist() == ["ant/1.png", "ant/2.png", "bee/sub/3.png", "classes.txt"]
             assert archive.read("bee/sub/3.png") == b"pixelsbee/sub/3.png"
@@ -57,10 +57,10 @@ def test_a_directory_is_packed(tmp_path: Path) -> None:
     assert not packed.exists()
 
 
-def test_the_same_directory_is_the_same_file(tmp_path: Path) -> None:
-    """Where it lies, when and in which order it was written, and who may read it do not change the digest."""
-    first = planted(tmp_path / "here")
-    second = planted(tmp_path / "there", reverse=True)
+def test_equal_directories_have_one_digest(tmp_path: Path) -> None:
+    """Location, times, order and permissions do not change the digest."""
+    first = write_tree(tmp_path / "here")
+    second = write_tree(tmp_path / "there", reverse=True)
     os.utime(second / "ant/1.png", (0, 0))
     (second / "ant/2.png").chmod(0o600)
     (second / "empty").mkdir()
@@ -68,9 +68,9 @@ def test_the_same_directory_is_the_same_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["content", "name", "less"])
-def test_another_directory_is_another_file(change: str, tmp_path: Path) -> None:
-    """Another content, name or number of files is another digest."""
-    first, second = planted(tmp_path / "here"), planted(tmp_path / "there")
+def test_different_directories_have_different_digests(change: str, tmp_path: Path) -> None:
+    """Content, names and number of files change the digest."""
+    first, second = write_tree(tmp_path / "here"), write_tree(tmp_path / "there")
     if change == "content":
         (second / "ant/1.png").write_bytes(b"other")
     elif change == "name":
@@ -80,7 +80,7 @@ def test_another_directory_is_another_file(change: str, tmp_path: Path) -> None:
     assert digest(first) != digest(second)
 
 
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    """A missing path is named."""
+def test_missing_path(tmp_path: Path) -> None:
+    """The error names a missing path."""
     with pytest.raises(InvalidInput, match="no-such"), dataset_file(tmp_path / "no-such"):
         pytest.fail("there is nothing to send")

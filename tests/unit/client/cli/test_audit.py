@@ -1,4 +1,4 @@
-"""`defuse audit`, against a gateway that has three events on two pages."""
+"""`defuse audit` with a fake gateway that has three events on two pages."""
 
 import json
 from collections.abc import Iterator
@@ -29,13 +29,13 @@ def event(number: int) -> audit_pb2.AuditEvent:
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """Remembers which pages were asked for."""
+    """Records the requested pages."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, str]] = []
+        self.requested: list[tuple[int, str]] = []
 
     def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Any) -> pb.ListAuditEventsResponse:  # noqa: N802  # gRPC's name
-        self.asked.append((request.page_size, request.page_token))
+        self.requested.append((request.page_size, request.page_token))
         if request.page_token:
             return pb.ListAuditEventsResponse(events=[event(2)])
         return pb.ListAuditEventsResponse(events=[event(0), event(1)], next_page_token="more")
@@ -56,10 +56,10 @@ def audit(*options: str) -> Result:
     return done
 
 
-def test_all_pages_are_shown(gateway: Gateway) -> None:
-    """Everything of an event is in JSON, newest first; without a token nobody has a name or a role."""
+def test_audit_as_json(gateway: Gateway) -> None:
+    """JSON has every field of the events on all pages, newest first."""
     first, second, last = json.loads(audit("--json").stdout)
-    assert gateway.asked == [(50, ""), (48, "more")]
+    assert gateway.requested == [(50, ""), (48, "more")]
     assert (first["caller"], first["role"], first["code"]) == ("", "", "OK")
     assert (second["caller"], second["role"], second["reason"]) == ("ann", "admin", "TRIAL_NOT_FOUND")
     assert (last["resources"], last["peer"]) == (["models/tiny/trials/t2"], "ipv4:10.0.0.7:4711")
@@ -67,13 +67,14 @@ def test_all_pages_are_shown(gateway: Gateway) -> None:
     assert first["time"].startswith("2023-11-14T22:13:20")
 
 
-def test_no_more_is_asked_for_than_is_shown(gateway: Gateway) -> None:
+def test_audit_limit(gateway: Gateway) -> None:
+    """The client requests no more events than it shows."""
     assert len(json.loads(audit("--limit", "2", "--json").stdout)) == 2
-    assert gateway.asked == [(2, "")]
+    assert gateway.requested == [(2, "")]
 
 
-def test_for_people(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line an event: when, who, what, of what, how it ended, and from where."""
+def test_audit_table(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event is a line: time, caller, role, call, resources, outcome, peer."""
     shown = audit().stdout
     for word in ("2023-11-14 22:13:20 UTC", "ann", "admin", "StopTrial", "t1", "TRIAL_NOT_FOUND", "OK", "newest first"):
         assert word in shown

@@ -1,4 +1,4 @@
-"""The commands on corrections, against a gateway that keeps what it is asked."""
+"""`defuse correct` and `defuse corrections` with a fake gateway."""
 
 import json
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def succeeded(*, non_inferior: bool = True) -> Correction:
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """Has one correction, in the state that a test gives it."""
+    """Has one correction, in a state that the test sets."""
 
     def __init__(self) -> None:
         self.created: list[correction_pb2.CorrectionConfig] = []
@@ -100,7 +100,7 @@ class Gateway(pb_grpc.GatewayServiceServicer):
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    """Serve that gateway where the command line looks for one."""
+    """Serve the fake gateway at the default address of the command line."""
     found = Gateway()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     pb_grpc.add_GatewayServiceServicer_to_server(found, server)
@@ -117,8 +117,8 @@ def defuse(*arguments: object, status: int = 0) -> Result:
     return result
 
 
-def test_what_is_asked_for_is_sent(gateway: Gateway, tmp_path: Path) -> None:
-    """Every option arrives under the contract's name; what is left out is left to the gateway."""
+def test_options_are_sent(gateway: Gateway, tmp_path: Path) -> None:
+    """Every option is sent under the contract's name; omitted ones are not sent."""
     (tmp_path / "net.safetensors").write_bytes(b"weights")
     defuse(
         *("correct", "a-run", "--lambda", "0.1, 0.3", "--learning-rate", "1e-4", "--method", "last_layer,continued"),
@@ -143,23 +143,23 @@ def test_what_is_asked_for_is_sent(gateway: Gateway, tmp_path: Path) -> None:
     assert not gateway.created[1].methods
 
 
-def test_all_methods_have_a_word(gateway: Gateway) -> None:
-    """`--method all` tries everything that the contract names."""
+def test_all_methods(gateway: Gateway) -> None:
+    """`--method all` sends every method of the contract."""
     defuse("correct", "a-run", "--method", "all")
     assert list(gateway.created[0].methods) == Training.Method.values()[1:]
 
 
 @pytest.mark.usefixtures("gateway")
 @pytest.mark.parametrize(("option", "value"), [("--lambda", "0.1;0.3"), ("--learning-rate", "fast")])
-def test_what_is_no_list_of_numbers(option: str, value: str) -> None:
-    """It is refused by the option's name, before anything is sent."""
+def test_invalid_list_of_numbers(option: str, value: str) -> None:
+    """The error names the option; nothing is sent."""
     result = CliRunner().invoke(app, ["correct", "a-run", option, value])
     assert f"{option} is {value!r}" in str(result.exception)
 
 
 @pytest.mark.usefixtures("gateway")
-def test_what_was_tried_is_shown_with_the_rule() -> None:
-    """The table has every point, the chosen one marked; the end of an interpolation is a training of all weights."""
+def test_table_of_points() -> None:
+    """The table has every point and marks the chosen one; the end of an interpolation is `all_weights`."""
     lines = defuse("correct", "a-run", "--wait").output.splitlines()
     rows = [line for line in lines if "0.001" in line]
     assert [("all_weights" in row, "interpolation" in row, "*" in row) for row in rows] == [
@@ -171,14 +171,14 @@ def test_what_was_tried_is_shown_with_the_rule() -> None:
     assert any("test images" in line and "0.910" in line and "0.920" in line for line in lines)
 
 
-def test_a_choice_that_could_cost_too_much_says_so(gateway: Gateway) -> None:
-    """Where no point is non-inferior a person is told to look."""
+def test_choice_that_is_not_non_inferior(gateway: Gateway) -> None:
+    """The output warns of a choice that is not non-inferior."""
     gateway.correction = succeeded(non_inferior=False)
     assert "no point is non-inferior" in defuse("corrections", "show", "a-run", "c1").output
 
 
-def test_json_has_points_and_choice(gateway: Gateway) -> None:
-    """Scripts get every point, and which one was chosen by which rule."""
+def test_correction_as_json(gateway: Gateway) -> None:
+    """JSON has every point, and the choice with its rule."""
     found = json.loads(defuse("corrections", "show", "a-run", "c1", "--json").stdout)
     assert [(point["method"], point["share"], point["chosen"]) for point in found["points"]] == [
         ("all_weights", 1.0, False),
@@ -190,21 +190,21 @@ def test_json_has_points_and_choice(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("state", [Correction.STATE_FAILED, Correction.STATE_CANCELLED])
-def test_a_correction_that_does_not_succeed_exits_with_2(gateway: Gateway, state: Correction.State.ValueType) -> None:
-    """Scripts see it in the exit status, people in a sentence."""
+def test_exit_status_of_a_failed_correction(gateway: Gateway, state: Correction.State.ValueType) -> None:
+    """The exit status is 2, and the output states the reason."""
     gateway.correction = Correction(name=NAME, state=state, error="the disk is gone")
     assert "the disk is gone" in defuse("correct", "a-run", "--wait", status=2).output
     assert "the disk is gone" in defuse("corrections", "watch", "a-run", "c1", status=2).output
 
 
 def test_cancel(gateway: Gateway) -> None:
-    """A correction can be stopped by its name."""
+    """The correction is cancelled by its name."""
     assert "cancelled" in defuse("corrections", "cancel", "a-run", "c1").output
     assert gateway.cancelled == [NAME]
 
 
 @pytest.mark.usefixtures("gateway")
-def test_the_list() -> None:
+def test_list() -> None:
     """Each correction is a line with its state and its candidate's figures."""
     [row] = [line for line in defuse("corrections", "list", "a-run").output.splitlines() if "c1" in line]
     assert "succeeded" in row

@@ -1,4 +1,4 @@
-"""The commands on regions, against a gateway that has two runs."""
+"""`defuse regions` and `defuse annotate` with a fake gateway that has two runs."""
 
 import json
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ class Gateway(pb_grpc.GatewayServiceServicer):
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    """Serve that gateway where the command line looks for one."""
+    """Serve the fake gateway at the default address of the command line."""
     found = Gateway()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     pb_grpc.add_GatewayServiceServicer_to_server(found, server)
@@ -106,11 +106,11 @@ def defuse(*arguments: object) -> Result:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_a_list_says_what_to_fix_first() -> None:
-    """Score, controls, real images and stability are told, and how the list is sorted."""
+def test_list() -> None:
+    """The table has score, controls, real images and stability, and states its order."""
     output = defuse("regions", "list", "a-run").output
-    for told in ("0.125", "0.500 [0.400, 0.600]", "3 of 12", "0.88", "largest score first"):
-        assert told in output
+    for text in ("0.125", "0.500 [0.400, 0.600]", "3 of 12", "0.88", "largest score first"):
+        assert text in output
     [found] = json.loads(defuse("regions", "list", "a-run", "--json").output)
     assert found["nearest_misclassified"] == [
         {"index": 9, "label": "ant", "predicted_label": "wasp", "distance_sd": 0.0}
@@ -119,8 +119,8 @@ def test_a_list_says_what_to_fix_first() -> None:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_a_contact_sheet_has_a_row_for_each_kind_of_picture(tmp_path: Path) -> None:
-    """Failures, their sources, nearest and nearest misclassified training images: the last rows are light."""
+def test_contact_sheet(tmp_path: Path) -> None:
+    """The sheet has rows of failures, sources, and nearest training images, which are light here."""
     sheet = tmp_path / "sheet.png"
     defuse("regions", "show", "a-run", "r1", "--out", sheet)
     with Image.open(sheet) as image:
@@ -132,20 +132,20 @@ def test_a_contact_sheet_has_a_row_for_each_kind_of_picture(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("gateway")
-def test_diff_tells_new_gone_moved_and_same() -> None:
-    """Each region has one line with its ids in both runs; JSON holds the regions whole."""
+def test_diff() -> None:
+    """Each region is a line with its ids in both runs; JSON has whole regions."""
     lines = [line.split() for line in defuse("regions", "diff", "a-run", "b-run").output.splitlines()]
-    told = {line[1]: line for line in lines if len(line) > 3 and line[1] in ("new", "gone", "moved", "same")}
-    assert set(told) == {"new", "gone", "moved", "same"}
-    assert "cow" in told["new"]
-    assert "dog" in told["gone"]
-    assert {"r3", "r4", "0.75"} <= set(told["moved"])
+    row_by_kind = {line[1]: line for line in lines if len(line) > 3 and line[1] in ("new", "gone", "moved", "same")}
+    assert set(row_by_kind) == {"new", "gone", "moved", "same"}
+    assert "cow" in row_by_kind["new"]
+    assert "dog" in row_by_kind["gone"]
+    assert {"r3", "r4", "0.75"} <= set(row_by_kind["moved"])
     whole = json.loads(defuse("regions", "diff", "a-run", "b-run", "--json").output)
     assert [whole["added"][0]["id"], whole["gone"][0]["id"], whole["kept"][1]["moved"]] == ["r1", "r1", True]
 
 
-def test_a_mixed_region_is_shown_with_its_parts(gateway: Gateway) -> None:
-    """Its own parts are printed with it, to be annotated next, and there is time to split it."""
+def test_annotate_mixed_region(gateway: Gateway) -> None:
+    """Only the region's own parts are printed; the deadline allows for the split."""
     found = json.loads(defuse("annotate", "a-run", "r1", "--verdict", "mixed", "--json").output)
     assert [(one["id"], one["state"]) for one in found] == [("r1", "mixed"), ("r1-1", "open"), ("r1-2", "open")]
     assert gateway.seconds_left > 100
@@ -157,8 +157,8 @@ def test_a_mixed_region_is_shown_with_its_parts(gateway: Gateway) -> None:
     assert gateway.seconds_left < 100
 
 
-def test_a_download_goes_on_where_it_broke(gateway: Gateway, tmp_path: Path) -> None:
-    """The file is whole, each byte once, though the gateway went away in between."""
+def test_export_resumes(gateway: Gateway, tmp_path: Path) -> None:
+    """The file is complete, each byte once, although the stream broke."""
     file = tmp_path / "regions.safetensors"
     assert json.loads(defuse("regions", "export", "a-run", "--out", file, "--json").output) == {"file": str(file)}
     assert file.read_bytes() == CONTENT

@@ -1,4 +1,4 @@
-"""The commands on versions, against a gateway that keeps what it is asked: the gate, releases and their history."""
+"""`defuse gate`, `release`, `rollback` and `releases` with a fake gateway."""
 
 import hashlib
 import json
@@ -92,14 +92,14 @@ HISTORY = (
 
 
 def without_id(request: Any) -> Any:
-    """Return a request without the id that every one has, which is another one each time."""
+    """Return a request without its random request id."""
     assert len(request.request_id) == 36
     request.ClearField("request_id")
     return request
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """Has a verdict, four releases and three corrections, of which the first two succeeded."""
+    """Has a verdict, four releases and three corrections, the first two succeeded."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -152,7 +152,7 @@ class Gateway(pb_grpc.GatewayServiceServicer):
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    """Serve that gateway where the command line of the user `ann` looks for one."""
+    """Serve the fake gateway at the default address of the user `ann`."""
     found = Gateway()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     pb_grpc.add_GatewayServiceServicer_to_server(found, server)
@@ -177,8 +177,8 @@ def defuse(*arguments: object, status: int = 0) -> Result:
     return result
 
 
-def test_a_file_is_uploaded_and_judged(gateway: Gateway, onnx: Path) -> None:
-    """The gate is asked of the file by its digest, on the data set that was named or on none."""
+def test_gate_uploads_the_file(gateway: Gateway, onnx: Path) -> None:
+    """The gate receives the file's digest, and the data set if one is given."""
     gateway.verdict = verdict(passed=True)
     defuse("gate", "tiny", "--onnx", onnx, "--dataset", "digits")
     defuse("gate", "tiny", "--onnx", onnx)
@@ -190,8 +190,8 @@ def test_a_file_is_uploaded_and_judged(gateway: Gateway, onnx: Path) -> None:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_a_candidate_that_does_not_pass_exits_with_2(onnx: Path) -> None:
-    """Pipelines see it in the exit status; people see every check with its figure and its rule, and the outcome."""
+def test_gate_with_failed_checks(onnx: Path) -> None:
+    """The exit status is 2; the table has every check with its figure and rule."""
     output = defuse("gate", "tiny", "--onnx", onnx, status=2).output
     rows = {kind: next(line for line in output.splitlines() if f" {kind} " in line) for kind in KINDS}
     assert [kind for kind, row in rows.items() if "FAILED" in row] == ["class", "parity"]
@@ -201,14 +201,14 @@ def test_a_candidate_that_does_not_pass_exits_with_2(onnx: Path) -> None:
     assert f"candidate {DIGEST[:12]} against version 4 of tiny" in output
 
 
-def test_a_candidate_that_passes(gateway: Gateway, onnx: Path) -> None:
-    """The exit status is 0, and the table says so."""
+def test_gate_passed(gateway: Gateway, onnx: Path) -> None:
+    """The exit status is 0, and the table states it."""
     gateway.verdict = verdict(passed=True)
     assert "tiny: passed" in defuse("gate", "tiny", "--onnx", onnx).output
 
 
-def test_a_file_that_is_unfit(gateway: Gateway, onnx: Path) -> None:
-    """A broken file is one check that failed, not an error."""
+def test_gate_with_an_unfit_file(gateway: Gateway, onnx: Path) -> None:
+    """A broken file is a failed check, not an error."""
     broken = Check(kind=Check.KIND_FILE, rule="Triton does not serve it")
     gateway.verdict = gate_pb2.GateVerdict(name="models/tiny/verdicts/v2", checks=[broken])
     output = defuse("gate", "tiny", "--onnx", onnx, status=2).output
@@ -217,8 +217,8 @@ def test_a_file_that_is_unfit(gateway: Gateway, onnx: Path) -> None:
 
 
 @pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 2)])
-def test_json_has_every_check(gateway: Gateway, onnx: Path, passed: bool, status: int) -> None:
-    """Scripts get figures with their ends, or null where a figure has none, and the same exit status."""
+def test_gate_as_json(gateway: Gateway, onnx: Path, passed: bool, status: int) -> None:
+    """JSON has every figure with its interval, or null for figures without one."""
     gateway.verdict = verdict(passed=passed)
     found = json.loads(defuse("gate", "tiny", "--onnx", onnx, "--json", status=status).stdout)
     assert (found["passed"], found["id"], found["model"], found["base_version"]) == (passed, "v1", "tiny", 4)
@@ -232,8 +232,8 @@ def test_json_has_every_check(gateway: Gateway, onnx: Path, passed: bool, status
     assert (region["low"], region["subject"]) == (0.0, "a-run r7")
 
 
-def test_who_approves_a_release_and_why_is_sent(gateway: Gateway) -> None:
-    """Approver, reason and who asks arrive under the contract's names."""
+def test_release_options_are_sent(gateway: Gateway) -> None:
+    """Approver, reason and actor are sent under the contract's names."""
     arguments = ("release", "a-run", "--correction", "c1", "--approver", "bea", "--reason", "it must", "--by", "cid")
     output = defuse(*arguments).output
     assert gateway.released == [
@@ -242,14 +242,14 @@ def test_who_approves_a_release_and_why_is_sent(gateway: Gateway) -> None:
     assert "tiny now serves version 3 (before: 2)" in output
 
 
-def test_a_release_is_the_users_and_of_the_latest_that_succeeded(gateway: Gateway) -> None:
-    """Without options the user asks, nobody approves, and a later correction that failed is passed over."""
+def test_release_defaults(gateway: Gateway) -> None:
+    """By default the user releases the latest succeeded correction, without an approver."""
     defuse("release", "a-run")
     assert gateway.released == [pb.ReleaseCorrectionRequest(name="runs/a-run/corrections/c2", actor="ann")]
 
 
-def test_a_run_without_a_finished_correction(gateway: Gateway) -> None:
-    """There is nothing to publish, which is said with the command that makes one."""
+def test_release_without_a_correction(gateway: Gateway) -> None:
+    """The error names the command that makes a correction."""
     gateway.corrections = [Correction.STATE_RUNNING]
     error = defuse("release", "a-run", status=1).exception
     assert isinstance(error, NotReady)
@@ -257,15 +257,15 @@ def test_a_run_without_a_finished_correction(gateway: Gateway) -> None:
     assert gateway.released == []
 
 
-def test_a_release_as_json(gateway: Gateway) -> None:
-    """Scripts get the verdict's id, and who let it through."""
+def test_release_as_json(gateway: Gateway) -> None:
+    """JSON has the verdict's id and the approver."""
     found = json.loads(defuse("release", "a-run", "--json").stdout)
     assert (found["kind"], found["version"], found["previous_version"]) == ("released", 3, 2)
     assert (found["verdict"], found["actor"], found["approver"], found["reason"]) == ("v8", "ann", "bea", "it must")
 
 
-def test_a_rollback(gateway: Gateway) -> None:
-    """Who asks for it and why are sent; the user, where nobody is named."""
+def test_rollback(gateway: Gateway) -> None:
+    """Actor and reason are sent; the actor is the user by default."""
     assert "tiny now serves version 2 (before: 3)" in defuse("rollback", "tiny", "--reason", "it fell over").output
     found = json.loads(defuse("rollback", "tiny", "--by", "cid", "--json").stdout)
     assert gateway.rolled_back == [
@@ -276,8 +276,8 @@ def test_a_rollback(gateway: Gateway) -> None:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_the_history() -> None:
-    """Each release is a line with its time, who asked for it and why, and what the gate said, where it was asked."""
+def test_releases_table() -> None:
+    """Each release is a line with time, actor, reason and verdict."""
     rows = [line for line in defuse("releases", "tiny").output.splitlines() if "2023-11-14 22:13:20 UTC" in line]
     expected = (
         ("registered",),
@@ -292,8 +292,8 @@ def test_the_history() -> None:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_the_history_as_json() -> None:
-    """Scripts get all of it, oldest first."""
+def test_releases_as_json() -> None:
+    """JSON has all releases, oldest first."""
     found = json.loads(defuse("releases", "tiny", "--json").stdout)
     assert [(one["kind"], one["version"], one["verdict"], one["approver"]) for one in found] == [
         ("registered", 1, "", ""),
@@ -305,7 +305,7 @@ def test_the_history_as_json() -> None:
 
 
 @pytest.mark.parametrize("reason", ["[hotfix] it must", "[/hotfix] it must"])
-def test_a_reason_is_shown_as_it_was_written(gateway: Gateway, reason: str) -> None:
-    """Words in brackets are words."""
+def test_reasons_are_not_markup(gateway: Gateway, reason: str) -> None:
+    """Words in brackets are printed unchanged."""
     gateway.history = [Release(model="models/tiny", kind=Release.KIND_ROLLED_BACK, version=1, reason=reason)]
     assert reason in defuse("releases", "tiny").output

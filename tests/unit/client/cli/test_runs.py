@@ -1,4 +1,4 @@
-"""The commands on runs, against a gateway that keeps what it is asked."""
+"""`defuse runs` with a fake gateway."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ CLASSES = ("ant", "bee", "cat")
 
 
 class Gateway(pb_grpc.GatewayServiceServicer, generator_grpc.GeneratorServiceServicer):
-    """Has every file, one model and one run, whose failures are bees taken for cats."""
+    """Has every file, one model and one run, whose failures are bees predicted as cats."""
 
     def __init__(self) -> None:
         self.created: list[run_pb2.RunConfig] = []
@@ -65,7 +65,7 @@ class Gateway(pb_grpc.GatewayServiceServicer, generator_grpc.GeneratorServiceSer
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    """Serve that gateway where the command line looks for one."""
+    """Serve the fake gateway at the default address of the command line."""
     found = Gateway()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     pb_grpc.add_GatewayServiceServicer_to_server(found, server)
@@ -82,8 +82,8 @@ def defuse(*arguments: str | Path) -> Result:
     return done
 
 
-def test_what_would_it_cost_is_asked_of_the_run_that_would_be_made(gateway: Gateway, tmp_path: Path) -> None:
-    """Every option that says what a run is made with is one of the estimate's too, and says the same there."""
+def test_estimate_and_create_share_options(gateway: Gateway, tmp_path: Path) -> None:
+    """Both commands have the same options and send the same configuration."""
     for file in ("data.npz", "encoder", "decoder"):
         (tmp_path / file).write_bytes(file.encode())
     options = [
@@ -121,25 +121,25 @@ def test_what_would_it_cost_is_asked_of_the_run_that_would_be_made(gateway: Gate
     assert config.mixture.min_support == 11
 
 
-def test_an_estimate_is_told_in_words(gateway: Gateway, tmp_path: Path) -> None:
-    """Model and data are enough; the answer has the figures."""
+def test_estimate(gateway: Gateway, tmp_path: Path) -> None:
+    """Model and data suffice; the table has the figures."""
     (tmp_path / "data.npz").write_bytes(b"data")
-    told = defuse("runs", "estimate", "--model", "tiny", "--data", tmp_path / "data.npz").stdout
-    assert "up to 70, 10 per second" in told
+    output = defuse("runs", "estimate", "--model", "tiny", "--data", tmp_path / "data.npz").stdout
+    assert "up to 70, 10 per second" in output
     assert [config.search.max_sources for config in gateway.estimated] == [0]
 
 
 @pytest.mark.usefixtures("gateway")
-def test_advised_thresholds_are_told_beside_those_of_the_run() -> None:
-    """What was and what is advised stand side by side, with the price; JSON holds what a new run can be made with."""
-    told = " ".join(defuse("runs", "validity", "first").stdout.split())
+def test_validity() -> None:
+    """The table has present and advised thresholds; JSON has the settings of a new run."""
+    output = " ".join(defuse("runs", "validity", "first").stdout.split())
     for words in (
         "min_label_probability │ 0.998 │ 0.9995",
         "max_round_trip_sd │ 1 │ 1",
         "0.88 of the failures of 2",
         "5",
     ):
-        assert words in told
+        assert words in output
     assert json.loads(defuse("runs", "validity", "first", "--json").stdout) == {
         "validity": {"max_round_trip_sd": 1.0, "min_label_probability": 0.9995},
         "invalid_rejected": 0.875,
@@ -149,8 +149,8 @@ def test_advised_thresholds_are_told_beside_those_of_the_run() -> None:
     }
 
 
-def test_failures_are_told_by_class_name(gateway: Gateway) -> None:
-    """What was taken for what is said in the words of the model, for people and for programs."""
+def test_failures(gateway: Gateway) -> None:
+    """Lines and JSON have class names instead of indices."""
     lines = defuse("runs", "failures", "first").stdout.splitlines()
     assert lines == [f"source {source} round 0 draw 0: bee predicted as cat, margin -0.50" for source in (3, 5)]
     for line in defuse("runs", "failures", "first", "--json").stdout.splitlines():

@@ -1,4 +1,4 @@
-"""The commands on trials, against a gateway that keeps what it is asked."""
+"""`defuse trials` with a fake gateway."""
 
 import json
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def trial(mode: "Trial.Mode.ValueType" = Trial.MODE_SHADOW, **fields: Any) -> tr
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """Has one trial, in the state that a test gives it, and three corrections, of which the first two succeeded."""
+    """Has one trial, in a state that the test sets, and three corrections, the first two succeeded."""
 
     def __init__(self) -> None:
         self.started: list[trial_pb2.Trial] = []
@@ -81,7 +81,7 @@ class Gateway(pb_grpc.GatewayServiceServicer):
 
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
-    """Serve that gateway where the command line of the user `ann` looks for one."""
+    """Serve the fake gateway at the default address of the user `ann`."""
     found = Gateway()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     pb_grpc.add_GatewayServiceServicer_to_server(found, server)
@@ -99,31 +99,31 @@ def defuse(*arguments: object, status: int = 0) -> Result:
     return result
 
 
-def test_a_shadow_is_asked_for_with_its_share(gateway: Gateway) -> None:
-    """Mode, share, who asks and why arrive under the contract's names; what the gateway sets is left to it."""
+def test_start_shadow(gateway: Gateway) -> None:
+    """Mode, share, actor and reason are sent under the contract's names."""
     defuse("trials", "start", "a-run", "--shadow", "--share", "0.2", "--reason", "it helps", "--correction", "c1")
     assert gateway.started == [
         Trial(correction="runs/a-run/corrections/c1", mode=Trial.MODE_SHADOW, share=0.2, actor="ann", reason="it helps")
     ]
 
 
-def test_a_canary_of_a_tenth_is_the_default(gateway: Gateway) -> None:
-    """Without options the latest correction that succeeded answers a tenth of the requests, and nobody approves."""
+def test_start_defaults(gateway: Gateway) -> None:
+    """By default the latest succeeded correction gets a tenth of the requests, without an approver."""
     defuse("trials", "start", "a-run")
     assert gateway.started == [
         Trial(correction="runs/a-run/corrections/c2", mode=Trial.MODE_CANARY, share=0.1, actor="ann")
     ]
 
 
-def test_who_approves_a_canary_and_why_is_sent(gateway: Gateway) -> None:
-    """Approver, reason and who asks are those of the options."""
+def test_start_with_an_approver(gateway: Gateway) -> None:
+    """Approver, reason and actor are those of the options."""
     defuse("trials", "start", "a-run", "--approver", "bea", "--reason", "it must", "--by", "cid")
     [sent] = gateway.started
     assert (sent.approver, sent.reason, sent.actor) == ("bea", "it must", "cid")
 
 
-def test_a_run_without_a_finished_correction(gateway: Gateway) -> None:
-    """There is nothing to try, which is said with the command that makes one."""
+def test_start_without_a_correction(gateway: Gateway) -> None:
+    """The error names the command that makes a correction."""
     gateway.corrections = [Correction.STATE_RUNNING]
     error = defuse("trials", "start", "a-run", status=1).exception
     assert isinstance(error, NotReady)
@@ -131,16 +131,16 @@ def test_a_run_without_a_finished_correction(gateway: Gateway) -> None:
     assert gateway.started == []
 
 
-def test_a_mode_that_is_none(gateway: Gateway) -> None:
-    """The client refuses it by its name before anything is sent."""
+def test_unknown_mode(gateway: Gateway) -> None:
+    """The client refuses an unknown mode before it sends anything."""
     with Client() as client, pytest.raises(InvalidInput, match="'mirror' is unknown; use canary or shadow"):
         client.start_trial("a-run", "c1", mode="mirror")
     assert gateway.started == []
 
 
 @pytest.mark.usefixtures("gateway")
-def test_what_a_shadow_has_seen() -> None:
-    """Both sides have a line with their requests and mean times; agreement is a sentence."""
+def test_show_shadow() -> None:
+    """Both versions have a line with requests and mean latencies; a sentence states the agreement."""
     output = defuse("trials", "show", "tiny", "t1").output
     champion, challenger = (
         next(line for line in output.splitlines() if f" {who} " in line) for who in ("champion", "challenger")
@@ -151,8 +151,8 @@ def test_what_a_shadow_has_seen() -> None:
     assert "shadow t1 of tiny, running: runs/a-run/corrections/c2, share 0.2" in " ".join(output.split())
 
 
-def test_what_a_canary_has_seen(gateway: Gateway) -> None:
-    """Nothing is compared in a canary, so nothing is said of agreement."""
+def test_show_canary(gateway: Gateway) -> None:
+    """A canary compares nothing, so that no agreement is printed."""
     gateway.trial = trial(Trial.MODE_CANARY)
     output = defuse("trials", "show", "tiny", "t1").output
     assert "canary t1 of tiny" in output
@@ -161,14 +161,14 @@ def test_what_a_canary_has_seen(gateway: Gateway) -> None:
 
 @pytest.mark.usefixtures("gateway")
 def test_stop() -> None:
-    """A trial is ended by its name, and what it has seen is shown."""
+    """The trial ends, and its counts are printed."""
     output = defuse("trials", "stop", "tiny", "t1").output
     assert "shadow t1 of tiny, ended" in output
     assert "95 of 96" in output
 
 
 def test_stop_as_json(gateway: Gateway) -> None:
-    """Scripts get both times of an ended trial."""
+    """JSON has both times of an ended trial."""
     found = json.loads(defuse("trials", "stop", "tiny", "t1", "--json").stdout)
     assert gateway.stopped == [NAME]
     assert (found["state"], found["create_time"], found["end_time"]) == (
@@ -179,8 +179,8 @@ def test_stop_as_json(gateway: Gateway) -> None:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_the_list() -> None:
-    """Each trial is a line with its state, mode, share, correction, and who asked for it and why."""
+def test_list() -> None:
+    """Each trial is a line with state, mode, share, correction, actor and reason."""
     lines = defuse("trials", "list", "tiny").output.splitlines()
     for trial_id, mode in (("t1", "shadow"), ("t2", "canary")):
         [row] = [line for line in lines if f" {trial_id} " in line]
@@ -190,8 +190,8 @@ def test_the_list() -> None:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_the_list_as_json() -> None:
-    """Scripts get all of them, oldest first."""
+def test_list_as_json() -> None:
+    """JSON has all trials, oldest first."""
     found = json.loads(defuse("trials", "list", "tiny", "--json").stdout)
     assert [(one["id"], one["model"], one["mode"], one["state"]) for one in found] == [
         ("t1", "tiny", "shadow", "running"),
@@ -201,8 +201,8 @@ def test_the_list_as_json() -> None:
 
 @pytest.mark.usefixtures("gateway")
 @pytest.mark.parametrize("arguments", [("show", "tiny", "t1"), ("start", "a-run", "--shadow")])
-def test_a_trial_as_json(arguments: tuple[str, ...]) -> None:
-    """Scripts get every field and count, and no end of what still runs."""
+def test_trial_as_json(arguments: tuple[str, ...]) -> None:
+    """JSON has every field and count, and no end time of a running trial."""
     found = json.loads(defuse("trials", *arguments, "--json").stdout)
     assert (found["candidate"], found["candidate_version"], found["share"]) == ("tiny-candidate", 3, 0.2)
     assert (found["correction"], found["reason"], found["approver"]) == ("runs/a-run/corrections/c2", "it helps", "")

@@ -1,4 +1,4 @@
-"""Programs that fork: a child reports what it sees itself, and nothing that its parent saw."""
+"""Monitors in forked programs: parent and child report their own observations."""
 
 import subprocess
 import sys
@@ -33,8 +33,8 @@ assert monitor.counts.stored == monitor.counts.seen, monitor.counts
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_child_begins_anew(gateway: Gateway, before: bool) -> None:
-    """Nothing is reported twice or mixed up, whether the parent has seen something before or not."""
+def test_child_restarts(gateway: Gateway, before: bool) -> None:
+    """Nothing is reported twice or mixed up, with and without earlier observations of the parent."""
     program = PROGRAM.format(address=gateway.address, before=before)
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

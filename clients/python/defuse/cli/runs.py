@@ -57,11 +57,11 @@ class RunOptions:
     ] = ""
     oracle: Annotated[str, typer.Option(help="Model that must predict the source's label for every failure.")] = ""
     declared_accuracy: Annotated[
-        float | None, typer.Option(help="Least accuracy of the served model for a run to start; default 0.5.")
+        float | None, typer.Option(help="Refuse the run if the measured accuracy of the model is lower; default 0.5.")
     ] = None
     max_reconstruction_loss: Annotated[
         float | None,
-        typer.Option(help="Largest share of images lost by the VAE for a run to start; default 0.1."),
+        typer.Option(help="Refuse the run if the VAE loses a larger share of the images; default 0.1."),
     ] = None
     min_support: Annotated[int, typer.Option(help="Least failures of a region; 0 takes the default.")] = 0
     mixture: Annotated[

@@ -39,7 +39,7 @@ def stubs() -> str:
 
 
 def _method(name: str, call: Call, imports: set[str], asynchronous: bool, bound: bool) -> str:
-    """Return the stub of one method; add the imports that its annotations need."""
+    """Return the stub of a method; add its imports to `imports`."""
     module = ast.parse(Path(inspect.getfile(call)).read_text(encoding="utf-8"))
     function = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == call.__name__)
     arguments = function.args
@@ -71,7 +71,7 @@ def _result(annotation: ast.expr | None) -> tuple[str, ast.expr]:
 
 
 def _imports(module: ast.Module, nodes: list[ast.AST]) -> set[str]:
-    """Return the import statements of a module that bind names in the given annotations."""
+    """Return the imports of a module that bind annotations' names."""
     names = {part.id for node in nodes for part in ast.walk(node) if isinstance(part, ast.Name)}
     found = set()
     for node in module.body:

@@ -32,7 +32,7 @@ def refuse(context: Any, error: DefuseError) -> None:
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """Keeps files, lists runs two to a page, and breaks the first stream of a run."""
+    """Keeps files, lists two runs per page, breaks the first stream."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -131,7 +131,10 @@ def test_concurrent_calls(run_scenario: Callable[[Scenario], None]) -> None:
 
 
 def test_upload(run_scenario: Callable[[Scenario], None], gateway: Gateway, tmp_path: Path) -> None:
-    """A file is uploaded in chunks, once; each create has its own request id."""
+    """A file is uploaded in chunks, once.
+
+    Each create has its own request id.
+    """
     content = bytes(2 * CHUNK_BYTES + 7)
     (tmp_path / "tiny.onnx").write_bytes(content)
 
@@ -174,7 +177,10 @@ def test_stream_timeout(run_scenario: Callable[[Scenario], None], there: bool) -
 
 
 def test_failures(run_scenario: Callable[[Scenario], None], gateway: Gateway) -> None:
-    """The stream resumes at any token; a reader that stops can cancel the run."""
+    """The stream resumes at any token.
+
+    A reader that stops can cancel the run.
+    """
 
     async def scenario(client: aio.Client) -> None:
         assert [batch.failures[0].source async for batch in client.failures("a", resume_token="3")] == [3, 4]

@@ -20,7 +20,10 @@ TIMEOUT_S = 60
 
 
 class Generator(pb_grpc.GeneratorServiceServicer):
-    """Sends one failure per batch, breaks once after the second; its VAE halves and doubles."""
+    """Sends one failure per batch, breaks once after the second.
+
+    Its VAE halves and doubles.
+    """
 
     def __init__(self) -> None:
         self.resume_tokens: list[str] = []

@@ -85,7 +85,10 @@ def test_stream_timeout(connection: Connection, timeout_s: float, there: bool) -
 
 @pytest.mark.parametrize("send", ["bytes", "file"])
 def test_upload_once(connection: Connection, gateway: Gateway, tmp_path: Path, send: str) -> None:
-    """A file arrives complete under its digest; a known digest is not uploaded again."""
+    """A file arrives complete under its digest.
+
+    A known digest is not uploaded again.
+    """
     content = os.urandom(2 * CHUNK_BYTES + 7)
     (tmp_path / "file").write_bytes(content)
     progress_calls: list[tuple[int, int]] = []
@@ -103,7 +106,7 @@ def test_upload_once(connection: Connection, gateway: Gateway, tmp_path: Path, s
 
 
 def test_find_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable precedes the local stack; without both the error names the remedy."""
+    """The variable precedes the local stack; the error names the remedy."""
     monkeypatch.delenv("DEFUSE_GATEWAY", raising=False)
     monkeypatch.setenv("DEFUSE_HOME", str(tmp_path))
     with pytest.raises(Unavailable, match=rf"{tmp_path}.*defuse up") as caught:

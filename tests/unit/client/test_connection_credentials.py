@@ -78,7 +78,10 @@ def test_client_on_an_event_loop(address: str, gateway: Gateway) -> None:
 
 
 def test_default_actor(address: str, gateway: Gateway) -> None:
-    """Only callers without a token send the user's name; a given actor is always sent."""
+    """Only callers without a token send the user's name.
+
+    A given actor is always sent.
+    """
     for token in ("", "abc"):
         with Client(address, token=token) as client:
             client.rollback("tiny")
@@ -117,7 +120,10 @@ def test_allowed_addresses(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["far.org:1", "10.0.0.1:1", "0.0.0.0:1", "localhost.far.org:1", "dns:///localhost"])
 def test_refused_addresses(address: str) -> None:
-    """Tokens do not go to other hosts without TLS; calls without a token do."""
+    """Tokens do not go to other hosts without TLS.
+
+    Calls without a token do.
+    """
     with pytest.raises(InvalidInput, match=f"in the clear; use grpcs://{address}") as refused:
         token_metadata("abc", address)
     assert refused.value.reason == "TOKEN_IN_THE_CLEAR"

@@ -51,7 +51,10 @@ def sent(status: status_pb2.Status) -> Status:
 
 
 def test_table_is_complete() -> None:
-    """Each class but the base has a code; classes that share one have different reasons."""
+    """Each class but the base has a code.
+
+    Classes that share one have different reasons.
+    """
     assert set(CLASSES) - {DefuseError} == set(CODES)
     assert len({(code, cls.default_reason) for cls, code in CODES.items()}) == len(CODES)
     assert [cls for cls in CODES if list(CODES.values()).count(CODES[cls]) > 1] == [StoreFull, LimitExceeded]
@@ -59,7 +62,7 @@ def test_table_is_complete() -> None:
 
 @pytest.mark.parametrize("cls", CODES, ids=lambda cls: cls.__name__)
 def test_round_trip(cls: type[DefuseError]) -> None:
-    """A class becomes its code and is read back, with message, reason and metadata."""
+    """A class is read back with message, reason and metadata."""
     reason = cls.default_reason if cls is LimitExceeded else "PLANTED"
     error = cls("region 'r9' is not there", reason=reason, metadata={"region": "r9"})
     status = to_status(error)

@@ -44,7 +44,7 @@ def test_aio_client_has_no_more_methods() -> None:
 
 @pytest.mark.parametrize(("one", "other"), [(Operation, aio.Operation), (LatentSpace, aio.LatentSpace)])
 def test_returned_classes_have_the_same_methods(one: Any, other: Any) -> None:
-    """Operations and latent spaces have the same methods and parameters in both clients."""
+    """Operations and latent spaces are the same in both clients."""
     methods = [name for name, _ in inspect.getmembers(one, inspect.isfunction) if not name.startswith("_")]
     assert methods == [name for name, _ in inspect.getmembers(other, inspect.isfunction) if not name.startswith("_")]
     for name in methods:

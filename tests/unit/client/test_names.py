@@ -23,13 +23,16 @@ def test_last_and_parent() -> None:
 
 @pytest.mark.parametrize("value", ["a", "A.b_c-9", "0", "x" * 63])
 def test_valid_ids(value: str) -> None:
-    """An id has 1 to 63 letters, digits, dots, underscores or hyphens, a letter or digit first."""
+    """An id has 1 to 63 of the allowed characters."""
     assert names.check_id("run", value) == value
 
 
 @pytest.mark.parametrize("value", ["", "-a", ".", "..", "_a", "a/b", "a b", "ä", "a\n", "x" * 64, "a\x00"])
 def test_invalid_ids(value: str) -> None:
-    """The error has the kind and the id: no id is a path, an option or a line."""
+    """The error has the kind and the id.
+
+    No id is a path, an option or a line.
+    """
     for build in (names.model, names.dataset, names.run):
         with pytest.raises(InvalidInput) as caught:
             build(value)

@@ -112,7 +112,7 @@ def create_guard(
 
 @guards_app.command(name="list")
 def list_guards(name: ModelArgument, as_json: JsonOption = False) -> None:
-    """List the guards of a model with their recall; the last is served."""
+    """List the guards of a model; the last is served."""
     with Client() as client:
         guards = client.guards(name)
     if as_json:

@@ -1,4 +1,4 @@
-"""`defuse monitor`, `defuse alerts` and `defuse audit`: production traffic and the audit log."""
+"""`defuse monitor`, `alerts` and `audit`: production traffic and audit log."""
 
 import json
 import re

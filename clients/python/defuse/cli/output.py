@@ -48,7 +48,7 @@ def parse_numbers(option: str, text: str) -> list[float]:
 
 
 def to_record(value: Any) -> dict[str, Any]:
-    """Return a value of the client as a JSON object, with its state."""
+    """Return a value as a JSON object, with its state."""
     found: dict[str, Any] = to_json(value)
     return {**found, "state": value.state} if hasattr(value, "state") else found
 

@@ -93,7 +93,7 @@ class RunOptions:
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a run to a command, which receives `RunOptions` first."""
+    """Add run options to a command, which receives `RunOptions` first."""
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
@@ -134,7 +134,7 @@ def create(
 @app.command()
 @with_run_options
 def estimate(run: RunOptions, *, as_json: JsonOption = False) -> None:
-    """Estimate the cost of a run in a few seconds, without starting it."""
+    """Estimate the cost of a run in a few seconds."""
     with Client() as client:
         dataset = _upload(client, run.data, run.seed)
         cost = client.estimate_run(model=run.model, dataset=dataset.id, **run.settings())
@@ -261,7 +261,7 @@ def cancel(name: RunArgument, as_json: JsonOption = False) -> None:
 def report(
     name: RunArgument, out: Annotated[Path, typer.Option(help="Directory to write to.")], as_json: JsonOption = False
 ) -> None:
-    """Write the report of a run: an HTML page and a JSON file."""
+    """Write a run's report: an HTML page and a JSON file."""
     with Client() as client:
         page = write_report(client, name, out)
     if as_json:

@@ -74,7 +74,10 @@ def alert(number: int) -> monitor_pb2.Alert:
 
 
 class Gateway(pb_grpc.MonitorServiceServicer):
-    """Has one monitor and three alerts on two pages; the first stream of alerts breaks."""
+    """Has one monitor and three alerts on two pages.
+
+    The first stream of alerts breaks.
+    """
 
     def __init__(self) -> None:
         self.monitor = MONITOR
@@ -246,7 +249,7 @@ def test_start_alert_run(gateway: Gateway, client: Client) -> None:
 
 
 def test_ids_are_sent_in_batches(gateway: Gateway, client: Client) -> None:
-    """Many ids are sent in several calls; the numbers of known ids are added up."""
+    """Several calls send many ids; the known ones are added up."""
     ids = [f"o{number}" for number in range(20_001)]
     assert client.attach_truth("tiny", dict.fromkeys(ids, "ant")) == 20_001 - 3
     assert client.delete_observations("tiny", ids) == 20_001 - 3

@@ -23,7 +23,10 @@ def digest(source: Path) -> str:
 
 
 def test_chunks(tmp_path: Path) -> None:
-    """Chunks are bounded, and together they are the file; an empty file has none."""
+    """Chunks are bounded, and together they are the file.
+
+    An empty file has none.
+    """
     content = os.urandom(2 * CHUNK_BYTES + 7)
     (tmp_path / "file").write_bytes(content)
     pieces = list(chunks(tmp_path / "file"))
@@ -48,7 +51,7 @@ def test_dataset_file_of_a_file(tmp_path: Path) -> None:
 
 
 def test_dataset_file_of_a_directory(tmp_path: Path) -> None:
-    """The zip has every file under its relative name, and is deleted afterwards."""
+    """The zip has every file, and is deleted afterwards."""
     with dataset_file(write_tree(tmp_path / "pets")) as file:
         with zipfile.ZipFile(file) as archive:
             assert archive.namelist() == ["ant/1.png", "ant/2.png", "bee/sub/3.png", "classes.txt"]

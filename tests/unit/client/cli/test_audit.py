@@ -1,4 +1,4 @@
-"""`defuse audit` with a fake gateway that has three events on two pages."""
+"""`defuse audit` with a fake gateway: three events on two pages."""
 
 import json
 from collections.abc import Iterator

@@ -118,7 +118,7 @@ def defuse(*arguments: object, status: int = 0) -> Result:
 
 
 def test_options_are_sent(gateway: Gateway, tmp_path: Path) -> None:
-    """Every option is sent under the contract's name; omitted ones are not sent."""
+    """Given options are sent under the contract's names, omitted ones not."""
     (tmp_path / "net.safetensors").write_bytes(b"weights")
     defuse(
         *("correct", "a-run", "--lambda", "0.1, 0.3", "--learning-rate", "1e-4", "--method", "last_layer,continued"),
@@ -159,7 +159,10 @@ def test_invalid_list_of_numbers(option: str, value: str) -> None:
 
 @pytest.mark.usefixtures("gateway")
 def test_table_of_points() -> None:
-    """The table has every point and marks the chosen one; the end of an interpolation is `all_weights`."""
+    """The table has every point and marks the chosen one.
+
+    The end of an interpolation is `all_weights`.
+    """
     lines = defuse("correct", "a-run", "--wait").output.splitlines()
     rows = [line for line in lines if "0.001" in line]
     assert [("all_weights" in row, "interpolation" in row, "*" in row) for row in rows] == [

@@ -1,4 +1,4 @@
-"""`defuse regions` and `defuse annotate` with a fake gateway that has two runs."""
+"""`defuse regions` and `defuse annotate` with a fake gateway."""
 
 import json
 from collections.abc import Iterator
@@ -107,7 +107,7 @@ def defuse(*arguments: object) -> Result:
 
 @pytest.mark.usefixtures("gateway")
 def test_list() -> None:
-    """The table has score, controls, real images and stability, and states its order."""
+    """The table has every figure of a region, and states its order."""
     output = defuse("regions", "list", "a-run").output
     for text in ("0.125", "0.500 [0.400, 0.600]", "3 of 12", "0.88", "largest score first"):
         assert text in output
@@ -120,7 +120,7 @@ def test_list() -> None:
 
 @pytest.mark.usefixtures("gateway")
 def test_contact_sheet(tmp_path: Path) -> None:
-    """The sheet has rows of failures, sources, and nearest training images, which are light here."""
+    """The sheet has rows of failures, sources, and nearest training images."""
     sheet = tmp_path / "sheet.png"
     defuse("regions", "show", "a-run", "r1", "--out", sheet)
     with Image.open(sheet) as image:
@@ -133,7 +133,10 @@ def test_contact_sheet(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("gateway")
 def test_diff() -> None:
-    """Each region is a line with its ids in both runs; JSON has whole regions."""
+    """Each region is a line with its ids in both runs.
+
+    JSON has whole regions.
+    """
     lines = [line.split() for line in defuse("regions", "diff", "a-run", "b-run").output.splitlines()]
     row_by_kind = {line[1]: line for line in lines if len(line) > 3 and line[1] in ("new", "gone", "moved", "same")}
     assert set(row_by_kind) == {"new", "gone", "moved", "same"}
@@ -145,7 +148,10 @@ def test_diff() -> None:
 
 
 def test_annotate_mixed_region(gateway: Gateway) -> None:
-    """Only the region's own parts are printed; the deadline allows for the split."""
+    """Only the region's own parts are printed.
+
+    The deadline allows for the split.
+    """
     found = json.loads(defuse("annotate", "a-run", "r1", "--verdict", "mixed", "--json").output)
     assert [(one["id"], one["state"]) for one in found] == [("r1", "mixed"), ("r1-1", "open"), ("r1-2", "open")]
     assert gateway.seconds_left > 100

@@ -178,7 +178,7 @@ def defuse(*arguments: object, status: int = 0) -> Result:
 
 
 def test_gate_uploads_the_file(gateway: Gateway, onnx: Path) -> None:
-    """The gate receives the file's digest, and the data set if one is given."""
+    """The gate receives the file's digest and the given data set."""
     gateway.verdict = verdict(passed=True)
     defuse("gate", "tiny", "--onnx", onnx, "--dataset", "digits")
     defuse("gate", "tiny", "--onnx", onnx)
@@ -191,7 +191,10 @@ def test_gate_uploads_the_file(gateway: Gateway, onnx: Path) -> None:
 
 @pytest.mark.usefixtures("gateway")
 def test_gate_with_failed_checks(onnx: Path) -> None:
-    """The exit status is 2; the table has every check with its figure and rule."""
+    """The exit status is 2.
+
+    The table has every check with its figure and rule.
+    """
     output = defuse("gate", "tiny", "--onnx", onnx, status=2).output
     rows = {kind: next(line for line in output.splitlines() if f" {kind} " in line) for kind in KINDS}
     assert [kind for kind, row in rows.items() if "FAILED" in row] == ["class", "parity"]
@@ -218,7 +221,7 @@ def test_gate_with_an_unfit_file(gateway: Gateway, onnx: Path) -> None:
 
 @pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 2)])
 def test_gate_as_json(gateway: Gateway, onnx: Path, passed: bool, status: int) -> None:
-    """JSON has every figure with its interval, or null for figures without one."""
+    """JSON has figures with intervals, or null for missing ends."""
     gateway.verdict = verdict(passed=passed)
     found = json.loads(defuse("gate", "tiny", "--onnx", onnx, "--json", status=status).stdout)
     assert (found["passed"], found["id"], found["model"], found["base_version"]) == (passed, "v1", "tiny", 4)

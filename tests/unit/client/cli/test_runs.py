@@ -19,7 +19,7 @@ CLASSES = ("ant", "bee", "cat")
 
 
 class Gateway(pb_grpc.GatewayServiceServicer, generator_grpc.GeneratorServiceServicer):
-    """Has every file, one model and one run, whose failures are bees predicted as cats."""
+    """Has one run, whose failures are bees predicted as cats."""
 
     def __init__(self) -> None:
         self.created: list[run_pb2.RunConfig] = []
@@ -131,7 +131,10 @@ def test_estimate(gateway: Gateway, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("gateway")
 def test_validity() -> None:
-    """The table has present and advised thresholds; JSON has the settings of a new run."""
+    """The table has present and advised thresholds.
+
+    JSON has the settings of a new run.
+    """
     output = " ".join(defuse("runs", "validity", "first").stdout.split())
     for words in (
         "min_label_probability │ 0.998 │ 0.9995",

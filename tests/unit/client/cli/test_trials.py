@@ -46,7 +46,7 @@ def trial(mode: "Trial.Mode.ValueType" = Trial.MODE_SHADOW, **fields: Any) -> tr
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """Has one trial, in a state that the test sets, and three corrections, the first two succeeded."""
+    """Has one trial and three corrections; the first two succeeded."""
 
     def __init__(self) -> None:
         self.started: list[trial_pb2.Trial] = []
@@ -108,7 +108,7 @@ def test_start_shadow(gateway: Gateway) -> None:
 
 
 def test_start_defaults(gateway: Gateway) -> None:
-    """By default the latest succeeded correction gets a tenth of the requests, without an approver."""
+    """By default the latest succeeded correction gets 10 % of requests."""
     defuse("trials", "start", "a-run")
     assert gateway.started == [
         Trial(correction="runs/a-run/corrections/c2", mode=Trial.MODE_CANARY, share=0.1, actor="ann")
@@ -140,7 +140,10 @@ def test_unknown_mode(gateway: Gateway) -> None:
 
 @pytest.mark.usefixtures("gateway")
 def test_show_shadow() -> None:
-    """Both versions have a line with requests and mean latencies; a sentence states the agreement."""
+    """Both versions have a line with requests and mean latencies.
+
+    A sentence states the agreement.
+    """
     output = defuse("trials", "show", "tiny", "t1").output
     champion, challenger = (
         next(line for line in output.splitlines() if f" {who} " in line) for who in ("champion", "challenger")
@@ -180,7 +183,7 @@ def test_stop_as_json(gateway: Gateway) -> None:
 
 @pytest.mark.usefixtures("gateway")
 def test_list() -> None:
-    """Each trial is a line with state, mode, share, correction, actor and reason."""
+    """Each trial is a line with its fields."""
     lines = defuse("trials", "list", "tiny").output.splitlines()
     for trial_id, mode in (("t1", "shadow"), ("t2", "canary")):
         [row] = [line for line in lines if f" {trial_id} " in line]
@@ -202,7 +205,7 @@ def test_list_as_json() -> None:
 @pytest.mark.usefixtures("gateway")
 @pytest.mark.parametrize("arguments", [("show", "tiny", "t1"), ("start", "a-run", "--shadow")])
 def test_trial_as_json(arguments: tuple[str, ...]) -> None:
-    """JSON has every field and count, and no end time of a running trial."""
+    """JSON has every field; a running trial has no end time."""
     found = json.loads(defuse("trials", *arguments, "--json").stdout)
     assert (found["candidate"], found["candidate_version"], found["share"]) == ("tiny-candidate", 3, 0.2)
     assert (found["correction"], found["reason"], found["approver"]) == ("runs/a-run/corrections/c2", "it helps", "")

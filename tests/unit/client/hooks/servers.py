@@ -96,9 +96,9 @@ class Gateway(pb_grpc.MonitorServiceServicer):
 
 
 class Classifier(oip_grpc.GRPCInferenceServiceServicer):
-    """Responds for image `row` with scores 3 row, 3 row + 1, 3 row + 2.
+    """Responds with scores that count up.
 
-    Requests for the model `broken` fail.
+    Image `row` has the scores 3 row, 3 row + 1, 3 row + 2. Requests for the model `broken` fail.
     """
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ def running_classifier(classifier: Classifier) -> Iterator[str]:
 def infer_request(
     request_id: str = "", count: int = 1, *, model: str = MODEL, value: float = 0.0
 ) -> oip.ModelInferRequest:
-    """Return a request with images (2, 2), whose values count up from `value`."""
+    """Return a request with images (2, 2) that count up from `value`."""
     images = value + np.arange(count * 4, dtype="<f4").reshape(count, 1, 2, 2)
     request = oip.ModelInferRequest(model_name=model, id=request_id, raw_input_contents=[images.tobytes()])
     request.inputs.add(name="image", datatype="FP32", shape=images.shape)

@@ -14,7 +14,10 @@ class Thing:
 
 
 def test_new_items_are_dropped() -> None:
-    """Items over either bound are dropped; a smaller later item may still fit."""
+    """Items over either bound are dropped.
+
+    A smaller later item may still fit.
+    """
     buffer = Buffer(10, 100)
     for thing in (Thing(4, 10), Thing(7, 10), Thing(4, 91), Thing(6, 90), Thing(1, 1, TRUTHS)):
         buffer.put(thing)
@@ -25,7 +28,10 @@ def test_new_items_are_dropped() -> None:
 
 
 def test_take() -> None:
-    """Items are taken in order, at least one; their room is free after the release."""
+    """Items are taken in order, at least one.
+
+    Their room is free after the release.
+    """
     buffer = Buffer(10, 1000)
     assert buffer.put(Thing(8, 8)) == 8
     assert buffer.put(Thing(2, 2, TRUTHS)) == 10

@@ -23,7 +23,10 @@ WAIT_S = 60.0
 
 
 def wait_until_settled(monitor: Monitor, seen: int) -> DeliveryCounts:
-    """Wait until `seen` observations were seen and none waits; check the sum of counts meanwhile."""
+    """Wait until `seen` observations were seen and none waits.
+
+    Check the sum of counts meanwhile.
+    """
 
     def done() -> bool:
         counts = balanced(monitor.counts)
@@ -39,7 +42,7 @@ def balanced(counts: DeliveryCounts) -> DeliveryCounts:
 
 
 def test_request_and_response(monitored: Make, hooked: Hooked, gateway: Gateway) -> None:
-    """Input, scores and version are reported unchanged, under the id of the request."""
+    """Input, scores and version are reported under the request's id."""
     monitor = monitored()
     request = infer_request("order-1", value=0.5)
     hooked(monitor).ModelInfer(request)
@@ -77,7 +80,7 @@ def test_calls_are_unchanged(monitored: Make, hooked: Hooked, classifier: Classi
 
 
 def test_reused_request_message(monitored: Make, hooked: Hooked, gateway: Gateway) -> None:
-    """The report is that of the call, although its caller reuses the message."""
+    """The report is that of the call, whatever its caller changes."""
     monitor = monitored()
     stub, request = hooked(monitor), infer_request("first", value=1.0)
     stub.ModelInfer(request)
@@ -119,7 +122,7 @@ def test_other_methods_are_ignored(monitored: Make, hooked: Hooked) -> None:
 
 
 def test_share(monitored: Make, hooked: Hooked, gateway: Gateway) -> None:
-    """About the share of many ids is reported, the same ids each time; the others are counted."""
+    """The requested share is reported, the same ids each time."""
     for _ in range(2):
         monitor = monitored(share=0.3)
         stub = hooked(monitor)
@@ -133,7 +136,10 @@ def test_share(monitored: Make, hooked: Hooked, gateway: Gateway) -> None:
 
 
 def test_log(monitored: Make, gateway: Gateway) -> None:
-    """Pictures, real numbers and bytes have their fields; a caller may reuse the array."""
+    """Pictures, real numbers and bytes have their fields.
+
+    A caller may reuse the array.
+    """
     monitor = monitored()
     picture, reals = np.arange(12, dtype=np.uint8).reshape(2, 2, 3), np.arange(4.0).reshape(1, 2, 2)
     monitor.log(MODEL, picture, [0.5, 0.25, 0.25], id="picture", version="3")
@@ -163,7 +169,10 @@ def test_log(monitored: Make, gateway: Gateway) -> None:
     ],
 )
 def test_invalid_observations(monitored: Make, image: Any, scores: Any, id_: str, reason: str) -> None:
-    """They are dropped by reason without an exception; valid ones beside them are stored."""
+    """They are dropped by reason without an exception.
+
+    Valid ones beside them are stored.
+    """
     monitor = monitored()
     monitor.log(MODEL, b"abcd", [1, 2, 3], id="right")
     monitor.log(MODEL, image, scores, id=id_)

@@ -34,7 +34,7 @@ assert monitor.counts.stored == monitor.counts.seen, monitor.counts
 
 @pytest.mark.parametrize("before", [False, True])
 def test_child_restarts(gateway: Gateway, before: bool) -> None:
-    """Nothing is reported twice or mixed up, with and without earlier observations of the parent."""
+    """Nothing is reported twice or mixed up."""
     program = PROGRAM.format(address=gateway.address, before=before)
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,10 @@ def test_share_of_ids(share: float) -> None:
 
 
 def test_decisions_are_fixed() -> None:
-    """The decision about an id is a promise: all services along a request agree."""
+    """The decision about an id is a promise.
+
+    All services along a request agree.
+    """
     assert [number for number in range(20) if Sampler(0.25).samples(str(number))] == [2, 6, 17, 18]
 
 
@@ -123,7 +126,10 @@ def test_typed_scores() -> None:
 
 
 def test_scores_among_other_outputs() -> None:
-    """Scores are the first FP32 output that is not a guard's; without one there are none."""
+    """Scores are the first FP32 output that is not a guard's.
+
+    Without one there are none.
+    """
     response = oip.ModelInferResponse()
     for name, datatype, content in (
         ("label", "INT64", np.zeros((2, 1), "<i8")),

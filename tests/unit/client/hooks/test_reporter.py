@@ -1,4 +1,4 @@
-"""Batches, and the effect of a refusal on the other observations of a batch."""
+"""Batches, and the effect of a refusal on a batch."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ def observations_of(batch: ReportBatch) -> list[monitor_pb2.Observation]:
 
 @given(st.lists(st.tuples(st.integers(0, 400), st.sampled_from([4, 5, 300_000, 700_000])), max_size=30))
 def test_batches_hold_bounds(given_: list[tuple[int, int]]) -> None:
-    """Each observation is in one batch, with others of its size and model; a batch has an id once."""
+    """Each observation is in one batch of its size and model."""
     sent = [(f"m{number % 2}", observation(number, size)) for number, size in given_]
     found = list(batch_observations(sent))
     assert sorted((batch.model, one.id, len(one.input)) for batch in found for one in observations_of(batch)) == sorted(
@@ -46,7 +46,10 @@ def test_full_batch() -> None:
 
 
 def test_messages_of_a_batch() -> None:
-    """The first message names model and batch; all are within the contract's limit."""
+    """The first message names model and batch.
+
+    All are within the contract's limit.
+    """
     [batch] = batch_observations(("m", observation(number, 300_000)) for number in range(10))
     requests = batch.requests
     assert [(request.model, request.batch_id) for request in requests] == [("models/m", batch.id)] + [("", "")] * 9
@@ -66,7 +69,7 @@ def report(gateway: Gateway, observations: Iterable[tuple[str, int]]) -> Deliver
 
 
 def test_images_of_another_size(gateway: Gateway) -> None:
-    """They are report in a separate batch: the gateway refuses batches as a whole."""
+    """A separate batch reports them: the gateway refuses whole batches."""
     gateway.codes = [grpc.StatusCode.INVALID_ARGUMENT]
     counts = report(gateway, [(f"a{number}", 4 + number % 2) for number in range(6)])
     assert (counts.stored, counts.dropped, counts.waiting) == (3, {"invalid_argument": 3}, 0)
@@ -75,7 +78,7 @@ def test_images_of_another_size(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize(("bad", "reports", "stored"), [(3, 4, 10), (20, 8, 0)])
 def test_refusal_that_names_an_observation(gateway: Gateway, bad: int, reports: int, stored: int) -> None:
-    """The others are report without it, unless too many are named in turn."""
+    """The others are reported without it, unless many are named in turn."""
     ids = [f"{kind}{number}" for kind, count in (("a", 10), ("bad", bad)) for number in range(count)]
     counts = report(gateway, [(id_, 4) for id_ in ids])
     assert (counts.stored, counts.dropped) == (stored, {"invalid_argument": len(ids) - stored})
@@ -89,6 +92,9 @@ def test_refusal_of_a_single_observation(gateway: Gateway) -> None:
 
 
 def test_repeated_id(gateway: Gateway) -> None:
-    """It is stored once; the repetition goes to another batch and is counted."""
+    """It is stored once.
+
+    The repetition goes to another batch and is counted.
+    """
     counts = report(gateway, [("a", 4), ("b", 4), ("a", 4)])
     assert (counts.stored, counts.dropped) == (2, {"repeated": 1})

@@ -34,7 +34,10 @@ def test_absent_gateway(monitored: Make, hooked: Hooked, gateway: Gateway) -> No
 
 
 def test_slow_gateway(monitored: Make, gateway: Gateway) -> None:
-    """Calls stay fast while a report is pending; bytes are bounded like numbers."""
+    """Calls stay fast while a report is pending.
+
+    Bytes are bounded like numbers.
+    """
     gateway.responding.clear()
     monitor = monitored(capacity_bytes=100_000)
     monitor.log(MODEL, bytes(1_000), [1, 2, 3], id="first")
@@ -76,7 +79,10 @@ def test_temporary_errors(monitored: Make, gateway: Gateway, code: grpc.StatusCo
 def test_permanent_errors(
     monitored: Make, gateway: Gateway, code: grpc.StatusCode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The batch is dropped with the gateway's reason, logged once a minute; the next one is stored."""
+    """The batch is dropped with the gateway's reason, logged once a minute.
+
+    The next one is stored.
+    """
     gateway.codes = [code, code]
     monitor = monitored()
     with caplog.at_level(logging.WARNING, logger="defuse.hooks"):
@@ -91,7 +97,10 @@ def test_permanent_errors(
 
 
 def test_restarting_gateway(monitored: Make, hooked: Hooked, gateway: Gateway) -> None:
-    """Nothing is lost during restarts while four threads call: each observation is stored once."""
+    """Nothing is lost during restarts while four threads call.
+
+    Each observation is stored once.
+    """
     monitor = monitored()
     stub = hooked(monitor)
     expected = 4 * 150
@@ -156,7 +165,10 @@ def test_defect_of_the_hook(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The caller has its response; the defect is counted, and logged once with its traceback."""
+    """The caller has its response.
+
+    The defect is counted, and logged once with its traceback.
+    """
     monitor = monitored()
     stub = hooked(monitor)
     with monkeypatch.context() as broken, caplog.at_level(logging.WARNING, logger="defuse.hooks"):

@@ -23,7 +23,7 @@ HALF = tensor_pb2.Estimate(value=0.5, low=0.25, high=0.75, successes=8, trials=1
 
 
 def test_estimate() -> None:
-    """The text has share, interval and trials, or says that nothing was measured."""
+    """The text has share, interval and trials, or `not measured`."""
     assert str(Estimate.from_proto(HALF)) == "0.500 [0.250, 0.750] (n=16)"
     assert str(Estimate.from_proto(tensor_pb2.Estimate(high=1.0))) == "not measured"
 
@@ -43,7 +43,7 @@ def test_unknown_layout(layout: str) -> None:
 
 
 def test_model() -> None:
-    """A model has a plain id, plain words and a datetime with time zone."""
+    """A model has a plain id, plain words and a UTC time."""
     message = model_pb2.Model(
         name="models/tiny",
         classes=["ant", "bee"],

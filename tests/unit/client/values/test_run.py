@@ -28,7 +28,7 @@ HALF = tensor_pb2.Estimate(value=0.5, low=0.25, high=0.75, successes=8, trials=1
 
 @pytest.mark.parametrize("state", run_pb2.Run.State.keys()[1:])
 def test_run(state: str) -> None:
-    """A run has plain ids, a lower-case state, all counts and its whole configuration."""
+    """A run has plain ids, a lower-case state, counts and configuration."""
     message = run_pb2.Run(
         name="runs/first",
         state=state,
@@ -57,7 +57,10 @@ def test_validity_from() -> None:
 
 
 def test_validity_advice() -> None:
-    """Thresholds have the names of settings; zeros are kept, omitted ones are missing."""
+    """Thresholds have the names of settings.
+
+    Zeros are kept, omitted ones are missing.
+    """
     message = run_pb2.ValidityAdvice(
         validity={"min_typicality": 0.0, "max_round_trip_sd": 0.5},
         invalid_rejected=0.75,
@@ -82,7 +85,10 @@ def test_search_counts() -> None:
 
 
 def test_preflight_and_error_reason() -> None:
-    """The preflight is None before it is measured; a refused run has a reason."""
+    """The preflight is None before it is measured.
+
+    A refused run has a reason.
+    """
     assert Run.from_proto(run_pb2.Run(name="runs/first")).preflight is None
     measured = run_pb2.Preflight(accuracy=HALF, reconstruction_accuracy=HALF, label_model_accuracy=0.75)
     message = run_pb2.Run(name="runs/first", error="mush", error_reason="VAE_TOO_COARSE", preflight=measured)
@@ -93,7 +99,10 @@ def test_preflight_and_error_reason() -> None:
 
 
 def test_failures() -> None:
-    """A failure has every field of the contract, its latent as an array."""
+    """A failure has every field of the contract.
+
+    Its latent is an array.
+    """
     fields = {
         "source": 7,
         "round": 2,

@@ -23,8 +23,8 @@ HALF = tensor_pb2.Estimate(value=0.5, low=0.25, high=0.75, successes=8, trials=1
 WHO = {"actor": "anna", "reason": "bold sevens", "approver": "otto"}
 
 
-def test_correction() -> None:
-    """A correction has plain ids and every figure of its result."""
+def succeeded() -> correction_pb2.Correction:
+    """Return a succeeded correction with three points."""
     change = correction_pb2.RegionChange(
         region="runs/first/regions/r1",
         label="ant",
@@ -48,7 +48,7 @@ def test_correction() -> None:
             "non_inferior": True,
         },
     )
-    message = correction_pb2.Correction(
+    return correction_pb2.Correction(
         name="runs/first/corrections/c1",
         model="models/tiny",
         base_version=1,
@@ -66,7 +66,11 @@ def test_correction() -> None:
         ],
         result=result,
     )
-    found = Correction.from_proto(message)
+
+
+def test_correction() -> None:
+    """A correction has plain ids and every figure of its result."""
+    found = Correction.from_proto(succeeded())
     assert (found.id, found.run, found.model, found.base_version) == ("c1", "first", "tiny", 1)
     assert (found.config["region_weights"], found.config["methods"]) == ([0.3, 0.5], ["all_weights"])
     assert found.config["augmentation"]["max_shift"] == 0.1

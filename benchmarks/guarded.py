@@ -7,7 +7,7 @@ from defuse.v1 import guard_pb2, model_pb2
 from benchmarks.identify.planted import Spots
 from benchmarks.labelled import Labelled, labelled
 from benchmarks.stand import Data, Stand
-from services.corrector.guard.issuing import Guards
+from services.corrector.guard.builder import GuardIssuer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,5 +29,5 @@ def guarded(stand: Stand, whole: Data, *, smoke: bool) -> Guarded:
 
 def with_guard(stand: Stand, known: Labelled) -> Guarded:
     """Have a guard made of labelled regions."""
-    guard = Guards(stand.store, stand.releases).issue(known.search.run.name)
+    guard = GuardIssuer(stand.store, stand.releases).issue(known.search.run.name)
     return Guarded(model=known.model, guard=guard, spots=known.spots)

@@ -10,7 +10,7 @@ from benchmarks.identify.planted import Spots, plant
 from benchmarks.regions.distilling import distilled
 from benchmarks.regions.spots import handed_over, independent, served
 from benchmarks.stand import SMOKE, Data, Search, Stand
-from services.runtime import catalog
+from services.storage import keys
 
 _EPOCHS = 3
 
@@ -46,5 +46,5 @@ def labelled(stand: Stand, whole: Data, *, smoke: bool) -> Labelled:
     labels = Annotator(stand=stand, oracle=oracle, agreeing=0.0 if smoke else 0.8).label(regions)
     for region in labels:
         verdict = annotation_pb2.Annotation(region=region.region, verdict="VERDICT_LABEL", label=region.label)
-        stand.store.write_message(f"{catalog.annotations(region.region)}/1.pb", verdict)
+        stand.store.write_message(f"{keys.annotations(region.region)}/1.pb", verdict)
     return Labelled(model=model, data=data, dataset=dataset, spots=spots, search=search, regions=regions, labels=labels)

@@ -15,19 +15,19 @@ import torch
 from defuse import names
 from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
 
-from services.corrector.release import Releases
+from services.corrector.releases.own_triton import Releases
+from services.datasets import SPLITS, parse_images
 from services.demo import classifier
-from services.gateway.run_config import complete
-from services.generator import label_model, noise, preparation, vae, vae_files, vae_training, worker
-from services.generator.workbench import DECODER, ENCODER, VAE, Workbench
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.images import SPLITS, parse_images
-from services.runtime.inference import InferenceClient
-from services.runtime.servers import start_triton
-from services.runtime.stack import StackSettings
-from services.runtime.triton_wheel import ensure_triton
+from services.gateway.runs.config import complete
+from services.generator import noise, preparation, vae, vae_training, worker
+from services.generator.run_context import DECODER, ENCODER, VAE, RunContext
+from services.latent_space import label_model
+from services.localstack.servers import ensure_triton, start_triton
+from services.localstack.stack import StackSettings
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
 
 Array = npt.NDArray[Any]
 READY_S = 120.0
@@ -84,7 +84,7 @@ def read(path: Path, *, limit: int = 0) -> Data:
 
 
 def _few(count: int, limit: int) -> Array:
-    return noise.choose(seed=0, count=count, limit=limit)
+    return noise.choose_positions(seed=0, count=count, limit=limit)
 
 
 @dataclass(kw_only=True)
@@ -95,7 +95,7 @@ class Stand:
     inference: InferenceClient
     releases: Releases
     cache: Path
-    bench: Workbench
+    context: RunContext
     # Prefix of the runs' names, so that a store can be used again.
     started: str = field(default_factory=lambda: time.strftime("%H%M%S"))
 
@@ -115,7 +115,7 @@ class Stand:
         )
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        self.store.write_bytes(catalog.file(digest), content)
+        self.store.write_bytes(keys.file(digest), content)
         return self.releases.register(declared, digest)
 
     def add_dataset(self, name: str, data: Data) -> str:
@@ -125,8 +125,8 @@ class Stand:
         )
         for split in SPLITS:
             arrays = {"x": data.images[split], "y": data.labels[split]}
-            self.store.write_arrays(catalog.split(record.name, split), arrays)
-        self.store.write_message(catalog.dataset(record.name), record)
+            self.store.write_arrays(keys.split(record.name, split), arrays)
+        self.store.write_message(keys.dataset(record.name), record)
         return record.name
 
     def configure(self, model: model_pb2.Model, dataset: str, **sections: Any) -> run_pb2.RunConfig:
@@ -138,7 +138,8 @@ class Stand:
         """Train the VAE of a configuration, or take it from the cache; return the seconds that training took."""
         recipe = b"".join(Path(module.__file__).read_bytes() for module in (vae, vae_training))
         recipe += (
-            config.vae.SerializeToString(deterministic=True) + f"{torch.get_num_threads()}{self.bench.device}".encode()
+            config.vae.SerializeToString(deterministic=True)
+            + f"{torch.get_num_threads()}{self.context.device}".encode()
         )
         kept = self.cache / f"vaes-{data.key()}-{hashlib.sha256(recipe).hexdigest()[:8]}"
         if not (kept / "seconds").exists():
@@ -147,26 +148,26 @@ class Stand:
                 data.images["train"],
                 preparation.vae_config(config.vae, data.images["train"].shape),
                 seed=config.vae.seed,
-                device=self.bench.device,
+                device=self.context.device,
                 on_epoch=lambda report: print(f"VAE, epoch {report.epoch} of {report.epochs}", flush=True),
                 should_stop=lambda: False,
             )
             seconds = time.perf_counter() - begin
             kept.mkdir(exist_ok=True)
-            (kept / VAE).write_bytes(vae_files.to_bytes(network))
-            (kept / ENCODER).write_bytes(vae_files.encoder_onnx(network))
-            (kept / DECODER).write_bytes(vae_files.decoder_onnx(network))
+            (kept / VAE).write_bytes(vae.to_bytes(network))
+            (kept / ENCODER).write_bytes(vae.encoder_onnx(network))
+            (kept / DECODER).write_bytes(vae.decoder_onnx(network))
             (kept / "seconds").write_text(str(seconds))
         for part in (VAE, ENCODER, DECODER):
-            self.store.write_bytes(catalog.vae(config, part), (kept / part).read_bytes())
+            self.store.write_bytes(keys.vae(config, part), (kept / part).read_bytes())
         return float((kept / "seconds").read_text())
 
     def prepare(self, name: str, config: run_pb2.RunConfig) -> "Search":
         """Prepare a run as the generator does."""
         run = run_pb2.Run(name=names.run(f"{name}-{self.started}"), config=config)
-        self.store.write_message(catalog.run(run.name), run)
+        self.store.write_message(keys.run(run.name), run)
         with self._kept_labels(config):
-            event = preparation.prepare(self.bench, work_pb2.PrepareWork(run=run), _job(run))
+            event = preparation.prepare(self.context, work_pb2.PrepareWork(run=run), _job(run))
         shards = -(-event.prepared.source_count // config.search.shard_size)
         return Search(
             stand=self,
@@ -178,12 +179,12 @@ class Stand:
     @contextmanager
     def _kept_labels(self, config: run_pb2.RunConfig) -> Iterator[None]:
         """Take what validity is told from out of the cache, or keep it there: VAE, model, labels and seed decide it."""
-        keys = [of(config) for of in (catalog.label_model, catalog.label_model_onnx, catalog.reference)]
-        train = self.store.read_arrays(catalog.split(config.dataset, "train"))
-        identity = self.store.read_bytes(catalog.vae(config, VAE)) + train["y"].tobytes() + config.model.encode()
+        record_keys = [of(config) for of in (keys.label_model, keys.label_model_onnx, keys.reference)]
+        train = self.store.read_arrays(keys.split(config.dataset, "train"))
+        identity = self.store.read_bytes(keys.vae(config, VAE)) + train["y"].tobytes() + config.model.encode()
         identity += str(config.seed).encode() + Path(label_model.__file__).read_bytes()
         kept = self.cache / f"labels-{hashlib.sha256(identity).hexdigest()[:16]}"
-        files = {key: kept / names.last(key) for key in keys}
+        files = {key: kept / names.last(key) for key in record_keys}
         if all(file.exists() for file in files.values()):
             for key, file in files.items():
                 self.store.create_bytes(key, file.read_bytes())
@@ -215,11 +216,11 @@ class Search:
         begin = time.perf_counter()
         if self.rounds_done:
             work = work_pb2.PlanWork(run=self.run, round=self.rounds_done, shard_count=self.shards)
-            if not worker.plan(self.stand.bench, work, _job(self.run)).round_planned.decodes:
+            if not worker.plan(self.stand.context, work, _job(self.run)).round_planned.decodes:
                 return False
         for shard in range(self.shards):
             work_ = work_pb2.IdentifyWork(run=self.run, shard=shard, round=self.rounds_done)
-            done = worker.identify(self.stand.bench, work_, _job(self.run)).shard_identified.counts
+            done = worker.identify(self.stand.context, work_, _job(self.run)).shard_identified.counts
             for entry in run_pb2.SearchCounts.DESCRIPTOR.fields:
                 setattr(self.counts, entry.name, getattr(self.counts, entry.name) + getattr(done, entry.name))
         self.rounds_done += 1
@@ -235,7 +236,7 @@ class Search:
     def failures(self) -> dict[str, Array]:
         """Return what was found so far."""
         parts = [
-            self.stand.bench.catalog.failures(self.run.name, round_, shard)
+            self.stand.context.catalog.failures(self.run.name, round_, shard)
             for round_ in range(self.rounds_done)
             for shard in range(self.shards)
         ]
@@ -269,7 +270,7 @@ def stand_at(home: Path, triton: str, *, device: str, threads: int) -> Stand:
         inference=inference,
         releases=Releases(store, inference, home / "models"),
         cache=cache,
-        bench=Workbench(store, inference, torch.device(device)),
+        context=RunContext(store, inference, torch.device(device)),
     )
 
 

@@ -8,8 +8,8 @@ from typing import NoReturn
 from defuse.errors import DefuseError
 from pydantic import ValidationError
 
+from services.localstack.stack import LocalStack, StackSettings
 from services.runtime.settings import report_and_exit
-from services.runtime.stack import LocalStack, StackSettings
 
 
 def main() -> None:

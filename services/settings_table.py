@@ -10,8 +10,8 @@ from services.corrector.settings import CorrectorSettings
 from services.distiller.settings import DistillerSettings
 from services.gateway.settings import GatewaySettings
 from services.generator.settings import GeneratorSettings
+from services.localstack.stack import StackSettings
 from services.runtime.settings import PREFIX, Settings
-from services.runtime.stack import StackSettings
 
 _OWN: dict[str, type[BaseSettings]] = {
     "generator": GeneratorSettings,

@@ -15,8 +15,8 @@ import pytest
 import redis
 from defuse import Client
 
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.servers import start_redis
+from services.localstack.servers import start_redis
+from services.storage.artifacts import ArtifactStore
 from tests.collector import Collector, collecting
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from defuse.v1 import model_pb2
 
-from services.runtime.inference import as_floats, preprocess
+from services.triton.preprocessing import as_floats, preprocess
 
 Array = npt.NDArray[Any]
 TIMEOUT_S = 30

@@ -13,14 +13,14 @@ from typing import Any
 from defuse import Client
 from defuse.v1 import correction_pb2, run_pb2, work_pb2
 
-from services.gateway.corrections import Corrections
-from services.gateway.publications import Publications
-from services.gateway.runs import Runs
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.inference import InferenceClient
-from services.runtime.processes import free_port
+from services.gateway.corrections.corrections import Corrections
+from services.gateway.releases.releases import ReleaseOperations
+from services.gateway.runs.runs import Runs
+from services.localstack.child_process import free_port
 from services.runtime.queue import Queue
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.client import InferenceClient
 from tests.conftest import ROOT, eventually
 
 NO_TRITON = "127.0.0.1:9"
@@ -39,32 +39,32 @@ class Door:
         return Client(self.address)
 
     def plant(self, *records: run_pb2.Run | correction_pb2.Correction) -> None:
-        """Put records into the books as they stand."""
+        """Put records into the record stores as they stand."""
 
-        async def tell(runs: Runs, corrections: Corrections, _: Publications) -> None:
+        async def tell(runs: Runs, corrections: Corrections, _: ReleaseOperations) -> None:
             for record in records:
-                book: Any = runs.book if isinstance(record, run_pb2.Run) else corrections.book
-                await book.create(record, [])
+                store: Any = runs.records if isinstance(record, run_pb2.Run) else corrections.records
+                await store.create(record, [])
 
         self._told(tell)
 
     def tell(self, event: work_pb2.Event) -> None:
         """Let something happen to a run or a correction, as a stage would."""
 
-        async def tell(runs: Runs, corrections: Corrections, publications: Publications) -> None:
+        async def tell(runs: Runs, corrections: Corrections, publications: ReleaseOperations) -> None:
             owners = {"corrections": corrections, "publications": publications}
             await owners.get(event.subject.split("/")[-2], runs).apply(event)
 
         self._told(tell)
 
-    def _told(self, story: Callable[[Runs, Corrections, Publications], Awaitable[None]]) -> None:
+    def _told(self, story: Callable[[Runs, Corrections, ReleaseOperations], Awaitable[None]]) -> None:
         async def tell() -> None:
             queue = Queue(self.redis_url)
             # Nothing is searched here: Triton, advice and regions are not asked.
             runs = Runs(queue, self.store, InferenceClient(NO_TRITON), None)  # type: ignore[arg-type]
             try:
                 corrections = Corrections(queue, Catalog(self.store), runs, None)  # type: ignore[arg-type]
-                await story(runs, corrections, Publications(queue, corrections, _retire))
+                await story(runs, corrections, ReleaseOperations(queue, corrections, _retire))
             finally:
                 await queue.close()
 

@@ -12,9 +12,9 @@ from defuse.v1 import model_pb2, monitor_pb2, release_pb2, work_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 from defuse.v1 import monitor_service_pb2_grpc as pb_grpc
 
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import WATCH
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 MODEL = "models/tiny"
 CLASSES = ("ant", "bee", "cat")
@@ -33,8 +33,8 @@ def plant_model(store: ArtifactStore, name: str = MODEL) -> model_pb2.Model:
             layout=model_pb2.Preprocessing.LAYOUT_NCHW, low=0, high=1, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.1]
         ),
     )
-    store.write_message(catalog.model(name), model)
-    store.write_message(f"{catalog.releases(name)}/1.pb", release_pb2.Release(model=name, version=1))
+    store.write_message(keys.model(name), model)
+    store.write_message(f"{keys.releases(name)}/1.pb", release_pb2.Release(model=name, version=1))
     return model
 
 
@@ -45,7 +45,7 @@ def pictures(count: int, seed: int = 0) -> Array:
 
 def observation(one: str, image: Array | None = None, **fields: Any) -> monitor_pb2.Observation:
     """Return an observation; of a picture that its id decides, unless one is given."""
-    seed = int.from_bytes(catalog.observation_digest(one)[:4])
+    seed = int.from_bytes(keys.observation_digest(one)[:4])
     picture = pictures(1, seed)[0] if image is None else image
     return monitor_pb2.Observation(id=one, **{"picture": picture.tobytes(), "scores": [0.5, 1, -1], **fields})
 
@@ -77,14 +77,14 @@ def monitor_stub(address: str) -> Iterator[Any]:
 
 def batches_in(store: ArtifactStore, model: str = MODEL) -> list[str]:
     """Return the keys of all batches that exist."""
-    hours = store.keys(catalog.observed_hours(model))
-    return [batch for hour in hours for batch in store.keys(hour) if store.exists(catalog.reported(batch))]
+    hours = store.keys(keys.observed_hours(model))
+    return [batch for hour in hours for batch in store.keys(hour) if store.exists(keys.reported(batch))]
 
 
 def stored_ids(store: ArtifactStore, model: str = MODEL) -> list[str]:
     """Return the id of each observation that is stored, as often as it is."""
     records = [
-        store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch) for batch in batches_in(store, model)
+        store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch) for batch in batches_in(store, model)
     ]
     return [one.id for record in records for one in record.observations]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import safetensors.torch
 
 from services.demo import classifier
-from services.demo.data import digits, read
+from services.demo.classifier import digits, read
 
 Array = npt.NDArray[Any]
 TRUE, WRONG = 7, 1
@@ -65,9 +65,9 @@ def plant(directory: Path) -> Planted:
     )
 
 
-def untrained() -> classifier.Classifier:
+def untrained() -> classifier.DemoClassifier:
     """Build the classifier: a torch factory as a user would have one."""
-    return classifier.Classifier((28, 28, 1), len(CLASSES))
+    return classifier.DemoClassifier((28, 28, 1), len(CLASSES))
 
 
 def _boldness(images: Array) -> Array:

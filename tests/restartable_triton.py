@@ -16,14 +16,13 @@ import torch
 import tritonclient.grpc as triton
 from defuse.v1 import model_pb2
 
-from services.corrector.repository import TritonRepository
-from services.corrector.signature import read_signature
-from services.runtime.inference import Classifier, InferenceClient
-from services.runtime.servers import Server, start_triton
-from services.runtime.stack import StackSettings
-from services.runtime.system_shared_memory import DIRECTORY
-from services.runtime.transport import GRPC
-from services.runtime.triton_wheel import ensure_triton
+from services.corrector.releases.repository import TritonRepository
+from services.corrector.releases.signature import read_signature
+from services.localstack.servers import Server, ensure_triton, start_triton
+from services.localstack.stack import StackSettings
+from services.triton.client import Classifier, InferenceClient
+from services.triton.system_shared_memory import DIRECTORY
+from services.triton.transport import GRPC
 from tests.conftest import eventually
 from tests.onnx_files import build_onnx_classifier, declare
 

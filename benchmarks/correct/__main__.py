@@ -22,10 +22,10 @@ from benchmarks.identify.planted import plant
 from benchmarks.regions.distilling import distilled
 from benchmarks.regions.spots import Planted, handed_over, independent, served
 from benchmarks.stand import SMOKE, Data, Search, Stand, read, standing
-from services.demo.data import digits
-from services.gateway.correction_config import complete
-from services.runtime import catalog
-from services.runtime.stack import StackSettings
+from services.demo.classifier import digits
+from services.gateway.corrections.config import complete
+from services.localstack.stack import StackSettings
+from services.storage import keys
 
 _LAMBDAS = (0.3, 0.5)
 # That of the sweep's defaults which suits these networks: one, to keep the time down.
@@ -78,7 +78,7 @@ class Bench:
         search = self._searched(planted, seed)
         annotator = Annotator(stand=stand, oracle=self._oracle)
         labelled = annotator.label(distilled(stand, search, kind="error_aware").regions)
-        base = stand.store.read_bytes(catalog.model_file(planted.model.name, 1))
+        base = stand.store.read_bytes(keys.model_file(planted.model.name, 1))
         results = [
             Result(arm=arm.name, label=arm.label, chosen=arm.chosen, score=self._score(arm.file, planted))
             for arm in self._arms(search, labelled, annotator.decisions, seed)

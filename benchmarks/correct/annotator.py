@@ -8,7 +8,7 @@ import numpy as np
 from defuse.v1 import correction_pb2, model_pb2, region_pb2
 
 from benchmarks.stand import Array, Stand
-from services.runtime import catalog
+from services.storage import keys
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ class Annotator:
         labelled = []
         for region in regions:
             self.decisions += 1
-            pictures = self.stand.store.read_arrays(catalog.region_arrays(region.name))["exemplars"]
+            pictures = self.stand.store.read_arrays(keys.region_arrays(region.name))["exemplars"]
             answer, count = Counter(self._read(pictures)).most_common(1)[0]
             if count >= self.agreeing * len(pictures):
                 labelled.append(correction_pb2.LabelledRegion(region=region.name, label=answer))

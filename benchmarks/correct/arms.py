@@ -10,12 +10,12 @@ from defuse.v1 import correction_pb2, work_pb2
 from defuse.v1.correction_pb2 import CorrectionConfig, Training
 
 from benchmarks.stand import Search, Stand
-from services.corrector.choosing import Chooser, choose_candidate
-from services.corrector.gate.judge import Gate
+from services.corrector.candidate_choice import CandidateChooser, choose_candidate
+from services.corrector.gate.decision import Gate
 from services.corrector.training import Trainer, train
-from services.gateway.correction_config import complete, trainings
-from services.runtime import catalog
+from services.gateway.corrections.config import complete, trainings
 from services.runtime.worker import Job
+from services.storage import keys
 
 OURS = (
     Training.METHOD_ALL_WEIGHTS,
@@ -61,7 +61,7 @@ def corrected(
     choice = correction_pb2.Choice()
     if choosing:
         gate = Gate(stand.store, stand.releases)
-        chooser = Chooser(store=stand.store, releases=stand.releases, gate=gate)
+        chooser = CandidateChooser(store=stand.store, releases=stand.releases, gate=gate)
         event = choose_candidate(chooser, work_pb2.ChooseWork(correction=correction), job)
         choice.CopyFrom(event.corrected.result.choice)
     return [
@@ -71,7 +71,7 @@ def corrected(
             else _word(training),
             region_weight=training.region_weight,
             share=point.share,
-            file=stand.store.read_bytes(catalog.onnx_of(catalog.point(correction.name, position, number))),
+            file=stand.store.read_bytes(keys.onnx_of(keys.point(correction.name, position, number))),
             chosen=(training.method, training.region_weight, point.share)
             == (choice.method, choice.region_weight, choice.share),
         )

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from benchmarks.regions.released import heavy_components
 from benchmarks.stand import Array, Search, Stand
-from services.corrector.onnx_module import OnnxModule
-from services.runtime import catalog
-from services.runtime.autoencoder import read_decoder
-from services.runtime.catalog import Catalog
-from services.runtime.inference import as_floats, preprocess
+from services.latent_space.autoencoder import read_decoder
+from services.onnx_graph.module import OnnxModule
+from services.storage import keys
+from services.storage.catalog import Catalog
+from services.triton.preprocessing import as_floats, preprocess
 
 RELEASED_EPOCHS = 15
 _SAMPLES, _SPREAD, _WEIGHT, _BATCH = 64, 0.01, 0.01, 128
@@ -31,7 +31,7 @@ def released(stand: Stand, search: Search, *, epochs: int) -> tuple[bytes, int]:
     model = Catalog(stand.store).model(search.run.config.model)
     images, labels = _region_images(stand, search)
     train = Catalog(stand.store).split(search.run.config.dataset, "train", model)
-    network = OnnxModule(onnx.load_model_from_string(stand.store.read_bytes(catalog.model_file(model.name, 1))))
+    network = OnnxModule(onnx.load_model_from_string(stand.store.read_bytes(keys.model_file(model.name, 1))))
     optimizer = torch.optim.SGD(network.parameters(), lr=_LEARNING_RATE, momentum=_MOMENTUM)
     random = np.random.default_rng(search.run.config.seed)
     for _ in range(epochs):

@@ -11,8 +11,8 @@ from defuse.v1 import model_pb2
 
 from benchmarks.regions.spots import Planted
 from benchmarks.stand import Data
-from services.corrector.measuring import LocalVersion
-from services.runtime.catalog import LabelledImages
+from services.corrector.evaluation import LocalVersion
+from services.storage.catalog import LabelledImages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from services.corrector.finetune import Fitting, Inputs, Labelled, Mix, finetune
-from services.corrector.onnx_module import OnnxModule
+from services.corrector.finetune import FinetuneJob, InputMap, LabelledDataset, TrainingMix, finetune
 from services.corrector.training_state import Schedule
-from services.demo.classifier import Classifier, to_onnx
+from services.demo.classifier import DemoClassifier, to_onnx
+from services.onnx_graph.module import OnnxModule
 
 _CLASSES, _SIZE = 10, 28
 
@@ -26,7 +26,7 @@ def time_per_image_ratio(device: torch.device, *, turns: int, images: int, cache
     Both are the demo's classifier with its normalisation folded into the convolutions, as exporters write it.
     """
     torch.manual_seed(0)
-    written = Classifier((_SIZE, _SIZE, 1), _CLASSES).eval()
+    written = DemoClassifier((_SIZE, _SIZE, 1), _CLASSES).eval()
     file = cache / f"speed-{torch.__version__}.onnx"
     if not file.exists():
         file.write_bytes(to_onnx(written, (_SIZE, _SIZE, 1)))
@@ -44,13 +44,13 @@ def time_per_image_ratio(device: torch.device, *, turns: int, images: int, cache
 def _training(network: nn.Module, device: torch.device, count: int) -> Callable[[], None]:
     random = np.random.default_rng(0)
     images = random.random((count, 1, _SIZE, _SIZE), np.float32)
-    data = Labelled(fetch=lambda rows: images[rows], labels=random.integers(_CLASSES, size=count))
-    nothing = Labelled(fetch=lambda rows: images[rows], labels=np.zeros(0, np.int64))
-    fitting = Fitting(
+    data = LabelledDataset(fetch=lambda rows: images[rows], labels=random.integers(_CLASSES, size=count))
+    nothing = LabelledDataset(fetch=lambda rows: images[rows], labels=np.zeros(0, np.int64))
+    fitting = FinetuneJob(
         network=network,
-        data=Mix(original=data, regions=data),
-        held_out=Mix(original=nothing, regions=nothing),
-        inputs=Inputs(prepare=lambda x: x),
+        data=TrainingMix(original=data, regions=data),
+        held_out=TrainingMix(original=nothing, regions=nothing),
+        inputs=InputMap(prepare=lambda x: x),
         schedule=Schedule(epochs=1, learning_rate=1e-5, region_weight=0.5, seed=0),
     )
 
@@ -68,7 +68,7 @@ def _seconds(once: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def _folded(network: Classifier) -> Classifier:
+def _folded(network: DemoClassifier) -> DemoClassifier:
     folded = copy.deepcopy(network)
     for position in (0, 4):
         layers = folded.features

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.distill.clouds import spread
 from services.distiller.mixture import DirichletProcessMixture
-from services.runtime.artifacts import ArtifactStore
+from services.storage.artifacts import ArtifactStore
 
 _DIM, _COMPONENTS, _ITERATIONS = 15, 100, 2
 _PART = 100_000

@@ -21,8 +21,8 @@ from benchmarks.gateway.doors import Door, added_ms, in_turns, own_process
 from benchmarks.guarded import guarded
 from benchmarks.stand import SMOKE_IMAGES, read, stand_at
 from services.demo import classifier
-from services.demo.data import digits
-from services.runtime.stack import LocalStack, StackSettings
+from services.demo.classifier import digits
+from services.localstack.stack import LocalStack, StackSettings
 
 # The demo's classifier of 28 x 28 images, with weights that nobody trained: a batch of 256 takes it 5 ms or more.
 MODEL, SHAPE, CLASSES = "reference", (28, 28, 1), 10
@@ -70,7 +70,7 @@ def _running(home: Path) -> LocalStack:
 def _door(load: ProcessPoolExecutor, stack: LocalStack, turns: int, seconds: float) -> dict[str, Any]:
     """Serve the reference model; return what the gateway costs beside Triton."""
     torch.manual_seed(0)
-    file = classifier.to_onnx(classifier.Classifier(SHAPE, CLASSES), SHAPE)
+    file = classifier.to_onnx(classifier.DemoClassifier(SHAPE, CLASSES), SHAPE)
     with Client(stack.gateway) as client:
         client.add_model(MODEL, file, [str(label) for label in range(CLASSES)], Preprocessing(mean=[0], std=[1]))
     doors = {

@@ -8,9 +8,9 @@ from scipy.stats import betabinom
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
-from services.runtime import catalog
-from services.runtime.inference import as_floats, preprocess
-from services.runtime.sessions import in_batches, onnx_function
+from services.onnx_graph.sessions import in_batches, onnx_function
+from services.storage import keys
+from services.triton.preprocessing import as_floats, preprocess
 
 _CONFIDENCE = 0.95
 
@@ -35,7 +35,7 @@ def figures(stand: Stand, whole: Data, world: Guarded) -> dict[str, Any]:
 def _inside(stand: Stand, whole: Data, world: Guarded) -> Array:
     """Say of the real images of the spots, which no part of the system has seen, whether they are inside, (n,)."""
     images = whole.images["test"][world.spots.contain(whole.images["test"], whole.labels["test"])]
-    run, place = onnx_function(stand.store.read_bytes(catalog.onnx_of(world.guard.name))), OUTPUTS.index(INSIDE)
+    run, place = onnx_function(stand.store.read_bytes(keys.onnx_of(world.guard.name))), OUTPUTS.index(INSIDE)
     return in_batches(lambda part: run(preprocess(part, world.model))[place][:, 0], as_floats(images), 256)
 
 

@@ -17,8 +17,8 @@ from benchmarks.identify.truth import planted_share, reconstructions
 from benchmarks.identify.where import budget, time_to_failures
 from benchmarks.sections import add_only, measured
 from benchmarks.stand import read, standing
-from services.demo.data import digits
-from services.runtime.stack import StackSettings
+from services.demo.classifier import digits
+from services.localstack.stack import StackSettings
 
 SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     section.__name__: section for section in (reconstructions, throughput, budget, time_to_failures, planted_share)

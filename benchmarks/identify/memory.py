@@ -10,9 +10,9 @@ from typing import Self
 import numpy as np
 
 from benchmarks.stand import Array, Data, Stand, read, standing
-from services.demo.data import digits
+from services.demo.classifier import digits
 from services.generator import noise
-from services.runtime.stack import StackSettings
+from services.localstack.stack import StackSettings
 
 _SAMPLE_S = 0.02
 _TRAINED = 2_000
@@ -32,7 +32,9 @@ def main() -> None:
 def searched(stand: Stand, data: Data, sources: int, trained: int = _TRAINED) -> dict[str, float]:
     """Search around so many images; return how many there were and the peak of this process."""
     # By seed: images that lie sorted by label would leave classes out.
-    rows = {name: noise.choose(seed=1, count=len(data.labels[name]), limit=trained) for name in ("train", "test")}
+    rows = {
+        name: noise.choose_positions(seed=1, count=len(data.labels[name]), limit=trained) for name in ("train", "test")
+    }
     images = {name: data.images[name][chosen] for name, chosen in rows.items()}
     labels = {name: data.labels[name][chosen] for name, chosen in rows.items()}
     few = Data(name=data.name, images=images | {"val": images["test"]}, labels=labels | {"val": labels["test"]})

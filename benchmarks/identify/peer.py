@@ -11,8 +11,8 @@ import torch
 from benchmarks.identify import released
 from benchmarks.identify.bench import CAP, Bench
 from benchmarks.stand import Array, Search
-from services.generator.shard_files import read_examination
-from services.runtime.catalog import SEARCHED_SPLIT
+from services.generator.rounds import read_examination
+from services.storage.keys import SEARCHED_SPLIT
 
 
 def run_released(

@@ -8,9 +8,9 @@ import numpy as np
 from benchmarks.stand import Array
 from services.generator.codec import Codec
 from services.generator.failures import Failures
-from services.generator.search import MARGIN_EPSILON, Checks, margins
+from services.generator.search import MARGIN_EPSILON, SearchChecks, margins
 from services.generator.validity import radius_sd
-from services.runtime.inference import Classifier
+from services.triton.client import Classifier
 
 SAMPLES = 10
 
@@ -30,7 +30,7 @@ def search(
     classifier: Classifier,
     sources: tuple[Array, Array],
     sd_agg: Array,
-    checks: Checks,
+    checks: SearchChecks,
     *,
     radius_sd_: float,
     limit: int,
@@ -58,7 +58,7 @@ def search(
     return Pace(decodes_per_s=decodes / passed, failures=found, seconds=passed)
 
 
-def _valid(z: Array, source: Array, label: int, sd_agg: Array, checks: Checks) -> int:
+def _valid(z: Array, source: Array, label: int, sd_agg: Array, checks: SearchChecks) -> int:
     """Count the latents that pass every check."""
     candidates = Failures.of(
         source=np.zeros(len(z)),

@@ -14,7 +14,7 @@ from benchmarks.identify.peer import better_threads
 from benchmarks.stand import Array, Search
 from services.generator import pipeline
 from services.generator.codec import as_pixels
-from services.runtime.catalog import SEARCHED_SPLIT
+from services.storage.keys import SEARCHED_SPLIT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.identify.bench import CAP, UNIFORM_DRAWS, Bench
 from benchmarks.identify.peer import better_threads, run_released
 from benchmarks.stand import Array, Search, confusions, distinct_sources
-from services.runtime.catalog import SEARCHED_SPLIT
+from services.storage.keys import SEARCHED_SPLIT
 
 _FINE_ROUNDS = 24  # fine enough to stop soon after the failures of the uniform search
 _TRUTH_DRAWS = 60

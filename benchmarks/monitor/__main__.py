@@ -12,8 +12,8 @@ from benchmarks.guarded import guarded
 from benchmarks.monitor import change, hooks
 from benchmarks.sections import Section, add_only, measured
 from benchmarks.stand import SMOKE_IMAGES, read, standing
-from services.demo.data import digits
-from services.runtime.stack import StackSettings
+from services.demo.classifier import digits
+from services.localstack.stack import StackSettings
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from defuse.v1 import monitor_pb2
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
-from services.distiller.calm import calm
-from services.distiller.lookout import Lookout, readings
-from services.gateway.monitoring.fold import Calm, Seen, begun, fold
-from services.runtime.catalog import LabelledImages
-from services.runtime.inference import Classifier
+from services.distiller.guard_model import GuardModel, top_predictions
+from services.distiller.reference_profile import reference_profile
+from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, fold, restart
+from services.storage.catalog import LabelledImages
+from services.triton.client import Classifier
 
 # Shares of the traffic that move into a known region.
 _SHARES = (0.05, 0.2, 0.5)
@@ -32,8 +32,10 @@ class _Pool:
     arrays: Mapping[str, Array]
     correct: Array
 
-    def draw(self, rows: Array) -> Seen:
-        return Seen(arrays={name: array[rows] for name, array in self.arrays.items()}, versions=["1"] * len(rows))
+    def draw(self, rows: Array) -> ScoredBatch:
+        return ScoredBatch(
+            arrays={name: array[rows] for name, array in self.arrays.items()}, versions=["1"] * len(rows)
+        )
 
 
 def figures(stand: Stand, whole: Data, world: Guarded, *, streams: int, shifted: int) -> dict[str, Any]:
@@ -42,14 +44,14 @@ def figures(stand: Stand, whole: Data, world: Guarded, *, streams: int, shifted:
     Calm is told from one half of the clean test images, traffic is drawn from the other half; what moves into a region
     are real images of a planted spot.
     """
-    lookout = Lookout(stand.store, world.guard.name, world.model)
+    guard_model = GuardModel(stand.store, world.guard.name, world.model)
     classifier = stand.inference.classifier(world.model, version=1)
     spots = world.spots.inside(whole.images["test"], whole.labels["test"])
     clean = np.flatnonzero(~np.any(spots, axis=0))
     reference, drawn = clean[::2], clean[1::2]
-    looks = calm(lookout, classifier, _images(whole, reference))
-    known = Calm(guard=world.guard, classes=world.model.classes, arrays=looks)
-    usual, moved = (_pool(lookout, classifier, _images(whole, rows)) for rows in (drawn, np.flatnonzero(spots[0])))
+    looks = reference_profile(guard_model, classifier, _images(whole, reference))
+    known = ReferenceProfile(guard=world.guard, classes=world.model.classes, arrays=looks)
+    usual, moved = (_pool(guard_model, classifier, _images(whole, rows)) for rows in (drawn, np.flatnonzero(spots[0])))
     return {
         "mean_run_length": _mean_run_length(known, usual, streams),
         "detection_delay": {str(share): _delay(known, usual, moved, share, shifted) for share in _SHARES},
@@ -61,12 +63,12 @@ def _images(whole: Data, rows: Array) -> LabelledImages:
     return LabelledImages(images=whole.images["test"][rows], labels=whole.labels["test"][rows])
 
 
-def _pool(lookout: Lookout, classifier: Classifier, data: LabelledImages) -> _Pool:
-    read = readings(classifier.classify_stored(data.images))
-    return _Pool(arrays={**lookout.look(data.images), **read}, correct=read["predicted"] == data.labels)
+def _pool(guard_model: GuardModel, classifier: Classifier, data: LabelledImages) -> _Pool:
+    read = top_predictions(classifier.classify_stored(data.images))
+    return _Pool(arrays={**guard_model.look(data.images), **read}, correct=read["predicted"] == data.labels)
 
 
-def _mean_run_length(known: Calm, usual: _Pool, streams: int) -> dict[str, float]:
+def _mean_run_length(known: ReferenceProfile, usual: _Pool, streams: int) -> dict[str, float]:
     """Return the mean time to an alert in calm over the stated one; a stream without one counts with its length."""
     longest = int(_SIMULATED_RUN_LENGTH * _TIMES)
     generator = np.random.default_rng(0)
@@ -84,7 +86,7 @@ def _mean_run_length(known: Calm, usual: _Pool, streams: int) -> dict[str, float
     }
 
 
-def _delay(known: Calm, usual: _Pool, moved: _Pool, share: float, streams: int) -> dict[str, float]:
+def _delay(known: ReferenceProfile, usual: _Pool, moved: _Pool, share: float, streams: int) -> dict[str, float]:
     """Return how many requests pass until the alert, when a share of them moves after a calm time."""
     generator = np.random.default_rng(round(1000 * share))
 
@@ -100,7 +102,7 @@ def _delay(known: Calm, usual: _Pool, moved: _Pool, share: float, streams: int) 
     return {"median": float(np.median(delays)), "p90": float(np.quantile(delays, 0.9))}
 
 
-def _mixed(usual: _Pool, moved: _Pool, share: float, generator: np.random.Generator) -> Seen:
+def _mixed(usual: _Pool, moved: _Pool, share: float, generator: np.random.Generator) -> ScoredBatch:
     """Return a batch of which a share, drawn for each observation, comes from the other images."""
     of_moved = generator.random(_BATCH) < share
     drawn = [pool.draw(generator.integers(len(pool.correct), size=_BATCH)).arrays for pool in (usual, moved)]
@@ -108,10 +110,10 @@ def _mixed(usual: _Pool, moved: _Pool, share: float, generator: np.random.Genera
         name: np.where(of_moved.reshape(-1, *[1] * (array.ndim - 1)), drawn[1][name], array)
         for name, array in drawn[0].items()
     }
-    return Seen(arrays=arrays, versions=["1"] * _BATCH)
+    return ScoredBatch(arrays=arrays, versions=["1"] * _BATCH)
 
 
-def _accuracy_error(known: Calm, usual: _Pool, moved: _Pool) -> dict[str, float]:
+def _accuracy_error(known: ReferenceProfile, usual: _Pool, moved: _Pool) -> dict[str, float]:
     """Return the estimated accuracy less the real one, for traffic of which shares come from the spot."""
     errors = {}
     for share in (0.0, *_SHARES):
@@ -119,7 +121,7 @@ def _accuracy_error(known: Calm, usual: _Pool, moved: _Pool) -> dict[str, float]
         rows = generator.integers(len(usual.correct), size=round(_LONGEST * (1 - share)))
         others = generator.integers(len(moved.correct), size=round(_LONGEST * share))
         state = monitor_pb2.MonitorState()
-        begun(state, known)
+        restart(state, known)
         for pool, which in ((usual, rows), (moved, others)):
             for part in _parts(which):
                 fold(state, pool.draw(part), known, expected_run_length=np.inf)
@@ -128,10 +130,10 @@ def _accuracy_error(known: Calm, usual: _Pool, moved: _Pool) -> dict[str, float]
     return errors
 
 
-def _until_alert(known: Calm, batches: Iterator[Seen], run_length: float) -> int:
+def _until_alert(known: ReferenceProfile, batches: Iterator[ScoredBatch], run_length: float) -> int:
     """Return after how many observations the first alert comes; 0 where none does."""
     state = monitor_pb2.MonitorState()
-    begun(state, known)
+    restart(state, known)
     for batch in batches:
         if alerts := fold(state, batch, known, expected_run_length=run_length):
             return int(alerts[0].observations)

@@ -22,10 +22,10 @@ from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
 from benchmarks.monitor.processors import elsewhere
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.processes import free_port
-from services.runtime.servers import start_redis
+from services.localstack.child_process import free_port
+from services.localstack.servers import start_redis
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 MODEL, SHAPE, CLASSES = "reference", (28, 28, 1), 10
 _ROOT = Path(__file__).parents[2]
@@ -77,12 +77,12 @@ class Gateway:
     def stored(self) -> list[str]:
         """Return the id of each observation in the store's batches, as often as it is there."""
         store = self.store
-        hours = store.keys(catalog.observed_hours(names.model(MODEL)))
+        hours = store.keys(keys.observed_hours(names.model(MODEL)))
         records = [
-            store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
+            store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
             for hour in hours
             for batch in store.keys(hour)
-            if store.exists(catalog.reported(batch))
+            if store.exists(keys.reported(batch))
         ]
         return [observation.id for record in records for observation in record.observations]
 
@@ -113,8 +113,8 @@ def _register(store: ArtifactStore) -> None:
         input_datatype="FP32",
         preprocessing=model_pb2.Preprocessing(layout="LAYOUT_NCHW", low=0, high=1, mean=[0], std=[1]),
     )
-    store.write_message(catalog.model(model.name), model)
-    store.write_message(f"{catalog.releases(model.name)}/1.pb", release_pb2.Release(model=model.name, version=1))
+    store.write_message(keys.model(model.name), model)
+    store.write_message(f"{keys.releases(model.name)}/1.pb", release_pb2.Release(model=model.name, version=1))
 
 
 def _answers(address: str) -> bool:

@@ -12,8 +12,8 @@ from benchmarks.regions.released import released
 from benchmarks.regions.scores import scores
 from benchmarks.regions.spots import Planted, handed_over, independent, served
 from benchmarks.stand import SMOKE, SMOKE_IMAGES, Data, Stand, read, standing
-from services.demo.data import digits
-from services.runtime.stack import StackSettings
+from services.demo.classifier import digits
+from services.localstack.stack import StackSettings
 
 
 def main() -> None:

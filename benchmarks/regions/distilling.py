@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from defuse.v1 import region_pb2, run_pb2, work_pb2
 
 from benchmarks.stand import Search, Stand
-from services.distiller import worker
-from services.runtime import catalog
+from services.distiller import assessment, worker
 from services.runtime.worker import Job
+from services.storage import keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +31,19 @@ def distilled(stand: Stand, search: Search, *, kind: str) -> Distilled:
     run.CopyFrom(search.run)
     run.config.mixture.kind = run_pb2.MixtureConfig.Kind.Value(f"KIND_{kind.upper()}")
     _forget(stand, run.name)
-    tools = worker.Tools(store=stand.store, inference=stand.inference)
+    tools = assessment.DistillerDependencies(store=stand.store, inference=stand.inference)
     work = work_pb2.DistillWork(run=run, shard_count=search.shards, round_count=search.rounds_done)
     begin = time.perf_counter()
     worker.distill(tools, work, Job(run.name, lambda _: None))
     seconds = time.perf_counter() - begin
-    found = stand.store.read_message(catalog.distillation(run.name), region_pb2.Distillation)
+    found = stand.store.read_message(keys.distillation(run.name), region_pb2.Distillation)
     return Distilled(regions=list(found.regions), counts=found.counts, seconds=seconds)
 
 
 def _forget(stand: Stand, run: str) -> None:
     """Remove the regions of another kind."""
-    key = catalog.distillation(run)
+    key = keys.distillation(run)
     if stand.store.exists(key):
         for region in stand.store.read_message(key, region_pb2.Distillation).regions:
-            stand.store.remove(catalog.region_arrays(region.name))
+            stand.store.remove(keys.region_arrays(region.name))
         stand.store.remove(key)

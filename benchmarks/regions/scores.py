@@ -7,8 +7,8 @@ from defuse.v1 import model_pb2, region_pb2
 from benchmarks.regions.distilling import Distilled
 from benchmarks.regions.spots import Planted
 from benchmarks.stand import Search, Stand
-from services.runtime import catalog
-from services.runtime.autoencoder import read_decoder
+from services.latent_space.autoencoder import read_decoder
+from services.storage import keys
 
 # Failures of a region that the oracle is asked about.
 _IMAGES = 200
@@ -45,7 +45,7 @@ def _confusion(region: region_pb2.Region) -> tuple[str, str]:
 
 
 def _is_false(stand: Stand, search: Search, region: region_pb2.Region, oracle: model_pb2.Model) -> bool:
-    latent = stand.store.read_arrays(catalog.region_arrays(region.name))["latent"][:_IMAGES]
+    latent = stand.store.read_arrays(keys.region_arrays(region.name))["latent"][:_IMAGES]
     images = read_decoder(stand.store, search.run.config)(latent)
     truths = stand.inference.classifier(oracle, version=1).classify(images).argmax(axis=1)
     classes = list(oracle.classes)

@@ -18,8 +18,8 @@ from benchmarks.release.world import World
 from benchmarks.sections import Section, add_only, measured
 from benchmarks.stand import SMOKE_IMAGES, Data, read, stand_at
 from services.demo import classifier
-from services.demo.data import digits
-from services.runtime.stack import LocalStack, StackSettings
+from services.demo.classifier import digits
+from services.localstack.stack import LocalStack, StackSettings
 
 
 def main() -> None:

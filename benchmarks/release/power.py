@@ -12,9 +12,9 @@ from benchmarks.correct.arms import corrected
 from benchmarks.labelled import Labelled
 from benchmarks.release import worse
 from benchmarks.stand import Data, Stand
-from services.corrector.gate.judge import Gate, in_words
-from services.corrector.history import Decision
-from services.runtime import catalog
+from services.corrector.gate.decision import Gate, in_words
+from services.corrector.releases.history import Decision
+from services.storage import keys
 
 # Of the trainings: a sweep's point that suits these networks, for two epochs.
 _CONFIG: dict[str, Any] = {"region_weights": [0.3], "learning_rates": [1e-3], "epochs": 2}
@@ -43,7 +43,7 @@ def power(arena: "Arena", *, each: int) -> dict[str, Any]:
 def _stops(gate: Gate, arena: "Arena", way: str, file: bytes) -> bool:
     """Say whether the gate stops a candidate, and print for what."""
     digest = hashlib.sha256(file).hexdigest()
-    arena.stand.store.write_bytes(catalog.file(digest), file)
+    arena.stand.store.write_bytes(keys.file(digest), file)
     verdict = gate.judge_file(arena.model.name, digest, arena.dataset)
     failed = "; ".join(in_words(check) for check in verdict.checks if not check.passed)
     print(f"{way}: {failed or 'passed'}", flush=True)
@@ -60,7 +60,7 @@ class Arena:
     def of_few(cls, stand: Stand, data: Data) -> "Arena":
         """Return one whose champion is trained in a moment."""
         model = stand.register("champion", data, data.labels["train"], seed=0, epochs=6)
-        champion = stand.store.read_bytes(catalog.model_file(model.name, 1))
+        champion = stand.store.read_bytes(keys.model_file(model.name, 1))
         return cls(stand, data, stand.add_dataset("whole", data), model, champion)
 
     def ways(self) -> dict[str, Iterable[bytes]]:
@@ -106,7 +106,7 @@ class Searched(Arena):
         correction = correction_pb2.Correction(
             name=f"{self._known.search.run.name}/corrections/c0", model=self.model.name, base_version=1
         )
-        self.stand.store.write_bytes(catalog.corrected_file(correction.name), self.champion)
+        self.stand.store.write_bytes(keys.corrected_file(correction.name), self.champion)
         self.stand.releases.publish(correction, Decision(actor="benchmark"))
 
     def _one_region(self) -> Iterator[bytes]:

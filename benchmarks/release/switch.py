@@ -13,7 +13,7 @@ from defuse.values import Release
 
 from benchmarks.release.load import Answer, Load, steady
 from benchmarks.release.world import World
-from services.runtime.stack import LocalStack
+from services.localstack.stack import LocalStack
 
 # After a change, what is still under way belongs to it.
 _AFTER_S = 0.5

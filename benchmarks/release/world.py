@@ -9,11 +9,11 @@ from defuse.v1 import correction_pb2
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Stand
-from services.corrector.gate.bank import Bank
-from services.gateway.book import Book
-from services.runtime import catalog
+from services.corrector.gate.regression_bank import Bank
+from services.gateway.records.store import RecordStore
+from services.localstack.stack import LocalStack
 from services.runtime.queue import Queue
-from services.runtime.stack import LocalStack
+from services.storage import keys
 
 
 class World:
@@ -59,14 +59,14 @@ class World:
         verdict.name, verdict.correction = f"{model.name}/verdicts/planted-{turn}", correction.name
         verdict.base_version, verdict.passed = model.champion_version, True
         verdict.bank.update(Bank(store, model).regions())
-        store.write_message(catalog.verdict(verdict.name), verdict)
-        store.write_bytes(catalog.corrected_file(correction.name), self.file)
-        store.write_message(catalog.correction(correction.name), correction)
-        asyncio.run(self._book(correction))
+        store.write_message(keys.verdict(verdict.name), verdict)
+        store.write_bytes(keys.corrected_file(correction.name), self.file)
+        store.write_message(keys.correction(correction.name), correction)
+        asyncio.run(self._records(correction))
         return names.last(run), names.last(correction.name), (candidate.name, str(candidate.version))
 
-    async def _book(self, correction: correction_pb2.Correction) -> None:
+    async def _records(self, correction: correction_pb2.Correction) -> None:
         queue = Queue(f"redis://{self._redis}/0")
-        book = Book(queue, correction_pb2.Correction, "corrections", lambda _: True)
-        await book.create(correction, [])
+        records = RecordStore(queue, correction_pb2.Correction, "corrections", lambda _: True)
+        await records.create(correction, [])
         await queue.close()

@@ -8,8 +8,8 @@ from defuse.v1 import model_pb2
 from onnx import helper, numpy_helper
 
 from benchmarks.stand import Array
-from services.corrector.measuring import LocalVersion
-from services.corrector.onnx_module import OnnxModule
+from services.corrector.evaluation import LocalVersion
+from services.onnx_graph.module import OnnxModule
 
 # Accuracy that a class loses.
 CLASS_LOSSES = (0.04, 0.08, 0.15, 0.3)

@@ -10,18 +10,18 @@ from typing import Any
 
 from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, work_pb2
 
-from services.corrector.adopted import AdoptedReleases, AnyReleases
-from services.corrector.choosing import Chooser, choose_candidate
-from services.corrector.gate.judge import Gate
-from services.corrector.guard.issuing import Guards
-from services.corrector.processes import ALONE, Crew, Processes, crew_of_torchrun
-from services.corrector.publishing import Publisher, publish
-from services.corrector.release import Releases
+from services.corrector.candidate_choice import CandidateChooser, choose_candidate
+from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TorchrunGroup, torchrun_group
+from services.corrector.gate.decision import Gate
+from services.corrector.guard.builder import GuardIssuer
+from services.corrector.releases.external_triton import AnyReleases, ExternalTritonReleases
+from services.corrector.releases.own_triton import Releases
+from services.corrector.releases.publishing import Publisher, publish
 from services.corrector.service import CorrectorService
 from services.corrector.settings import CorrectorSettings
 from services.corrector.training import Trainer, follow, train
+from services.dependencies import Dependencies
 from services.runtime import telemetry
-from services.runtime.dependencies import Dependencies
 from services.runtime.devices import device_of, limit_threads
 from services.runtime.queue import CHOOSE, PUBLISH, TRAIN
 from services.runtime.server import Service, serve
@@ -32,17 +32,17 @@ def main() -> None:
     """Serve; under torchrun the first process serves and the others train with it."""
     settings = CorrectorSettings.load()
     limit_threads(settings.threads)
-    crew, device = crew_of_torchrun(device_of(settings.device))
+    process_group, device = torchrun_group(device_of(settings.device))
     needs = Dependencies.of(settings)
-    processes: Processes = crew or ALONE
+    processes: ProcessGroup = process_group or SINGLE_PROCESS
     trainer = Trainer(store=needs.store, device=device, factories=settings.factories, processes=processes)
-    if crew and crew.rank:
-        _follow(settings, trainer, crew)
+    if process_group and process_group.rank:
+        _follow(settings, trainer, process_group)
         return
     serve("corrector", settings, functools.partial(_build, trainer=trainer, needs=needs))
     processes.announce(None)
-    if crew:
-        crew.close()
+    if process_group:
+        process_group.close()
 
 
 def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies) -> Service:
@@ -50,12 +50,12 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
     loops: list[Any] = []
     releases: AnyReleases
     if settings.handover:
-        releases = AdoptedReleases(needs.store, needs.inference, settings.handover)
+        releases = ExternalTritonReleases(needs.store, needs.inference, settings.handover)
         loops.append(releases.keep_noticing)
     else:
         releases = Releases(needs.store, needs.inference, settings.triton_repository)
-    gate, guards = Gate(needs.store, releases), Guards(needs.store, releases)
-    chooser = Chooser(store=needs.store, releases=releases, gate=gate)
+    gate, guards = Gate(needs.store, releases), GuardIssuer(needs.store, releases)
+    chooser = CandidateChooser(store=needs.store, releases=releases, gate=gate)
     stages: dict[str, Stage[Any]] = {
         CHOOSE: Stage(
             kind=work_pb2.ChooseWork,
@@ -87,13 +87,13 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
     )
 
 
-def _follow(settings: CorrectorSettings, trainer: Trainer, crew: Crew) -> None:
+def _follow(settings: CorrectorSettings, trainer: Trainer, process_group: TorchrunGroup) -> None:
     telemetry.configure_logging("corrector", level=settings.log_level, log_format=settings.log_format)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the first process, which drains, says when to end
-    while (work := crew.next_work()) is not None:
+    while (work := process_group.next_work()) is not None:
         follow(trainer, work)
-    crew.close()
+    process_group.close()
 
 
 if __name__ == "__main__":

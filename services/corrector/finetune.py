@@ -1,4 +1,4 @@
-"""Fine-tuning of deployed weights: loss = (1 - lambda) CE(original) + lambda CE(regions)."""
+"""Fine-tuning of deployed weights: loss = (1 - lambda) CE(original) + lambda CE(regions), on augmented images."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,15 +9,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from services.corrector.augmentation import DRAWS, Array
-from services.corrector.processes import ALONE, Processes
+from services.arrays import Array
+from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup
 from services.corrector.training_state import Schedule, TrainingState
+
+# Uniform numbers that an image takes: shift right, shift down, rotation, flip.
+DRAWS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What images may undergo. What moves into view from outside repeats the border."""
+
+    # Share of the image's side, either way.
+    max_shift: float = 0.0
+    # Either way.
+    max_rotation_degrees: float = 0.0
+    # Of half of the images.
+    horizontal_flip: bool = False
+
+    def __call__(self, images: Array, draws: Array) -> Array:
+        """Return images (n, c, h, w), changed as uniform draws (n, 4) have it."""
+        if not (self.max_shift or self.max_rotation_degrees or self.horizontal_flip):
+            return images
+        x = torch.from_numpy(np.asarray(images, np.float32))
+        grid = F.affine_grid(torch.from_numpy(self._maps(draws, *images.shape[2:])), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="border", align_corners=False).numpy()
+
+    def _maps(self, draws: Array, height: int, width: int) -> Array:
+        """Return the affine maps (n, 2, 3) from the new image to the old, in [-1, 1] from border to border."""
+        either_way = 2 * draws - 1
+        angle = np.deg2rad(self.max_rotation_degrees) * either_way[:, 2]
+        mirror = np.where(self.horizontal_flip & (draws[:, 3] < 0.5), -1.0, 1.0)
+        aspect = height / width
+        maps = np.empty((len(draws), 2, 3), np.float32)
+        maps[:, 0, 0], maps[:, 0, 1] = mirror * np.cos(angle), -np.sin(angle) * aspect
+        maps[:, 1, 0], maps[:, 1, 1] = mirror * np.sin(angle) / aspect, np.cos(angle)
+        maps[:, :, 2] = -2 * self.max_shift * either_way[:, :2]
+        return maps
+
 
 _EVALUATED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
+class LabelledDataset:
     """A data set that is read in batches: rows, by position, as images (n, c, h, w) in [0, 1]."""
 
     fetch: Callable[[Array], Array]
@@ -29,20 +65,20 @@ class Labelled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mix:
+class TrainingMix:
     """Original data and region data. Where lambda is 0 the regions are not read."""
 
-    original: Labelled
-    regions: Labelled
+    original: LabelledDataset
+    regions: LabelledDataset
 
-    def weighted(self, region_weight: float) -> list[tuple[Labelled, float]]:
+    def weighted(self, region_weight: float) -> list[tuple[LabelledDataset, float]]:
         """Return the data sets that count, with their weights in the loss."""
         parts = [(self.original, 1 - region_weight), (self.regions, region_weight)]
         return [(data, weight) for data, weight in parts if weight]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class InputMap:
     """From images (n, c, h, w) in [0, 1] to what the network takes."""
 
     prepare: Callable[[Array], Array]
@@ -51,7 +87,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class FinetuneOutcome:
     """How a training went: its steps, and the one whose weights the network has now."""
 
     steps: int
@@ -63,26 +99,26 @@ class Diverged(ArithmeticError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
+class FinetuneJob:
     """A training, ready to start."""
 
     network: nn.Module
-    data: Mix
+    data: TrainingMix
     # Tells when to stop.
-    held_out: Mix
-    inputs: Inputs
+    held_out: TrainingMix
+    inputs: InputMap
     schedule: Schedule
 
 
 def finetune(
-    fitting: Fitting,
+    fitting: FinetuneJob,
     *,
     device: torch.device,
     on_step: Callable[[int, int, float], None] = lambda _step, _steps, _loss: None,
     checkpoint: bytes | None = None,
     on_checkpoint: Callable[[bytes], None] = lambda _checkpoint: None,
-    processes: Processes = ALONE,
-) -> Outcome:
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> FinetuneOutcome:
     """Train the network in place; it ends with the weights that had the lowest loss on the held-out data.
 
     It ends early once that loss has not fallen several times in a row; where there is nothing held out to tell, it goes
@@ -114,10 +150,10 @@ def finetune(
             processes.abandon(state.weights.values())
     best_step = state.take_best()
     network.eval()
-    return Outcome(steps=state.step, best_step=best_step)
+    return FinetuneOutcome(steps=state.step, best_step=best_step)
 
 
-def held_out_loss(fitting: Fitting, device: torch.device) -> float:
+def held_out_loss(fitting: FinetuneJob, device: torch.device) -> float:
     """Return the mixed loss on the held-out data."""
     total, prepare = 0.0, fitting.inputs.prepare
     with torch.inference_mode():
@@ -135,7 +171,9 @@ def _slices(count: int) -> Iterator[Array]:
         yield np.arange(begin, min(begin + _EVALUATED_AT_ONCE, count))
 
 
-def _loss_of_batch(fitting: Fitting, step: int, rows: Array, device: torch.device, processes: Processes) -> Tensor:
+def _loss_of_batch(
+    fitting: FinetuneJob, step: int, rows: Array, device: torch.device, processes: ProcessGroup
+) -> Tensor:
     """Return this process's part of the mixed loss of a batch: the parts of all processes sum up to it.
 
     Images of both kinds go through the network together: one large pass is faster than two.
@@ -157,12 +195,12 @@ def _loss_of_batch(fitting: Fitting, step: int, rows: Array, device: torch.devic
     return losses @ torch.from_numpy(np.concatenate(weights)).to(device)
 
 
-def _part_of(count: int, unit: int, processes: Processes) -> Array:
+def _part_of(count: int, unit: int, processes: ProcessGroup) -> Array:
     """Return the positions of a batch that are this process's, in whole units."""
     return np.arange(count).reshape(-1, unit)[processes.rank :: processes.size].reshape(-1)
 
 
-def _cross_entropies(fitting: Fitting, images: Array, labels: Array, device: torch.device) -> Tensor:
+def _cross_entropies(fitting: FinetuneJob, images: Array, labels: Array, device: torch.device) -> Tensor:
     """Return the cross entropy of each input of the network, (n,)."""
     schedule = fitting.schedule
     filled = np.resize(np.arange(len(images)), -(-len(images) // schedule.unit) * schedule.unit)

@@ -1,29 +1,137 @@
-"""The network that is corrected: the very graph that is served, or a torch module that computes the same."""
+"""The network that is corrected: the served ONNX graph, or a torch module that computes the same."""
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
+import safetensors
+import safetensors.torch
 import torch
 from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
+from torch import Tensor, nn
 
-from services.corrector import torch_module
-from services.corrector.augmentation import Array
-from services.corrector.export import largest_difference
-from services.corrector.materials import Materials
-from services.corrector.onnx_module import OnnxModule, UnsupportedOperator
-from services.corrector.torch_module import TorchModule
-from services.runtime import catalog
-from services.runtime.inference import as_floats, preprocess
+from services.arrays import Array
+from services.corrector.correction_data import CorrectionData
+from services.onnx_graph.export import largest_difference, to_onnx
+from services.onnx_graph.module import OnnxModule
+from services.onnx_graph.operators import UnsupportedOperator
+from services.storage import keys
+from services.triton.preprocessing import as_floats, input_shape, preprocess
+
+
+class TorchModule(nn.Module):
+    """A module as it is served: in inference mode, exported under the names that callers know.
+
+    BatchNorm keeps its statistics and Dropout does nothing, whatever the mode of the module, as in an ONNX file.
+    """
+
+    def __init__(self, module: nn.Module, model: model_pb2.Model) -> None:
+        super().__init__()
+        self.module = module.eval()
+        self._model = model
+        # Names of the parameters of the last layer.
+        self.last_layer = _last_layer(self)
+
+    def train(self, mode: bool = True) -> "TorchModule":  # noqa: ARG002  # torch's own signature
+        return super().train(mode=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the outputs (n, k) of inputs shaped as the served model's."""
+        outputs: Tensor = self.module(images)
+        return outputs
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """Export the module, under the names and with the batch size of the model that is served."""
+        model = self._model
+        height, width, channels = model.image_shape
+        file = to_onnx(
+            self,
+            input_shape((1, channels, height, width), model)[1:],
+            inputs=[model.input_name],
+            outputs=[model.output_name],
+            batch_size=model.fixed_batch_size,
+            dtype=torch.uint8 if model.input_datatype == "UINT8" else torch.float32,
+        )
+        return onnx.load_model_from_string(file)
+
+    def weights(self) -> bytes:
+        """Return the module's state dict as a safetensors file."""
+        return safetensors.torch.save(
+            {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+        )
+
+
+def build(function: str, allowed: Sequence[str], weights: Callable[[], bytes]) -> nn.Module:
+    """Call a factory, `module:function`, and load weights, which are read once it is found, into what it returns.
+
+    Raises InvalidInput for a factory that the operator has not allowed or that does not work, and for weights that do
+    not fit.
+    """
+    module = _factory(function, allowed)()
+    if not isinstance(module, nn.Module):
+        raise InvalidInput(
+            f"{function} returned {type(module).__name__}; a factory returns a torch.nn.Module", reason="BAD_FACTORY"
+        )
+    try:
+        found = module.load_state_dict(safetensors.torch.load(weights()), strict=False)
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise InvalidInput(
+            f"the weights do not fit what {function} builds ({str(error).splitlines()[-1].strip()[:300]}); upload a "
+            "safetensors file of its state dict",
+            reason="UNFIT_WEIGHTS",
+        ) from error
+    if found.missing_keys or found.unexpected_keys:
+        raise InvalidInput(
+            f"the weights do not fit what {function} builds: missing {found.missing_keys[:5]}, unknown "
+            f"{found.unexpected_keys[:5]}; upload a safetensors file of its state dict",
+            reason="UNFIT_WEIGHTS",
+        )
+    return module
+
+
+def _factory(function: str, allowed: Sequence[str]) -> Callable[[], Any]:
+    path, _, name = function.partition(":")
+    if not path or not name.isidentifier():
+        raise InvalidInput(f"torch factory {function!r} is not of the form module:function", reason="BAD_FACTORY")
+    if function not in allowed and path not in allowed:
+        raise InvalidInput(
+            f"torch factory {function!r} is not allowed here, as it runs code in the corrector; its operator names it "
+            "in DEFUSE_TORCH_FACTORIES",
+            reason="FACTORY_NOT_ALLOWED",
+        )
+    try:
+        factory = getattr(importlib.import_module(path), name)
+    except (ImportError, AttributeError) as error:
+        raise InvalidInput(
+            f"torch factory {function!r} cannot be imported where the corrector runs ({error}); install it there",
+            reason="BAD_FACTORY",
+        ) from error
+    if not callable(factory):
+        raise InvalidInput(f"{function} is no function but {type(factory).__name__}", reason="BAD_FACTORY")
+    found: Callable[[], Any] = factory
+    return found
+
+
+def _last_layer(network: nn.Module) -> frozenset[str]:
+    """Return the parameters of the last module, in the order of definition, that has a matrix."""
+    found: frozenset[str] = frozenset()
+    for path, module in network.named_modules():
+        own = list(module.named_parameters(recurse=False))
+        if any(weight.ndim > 1 for _, weight in own):
+            found = frozenset(f"{path}.{name}" for name, _ in own)
+    return found
+
 
 Network = OnnxModule | TorchModule
 # Images on which a factory's module must agree with the served file.
 _COMPARED = 64
 
 
-def deployed(materials: Materials, allowed_factories: Sequence[str]) -> Network:
+def deployed(materials: CorrectionData, allowed_factories: Sequence[str]) -> Network:
     """Return the network with the weights of the version that is corrected.
 
     Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module does not
@@ -31,7 +139,7 @@ def deployed(materials: Materials, allowed_factories: Sequence[str]) -> Network:
     """
     wanted = materials.correction.config.torch_factory
     if wanted.function:
-        module = torch_module.build(wanted.function, allowed_factories, lambda: _weights(materials))
+        module = build(wanted.function, allowed_factories, lambda: _weights(materials))
         network = TorchModule(module, materials.model)
         _check_same(network, materials)
         return network
@@ -52,21 +160,21 @@ def deployed(materials: Materials, allowed_factories: Sequence[str]) -> Network:
         ) from error
 
 
-def real_inputs(materials: Materials, count: int) -> Array:
+def real_inputs(materials: CorrectionData, count: int) -> Array:
     """Return `count` inputs of the classifier, from training images, repeated where there are fewer."""
     images = materials.train.images
     return np.asarray(preprocess(as_floats(images[np.resize(np.arange(len(images)), count)]), materials.model))
 
 
-def _weights(materials: Materials) -> bytes:
+def _weights(materials: CorrectionData) -> bytes:
     """Return the uploaded weights; without any, those that the correction behind the base version left."""
     digest = materials.correction.config.torch_factory.weights_digest
     if digest:
-        return materials.store.read_bytes(catalog.file(digest))
-    key = catalog.model_version(materials.model.name, materials.correction.base_version)
+        return materials.store.read_bytes(keys.file(digest))
+    key = keys.model_version(materials.model.name, materials.correction.base_version)
     correction = materials.store.read_message(key, model_pb2.ModelVersion).correction
-    if correction and materials.store.exists(catalog.corrected_weights(correction)):
-        return materials.store.read_bytes(catalog.corrected_weights(correction))
+    if correction and materials.store.exists(keys.corrected_weights(correction)):
+        return materials.store.read_bytes(keys.corrected_weights(correction))
     raise InvalidInput(
         f"version {materials.correction.base_version} of {names.last(materials.model.name)!r} has no torch weights "
         "here; upload a safetensors file of its state dict (--weights)",
@@ -74,7 +182,7 @@ def _weights(materials: Materials) -> bytes:
     )
 
 
-def _check_same(network: TorchModule, materials: Materials) -> None:
+def _check_same(network: TorchModule, materials: CorrectionData) -> None:
     inputs = real_inputs(materials, materials.model.fixed_batch_size or _COMPARED)
     with torch.inference_mode():
         outputs = network(torch.from_numpy(inputs)).numpy()

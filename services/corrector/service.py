@@ -8,14 +8,14 @@ from defuse.errors import NotReady
 from defuse.v1 import corrector_service_pb2 as pb
 from defuse.v1 import corrector_service_pb2_grpc as pb_grpc
 
-from services.corrector.adopted import AnyReleases
-from services.corrector.gate.judge import Gate
-from services.corrector.gate.version import Candidate
-from services.corrector.guard.issuing import Guards
-from services.corrector.history import Decision
-from services.corrector.publishing import finished
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
+from services.corrector.gate.comparison import ServedCandidate
+from services.corrector.gate.decision import Gate
+from services.corrector.guard.builder import GuardIssuer
+from services.corrector.releases.external_triton import AnyReleases
+from services.corrector.releases.history import Decision
+from services.corrector.releases.publishing import finished
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -23,7 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CorrectorService(pb_grpc.CorrectorServiceServicer):
     """What changes the Triton repository at once."""
 
-    def __init__(self, store: ArtifactStore, releases: AnyReleases, gate: Gate, guards: Guards) -> None:
+    def __init__(self, store: ArtifactStore, releases: AnyReleases, gate: Gate, guards: GuardIssuer) -> None:
         self._store = store
         self._releases = releases
         self._gate = gate
@@ -59,14 +59,12 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         guard = await asyncio.to_thread(self._guards.requested, request)
         return pb.IssueGuardResponse(guard=guard)
 
-    def _serve_candidate(self, request: pb.ServeCandidateRequest) -> Candidate:
+    def _serve_candidate(self, request: pb.ServeCandidateRequest) -> ServedCandidate:
         correction = finished(self._store, request.correction)
         model = self._releases.history.check_publishable(correction)
         if request.answers_callers:
             self._gate.admit(correction, approver=request.approver, reason=request.reason)
-        candidate = self._releases.serve_candidate(
-            model, self._store.read_bytes(catalog.corrected_file(correction.name))
-        )
+        candidate = self._releases.serve_candidate(model, self._store.read_bytes(keys.corrected_file(correction.name)))
         if not candidate.name:
             raise NotReady(
                 f"{correction.name} has no candidate in Triton, which is not ours to write; its operator may try it",

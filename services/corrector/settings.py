@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.runtime.transport_settings import TransportSettings
+from services.dependencies import TransportSettings
 
 
 class CorrectorSettings(TransportSettings):

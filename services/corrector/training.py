@@ -1,26 +1,129 @@
-"""The corrector's first stage: one training of those that a correction tries, and the points that come out of it."""
+"""The training stage of a correction: its inputs, one training, and the candidate weights that come of it."""
 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from defuse.errors import Internal, InvalidInput
 from defuse.v1 import correction_pb2, work_pb2
 from defuse.v1.correction_pb2 import Training
 from torch import Tensor
 
-from services.corrector.export import export
-from services.corrector.finetune import Diverged, Fitting, Outcome, finetune
-from services.corrector.fitting import read_fitting
-from services.corrector.materials import Materials
-from services.corrector.measuring import Yardstick
-from services.corrector.networks import Network, real_inputs
-from services.corrector.processes import ALONE, Abandoned, Processes
-from services.corrector.torch_module import TorchModule
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
+from services.corrector.correction_data import CorrectionData, RegionData, region_latents
+from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TrainingAbandoned
+from services.corrector.evaluation import Evaluator, images_of
+from services.corrector.finetune import (
+    Augmentation,
+    Diverged,
+    FinetuneJob,
+    FinetuneOutcome,
+    InputMap,
+    LabelledDataset,
+    TrainingMix,
+    finetune,
+)
+from services.corrector.networks import Network, TorchModule, deployed, real_inputs
+from services.corrector.training_state import Schedule
+from services.onnx_graph.export import ParityError, export
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import LabelledImages
+from services.triton.preprocessing import as_floats, preprocess
+
+# Region images that are kept; more of them are decoded again for every batch.
+_FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30
+
+
+def read_fitting(
+    materials: CorrectionData, wanted: Training, allowed_factories: Sequence[str]
+) -> tuple[Network, FinetuneJob]:
+    """Return the deployed network, and everything that a training of it needs."""
+    network = deployed(materials, allowed_factories)
+    if wanted.method == Training.METHOD_LAST_LAYER:
+        _train_last_layer_only(network)
+    fitting = FinetuneJob(
+        network=network,
+        data=_data(materials, wanted),
+        held_out=_held_out(materials),
+        inputs=_inputs(materials),
+        schedule=_schedule(materials, wanted),
+    )
+    return network, fitting
+
+
+def _train_last_layer_only(network: Network) -> None:
+    if not network.last_layer:
+        raise InvalidInput(
+            "the network has no last layer, a product of weights with features that leads straight to the output; "
+            "leave out the method last_layer",
+            reason="NO_LAST_LAYER",
+        )
+    for name, weight in network.named_parameters():
+        weight.requires_grad_(name in network.last_layer)
+
+
+def _data(materials: CorrectionData, wanted: Training) -> TrainingMix:
+    """Return what is learned from: original data, and images of regions, or of single failures in their place."""
+    config = materials.correction.config
+    regions = materials.regions()
+    total = config.images_per_region * len(regions)
+    if wanted.method == Training.METHOD_UNCLUSTERED:
+        regions = materials.single_failures(config.unclustered_failures or len(regions))
+    if not wanted.region_weight:
+        regions = []
+    return TrainingMix(original=_stored(materials.train), regions=_drawn(materials, regions, total))
+
+
+def _drawn(materials: CorrectionData, regions: Sequence[RegionData], total: int) -> LabelledDataset:
+    if not regions:
+        return LabelledDataset(fetch=lambda rows: rows, labels=np.zeros(0, np.int64))
+    latent, labels = region_latents(
+        regions,
+        per_region=max(1, total // len(regions)),
+        believed=materials.believed,
+        min_label_probability=materials.run.config.validity.min_label_probability,
+        seed=materials.correction.config.seed,
+    )
+    if len(latent) * np.prod(materials.model.image_shape) * _FLOAT_BYTES > _KEPT_BYTES:
+        return LabelledDataset(fetch=lambda rows: materials.decode(latent[rows]), labels=labels)
+    images = materials.decode(latent)
+    return LabelledDataset(fetch=lambda rows: images[rows], labels=labels)
+
+
+def _held_out(materials: CorrectionData) -> TrainingMix:
+    images, labels = images_of(materials, materials.held_out_regions(deciding=True))
+    regions = LabelledDataset(fetch=lambda rows: images[rows], labels=labels)
+    return TrainingMix(original=_stored(materials.held_out_original()), regions=regions)
+
+
+def _stored(data: LabelledImages) -> LabelledDataset:
+    return LabelledDataset(fetch=lambda rows: as_floats(data.images[rows]), labels=data.labels)
+
+
+def _inputs(materials: CorrectionData) -> InputMap:
+    declared = materials.correction.config.augmentation
+    augmentation = Augmentation(
+        max_shift=declared.max_shift,
+        max_rotation_degrees=declared.max_rotation_degrees,
+        horizontal_flip=declared.horizontal_flip,
+    )
+    return InputMap(prepare=lambda images: preprocess(images, materials.model), augment=augmentation)
+
+
+def _schedule(materials: CorrectionData, wanted: Training) -> Schedule:
+    config, model = materials.correction.config, materials.model
+    return Schedule(
+        epochs=config.epochs,
+        learning_rate=wanted.learning_rate,
+        region_weight=wanted.region_weight,
+        seed=config.seed,
+        fixed_batch_size=model.fixed_batch_size,
+        probabilities=model.output == model.OUTPUT_PROBABILITIES,
+    )
+
 
 # Shares of the way from the weights before to those after that interpolation measures.
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -36,11 +139,11 @@ class Trainer:
     device: torch.device
     # Modules and functions that may be named as torch factory.
     factories: Sequence[str] = ()
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Announced:
+class AnnouncedTraining:
     """What the first of several processes tells the others to train."""
 
     # TrainWork, serialized.
@@ -51,22 +154,22 @@ class Announced:
 def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Event:
     """Train in one of the ways that a correction tries; a training that is stored already is not made again."""
     name, store = work.correction.name, trainer.store
-    key = catalog.training(name, work.training)
+    key = keys.training(name, work.training)
     if not store.exists(key):
         store.write_message(key, _trained(trainer, work, job))
-    store.remove(catalog.checkpoint(name, work.training))
+    store.remove(keys.checkpoint(name, work.training))
     event = work_pb2.Event(subject=name)
     event.trained.position = work.training
     event.trained.training.CopyFrom(store.read_message(key, Training))
     return event
 
 
-def follow(trainer: Trainer, announced: Announced) -> None:
+def follow(trainer: Trainer, announced: AnnouncedTraining) -> None:
     """Take this process's part in a training that the first process has announced."""
     work = work_pb2.TrainWork.FromString(announced.work)
-    materials = Materials(trainer.store, work.correction)
+    materials = CorrectionData(trainer.store, work.correction)
     _, fitting = read_fitting(materials, work.correction.trainings[work.training], trainer.factories)
-    with suppress(Abandoned, Diverged):
+    with suppress(TrainingAbandoned, Diverged):
         finetune(fitting, device=trainer.device, checkpoint=announced.checkpoint, processes=trainer.processes)
 
 
@@ -86,7 +189,7 @@ def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
 
 def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
     wanted = work.correction.trainings[work.training]
-    materials = Materials(trainer.store, work.correction)
+    materials = CorrectionData(trainer.store, work.correction)
     _say(job, work, 0.0, "drawing images")
     network, fitting = read_fitting(materials, wanted, trainer.factories)
     before = _weights_of(network)
@@ -98,21 +201,21 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
         steps=outcome.steps,
         best_step=outcome.best_step,
     )
-    after, yardstick = _weights_of(network.cpu()), Yardstick(materials)
+    after, evaluator = _weights_of(network.cpu()), Evaluator(materials)
     shares = SHARES if wanted.method == Training.METHOD_INTERPOLATION else (1.0,)
     for number, share in enumerate(shares):
         job.check_cancelled()
         _say(job, work, _STEPS_SHARE, "exporting and measuring")
         _interpolate(network, before, after, share)
-        point = _point(materials, network, yardstick, catalog.point(work.correction.name, work.training, number))
+        point = _point(materials, network, evaluator, keys.point(work.correction.name, work.training, number))
         point.share = share
         done.points.append(point)
     return done
 
 
-def _finetuned(trainer: Trainer, fitting: Fitting, work: work_pb2.TrainWork, job: Job) -> Outcome:
+def _finetuned(trainer: Trainer, fitting: FinetuneJob, work: work_pb2.TrainWork, job: Job) -> FinetuneOutcome:
     """Train, from the last checkpoint where a worker died, together with the other processes where there are any."""
-    key = catalog.checkpoint(work.correction.name, work.training)
+    key = keys.checkpoint(work.correction.name, work.training)
     checkpoint = trainer.store.read_bytes(key) if trainer.store.exists(key) else None
 
     def on_step(step: int, steps: int, loss: float) -> None:
@@ -120,7 +223,7 @@ def _finetuned(trainer: Trainer, fitting: Fitting, work: work_pb2.TrainWork, job
         if step % 10 == 0 or step == steps:
             _say(job, work, _STEPS_SHARE * step / steps, f"step {step} of {steps}, loss {loss:.4f}")
 
-    trainer.processes.announce(Announced(work=work.SerializeToString(), checkpoint=checkpoint))
+    trainer.processes.announce(AnnouncedTraining(work=work.SerializeToString(), checkpoint=checkpoint))
     return finetune(
         fitting,
         device=trainer.device,
@@ -141,16 +244,19 @@ def _interpolate(network: Network, before: dict[str, Tensor], after: dict[str, T
     network.load_state_dict(line, strict=False)
 
 
-def _point(materials: Materials, network: Network, yardstick: Yardstick, prefix: str) -> correction_pb2.Point:
+def _point(materials: CorrectionData, network: Network, evaluator: Evaluator, prefix: str) -> correction_pb2.Point:
     """Export the network, store its file and measure it."""
     model = materials.model
     largest = model.fixed_batch_size or model.max_batch_size
     sizes = sorted({largest} if model.fixed_batch_size else {1, 2, largest})
-    file, parity = export(network, real_inputs(materials, largest), sizes)
-    materials.store.write_bytes(catalog.onnx_of(prefix), file)
+    try:
+        file, parity = export(network, real_inputs(materials, largest), sizes)
+    except ParityError as error:
+        raise Internal(f"{error}; nothing was served", reason="PARITY") from error
+    materials.store.write_bytes(keys.onnx_of(prefix), file)
     if isinstance(network, TorchModule):
-        materials.store.write_bytes(catalog.weights_of(prefix), network.weights())
-    point = yardstick.measure(file)
+        materials.store.write_bytes(keys.weights_of(prefix), network.weights())
+    point = evaluator.measure(file)
     for entry in parity:
         point.parity.add(batch_size=entry.batch_size, max_abs_difference=entry.max_abs_difference)
     return point

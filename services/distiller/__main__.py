@@ -4,12 +4,12 @@ import functools
 
 from defuse.v1 import distiller_service_pb2, distiller_service_pb2_grpc, work_pb2
 
+from services.dependencies import Dependencies
 from services.distiller import worker
-from services.distiller.assessing import Tools
+from services.distiller.assessment import DistillerDependencies
+from services.distiller.observation_scoring import ObservationScorer
 from services.distiller.service import DistillerService
 from services.distiller.settings import DistillerSettings
-from services.distiller.watching import Watcher
-from services.runtime.dependencies import Dependencies
 from services.runtime.queue import DISTILL, WATCH
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker
@@ -18,7 +18,7 @@ from services.runtime.worker import Stage, Worker
 def build(settings: DistillerSettings) -> Service:
     """Wire the distiller."""
     needs = Dependencies.of(settings)
-    tools = Tools(store=needs.store, inference=needs.inference)
+    tools = DistillerDependencies(store=needs.store, inference=needs.inference)
     stages = {
         DISTILL: Stage(
             kind=work_pb2.DistillWork,
@@ -27,7 +27,7 @@ def build(settings: DistillerSettings) -> Service:
         )
     }
     # What is seen of traffic does not wait for a run's regions.
-    watching = Stage(kind=work_pb2.WatchWork, subject=lambda work: work.model, handle=Watcher(tools).watch)
+    watching = Stage(kind=work_pb2.WatchWork, subject=lambda work: work.model, handle=ObservationScorer(tools).watch)
     return Service(
         names=[distiller_service_pb2.DESCRIPTOR.services_by_name["DistillerService"].full_name],
         register=lambda server: distiller_service_pb2_grpc.add_DistillerServiceServicer_to_server(

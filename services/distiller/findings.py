@@ -1,13 +1,179 @@
-"""The regions of a run: groups of its failures that are worse than their controls, with what is known of each."""
+"""Groups of failures that are worse than their controls, with the evidence of real images."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.distiller import evidence
-from services.distiller.evidence import Near, RealInside, Surroundings
-from services.distiller.gaussian import Array
-from services.distiller.grouping import Failures, Group
-from services.distiller.significance import Trial, q_values
+import numpy as np
+
+from services.arrays import Array
+from services.distiller.grouping import Group, GroupedFailures
+from services.statistics.intervals import ErrorRateTest, q_values
+
+# Of a group's failures, the share that lies inside it.
+_INSIDE = 0.95
+# Members that a medoid is chosen among: bounds memory and time.
+_MOST_CANDIDATES = 2_000
+# Nearest training images of each exemplar that have a vote on the label.
+_VOTES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedImages:
+    """The real images that the run searched, s of them, and how the served classifier reads them."""
+
+    latent: Array  # (s, d) posterior means
+    label: Array  # (s,) class ids
+    wrong_on_image: Array  # (s,) bool
+    wrong_on_reconstruction: Array  # (s,) bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingImages:
+    """Training images, r of them, and how the served classifier reads them."""
+
+    latent: Array  # (r, d) posterior means
+    label: Array  # (r,) class ids
+    predicted: Array  # (r,) class ids
+    row: Array  # (r,) of the training split
+
+    def misclassified(self) -> "TrainingImages":
+        wrong = self.predicted != self.label
+        return TrainingImages(
+            latent=self.latent[wrong], label=self.label[wrong], predicted=self.predicted[wrong], row=self.row[wrong]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """The real images around a run's failures, in the latent space that it searched."""
+
+    searched: SearchedImages
+    training: TrainingImages
+    sd_agg: Array  # (d,) aggregate sd of latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealImageCounts:
+    """Real images of a group's label: how many lie inside, how many of these are read wrongly, how many there are."""
+
+    wrong: int
+    images: int
+    of_label: int
+
+    @property
+    def typicality(self) -> float:
+        """Return the share of the label's real images that lie inside, in [0, 1]."""
+        return self.images / self.of_label if self.of_label else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestImages:
+    """Training images, nearest first, and how far they are, in aggregate sds per dimension; (n,) all."""
+
+    row: Array
+    label: Array
+    predicted: Array
+    distance_sd: Array
+
+
+def exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array:
+    """Choose members to show: the medoid first, then evenly out to the one farthest from it."""
+    x = latent[members] / sd_agg
+    few = x[np.linspace(0, len(x) - 1, min(len(x), _MOST_CANDIDATES)).astype(int)]
+    medoid = few[distances(few, few).sum(axis=1).argmin()]
+    outwards = np.argsort(distances(x, medoid[None])[:, 0], kind="stable")
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(count, len(x))).round().astype(int))
+    return np.asarray(members[outwards[chosen]])
+
+
+def controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, int]:
+    """Return how many controls are read wrongly, and how many there are, `count` at most, nearly.
+
+    Controls are unperturbed reconstructions of the real images nearest to a group, of its labels, as many of each as
+    its failures have. Images that the classifier gets wrong as they are, are left out: what it gets wrong there is no
+    fault of the decoder.
+    """
+    wrong, total = 0, 0
+    for label, share in group.labels().items():
+        usable = np.flatnonzero((searched.label == label) & ~searched.wrong_on_image)
+        order = np.argsort(group.gaussian.distance_squared(searched.latent[usable]), kind="stable")
+        nearest = usable[order[: round(share * count)]]
+        wrong, total = wrong + int(searched.wrong_on_reconstruction[nearest].sum()), total + len(nearest)
+    return wrong, total
+
+
+def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
+    """Return the true label of latents (n, d) drawn from a group: the nearest member's, where it has several; (n,)."""
+    if len(group.labels()) == 1:
+        return np.full(len(latents), group.true_label)
+    few = group.members[np.linspace(0, len(group.members) - 1, min(len(group.members), _MOST_CANDIDATES)).astype(int)]
+    nearest = distances(latents, failures.latent[few]).argmin(axis=1)
+    return np.asarray(failures.true_label[few][nearest])
+
+
+def real_inside(group: Group, latents: Array, searched: SearchedImages) -> RealImageCounts:
+    """Count the searched real images of a group's label that lie inside.
+
+    Inside is as near to the mean, in units of the covariance, as 95 % of its failures, latents (m, d).
+    """
+    edge = np.quantile(group.gaussian.distance_squared(latents), _INSIDE)
+    alike = searched.label == group.true_label
+    inside = alike & (group.gaussian.distance_squared(searched.latent) <= edge)
+    return RealImageCounts(
+        wrong=int(searched.wrong_on_image[inside].sum()), images=int(inside.sum()), of_label=int(alike.sum())
+    )
+
+
+def nearest(latents: Array, training: TrainingImages, sd_agg: Array, count: int) -> NearestImages:
+    """Return the training images nearest to any of latents (n, d)."""
+    distance = distances(training.latent / sd_agg, latents / sd_agg).min(axis=1)  # (r,)
+    first = np.argsort(distance, kind="stable")[:count]
+    return NearestImages(
+        row=training.row[first],
+        label=training.label[first],
+        predicted=training.predicted[first],
+        distance_sd=distance[first],
+    )
+
+
+def novelty_sd(latents: Array, misclassified: TrainingImages, sd_agg: Array) -> float | None:
+    """Return the median distance of latents (n, d) to the nearest misclassified training image; None without any."""
+    if not len(misclassified.row):
+        return None
+    return float(np.median(distances(latents / sd_agg, misclassified.latent / sd_agg).min(axis=1)))
+
+
+def suggestion(
+    group: Group, latents: Array, training: TrainingImages, sd_agg: Array, classes: Sequence[str]
+) -> tuple[str, str]:
+    """Return the label that is proposed for a group, and why: what its sources carry, and what real images do.
+
+    It is the label of most training images near its exemplars, latents (n, d); where no label is that of most, the
+    sources'.
+    """
+    carried = sum(number for (true, _), number in group.profile if true == group.true_label)
+    source = (
+        f"{carried} of {len(group.members)} failures are small steps from real images labelled "
+        f"{classes[group.true_label]!r}"
+    )
+    distance = distances(latents / sd_agg, training.latent / sd_agg)
+    votes = training.label[np.argsort(distance, axis=1, kind="stable")[:, :_VOTES]]
+    (winner, count), *_ = Counter(votes.ravel().tolist()).most_common(1)
+    label = winner if 2 * count > votes.size else group.true_label
+    agreeing = int((votes == label).sum())
+    near = f"{agreeing} of {votes.size} training images nearest to its exemplars are labelled {classes[label]!r}"
+    return classes[label], f"{source}; {near}"
+
+
+def distances(a: Array, b: Array) -> Array:
+    """Return the distances of a (n, d) and b (m, d), divided by the root of d, (n, m)."""
+    # Centred: far from the origin the difference of large squares knows no distances.
+    centre = b.mean(axis=0, dtype=np.float64) if len(b) else 0.0
+    a, b = a - centre, b - centre
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+    return np.asarray(np.sqrt(np.maximum(squares, 0) / a.shape[1]))
+
 
 # Pictures of failures and of real images that a region carries.
 _EXEMPLARS, _NEAREST = 16, 8
@@ -18,14 +184,14 @@ class Finding:
     """A group with the outcome of its test and what real images say of it."""
 
     group: Group
-    trial: Trial
+    trial: ErrorRateTest
     q_value: float
     stability: float
     # Positions of failures to show, the medoid first.
     exemplars: Array
-    real: RealInside
-    nearest: Near
-    nearest_misclassified: Near
+    real: RealImageCounts
+    nearest: NearestImages
+    nearest_misclassified: NearestImages
     novelty_sd: float | None
     suggested_label: str
     suggestion_reason: str
@@ -37,18 +203,18 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class RunEvidence:
     """What a run knows of its groups."""
 
-    failures: Failures
+    failures: GroupedFailures
     around: Surroundings
     classes: Sequence[str]
 
 
-def find(
+def find_regions(
     groups: Sequence[Group],
     stability: Array,
-    known: Known,
+    known: RunEvidence,
     *,
     errors: Callable[[int, Group], tuple[int, int]],
     controls: int,
@@ -69,28 +235,28 @@ def find(
 
 
 def _tried(
-    number: int, group: Group, known: Known, errors: Callable[[int, Group], tuple[int, int]], most_controls: int
-) -> Trial:
+    number: int, group: Group, known: RunEvidence, errors: Callable[[int, Group], tuple[int, int]], most_controls: int
+) -> ErrorRateTest:
     wrong, decodes = errors(number, group)
-    control_errors, controls = evidence.controls(group, known.around.searched, most_controls)
-    return Trial(errors=wrong, decodes=decodes, control_errors=control_errors, controls=controls)
+    control_errors, control_count = controls(group, known.around.searched, most_controls)
+    return ErrorRateTest(errors=wrong, decodes=decodes, control_errors=control_errors, controls=control_count)
 
 
-def _found(group: Group, trial: Trial, q_value: float, stability: float, known: Known) -> Finding:
+def _found(group: Group, trial: ErrorRateTest, q_value: float, stability: float, known: RunEvidence) -> Finding:
     latent, training, sd_agg = known.failures.latent, known.around.training, known.around.sd_agg
-    shown = evidence.exemplars(latent, group.members, sd_agg, _EXEMPLARS)
+    shown = exemplars(latent, group.members, sd_agg, _EXEMPLARS)
     misclassified = training.misclassified()
-    label, reason = evidence.suggestion(group, latent[shown], training, sd_agg, known.classes)
+    label, reason = suggestion(group, latent[shown], training, sd_agg, known.classes)
     return Finding(
         group=group,
         trial=trial,
         q_value=q_value,
         stability=stability,
         exemplars=shown,
-        real=evidence.real_inside(group, latent[group.members], known.around.searched),
-        nearest=evidence.nearest(latent[shown[:1]], training, sd_agg, _NEAREST),
-        nearest_misclassified=evidence.nearest(latent[shown], misclassified, sd_agg, _NEAREST),
-        novelty_sd=evidence.novelty_sd(latent[shown], misclassified, sd_agg),
+        real=real_inside(group, latent[group.members], known.around.searched),
+        nearest=nearest(latent[shown[:1]], training, sd_agg, _NEAREST),
+        nearest_misclassified=nearest(latent[shown], misclassified, sd_agg, _NEAREST),
+        novelty_sd=novelty_sd(latent[shown], misclassified, sd_agg),
         suggested_label=label,
         suggestion_reason=reason,
     )

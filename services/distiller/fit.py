@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from defuse.errors import DefuseError, InvalidInput
 
-from services.distiller.gaussian import Array
+from services.arrays import Array
 from services.distiller.mixture import DirichletProcessMixture
-from services.runtime.artifacts import ArtifactStore
+from services.storage.artifacts import ArtifactStore
 
 
 def main() -> None:

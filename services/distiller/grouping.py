@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from services.distiller.gaussian import Array, Gaussian
+from services.arrays import Array
 from services.distiller.mixture import DirichletProcessMixture
+from services.statistics.gaussian import Gaussian
 
 Kind = Literal["error_aware", "plain"]
 # Two groups of one confusion that overlap as much as this are the same (Bhattacharyya coefficient).
@@ -26,7 +27,7 @@ _MOST_CLASSES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failures:
+class GroupedFailures:
     """Failures of one run; latents (m, d), class ids and sources (m,)."""
 
     latent: Array
@@ -37,15 +38,15 @@ class Failures:
     def __len__(self) -> int:
         return len(self.latent)
 
-    def take(self, rows: Array) -> "Failures":
-        return Failures(
+    def take(self, rows: Array) -> "GroupedFailures":
+        return GroupedFailures(
             latent=self.latent[rows],
             true_label=self.true_label[rows],
             predicted_label=self.predicted_label[rows],
             source=self.source[rows],
         )
 
-    def independent(self) -> "Failures":
+    def independent(self) -> "GroupedFailures":
         """Return the first failure of each source and confusion."""
         pairs = np.stack([self.source.astype(np.int64), self.confusion()], axis=1)
         return self.take(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
@@ -114,7 +115,9 @@ class Grouper:
     image: no new evidence of a place, but enough to cut a place into the neighbourhoods of its sources.
     """
 
-    def __init__(self, failures: Failures, config: GroupingConfig, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, failures: GroupedFailures, config: GroupingConfig, check: Callable[[], None] = lambda: None
+    ) -> None:
         self._aware = config.kind == "error_aware"
         fitted = failures.independent()
         dim = fitted.latent.shape[1]
@@ -140,7 +143,7 @@ class Grouper:
                 check=lambda _: check(),
             )
 
-    def labels(self, failures: Failures) -> Array:
+    def labels(self, failures: GroupedFailures) -> Array:
         """Return the component of each failure; parted by confusion, where the mixture knows of it, (m,)."""
         if not len(failures):
             return np.zeros(0, np.int64)
@@ -149,12 +152,12 @@ class Grouper:
             return component
         return np.asarray(component * _MOST_CLASSES**2 + failures.confusion())
 
-    def _categories(self, failures: Failures) -> list[Array]:
+    def _categories(self, failures: GroupedFailures) -> list[Array]:
         return [failures.true_label, failures.predicted_label] if self._aware else []
 
 
-def group(
-    failures: Failures, held_out: Array, config: GroupingConfig, check: Callable[[], None] = lambda: None
+def group_failures(
+    failures: GroupedFailures, held_out: Array, config: GroupingConfig, check: Callable[[], None] = lambda: None
 ) -> Grouping:
     """Group failures; those with `held_out` (m,) are not fitted but assigned afterwards. `check` may raise to stop."""
     usable, others = np.flatnonzero(held_out == 0), np.flatnonzero(held_out != 0)
@@ -201,7 +204,7 @@ def believed_covariance(x: Array, sd_agg: Array) -> Array:
     return np.asarray((1 - _OWN_SHARE) * spread + np.diag(own + (_LEAST_SD * sd_agg) ** 2))
 
 
-def described(failures: Failures, members: Array, held_out_members: Array, believed: Array) -> Group:
+def described(failures: GroupedFailures, members: Array, held_out_members: Array, believed: Array) -> Group:
     """Return members of the failures, positions (n,), as a group whose Gaussian leans on a covariance (d, d)."""
     gaussian = Gaussian.of(failures.latent[members], believed)
     distance = gaussian.distance_squared(failures.latent[members])
@@ -218,7 +221,7 @@ def described(failures: Failures, members: Array, held_out_members: Array, belie
     )
 
 
-def _merged(groups: list[Group], failures: Failures, believed: Array, check: Callable[[], None]) -> list[Group]:
+def _merged(groups: list[Group], failures: GroupedFailures, believed: Array, check: Callable[[], None]) -> list[Group]:
     """Make one of groups that are the same, the most alike first."""
     left, numbers = dict(enumerate(groups)), itertools.count(len(groups))
     alike = {pair: overlap for j in left for pair, overlap in _alike(left, j) if pair[0] < pair[1]}

@@ -1,20 +1,82 @@
-"""A finding as it is stored and sent: the record of a region, and its arrays with the pictures."""
+"""Stored arrays of a run: the surroundings and failures that are read, the regions that are written."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from defuse.v1 import region_pb2, run_pb2
+from defuse.v1 import model_pb2, region_pb2, run_pb2, work_pb2
 
-from services.distiller.evidence import Near
-from services.distiller.findings import Finding
-from services.distiller.gaussian import Array
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.autoencoder import read_decoder
-from services.runtime.inference import as_stored
-from services.runtime.intervals import estimate
+from services.arrays import Array
+from services.distiller.findings import Finding, NearestImages, SearchedImages, Surroundings, TrainingImages
+from services.latent_space.autoencoder import read_decoder
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.storage.estimates import estimate
+from services.triton.client import Classifier
+from services.triton.preprocessing import as_stored
+
+# Images that are classified at once.
+_BATCH = 4_096
+
+
+def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classifier, shard_count: int) -> Surroundings:
+    """Read the posteriors of real images; the training images among them are classified, through Triton."""
+    reference = store.read_arrays(keys.reference(run.config))
+    train = Catalog(store).split(run.config.dataset, "train", classifier.model)
+    return Surroundings(
+        searched=_searched(store, run, classifier.model, shard_count),
+        training=TrainingImages(
+            latent=reference["latent"] * reference["sd_agg"],
+            label=reference["label"],
+            predicted=_predicted(classifier, train.images, reference["row"]),
+            row=reference["row"],
+        ),
+        sd_agg=reference["sd_agg"],
+    )
+
+
+def shard_count(store: ArtifactStore, run: run_pb2.Run) -> int:
+    """Return how many shards the search of a run has."""
+    sources = len(store.map_arrays(keys.sources(run.name))["index"])
+    return -(-sources // run.config.search.shard_size)
+
+
+def read_failures(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str, Array]:
+    """Return the failures of a run as arrays, in the order of their sources, rounds and draws."""
+    reader = Catalog(store)
+    shards = [
+        reader.failures(work.run.name, round_, shard)
+        for round_ in range(work.round_count)
+        for shard in range(work.shard_count)
+    ]
+    failures = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    order = np.lexsort((failures["draw"], failures["round"], failures["source"]))
+    return {name: array[order] for name, array in failures.items()}
+
+
+def _searched(store: ArtifactStore, run: run_pb2.Run, model: model_pb2.Model, shard_count: int) -> SearchedImages:
+    parts = [store.read_arrays(keys.shard_sources(run.name, shard)) for shard in range(shard_count)]
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    index = store.read_arrays(keys.sources(run.name))["index"]
+    labels = Catalog(store).split(run.config.dataset, keys.SEARCHED_SPLIT, model).labels
+    return SearchedImages(
+        latent=arrays["mu"],
+        label=labels[index],
+        wrong_on_image=arrays["image_margin"] <= 0,
+        wrong_on_reconstruction=arrays["reconstruction_margin"] <= 0,
+    )
+
+
+def _predicted(classifier: Classifier, images: Array, rows: Array) -> Array:
+    """Return the class that each of some stored images is taken for, (r,)."""
+    parts = [
+        classifier.classify_stored(images[rows[begin : begin + _BATCH]]).argmax(axis=1)
+        for begin in range(0, len(rows), _BATCH)
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
 
 # Bytes of all pictures of a region, at most.
 _PICTURES_BYTES = 4 << 20
@@ -55,7 +117,7 @@ def region(
     return record
 
 
-def _real_images(near: Near, classes: Sequence[str]) -> list[region_pb2.RealImage]:
+def _real_images(near: NearestImages, classes: Sequence[str]) -> list[region_pb2.RealImage]:
     return [
         region_pb2.RealImage(index=row, label=classes[label], predicted_label=classes[predicted], distance_sd=distance)
         for row, label, predicted, distance in zip(
@@ -65,7 +127,7 @@ def _real_images(near: Near, classes: Sequence[str]) -> list[region_pb2.RealImag
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class PictureRenderer:
     """Where a run's pictures come from."""
 
     decode: Callable[[Array], Array]
@@ -76,8 +138,7 @@ class Pictures:
     @classmethod
     def read(cls, store: ArtifactStore, run: run_pb2.Run) -> Self:
         searched, train = (
-            store.map_arrays(catalog.split(run.config.dataset, split))["x"]
-            for split in (catalog.SEARCHED_SPLIT, "train")
+            store.map_arrays(keys.split(run.config.dataset, split))["x"] for split in (keys.SEARCHED_SPLIT, "train")
         )
         return cls(decode=read_decoder(store, run.config), searched=searched, train=train)
 

@@ -10,14 +10,15 @@ from defuse.errors import InvalidInput
 from defuse.v1 import distiller_service_pb2 as pb
 from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 
-from services.distiller.assessing import Tools
-from services.distiller.comparing import compare
-from services.distiller.gaussian import Array, Gaussian
-from services.distiller.parts import split_region
-from services.runtime import catalog
-from services.runtime.autoencoder import read_decoder
-from services.runtime.catalog import Catalog
-from services.runtime.inference import as_stored
+from services.arrays import Array
+from services.distiller.assessment import DistillerDependencies
+from services.distiller.region_diff import diff_regions
+from services.distiller.worker import split_region
+from services.latent_space.autoencoder import read_decoder
+from services.statistics.gaussian import Gaussian
+from services.storage import keys
+from services.storage.catalog import Catalog
+from services.triton.preprocessing import as_stored
 
 MAX_SAMPLES = 256
 
@@ -25,7 +26,7 @@ MAX_SAMPLES = 256
 class DistillerService(pb_grpc.DistillerServiceServicer):
     """Fresh images and parts of the regions of a run, and what became of them in another."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: DistillerDependencies) -> None:
         self._tools = tools
 
     async def SampleRegion(
@@ -44,14 +45,14 @@ class DistillerService(pb_grpc.DistillerServiceServicer):
     async def CompareRegions(
         self, request: pb.CompareRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.CompareRegionsResponse:
-        diff = await asyncio.to_thread(compare, self._tools.store, request.before, request.after)
+        diff = await asyncio.to_thread(diff_regions, self._tools.store, request.before, request.after)
         return pb.CompareRegionsResponse(diff=diff)
 
     def _sample(self, region: str, count: int, seed: int) -> Array:
         reader = Catalog(self._tools.store)
         reader.region(region)
         run = reader.run(names.parent(region))
-        arrays = self._tools.store.read_arrays(catalog.region_arrays(region))
+        arrays = self._tools.store.read_arrays(keys.region_arrays(region))
         gaussian = Gaussian(mean=arrays["mean"], covariance=arrays["covariance"])
         z = gaussian.sample(count, np.random.default_rng(seed))
         return as_stored(read_decoder(self._tools.store, run.config)(z))

@@ -1,6 +1,6 @@
 """Settings of the distiller."""
 
-from services.runtime.transport_settings import TransportSettings
+from services.dependencies import TransportSettings
 
 
 class DistillerSettings(TransportSettings):

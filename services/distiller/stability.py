@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from services.distiller.gaussian import Array
-from services.distiller.grouping import Failures, Grouper, Grouping, GroupingConfig
+from services.arrays import Array
+from services.distiller.grouping import GroupedFailures, Grouper, Grouping, GroupingConfig
 
 # Failures that one bootstrap is fitted to, about: bounds its time, whatever the size of the run.
 _MOST_FAILURES = 10_000
@@ -15,7 +15,7 @@ _STREAM = 1
 
 
 def stability(
-    failures: Failures,
+    failures: GroupedFailures,
     groups: Sequence[Array],
     config: GroupingConfig,
     *,
@@ -40,7 +40,7 @@ def stability(
 
 def stability_of(
     grouping: Grouping,
-    failures: Failures,
+    failures: GroupedFailures,
     held_out: Array,
     config: GroupingConfig,
     *,

@@ -1,21 +1,27 @@
-"""The distiller's stage: collect a run's failures, group them, test and store the regions."""
+"""The stages of the distiller: group the failures of a run into regions, split a region into parts."""
 
+from collections.abc import Sequence
+
+from defuse import names
+from defuse.errors import NotReady
 from defuse.v1 import region_pb2, work_pb2
 
-from services.distiller.assessing import Assessor, Tools, counts, say
-from services.distiller.grouping import group
+from services.distiller.assessment import DistillerDependencies, RegionAssessor, counts, report_progress
+from services.distiller.grouping import group_failures
+from services.distiller.records import read_failures, shard_count
+from services.distiller.region_split import split_group
 from services.distiller.stability import stability_of
-from services.distiller.surroundings import read_failures
-from services.runtime import catalog
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.catalog import Catalog
 
-__all__ = ["Tools", "distill"]
+__all__ = ["DistillerDependencies", "distill"]
 
 
-def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
+def distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
     """Turn the failures of all shards into regions; a distillation that is stored already is not made again."""
     run = work.run
-    key = catalog.distillation(run.name)
+    key = keys.distillation(run.name)
     if not tools.store.exists(key):
         # Created, as are the regions' arrays: another worker may do the same, and what is read once must stay.
         tools.store.create_bytes(key, _distill(tools, work, job).SerializeToString(deterministic=True))
@@ -26,13 +32,13 @@ def distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> work_pb2.Even
     return event
 
 
-def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.Distillation:
+def _distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> region_pb2.Distillation:
     arrays = read_failures(tools.store, work)
-    assessor = Assessor(tools, work.run, arrays, job)
-    say(job, 0.05, f"grouping {len(assessor.failures)} failures")
+    assessor = RegionAssessor(tools, work.run, arrays, job)
+    report_progress(job, 0.05, f"grouping {len(assessor.failures)} failures")
     config = assessor.config()
-    grouping = group(assessor.failures, arrays["held_out"], config, job.check_cancelled)
-    say(job, 0.3, "grouping again what is drawn anew")
+    grouping = group_failures(assessor.failures, arrays["held_out"], config, job.check_cancelled)
+    report_progress(job, 0.3, "grouping again what is drawn anew")
     stable = stability_of(
         grouping,
         assessor.failures,
@@ -44,3 +50,50 @@ def _distill(tools: Tools, work: work_pb2.DistillWork, job: Job) -> region_pb2.D
     found = assessor.findings(grouping.groups, stable, shard_count=work.shard_count)
     regions = assessor.stored(found, prefix="r", total=grouping.failures)
     return region_pb2.Distillation(run=work.run.name, regions=regions, counts=counts(grouping, found))
+
+
+def split_region(tools: DistillerDependencies, name: str) -> Sequence[region_pb2.Region]:
+    """Return the parts of a region, largest score first; one that is split already is not split again.
+
+    Raises NotFound for an unknown region, NotReady where it has no parts that can be told or that are worse than their
+    controls.
+    """
+    region, key = Catalog(tools.store).region(name), keys.parts(name)
+    if not tools.store.exists(key):
+        # Created, as a distillation is: two annotators may ask at the same moment.
+        tools.store.create_bytes(key, _split(tools, region).SerializeToString(deterministic=True))
+    return tools.store.read_message(key, region_pb2.Distillation).regions
+
+
+def _split(tools: DistillerDependencies, region: region_pb2.Region) -> region_pb2.Distillation:
+    reader, region_id = Catalog(tools.store), names.last(region.name)
+    run = reader.run(names.parent(region.name))
+    [arrays] = reader.region_failures(run.name, [region.name])
+    # Who annotates waits for the answer itself: there is nobody to tell of the progress.
+    assessor = RegionAssessor(tools, run, arrays, Job(region.name, lambda _: None))
+    parts = split_group(
+        assessor.failures,
+        arrays["held_out"],
+        arrays["margin"],
+        assessor.config(),
+        bootstraps=run.config.mixture.bootstraps,
+    )
+    if parts is None:
+        raise NotReady(
+            f"nothing tells parts of region {region_id!r}: neither where its {region.size} failures lie nor how sure "
+            "the classifier is of them; call it invalid or unsure",
+            reason="NOT_SEPARABLE",
+        )
+    found = assessor.findings(parts.grouping.groups, parts.stability, shard_count=shard_count(tools.store, run))
+    if not found:
+        raise NotReady(
+            f"region {region_id!r} has {len(parts.grouping.groups)} parts, but none is misread more often than the "
+            "real images around it; call it invalid or unsure",
+            reason="NO_PART_WORSE",
+        )
+    total = tools.store.read_message(keys.distillation(run.name), region_pb2.Distillation).counts.failures
+    return region_pb2.Distillation(
+        run=run.name,
+        regions=assessor.stored(found, prefix=f"{region_id}-", total=total),
+        counts=counts(parts.grouping, found),
+    )

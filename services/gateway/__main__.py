@@ -16,38 +16,37 @@ from defuse.v1 import (
 )
 from google.longrunning import operations_pb2_grpc
 
-from services.gateway import operations_service, passing
-from services.gateway.access.audit import AuditInterceptor
-from services.gateway.access.interceptor import AccessInterceptor
-from services.gateway.access.journal import Journal
-from services.gateway.access.limits import Limits, LimitsInterceptor
+from services.dependencies import Dependencies
+from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
 from services.gateway.access.tokens import Tokens
-from services.gateway.advice import Advice
-from services.gateway.annotating import Annotator
-from services.gateway.candidates import Candidates
-from services.gateway.corrections import Corrections
-from services.gateway.datasets import Datasets
-from services.gateway.events import EventLoop
-from services.gateway.files import Files
-from services.gateway.inference import passage
-from services.gateway.inference.passage import InferencePassage
-from services.gateway.inference.routes import Routes
-from services.gateway.inference.tally import Tally
-from services.gateway.monitoring.wiring import Monitoring
-from services.gateway.operations import Operations
-from services.gateway.operations_service import OperationsService
-from services.gateway.passing import GeneratorPassage
-from services.gateway.publications import Publications
-from services.gateway.regions import Regions
-from services.gateway.requests import Requests
-from services.gateway.runs import Runs
-from services.gateway.service import GatewayService, Rooms
+from services.gateway.audit.journal import AuditInterceptor, AuditLog
+from services.gateway.corrections.corrections import Corrections
+from services.gateway.datasets.datasets import Datasets
+from services.gateway.files.files import Files
+from services.gateway.guards.guards import Guards
+from services.gateway.models.models import Models
+from services.gateway.inference import proxy as inference_proxy
+from services.gateway.inference.proxy import InferenceProxy
+from services.gateway.inference.routing import RoutingTable
+from services.gateway.inference.shadow import TrialCounters
+from services.gateway.latent import proxy as latent_proxy
+from services.gateway.latent.proxy import GeneratorProxy
+from services.gateway.monitoring.service import Monitoring
+from services.gateway.operations import service as operations_service
+from services.gateway.operations.operations import Operations
+from services.gateway.operations.service import OperationsService
+from services.gateway.records.events import EventConsumer
+from services.gateway.records.idempotency import IdempotentRequests
+from services.gateway.regions.regions import Annotator, Regions
+from services.gateway.releases.releases import CandidateRetirement, ReleaseOperations
+from services.gateway.runs.config import ThresholdAdvisor
+from services.gateway.runs.runs import Runs
+from services.gateway.service import GatewayContext, GatewayService
 from services.gateway.settings import GatewaySettings
-from services.gateway.trials import Trials
-from services.runtime.catalog import Catalog
-from services.runtime.dependencies import Dependencies
-from services.runtime.peers import Peer
+from services.gateway.trials.trials import Trials
+from services.runtime.channels import ServiceClient
 from services.runtime.server import Service, serve
+from services.storage.catalog import Catalog
 
 # The gate may have to be asked anew.
 GATE_DEADLINE_S = 900.0
@@ -56,94 +55,97 @@ GATE_DEADLINE_S = 900.0
 def build(settings: GatewaySettings) -> Service:
     """Wire the gateway."""
     needs = Dependencies.of(settings)
-    rooms = _rooms(settings, needs)
-    operations = Operations(needs.queue, rooms.runs, rooms.corrections, rooms.publications)
-    tally, routes = Tally(rooms.trials), Routes(rooms.trials)
-    limits = Limits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
-    monitoring = Monitoring(settings, needs.queue, needs.store, rooms.runs, limits)
-    passages = (
-        GeneratorPassage(settings.generator_url, settings.tls),
-        InferencePassage(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),
+    context = _context(settings, needs)
+    operations = Operations(needs.queue, context.runs, context.corrections, context.publications)
+    tally, routes = TrialCounters(context.trials), RoutingTable(context.trials)
+    limits = RateLimits(calls_per_s=settings.max_calls_per_s, concurrent_calls=settings.max_concurrent_calls)
+    monitoring = Monitoring(settings, needs.queue, needs.store, context.runs, limits)
+    proxies = (
+        GeneratorProxy(settings.generator_url, settings.tls),
+        InferenceProxy(settings.triton_url, settings.tls, routes, tally, shared_memory=settings.shared_memory),
     )
 
     def register(server: grpc.aio.Server) -> None:
-        gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(rooms), server)
+        gateway_service_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayService(context), server)
         operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(operations), server)
         monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server(monitoring.service, server)
-        server.add_generic_rpc_handlers(passages)
+        server.add_generic_rpc_handlers(proxies)
 
     async def close() -> None:
-        for connected in (rooms, *passages):
+        for connected in (context, *proxies):
             await connected.close()
         await needs.queue.close()
 
     folds = {
-        "runs": rooms.runs.apply,
-        "corrections": rooms.corrections.apply,
-        "publications": rooms.publications.apply,
+        "runs": context.runs.apply,
+        "corrections": context.corrections.apply,
+        "publications": context.publications.apply,
         "models": monitoring.monitors.apply,
     }
     return Service(
         names=[
             gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].full_name,
             monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name,
-            passing.SERVICE.full_name,
-            passage.SERVICE.full_name,
+            latent_proxy.SERVICE.full_name,
+            inference_proxy.SERVICE.full_name,
             operations_service.SERVICE.full_name,
         ],
         register=register,
         checks=needs.checks,
         loops=[
-            *EventLoop(needs.queue, needs.store, folds).loops,
+            *EventConsumer(needs.queue, needs.store, folds).loops,
             *monitoring.loops,
             routes.run,
             tally.run,
         ],
         close=close,
-        interceptors=_doorkeepers(settings, rooms.journal, limits),
+        interceptors=_auth_interceptors(settings, context.journal, limits),
     )
 
 
-def _rooms(settings: GatewaySettings, needs: Dependencies) -> Rooms:
+def _context(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
     """Return what the methods of the public API work with."""
     files = Files(needs.store, max_bytes=settings.max_file_bytes)
-    generator = Peer(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub, settings.tls)
-    distiller = Peer(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub, settings.tls)
-    corrector = Peer(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
+    generator = ServiceClient(settings.generator_url, generator_service_pb2_grpc.GeneratorServiceStub, settings.tls)
+    distiller = ServiceClient(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub, settings.tls)
+    corrector = ServiceClient(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
     regions = Regions(needs.store)
-    advice = Advice(regions, generator)
+    advice = ThresholdAdvisor(regions, generator)
     runs = Runs(needs.queue, needs.store, needs.inference, advice)
     corrections = Corrections(needs.queue, Catalog(needs.store), runs, regions)
     trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
-    candidates = Candidates(trials, corrector)
-    return Rooms(
+    candidates = CandidateRetirement(trials, corrector)
+    return GatewayContext(
         store=needs.store,
         files=files,
         datasets=Datasets(needs.store, files, max_bytes=settings.max_file_bytes),
-        requests=Requests(needs.queue),
+        requests=IdempotentRequests(needs.queue),
         runs=runs,
         regions=regions,
         annotator=Annotator(regions, distiller),
         advice=advice,
         corrections=corrections,
-        publications=Publications(needs.queue, corrections, candidates.retire),
+        publications=ReleaseOperations(needs.queue, corrections, candidates.retire),
         trials=trials,
-        journal=Journal(needs.store),
-        candidates=candidates,
+        journal=AuditLog(needs.store),
+        models=Models(needs.store, corrector, candidates),
+        guards=Guards(Catalog(needs.store), corrector),
         corrector=corrector,
         generator=generator,
         distiller=distiller,
     )
 
 
-def _doorkeepers(settings: GatewaySettings, journal: Journal, limits: Limits) -> list[grpc.aio.ServerInterceptor]:
+def _auth_interceptors(
+    settings: GatewaySettings, journal: AuditLog, limits: RateLimits
+) -> list[grpc.aio.ServerInterceptor]:
     """Return what stands before the methods: how often, also for who is not let in; what tells of it before both."""
     access = [AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else []
-    return [AuditInterceptor(journal), LimitsInterceptor(limits), *access]
+    return [AuditInterceptor(journal), RateLimitInterceptor(limits), *access]
 
 
 async def _serve_candidate(
-    corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]", trial: trial_pb2.Trial
+    corrector: "ServiceClient[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]", trial: trial_pb2.Trial
 ) -> tuple[str, int]:
     """Have the corrector serve the candidate of a trial."""
     wanted = corrector_service_pb2.ServeCandidateRequest(

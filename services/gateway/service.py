@@ -27,53 +27,51 @@ from defuse.v1 import (
     gateway_service_pb2_grpc as pb_grpc,
 )
 
-from services.gateway.access.caller import signed
-from services.gateway.access.journal import Journal
-from services.gateway.advice import Advice
-from services.gateway.annotating import Annotator
-from services.gateway.candidates import Candidates
-from services.gateway.corrections import Corrections
-from services.gateway.datasets import Datasets
-from services.gateway.files import Files
-from services.gateway.masks import ReadMask
-from services.gateway.paging import Cursor, Page
-from services.gateway.publications import Publications
-from services.gateway.regions import Regions
-from services.gateway.requests import Requests, once
-from services.gateway.runs import Runs, check_distilled
-from services.gateway.trials import Trials
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.peers import Peer
+from services.gateway.access.roles import sign_request
+from services.gateway.audit.journal import AuditLog
+from services.gateway.corrections.corrections import Corrections
+from services.gateway.datasets.datasets import Datasets
+from services.gateway.files.files import Files
+from services.gateway.records.idempotency import IdempotentRequests, idempotent
+from services.gateway.records.paging import Cursor, Page, ReadMask
+from services.gateway.regions.regions import Annotator, Regions
+from services.gateway.guards.guards import Guards
+from services.gateway.models.models import Models
+from services.gateway.releases.releases import ReleaseOperations
+from services.gateway.runs.config import ThresholdAdvisor
+from services.gateway.runs.runs import Runs
+from services.gateway.trials.trials import Trials
+from services.runtime.channels import ServiceClient
 from services.runtime.queue import SCHEMA
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Bytes of one message of a download.
-_PART_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rooms:
+class GatewayContext:
     """What the methods delegate to."""
 
     store: ArtifactStore
     files: Files
     datasets: Datasets
-    requests: Requests
+    requests: IdempotentRequests
     runs: Runs
     regions: Regions
     annotator: Annotator
-    advice: Advice
+    advice: ThresholdAdvisor
     corrections: Corrections
-    publications: Publications
+    publications: ReleaseOperations
     trials: Trials
-    journal: Journal
-    candidates: Candidates
-    corrector: "Peer[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
-    distiller: "Peer[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
-    generator: "Peer[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
+    journal: AuditLog
+    models: Models
+    guards: Guards
+    corrector: "ServiceClient[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
+    distiller: "ServiceClient[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
+    generator: "ServiceClient[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
 
     async def close(self) -> None:
         """End the connections to the other services."""
@@ -84,10 +82,10 @@ class Rooms:
 class GatewayService(pb_grpc.GatewayServiceServicer):
     """The public door."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self._rooms = rooms
-        self.requests = rooms.requests
-        self._catalog = Catalog(rooms.store)
+    def __init__(self, context: GatewayContext) -> None:
+        self._context = context
+        self.requests = context.requests
+        self._catalog = Catalog(context.store)
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.GetVersionResponse:
         return pb.GetVersionResponse(version=VERSION, schema=SCHEMA)
@@ -95,88 +93,55 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def UploadFile(
         self, request_iterator: AsyncIterator[pb.UploadFileRequest], context: Context
     ) -> pb.UploadFileResponse:
-        first = await anext(aiter(request_iterator), None)
-        if first is None:
-            raise InvalidInput(
-                "the upload has no messages; send the digest and the content", reason="EMPTY_UPLOAD", field="digest"
-            )
-        size = await self._rooms.files.receive(first.digest, _chunks(first, request_iterator))
-        return pb.UploadFileResponse(digest=first.digest, size=size)
+        digest, size = await self._context.files.upload(request_iterator)
+        return pb.UploadFileResponse(digest=digest, size=size)
 
     async def GetFile(self, request: pb.GetFileRequest, context: Context) -> pb.GetFileResponse:
-        return pb.GetFileResponse(size=await asyncio.to_thread(self._rooms.files.size, request.digest))
+        return pb.GetFileResponse(size=await asyncio.to_thread(self._context.files.size, request.digest))
 
-    @once
+    @idempotent
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.CreateModelResponse:
-        wanted = corrector_service_pb2.RegisterModelRequest(
-            model=request.model, file_digest=request.file_digest, request_id=request.request_id
-        )
-        answer = await self._rooms.corrector.call(lambda stub, **how: stub.RegisterModel(wanted, **how))
-        return pb.CreateModelResponse(model=answer.model)
+        return pb.CreateModelResponse(model=await self._context.models.register(request))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        return pb.GetModelResponse(model=await asyncio.to_thread(self._catalog.model, request.name))
+        return pb.GetModelResponse(model=await self._context.models.get(request.name))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        page = await asyncio.to_thread(self._models, Cursor.of(request))
+        page = await self._context.models.page(Cursor.of(request))
         return pb.ListModelsResponse(models=page.entries, next_page_token=page.next_page_token)
 
     async def ListReleases(self, request: pb.ListReleasesRequest, context: Context) -> pb.ListReleasesResponse:
-        cursor = Cursor.of(request, request.model)
-        model = await asyncio.to_thread(self._catalog.model, request.model)
-        releases = await asyncio.to_thread(self._catalog.releases, model.name)
-        # None is ever taken away, so the number of a release is its place.
-        numbers = cursor.behind(range(len(releases)), lambda number: [number])
-        page = cursor.page((place, releases[number]) for place, number in numbers)
+        page = await self._context.models.releases_page(request.model, Cursor.of(request, request.model))
         return pb.ListReleasesResponse(releases=page.entries, next_page_token=page.next_page_token)
 
     async def JudgeCandidate(self, request: pb.JudgeCandidateRequest, context: Context) -> pb.JudgeCandidateResponse:
-        wanted = corrector_service_pb2.RunGateRequest(
-            model=request.model, file_digest=request.file_digest, dataset=request.dataset
-        )
-        answer = await self._rooms.corrector.call(
-            lambda stub, **how: stub.RunGate(wanted, **how), deadline_s=context.time_remaining()
-        )
-        return pb.JudgeCandidateResponse(verdict=answer.verdict)
+        verdict = await self._context.models.judge(request, deadline_s=context.time_remaining())
+        return pb.JudgeCandidateResponse(verdict=verdict)
 
     async def GetVerdict(self, request: pb.GetVerdictRequest, context: Context) -> pb.GetVerdictResponse:
-        return pb.GetVerdictResponse(verdict=await asyncio.to_thread(self._catalog.verdict, request.name))
+        return pb.GetVerdictResponse(verdict=await self._context.models.verdict(request.name))
 
-    @once
+    @idempotent
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Context) -> pb.RollbackModelResponse:
-        signed(request)
-        wanted = corrector_service_pb2.RestorePreviousRequest(
-            model=request.model, actor=request.actor, reason=request.reason, request_id=request.request_id
-        )
-        answer = await self._rooms.corrector.call(lambda stub, **how: stub.RestorePrevious(wanted, **how))
-        await self._rooms.candidates.retire(answer.release.model)
-        return pb.RollbackModelResponse(release=answer.release)
+        sign_request(request)
+        return pb.RollbackModelResponse(release=await self._context.models.roll_back(request))
 
-    @once
+    @idempotent
     async def CreateGuard(self, request: pb.CreateGuardRequest, context: Context) -> pb.CreateGuardResponse:
-        wanted = corrector_service_pb2.IssueGuardRequest(
-            run=request.run, false_alarm_rate=request.false_alarm_rate, request_id=request.request_id
-        )
-        answer = await self._rooms.corrector.call(
-            lambda stub, **how: stub.IssueGuard(wanted, **how), deadline_s=context.time_remaining()
-        )
-        return pb.CreateGuardResponse(guard=answer.guard)
+        guard = await self._context.guards.create(request, deadline_s=context.time_remaining())
+        return pb.CreateGuardResponse(guard=guard)
 
     async def GetGuard(self, request: pb.GetGuardRequest, context: Context) -> pb.GetGuardResponse:
-        return pb.GetGuardResponse(guard=await asyncio.to_thread(self._catalog.guard, request.name))
+        return pb.GetGuardResponse(guard=await self._context.guards.get(request.name))
 
     async def ListGuards(self, request: pb.ListGuardsRequest, context: Context) -> pb.ListGuardsResponse:
-        cursor = Cursor.of(request, request.model)
-        guards = await asyncio.to_thread(self._catalog.guards, request.model)
-        # None is ever taken away, so the number of a guard is its place.
-        numbers = cursor.behind(range(len(guards)), lambda number: [number])
-        page = cursor.page((place, guards[number]) for place, number in numbers)
+        page = await self._context.guards.page(request.model, Cursor.of(request, request.model))
         return pb.ListGuardsResponse(guards=page.entries, next_page_token=page.next_page_token)
 
-    @once
+    @idempotent
     async def CreateDataset(self, request: pb.CreateDatasetRequest, context: Context) -> pb.CreateDatasetResponse:
         dataset = await asyncio.to_thread(
-            self._rooms.datasets.create,
+            self._context.datasets.create,
             file_digest=request.file_digest,
             uri=request.uri,
             display_name=request.display_name,
@@ -187,50 +152,47 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.GetDatasetResponse:
         return pb.GetDatasetResponse(dataset=await asyncio.to_thread(self._catalog.dataset, request.name))
 
-    @once
+    @idempotent
     async def CreateRun(self, request: pb.CreateRunRequest, context: Context) -> pb.CreateRunResponse:
-        return pb.CreateRunResponse(run=await self._rooms.runs.create(request.run_id, request.config))
+        return pb.CreateRunResponse(run=await self._context.runs.create(request.run_id, request.config))
 
     async def EstimateRun(self, request: pb.EstimateRunRequest, context: Context) -> pb.EstimateRunResponse:
-        wanted = generator_service_pb2.EstimateRequest(config=await self._rooms.runs.checked(request.config))
-        answer = await self._rooms.generator.call(lambda stub, **how: stub.Estimate(wanted, **how))
+        wanted = generator_service_pb2.EstimateRequest(config=await self._context.runs.checked(request.config))
+        answer = await self._context.generator.call(lambda stub, **how: stub.Estimate(wanted, **how))
         return pb.EstimateRunResponse(estimate=answer.estimate)
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         mask = ReadMask(run_pb2.Run, request.read_mask)
-        return pb.GetRunResponse(run=mask.of(await self._rooms.runs.get(request.name)))
+        return pb.GetRunResponse(run=mask.of(await self._context.runs.get(request.name)))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         mask = ReadMask(run_pb2.Run, request.read_mask)
-        page = await self._rooms.runs.page(Cursor.of(request))
+        page = await self._context.runs.page(Cursor.of(request))
         return pb.ListRunsResponse(runs=map(mask.of, page.entries), next_page_token=page.next_page_token)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
-        async for run in self._rooms.runs.watch(request.name):
+        async for run in self._context.runs.watch(request.name):
             yield pb.WatchRunResponse(run=run)
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
-        return pb.CancelRunResponse(run=await self._rooms.runs.cancel(request.name))
+        return pb.CancelRunResponse(run=await self._context.runs.cancel(request.name))
 
     async def AdviseValidity(self, request: pb.AdviseValidityRequest, context: Context) -> pb.AdviseValidityResponse:
-        run = await self._rooms.runs.get(request.run)
-        check_distilled(run)
-        return pb.AdviseValidityResponse(advice=await self._rooms.advice.of(run))
+        run = await self._context.runs.get_distilled(request.run)
+        return pb.AdviseValidityResponse(advice=await self._context.advice.of(run))
 
     async def ListRegions(self, request: pb.ListRegionsRequest, context: Context) -> pb.ListRegionsResponse:
         mask, cursor = ReadMask(region_pb2.Region, request.read_mask), Cursor.of(request, request.run)
-        run = await self._rooms.runs.get(request.run)
-        check_distilled(run)
-        found = await asyncio.to_thread(self._rooms.regions.distillation, run)
-        page = cursor.page(cursor.behind(found.regions, lambda region: [-region.score, region.name]))
+        run = await self._context.runs.get_distilled(request.run)
+        page, counts = await asyncio.to_thread(self._context.regions.page, run, cursor)
         return pb.ListRegionsResponse(
-            regions=map(mask.of, page.entries), counts=found.counts, next_page_token=page.next_page_token
+            regions=map(mask.of, page.entries), counts=counts, next_page_token=page.next_page_token
         )
 
     async def GetRegion(self, request: pb.GetRegionRequest, context: Context) -> pb.GetRegionResponse:
         mask = ReadMask(region_pb2.Region, request.read_mask)
-        region = mask.of(await asyncio.to_thread(self._rooms.regions.get, request.name))
-        pictures = await asyncio.to_thread(self._rooms.regions.pictures, request.name)
+        region = mask.of(await asyncio.to_thread(self._context.regions.get, request.name))
+        pictures = await asyncio.to_thread(self._context.regions.pictures, request.name)
         return pb.GetRegionResponse(
             region=region,
             exemplars=tensors.images_to_proto(pictures.exemplars),
@@ -245,92 +207,77 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         wanted = distiller_service_pb2.SampleRegionRequest(
             region=request.region, count=request.count, seed=request.seed
         )
-        answer = await self._rooms.distiller.call(lambda stub, **how: stub.SampleRegion(wanted, **how))
+        answer = await self._context.distiller.call(lambda stub, **how: stub.SampleRegion(wanted, **how))
         return pb.SampleRegionImagesResponse(images=answer.images)
 
     async def DiffRegions(self, request: pb.DiffRegionsRequest, context: Context) -> pb.DiffRegionsResponse:
         for name in (request.before, request.after):
-            check_distilled(await self._rooms.runs.get(name))
+            await self._context.runs.get_distilled(name)
         wanted = distiller_service_pb2.CompareRegionsRequest(before=request.before, after=request.after)
-        answer = await self._rooms.distiller.call(lambda stub, **how: stub.CompareRegions(wanted, **how))
+        answer = await self._context.distiller.call(lambda stub, **how: stub.CompareRegions(wanted, **how))
         return pb.DiffRegionsResponse(diff=answer.diff)
 
     async def ExportRegions(
         self, request: pb.ExportRegionsRequest, context: Context
     ) -> AsyncIterator[pb.ExportRegionsResponse]:
-        run = await self._rooms.runs.get(request.run)
-        check_distilled(run)
-        if request.offset < 0:
-            raise InvalidInput(
-                f"the offset is {request.offset}; give 0 or more bytes", reason="OUT_OF_BOUNDS", field="offset"
-            )
-        content = await asyncio.to_thread(self._rooms.regions.export, run)
-        for begin in range(request.offset, len(content), _PART_BYTES):
-            yield pb.ExportRegionsResponse(data=content[begin : begin + _PART_BYTES])
+        run = await self._context.runs.get_distilled(request.run)
+        for part in await asyncio.to_thread(self._context.regions.export_from, run, request.offset):
+            yield pb.ExportRegionsResponse(data=part)
 
-    @once
+    @idempotent
     async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Context) -> pb.AnnotateRegionResponse:
-        region, parts = await self._rooms.annotator.annotate(signed(request.annotation))
+        region, parts = await self._context.annotator.annotate(sign_request(request.annotation))
         return pb.AnnotateRegionResponse(region=region, parts=parts)
 
-    @once
+    @idempotent
     async def CreateCorrection(
         self, request: pb.CreateCorrectionRequest, context: Context
     ) -> pb.CreateCorrectionResponse:
-        return pb.CreateCorrectionResponse(correction=await self._rooms.corrections.create(request.run, request.config))
+        return pb.CreateCorrectionResponse(
+            correction=await self._context.corrections.create(request.run, request.config)
+        )
 
     async def GetCorrection(self, request: pb.GetCorrectionRequest, context: Context) -> pb.GetCorrectionResponse:
         mask = ReadMask(correction_pb2.Correction, request.read_mask)
-        return pb.GetCorrectionResponse(correction=mask.of(await self._rooms.corrections.get(request.name)))
+        return pb.GetCorrectionResponse(correction=mask.of(await self._context.corrections.get(request.name)))
 
     async def ListCorrections(self, request: pb.ListCorrectionsRequest, context: Context) -> pb.ListCorrectionsResponse:
         mask = ReadMask(correction_pb2.Correction, request.read_mask)
-        page = await self._rooms.corrections.page(request.run, Cursor.of(request, request.run))
+        page = await self._context.corrections.page(request.run, Cursor.of(request, request.run))
         return pb.ListCorrectionsResponse(corrections=map(mask.of, page.entries), next_page_token=page.next_page_token)
 
     async def WatchCorrection(
         self, request: pb.WatchCorrectionRequest, context: Context
     ) -> AsyncIterator[pb.WatchCorrectionResponse]:
-        async for correction in self._rooms.corrections.watch(request.name):
+        async for correction in self._context.corrections.watch(request.name):
             yield pb.WatchCorrectionResponse(correction=correction)
 
     async def CancelCorrection(
         self, request: pb.CancelCorrectionRequest, context: Context
     ) -> pb.CancelCorrectionResponse:
-        return pb.CancelCorrectionResponse(correction=await self._rooms.corrections.cancel(request.name))
+        return pb.CancelCorrectionResponse(correction=await self._context.corrections.cancel(request.name))
 
-    @once
+    @idempotent
     async def ReleaseCorrection(
         self, request: pb.ReleaseCorrectionRequest, context: Context
     ) -> pb.ReleaseCorrectionResponse:
-        signed(request)
-        return pb.ReleaseCorrectionResponse(release=await self._rooms.publications.released(request))
+        sign_request(request)
+        return pb.ReleaseCorrectionResponse(release=await self._context.publications.released(request))
 
-    @once
+    @idempotent
     async def StartTrial(self, request: pb.StartTrialRequest, context: Context) -> pb.StartTrialResponse:
-        return pb.StartTrialResponse(trial=await self._rooms.trials.start(signed(request.trial)))
+        return pb.StartTrialResponse(trial=await self._context.trials.start(sign_request(request.trial)))
 
     async def GetTrial(self, request: pb.GetTrialRequest, context: Context) -> pb.GetTrialResponse:
-        return pb.GetTrialResponse(trial=await self._rooms.trials.get(request.name))
+        return pb.GetTrialResponse(trial=await self._context.trials.get(request.name))
 
     async def ListTrials(self, request: pb.ListTrialsRequest, context: Context) -> pb.ListTrialsResponse:
-        page = await self._rooms.trials.page(request.model, Cursor.of(request, request.model))
+        page = await self._context.trials.page(request.model, Cursor.of(request, request.model))
         return pb.ListTrialsResponse(trials=page.entries, next_page_token=page.next_page_token)
 
     async def StopTrial(self, request: pb.StopTrialRequest, context: Context) -> pb.StopTrialResponse:
-        return pb.StopTrialResponse(trial=await self._rooms.trials.stop(request.name))
+        return pb.StopTrialResponse(trial=await self._context.trials.stop(request.name))
 
     async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
-        page = await asyncio.to_thread(self._rooms.journal.page, Cursor.of(request))
+        page = await asyncio.to_thread(self._context.journal.page, Cursor.of(request))
         return pb.ListAuditEventsResponse(events=page.entries, next_page_token=page.next_page_token)
-
-    def _models(self, cursor: Cursor) -> Page[model_pb2.Model]:
-        keys = [key for key in self._rooms.store.keys("models") if self._rooms.store.exists(catalog.model(key))]
-        placed = cursor.behind((names.model(names.last(key)) for key in keys), lambda name: [name])
-        return cursor.page((place, self._catalog.model(name)) for place, name in placed)
-
-
-async def _chunks(first: pb.UploadFileRequest, rest: AsyncIterator[pb.UploadFileRequest]) -> AsyncIterator[bytes]:
-    yield first.chunk
-    async for message in rest:
-        yield message.chunk

@@ -5,11 +5,11 @@ from typing import Any
 
 from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, work_pb2
 
+from services.dependencies import Dependencies
 from services.generator import preparation, worker
+from services.generator.run_context import RunContext
 from services.generator.service import GeneratorService
 from services.generator.settings import GeneratorSettings
-from services.generator.workbench import Workbench
-from services.runtime.dependencies import Dependencies
 from services.runtime.devices import device_of, limit_threads
 from services.runtime.queue import IDENTIFY, PLAN, PREPARE
 from services.runtime.server import Service, serve
@@ -20,30 +20,30 @@ def build(settings: GeneratorSettings) -> Service:
     """Wire the generator."""
     limit_threads(settings.threads)
     needs = Dependencies.of(settings, in_flight=settings.triton_requests_in_flight)
-    bench = Workbench(needs.store, needs.inference, device_of(settings.device))
+    context = RunContext(needs.store, needs.inference, device_of(settings.device))
     stages: dict[str, Stage[Any]] = {
         IDENTIFY: Stage(
             kind=work_pb2.IdentifyWork,
             subject=lambda work: work.run.name,
-            handle=functools.partial(worker.identify, bench),
+            handle=functools.partial(worker.identify, context),
             details=lambda work: {"shard": work.shard, "round": work.round},
         ),
         PLAN: Stage(
             kind=work_pb2.PlanWork,
             subject=lambda work: work.run.name,
-            handle=functools.partial(worker.plan, bench),
+            handle=functools.partial(worker.plan, context),
             details=lambda work: {"round": work.round},
         ),
         PREPARE: Stage(
             kind=work_pb2.PrepareWork,
             subject=lambda work: work.run.name,
-            handle=functools.partial(preparation.prepare, bench),
+            handle=functools.partial(preparation.prepare, context),
         ),
     }
     return Service(
         names=[generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"].full_name],
         register=lambda server: generator_service_pb2_grpc.add_GeneratorServiceServicer_to_server(
-            GeneratorService(bench, needs.queue), server
+            GeneratorService(context, needs.queue), server
         ),
         checks=needs.checks,
         loops=Worker(needs.queue, stages).loops,

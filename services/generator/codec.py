@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from services.arrays import Array
 from services.generator.pipeline import Codes, Images
 from services.generator.vae import Vae
 
-Array = npt.NDArray[Any]
 OnnxFunction = Callable[..., list[Array]]
 # Images of one forward pass where the caller has no batches of its own.
 _BATCH = 512
@@ -24,7 +23,7 @@ SD_FLOOR = 1e-3
 """Least aggregate sd. A dead latent dimension (mu constant) would otherwise divide by zero in a radius or a density."""
 
 
-class UnfitPair(ValueError):
+class CodecMismatch(ValueError):
     """An encoder and a decoder that do not fit the images, or each other."""
 
 
@@ -61,7 +60,7 @@ def aggregate_sd(mu: Array) -> Array:
     return np.asarray(np.maximum(np.std(mu, axis=0, dtype=np.float64), SD_FLOOR), np.float32)
 
 
-def of_vae(vae: Vae, device: torch.device) -> Codec:
+def vae_codec(vae: Vae, device: torch.device) -> Codec:
     """Return a trained VAE as a codec on a device.
 
     Channels last: 64 us an image instead of 74 with contiguous weights, where ONNX Runtime needs 73 (MNIST's decoder,
@@ -81,7 +80,7 @@ def of_vae(vae: Vae, device: torch.device) -> Codec:
     return Codec(encode=encode, decode=decode, latent_dim=vae.config.latent_dim, image_shape=vae.config.image_shape)
 
 
-def of_onnx(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int, int, int]) -> Codec:
+def onnx_codec(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int, int, int]) -> Codec:
     """Return a user's pair as a codec; raise UnfitPair, with the shapes, where it does not do what one must.
 
     The encoder's second output is sigma; without one, the posterior is a point.
@@ -96,13 +95,13 @@ def of_onnx(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int
 
     mu, sigma = _tried("encoder", encode, np.full((2, *image_shape), 0.5, np.float32))
     if mu.ndim != 2 or len(mu) != 2 or sigma.shape != mu.shape:
-        raise UnfitPair(
+        raise CodecMismatch(
             f"the encoder answers mu {mu.shape} and sigma {sigma.shape} for two images of {image_shape}; both must be "
             "(n, d)"
         )
     images = _tried("decoder", decode, mu.astype(np.float32))
     if images.shape != (2, *image_shape):
-        raise UnfitPair(f"the decoder answers {images.shape} for two latents, where {(2, *image_shape)} is needed")
+        raise CodecMismatch(f"the decoder answers {images.shape} for two latents, where {(2, *image_shape)} is needed")
     _check_pixels(images)
     # Gray may lie in [0, 1] whatever the range is that the decoder answers in.
     others, _ = _tried("encoder", encode, _other_images(image_shape))
@@ -141,7 +140,7 @@ def _other_latents(mu: Array) -> Array:
 def _check_pixels(images: Array) -> None:
     outside = np.abs(images - np.clip(images, 0, 1)).mean()
     if not outside <= _OVERSHOOT:  # also where there is a NaN
-        raise UnfitPair(
+        raise CodecMismatch(
             f"the decoder answers values from {images.min():g} to {images.max():g}; pixels must lie in [0, 1]"
         )
 
@@ -150,4 +149,4 @@ def _tried(part: str, function: Callable[[Array], Any], example: Array) -> Any:
     try:
         return function(example)
     except Exception as error:  # ONNX Runtime's classes have no common base but Exception
-        raise UnfitPair(f"the {part} cannot take {example.dtype} {example.shape}: {error}") from error
+        raise CodecMismatch(f"the {part} cannot take {example.dtype} {example.shape}: {error}") from error

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +87,7 @@ _REASONS = {
 
 
 @dataclass(kw_only=True)
-class Counts:
+class SearchCounters:
     """What was tried and what became of it; `SearchCounts` in the contract."""
 
     sources: int = 0

@@ -4,15 +4,13 @@ Counter-based: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the identity
 Computed where the identities are: the bits are the same on every device, what is made of them is so up to rounding.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-Array = npt.NDArray[Any]
+from services.arrays import Array
+
 # The released code draws each dimension from Beta(50, 50): mean 0.5, sd 0.05, not centred.
 _RELEASED_CONCENTRATION = 50.0
 
@@ -23,7 +21,7 @@ def standard_normal(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim
     return eps
 
 
-def released(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
+def released_noise(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
     """Return the noise (n, dim) of the authors' released code, for fidelity: every draw is nearly the same shift.
 
     Torch has no such quantile function, so this one is computed on the host.
@@ -38,7 +36,7 @@ def is_held_out(*, seed: int, source: Array, fraction: float) -> Array:
     return np.asarray(_unit(_bits(seed ^ 0x48454C44, torch.tensor(source))) < fraction)
 
 
-def choose(*, seed: int, count: int, limit: int) -> Array:
+def choose_positions(*, seed: int, count: int, limit: int) -> Array:
     """Return the positions of at most `limit` of `count` things, ascending, drawn by seed; all of them for limit 0."""
     if not 0 < limit < count:
         return np.arange(count, dtype=np.int64)

@@ -7,9 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import numpy.typing as npt
+from services.arrays import Array
 
-Array = npt.NDArray[Any]
 # Numpy arrays, or torch tensors on the device of the decoder.
 Images = Any
 Codes = Any
@@ -23,18 +22,18 @@ class Pending(Protocol):
     def result(self) -> Array: ...
 
 
-class Latents(Protocol):
+class LatentBatch(Protocol):
     """A batch of latents, with whatever the caller wants to find beside the answer."""
 
     @property
     def z(self) -> Codes: ...
 
 
-B = TypeVar("B", bound=Latents)
+B = TypeVar("B", bound=LatentBatch)
 T = TypeVar("T")
 
 
-class Decoders:
+class DecoderPool:
     """Threads that make, decode and send batches side by side, each batch in one of them.
 
     Side by side beats together: threads that share a batch wait for each other at every layer, and on cores that the
@@ -51,7 +50,7 @@ class Decoders:
         return self.pool.submit(contextvars.copy_context().run, make)
 
 
-def made(makers: Iterable[Callable[[], T]], decoders: Decoders) -> Iterator[T]:
+def prefetch(makers: Iterable[Callable[[], T]], decoders: DecoderPool) -> Iterator[T]:
     """Yield what each maker makes, in order; they are called in the decoders' threads, a few ahead."""
     waiting: deque[Future[T]] = deque()
     try:
@@ -70,10 +69,10 @@ def classified(
     batches: Iterable[B],
     decode: Callable[[Codes], Images],
     submit: Callable[[Images], Pending],
-    decoders: Decoders,
+    decoders: DecoderPool,
 ) -> Iterator[tuple[B, Array]]:
     """Yield each batch with the logits (n, k) of its decoded latents, in order."""
-    for batch, pending in made((partial(_sent, batch, decode, submit) for batch in batches), decoders):
+    for batch, pending in prefetch((partial(_sent, batch, decode, submit) for batch in batches), decoders):
         yield batch, pending.result()
 
 

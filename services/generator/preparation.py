@@ -8,23 +8,18 @@ from defuse.errors import Cancelled, NotFound, NotReady
 from defuse.v1 import run_pb2, work_pb2
 from torch import nn
 
-from services.generator import label_model, noise, vae, vae_files, vae_training
-from services.generator.codec import Array, Codec, aggregate_sd
-from services.generator.examination import Refused, check_accuracy, check_reconstructions, examine
+from services.arrays import Array
+from services.generator import noise, vae, vae_training
+from services.generator.codec import Codec, aggregate_sd
+from services.generator.preflight import PreflightRefused, check_accuracy, check_reconstructions, measure_margins
+from services.generator.run_context import DECODER, ENCODER, VAE, PreparedRun, RunContext, real_images
 from services.generator.validity import MAX_REFERENCES, Reference
-from services.generator.workbench import (
-    DECODER,
-    ENCODER,
-    VAE,
-    PreparedRun,
-    Workbench,
-    real_images,
-)
-from services.runtime import catalog
-from services.runtime.catalog import LabelledImages
-from services.runtime.intervals import estimate
-from services.runtime.onnx_export import to_onnx
+from services.latent_space import label_model
+from services.onnx_graph.export import to_onnx
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.catalog import LabelledImages
+from services.storage.estimates import estimate
 
 # Labelled images that preflight looks at, and training images that label model and latent scale are told from: bounds
 # the time and memory of both, whatever the size of the data set.
@@ -34,39 +29,41 @@ CHECKPOINTS = "checkpoints"
 _TRAINING_SHARE = 0.9  # of the progress of `prepare`
 
 
-def prepare(bench: Workbench, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
+def prepare(context: RunContext, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
     """Check that the run is worth its time, train or take its VAE, and store what the search needs."""
     run = work.run
-    bench.use_all_threads()
-    if not bench.store.exists(catalog.preflight(run.name)):
+    context.use_all_threads()
+    if not context.store.exists(keys.preflight(run.name)):
         try:
-            bench.store.write_message(catalog.preflight(run.name), _prepare(bench, run, job))
-        except Refused as error:
+            context.store.write_message(keys.preflight(run.name), _prepare(context, run, job))
+        except PreflightRefused as error:
             raise NotReady(str(error), reason=error.reason) from error
     event = work_pb2.Event(subject=run.name)
-    event.prepared.source_count = len(bench.prepared(run).index)
-    event.prepared.preflight.CopyFrom(bench.store.read_message(catalog.preflight(run.name), run_pb2.Preflight))
+    event.prepared.source_count = len(context.prepared(run).index)
+    event.prepared.preflight.CopyFrom(context.store.read_message(keys.preflight(run.name), run_pb2.Preflight))
     return event
 
 
-def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
-    searched = bench.images(run, catalog.SEARCHED_SPLIT)
-    index = noise.choose(seed=run.config.seed, count=len(searched.labels), limit=run.config.search.max_sources)
-    sample = index[noise.choose(seed=run.config.seed, count=len(index), limit=_PREFLIGHT_IMAGES)]
+def _prepare(context: RunContext, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
+    searched = context.images(run, keys.SEARCHED_SPLIT)
+    index = noise.choose_positions(
+        seed=run.config.seed, count=len(searched.labels), limit=run.config.search.max_sources
+    )
+    sample = index[noise.choose_positions(seed=run.config.seed, count=len(index), limit=_PREFLIGHT_IMAGES)]
     _say(job, 0.0, "asking the served classifier about labelled images")
-    right = _read_correctly(bench, run, searched, sample)
+    right = _read_correctly(context, run, searched, sample)
     check_accuracy(right, len(sample), declared=run.config.preflight.declared_accuracy)
-    train = bench.images(run, "train")
-    pair = _codec(bench, run, train, job)
+    train = context.images(run, "train")
+    pair = _codec(context, run, train, job)
     _say(job, _TRAINING_SHARE, "describing the training images in latent space")
-    sd_agg, believed = _describe(bench, run, pair, train)
+    sd_agg, believed = _describe(context, run, pair, train)
     job.check_cancelled()
     _say(job, 0.95, "asking about unperturbed reconstructions")
-    read = examine(
+    read = measure_margins(
         real_images(searched, sample),
         searched.labels[sample],
         pair.encode_stored(real_images(searched, sample))[0],
-        bench.models(run, sd_agg),
+        context.models(run, sd_agg),
         batch_size=run.config.search.batch_size,
         check=job.check_cancelled,
     )
@@ -74,7 +71,7 @@ def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
     check_reconstructions(kept, of, allowed_loss=run.config.preflight.max_reconstruction_loss)
     held_out = noise.is_held_out(seed=run.config.seed, source=index, fraction=run.config.search.held_out_fraction)
     prepared = PreparedRun(index=index, sd_agg=sd_agg, held_out=held_out.astype(np.uint8))
-    bench.store.write_arrays(catalog.sources(run.name), prepared.arrays())
+    context.store.write_arrays(keys.sources(run.name), prepared.arrays())
     return run_pb2.Preflight(
         accuracy=estimate(right, len(sample)),
         reconstruction_accuracy=estimate(kept, of),
@@ -82,88 +79,88 @@ def _prepare(bench: Workbench, run: run_pb2.Run, job: Job) -> run_pb2.Preflight:
     )
 
 
-def _read_correctly(bench: Workbench, run: run_pb2.Run, images: LabelledImages, rows: Array) -> int:
-    logits = bench.classifier(run).classify_stored(real_images(images, rows))
+def _read_correctly(context: RunContext, run: run_pb2.Run, images: LabelledImages, rows: Array) -> int:
+    logits = context.classifier(run).classify_stored(real_images(images, rows))
     return int((logits.argmax(axis=1) == images.labels[rows]).sum())
 
 
-def _describe(bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
+def _describe(context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
     """Store label model and reference; return the latents' scale (d,) and the label model's held-out accuracy."""
-    keys = catalog.label_model(run.config), catalog.reference(run.config)
-    if not all(bench.store.exists(key) for key in keys):
-        believed, reference = _described(bench, run, pair, train)
-        bench.store.create_bytes(keys[0], label_model.to_bytes(believed))
-        bench.store.create_arrays(keys[1], reference.arrays())
+    record_keys = keys.label_model(run.config), keys.reference(run.config)
+    if not all(context.store.exists(key) for key in record_keys):
+        believed, reference = _described(context, run, pair, train)
+        context.store.create_bytes(record_keys[0], label_model.to_bytes(believed))
+        context.store.create_arrays(record_keys[1], reference.arrays())
     # What lies in the store is what everybody uses, as it is with the VAE.
-    believed = label_model.from_bytes(bench.store.read_bytes(keys[0]))
-    if not bench.store.exists(catalog.label_model_onnx(run.config)):
+    believed = label_model.from_bytes(context.store.read_bytes(record_keys[0]))
+    if not context.store.exists(keys.label_model_onnx(run.config)):
         probabilities = nn.Sequential(believed, nn.Softmax(dim=1))
         file = to_onnx(probabilities, (believed.latent_dim,), inputs=["z"], outputs=["probabilities"])
-        bench.store.create_bytes(catalog.label_model_onnx(run.config), file)
-    return bench.store.read_arrays(keys[1])["sd_agg"], believed.held_out_accuracy
+        context.store.create_bytes(keys.label_model_onnx(run.config), file)
+    return context.store.read_arrays(record_keys[1])["sd_agg"], believed.held_out_accuracy
 
 
 def _described(
-    bench: Workbench, run: run_pb2.Run, pair: Codec, train: LabelledImages
+    context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages
 ) -> tuple[label_model.LabelModel, Reference]:
     """Learn from labelled training images which latents carry which label."""
     seed = run.config.seed
-    rows = noise.choose(seed=seed, count=len(train.labels), limit=_TRAINING_LATENTS)
+    rows = noise.choose_positions(seed=seed, count=len(train.labels), limit=_TRAINING_LATENTS)
     mu, sigma = pair.encode_stored(train.images[rows])
     labels, sd_agg = train.labels[rows], aggregate_sd(mu)
-    classes = len(bench.model(run).classes)
-    believed = label_model.train_label_model(mu, sigma, labels, classes, seed=seed, device=bench.device)
-    few = noise.choose(seed=seed ^ 1, count=len(rows), limit=MAX_REFERENCES)
+    classes = len(context.model(run).classes)
+    believed = label_model.train_label_model(mu, sigma, labels, classes, seed=seed, device=context.device)
+    few = noise.choose_positions(seed=seed ^ 1, count=len(rows), limit=MAX_REFERENCES)
     return believed, Reference.of(mu[few], sigma[few], labels[few], sd_agg, row=rows[few])
 
 
-def _codec(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
+def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
     """Return the run's encoder and decoder, brought by the user or trained, once for all runs that share them."""
-    keys = {part: catalog.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
+    record_keys = {part: keys.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
     if run.config.vae.encoder_digest:
-        if not bench.store.exists(keys[DECODER]):
-            _take_pair(bench, run, keys)
-        return bench.codec(run.config)
-    if not bench.store.exists(keys[VAE]):
-        bench.store.create_bytes(keys[VAE], vae_files.to_bytes(_trained(bench, run, train, job)))
-        for key in _checkpoints(bench, catalog.vae(run.config, CHECKPOINTS)):
-            bench.store.remove(key)
+        if not context.store.exists(record_keys[DECODER]):
+            _take_pair(context, run, record_keys)
+        return context.codec(run.config)
+    if not context.store.exists(record_keys[VAE]):
+        context.store.create_bytes(record_keys[VAE], vae.to_bytes(_trained(context, run, train, job)))
+        for key in _checkpoints(context, keys.vae(run.config, CHECKPOINTS)):
+            context.store.remove(key)
     # What lies in the store is what everybody uses, also where two workers trained it at the same time.
-    stored = bench.store.read_bytes(keys[VAE])
-    for part, export in ((ENCODER, vae_files.encoder_onnx), (DECODER, vae_files.decoder_onnx)):
-        if not bench.store.exists(keys[part]):
-            bench.store.create_bytes(keys[part], export(vae_files.from_bytes(stored)))
-    return bench.codec(run.config)
+    stored = context.store.read_bytes(record_keys[VAE])
+    for part, export in ((ENCODER, vae.encoder_onnx), (DECODER, vae.decoder_onnx)):
+        if not context.store.exists(record_keys[part]):
+            context.store.create_bytes(record_keys[part], export(vae.from_bytes(stored)))
+    return context.codec(run.config)
 
 
-def _take_pair(bench: Workbench, run: run_pb2.Run, keys: dict[str, str]) -> None:
-    bench.given_codec(run.config)  # refuses what does not fit
+def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str]) -> None:
+    context.given_codec(run.config)  # refuses what does not fit
     wanted = run.config.vae
     encoder, decoder = (
-        bench.store.read_bytes(catalog.file(digest)) for digest in (wanted.encoder_digest, wanted.decoder_digest)
+        context.store.read_bytes(keys.file(digest)) for digest in (wanted.encoder_digest, wanted.decoder_digest)
     )
-    bench.store.create_bytes(keys[ENCODER], encoder)
-    bench.store.create_bytes(keys[DECODER], decoder)
+    context.store.create_bytes(record_keys[ENCODER], encoder)
+    context.store.create_bytes(record_keys[DECODER], decoder)
 
 
-def _trained(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
+def _trained(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
     """Train the run's VAE, from the last checkpoint where a worker died."""
-    prefix = catalog.vae(run.config, CHECKPOINTS)
+    prefix = keys.vae(run.config, CHECKPOINTS)
 
     def on_checkpoint(epoch: int, checkpoint: bytes) -> None:
-        bench.store.write_bytes(f"{prefix}/{epoch:05d}", checkpoint)
-        for key in _checkpoints(bench, prefix)[:-1]:
-            bench.store.remove(key)
+        context.store.write_bytes(f"{prefix}/{epoch:05d}", checkpoint)
+        for key in _checkpoints(context, prefix)[:-1]:
+            context.store.remove(key)
 
     try:
         return vae_training.train_vae(
             train.images,
             vae_config(run.config.vae, train.images.shape),
             seed=run.config.vae.seed,
-            device=bench.device,
+            device=context.device,
             on_epoch=_report(job),
             should_stop=job.cancelled,
-            resume=_last_checkpoint(bench, prefix),
+            resume=_last_checkpoint(context, prefix),
             on_checkpoint=on_checkpoint,
         )
     except vae_training.TrainingCancelled as error:
@@ -176,15 +173,15 @@ def _trained(bench: Workbench, run: run_pb2.Run, train: LabelledImages, job: Job
         ) from error
 
 
-def _checkpoints(bench: Workbench, prefix: str) -> list[str]:
+def _checkpoints(context: RunContext, prefix: str) -> list[str]:
     """Return the keys of checkpoints, the last epoch last; what a killed worker was writing is none."""
-    return [key for key in bench.store.keys(prefix) if key.rsplit("/", 1)[-1].isdecimal()]
+    return [key for key in context.store.keys(prefix) if key.rsplit("/", 1)[-1].isdecimal()]
 
 
-def _last_checkpoint(bench: Workbench, prefix: str) -> tuple[int, bytes] | None:
-    for key in reversed(_checkpoints(bench, prefix)):
+def _last_checkpoint(context: RunContext, prefix: str) -> tuple[int, bytes] | None:
+    for key in reversed(_checkpoints(context, prefix)):
         with suppress(NotFound):  # another run that trains the same VAE has gone on, and removed it
-            return int(key.rsplit("/", 1)[-1]), bench.store.read_bytes(key)
+            return int(key.rsplit("/", 1)[-1]), context.store.read_bytes(key)
     return None
 
 

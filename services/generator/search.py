@@ -11,20 +11,30 @@ from functools import partial
 import numpy as np
 import torch
 
+from services.arrays import Array
 from services.generator import pipeline
-from services.generator.budget import DirectionSums
+from services.generator.allocation import DirectionSums
 from services.generator.codec import as_array
-from services.generator.draws import Draws, Law, Orders, Screening, Sources, draws, filled, perturbations
-from services.generator.failures import Array, Counts, Failures
+from services.generator.failures import Failures, SearchCounters
+from services.generator.perturbations import (
+    NoiseModel,
+    PerturbationBatch,
+    RoundAllocation,
+    Screening,
+    Sources,
+    draw_perturbations,
+    perturbations,
+    rebatched,
+)
 from services.generator.pipeline import Codes, Images, Pending
-from services.generator.validity import Check, radius_sd
+from services.generator.validity import ValidityCheck, radius_sd
 
 # Logits differ by rounding between batch sizes; an answer this close to the decision is no failure, and no success.
 MARGIN_EPSILON = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Models:
+class SearchModels:
     """What the search asks: functions, so that it knows neither Triton nor the networks."""
 
     # (n, d) -> (n, c, h, w) in [0, 1]
@@ -35,7 +45,7 @@ class Models:
     submit: Callable[[Images], Pending]
     # (d,) standard deviation of mu over the training split
     sd_agg: Array
-    decoders: pipeline.Decoders
+    decoders: pipeline.DecoderPool
     # Where perturbations are drawn and screened: where they are decoded.
     device: torch.device
     # The same as `submit`, of a second classifier.
@@ -43,18 +53,18 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checks:
+class SearchChecks:
     """What makes a misclassified perturbation a failure. The order is that of the reasons for rejection."""
 
     # Told from the latent alone.
-    latent: Sequence[Check]
+    latent: Sequence[ValidityCheck]
     # Says which draws are worth decoding; None screens nothing.
     screening: Screening | None
     max_round_trip_sd: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SecondLook:
+class _Confirmation:
     """A batch of failures, drawn and decoded again: what the classifiers will say, and how far the pictures are off."""
 
     part: Failures
@@ -68,7 +78,7 @@ class ShardResult:
     """What one shard gave in one round."""
 
     failures: Failures
-    counts: Counts
+    counts: SearchCounters
     # Over the sources of the shard, (n,): what budget.Tally is made of.
     decodes: Array
     margin_sum: Array
@@ -78,10 +88,10 @@ class ShardResult:
 
 def search(
     sources: Sources,
-    orders: Orders,
-    law: Law,
-    models: Models,
-    checks: Checks,
+    round_allocation: RoundAllocation,
+    noise_model: NoiseModel,
+    models: SearchModels,
+    checks: SearchChecks,
     *,
     classes: int,
     check: Callable[[], None] = lambda: None,
@@ -90,26 +100,26 @@ def search(
 
     `check` is called after every batch and may raise to stop.
     """
-    counts = Counts(sources=len(sources.index) if orders.round_ == 0 else 0)
+    counts = SearchCounters(sources=len(sources.index) if round_allocation.round_ == 0 else 0)
     sums, tally = _no_directions(classes, sources.mu.shape[1]), np.zeros((3, len(sources.index)))
     found = [Failures.none(sources.mu.shape[1])]
-    makers = draws(sources, orders, law, models.sd_agg, checks.screening, models.device)
-    parts = pipeline.made(makers, models.decoders)
-    batches = filled(_counted(parts, counts), law.batch_size)
+    makers = draw_perturbations(sources, round_allocation, noise_model, models.sd_agg, checks.screening, models.device)
+    parts = pipeline.prefetch(makers, models.decoders)
+    batches = rebatched(_counted(parts, counts), noise_model.batch_size)
     for batch, logits in pipeline.classified(batches, models.decode, models.submit, models.decoders):
         margin = margins(logits, sources.labels[batch.row])
         counts.decodes += len(batch.row)
         for sum_, value in zip(tally, (np.ones_like(margin), margin, margin**2), strict=True):
             np.add.at(sum_, batch.row, value)
-        if orders.screen:
-            change = margin - orders.reconstruction_margin[batch.row]
+        if round_allocation.screen:
+            change = margin - round_allocation.reconstruction_margin[batch.row]
             sums += DirectionSums.of(sources.labels[batch.row], batch.eps, change, classes)
-        found.append(_candidates(sources, orders, models, batch, logits, margin))
+        found.append(_candidates(sources, round_allocation, models, batch, logits, margin))
         check()
     counts.classifications += counts.decodes
     valid = _valid(Failures.joined(found), checks.latent, counts)
-    confirmed = _confirmed(valid, sources, law, models, checks, counts, check)
-    kept = _within_limit(confirmed, sources, orders, law, counts)
+    confirmed = _confirmed(valid, sources, noise_model, models, checks, counts, check)
+    kept = _within_limit(confirmed, sources, round_allocation, noise_model, counts)
     return ShardResult(
         failures=kept,
         counts=counts,
@@ -120,7 +130,7 @@ def search(
     )
 
 
-def _counted(parts: Iterable[tuple[Draws, int]], counts: Counts) -> Iterator[Draws]:
+def _counted(parts: Iterable[tuple[PerturbationBatch, int]], counts: SearchCounters) -> Iterator[PerturbationBatch]:
     for part, screened_out in parts:
         counts.screened_out += screened_out
         yield part
@@ -135,14 +145,19 @@ def margins(logits: Array, labels: Array) -> Array:
 
 
 def _candidates(
-    sources: Sources, orders: Orders, models: Models, batch: Draws, logits: Array, margin: Array
+    sources: Sources,
+    round_allocation: RoundAllocation,
+    models: SearchModels,
+    batch: PerturbationBatch,
+    logits: Array,
+    margin: Array,
 ) -> Failures:
     """Return what the classifier gets wrong in one batch, with its provenance."""
     wrong = np.flatnonzero(margin < -MARGIN_EPSILON)
     row, z = batch.row[wrong], batch.latent[wrong]
     return Failures.of(
         source=sources.index[row],
-        round=np.full(len(row), orders.round_),
+        round=np.full(len(row), round_allocation.round_),
         draw=batch.draw[wrong],
         true_label=sources.labels[row],
         predicted_label=logits[wrong].argmax(axis=1),
@@ -153,7 +168,7 @@ def _candidates(
     )
 
 
-def _valid(candidates: Failures, checks: Sequence[Check], counts: Counts) -> Failures:
+def _valid(candidates: Failures, checks: Sequence[ValidityCheck], counts: SearchCounters) -> Failures:
     """Leave out, check by check, what may no longer be a picture of its label."""
     counts.candidates = len(candidates.source)
     for check in checks:
@@ -167,29 +182,35 @@ def _valid(candidates: Failures, checks: Sequence[Check], counts: Counts) -> Fai
 def _confirmed(
     valid: Failures,
     sources: Sources,
-    law: Law,
-    models: Models,
-    checks: Checks,
-    counts: Counts,
+    noise_model: NoiseModel,
+    models: SearchModels,
+    checks: SearchChecks,
+    counts: SearchCounters,
     check: Callable[[], None],
 ) -> Failures:
     """Find each failure again from its identity, as the picture that would be stored, in calls of its own."""
     mu = sources.mu[np.searchsorted(sources.index, valid.source)]
-    parts = [slice(begin, begin + law.batch_size) for begin in range(0, len(mu), law.batch_size)]
-    makers = (partial(_looked_again, valid.take(part), mu[part], law, models) for part in parts)
+    parts = [slice(begin, begin + noise_model.batch_size) for begin in range(0, len(mu), noise_model.batch_size)]
+    makers = (partial(_redecoded, valid.take(part), mu[part], noise_model, models) for part in parts)
     kept = [Failures.none(sources.mu.shape[1])]
-    for second in pipeline.made(makers, models.decoders):
+    for second in pipeline.prefetch(makers, models.decoders):
         kept.append(_agreed(second, checks, counts))
         check()
     return Failures.joined(kept)
 
 
-def _looked_again(part: Failures, mu: Array, law: Law, models: Models) -> _SecondLook:
+def _redecoded(part: Failures, mu: Array, noise_model: NoiseModel, models: SearchModels) -> _Confirmation:
     _, z = perturbations(
-        law, models.sd_agg, mu=mu, source=part.source, round_=part.round[0], draw=part.draw, device=models.device
+        noise_model,
+        models.sd_agg,
+        mu=mu,
+        source=part.source,
+        round_=part.round[0],
+        draw=part.draw,
+        device=models.device,
     )
     images = pipeline.rounded(models.decode(z))
-    return _SecondLook(
+    return _Confirmation(
         part=part,
         answer=models.submit(images),
         opinion=models.oracle(images) if models.oracle else None,
@@ -197,7 +218,7 @@ def _looked_again(part: Failures, mu: Array, law: Law, models: Models) -> _Secon
     )
 
 
-def _agreed(second: _SecondLook, checks: Checks, counts: Counts) -> Failures:
+def _agreed(second: _Confirmation, checks: SearchChecks, counts: SearchCounters) -> Failures:
     """Leave out, reason by reason, what a second look does not confirm."""
     part, count, logits = second.part, len(second.part.source), second.answer.result()
     agreed = (logits.argmax(axis=1) == part.predicted_label) & (margins(logits, part.true_label) < -MARGIN_EPSILON)
@@ -217,10 +238,16 @@ def _agreed(second: _SecondLook, checks: Checks, counts: Counts) -> Failures:
     return part.recording(round_trip_sd=second.round_trip, oracle_margin=oracle_margin).take(kept)
 
 
-def _within_limit(confirmed: Failures, sources: Sources, orders: Orders, law: Law, counts: Counts) -> Failures:
+def _within_limit(
+    confirmed: Failures,
+    sources: Sources,
+    round_allocation: RoundAllocation,
+    noise_model: NoiseModel,
+    counts: SearchCounters,
+) -> Failures:
     """Leave out all but the first failures of each source, those of earlier rounds counted."""
-    earlier = orders.found[np.searchsorted(sources.index, confirmed.source)]
-    kept = confirmed.take(earlier + _rank_within(confirmed.source) < law.max_failures_per_source)
+    earlier = round_allocation.found[np.searchsorted(sources.index, confirmed.source)]
+    kept = confirmed.take(earlier + _rank_within(confirmed.source) < noise_model.max_failures_per_source)
     counts.rejected_by_source_limit = len(confirmed.source) - len(kept.source)
     counts.failures = len(kept.source)
     return kept

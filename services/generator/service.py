@@ -12,15 +12,15 @@ from defuse.v1 import generator_service_pb2 as pb
 from defuse.v1 import generator_service_pb2_grpc as pb_grpc
 from defuse.v1 import run_pb2, work_pb2
 
+from services.arrays import Array
 from services.generator import cost
-from services.generator.codec import Array, Codec, as_array, as_pixels
-from services.generator.following import Position, follow
-from services.generator.learning import learn
-from services.generator.workbench import Workbench
-from services.runtime import catalog
-from services.runtime.inference import as_stored
+from services.generator.codec import Codec, as_array, as_pixels
+from services.generator.failure_stream import StreamPosition, stream_failures
+from services.generator.run_context import RunContext, fit_run_thresholds
 from services.runtime.queue import EVENTS, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
+from services.storage import keys
+from services.triton.preprocessing import as_stored
 
 MAX_FRAMES = 256
 MAX_IMAGE_BYTES = 1 << 20
@@ -30,15 +30,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class GeneratorService(pb_grpc.GeneratorServiceServicer):
     """Failures as they are found, what verdicts on them teach, and the VAE as a service."""
 
-    def __init__(self, bench: Workbench, queue: Queue) -> None:
-        self._bench = bench
+    def __init__(self, context: RunContext, queue: Queue) -> None:
+        self._context = context
         self._queue = queue
 
     async def Identify(self, request: pb.IdentifyRequest, context: Context) -> AsyncIterator[pb.IdentifyResponse]:
-        begin = Position.of(request.resume_token)
-        run = await asyncio.to_thread(self._bench.catalog.run, request.run)
+        begin = StreamPosition.of(request.resume_token)
+        run = await asyncio.to_thread(self._context.catalog.run, request.run)
         try:
-            async for response in follow(self._bench, run, begin):
+            async for response in stream_failures(self._context, run, begin):
                 yield response
         except (asyncio.CancelledError, GeneratorExit):
             if request.cancel_run:
@@ -61,12 +61,12 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         return pb.InterpolateResponse(images=tensors.images_to_proto(images), predicted_labels=labels.tolist())
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
-        return pb.EstimateResponse(estimate=await asyncio.to_thread(cost.estimate, self._bench, request.config))
+        return pb.EstimateResponse(estimate=await asyncio.to_thread(cost.estimate, self._context, request.config))
 
     async def LearnValidity(self, request: pb.LearnValidityRequest, context: Context) -> pb.LearnValidityResponse:
         advice = await asyncio.to_thread(
-            learn,
-            self._bench.catalog,
+            fit_run_thresholds,
+            self._context.catalog,
             request.run,
             invalid=request.invalid_regions,
             valid=request.valid_regions,
@@ -75,8 +75,8 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
 
     async def _cancel(self, run_name: str) -> None:
         """Stop a run as its owner would: its workers stop at their next batch. One that has ended stays as it is."""
-        ended = [catalog.event(run_name, kind) for kind in ("distilled", "failed", "cancelled")]
-        if any([await asyncio.to_thread(self._bench.store.exists, key) for key in ended]):
+        ended = [keys.event(run_name, kind) for kind in ("distilled", "failed", "cancelled")]
+        if any([await asyncio.to_thread(self._context.store.exists, key) for key in ended]):
             return
         await self._queue.redis.set(cancel_key(run_name), "1", ex=CANCEL_MARK_S)
         await self._queue.send(EVENTS, work_pb2.Event(subject=run_name, cancelled=work_pb2.Cancelled()))
@@ -109,11 +109,11 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         first, last = pair.encode(as_pixels(ends))[0]
         share = np.linspace(0, 1, frames, dtype=np.float32)[:, None]
         images = pair.decode((1 - share) * first + share * last)  # (frames, c, h, w)
-        return as_stored(as_array(images)), self._bench.classifier(run).classify(images).argmax(axis=1)
+        return as_stored(as_array(images)), self._context.classifier(run).classify(images).argmax(axis=1)
 
     def _opened(self, run_name: str) -> tuple[run_pb2.Run, Codec]:
-        run = self._bench.catalog.run(run_name)
-        return run, self._bench.codec(run.config)
+        run = self._context.catalog.run(run_name)
+        return run, self._context.codec(run.config)
 
 
 def _check_images(run_name: str, pair: Codec, images: Array) -> None:

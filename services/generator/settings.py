@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from services.runtime.transport_settings import TransportSettings
+from services.dependencies import TransportSettings
 
 
 class GeneratorSettings(TransportSettings):

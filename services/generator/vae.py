@@ -1,21 +1,21 @@
-"""A small convolutional variational autoencoder: images to latents and back.
-
-Kingma & Welling 2014, "Auto-Encoding Variational Bayes" (arXiv:1312.6114); the KL weight `beta` is Higgins et al. 2017.
-The Gaussian likelihood of colour images, whose variance follows the error, is the optimal sigma-VAE of Rybkin et al.
-2021 (arXiv:2006.13202), with a variance for each image. Figures that led to the defaults are in docs/method.md.
-"""
+"""A small convolutional variational autoencoder, and its files: safetensors weights, encoder and decoder as ONNX."""
 
 import itertools
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from services.onnx_graph.export import to_onnx
 
 _LOG_SIGMA_RANGE = (-6.0, 3.0)  # keeps sigma and the KL finite, far outside of what trained encoders return
 
@@ -204,3 +204,43 @@ def check_images(images: npt.NDArray[np.uint8], config: VaeConfig) -> None:
 def to_tensor(images: npt.NDArray[np.uint8], device: torch.device | str) -> Tensor:
     pixels = torch.from_numpy(np.array(images)).to(device)  # a copy: torch warns of arrays that it may not write
     return pixels.permute(0, 3, 1, 2).float().contiguous() / 255  # (n, h, w, c) -> (n, c, h, w)
+
+
+def to_bytes(vae: Vae) -> bytes:
+    """Return weights and config as one safetensors file."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
+    data: bytes = safetensors.torch.save(tensors, metadata={"vae": json.dumps(asdict(vae.config))})
+    return data
+
+
+def from_bytes(data: bytes) -> Vae:
+    """Return the Vae of a file that `to_bytes` wrote, on the CPU, in eval mode. ValueError: another file."""
+    try:
+        size = int.from_bytes(data[:8], "little")  # of the JSON header: https://huggingface.co/docs/safetensors
+        fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["vae"])
+        vae = empty_vae(VaeConfig(**fields | {"image_shape": tuple(fields["image_shape"])}))
+        vae.load_state_dict(safetensors.torch.load(data), assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"these {len(data)} bytes are no VAE file ({error}): write one with to_bytes") from error
+    return vae.eval()
+
+
+def encoder_onnx(vae: Vae) -> bytes:
+    """Return an ONNX model: images (n, c, h, w) in [0, 1] -> mu, sigma (n, d); any n."""
+    return to_onnx(_Half(vae, vae.encode), vae.config.image_shape, inputs=["images"], outputs=["mu", "sigma"])
+
+
+def decoder_onnx(vae: Vae) -> bytes:
+    """Return an ONNX model: z (n, d) -> images (n, c, h, w) in [0, 1]; any n."""
+    return to_onnx(_Half(vae, vae.decode), (vae.config.latent_dim,), inputs=["z"], outputs=["images"])
+
+
+class _Half(nn.Module):
+    """One direction of a Vae as the module that the exporter wants."""
+
+    def __init__(self, vae: Vae, direction: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.vae, self.direction = vae, direction
+
+    def forward(self, x: Tensor) -> Any:
+        return self.direction(x)

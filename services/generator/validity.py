@@ -10,14 +10,13 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
+from services.arrays import Array
 from services.generator.codec import SD_FLOOR
 
-Array = npt.NDArray[Any]
 # Arrays of the host, or tensors of one device.
 A = TypeVar("A", Array, Tensor)
 NEIGHBOURS = 10
@@ -119,7 +118,7 @@ def radius_sd(z: A, mu: A, sd_agg: A) -> A:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class ValidityCheck:
     """One signal: how it is measured on candidates, and which values pass."""
 
     # Field of the failure that records the value.
@@ -134,21 +133,21 @@ def latent_checks(
     reference: Reference,
     label_probability: Callable[[Array, Array], Array],
     device: torch.device,
-) -> list[Check]:
+) -> list[ValidityCheck]:
     """Return the checks that need nothing but a candidate's latent, the cheap ones first."""
     return [
-        Check(field="radius_sd", measure=lambda c: c.radius_sd, passes=lambda v: v <= thresholds.max_radius_sd),
-        Check(
+        ValidityCheck(field="radius_sd", measure=lambda c: c.radius_sd, passes=lambda v: v <= thresholds.max_radius_sd),
+        ValidityCheck(
             field="label_probability",
             measure=lambda c: label_probability(c.latent, c.true_label),
             passes=lambda v: v >= thresholds.min_label_probability,
         ),
-        Check(
+        ValidityCheck(
             field="typicality",
             measure=lambda c: reference.typicality(c.latent),
             passes=lambda v: v >= thresholds.min_typicality,
         ),
-        Check(
+        ValidityCheck(
             field="neighbour_agreement",
             measure=lambda c: reference.neighbour_agreement(c.latent, c.true_label, device),
             passes=lambda v: v >= thresholds.min_neighbour_agreement,

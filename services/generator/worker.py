@@ -3,61 +3,58 @@
 import numpy as np
 from defuse.v1 import work_pb2
 
-from services.generator import plans
-from services.generator.codec import Array
-from services.generator.draws import Orders
-from services.generator.examination import Examination, examine
-from services.generator.failures import Counts
-from services.generator.plans import Plan
+from services.arrays import Array
+from services.generator import rounds
+from services.generator.failures import SearchCounters
+from services.generator.perturbations import RoundAllocation
+from services.generator.preflight import SourceMargins, measure_margins
+from services.generator.rounds import RoundPlan, create_examination, create_result, read_examination, read_result
+from services.generator.run_context import RunContext, noise_model_of, real_images, shard_slice
 from services.generator.search import ShardResult, search
-from services.generator.shard_files import create_examination, create_result, read_examination, read_result
-from services.generator.workbench import (
-    Workbench,
-    law_of,
-    real_images,
-    shard_slice,
-)
-from services.runtime import catalog, telemetry
+from services.runtime import telemetry
 from services.runtime.worker import Job
+from services.storage import keys
 
 
-def identify(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
+def identify(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
     """Search one shard and store what it gave; a shard that is stored already is not searched again."""
     run, round_, shard = work.run, work.round, work.shard
-    if not bench.store.exists(catalog.shard_result(run.name, round_, shard)):
-        found = _search_shard(bench, work, job)
-        create_result(bench.store, run.name, round_, shard, found, bench.prepared(run).index[shard_slice(run, shard)])
+    if not context.store.exists(keys.shard_result(run.name, round_, shard)):
+        found = _search_shard(context, work, job)
+        create_result(
+            context.store, run.name, round_, shard, found, context.prepared(run).index[shard_slice(run, shard)]
+        )
     event = work_pb2.Event(subject=run.name)
     event.shard_identified.shard = shard
     event.shard_identified.round = round_
-    event.shard_identified.counts.CopyFrom(read_result(bench.store, run.name, round_, shard).counts)
+    event.shard_identified.counts.CopyFrom(read_result(context.store, run.name, round_, shard).counts)
     return event
 
 
-def plan(bench: Workbench, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
+def plan(context: RunContext, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
     """Plan a round and store the plan; a plan that is stored already is not made again."""
     job.check_cancelled()
-    run, key = work.run, catalog.plan(work.run.name, work.round)
-    if not bench.store.exists(key):
+    run, key = work.run, keys.plan(work.run.name, work.round)
+    if not context.store.exists(key):
         # Created once: two that plan at the same time must not give shards of one round different orders.
-        bench.store.create_arrays(key, plans.make_plan(bench, run, work.round, work.shard_count).arrays())
+        context.store.create_arrays(key, rounds.make_plan(context, run, work.round, work.shard_count).arrays())
     event = work_pb2.Event(subject=run.name)
     event.round_planned.round = work.round
-    event.round_planned.decodes = int(bench.store.map_arrays(key)["plan.decodes"].sum())
+    event.round_planned.decodes = int(context.store.map_arrays(key)["plan.decodes"].sum())
     return event
 
 
-def _search_shard(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> ShardResult:
+def _search_shard(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> ShardResult:
     run = work.run
-    bench.use_all_threads()
-    examined, mu = _examined(bench, work, job)
+    context.use_all_threads()
+    examined, mu = _examined(context, work, job)
     result = search(
-        bench.sources(run, work.shard, mu),
-        _orders(bench, work, examined),
-        law_of(run),
-        bench.models(run, bench.prepared(run).sd_agg),
-        bench.checks(run),
-        classes=len(bench.model(run).classes),
+        context.sources(run, work.shard, mu),
+        _round_allocation(context, work, examined),
+        noise_model_of(run),
+        context.models(run, context.prepared(run).sd_agg),
+        context.checks(run),
+        classes=len(context.model(run).classes),
         check=job.check_cancelled,
     )
     if work.round == 0:
@@ -67,34 +64,34 @@ def _search_shard(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> Sh
     return result
 
 
-def _examined(bench: Workbench, work: work_pb2.IdentifyWork, job: Job) -> tuple[Examination, Array]:
+def _examined(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> tuple[SourceMargins, Array]:
     """Return how the classifier reads the shard's sources, and their latents; found out once, in the first round."""
     run = work.run
-    if not bench.store.exists(catalog.shard_sources(run.name, work.shard)):
-        searched = bench.images(run, catalog.SEARCHED_SPLIT)
-        index = np.array(bench.prepared(run).index[shard_slice(run, work.shard)])
+    if not context.store.exists(keys.shard_sources(run.name, work.shard)):
+        searched = context.images(run, keys.SEARCHED_SPLIT)
+        index = np.array(context.prepared(run).index[shard_slice(run, work.shard)])
         images = real_images(searched, index)
-        mu, _ = bench.codec(run.config).encode_stored(images)
-        examined = examine(
+        mu, _ = context.codec(run.config).encode_stored(images)
+        examined = measure_margins(
             images,
             searched.labels[index],
             mu,
-            bench.models(run, bench.prepared(run).sd_agg),
+            context.models(run, context.prepared(run).sd_agg),
             batch_size=run.config.search.batch_size,
             check=job.check_cancelled,
         )
-        create_examination(bench.store, run.name, work.shard, examined, mu)
-    return read_examination(bench.store, run.name, work.shard)
+        create_examination(context.store, run.name, work.shard, examined, mu)
+    return read_examination(context.store, run.name, work.shard)
 
 
-def _orders(bench: Workbench, work: work_pb2.IdentifyWork, examined: Examination) -> Orders:
+def _round_allocation(context: RunContext, work: work_pb2.IdentifyWork, examined: SourceMargins) -> RoundAllocation:
     if work.round == 0:
-        return plans.first_orders(work.run, examined)
-    stored = Plan.of(bench.store.map_arrays(catalog.plan(work.run.name, work.round)))
-    return plans.later_orders(stored, work.run, work.round, work.shard)
+        return rounds.first_allocation(work.run, examined)
+    stored = RoundPlan.of(context.store.map_arrays(keys.plan(work.run.name, work.round)))
+    return rounds.planned_allocation(stored, work.run, work.round, work.shard)
 
 
-def _count_sources(counts: Counts, examined: Examination) -> None:
+def _count_sources(counts: SearchCounters, examined: SourceMargins) -> None:
     """Count what looking at the sources themselves took, and which were left out."""
     counts.sources_wrong_on_image = int((~examined.right_on_image).sum())
     counts.sources_wrong_on_reconstruction = int((examined.right_on_image & ~examined.searchable).sum())

@@ -10,12 +10,12 @@ from services.runtime.queue import (
     CHOOSE,
     DISTILL,
     EVENTS,
-    GONE,
     IDENTIFY,
     KEY,
     PLAN,
     PREPARE,
     PUBLISH,
+    REDIS_AWAY,
     TRAIN,
     WATCH,
     Queue,
@@ -36,7 +36,7 @@ def main() -> None:
         parser.error("replay takes a stream, list takes none")
     try:
         asyncio.run(_act(Settings.load(), arguments.stream))
-    except (DefuseError, *GONE) as error:
+    except (DefuseError, *REDIS_AWAY) as error:
         sys.exit(f"defuse: {error}")
 
 

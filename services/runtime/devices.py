@@ -1,4 +1,4 @@
-"""Where torch computes, as an operator says it."""
+"""The torch device and thread count that an operator sets."""
 
 import torch
 

@@ -1,17 +1,18 @@
-"""What happens around every call: errors become statuses with their reasons, and each call is measured and logged."""
+"""Server interceptors: errors become statuses, calls get a deadline, metrics and a log line, and a stop drains them."""
 
+import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
-from defuse.errors import DefuseError, Internal, Unavailable, to_status
+from defuse.errors import DeadlineExceeded, DefuseError, Internal, Unavailable, to_status
 from grpc_status import rpc_status
 
 from services.runtime import telemetry
-from services.runtime.queue import GONE
+from services.runtime.queue import REDIS_AWAY
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
@@ -120,7 +121,7 @@ def known_error(error: BaseException) -> DefuseError:
     """Return what a caller is told of an error."""
     if isinstance(error, DefuseError):
         return error
-    if isinstance(error, GONE):
+    if isinstance(error, REDIS_AWAY):
         return Unavailable(
             f"Redis does not answer ({error}); it must be started before this call can be answered",
             reason="REDIS_UNAVAILABLE",
@@ -135,3 +136,86 @@ def _measure(method: str, code: str, start: float) -> None:
 @functools.cache  # methods and codes are few, and to look one up takes longer than to count
 def _histogram(method: str, code: str) -> Any:
     return telemetry.RPC_SECONDS.labels(method, code)
+
+
+class DeadlineInterceptor(grpc.aio.ServerInterceptor):
+    """Ends single calls without a deadline after a time; streams go on as long as both sides want them."""
+
+    def __init__(self, *, default_s: float) -> None:
+        self._default_s = default_s
+
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming or handler.response_streaming:
+            return handler
+        bounded = self._bounded(handler.unary_unary)
+        return grpc.unary_unary_rpc_method_handler(bounded, handler.request_deserializer, handler.response_serializer)
+
+    def _bounded(self, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, context: Any) -> Any:
+            if context.time_remaining() is not None:
+                return await inner(request, context)
+            try:
+                async with asyncio.timeout(self._default_s) as limit:
+                    return await inner(request, context)
+            except TimeoutError as error:
+                if not limit.expired():  # somebody else's, on the way
+                    raise
+                raise DeadlineExceeded(
+                    f"the call has no deadline and no answer within {self._default_s:g} s; give it a longer one",
+                    metadata={"limit": "DEFUSE_DEFAULT_DEADLINE_S"},
+                ) from error
+
+        return call
+
+
+# What the last answers need on their way.
+_ANSWER_S = 1.0
+
+
+class DrainInterceptor(grpc.aio.ServerInterceptor):
+    """Knows the calls under way, and stops a server without a call that ends as cancelled.
+
+    That is how gRPC itself ends them, and callers take it for somebody's wish; of Unavailable they know that to ask
+    again is right.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._ended: set[asyncio.Task[Any]] = set()
+        self._over = False
+
+    async def stop(self, server: grpc.aio.Server, drain_s: float) -> None:
+        """Take no more calls, give those under way some seconds, and end the rest."""
+        stopping = asyncio.create_task(server.stop(drain_s + _ANSWER_S))
+        await asyncio.wait([stopping], timeout=drain_s)
+        self._over = True
+        self._ended |= self._under_way
+        for call in self._ended:
+            call.cancel()
+        await stopping
+
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(handler_call_details)
+        return handler and around(handler, self._known)
+
+    @asynccontextmanager
+    async def _known(self, request: Any, _: Any) -> AsyncIterator[Any]:
+        if self._over:
+            raise _stopping()
+        call = asyncio.current_task()
+        assert call
+        self._under_way.add(call)
+        try:
+            yield request
+        except asyncio.CancelledError:
+            if call not in self._ended:  # the caller has gone
+                raise
+            call.uncancel()
+            raise _stopping() from None
+        finally:
+            self._under_way.discard(call)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("this server stops; ask again, another one may be there", reason="STOPPING")

@@ -35,7 +35,7 @@ SCHEMA = 1
 # Fields of a message beside its own, by W3C Trace Context.
 TRACE_FIELDS = ("traceparent", "tracestate")
 # What redis-py raises while a server is away, starting, or shutting down.
-GONE = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError)
+REDIS_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Queue:
         """Raise Unavailable unless Redis answers."""
         try:
             await self.redis.ping()
-        except GONE as error:
+        except REDIS_AWAY as error:
             raise self.unavailable(error) from error
 
     def unavailable(self, error: Exception) -> Unavailable:

@@ -17,9 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.runtime import telemetry, tracing
-from services.runtime.deadlines import DeadlineInterceptor
-from services.runtime.drain import DrainInterceptor
-from services.runtime.interceptors import ErrorInterceptor
+from services.runtime.interceptors import DeadlineInterceptor, DrainInterceptor, ErrorInterceptor
 from services.runtime.settings import Settings
 from services.runtime.tls import server_credentials
 

@@ -11,11 +11,11 @@ from defuse.tls import TlsFiles
 from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from services.runtime import copies
-
 PREFIX = "DEFUSE_"
 # A chunk of images and its envelope; larger things are streamed.
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+# Most bytes of local copies of a remote store's arrays.
+STORE_COPIES_BYTES = 8 * 2**30
 
 
 class Settings(BaseSettings):
@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     )
     store_url: str = Field("file:///var/lib/defuse/store", description="fsspec URL of the artifact store.")
     store_copies_bytes: int = Field(
-        copies.DEFAULT_BYTES,
+        STORE_COPIES_BYTES,
         gt=0,
         description="Most bytes of copies, in `TMPDIR`, of a remote store's arrays; the least recently used go first.",
     )

@@ -8,6 +8,7 @@ What a handler may raise decides what becomes of its message:
 """
 
 import asyncio
+import functools
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from defuse.v1 import run_pb2, work_pb2
 from google.protobuf.message import Message
 
 from services.runtime import telemetry, tracing
-from services.runtime.queue import EVENTS, GONE, KEY, MAX_DELIVERIES, Delivery, Queue
+from services.runtime.queue import EVENTS, KEY, MAX_DELIVERIES, REDIS_AWAY, Delivery, Queue
 
 RETRY_S = 2.0
 MEASURE_EVERY_S = 5.0
@@ -76,12 +77,12 @@ class Stage(Generic[W]):
     details: Callable[[W], Mapping[str, Any]] = lambda _: {}
 
 
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+async def retry_while_redis_is_away(call: Callable[[], Awaitable[T]]) -> T:
     """Make a call to Redis, again and again while Redis is away."""
     while True:
         try:
             return await call()
-        except GONE as error:
+        except REDIS_AWAY as error:
             telemetry.log().warning("redis_away", error=str(error), retry_s=RETRY_S)
             await asyncio.sleep(RETRY_S)
 
@@ -96,14 +97,14 @@ class Worker:
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """What runs as long as the service."""
-        return [self.run, lambda: keep_measuring(self._queue, self._stages.keys())]
+        return [self.run, lambda: report_queue_metrics(self._queue, self._stages.keys())]
 
     async def run(self) -> None:
         """Work until the task is cancelled; a message in hand stays pending and is taken over by another."""
         streams = list(self._stages)
-        await patiently(lambda: self._queue.open(streams))
+        await retry_while_redis_is_away(lambda: self._queue.open(streams))
         while True:
-            delivery = await patiently(lambda: self._queue.receive(streams))
+            delivery = await retry_while_redis_is_away(lambda: self._queue.receive(streams))
             if delivery:
                 await self._work(delivery)
 
@@ -114,7 +115,8 @@ class Worker:
             delivery.decode(work)
         except DefuseError as error:
             telemetry.MESSAGES.labels(delivery.stream, "dead").inc()
-            await patiently(lambda e=error: self._queue.give_up(delivery, e.message, then=_failed("", e)))  # type: ignore[misc]
+            give_up = functools.partial(self._queue.give_up, delivery, error.message, then=_failed("", error))
+            await retry_while_redis_is_away(give_up)
             return
         subject = stage.subject(work)
         about = {"subject": subject, "message": delivery.id, "stream": delivery.stream, **stage.details(work)}
@@ -139,12 +141,12 @@ class Worker:
         try:
             event = await self._handle_while_servers_are_away(stage, work, job)
         except Cancelled:
-            await patiently(lambda: self._queue.acknowledge(delivery))
+            await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery))
             return "cancelled"
         except DefuseError as error:
             telemetry.log().warning("stage_failed", error=error.message, reason=error.reason)
             failed = _failed(subject, error)
-            await patiently(lambda: self._queue.acknowledge(delivery, then=failed))
+            await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery, then=failed))
             return "failed"
         except asyncio.CancelledError:
             job.cancel()  # the process is stopping: the thread ends soon, the message stays pending
@@ -152,13 +154,13 @@ class Worker:
         except Exception as error:  # noqa: BLE001  # a defect: kept beside the message, which comes again
             telemetry.log().exception("handler_raised", delivery=delivery.count)
             text = f"{type(error).__name__}: {error}"
-            await patiently(lambda: self._queue.note_error(delivery, text))
+            await retry_while_redis_is_away(lambda: self._queue.note_error(delivery, text))
             return "raised"
         finally:
             # Not cancelled: a cancellation that the Redis client swallows would renew the claim for ever.
             over.set()
             await asyncio.wait([heartbeat])
-        await patiently(lambda: self._queue.acknowledge(delivery, then=(EVENTS, event)))
+        await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery, then=(EVENTS, event)))
         return "done"
 
     async def _handle_while_servers_are_away(self, stage: Stage[Any], work: Message, job: Job) -> work_pb2.Event:
@@ -177,7 +179,7 @@ class Worker:
 
     async def _heartbeat(self, delivery: Delivery, job: Job, over: asyncio.Event) -> None:
         while not over.is_set():
-            with suppress(*GONE):
+            with suppress(*REDIS_AWAY):
                 await self._queue.heartbeat(delivery)
                 if await self._queue.redis.exists(cancel_key(job.subject)):
                     job.cancel()
@@ -188,21 +190,25 @@ class Worker:
         error = f"given up after {MAX_DELIVERIES} deliveries; the last error was: {delivery.last_error}"
         telemetry.log().error("dead_letter", error=error)
         telemetry.MESSAGES.labels(delivery.stream, "dead").inc()
-        await patiently(lambda: self._queue.give_up(delivery, error, then=_failed(subject, Internal(error))))
+        await retry_while_redis_is_away(
+            lambda: self._queue.give_up(delivery, error, then=_failed(subject, Internal(error)))
+        )
 
     async def _publish(self, event: work_pb2.Event) -> None:
-        with suppress(*GONE):
+        with suppress(*REDIS_AWAY):
             await self._queue.send(EVENTS, event)
 
     def _publish_from_thread(self, loop: asyncio.AbstractEventLoop, event: work_pb2.Event) -> None:
         asyncio.run_coroutine_threadsafe(self._publish(event), loop)
 
 
-async def keep_measuring(queue: Queue, streams: Collection[str]) -> None:
+async def report_queue_metrics(queue: Queue, streams: Collection[str]) -> None:
     """Keep the metrics of streams true until the task is cancelled."""
     while True:
         for stream in streams:
-            with suppress(*GONE, redis.exceptions.ResponseError):  # away, or without the group that is about to be made
+            with suppress(
+                *REDIS_AWAY, redis.exceptions.ResponseError
+            ):  # away, or without the group that is about to be made
                 state = await queue.state(stream)
                 telemetry.BACKLOG.labels(stream).set(state.backlog)
                 telemetry.PENDING.labels(stream).set(state.pending)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from defuse.tls import TlsFiles
 
-from services.corrector.repository import TritonRepository
+from services.corrector.releases.repository import TritonRepository
+from services.localstack.child_process import free_port
 from services.runtime.health import is_healthy
-from services.runtime.inference import InferenceClient
-from services.runtime.processes import free_port
 from services.runtime.telemetry import configure_logging
-from services.runtime.transport import SYSTEM_SHARED_MEMORY
+from services.triton.client import InferenceClient
+from services.triton.transport import SYSTEM_SHARED_MEMORY
 from tests.conftest import ROOT, eventually
 from tests.restartable_triton import Served, restartable_triton, running_triton, shared_files
 

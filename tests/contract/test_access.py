@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from typer.testing import CliRunner
 
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
 from tests.conftest import ROOT, eventually
 
 MakeToken = Callable[[str, str], str]

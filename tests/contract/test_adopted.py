@@ -9,14 +9,14 @@ import pytest
 from defuse.errors import InvalidInput, NotReady
 from defuse.v1 import correction_pb2, gate_pb2, model_pb2, release_pb2
 
-from services.corrector.adopted import OPERATOR, AdoptedReleases
-from services.corrector.history import Decision
-from services.corrector.repository import TritonRepository
-from services.corrector.signature import read_signature
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.inference import InferenceClient
+from services.corrector.releases.external_triton import OPERATOR, ExternalTritonReleases
+from services.corrector.releases.history import Decision
+from services.corrector.releases.repository import TritonRepository
+from services.corrector.releases.signature import read_signature
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.client import InferenceClient
 from tests.onnx_files import build_onnx_classifier, declare
 
 NAME = "models/theirs"
@@ -30,14 +30,14 @@ class Theirs:
     operator: TritonRepository
     store: ArtifactStore
     handover: Path
-    releases: AdoptedReleases
+    releases: ExternalTritonReleases
 
     def serve(self, *versions: int) -> None:
         self.operator.serve(read_signature(declare(NAME), build_onnx_classifier()), "theirs", versions)
 
     def upload(self, seed: int = 0) -> str:
         digest = f"{seed}" * 64
-        self.store.write_bytes(catalog.file(digest), build_onnx_classifier(seed=seed))
+        self.store.write_bytes(keys.file(digest), build_onnx_classifier(seed=seed))
         return digest
 
     def history(self) -> list[tuple[int, int, int, str]]:
@@ -48,7 +48,7 @@ class Theirs:
 def theirs(tmp_path: Path, inference: InferenceClient, repository: TritonRepository) -> Iterator[Theirs]:
     """Their version 4 of a model, with a store and a directory for handing over."""
     store = ArtifactStore(f"file://{tmp_path}/store")
-    releases = AdoptedReleases(store, inference, tmp_path / "handover")
+    releases = ExternalTritonReleases(store, inference, tmp_path / "handover")
     found = Theirs(operator=repository, store=store, handover=tmp_path / "handover", releases=releases)
     repository.add_version("theirs", 4, build_onnx_classifier())
     found.serve(4)
@@ -59,9 +59,9 @@ def theirs(tmp_path: Path, inference: InferenceClient, repository: TritonReposit
 def corrected(theirs: Theirs) -> tuple[correction_pb2.Correction, Decision]:
     """Leave a correction of version 4 that passed the gate."""
     name = "runs/first/corrections/c1"
-    theirs.store.write_bytes(catalog.corrected_file(name), build_onnx_classifier(seed=1))
+    theirs.store.write_bytes(keys.corrected_file(name), build_onnx_classifier(seed=1))
     verdict = gate_pb2.GateVerdict(name=f"{NAME}/verdicts/v1", passed=True)
-    theirs.store.write_message(catalog.verdict(verdict.name), verdict)
+    theirs.store.write_message(keys.verdict(verdict.name), verdict)
     correction = correction_pb2.Correction(name=name, model=NAME, base_version=4)
     return correction, Decision(actor="anna", reason="bold sevens", verdict=verdict.name)
 

@@ -13,8 +13,8 @@ from defuse.v1 import dataset_pb2, guard_pb2, monitor_pb2, release_pb2, run_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.gateway_process import running_gateway
 from tests.monitored import MODEL, TIMEOUT_S, batches_in, messages, monitor_stub, observation
 from tests.restartable_triton import Served
@@ -53,9 +53,9 @@ class Place:
     def watched(self, indices: list[int], inside: list[bool]) -> None:
         """Say what the guard says of the one batch that was reported."""
         [batch] = batches_in(self.store)
-        kept = self.store.read_arrays(catalog.observed_images(batch))
+        kept = self.store.read_arrays(keys.observed_images(batch))
         seen = {"id": kept["id"], "index": np.array(indices), "inside": np.array(inside)}
-        self.store.write_arrays(catalog.watched(batch), seen)
+        self.store.write_arrays(keys.watched(batch), seen)
 
 
 @pytest.fixture
@@ -70,27 +70,27 @@ def place(redis_url: str, tmp_path: Path, served: Served) -> Iterator[Place]:
 
 def plant(store: ArtifactStore, served: Served) -> None:
     """Make what an alert leads back to: model, run with data and VAE, guard, and the alert."""
-    store.write_message(catalog.model(MODEL), served.model)
-    store.write_message(f"{catalog.releases(MODEL)}/1.pb", release_pb2.Release(model=MODEL, version=1))
-    store.write_message(catalog.run("runs/first"), run_pb2.Run(name="runs/first", config=BEFORE))
+    store.write_message(keys.model(MODEL), served.model)
+    store.write_message(f"{keys.releases(MODEL)}/1.pb", release_pb2.Release(model=MODEL, version=1))
+    store.write_message(keys.run("runs/first"), run_pb2.Run(name="runs/first", config=BEFORE))
     for part in ("encoder", "decoder"):
-        store.write_bytes(catalog.vae(BEFORE, f"{part}.onnx"), part.encode())
+        store.write_bytes(keys.vae(BEFORE, f"{part}.onnx"), part.encode())
     splits = [dataset_pb2.Split(name=name, size=3, cut_by_seed=True) for name in ("train", "val", "test")]
     # In another order than the model's.
     data = dataset_pb2.Dataset(
         name=BEFORE.dataset, image_shape=[8, 10, 3], classes=["cat", "ant", "bee"], label_count=3, splits=splits
     )
-    store.write_message(catalog.dataset(data.name), data)
+    store.write_message(keys.dataset(data.name), data)
     for number, split in enumerate(splits):
         arrays = {"x": np.full((3, 8, 10, 3), number, np.uint8), "y": np.arange(3)}
-        store.write_arrays(catalog.split(data.name, split.name), arrays)
+        store.write_arrays(keys.split(data.name, split.name), arrays)
     regions = [
         {"region": f"runs/first/regions/r{number}", "label": label} for number, label in ((1, "ant"), (2, "bee"))
     ]
     guard = guard_pb2.Guard(name=GUARD, run="runs/first", regions=regions, create_time={"seconds": BEGAN_S})
-    store.write_message(catalog.guard(GUARD), guard)
+    store.write_message(keys.guard(GUARD), guard)
     store.write_message(
-        catalog.alert(ALERT),
+        keys.alert(ALERT),
         monitor_pb2.Alert(
             name=ALERT,
             kind=monitor_pb2.Alert.KIND_REGION_HITS,
@@ -109,7 +109,7 @@ def move_to_hour_of(place: Place, seconds: int) -> None:
     """Let what was reported now have been reported then."""
     moment = Timestamp(seconds=seconds).ToDatetime()
     [batch] = batches_in(place.store)
-    hour = catalog.observations(MODEL, f"{moment:%Y-%m-%d-%H}")
+    hour = keys.observations(MODEL, f"{moment:%Y-%m-%d-%H}")
     for key in place.store.keys(batch):
         place.store.write_bytes(f"{hour}/one/{key.rpartition('/')[2]}", place.store.read_bytes(key))
     place.store.remove_below(batch)
@@ -126,23 +126,20 @@ def test_a_run_on_what_caused_an_alert(place: Place) -> None:
     config = run.config
     assert (config.model_version, config.seed, config.preflight.declared_accuracy) == (1, 5, 0)
     files = [
-        place.store.read_bytes(catalog.file(digest))
-        for digest in (config.vae.encoder_digest, config.vae.decoder_digest)
+        place.store.read_bytes(keys.file(digest)) for digest in (config.vae.encoder_digest, config.vae.decoder_digest)
     ]
     assert files == [b"encoder", b"decoder"]
-    data = place.store.read_message(catalog.dataset(config.dataset), dataset_pb2.Dataset)
+    data = place.store.read_message(keys.dataset(config.dataset), dataset_pb2.Dataset)
     assert [(split.name, split.size, split.cut_by_seed) for split in data.splits] == [
         ("train", 3, True),
         ("val", 2, False),
         ("test", 3, True),
     ]
-    searched = place.store.read_arrays(catalog.split(config.dataset, "val"))
+    searched = place.store.read_arrays(keys.split(config.dataset, "val"))
     np.testing.assert_array_equal(searched["x"], IMAGES[[0, 3]])
     np.testing.assert_array_equal(searched["y"], [2, 2])  # `bee`, as the data set counts
     for split in ("train", "test"):
-        before, after = (
-            place.store.read_bytes(catalog.split(name, split)) for name in ("datasets/base", config.dataset)
-        )
+        before, after = (place.store.read_bytes(keys.split(name, split)) for name in ("datasets/base", config.dataset))
         assert before == after
     listed = place.stub.ListAlerts(pb.ListAlertsRequest(model=MODEL), timeout=TIMEOUT_S).alerts
     assert [alert.run for alert in listed] == [run.name]
@@ -155,10 +152,10 @@ def test_a_run_that_was_created_and_not_noted(place: Place) -> None:
     move_to_hour_of(place, BEGAN_S)
     place.watched([1], [True])
     run = place.start()
-    alert = place.store.read_message(catalog.alert(ALERT), monitor_pb2.Alert)
+    alert = place.store.read_message(keys.alert(ALERT), monitor_pb2.Alert)
     alert.run = ""  # and died
-    place.store.write_message(catalog.alert(ALERT), alert)
-    place.store.remove_below(catalog.observed_hours(MODEL))
+    place.store.write_message(keys.alert(ALERT), alert)
+    place.store.remove_below(keys.observed_hours(MODEL))
     assert place.start() == run
 
 
@@ -167,6 +164,6 @@ def test_alerts_that_start_no_run(place: Place) -> None:
     error = place.refused()
     assert (error.code(), "no image is kept" in error.details()) == (grpc.StatusCode.FAILED_PRECONDITION, True)
     drift = monitor_pb2.Alert(name=f"{MODEL}/alerts/b", kind=monitor_pb2.Alert.KIND_LATENT_DRIFT)
-    place.store.write_message(catalog.alert(drift.name), drift)
+    place.store.write_message(keys.alert(drift.name), drift)
     assert "is about no region" in place.refused(drift.name).details()
     assert place.refused(f"{MODEL}/alerts/none").code() == grpc.StatusCode.NOT_FOUND

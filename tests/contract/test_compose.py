@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from defuse.tls import TlsFiles
 
+from services.localstack.child_process import free_port
 from services.runtime.health import is_healthy
-from services.runtime.inference import InferenceClient
-from services.runtime.processes import free_port
+from services.triton.client import InferenceClient
 from tests import composed
 from tests.conftest import ROOT, eventually
 

@@ -13,8 +13,8 @@ from defuse.v1 import annotation_pb2, model_pb2, region_pb2, release_pb2, run_pb
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 
-from services.gateway.regions import Regions
-from services.runtime import catalog
+from services.gateway.regions.regions import Regions
+from services.storage import keys
 from tests.gateway_process import Door, running_gateway
 
 TIMEOUT_S = 30
@@ -68,8 +68,8 @@ def test_what_was_said_stays_said(door: Door, redis_url: str, tmp_path: Path, st
     store = door.store
     store.write_message("models/tiny/model.pb", model_pb2.Model(name="models/tiny", classes=["ant", "bee"]))
     store.write_message("models/tiny/releases/1.pb", release_pb2.Release(model="models/tiny", version=1))
-    store.write_message(catalog.run("runs/first"), run_pb2.Run(name="runs/first", config={"model": "models/tiny"}))
-    store.write_message(catalog.distillation("runs/first"), region_pb2.Distillation(regions=[region]))
+    store.write_message(keys.run("runs/first"), run_pb2.Run(name="runs/first", config={"model": "models/tiny"}))
+    store.write_message(keys.distillation("runs/first"), region_pb2.Distillation(regions=[region]))
     first = stub.AnnotateRegion(verdict("bee", "one"), timeout=TIMEOUT_S)
     stub.AnnotateRegion(verdict("ant", "two"), timeout=TIMEOUT_S)
     with running_gateway(tmp_path, redis_url) as other, grpc.insecure_channel(other.address) as channel:

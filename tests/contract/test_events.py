@@ -16,9 +16,9 @@ from defuse import Client, LimitExceeded
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.access.tokens import line_of
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.conftest import ROOT, eventually
 from tests.events import attributes, binary, post, request_of, response_of, structured, structured_in_base64
 from tests.gateway_process import running_gateway
@@ -43,7 +43,7 @@ class House:
 
     def arrays(self) -> Any:
         [batch] = batches_in(self.store)
-        return self.store.read_arrays(catalog.observed_images(batch))
+        return self.store.read_arrays(keys.observed_images(batch))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_what_is_stored(house: House) -> None:
     np.testing.assert_array_equal(arrays["image"], images)
     np.testing.assert_array_equal(arrays["scores"], SCORES)
     [batch] = batches_in(house.store)
-    record = house.store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
+    record = house.store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
     assert [one.id for one in record.observations] == ["a-0", "a-1"]
     assert {one.version for one in record.observations} == {"3"}
     assert record.observations[0].time.ToJsonString() == "2026-11-26T14:45:01.500Z"

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from defuse.v1 import generator_service_pb2_grpc, model_pb2, region_pb2, release_pb2, run_pb2
 
-from services.runtime import catalog
+from services.storage import keys
 from tests.conftest import ROOT
 from tests.gateway_process import Door, running_gateway
 from tests.unit.client.test_client import BATCHES, Generator
@@ -30,11 +30,11 @@ def door(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     generator.start()
     with running_gateway(tmp_path_factory.mktemp("gateway"), redis_server, DEFUSE_GENERATOR_URL=address) as found:
         found.plant(RUN)
-        found.store.write_message(catalog.run(RUN.name), RUN)
+        found.store.write_message(keys.run(RUN.name), RUN)
         region = region_pb2.Region(name="runs/first/regions/r1", true_label="ant", predicted_label="bee")
-        found.store.write_message(catalog.model(DIGITS.name), DIGITS)
-        found.store.write_message(f"{catalog.releases(DIGITS.name)}/1.pb", release_pb2.Release(version=1))
-        found.store.write_message(catalog.distillation(RUN.name), region_pb2.Distillation(regions=[region]))
+        found.store.write_message(keys.model(DIGITS.name), DIGITS)
+        found.store.write_message(f"{keys.releases(DIGITS.name)}/1.pb", release_pb2.Release(version=1))
+        found.store.write_message(keys.distillation(RUN.name), region_pb2.Distillation(regions=[region]))
         yield found
     generator.stop(None).wait()
 

@@ -10,14 +10,14 @@ import pytest
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import annotation_pb2, correction_pb2, dataset_pb2, gate_pb2, region_pb2
 
-from services.corrector.gate.bank import IMAGES, Bank
-from services.corrector.gate.judge import Gate
-from services.corrector.release import Releases
-from services.corrector.repository import TritonRepository
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.inference import InferenceClient
+from services.corrector.gate.decision import Gate
+from services.corrector.gate.regression_bank import IMAGES, Bank
+from services.corrector.releases.own_triton import Releases
+from services.corrector.releases.repository import TritonRepository
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.client import InferenceClient
 from tests.unit.corrector import corrections
 from tests.unit.corrector.corrections import CLASSES, DATASET, MODEL, REGIONS, RUN, brightest
 
@@ -83,7 +83,7 @@ class House:
 
     def judge(self, file: bytes, dataset: str = "") -> gate_pb2.GateVerdict:
         digest = hashlib.sha256(file).hexdigest()
-        self.store.write_bytes(catalog.file(digest), file)
+        self.store.write_bytes(keys.file(digest), file)
         return self.gate.judge_file(MODEL, digest, dataset)
 
 
@@ -98,12 +98,12 @@ def house(
     releases = Releases(store, inference, triton_root / "models")
     corrections.build(store, file=candidate())
     pixels = np.random.default_rng(1).integers(256, size=(TEST_IMAGES, 6), dtype=np.uint8)
-    store.write_arrays(catalog.split(DATASET, "test"), {"x": pixels.reshape(-1, 2, 3, 1), "y": brightest(pixels)})
+    store.write_arrays(keys.split(DATASET, "test"), {"x": pixels.reshape(-1, 2, 3, 1), "y": brightest(pixels)})
     regions = [region_pb2.Region(name=name, score=1 / rank) for rank, name in enumerate(REGIONS, start=1)]
-    store.write_message(catalog.distillation(RUN), region_pb2.Distillation(run=RUN, regions=regions))
+    store.write_message(keys.distillation(RUN), region_pb2.Distillation(run=RUN, regions=regions))
     for name, label in zip(REGIONS, CLASSES, strict=False):
         verdict = annotation_pb2.Annotation(region=name, verdict="VERDICT_LABEL", label=label)
-        store.write_message(f"{catalog.annotations(name)}/1.pb", verdict)
+        store.write_message(f"{keys.annotations(name)}/1.pb", verdict)
     model = Catalog(store).model(MODEL)
     repository.add_version("tiny", 1, candidate())
     repository.serve(model, "tiny", [1])
@@ -156,7 +156,7 @@ def test_a_broken_file_is_a_verdict(house: House, file: bytes, words: str) -> No
 def test_images_of_another_kind_are_an_error(house: House) -> None:
     """The candidate is not to blame for a data set that nobody could be asked about."""
     record = dataset_pb2.Dataset(name="datasets/large", label_count=3, image_shape=[8, 8, 1])
-    house.store.write_message(catalog.dataset(record.name), record)
+    house.store.write_message(keys.dataset(record.name), record)
     with pytest.raises(InvalidInput, match="8x8x1"):
         house.judge(candidate(), record.name)
 
@@ -190,7 +190,7 @@ def test_a_release_needs_the_gate_or_an_approver(house: House) -> None:
     correction.config.margin = 0.01
     for name, label in zip(REGIONS, CLASSES, strict=False):
         correction.regions.add(region=name, label=label)
-    house.store.write_bytes(catalog.corrected_file(correction.name), candidate())
+    house.store.write_bytes(keys.corrected_file(correction.name), candidate())
     with pytest.raises(NotReady, match="region gain"):
         house.gate.admit(correction)
     with pytest.raises(NotReady, match="approves"):
@@ -199,9 +199,9 @@ def test_a_release_needs_the_gate_or_an_approver(house: House) -> None:
     assert failed_kinds(verdict) == {"region_gain"}
 
     verdict.passed = True
-    house.store.write_message(catalog.verdict(verdict.name), verdict)
+    house.store.write_message(keys.verdict(verdict.name), verdict)
     assert house.gate.admit(correction) == verdict
     other = annotation_pb2.Annotation(region=REGIONS[0], verdict="VERDICT_LABEL", label=CLASSES[2])
-    house.store.write_message(f"{catalog.annotations(REGIONS[0])}/2.pb", other)
+    house.store.write_message(f"{keys.annotations(REGIONS[0])}/2.pb", other)
     with pytest.raises(NotReady, match="region gain"):
         house.gate.admit(correction)

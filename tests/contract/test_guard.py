@@ -12,12 +12,12 @@ import tritonclient.grpc as triton
 from defuse.guard_outputs import OUTPUTS
 from defuse.v1 import model_pb2
 
-from services.corrector.guard.graph import Knowledge, guard_graph
-from services.corrector.guard.mixture import Mixture
-from services.corrector.release import Releases
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import InferenceClient, preprocess
-from services.runtime.sessions import onnx_function
+from services.corrector.guard.graph import GaussianMixtures, GuardMixtures, guard_graph
+from services.corrector.releases.own_triton import Releases
+from services.onnx_graph.sessions import onnx_function
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
+from services.triton.preprocessing import preprocess
 from tests.onnx_files import build_onnx_classifier
 from tests.restartable_triton import CLASSES, SHAPE, Served, asked, images
 from tests.unit.generator.onnx_pairs import encoder_file
@@ -31,10 +31,10 @@ def guard_file(model: model_pb2.Model, *, threshold: float = 0.0) -> bytes:
     """Return a guard of one region: bright images."""
     generator = np.random.default_rng(0)
     bright, real = (generator.uniform(low, 1, (500, DIM)) for low in (0.6, 0.0))
-    mixture = Mixture.of([real], [1])
-    known = Knowledge(
+    mixture = GaussianMixtures.of([real], [1])
+    known = GuardMixtures(
         names=[REGION],
-        regions=Mixture.of([bright], [1]),
+        regions=GaussianMixtures.of([bright], [1]),
         real=mixture,
         aggregate=mixture,
         log_density=np.linspace(-100, 100, 50),

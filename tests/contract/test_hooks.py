@@ -8,9 +8,9 @@ import pytest
 from defuse.hooks import Monitor
 from defuse.v1 import monitor_pb2
 
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.conftest import eventually
 from tests.gateway_process import running_gateway
 from tests.monitored import batches_in, pictures, plant_model, stored_ids
@@ -39,7 +39,7 @@ def test_what_is_logged_is_stored(redis_url: str, tmp_path: Path, store: Artifac
     said = [
         one.id
         for batch in batches_in(store)
-        for key in store.keys(catalog.truths(batch))
+        for key in store.keys(keys.truths(batch))
         for one in store.read_message(key, monitor_pb2.ObservationBatch).observations
     ]
     assert sorted(said) == [f"o{number}" for number in range(5)]

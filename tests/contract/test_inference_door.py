@@ -14,12 +14,12 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 from tritonclient.utils import shared_memory as system_memory
 
-from services.runtime.transport_regions import OURS
+from services.triton.transport import OWN_REGION_PREFIX
 from tests.conftest import eventually
 from tests.restartable_triton import CLASSES, SHAPE, Served, asked, images
 
 MODEL = "tiny"
-OURS_THERE = f"{OURS}1-of-a-service"
+OURS_THERE = f"{OWN_REGION_PREFIX}1-of-a-service"
 
 
 @pytest.fixture

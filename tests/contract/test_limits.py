@@ -14,7 +14,7 @@ from defuse import Client, InvalidInput, LimitExceeded
 from defuse.connection import Connection
 from defuse.v1 import gateway_service_pb2 as pb
 
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
 from tests.conftest import ROOT, eventually
 
 # What an HTTP/2 client begins with: the preface, and settings that change nothing.

@@ -11,8 +11,8 @@ from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from services.gateway.paging import DEFAULT_SIZE
-from services.runtime import catalog
+from services.gateway.records.paging import DEFAULT_SIZE
+from services.storage import keys
 from tests.gateway_process import Door, running_gateway
 
 Run, Correction = run_pb2.Run, correction_pb2.Correction
@@ -83,10 +83,10 @@ def test_models_and_releases(door: Door, stub: Any, size: int) -> None:
     """Models by name, releases oldest first."""
     for number in range(COUNT):
         name = f"models/model-{number}"
-        door.store.write_message(catalog.model(name), model_pb2.Model(name=name))
+        door.store.write_message(keys.model(name), model_pb2.Model(name=name))
         for version in range(1, number + 2):
             release = release_pb2.Release(model=name, version=version)
-            door.store.write_message(f"{catalog.releases(name)}/{version}.pb", release)
+            door.store.write_message(f"{keys.releases(name)}/{version}.pb", release)
     pages = read(stub.ListModels, pb.ListModelsRequest(page_size=size), "models")
     assert named(pages) == [f"model-{number}" for number in range(COUNT)]
     pages = read(
@@ -99,12 +99,12 @@ def test_models_and_releases(door: Door, stub: Any, size: int) -> None:
 def test_regions_by_score(door: Door, stub: Any, size: int) -> None:
     """The largest score first, equal ones by name; what is named of each is sent."""
     door.plant(run(1))
-    door.store.write_message(catalog.run("runs/run-1"), run(1))
+    door.store.write_message(keys.run("runs/run-1"), run(1))
     regions = [
         region_pb2.Region(name=f"runs/run-1/regions/r{number}", score=number // 2, true_label="ant")
         for number in range(COUNT)
     ]
-    door.store.write_message(catalog.distillation("runs/run-1"), region_pb2.Distillation(regions=regions))
+    door.store.write_message(keys.distillation("runs/run-1"), region_pb2.Distillation(regions=regions))
     request = pb.ListRegionsRequest(run="runs/run-1", page_size=size, read_mask=FieldMask(paths=["name"]))
     pages = read(stub.ListRegions, request, "regions")
     assert named(pages) == ["r6", "r4", "r5", "r2", "r3", "r0", "r1"]

@@ -6,8 +6,8 @@ import pytest
 from defuse.errors import NotReady
 from google.protobuf import text_format
 
-from services.corrector.triton_configs import classifier_config
-from services.runtime.inference import InferenceClient
+from services.corrector.releases.repository import classifier_config
+from services.triton.client import InferenceClient
 from tests.restartable_triton import Served
 
 

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 
 from services.runtime import telemetry
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, PREPARE, Delivery, Queue, StreamState, dead_letters
-from services.runtime.worker import Job, Stage, Worker, cancel_key, keep_measuring
+from services.runtime.worker import Job, Stage, Worker, cancel_key, report_queue_metrics
 from tests.conftest import ROOT
 
 Work = work_pb2.PrepareWork
@@ -165,7 +165,7 @@ def test_what_waits_is_measured(redis_url: str) -> None:
         await next_of(one)
         await asyncio.sleep(0.2)
         telemetry.BACKLOG.labels(PREPARE).set(-1)
-        measuring = asyncio.create_task(keep_measuring(one, [PREPARE]))
+        measuring = asyncio.create_task(report_queue_metrics(one, [PREPARE]))
         async with asyncio.timeout(10):
             while measured("oldest_seconds") in {None, 0} or measured("backlog") == -1:
                 await asyncio.sleep(0.01)

@@ -17,11 +17,11 @@ from defuse.v1 import guard_pb2, monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
 from services.gateway.monitoring import batches
-from services.gateway.monitoring.reports import HOUR
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import as_floats, preprocess
-from services.runtime.processes import free_port
+from services.gateway.monitoring.batches import HOUR
+from services.localstack.child_process import free_port
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.triton.preprocessing import as_floats, preprocess
 from tests.conftest import eventually
 from tests.gateway_process import Door, running_gateway
 from tests.monitored import (
@@ -62,7 +62,7 @@ def test_a_batch_is_stored_and_handed_on(door: Door, stub: Any) -> None:
     """Inputs and pictures become images again, scores and the rest are kept; the stage is told of the newest guard."""
     for number in (1, 2, 10):
         name = f"{MODEL}/guards/{number}"
-        door.store.write_message(catalog.guard(name), guard_pb2.Guard(name=name))
+        door.store.write_message(keys.guard(name), guard_pb2.Guard(name=name))
     images = pictures(2)
     model = plant_model(door.store)
     sent = preprocess(as_floats(images), model)[0].tobytes()
@@ -75,12 +75,12 @@ def test_a_batch_is_stored_and_handed_on(door: Door, stub: Any) -> None:
     assert stub.Report(messages("one", observations), timeout=TIMEOUT_S).stored == 3
     [batch] = batches_in(door.store)
     assert batch.endswith("/one")
-    arrays = door.store.read_arrays(catalog.observed_images(batch))
+    arrays = door.store.read_arrays(keys.observed_images(batch))
     np.testing.assert_array_equal(arrays["image"], images)
     np.testing.assert_array_equal(arrays["has_image"], [True, True, False])
     np.testing.assert_array_equal(arrays["scores"], np.array([[1, 2, 3], [0, 0, 0], [0.5, 0, 0]], np.float32))
     np.testing.assert_array_equal(arrays["has_scores"], [True, False, True])
-    record = door.store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
+    record = door.store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
     kept = monitor_pb2.Observation(id="a", time=observations[0].time, version="4", truth="bee")
     assert record.observations[0] == kept
     assert [one.id for one in record.observations] == ["a", "b", "c"]
@@ -106,9 +106,9 @@ def test_another_batch_under_the_same_id(stub: Any) -> None:
 def test_the_same_batch_in_another_hour(door: Door, stub: Any) -> None:
     """Also where Redis has lost what it knew."""
     hour = (datetime.now(UTC) - timedelta(hours=1)).strftime(HOUR)
-    batch = f"{catalog.observations(MODEL, hour)}/one"
+    batch = f"{keys.observations(MODEL, hour)}/one"
     earlier = monitor_pb2.ObservationBatch(observations=[monitor_pb2.Observation(id="a")])
-    door.store.write_message(catalog.reported(batch), earlier)
+    door.store.write_message(keys.reported(batch), earlier)
     assert report(stub, "one", ["a", "b"]) == 1
     assert batches_in(door.store) == [batch]
 
@@ -219,15 +219,15 @@ def test_killed_in_the_middle(redis_url: str, tmp_path: Path) -> None:
     found = batches_in(door.store)
     assert sorted(work.batch for work in works(redis_url)) == sorted(found)
     for batch in found:
-        assert len(door.store.read_arrays(catalog.observed_images(batch))["image"]) == Reporters.ROWS
+        assert len(door.store.read_arrays(keys.observed_images(batch))["image"]) == Reporters.ROWS
 
 
 def watch(door: Door, batch: str) -> None:
     """Look at a batch, as the stage does."""
-    kept = door.store.read_arrays(catalog.observed_images(batch))
+    kept = door.store.read_arrays(keys.observed_images(batch))
     rows = np.arange(len(kept["id"]))
     seen = {"id": kept["id"], "latent": rows.astype(np.float32)[:, None], "predicted": rows % 3}
-    door.store.write_arrays(catalog.watched(batch), seen)
+    door.store.write_arrays(keys.watched(batch), seen)
 
 
 def test_truth(door: Door, stub: Any) -> None:
@@ -240,7 +240,7 @@ def test_truth(door: Door, stub: Any) -> None:
     said = {
         batch.rpartition("/")[2]: [
             [(one.id, one.truth) for one in door.store.read_message(key, monitor_pb2.ObservationBatch).observations]
-            for key in door.store.keys(catalog.truths(batch))
+            for key in door.store.keys(keys.truths(batch))
         ]
         for batch in batches_in(door.store)
     }
@@ -255,7 +255,7 @@ def test_deletion(door: Door, stub: Any) -> None:
     report(stub, "two", ["d"])
     stub.AttachTruth(pb.AttachTruthRequest(model=MODEL, truths={"b": "bee", "c": "cat"}), timeout=TIMEOUT_S)
     one, two = batches_in(door.store)
-    before = door.store.read_arrays(catalog.observed_images(one))
+    before = door.store.read_arrays(keys.observed_images(one))
     for batch in (one, two):
         watch(door, batch)
     request = pb.DeleteObservationsRequest(model=MODEL, ids=["b", "d", "never", "b"])
@@ -263,11 +263,11 @@ def test_deletion(door: Door, stub: Any) -> None:
     assert batches_in(door.store) == [one]
     assert door.store.keys(two) == []
     assert stored_ids(door.store) == ["a", "c"]
-    after = door.store.read_arrays(catalog.observed_images(one))
+    after = door.store.read_arrays(keys.observed_images(one))
     np.testing.assert_array_equal(after["image"], before["image"][[0, 2]])
     np.testing.assert_array_equal(after["id"], batches.digests(["a", "c"]))
-    np.testing.assert_array_equal(door.store.read_arrays(catalog.watched(one))["latent"], [[0], [2]])
-    [truth] = door.store.keys(catalog.truths(one))
+    np.testing.assert_array_equal(door.store.read_arrays(keys.watched(one))["latent"], [[0], [2]])
+    [truth] = door.store.keys(keys.truths(one))
     said = door.store.read_message(truth, monitor_pb2.ObservationBatch).observations
     assert [(observed.id, observed.truth) for observed in said] == [("c", "cat")]
     assert stub.DeleteObservations(request, timeout=TIMEOUT_S).deleted == 2  # the answer of the first
@@ -283,12 +283,12 @@ def test_a_deletion_that_was_cut_short(door: Door, stub: Any) -> None:
     report(stub, "one", ["a", "b"])
     [batch] = batches_in(door.store)
     watch(door, batch)
-    record = door.store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
+    record = door.store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
     del record.observations[1]
-    door.store.write_message(catalog.reported(batch), record)  # and died
+    door.store.write_message(keys.reported(batch), record)  # and died
     request = pb.DeleteObservationsRequest(model=MODEL, ids=["b"])
     assert stub.DeleteObservations(request, timeout=TIMEOUT_S).deleted == 1
-    for key in (catalog.observed_images(batch), catalog.watched(batch)):
+    for key in (keys.observed_images(batch), keys.watched(batch)):
         np.testing.assert_array_equal(door.store.read_arrays(key)["id"], batches.digests(["a"]))
 
 
@@ -307,8 +307,8 @@ def test_retention(redis_url: str, tmp_path: Path) -> None:
             assert (found.name, found.config) == (f"{MODEL}/monitor", answer)
         for hours in (1, 4):
             hour = (datetime.now(UTC) - timedelta(hours=hours)).strftime(HOUR)
-            planted.append(f"{catalog.observations(MODEL, hour)}/one")
-            door.store.write_message(catalog.reported(planted[-1]), monitor_pb2.ObservationBatch(observations=[{}]))
+            planted.append(f"{keys.observations(MODEL, hour)}/one")
+            door.store.write_message(keys.reported(planted[-1]), monitor_pb2.ObservationBatch(observations=[{}]))
     with running_gateway(tmp_path, redis_url) as door:  # which looks when it begins
         eventually(lambda: not door.store.keys(planted[1]))
         assert batches_in(door.store) == planted[:1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from defuse import Client, DeadlineExceeded, DefuseError, Unavailable
 
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
 from tests.conftest import ROOT, eventually
 
 MAKE = ROOT / "deploy" / "make-certificates.sh"

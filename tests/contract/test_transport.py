@@ -10,8 +10,8 @@ import pytest
 import torch
 from defuse.errors import Unavailable
 
-from services.runtime.inference import InferenceClient
-from services.runtime.transport import CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY
+from services.triton.client import InferenceClient
+from services.triton.transport import CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY
 from tests.conftest import eventually
 from tests.restartable_triton import TOLERANCE, Served, images
 

@@ -13,8 +13,8 @@ import pytest
 from defuse.errors import Cancelled, Unavailable
 from onnx import helper
 
-from services.runtime.inference import InferenceClient
-from services.runtime.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY
+from services.triton.client import InferenceClient
+from services.triton.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY
 from tests.conftest import ROOT, eventually
 from tests.restartable_triton import TOLERANCE, Served, images, shared_files
 
@@ -27,9 +27,9 @@ SERVICE = """
 import sys
 import numpy as np
 from defuse.v1 import model_pb2
-from services.runtime.dependencies import Dependencies
+from services.dependencies import Dependencies
 from services.runtime.server import Service, serve
-from services.runtime.transport_settings import TransportSettings
+from services.dependencies import TransportSettings
 
 def build(settings):
     needs = Dependencies.of(settings)

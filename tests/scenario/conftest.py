@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.runtime.catalog import Catalog
-from services.runtime.groups import group
-from services.runtime.inference import InferenceClient
+from services.storage.catalog import Catalog
+from services.storage.safetensors import group
+from services.triton.client import InferenceClient
 from tests.conftest import Stack
 from tests.planted import CLASSES, TRUE, Planted, plant
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from defuse.v1 import model_pb2
 
-from services.corrector.adopted import OPERATOR
-from services.corrector.repository import TritonRepository
-from services.corrector.signature import read_signature
-from services.runtime.inference import InferenceClient
+from services.corrector.releases.external_triton import OPERATOR
+from services.corrector.releases.repository import TritonRepository
+from services.corrector.releases.signature import read_signature
+from services.triton.client import InferenceClient
 from tests.conftest import Stack, eventually, running_stack
 from tests.onnx_files import declare
 from tests.planted import CLASSES, TRUE, Planted

@@ -9,13 +9,13 @@ import pytest
 from defuse import Client, InvalidInput, Preprocessing
 from PIL import Image
 
-from services.generator.draws import perturbations
+from services.generator.perturbations import perturbations
 from services.generator.pipeline import rounded
-from services.generator.workbench import law_of
-from services.runtime import catalog
-from services.runtime.autoencoder import read_decoder
-from services.runtime.catalog import Catalog
-from services.runtime.inference import InferenceClient
+from services.generator.run_context import noise_model_of
+from services.latent_space.autoencoder import read_decoder
+from services.storage import keys
+from services.storage.catalog import Catalog
+from services.triton.client import InferenceClient
 from tests.conftest import Stack, eventually
 from tests.planted import CLASSES, TRUE, WRONG, Planted
 from tests.scenario.conftest import SEARCH, failures
@@ -41,7 +41,7 @@ def test_every_failure_is_found_again_from_its_identity(local_stack: Stack) -> N
     """Run, source, round and draw of a failure give the same latent, and the served classifier is wrong again."""
     reader, found = Catalog(local_stack.store), failures(local_stack, RUN)
     run = reader.run(f"runs/{RUN}")
-    sources = local_stack.store.read_arrays(catalog.sources(run.name))
+    sources = local_stack.store.read_arrays(keys.sources(run.name))
     mu = np.concatenate(
         [local_stack.store.read_arrays(key)["mu"] for key in local_stack.store.keys(f"{run.name}/sources")]
     )
@@ -52,7 +52,7 @@ def test_every_failure_is_found_again_from_its_identity(local_stack: Stack) -> N
         rows = found["round"] == round_
         source = found["source"][rows]
         _, z = perturbations(
-            law_of(run),
+            noise_model_of(run),
             sources["sd_agg"],
             mu=mu[np.searchsorted(sources["index"], source)],
             source=source,
@@ -149,7 +149,7 @@ def test_a_pair_of_ones_own_and_an_oracle(
     """A run with the user's own encoder and decoder trains nothing, finds the spot, and asks the oracle too."""
     config = Catalog(local_stack.store).run(f"runs/{RUN}").config
     for part in ("encoder", "decoder"):
-        (tmp_path / f"{part}.onnx").write_bytes(local_stack.store.read_bytes(catalog.vae(config, f"{part}.onnx")))
+        (tmp_path / f"{part}.onnx").write_bytes(local_stack.store.read_bytes(keys.vae(config, f"{part}.onnx")))
     with local_stack.client() as client:
         client.add_model("twin", planted.onnx, CLASSES, Preprocessing(mean=(planted.mean,), std=(planted.std,)))
         with pytest.raises(InvalidInput, match="agrees with itself"):

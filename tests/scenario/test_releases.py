@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc as triton
 from onnx import numpy_helper
 
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
 from tests.conftest import ROOT, Stack, eventually
 from tests.planted import CLASSES, TRUE, Planted
 from tests.scenario.conftest import corrected_spot, register

@@ -8,8 +8,8 @@ from defuse.errors import NotReady
 from defuse.v1 import model_pb2
 from hypothesis import settings
 
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import InferenceClient
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
 from tests.onnx_files import build_onnx_classifier, declare
 
 # An example may take as long as a busy machine needs.

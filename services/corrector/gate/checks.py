@@ -16,8 +16,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.stats import binom, norm
 
-from services.corrector.augmentation import Array
-from services.corrector.paired import CONFIDENCE, PairedDifference, Readings
+from services.arrays import Array
+from services.statistics.paired_tests import CONFIDENCE, AccuracyDifference, PairedReadings
 
 Kind = Literal["file", "test", "class", "calibration", "region_gain", "region", "parity", "latency"]
 # Chance, over all classes or all regions together, of stopping a candidate that is as good as the base version.
@@ -39,7 +39,7 @@ _TEMPERATURES = (-4.0, 4.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class CheckResult:
     """A figure against a bound. `trials` is how many images or turns it rests on."""
 
     kind: Kind
@@ -52,16 +52,16 @@ class Check:
     rule: str
 
 
-def file_check(fault: str) -> Check:
+def file_check(fault: str) -> CheckResult:
     """Say whether the candidate can be compared at all; `fault` is empty where it can."""
-    return Check(
+    return CheckResult(
         kind="file",
         passed=not fault,
         rule=fault or "takes and gives what callers of the base version send and expect, and is served",
     )
 
 
-def accuracy_check(readings: Readings, margin: float = TEST_MARGIN) -> Check:
+def accuracy_check(readings: PairedReadings, margin: float = TEST_MARGIN) -> CheckResult:
     """Ask whether the accuracy on the test split is non-inferior by a margin."""
     difference = readings.difference
     low, _ = difference.interval()
@@ -75,18 +75,18 @@ def accuracy_check(readings: Readings, margin: float = TEST_MARGIN) -> Check:
     )
 
 
-def class_checks(readings: Readings, labels: Array, classes: Sequence[str]) -> list[Check]:
+def class_checks(readings: PairedReadings, labels: Array, classes: Sequence[str]) -> list[CheckResult]:
     """Ask of every class that has test images whether it has lost; labels are class ids (n,)."""
     present = np.unique(labels).tolist()
     return _losses("class", {classes[label]: readings.take(labels == label) for label in present}, CLASS_MARGIN)
 
 
-def region_checks(regions: Mapping[str, Readings]) -> list[Check]:
+def region_checks(regions: Mapping[str, PairedReadings]) -> list[CheckResult]:
     """Ask of every region of the bank, by name, whether it has lost."""
     return _losses("region", regions, REGION_MARGIN)
 
 
-def gain_check(readings: Readings) -> Check:
+def gain_check(readings: PairedReadings) -> CheckResult:
     """Ask whether the regions that a candidate corrects are read better, on held-out images that decided on nothing."""
     difference = readings.difference
     low, _ = difference.interval()
@@ -102,7 +102,7 @@ def gain_check(readings: Readings) -> Check:
     )
 
 
-def calibration_check(before: Array, after: Array, labels: Array) -> Check:
+def calibration_check(before: Array, after: Array, labels: Array) -> CheckResult:
     """Ask whether the candidate's answers are miscalibrated by more than the base version's, beyond chance.
 
     Log-probabilities (n, k) and labels (n,). The figure is the increase of what one temperature for all images would
@@ -112,7 +112,7 @@ def calibration_check(before: Array, after: Array, labels: Array) -> Check:
     figure = float(increase.mean())
     half = float(norm.ppf((1 + CONFIDENCE) / 2) * increase.std() / math.sqrt(len(increase)))
     bound = max(CALIBRATION_MARGIN, CALIBRATION_SHARE * float(_losses_of(before, labels).mean()))
-    return Check(
+    return CheckResult(
         kind="calibration",
         figure=figure,
         interval=(figure - half, figure + half),
@@ -123,12 +123,12 @@ def calibration_check(before: Array, after: Array, labels: Array) -> Check:
     )
 
 
-def parity_check(executions: str, batch_size: int, one: Array, other: Array) -> Check:
+def parity_check(executions: str, batch_size: int, one: Array, other: Array) -> CheckResult:
     """Ask whether two executions of the candidate agree on a batch, (n, k) each."""
     scale = max(1.0, float(np.abs(one).max(initial=0.0)))
     agrees = one.shape == other.shape and bool(np.isfinite(one).all() and np.isfinite(other).all())
     figure = float(np.abs(one - other).max(initial=0.0)) / scale if agrees else 1.0
-    return Check(
+    return CheckResult(
         kind="parity",
         subject=f"{executions}, batch {batch_size}",
         figure=figure,
@@ -139,7 +139,7 @@ def parity_check(executions: str, batch_size: int, one: Array, other: Array) -> 
     )
 
 
-def latency_check(batch_size: int, before: Array, after: Array) -> Check:
+def latency_check(batch_size: int, before: Array, after: Array) -> CheckResult:
     """Ask whether requests are shown to take longer; seconds of n requests to each, taken in turns, (n,).
 
     The figure is the median of the ratios of neighbours, with the exact interval of a median: what slows the machine
@@ -148,7 +148,7 @@ def latency_check(batch_size: int, before: Array, after: Array) -> Check:
     ratios = np.sort(after / before)
     rank = int(binom.ppf((1 - CONFIDENCE) / 2, len(ratios), 0.5))
     low, high = float(ratios[max(rank - 1, 0)]), float(ratios[min(len(ratios) - rank, len(ratios) - 1)])
-    return Check(
+    return CheckResult(
         kind="latency",
         subject=f"batch {batch_size}",
         figure=float(np.median(ratios)),
@@ -160,7 +160,7 @@ def latency_check(batch_size: int, before: Array, after: Array) -> Check:
     )
 
 
-def _losses(kind: Kind, readings: Mapping[str, Readings], margin: float) -> list[Check]:
+def _losses(kind: Kind, readings: Mapping[str, PairedReadings], margin: float) -> list[CheckResult]:
     differences = {subject: one.difference for subject, one in readings.items()}
     shown = _holm([difference.p_lost() for difference in differences.values()])
     return [
@@ -177,8 +177,10 @@ def _losses(kind: Kind, readings: Mapping[str, Readings], margin: float) -> list
     ]
 
 
-def _change(kind: Kind, subject: str, difference: PairedDifference, *, bound: float, passed: bool, rule: str) -> Check:
-    return Check(
+def _change(
+    kind: Kind, subject: str, difference: AccuracyDifference, *, bound: float, passed: bool, rule: str
+) -> CheckResult:
+    return CheckResult(
         kind=kind,
         subject=subject,
         figure=difference.value,

@@ -1,24 +1,99 @@
-"""A candidate beside the version that callers get, on everything that is known of their model."""
+"""A candidate compared with the champion: outputs, latency, parity, on everything known of their model."""
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx
 import torch
-from defuse.errors import InvalidInput
+from defuse.errors import DeadlineExceeded, DefuseError, InvalidInput, Unavailable
 from defuse.v1 import model_pb2
 from scipy.special import log_softmax
 
-from services.corrector.augmentation import Array
-from services.corrector.gate import checks, latency
-from services.corrector.gate.bank import Bank
-from services.corrector.gate.checks import Check
-from services.corrector.gate.version import Version
-from services.corrector.measuring import LocalVersion
-from services.corrector.onnx_module import OnnxModule
-from services.corrector.paired import Readings
-from services.runtime.catalog import LabelledImages
-from services.runtime.inference import as_floats, preprocess
+from services.arrays import Array
+from services.corrector.evaluation import LocalVersion
+from services.corrector.gate import checks
+from services.corrector.gate.checks import CheckResult
+from services.corrector.gate.regression_bank import Bank
+from services.onnx_graph.module import OnnxModule
+from services.statistics.paired_tests import PairedReadings
+from services.storage.catalog import LabelledImages
+from services.triton.preprocessing import as_floats, preprocess
+
+
+class Version(Protocol):
+    """Images in, logits out."""
+
+    model: model_pb2.Model
+    # Whether Triton answers.
+    served: bool
+
+    def classify(self, images: Array) -> Array:
+        """Return the logits (n, k) of images (n, c, h, w) in [0, 1]."""
+
+    def classify_stored(self, images: Array) -> Array:
+        """Return the logits (n, k) of stored images (n, h, w, c) uint8."""
+
+
+class CandidateFaults:
+    """A candidate whose errors are its own fault: InvalidInput, unless Triton is away."""
+
+    def __init__(self, version: Version) -> None:
+        self.model, self.served = version.model, version.served
+        self._version = version
+
+    def classify(self, images: Array) -> Array:
+        return self._asked(self._version.classify, images)
+
+    def classify_stored(self, images: Array) -> Array:
+        return self._asked(self._version.classify_stored, images)
+
+    def _asked(self, ask: Callable[[Array], Array], images: Array) -> Array:
+        try:
+            return ask(images)
+        except (Unavailable, DeadlineExceeded):
+            raise
+        except DefuseError as error:
+            raise InvalidInput(
+                f"the candidate does not answer {len(images)} images: {error.message}", reason="NO_ANSWER"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedCandidate:
+    """A candidate, and name and version under which Triton serves it; no name where it runs here."""
+
+    name: str
+    version: int
+    classifier: Version
+
+
+# Turns for each batch size; fewer where they would take longer than this in all, but some.
+_TURNS, _LEAST_TURNS, _MOST_S = 60, 8, 15.0
+# Requests to each before the first turn counts.
+_WARM_UP = 3
+
+
+def seconds(before: Version, after: Version, images: Array) -> tuple[Array, Array]:
+    """Return how long the same request takes with each version, in turns, (n,) seconds each.
+
+    Images (m, c, h, w) in [0, 1] are one request. Who comes first changes from turn to turn.
+    """
+    versions = (before, after)
+    for version in versions * _WARM_UP:
+        version.classify(images)
+    taken: list[list[float]] = [[], []]
+    end = time.monotonic() + _MOST_S
+    while len(taken[0]) < _TURNS and (len(taken[0]) < _LEAST_TURNS or time.monotonic() < end):
+        first = len(taken[0]) % 2
+        for position in (first, 1 - first):
+            begin = time.perf_counter()
+            versions[position].classify(images)
+            taken[position].append(time.perf_counter() - begin)
+    return np.array(taken[0]), np.array(taken[1])
+
 
 # Images that are asked about alone and in a batch.
 _ALONE = 8
@@ -48,21 +123,21 @@ class Comparison:
         self._answers = [np.asarray(log_softmax(one, axis=1)) for one in logits]
 
     @property
-    def test(self) -> Readings:
+    def test(self) -> PairedReadings:
         """What both read correctly of the test split."""
         before, after = (answers.argmax(axis=1) == self._labels for answers in self._answers)
-        return Readings(before=before, after=after)
+        return PairedReadings(before=before, after=after)
 
-    def region(self, images: Array, label_id: int) -> Readings:
+    def region(self, images: Array, label_id: int) -> PairedReadings:
         """Return what both read correctly of images (n, c, h, w) in [0, 1] of one class."""
         before, after = (
             _few_at_a_time(version.classify, images).argmax(axis=1) == label_id for version in (self.before, self.after)
         )
-        return Readings(before=before, after=after)
+        return PairedReadings(before=before, after=after)
 
     def checks(
-        self, bank: Bank, file: bytes, *, gain: Readings | None = None, say: Say = lambda _: None
-    ) -> Iterator[Check]:
+        self, bank: Bank, file: bytes, *, gain: PairedReadings | None = None, say: Say = lambda _: None
+    ) -> Iterator[CheckResult]:
         """Yield every check of a candidate, whose ONNX file is given; `gain` where it corrects regions."""
         yield checks.accuracy_check(self.test)
         yield from checks.class_checks(self.test, self._labels, self.model.classes)
@@ -76,14 +151,14 @@ class Comparison:
         yield from self._parities(file)
         yield from self._latencies()
 
-    def _banked(self, bank: Bank) -> dict[str, Readings]:
+    def _banked(self, bank: Bank) -> dict[str, PairedReadings]:
         classes = list(self.model.classes)
         return {
             name: self.region(as_floats(bank.images(name, label)), classes.index(label))
             for name, label in bank.regions().items()
         }
 
-    def _parities(self, file: bytes) -> Iterator[Check]:
+    def _parities(self, file: bytes) -> Iterator[CheckResult]:
         here, network = LocalVersion(file, self.model), _network(file)
         for size in self._batch_sizes():
             images = self._request(size)
@@ -97,10 +172,10 @@ class Comparison:
                 alone = np.concatenate([self.after.classify(images[row : row + 1]) for row in range(min(size, _ALONE))])
                 yield checks.parity_check("alone and in a batch", size, served[:_ALONE], alone)
 
-    def _latencies(self) -> Iterator[Check]:
+    def _latencies(self) -> Iterator[CheckResult]:
         sizes = self._batch_sizes()
         for size in sorted({sizes[0], sizes[-1]}):
-            yield checks.latency_check(size, *latency.seconds(self.before, self.after, self._request(size)))
+            yield checks.latency_check(size, *seconds(self.before, self.after, self._request(size)))
 
     def _batch_sizes(self) -> list[int]:
         fixed = self.model.fixed_batch_size

@@ -1,12 +1,8 @@
-"""The guard as one ONNX graph: the classifier's own input -> encoder -> which region, how likely, inside or not.
-
-Written around the encoder's graph at its own opset, whoever exported it: every operator here means the same from opset
-13 on.
-"""
+"""The guard as one ONNX graph: classifier input -> encoder -> region, risk, inside or not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -14,8 +10,52 @@ from defuse.guard_outputs import INDEX, INSIDE, REGION, RISK, TYPICALITY
 from defuse.v1 import model_pb2
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
-from services.corrector.augmentation import Array
-from services.corrector.guard.mixture import Mixture
+from services.arrays import Array
+
+# Least variance of a component, in squared aggregate sds: latents that lie in a plane would have none.
+_LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianMixtures:
+    """Gaussians over points x (n, d): k weights, means and inverses of the lower Cholesky factors of covariances."""
+
+    log_weight: Array  # (k,)
+    mean: Array  # (k, d)
+    whitening: Array  # (k, d, d)
+
+    @classmethod
+    def of(cls, parts: Sequence[Array], weights: Sequence[float]) -> Self:
+        """Fit one Gaussian to each of k sets of points (n, d), none of which is empty.
+
+        Small sets lean on the covariance that all have in common, which counts as much as d points: the mean of the
+        posterior under the Wishart prior that the distiller's mixture has.
+        """
+        pooled = _pooled(parts)
+        covariances = [_covariance(x, pooled) for x in parts]
+        return cls(
+            log_weight=np.log(np.asarray(weights) / np.sum(weights)),
+            mean=np.stack([x.mean(axis=0, dtype=np.float64) for x in parts]),
+            whitening=np.stack([np.linalg.inv(np.linalg.cholesky(covariance)) for covariance in covariances]),
+        )
+
+    @property
+    def log_scale(self) -> Array:
+        """The log of weight times density at the mean, but for `(2 pi)^(-d/2)`, (k,)."""
+        return np.asarray(self.log_weight + np.log(np.diagonal(self.whitening, axis1=1, axis2=2)).sum(axis=1))
+
+
+def _pooled(parts: Sequence[Array]) -> Array:
+    """Return the covariance (d, d) within sets of points."""
+    centred = np.concatenate([x - x.mean(axis=0, dtype=np.float64) for x in parts])
+    return np.asarray(centred.T @ centred / len(centred)) + _LEAST_VARIANCE * np.eye(centred.shape[1])
+
+
+def _covariance(x: Array, believed: Array) -> Array:
+    count, dim = x.shape
+    centred = x - x.mean(axis=0, dtype=np.float64)
+    return np.asarray((dim * believed + centred.T @ centred) / (dim + count))
+
 
 # The outputs' ONNX types, in their order.
 _TYPES = {
@@ -30,21 +70,21 @@ _ENCODER = "encoder_"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knowledge:
+class GuardMixtures:
     """What the guard tells images by: mixtures over latents in units of `scale`, and how usual real images are."""
 
     # Names of the regions, k of them, in the order of the mixture's components.
     names: Sequence[str]
-    regions: Mixture
-    real: Mixture
+    regions: GaussianMixtures
+    real: GaussianMixtures
     # (d,): posterior means are divided by it.
     scale: Array
     # Log densities of real images under `aggregate`, ascending, (q,): what typicality is told from.
-    aggregate: Mixture
+    aggregate: GaussianMixtures
     log_density: Array
 
 
-def guard_graph(encoder: bytes, model: model_pb2.Model, known: Knowledge, *, threshold: float) -> bytes:
+def guard_graph(encoder: bytes, model: model_pb2.Model, known: GuardMixtures, *, threshold: float) -> bytes:
     """Return the ONNX file of a guard; `threshold` is the least risk that counts as inside.
 
     Its input is the classifier's, preprocessed as the classifier declares it, (n, ...). Its outputs are (n, 1) each:
@@ -142,7 +182,7 @@ def _per_channel(values: Sequence[float]) -> Array:
     return np.asarray(values, np.float32).reshape(-1, 1, 1)
 
 
-def _head(write: _Writer, mu: str, known: Knowledge, threshold: float) -> None:
+def _head(write: _Writer, mu: str, known: GuardMixtures, threshold: float) -> None:
     """Write what follows the encoder, from posterior means (n, d) to the outputs."""
     # Around a point amid the real images: far from it, float32 knows no distances.
     centre = np.exp(known.real.log_weight) @ known.real.mean
@@ -163,7 +203,7 @@ def _head(write: _Writer, mu: str, known: Knowledge, threshold: float) -> None:
     write.add("Div", count, write.number(len(known.log_density)), name=TYPICALITY)
 
 
-def _log_density(write: _Writer, x: str, mixture: Mixture, centre: Array) -> tuple[str, str]:
+def _log_density(write: _Writer, x: str, mixture: GaussianMixtures, centre: Array) -> tuple[str, str]:
     """Write the log density (n, 1) of points x (n, d) around a centre, but for `(2 pi)^(-d/2)`, and the likeliest
     component (n, 1).
     """

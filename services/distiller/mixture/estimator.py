@@ -5,24 +5,21 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
-from services.distiller.mixture import starts
-from services.distiller.mixture.ascent import Ascent
-from services.distiller.mixture.coordinates import Coordinates, definite
+from services.arrays import Array
+from services.distiller.mixture import init
 from services.distiller.mixture.covariances import SHAPES, CovarianceType, reduced
-from services.distiller.mixture.expectation import normalise_
-from services.distiller.mixture.fitting import Fit, State
-from services.distiller.mixture.points import Chunk, Points, Rows
+from services.distiller.mixture.data import Chunk, Coordinates, Points, Rows, definite
+from services.distiller.mixture.e_step import LEAST_DIM, normalise_
+from services.distiller.mixture.em import EMLoop
+from services.distiller.mixture.fit_state import Fit, FitState
+from services.distiller.mixture.init import Start
+from services.distiller.mixture.parallel import Reducer
 from services.distiller.mixture.posterior import Prior
-from services.distiller.mixture.screening import LEAST_DIM
-from services.distiller.mixture.starts import Start
-from services.distiller.mixture.together import Crew
 
-Array = npt.NDArray[Any]
 # Blocks of a memoized pass, and the fewest points that are worth one.
 _BLOCKS, _LEAST_BLOCK = 8, 4_000
 # How often a prior is learned, and the fit goes on with it.
@@ -116,12 +113,12 @@ class DirichletProcessMixture:
         `check` is told the bound after every pass over the data, and may raise to stop. Raises ValueError for data or
         parameters that make no sense.
         """
-        crew, ascent = self._crew(), Ascent(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
-        points = self._points(X, categories, category_sizes, crew)
-        with crew.at_work():
-            best: State | None = None
+        reducer, ascent = self._reducer(), EMLoop(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
+        points = self._points(X, categories, category_sizes, reducer)
+        with reducer.at_work():
+            best: FitState | None = None
             for number in range(1 if responsibilities is not None else self.n_init):
-                fit, state = self._begin(points, crew, number, responsibilities, check)
+                fit, state = self._begin(points, reducer, number, responsibilities, check)
                 ascent.climb(fit, state, self._generator(number))
                 if best is None or state.bound > best.bound:
                     best, chosen = state, fit
@@ -163,7 +160,7 @@ class DirichletProcessMixture:
         """Fit, and return the likeliest component of each point, (n,)."""
         return self.fit(X, categories=categories).predict(X, categories=categories)
 
-    def _points(self, X: Rows, categories: Sequence[Array], sizes: Sequence[int] | None, crew: Crew) -> Points:
+    def _points(self, X: Rows, categories: Sequence[Array], sizes: Sequence[int] | None, reducer: Reducer) -> Points:
         if len(X.shape) != 2 or not all(X.shape):
             raise ValueError(f"X has shape {tuple(X.shape)}: give points (n, d), at least one")
         if self.n_components < 1:
@@ -175,7 +172,7 @@ class DirichletProcessMixture:
                 raise ValueError(
                     f"{len(values)} values of a category for {X.shape[0]} points: give class ids from 0, (n,)"
                 )
-        seen = crew.largest([1 + int(np.max(values)) for values in categories])
+        seen = reducer.largest([1 + int(np.max(values)) for values in categories])
         if sizes is not None and any(size < most for size, most in zip(sizes, seen, strict=True)):
             raise ValueError(f"category_sizes are {list(sizes)}, but class ids go up to {[most - 1 for most in seen]}")
         device = torch.device(self.device)
@@ -187,36 +184,36 @@ class DirichletProcessMixture:
             device=device,
         )
 
-    def _crew(self) -> Crew:
+    def _reducer(self) -> Reducer:
         threads = self.threads or (torch.get_num_threads() if self.device == "cpu" else 1)
-        return Crew(threads, self.group)
+        return Reducer(threads, self.group)
 
     def _begin(
         self,
         points: Points,
-        crew: Crew,
+        reducer: Reducer,
         number: int,
         responsibilities: Array | None,
         check: Callable[[float], None],
-    ) -> tuple[Fit, State]:
-        mean, covariance = points.moments(crew)
+    ) -> tuple[Fit, FitState]:
+        mean, covariance = points.moments(reducer)
         covariance = definite(covariance)
         coordinates = Coordinates.of(mean, covariance, self.covariance_type)
-        fit = self._fit_in(points, crew, coordinates, covariance, mean, check)
+        fit = self._fit_in(points, reducer, coordinates, covariance, mean, check)
         sums = self._started(fit, number, responsibilities)
         if self.covariance_type == "full" and points.dim >= LEAST_DIM:
             # The dimensions in which the components differ most come first: the screening looks at these.
             total = sum((block.features for block in sums), torch.zeros_like(sums[0].features))
             means = total[:, 1 : 1 + points.dim] / total[:, :1].clamp_min(1.0)
             turn = torch.linalg.eigh((total[:, :1] * means).T @ means)[1].flip(1)
-            fit = self._fit_in(points, crew, coordinates.turned(turn), covariance, mean, check)
+            fit = self._fit_in(points, reducer, coordinates.turned(turn), covariance, mean, check)
             sums = self._started(fit, number, responsibilities)
         return fit, fit.begin(sums)
 
     def _started(self, fit: Fit, number: int, responsibilities: Array | None) -> list[Any]:
         if responsibilities is not None:
-            return starts.given(fit, torch.as_tensor(responsibilities))
-        return starts.begin(fit, self.init_params, self._generator(number))
+            return init.given_sums(fit, torch.as_tensor(responsibilities))
+        return init.initial_sums(fit, self.init_params, self._generator(number))
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.random_state + number)
@@ -224,19 +221,19 @@ class DirichletProcessMixture:
     def _fit_in(
         self,
         points: Points,
-        crew: Crew,
+        reducer: Reducer,
         coordinates: Coordinates,
         covariance: Tensor,
         mean: Tensor,
         check: Callable[[float], None],
     ) -> Fit:
         inside = replace(points, coordinates=coordinates)
-        (count,) = crew.total([torch.tensor(float(len(points)), dtype=torch.float64)])
+        (count,) = reducer.total([torch.tensor(float(len(points)), dtype=torch.float64)])
         most = self.blocks or min(_BLOCKS, max(int(count) // _LEAST_BLOCK, 1))
         return Fit(
             points=inside,
             prior=self._prior(coordinates, covariance, mean),
-            crew=crew,
+            reducer=reducer,
             blocks=inside.blocks(most),
             count=int(count),
             check=check,
@@ -269,7 +266,7 @@ class DirichletProcessMixture:
             category_concentration=self.category_concentration,
         )
 
-    def _keep(self, state: State, fit: Fit) -> None:
+    def _keep(self, state: FitState, fit: Fit) -> None:
         posterior, coordinates = state.posterior, fit.points.coordinates
         assert coordinates is not None
         kind, dim = self.covariance_type, fit.points.dim
@@ -319,8 +316,8 @@ class DirichletProcessMixture:
                 joint += table[values]
             return of(joint + posterior.prior.shape.common(chunk.x, posterior.root)).cpu()
 
-        with (crew := Crew(self._crew().threads)).at_work():
-            return np.concatenate([part.numpy() for part in crew.each(ask, points.makers())])
+        with (reducer := Reducer(self._reducer().threads)).at_work():
+            return np.concatenate([part.numpy() for part in reducer.each(ask, points.makers())])
 
     def _matrices(self) -> Array:
         """Return the covariances as matrices (K, d, d)."""

@@ -167,8 +167,8 @@ class Posterior:
     def constant(self) -> Tensor:
         """Return what of a point's expected log density depends on the component alone, (K,)."""
         dim, degrees = self.prior.dim, self.degrees_of_freedom
-        halves = 0.5 * (degrees[..., None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
-        log_lambda = dim * math.log(2.0) + torch.digamma(halves).sum(dim=-1)
+        divided = 0.5 * (degrees[..., None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
+        log_lambda = dim * math.log(2.0) + torch.digamma(divided).sum(dim=-1)
         density = self.prior.shape.log_determinant(self.root) + self.prior.log_determinant
         normal = density - 0.5 * dim * (LOG_2_PI + degrees.log())
         return normal + 0.5 * (log_lambda - dim / self.mean_precision) + self.expected_log_weights()
@@ -206,8 +206,8 @@ def log_wishart_norm(posterior: Posterior) -> Tensor:
     dim, degrees = posterior.prior.dim, posterior.degrees_of_freedom
     log_det = posterior.prior.shape.log_determinant(posterior.root) + posterior.prior.log_determinant
     log_det = log_det - 0.5 * dim * degrees.log()
-    halves = 0.5 * (degrees[..., None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
-    return -(degrees * log_det + degrees * dim * 0.5 * math.log(2.0) + torch.lgamma(halves).sum(dim=-1))
+    divided = 0.5 * (degrees[..., None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
+    return -(degrees * log_det + degrees * dim * 0.5 * math.log(2.0) + torch.lgamma(divided).sum(dim=-1))
 
 
 def _concentration(count: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from services.distiller.mixture.expectation import alive_components, normalise_
-from services.distiller.mixture.fitting import Fit, State
-from services.distiller.mixture.points import Chunk
+from services.distiller.mixture.data import Chunk
+from services.distiller.mixture.e_step import alive_components, asker, normalise_
+from services.distiller.mixture.fit_state import Fit, FitState
+from services.distiller.mixture.init import draw_weighted
+from services.distiller.mixture.parallel import Reducer
 from services.distiller.mixture.posterior import LEAST_COUNT, SLACK, Posterior, Prior, Sums, empty_bound
-from services.distiller.mixture.screening import asker
-from services.distiller.mixture.starts import drawn
-from services.distiller.mixture.together import Crew
 
 # Gives each point (m, d), and standardised by its component, a side, (m,) bool; what it draws, it draws by a generator.
 Cut = Callable[[Tensor, Tensor, torch.Generator], Tensor]
@@ -33,7 +32,7 @@ _ITERATIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halves:
+class DividedComponent:
     """A component divided: the sums of both halves, and how much the bound would rise, nearly."""
 
     component: int
@@ -41,16 +40,16 @@ class Halves:
     gain: float
 
 
-def halved(fit: Fit, state: State, generator: torch.Generator) -> list[Halves]:
+def divided_components(fit: Fit, state: FitState, generator: torch.Generator) -> list[DividedComponent]:
     """Return the components that may hide two, the most rewarding first."""
     parents = _parents(fit, state.posterior)
-    best: dict[int, Halves] = {}
+    best: dict[int, DividedComponent] = {}
     cuts: list[Cut] = [_longest_axis, *[_far_pair] * _PAIRS]
     for cut in cuts if parents else ():
-        for halves in _ascended(_Inside(parents, state, fit.crew), cut, generator):
-            if halves.gain > (best[halves.component].gain if halves.component in best else -SLACK):
-                best[halves.component] = halves
-    return sorted(best.values(), key=lambda halves: -halves.gain)
+        for divided in _ascended(_Inside(parents, state, fit.reducer), cut, generator):
+            if divided.gain > (best[divided.component].gain if divided.component in best else -SLACK):
+                best[divided.component] = divided
+    return sorted(best.values(), key=lambda divided: -divided.gain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +69,9 @@ def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
     def work(chunk: Chunk) -> tuple[Chunk, Tensor]:
         return chunk, alive[ask(chunk).responsibility.argmax(dim=1)]
 
-    found = list(fit.crew.each(work, few.makers()))
+    found = list(fit.reducer.each(work, few.makers()))
     x, labels, *categories = (
-        fit.crew.gathered(torch.cat(parts))
+        fit.reducer.gathered(torch.cat(parts))
         for parts in zip(*((chunk.x, label, *chunk.categories) for chunk, label in found), strict=True)
     )
     parents = []
@@ -88,12 +87,12 @@ def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
 class _Inside:
     """A fit inside every component at once: its points know its two sub-clusters, 2 i and 2 i + 1, and no others."""
 
-    def __init__(self, parents: Sequence[_Parent], state: State, crew: Crew) -> None:
+    def __init__(self, parents: Sequence[_Parent], state: FitState, reducer: Reducer) -> None:
         self.parents = parents
         self.state = state
         # Sticks say nothing of components that do not stand beside each other: weights are judged by their entropy.
         self.prior = replace(state.posterior.prior, process=False)
-        self._crew = crew
+        self._reducer = reducer
         self._like = state.sums
 
     def begun(self, cut: Cut, generator: torch.Generator) -> tuple[Sums, Tensor]:
@@ -143,7 +142,7 @@ class _Inside:
             return sums, -torch.xlogy(share, share).sum() * parent.scale
 
         makers = (partial(lambda item: item, item) for item in enumerate(self.parents))
-        found = list(self._crew.each(work, makers))
+        found = list(self._reducer.each(work, makers))
         return _beside([sums for sums, _ in found]), torch.stack([entropy for _, entropy in found])
 
     def _standardised(self, parent: _Parent) -> Tensor:
@@ -153,14 +152,14 @@ class _Inside:
         return (parent.chunk.x - posterior.mean[parent.component]) @ matrix
 
 
-def _ascended(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[Halves]:
+def _ascended(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[DividedComponent]:
     """Return the sub-clusters of every parent after a few iterations from a cut, where there still are two."""
     sums, entropy = inside.begun(cut, generator)
     for _ in range(_ITERATIONS):
         sums, entropy = inside.expected(Posterior.of(sums, inside.prior))
     gains = _gain(sums, inside.prior) + entropy
     return [
-        Halves(
+        DividedComponent(
             component=parent.component,
             sums=sums.take(torch.arange(2 * number, 2 * number + 2)),
             gain=float(gains[number]),
@@ -217,7 +216,7 @@ def _far_pair(_x: Tensor, standardised: Tensor, generator: torch.Generator) -> T
     """Return a side of each point (m,) bool: two means begun from a point and one likely to be far from it."""
     first = standardised[int(torch.randint(len(standardised), (1,), generator=generator))]
     distance = ((standardised - first) ** 2).sum(dim=1)
-    second = standardised[drawn(distance, generator)] if float(distance.sum()) > 0 else first
+    second = standardised[draw_weighted(distance, generator)] if float(distance.sum()) > 0 else first
     return _two_means(standardised, ((standardised - second) ** 2).sum(dim=1) < distance)
 
 

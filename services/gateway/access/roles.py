@@ -1,19 +1,79 @@
-"""Which role a call needs, and whether it changes something: the contract says it of our own services.
-
-A table here says it of others': what a viewer may do there changes nothing.
-"""
+"""Callers and roles: which role a call needs, by the contract, and who makes the present call."""
 
 from collections.abc import Mapping
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
+from defuse.errors import PermissionDenied
 from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2, monitor_service_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
-from services.gateway.access.caller import Role
+Role: TypeAlias = access_pb2.Role.ValueType
+M = TypeVar("M", bound=Message)
+# Fields of requests that say who asks for something, says something, or lets something through.
+_SAYING, _APPROVER = {"actor", "annotator", "approver"}, "approver"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Whom a token belongs to."""
+
+    name: str
+    role: Role
+
+
+_present: ContextVar[Caller | None] = ContextVar("caller", default=None)
+
+
+def set_caller(caller: Caller) -> None:
+    """Let what follows in this call know who makes it."""
+    _present.set(caller)
+
+
+def current_caller() -> Caller | None:
+    """Return who makes the present call; None where callers show no tokens."""
+    return _present.get()
+
+
+def require(role: Role, what: str) -> None:
+    """Raise PermissionDenied unless the caller has a role, or one above it; without tokens everybody has all."""
+    caller = current_caller()
+    if caller and caller.role < role:
+        needed = role_name(role)
+        raise PermissionDenied(
+            f"{what} needs the role {needed}, and {caller.name!r} has {role_name(caller.role)}; ask an admin for it",
+            reason="ROLE_TOO_LOW",
+            metadata={"role": needed},
+        )
+
+
+def sign_request(request: M) -> M:
+    """Put the caller's name where a request says whose it is, in place; raise PermissionDenied for somebody else's.
+
+    An approver is the caller, too, or nobody.
+    """
+    if caller := current_caller():
+        for field in _SAYING.intersection(request.DESCRIPTOR.fields_by_name):
+            said = getattr(request, field)
+            if said not in {"", caller.name}:
+                raise PermissionDenied(
+                    f"{field} is {said!r}, and the token is that of {caller.name!r}; leave {field} out",
+                    reason="NOT_THE_CALLER",
+                )
+            if field != _APPROVER:
+                setattr(request, field, caller.name)
+    return request
+
+
+def role_name(role: Role) -> str:
+    """Return a role as people write it."""
+    return access_pb2.Role.Name(role).removeprefix("ROLE_").lower()
+
 
 _VIEWER, _OPERATOR, _ADMIN = access_pb2.ROLE_VIEWER, access_pb2.ROLE_OPERATOR, access_pb2.ROLE_ADMIN
 # Names of services that whoever can connect may ask: probes have no tokens.

@@ -15,10 +15,10 @@ from defuse import names
 from defuse.errors import DefuseError, InvalidInput
 from defuse.v1 import access_pb2
 
-from services.gateway.access.caller import Caller, Role, word
+from services.gateway.access.roles import Caller, Role, role_name
 from services.runtime import telemetry
 
-ROLES: Mapping[str, Role] = {word(role): role for role in access_pb2.Role.values() if role}
+ROLES: Mapping[str, Role] = {role_name(role): role for role in access_pb2.Role.values() if role}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # So that a scanner of code and logs knows what it has found.
 _PREFIX = "defuse_"

@@ -1,29 +1,86 @@
-"""Runs on what production showed: the captured images of a region that an alert is about."""
+"""Runs on captured traffic: the images of a region that an alert is about."""
 
 import asyncio
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC
-from typing import Any
+from datetime import UTC, datetime
 
 import numpy as np
-import numpy.typing as npt
 from defuse import names
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import dataset_pb2, guard_pb2, model_pb2, monitor_pb2, run_pb2
 
+from services.arrays import Array
 from services.gateway.monitoring.alerts import Alerts
-from services.gateway.monitoring.captured import Captured, Period, captured
-from services.gateway.runs import Runs
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import SEARCHED_SPLIT, Catalog, label_map
-from services.runtime.streamed import StreamedArray
+from services.gateway.monitoring.batches import HOUR
+from services.gateway.runs.runs import Runs
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, label_map
+from services.storage.keys import SEARCHED_SPLIT
+from services.storage.safetensors import StreamedArray
 
-Array = npt.NDArray[Any]
+
+@dataclass(frozen=True, kw_only=True)
+class Period:
+    """From a moment, itself not included, until another."""
+
+    since: datetime
+    until: datetime
+
+    def __contains__(self, moment: datetime) -> bool:
+        return self.since < moment <= self.until
+
+    def may_hold(self, hour: str) -> bool:
+        """Say whether what was reported within an hour can have been answered, and looked at, in this period."""
+        return self.since.strftime(HOUR) <= names.last(hour) <= self.until.strftime(HOUR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturedImages:
+    """Images of one batch, which stay as they are whatever is deleted meanwhile."""
+
+    # Names of the observations, (n, 16) uint8.
+    ids: Array
+    # All images of the batch (m, h, w, c) uint8, on disk until they are used, and which of them they are (n,).
+    images: Array
+    rows: Array
+
+    def read(self) -> Array:
+        """Return the images (n, h, w, c)."""
+        return np.asarray(self.images[self.rows])
+
+
+def captured(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[CapturedImages]:
+    """Return the images that were answered in a period and fall in the region of this index, batch by batch."""
+    return [
+        found
+        for hour in store.keys(keys.observed_hours(model_name))
+        if period.may_hold(hour)
+        for batch in store.keys(hour)
+        for found in _of_batch(store, batch, region, period)
+    ]
+
+
+def _of_batch(store: ArtifactStore, batch: str, region: int, period: Period) -> Iterator[CapturedImages]:
+    try:
+        record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+        seen = store.map_arrays(keys.watched(batch))
+        kept = store.map_arrays(keys.observed_images(batch))
+    except NotFound:
+        return  # not looked at yet, not kept, or deleted
+    within = {keys.observation_digest(one.id) for one in record.observations if one.time.ToDatetime(UTC) in period}
+    inside = np.array(seen["id"])[(np.array(seen["index"]) == region) & np.array(seen["inside"], bool)]
+    wanted = within & {name.tobytes() for name in inside}
+    shown = np.array(kept["id"])[np.array(kept["has_image"], bool)]
+    rows = np.array([row for row, name in enumerate(shown) if name.tobytes() in wanted], np.int64)
+    if len(rows):
+        yield CapturedImages(ids=shown[rows], images=kept["image"], rows=rows)
+
+
 _LONGEST_ID = 63
 _VAE_PARTS = {"encoder_digest": "encoder.onnx", "decoder_digest": "decoder.onnx"}
 
@@ -110,25 +167,25 @@ class AlertRuns:
 
     def _period(self, alert: monitor_pb2.Alert, guard: guard_pb2.Guard) -> Period:
         """Return the time in which the images came: a monitor begins anew with a guard, and behind each alert."""
-        earlier = [name for name in self._store.keys(catalog.alerts(names.parent(alert.name))) if name < alert.name]
+        earlier = [name for name in self._store.keys(keys.alerts(names.parent(alert.name))) if name < alert.name]
         begins = [guard.create_time.ToDatetime(UTC)]
         if earlier:
-            last = self._store.read_message(catalog.alert(earlier[-1]), monitor_pb2.Alert)
+            last = self._store.read_message(keys.alert(earlier[-1]), monitor_pb2.Alert)
             begins.append(last.create_time.ToDatetime(UTC))
         return Period(since=max(begins), until=alert.create_time.ToDatetime(UTC))
 
-    def _dataset(self, base_name: str, cause: _Cause, images: Sequence[Captured]) -> str:
+    def _dataset(self, base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
         """Return the name of a data set whose searched split are these images; made unless it is there."""
         base = self._catalog.dataset(base_name)
         name = names.dataset(_digest(base_name, cause, images))
-        if self._store.exists(catalog.dataset(name)):
+        if self._store.exists(keys.dataset(name)):
             return name
         made, label = _described(base, cause.model, cause.label)
         count = sum(len(part.rows) for part in images)
         made.name, made.display_name = name, f"captured in {cause.guard.regions[cause.region].region}"
         for split in made.splits:
             if split.name != SEARCHED_SPLIT:
-                self._copy(catalog.split(base_name, split.name), catalog.split(name, split.name))
+                self._copy(keys.split(base_name, split.name), keys.split(name, split.name))
                 continue
             split.size, split.cut_by_seed = count, False
             shape = (count, *base.image_shape)
@@ -136,9 +193,9 @@ class AlertRuns:
                 "x": StreamedArray(shape=shape, dtype=np.uint8, parts=(part.read() for part in images)),
                 "y": StreamedArray.whole(np.full(count, label, np.int64)),
             }
-            self._store.write_streamed(catalog.split(name, SEARCHED_SPLIT), arrays)
+            self._store.write_streamed(keys.split(name, SEARCHED_SPLIT), arrays)
         # Written last: a data set exists once it is whole.
-        self._store.write_message(catalog.dataset(name), made)
+        self._store.write_message(keys.dataset(name), made)
         return name
 
     def _give_vae(self, before: run_pb2.RunConfig, vae: run_pb2.VaeConfig) -> None:
@@ -146,10 +203,10 @@ class AlertRuns:
         if vae.encoder_digest:
             return
         for field, part in _VAE_PARTS.items():
-            content = self._store.read_bytes(catalog.vae(before, part))
+            content = self._store.read_bytes(keys.vae(before, part))
             digest = hashlib.sha256(content).hexdigest()
-            if not self._store.exists(catalog.file(digest)):
-                self._store.write_bytes(catalog.file(digest), content)
+            if not self._store.exists(keys.file(digest)):
+                self._store.write_bytes(keys.file(digest), content)
             setattr(vae, field, digest)
 
     def _copy(self, source: str, target: str) -> None:
@@ -164,7 +221,7 @@ def run_id_of(alert: monitor_pb2.Alert) -> str:
     return f"{model_id[: _LONGEST_ID - len(alert_id) - 1]}-{alert_id}"
 
 
-def _digest(base_name: str, cause: _Cause, images: Sequence[Captured]) -> str:
+def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
     """Return a digest of what a data set is made of; an observation, once stored, never changes."""
     content = hashlib.sha256(f"{base_name}:{cause.model.name}:{cause.label}".encode())
     for part in images:

@@ -1,20 +1,83 @@
-"""Alerts: kept in the store, told to who watches at whichever gateway, posted to webhooks."""
+"""Alerts: kept in the store, streamed to watchers at every gateway, posted to webhooks."""
 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC
 
+import aiohttp
 from defuse import names
 from defuse.errors import NotFound
 from defuse.v1 import monitor_pb2
+from google.protobuf import json_format
+from google.protobuf.message import Message
 
-from services.gateway.monitoring.subjects import Subjects
-from services.gateway.monitoring.webhooks import Webhooks
-from services.gateway.paging import Cursor, Page
-from services.runtime import catalog, telemetry
-from services.runtime.artifacts import ArtifactStore
+from services.gateway.monitoring.config import MonitoredModels
+from services.gateway.records.paging import Cursor, Page
+from services.runtime import telemetry
 from services.runtime.queue import KEY, Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+
+_MOST_WAITING = 1_000
+# Posts under way at the same time: a server that is slow holds up few others.
+_AT_ONCE = 4
+_ANSWER_S = 10.0
+# Seconds before the next attempt; after the last of them an alert is given up.
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+class Webhooks:
+    """Posts messages as JSON; each one that is given up is counted and logged."""
+
+    def __init__(self, *, pauses_s: tuple[float, ...] = _PAUSES_S) -> None:
+        self._pauses_s = pauses_s
+        self._waiting: asyncio.Queue[tuple[str, Message]] = asyncio.Queue(_MOST_WAITING)
+
+    def post(self, url: str, message: Message) -> None:
+        """Have a message posted; where too many wait already it is dropped."""
+        try:
+            self._waiting.put_nowait((url, message))
+        except asyncio.QueueFull:
+            _note("dropped", url)
+
+    async def run(self) -> None:
+        """Post what is there until the task is cancelled."""
+        timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            await asyncio.gather(*(self._post_all(session) for _ in range(_AT_ONCE)))
+
+    async def _post_all(self, session: aiohttp.ClientSession) -> None:
+        while True:
+            url, message = await self._waiting.get()
+            await self._deliver(session, url, message)
+
+    async def _deliver(self, session: aiohttp.ClientSession, url: str, message: Message) -> None:
+        fault = ""
+        for pause_s in (*self._pauses_s, None):
+            fault = await _attempt(session, url, message)
+            if not fault:
+                telemetry.WEBHOOKS.labels("delivered").inc()
+                return
+            if pause_s is not None:
+                await asyncio.sleep(pause_s)
+        _note("failed", url, error=fault)
+
+
+async def _attempt(session: aiohttp.ClientSession, url: str, message: Message) -> str:
+    """Return what went wrong; nothing where the server took it."""
+    try:
+        # Where a server sends one elsewhere, nobody said that alerts may go there.
+        async with session.post(url, json=json_format.MessageToDict(message), allow_redirects=False) as answer:
+            return "" if 200 <= answer.status < 300 else f"HTTP status {answer.status}"
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _note(outcome: str, url: str, *, error: str = "too many are waiting") -> None:
+    telemetry.WEBHOOKS.labels(outcome).inc()
+    telemetry.log().error("alert_not_posted", url=url, outcome=outcome, error=error)
+
 
 _RAISED = f"{KEY}alerts"
 # Of those that watchers can still hear of; they look much more often than so many are raised.
@@ -26,7 +89,7 @@ _POLL_S = 0.2
 class Alerts:
     """Raises, lists and watches alerts."""
 
-    def __init__(self, queue: Queue, store: ArtifactStore, subjects: Subjects, webhooks: Webhooks) -> None:
+    def __init__(self, queue: Queue, store: ArtifactStore, subjects: MonitoredModels, webhooks: Webhooks) -> None:
         self._redis = queue.redis
         self._store = store
         self._subjects = subjects
@@ -42,7 +105,7 @@ class Alerts:
         if not raised.HasField("create_time"):
             raised.create_time.GetCurrentTime()
         raised.name = raised.name or name_of(model_name, raised, uuid.uuid4().hex[:6])
-        key = catalog.alert(raised.name)
+        key = keys.alert(raised.name)
         if await asyncio.to_thread(self._store.exists, key):
             return await self.get(raised.name)
         subject = await self._subjects.of(model_name)
@@ -57,13 +120,13 @@ class Alerts:
 
     async def keep(self, alert: monitor_pb2.Alert) -> None:
         """Write an alert as it is now."""
-        await asyncio.to_thread(self._store.write_message, catalog.alert(alert.name), alert)
+        await asyncio.to_thread(self._store.write_message, keys.alert(alert.name), alert)
 
     async def get(self, name: str) -> monitor_pb2.Alert:
         """Return an alert; raise NotFound for an unknown name."""
         names.check(name, "models/*/alerts/*", field="name")
         try:
-            return await asyncio.to_thread(self._store.read_message, catalog.alert(name), monitor_pb2.Alert)
+            return await asyncio.to_thread(self._store.read_message, keys.alert(name), monitor_pb2.Alert)
         except NotFound as error:
             raise NotFound(f"there is no alert {names.last(name)!r}", reason="ALERT_NOT_FOUND") from error
 
@@ -74,10 +137,10 @@ class Alerts:
 
     def _page(self, model_name: str, cursor: Cursor) -> Page[monitor_pb2.Alert]:
         before = str(cursor.after[0]) if cursor.after else None
-        keys = reversed(self._store.keys(catalog.alerts(model_name)))
+        record_keys = reversed(self._store.keys(keys.alerts(model_name)))
         return cursor.page(
-            ([key], self._store.read_message(catalog.alert(key), monitor_pb2.Alert))
-            for key in keys
+            ([key], self._store.read_message(keys.alert(key), monitor_pb2.Alert))
+            for key in record_keys
             if before is None or key < before
         )
 

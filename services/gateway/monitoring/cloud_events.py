@@ -1,14 +1,22 @@
-"""CloudEvents 1.0 over HTTP, in binary and in structured content mode."""
+"""CloudEvents 1.0 over HTTP, and their Open Inference Protocol payloads in JSON."""
 
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+from defuse import names
 from defuse.errors import InvalidInput
+from defuse.v1 import model_pb2, monitor_pb2
+
+from services.arrays import Array
+from services.gateway.monitoring.batches import LONGEST_VERSION, MOST_OBSERVATIONS
+from services.storage.catalog import shape
+from services.triton.preprocessing import input_shape, undo_preprocessing
 
 _STRUCTURED = "application/cloudevents+json"
 _BATCHED = "application/cloudevents-batch+json"
@@ -92,3 +100,113 @@ def _json(content: bytes) -> Any:
             f"the event's data are no JSON ({error}); send what the Open Inference Protocol has in JSON",
             reason="BAD_EVENT",
         ) from error
+
+
+REQUEST, RESPONSE = "request", "response"
+# What KServe's payload logger calls them.
+_TYPES = {
+    "org.kubeflow.serving.inference.request": REQUEST,
+    "org.kubeflow.serving.inference.response": RESPONSE,
+}
+_LEAST, _LARGEST = 0, 255
+
+
+def half_of(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2.ObservationBatch]:
+    """Return which half of observations an event has, and the half; raise InvalidInput for what is none."""
+    half = _TYPES.get(event.type)
+    if half is None:
+        raise InvalidInput(f"the event has type {event.type!r}; send one of {', '.join(_TYPES)}", reason="BAD_EVENT")
+    if not isinstance(event.data, dict):
+        raise InvalidInput("the event's data are no JSON object", reason="BAD_PAYLOAD")
+    read: Callable[..., list[monitor_pb2.Observation]] = _images if half == REQUEST else _scores
+    batch = monitor_pb2.ObservationBatch(observations=read(event.data, model))
+    for row, observation in enumerate(batch.observations):
+        observation.id = f"{event.id}-{row}"
+        if event.time:
+            observation.time.FromDatetime(event.time)
+        else:
+            observation.time.GetCurrentTime()
+    return half, batch
+
+
+def joined(
+    request: monitor_pb2.ObservationBatch, response: monitor_pb2.ObservationBatch
+) -> Sequence[monitor_pb2.Observation]:
+    """Return the observations whose halves these are; raise InvalidInput where they are not of as many images."""
+    images, scores = request.observations, response.observations
+    if len(images) != len(scores):
+        raise InvalidInput(
+            f"the request has {len(images)} images, its response scores for {len(scores)}", reason="BAD_PAYLOAD"
+        )
+    for image, answered in zip(images, scores, strict=True):
+        image.MergeFrom(answered)
+        image.time.CopyFrom(answered.time)
+    return list(images)
+
+
+def _images(data: Mapping[str, Any], model: model_pb2.Model) -> list[monitor_pb2.Observation]:
+    tensor = _tensor(data, "inputs", model.input_name)
+    if tensor.get("datatype") != model.input_datatype:
+        raise InvalidInput(
+            f"the input has datatype {tensor.get('datatype')!r}; {names.last(model.name)!r} takes "
+            f"{model.input_datatype}",
+            reason="BAD_PAYLOAD",
+        )
+    height, width, channels = model.image_shape
+    one = input_shape((1, channels, height, width), model)[1:]
+    values = _values(tensor, one, model)
+    if model.input_datatype == "UINT8":
+        if ((values < _LEAST) | (values > _LARGEST)).any():
+            raise InvalidInput("the input has values that are no bytes", reason="BAD_PAYLOAD")
+        values = values.astype(np.uint8)
+    return [monitor_pb2.Observation(picture=image.tobytes()) for image in undo_preprocessing(values, model)]
+
+
+def _scores(data: Mapping[str, Any], model: model_pb2.Model) -> list[monitor_pb2.Observation]:
+    tensor = _tensor(data, "outputs", model.output_name)
+    version = str(data.get("model_version") or "")[:LONGEST_VERSION]
+    values = _values(tensor, (len(model.classes),), model)
+    return [monitor_pb2.Observation(scores=row, version=version) for row in values]
+
+
+def _tensor(data: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
+    """Return the tensor of a name; the only one there is whatever it is called."""
+    tensors = data.get(side)
+    if not isinstance(tensors, list) or not all(isinstance(one, dict) for one in tensors):
+        raise InvalidInput(
+            f"the payload has no {side}; send the JSON of the Open Inference Protocol (version 2)", reason="BAD_PAYLOAD"
+        )
+    if len(tensors) == 1:
+        return tensors[0]  # type: ignore[no-any-return]
+    for tensor in tensors:
+        if tensor.get("name") == name:
+            return tensor  # type: ignore[no-any-return]
+    raise InvalidInput(f"the payload has no {name!r} among its {side}", reason="BAD_PAYLOAD")
+
+
+def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Model) -> Array:
+    """Return the numbers of a tensor (n, *one), flat or nested as they came."""
+    said = tensor.get("shape")
+    if not isinstance(said, list) or said[1:] != list(one) or not isinstance(said[0], int) or said[0] < 0:
+        raise InvalidInput(
+            f"tensor {tensor.get('name')!r} has shape {str(said)[:80]}; of {names.last(model.name)!r} it is "
+            f"n x {shape(one)}",
+            reason="BAD_PAYLOAD",
+        )
+    if said[0] > MOST_OBSERVATIONS:
+        raise InvalidInput(
+            f"tensor {tensor.get('name')!r} is of {said[0]} images; an event has {MOST_OBSERVATIONS} at most, send "
+            "several",
+            reason="TOO_LARGE",
+        )
+    try:
+        values = np.array(tensor.get("data"), np.float32).reshape(said)
+    except (TypeError, ValueError, OverflowError) as error:  # the last for whole numbers beyond all floats
+        raise InvalidInput(
+            f"the data of tensor {tensor.get('name')!r} are not {shape(said)} numbers ({error}); binary data cannot "
+            "be read in JSON",
+            reason="BAD_PAYLOAD",
+        ) from error
+    if not np.isfinite(values).all():
+        raise InvalidInput(f"tensor {tensor.get('name')!r} has numbers that are not finite", reason="BAD_PAYLOAD")
+    return values

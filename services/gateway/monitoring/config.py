@@ -1,15 +1,20 @@
-"""How a model's traffic is watched: defaults of what was left out, bounds of what was set."""
+"""The configuration of a monitor: defaults, bounds, and a cached view for each model."""
 
+import asyncio
 import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from urllib.parse import urlsplit
 
 from defuse.errors import InvalidInput, NotFound
-from defuse.v1 import monitor_pb2
+from defuse.v1 import model_pb2, monitor_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 RUN_LENGTH = 100_000.0
 _RUN_LENGTHS = (100.0, 1e12)
@@ -34,7 +39,7 @@ def complete(config: monitor_pb2.MonitorConfig) -> monitor_pb2.MonitorConfig:
 def read(store: ArtifactStore, model_name: str) -> monitor_pb2.MonitorConfig:
     """Return the configuration of a model; the defaults where nobody has said one."""
     try:
-        return store.read_message(catalog.monitor_config(model_name), monitor_pb2.MonitorConfig)
+        return store.read_message(keys.monitor_config(model_name), monitor_pb2.MonitorConfig)
     except NotFound:
         return complete(monitor_pb2.MonitorConfig())
 
@@ -86,3 +91,51 @@ def _duration(length: timedelta) -> Duration:
     duration = Duration()
     duration.FromTimedelta(length)
     return duration
+
+
+# How soon a new guard or another configuration is known.
+_KNOWN_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitoredModel:
+    """A model that is watched."""
+
+    model: model_pb2.Model
+    # Name of its newest guard; empty where it has none.
+    guard: str
+    config: monitor_pb2.MonitorConfig
+
+
+# Is told of a model and of a batch whose observations, or what is known of them, were changed.
+Told = Callable[[MonitoredModel, str], Awaitable[None]]
+
+
+class MonitoredModels:
+    """Reads models from the store, each at most once a second."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self._known: dict[str, tuple[float, MonitoredModel]] = {}
+
+    async def of(self, model_name: str) -> MonitoredModel:
+        """Return a model; raise NotFound for an unknown name."""
+        now = time.monotonic()
+        read_at, subject = self._known.get(model_name, (-_KNOWN_S, None))
+        if subject is None or now - read_at >= _KNOWN_S:
+            subject = await asyncio.to_thread(self._read, model_name)
+            self._known[model_name] = (now, subject)
+        return subject
+
+    def forget(self, model_name: str) -> None:
+        """Have a model read anew, of which this gateway has just changed something."""
+        self._known.pop(model_name, None)
+
+    def _read(self, model_name: str) -> MonitoredModel:
+        model = self.catalog.model(model_name)
+        guards = self.catalog.guards(model.name)
+        return MonitoredModel(
+            model=model,
+            guard=guards[-1].name if guards else "",
+            config=read(self.catalog.store, model.name),
+        )

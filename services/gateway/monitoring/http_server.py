@@ -28,12 +28,11 @@ from defuse.errors import (
 from defuse.tls import TlsFiles
 from defuse.v1 import access_pb2
 
-from services.gateway.access import caller
-from services.gateway.access.interceptor import caller_of
-from services.gateway.access.limits import Limits
+from services.gateway.access import roles
+from services.gateway.access.interceptors import RateLimits, caller_of
 from services.gateway.access.tokens import Tokens
 from services.gateway.monitoring.cloud_events import parsed
-from services.gateway.monitoring.observing import Observing
+from services.gateway.monitoring.event_join import EventJoiner
 from services.gateway.settings import GatewaySettings
 from services.runtime import telemetry
 from services.runtime.interceptors import known_error
@@ -58,7 +57,7 @@ _STATUSES: Mapping[type[DefuseError], int] = {
 class HttpServer:
     """Takes events at a port."""
 
-    def __init__(self, settings: GatewaySettings, observing: Observing, limits: Limits) -> None:
+    def __init__(self, settings: GatewaySettings, observing: EventJoiner, limits: RateLimits) -> None:
         self._observing = observing
         self._tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
         self._limits = limits
@@ -104,8 +103,8 @@ class HttpServer:
     def _admit(self, request: aiohttp.web.Request) -> None:
         """Raise unless who asks may report."""
         if self._tokens:
-            caller.enter(caller_of(self._tokens, request.headers.get("authorization", "")))
-            caller.require(access_pb2.ROLE_OPERATOR, "observe")
+            roles.set_caller(caller_of(self._tokens, request.headers.get("authorization", "")))
+            roles.require(access_pb2.ROLE_OPERATOR, "observe")
 
 
 async def _body(request: aiohttp.web.Request) -> bytes:

@@ -11,16 +11,16 @@ from defuse import names
 from defuse.errors import Conflict, DeadlineExceeded, DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import monitor_pb2, work_pb2
 
-from services.gateway.monitoring import accuracy
+from services.gateway.monitoring import ground_truth
 from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts, name_of
-from services.gateway.monitoring.config import retention
-from services.gateway.monitoring.fold import Calm, Seen, begun, fold
-from services.gateway.monitoring.subjects import Subject, Subjects
-from services.runtime import catalog, telemetry
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.queue import GONE, KEY, Queue
+from services.gateway.monitoring.config import MonitoredModel, MonitoredModels, retention
+from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, fold, restart
+from services.runtime import telemetry
+from services.runtime.queue import KEY, REDIS_AWAY, Queue
 from services.runtime.worker import RETRY_S
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 _PENDING = f"{KEY}alerts:pending"
 # Observations that are folded at once: bounds the memory that many classes take.
@@ -35,15 +35,15 @@ class _Look:
     """A batch, what was seen of it, and what calm looks like to the guard that looked."""
 
     batch: str
-    seen: Seen
-    calm: Calm
+    seen: ScoredBatch
+    profile: ReferenceProfile
 
 
 class Monitors:
     """Folds what the distiller saw, and raises alerts."""
 
     def __init__(
-        self, queue: Queue, store: ArtifactStore, subjects: Subjects, alerts: Alerts, alert_runs: AlertRuns
+        self, queue: Queue, store: ArtifactStore, subjects: MonitoredModels, alerts: Alerts, alert_runs: AlertRuns
     ) -> None:
         self._redis = queue.redis
         self._store = store
@@ -58,7 +58,7 @@ class Monitors:
         monitor = state.monitor
         monitor.name, monitor.guard = f"{model_name}/monitor", monitor.guard or subject.guard
         monitor.config.CopyFrom(subject.config)
-        monitor.right, monitor.truths = accuracy.total(await self._kept_truth(model_name))
+        monitor.right, monitor.truths = ground_truth.total(await self._kept_truth(model_name))
         return monitor
 
     async def apply(self, event: work_pb2.Event) -> None:
@@ -78,14 +78,14 @@ class Monitors:
         while True:
             try:
                 await self.raise_pending()
-            except (DefuseError, OSError, *GONE) as error:
+            except (DefuseError, OSError, *REDIS_AWAY) as error:
                 telemetry.log().warning("alerts_wait", error=str(error), retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
             await asyncio.sleep(_RAISE_EVERY_S)
 
-    async def count_truth(self, subject: Subject, batch: str) -> None:
+    async def count_truth(self, subject: MonitoredModel, batch: str) -> None:
         """Count anew how often a batch was read correctly, as far as its truth and what was answered are known."""
-        counts = await asyncio.to_thread(accuracy.counts, self._store, batch, subject.model.classes)
+        counts = await asyncio.to_thread(ground_truth.counts, self._store, batch, subject.model.classes)
         key = _key(subject.model.name, "truth")
         if not counts:
             await self._redis.hdel(key, batch)
@@ -121,7 +121,7 @@ class Monitors:
                 raise
             await self._redis.lrem(_PENDING, 1, data)
 
-    async def _start_run(self, subject: Subject, alert: monitor_pb2.Alert) -> None:
+    async def _start_run(self, subject: MonitoredModel, alert: monitor_pb2.Alert) -> None:
         if not subject.config.start_runs or alert.kind != monitor_pb2.Alert.KIND_REGION_HITS or alert.run:
             return
         try:
@@ -131,7 +131,7 @@ class Monitors:
         except DefuseError as error:
             telemetry.log().warning("no_alert_run", alert=alert.name, reason=error.reason, error=error.message)
 
-    async def _fold(self, subject: Subject, look: _Look) -> None:
+    async def _fold(self, subject: MonitoredModel, look: _Look) -> None:
         name = subject.model.name
         state_key, folded_key = _key(name, "state"), _key(name, f"folded:{look.batch}")
         while True:
@@ -153,36 +153,36 @@ class Monitors:
                 _measure(name, look)
                 return
 
-    def _look(self, subject: Subject, watched: work_pb2.Watched) -> _Look | None:
+    def _look(self, subject: MonitoredModel, watched: work_pb2.Watched) -> _Look | None:
         try:
-            arrays = self._store.read_arrays(catalog.watched(watched.batch))
-            record = self._store.read_message(catalog.reported(watched.batch), monitor_pb2.ObservationBatch)
+            arrays = self._store.read_arrays(keys.watched(watched.batch))
+            record = self._store.read_message(keys.reported(watched.batch), monitor_pb2.ObservationBatch)
         except NotFound:
             return None
-        versions = {catalog.observation_digest(one.id): one.version for one in record.observations}
-        calm = Calm(
+        versions = {keys.observation_digest(one.id): one.version for one in record.observations}
+        profile = ReferenceProfile(
             guard=self._subjects.catalog.guard(watched.guard),
             classes=subject.model.classes,
-            arrays=self._store.read_arrays(catalog.guard_reference(watched.guard)),
+            arrays=self._store.read_arrays(keys.guard_reference(watched.guard)),
         )
         answered_by = [versions.get(row.tobytes(), "") for row in arrays["id"]]
-        return _Look(batch=watched.batch, seen=Seen(arrays=arrays, versions=answered_by), calm=calm)
+        return _Look(batch=watched.batch, seen=ScoredBatch(arrays=arrays, versions=answered_by), profile=profile)
 
 
-def _changed(state: State, subject: Subject, look: _Look) -> list[monitor_pb2.Alert]:
+def _changed(state: State, subject: MonitoredModel, look: _Look) -> list[monitor_pb2.Alert]:
     """Change a state by a batch, in place; return the alerts that it gives cause to, with their names."""
-    guard = look.calm.guard.name
+    guard = look.profile.guard.name
     if _number(guard) < _number(state.monitor.guard):
         return []  # looked at by a guard that was replaced meanwhile
     if guard != state.monitor.guard:
-        begun(state, look.calm)
+        restart(state, look.profile)
     alerts = [
         alert
         for begin in range(0, len(look.seen.versions), _SLICE)
         for alert in fold(
             state,
             look.seen.part(begin, begin + _SLICE),
-            look.calm,
+            look.profile,
             expected_run_length=subject.config.expected_run_length,
         )
     ]
@@ -197,8 +197,8 @@ def _changed(state: State, subject: Subject, look: _Look) -> list[monitor_pb2.Al
 def _measure(model: str, look: _Look) -> None:
     """Count the hits for Prometheus."""
     inside = look.seen.arrays["index"][look.seen.arrays["inside"] > 0]
-    for number, hits in enumerate(np.bincount(inside, minlength=len(look.calm.guard.regions)).tolist()):
-        region = look.calm.guard.regions[number].region
+    for number, hits in enumerate(np.bincount(inside, minlength=len(look.profile.guard.regions)).tolist()):
+        region = look.profile.guard.regions[number].region
         telemetry.REGION_HITS.labels(names.last(model), region.removeprefix("runs/").replace("/regions/", " ")).inc(
             hits
         )

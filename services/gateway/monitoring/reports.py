@@ -12,31 +12,33 @@ from defuse.errors import AlreadyExists, DefuseError, InvalidInput, NotFound
 from defuse.v1 import monitor_pb2, work_pb2
 
 from services.gateway.monitoring import batches, config
+from services.gateway.monitoring.batches import HOUR, ReceivedBatch, check_batch
+from services.gateway.monitoring.config import MonitoredModel, MonitoredModels
 from services.gateway.monitoring.deletion import Deletions
-from services.gateway.monitoring.index import Index
-from services.gateway.monitoring.receiving import Batch, check
-from services.gateway.monitoring.subjects import Subject, Subjects
-from services.runtime import catalog, telemetry
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.queue import GONE
+from services.gateway.monitoring.observation_index import ObservationIndex
+from services.runtime import telemetry
+from services.runtime.queue import REDIS_AWAY
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
-HOUR = "%Y-%m-%d-%H"
 _LOOK_EVERY_S = 15.0
 
 
-class Reports:
+class BatchReports:
     """Takes in what is reported."""
 
-    def __init__(self, store: ArtifactStore, subjects: Subjects, index: Index, deletions: Deletions) -> None:
+    def __init__(
+        self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, deletions: Deletions
+    ) -> None:
         self._store = store
         self._subjects = subjects
         self._index = index
         self._deletions = deletions
 
-    async def store(self, subject: Subject, batch: Batch) -> int:
+    async def store(self, subject: MonitoredModel, batch: ReceivedBatch) -> int:
         """Store a batch, unless it is stored, and have it looked at; return how many observations of it are stored."""
         try:
-            await asyncio.to_thread(check, batch.observations, subject.model)
+            await asyncio.to_thread(check_batch, batch.observations, subject.model)
             # Nothing has happened yet. The id of the batch is bound to one place before anything is written there:
             # killed behind this, the batch goes to the same place when it is reported again, in whatever hour.
             place = await self._place(subject, batch.id)
@@ -56,7 +58,7 @@ class Reports:
         while True:
             try:
                 await self.finish_abandoned()
-            except (DefuseError, OSError, *GONE) as error:
+            except (DefuseError, OSError, *REDIS_AWAY) as error:
                 telemetry.log().warning("reports_wait", error=str(error), retry_s=_LOOK_EVERY_S)
             await asyncio.sleep(_LOOK_EVERY_S)
 
@@ -72,7 +74,7 @@ class Reports:
             else:
                 await self._index.forget(place)
 
-    async def _place(self, subject: Subject, batch_id: str) -> str:
+    async def _place(self, subject: MonitoredModel, batch_id: str) -> str:
         """Return the key of a batch: where it was begun before, else in the present hour."""
         now = datetime.now(UTC)
         here, before = (_place(subject, now - timedelta(hours=hours), batch_id) for hours in (0, 1))
@@ -81,9 +83,9 @@ class Reports:
         return before if place == here and await self._has(before) else place
 
     async def _has(self, place: str) -> bool:
-        return await asyncio.to_thread(self._store.exists, catalog.reported(place))
+        return await asyncio.to_thread(self._store.exists, keys.reported(place))
 
-    async def _check_same(self, batch: Batch, place: str, model_name: str) -> None:
+    async def _check_same(self, batch: ReceivedBatch, place: str, model_name: str) -> None:
         """Raise AlreadyExists where a stored batch is not the one that is reported under its id again."""
         stored, said = set(await asyncio.to_thread(self._ids, place)), {one.id for one in batch.observations}
         found = await self._index.find(model_name, list(said), deleted=True)
@@ -97,7 +99,7 @@ class Reports:
                 field="batch_id",
             )
 
-    async def _write(self, subject: Subject, batch: Batch, place: str) -> bool:
+    async def _write(self, subject: MonitoredModel, batch: ReceivedBatch, place: str) -> bool:
         """Store what of a batch is nowhere else; return whether there is any."""
         ids = [observation.id for observation in batch.observations]
         # An id goes to one batch. Killed behind this, the batch takes up its own ids when it is reported again; when
@@ -111,14 +113,14 @@ class Reports:
         observations = [one for one in batch.observations if one.id in wanted]
         arrays = await asyncio.to_thread(batches.arrays_of, observations, subject.model)
         # Killed behind this, nobody reads the arrays: they are written anew, or go with their hour.
-        await asyncio.to_thread(self._store.write_arrays, catalog.observed_images(place), arrays)
+        await asyncio.to_thread(self._store.write_arrays, keys.observed_images(place), arrays)
         await self._index.check(place, token)
         record = batches.record_of(observations)
-        await asyncio.to_thread(self._store.write_message, catalog.reported(place), record)
+        await asyncio.to_thread(self._store.write_message, keys.reported(place), record)
         telemetry.OBSERVATIONS.labels(subject.model.name, "stored").inc(len(observations))
         return True
 
-    async def _finish(self, subject: Subject, place: str) -> int:
+    async def _finish(self, subject: MonitoredModel, place: str) -> int:
         """Take out of a stored batch what was deleted while it was stored, and hand it on; return how many are left."""
         ids = await asyncio.to_thread(self._ids, place)
         if ids and (deleted := await self._index.deleted_of(place, ids)):
@@ -131,11 +133,11 @@ class Reports:
     def _ids(self, place: str) -> Sequence[str]:
         """Return what is stored of a batch; nothing where all of it was deleted."""
         with suppress(NotFound):
-            record = self._store.read_message(catalog.reported(place), monitor_pb2.ObservationBatch)
+            record = self._store.read_message(keys.reported(place), monitor_pb2.ObservationBatch)
             return [observation.id for observation in record.observations]
         return []
 
-    async def _hand_on(self, subject: Subject, place: str) -> None:
+    async def _hand_on(self, subject: MonitoredModel, place: str) -> None:
         work = work_pb2.WatchWork(
             model=subject.model.name,
             batch=place,
@@ -145,5 +147,5 @@ class Reports:
         await self._index.hand_on(place, work, config.retention(subject.config))
 
 
-def _place(subject: Subject, moment: datetime, batch_id: str) -> str:
-    return f"{catalog.observations(subject.model.name, moment.strftime(HOUR))}/{batch_id}"
+def _place(subject: MonitoredModel, moment: datetime, batch_id: str) -> str:
+    return f"{keys.observations(subject.model.name, moment.strftime(HOUR))}/{batch_id}"

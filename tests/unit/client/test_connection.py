@@ -18,7 +18,7 @@ from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from grpc_status import rpc_status
 
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
 from tests.unit.client.gateway_server import connected
 
 Context = grpc.ServicerContext

@@ -13,10 +13,10 @@ from defuse.v1.correction_pb2 import CorrectionConfig, Training
 from torch import nn
 
 from services.corrector.training import Trainer, train
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.groups import joined
 from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.safetensors import joined
 from tests.unit.generator.onnx_pairs import SHAPE, decoder_file
 
 Array = npt.NDArray[Any]
@@ -121,7 +121,7 @@ class World:
 
     def weights(self, position: int = 0, number: int = 0) -> dict[str, Array]:
         """Return the weights of a point by the names of the deployed file."""
-        return weights_of(self.store.read_bytes(catalog.onnx_of(catalog.point(CORRECTION, position, number))))
+        return weights_of(self.store.read_bytes(keys.onnx_of(keys.point(CORRECTION, position, number))))
 
 
 def weights_of(file: bytes) -> dict[str, Array]:
@@ -144,23 +144,21 @@ def build(store: ArtifactStore, *, file: bytes | None = None) -> World:
         output_name="logits",
         max_batch_size=16,
     )
-    store.write_message(catalog.model(MODEL), model)
-    store.write_message(f"{catalog.releases(MODEL)}/1.pb", release_pb2.Release(model=MODEL, version=1))
-    store.write_bytes(catalog.model_file(MODEL, 1), file or deployed_file())
-    store.write_message(catalog.model_version(MODEL, 1), model_pb2.ModelVersion(name=f"{MODEL}/versions/1"))
-    store.write_message(
-        catalog.dataset(DATASET), dataset_pb2.Dataset(name=DATASET, label_count=3, image_shape=[2, 3, 1])
-    )
+    store.write_message(keys.model(MODEL), model)
+    store.write_message(f"{keys.releases(MODEL)}/1.pb", release_pb2.Release(model=MODEL, version=1))
+    store.write_bytes(keys.model_file(MODEL, 1), file or deployed_file())
+    store.write_message(keys.model_version(MODEL, 1), model_pb2.ModelVersion(name=f"{MODEL}/versions/1"))
+    store.write_message(keys.dataset(DATASET), dataset_pb2.Dataset(name=DATASET, label_count=3, image_shape=[2, 3, 1]))
     for split, rows in ROWS.items():
         pixels = random.integers(256, size=(rows, DIM), dtype=np.uint8)
-        store.write_arrays(catalog.split(DATASET, split), {"x": pixels.reshape(-1, 2, 3, 1), "y": brightest(pixels)})
+        store.write_arrays(keys.split(DATASET, split), {"x": pixels.reshape(-1, 2, 3, 1), "y": brightest(pixels)})
     config = run_pb2.RunConfig(model=MODEL, dataset=DATASET, validity={"min_label_probability": 0.9})
-    store.write_message(catalog.run(RUN), run_pb2.Run(name=RUN, config=config))
-    store.write_bytes(catalog.vae(config, "decoder.onnx"), decoder_file(SHAPE))
-    store.write_bytes(catalog.label_model_onnx(config), label_model_file())
+    store.write_message(keys.run(RUN), run_pb2.Run(name=RUN, config=config))
+    store.write_bytes(keys.vae(config, "decoder.onnx"), decoder_file(SHAPE))
+    store.write_bytes(keys.label_model_onnx(config), label_model_file())
     parts = [_region(store, name, column, random) for column, name in enumerate(REGIONS)]
     failures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    store.write_arrays(catalog.shard_result(RUN, 0, 0), joined(failures=failures))
+    store.write_arrays(keys.shard_result(RUN, 0, 0), joined(failures=failures))
     return World(store=store)
 
 
@@ -179,7 +177,7 @@ def _region(store: ArtifactStore, name: str, column: int, random: np.random.Gene
         "held_out_source": source[40:],
         "exemplars": np.zeros((2, 2, 3, 1), np.uint8),
     }
-    store.write_arrays(catalog.region_arrays(name), arrays)
+    store.write_arrays(keys.region_arrays(name), arrays)
     return {
         "latent": latent,
         "true_label": np.full(60, column, np.int32),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from services.corrector.finetune import Fitting, Inputs, Labelled, Mix, Outcome, finetune
+from services.corrector.finetune import FinetuneJob, FinetuneOutcome, InputMap, LabelledDataset, TrainingMix, finetune
 from services.corrector.training_state import JUDGEMENTS, PATIENCE, Schedule
 
 Array = npt.NDArray[Any]
@@ -30,8 +30,8 @@ class Recorded:
         self.fetched.append(rows)
         return np.asarray(self.inputs[rows])
 
-    def labelled(self) -> Labelled:
-        return Labelled(fetch=self.fetch, labels=self.labels)
+    def labelled(self) -> LabelledDataset:
+        return LabelledDataset(fetch=self.fetch, labels=self.labels)
 
 
 class Watched(nn.Module):
@@ -65,7 +65,7 @@ def region(seed: int = 0) -> Recorded:
     return Recorded(x, np.ones(60, np.int64))
 
 
-NOTHING = Labelled(fetch=lambda rows: rows, labels=np.zeros(0, np.int64))
+NOTHING = LabelledDataset(fetch=lambda rows: rows, labels=np.zeros(0, np.int64))
 
 
 def fitting(
@@ -76,15 +76,15 @@ def fitting(
     added: Recorded | None = None,
     held_out: tuple[Recorded, Recorded] | None = None,
     augment: Callable[[Array, Array], Array] = lambda images, _: images,
-) -> Fitting:
-    judging = Mix(original=NOTHING, regions=NOTHING)
+) -> FinetuneJob:
+    judging = TrainingMix(original=NOTHING, regions=NOTHING)
     if held_out:
-        judging = Mix(original=held_out[0].labelled(), regions=held_out[1].labelled())
-    return Fitting(
+        judging = TrainingMix(original=held_out[0].labelled(), regions=held_out[1].labelled())
+    return FinetuneJob(
         network=module or network(),
-        data=Mix(original=(data or original()).labelled(), regions=(added or region()).labelled()),
+        data=TrainingMix(original=(data or original()).labelled(), regions=(added or region()).labelled()),
         held_out=judging,
-        inputs=Inputs(prepare=lambda images: images, augment=augment),
+        inputs=InputMap(prepare=lambda images: images, augment=augment),
         schedule=schedule,
     )
 
@@ -250,17 +250,17 @@ def test_the_weights_with_the_lowest_held_out_loss_are_kept() -> None:
     steps = 40 * 4
     outcome = finetune(against, device=CPU)
     every = steps // JUDGEMENTS
-    assert outcome == Outcome(steps=every * (1 + PATIENCE), best_step=every)
+    assert outcome == FinetuneOutcome(steps=every * (1 + PATIENCE), best_step=every)
     kept = float(next(against.network.parameters()).detach())
     whole = fitting(schedule, module=Judged(), data=pulling(1), added=pulling(1))
-    assert finetune(whole, device=CPU) == Outcome(steps=steps, best_step=steps)
+    assert finetune(whole, device=CPU) == FinetuneOutcome(steps=steps, best_step=steps)
     assert 0 < kept < float(next(whole.network.parameters()).detach())
 
 
 def test_a_training_that_gets_better_goes_to_its_end() -> None:
     """Held-out data of the same kind stops nothing."""
     ready = fitting(module=Judged(), data=pulling(1), added=pulling(1), held_out=(pulling(1), pulling(1)))
-    assert finetune(ready, device=CPU) == Outcome(steps=2, best_step=2)
+    assert finetune(ready, device=CPU) == FinetuneOutcome(steps=2, best_step=2)
 
 
 def test_both_parts_of_the_held_out_data_judge() -> None:

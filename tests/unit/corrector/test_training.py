@@ -10,12 +10,11 @@ import safetensors.torch
 import torch
 from defuse.v1.correction_pb2 import Correction, Training
 
-from services.corrector import fitting
 from services.corrector import training as stage
-from services.corrector.finetune import Labelled
-from services.corrector.materials import Materials
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
+from services.corrector.correction_data import CorrectionData
+from services.corrector.finetune import LabelledDataset
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 from tests.unit.corrector.corrections import (
     CORRECTION,
     REGIONS,
@@ -86,7 +85,7 @@ def test_training_on_reads_no_region(world: World) -> None:
     few, many = world.correction(ON, images_per_region=1), world.correction(ON, images_per_region=64)
     world.trained(few)
     one = world.weights()
-    world.store.remove(catalog.training(CORRECTION, 0))
+    world.store.remove(keys.training(CORRECTION, 0))
     world.trained(many)
     for name, weight in world.weights().items():
         np.testing.assert_array_equal(weight, one[name])
@@ -96,7 +95,7 @@ def test_training_on_reads_no_region(world: World) -> None:
 def test_the_baseline_labels_single_failures(world: World, failures: int, distinct: int) -> None:
     """It learns from as many failures as there are regions, or as it is told, none of them held out."""
     correction = world.correction(SINGLE, unclustered_failures=failures, images_per_region=64)
-    _, ready = fitting.read_fitting(Materials(world.store, correction), correction.trainings[0], [])
+    _, ready = stage.read_fitting(CorrectionData(world.store, correction), correction.trainings[0], [])
     regions = ready.data.regions
     images = regions.fetch(np.arange(len(regions)))
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == distinct
@@ -117,15 +116,17 @@ def test_region_images_that_do_not_fit_in_memory_are_decoded_as_they_are_used(
     assert kept.shape == (3, 1, 2, 3)
 
 
-def _region_images(world: World, correction: Correction, monkeypatch: pytest.MonkeyPatch, limit: int) -> Labelled:
-    monkeypatch.setattr(fitting, "_KEPT_BYTES", limit)
-    _, ready = fitting.read_fitting(Materials(world.store, correction), correction.trainings[0], [])
+def _region_images(
+    world: World, correction: Correction, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> LabelledDataset:
+    monkeypatch.setattr(stage, "_KEPT_BYTES", limit)
+    _, ready = stage.read_fitting(CorrectionData(world.store, correction), correction.trainings[0], [])
     return ready.data.regions
 
 
 def test_nothing_held_out_is_learned_from(world: World) -> None:
     """What judges a training are images around sources that no region learns from; what is reported judges nothing."""
-    materials = Materials(world.store, world.correction(ALL))
+    materials = CorrectionData(world.store, world.correction(ALL))
     deciding, reported = (
         {
             (region.region, *row)
@@ -144,14 +145,14 @@ def test_nothing_held_out_is_learned_from(world: World) -> None:
 
 def test_what_decides_reaches_beyond_the_failures(world: World) -> None:
     """Fresh latents around each region carry its label, spread wider than its failures, and are the same every time."""
-    materials = Materials(world.store, world.correction(ALL))
+    materials = CorrectionData(world.store, world.correction(ALL))
     around = materials.around_regions()
     assert [found.region for found in around] == list(REGIONS)
     for found, region in zip(around, materials.regions(), strict=True):
         assert len(found.latent) == 256
         assert (brightest(found.latent) == found.label_id).all()
         assert found.latent.std(axis=0).mean() > 1.2 * region.latent.std(axis=0).mean()
-    again = Materials(world.store, world.correction(ALL)).around_regions()
+    again = CorrectionData(world.store, world.correction(ALL)).around_regions()
     assert all(np.array_equal(one.latent, other.latent) for one, other in zip(around, again, strict=True))
 
 
@@ -159,7 +160,7 @@ def test_a_training_is_made_once(world: World, monkeypatch: pytest.MonkeyPatch) 
     """A message that is delivered again gives the event of the stored training; its checkpoint is gone."""
     correction = world.correction(ALL)
     first = world.trained(correction)
-    assert not world.store.exists(catalog.checkpoint(CORRECTION, 0))
+    assert not world.store.exists(keys.checkpoint(CORRECTION, 0))
     monkeypatch.setattr(stage, "_train", lambda *_: pytest.fail("it was trained again"))
     assert world.trained(correction) == first
 
@@ -168,15 +169,15 @@ def test_a_killed_training_goes_on_to_the_same_file(world: World) -> None:
     """Taken up from its checkpoint it leaves, byte for byte, the file that it would have left."""
     correction = world.correction(ALL, epochs=40)
     undisturbed = world.trained(correction)
-    file = world.store.read_bytes(catalog.onnx_of(catalog.point(CORRECTION, 0, 0)))
-    world.store.remove(catalog.training(CORRECTION, 0))
-    world.store.remove(catalog.onnx_of(catalog.point(CORRECTION, 0, 0)))
+    file = world.store.read_bytes(keys.onnx_of(keys.point(CORRECTION, 0, 0)))
+    world.store.remove(keys.training(CORRECTION, 0))
+    world.store.remove(keys.onnx_of(keys.point(CORRECTION, 0, 0)))
     with pytest.raises(KeyboardInterrupt):
         world.trained(correction, stop=lambda note: "step 50 of" in note)
-    assert world.store.exists(catalog.checkpoint(CORRECTION, 0))
+    assert world.store.exists(keys.checkpoint(CORRECTION, 0))
     world.notes.clear()
     assert world.trained(correction) == undisturbed
-    assert world.store.read_bytes(catalog.onnx_of(catalog.point(CORRECTION, 0, 0))) == file
+    assert world.store.read_bytes(keys.onnx_of(keys.point(CORRECTION, 0, 0))) == file
     assert not any("step 10 of" in note for note in world.notes)
 
 
@@ -214,7 +215,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def uploaded(store: ArtifactStore, net: torch.nn.Module) -> str:
-    store.write_bytes(catalog.file("abc"), safetensors.torch.save(net.state_dict()))
+    store.write_bytes(keys.file("abc"), safetensors.torch.save(net.state_dict()))
     return "abc"
 
 
@@ -224,8 +225,8 @@ def test_a_torch_factory_is_trained_in_place_of_the_graph(world: World, plugin: 
     correction = world.correction(ALL, torch_factory=factory, epochs=100)
     [point] = world.trained(correction, factories=["acme_nets"]).points
     assert point.regions.value > 0.9
-    prefix = catalog.point(CORRECTION, 0, 0)
-    kept = safetensors.torch.load(world.store.read_bytes(catalog.weights_of(prefix)))
+    prefix = keys.point(CORRECTION, 0, 0)
+    kept = safetensors.torch.load(world.store.read_bytes(keys.weights_of(prefix)))
     assert (kept["wide.weight"] != network().wide.weight).any()
     assert set(kept) == set(network().state_dict())
 

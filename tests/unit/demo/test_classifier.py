@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from services.runtime.sessions import onnx_function
+from services.onnx_graph.sessions import onnx_function
 from tests.conftest import ROOT
 
 EXPORT = """

@@ -13,10 +13,10 @@ from services.corrector.settings import CorrectorSettings
 from services.distiller.settings import DistillerSettings
 from services.gateway.settings import GatewaySettings
 from services.generator.settings import GeneratorSettings
+from services.localstack.servers import TritonWheel
+from services.localstack.stack import StackSettings
 from services.runtime import telemetry
 from services.runtime.settings import PREFIX
-from services.runtime.stack import StackSettings
-from services.runtime.triton_wheel import TritonWheel
 from tests import composed
 from tests.conftest import ROOT
 

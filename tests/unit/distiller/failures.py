@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.distiller.gaussian import Array
-from services.distiller.grouping import Failures
+from services.arrays import Array
+from services.distiller.grouping import GroupedFailures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ PLANTED = (
 class Truth:
     """Failures in shuffled order, which of them are held out, and the cluster of each."""
 
-    failures: Failures
+    failures: GroupedFailures
     held_out: Array
     cluster: Array
 
@@ -45,7 +45,7 @@ def planted(clusters: tuple[Cluster, ...] = PLANTED, held_out_share: float = 0.2
     for number in range(len(clusters)):
         here = np.flatnonzero(cluster == number)
         source[here] = 1000 * number + np.arange(len(here)) // per_source
-    failures = Failures(
+    failures = GroupedFailures(
         latent=(centres[cluster] + 0.4 * random.standard_normal((len(cluster), 2))).astype(np.float32),
         true_label=confusions[cluster, 0],
         predicted_label=confusions[cluster, 1],

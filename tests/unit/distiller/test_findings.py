@@ -1,26 +1,25 @@
 import numpy as np
 
-from services.distiller.evidence import Searched, Surroundings, Training
-from services.distiller.findings import Finding, Known, find
-from services.distiller.gaussian import Gaussian
-from services.distiller.grouping import Failures, Group
+from services.distiller.findings import Finding, RunEvidence, SearchedImages, Surroundings, TrainingImages, find_regions
+from services.distiller.grouping import Group, GroupedFailures
+from services.statistics.gaussian import Gaussian
 
 RANDOM = np.random.default_rng(0)
 # Three groups of 30: a rare one, a typical one, and one whose decodes are misread no more often than reconstructions.
 CENTRES, REAL_IMAGES, ERRORS = np.array([[0.0, 0], [20, 0], [40, 0]]), [100, 400, 500], [90, 60, 12]
 LATENT = np.repeat(CENTRES, 30, axis=0) + RANDOM.standard_normal((90, 2))
-KNOWN = Known(
-    failures=Failures(
+KNOWN = RunEvidence(
+    failures=GroupedFailures(
         latent=LATENT, true_label=np.zeros(90, int), predicted_label=np.ones(90, int), source=np.arange(90)
     ),
     around=Surroundings(
-        searched=Searched(
+        searched=SearchedImages(
             latent=np.repeat(CENTRES, REAL_IMAGES, axis=0) + 0.1 * RANDOM.standard_normal((1000, 2)),
             label=np.zeros(1000, int),
             wrong_on_image=np.zeros(1000, bool),
             wrong_on_reconstruction=np.arange(1000) % 10 == 0,
         ),
-        training=Training(
+        training=TrainingImages(
             latent=np.repeat(CENTRES, 20, axis=0) + RANDOM.standard_normal((60, 2)),
             label=np.zeros(60, int),
             predicted=np.zeros(60, int),
@@ -44,7 +43,7 @@ GROUPS = [
 
 
 def found_at(false_discovery_rate: float) -> list[Finding]:
-    return find(
+    return find_regions(
         GROUPS,
         np.array([0.5, 0.6, 0.7]),
         KNOWN,
@@ -72,4 +71,7 @@ def test_a_rate_of_one_keeps_every_group() -> None:
 
 def test_no_groups_no_regions() -> None:
     """A run without groups has no regions, and nothing is decoded."""
-    assert find([], np.zeros(0), KNOWN, errors=lambda *_: (1 // 0, 1), controls=100, false_discovery_rate=0.05) == []
+    assert (
+        find_regions([], np.zeros(0), KNOWN, errors=lambda *_: (1 // 0, 1), controls=100, false_discovery_rate=0.05)
+        == []
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.runtime.artifacts import ArtifactStore
+from services.storage.artifacts import ArtifactStore
 from tests.unit.distiller.mixture.clouds import planted
 
 REPOSITORY = Path(__file__).parents[3]

@@ -1,6 +1,6 @@
 import numpy as np
 
-from services.distiller.grouping import GroupingConfig, group
+from services.distiller.grouping import GroupingConfig, group_failures
 from services.distiller.stability import stability
 from tests.unit.distiller.failures import planted
 
@@ -10,11 +10,11 @@ CONFIG = GroupingConfig(kind="error_aware", classes=3, sd_agg=np.ones(2), max_co
 def test_clusters_are_stable_and_arbitrary_cuts_are_not() -> None:
     """A planted cluster is found again in every bootstrap; half of one, cut at random, is not."""
     truth = planted(held_out_share=0.0)
-    groups = [found.members for found in group(truth.failures, truth.held_out, CONFIG).groups]
+    groups = [found.members for found in group_failures(truth.failures, truth.held_out, CONFIG).groups]
     whole = stability(truth.failures, groups, CONFIG, bootstraps=4)
     assert (whole > 0.95).all()
-    halves = stability(truth.failures, [members[::2] for members in groups], CONFIG, bootstraps=4)
-    assert (halves < 0.6).all()
+    divided = stability(truth.failures, [members[::2] for members in groups], CONFIG, bootstraps=4)
+    assert (divided < 0.6).all()
 
 
 def test_no_groups() -> None:

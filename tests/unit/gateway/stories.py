@@ -5,8 +5,8 @@ from typing import Any
 
 from defuse.v1 import region_pb2, run_pb2, tensor_pb2, work_pb2
 
-from services.gateway.run_config import complete
-from services.gateway.runs import fold
+from services.gateway.runs.config import complete
+from services.gateway.runs.runs import fold
 
 Run = run_pb2.Run
 NAME = "runs/first"

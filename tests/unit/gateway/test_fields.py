@@ -3,14 +3,20 @@
 import re
 
 import pytest
-from defuse.v1 import gateway_service_pb2
+from defuse.v1 import gateway_service_pb2, monitor_service_pb2
 from google.protobuf.descriptor import Descriptor
 
-from services.gateway import correction_config, run_config
+from services.gateway.corrections import config as correction_config
+from services.gateway.runs import config as run_config
 from tests.conftest import ROOT
 
-REQUESTS = [method.input_type for method in gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"].methods]
-SOURCES = "\n".join(path.read_text() for path in (ROOT / "services" / "gateway").glob("*.py"))
+REQUESTS = [
+    method.input_type
+    for file in (gateway_service_pb2, monitor_service_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+SOURCES = "\n".join(path.read_text() for path in (ROOT / "services" / "gateway").rglob("*.py"))
 NAMED = sorted(set(re.findall(r'field="([a-z_.]+)"', SOURCES)))
 
 

@@ -7,11 +7,11 @@ from typing import Any
 from defuse.errors import NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2, trial_pb2
 
-from services.gateway.corrections import Corrections
-from services.gateway.trials import Trials
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.gateway.corrections.corrections import Corrections
+from services.gateway.trials.trials import Trials
 from services.runtime.queue import Queue
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 
 Correction, Trial = correction_pb2.Correction, trial_pb2.Trial
 CORRECTION = "runs/first/corrections/c1"
@@ -46,7 +46,7 @@ def with_trials(url: str, store: ArtifactStore, story: Story, *corrections: corr
         # Nothing is corrected here: runs and regions are not asked.
         books = [Corrections(queue, catalog, None, None) for queue in queues]  # type: ignore[arg-type]
         for correction in corrections or (finished(),):
-            await books[0].book.create(correction, [])
+            await books[0].records.create(correction, [])
 
         async def serve(trial: trial_pb2.Trial) -> tuple[str, int]:
             """Answer as the corrector, who asks the gate."""
@@ -55,7 +55,7 @@ def with_trials(url: str, store: ArtifactStore, story: Story, *corrections: corr
                 raise NotReady("it does not pass the gate", reason="GATE_NOT_PASSED")
             return CANDIDATE, CANDIDATE_VERSION
 
-        one, other = (Trials(queue, catalog, book, serve) for queue, book in zip(queues, books, strict=True))
+        one, other = (Trials(queue, catalog, records, serve) for queue, records in zip(queues, books, strict=True))
         try:
             return await asyncio.wait_for(story(one, other), 60)
         finally:

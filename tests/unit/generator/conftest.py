@@ -6,9 +6,9 @@ import pytest
 import torch
 from defuse.v1 import work_pb2
 
-from services.runtime.artifacts import ArtifactStore
 from services.runtime.queue import PREPARE
-from tests.unit.generator.workshop import Workshop
+from services.storage.artifacts import ArtifactStore
+from tests.unit.generator.run_fixture import Workshop
 
 
 @pytest.fixture(scope="session", autouse=True)

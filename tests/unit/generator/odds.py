@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-from services.generator import budget
-from services.generator.budget import Tally
+from services.generator import allocation
+from services.generator.allocation import SourceStatistics
 
 Array = npt.NDArray[Any]
 
@@ -44,10 +44,10 @@ class Odds:
     def rate(self) -> Array:
         return np.asarray(ndtr(-self.mean))
 
-    def untouched(self) -> Tally:
+    def untouched(self) -> SourceStatistics:
         nothing = np.zeros(len(self.mean))
         count = nothing.astype(np.int32)
-        return Tally(
+        return SourceStatistics(
             searchable=self.searchable,
             reconstruction_margin=self.reconstruction_margin,
             decodes=count,
@@ -60,7 +60,7 @@ class Odds:
             first_failures=count,
         )
 
-    def after(self, tally: Tally, decodes: Array, limit: int = 10**6) -> Tally:
+    def after(self, tally: SourceStatistics, decodes: Array, limit: int = 10**6) -> SourceStatistics:
         """Return the tally after each source was drawn so many times more."""
         place = np.arange(self.deviation.shape[1])
         drawn = (place >= tally.decodes[:, None]) & (place < (tally.decodes + decodes)[:, None])  # (n, j)
@@ -78,15 +78,15 @@ class Odds:
             return found
         return replace(found, first_decodes=found.decodes, first_failures=found.failures)
 
-    def uniform(self, draws: int, limit: int = 10**6) -> Tally:
+    def uniform(self, draws: int, limit: int = 10**6) -> SourceStatistics:
         """Search every source so many times."""
-        return self.after(self.untouched(), budget.uniform(self.searchable, draws), limit)
+        return self.after(self.untouched(), allocation.uniform_allocation(self.searchable, draws), limit)
 
-    def adaptive(self, draws: int, *, rounds: int = 8, limit: int = 10**6) -> Tally:
+    def adaptive(self, draws: int, *, rounds: int = 8, limit: int = 10**6) -> SourceStatistics:
         """Search as often on average, in rounds, as the plans of a run say."""
         tally = self.uniform(1, limit)
         for round_ in range(1, rounds):
             left = draws * int(self.searchable.sum()) - int(tally.decodes.sum())
-            wanted = budget.allocate(tally, decodes=left // (rounds - round_), limit=limit, uniform_decodes=draws)
+            wanted = allocation.allocate(tally, decodes=left // (rounds - round_), limit=limit, uniform_decodes=draws)
             tally = self.after(tally, wanted, limit)
         return tally

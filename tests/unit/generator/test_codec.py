@@ -5,10 +5,19 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from services.generator.codec import SD_FLOOR, Codec, UnfitPair, aggregate_sd, as_array, as_pixels, of_onnx, of_vae
+from services.generator.codec import (
+    SD_FLOOR,
+    Codec,
+    CodecMismatch,
+    aggregate_sd,
+    as_array,
+    as_pixels,
+    onnx_codec,
+    vae_codec,
+)
 from services.generator.vae import VaeConfig, new_vae
-from services.runtime.inference import as_floats, as_stored
-from services.runtime.sessions import onnx_function
+from services.onnx_graph.sessions import onnx_function
+from services.triton.preprocessing import as_floats, as_stored
 from tests.unit.generator.onnx_pairs import SHAPE, decoder_file, encoder_file
 
 Array = npt.NDArray[Any]
@@ -16,7 +25,7 @@ NAN = float("nan")
 
 
 def opened(encoder: bytes, decoder: bytes) -> Codec:
-    return of_onnx(onnx_function(encoder), onnx_function(decoder), SHAPE)
+    return onnx_codec(onnx_function(encoder), onnx_function(decoder), SHAPE)
 
 
 def stored(count: int) -> Array:
@@ -26,7 +35,7 @@ def stored(count: int) -> Array:
 @pytest.fixture(scope="module")
 def of_torch() -> Codec:
     config = VaeConfig.for_shape((1, 12, 10), 100, latent_dim=4, width=16)
-    return of_vae(new_vae(config, torch.Generator().manual_seed(0)), torch.device("cpu"))
+    return vae_codec(new_vae(config, torch.Generator().manual_seed(0)), torch.device("cpu"))
 
 
 def test_a_users_pair_is_a_codec() -> None:
@@ -73,7 +82,7 @@ def test_the_second_output_is_sigma() -> None:
 )
 def test_an_unfit_pair_is_refused_with_its_shapes(encoder: bytes, decoder: bytes, message: str) -> None:
     """A pair that does not fit the images, or each other, is refused by what it takes or answers."""
-    with pytest.raises(UnfitPair, match=message):
+    with pytest.raises(CodecMismatch, match=message):
         opened(encoder, decoder)
 
 

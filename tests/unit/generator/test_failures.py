@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from defuse.v1 import failure_pb2, run_pb2
 
-from services.generator.failures import Counts, Failures
+from services.generator.failures import Failures, SearchCounters
 
 
 def three() -> Failures:
@@ -23,7 +23,7 @@ def test_fields_are_those_of_the_contract() -> None:
 
 def test_counts_are_those_of_the_contract() -> None:
     """Every count of the contract is counted, and no other."""
-    assert set(vars(Counts())) == {field.name for field in run_pb2.SearchCounts.DESCRIPTOR.fields}
+    assert set(vars(SearchCounters())) == {field.name for field in run_pb2.SearchCounts.DESCRIPTOR.fields}
 
 
 def test_types_are_those_that_are_stored() -> None:
@@ -62,9 +62,9 @@ def test_parts_are_joined_in_order() -> None:
 
 def test_rejections_add_up_under_their_reason() -> None:
     """Each rejection adds to the count of its reason and to no other; an unknown reason is a defect."""
-    counts = Counts(rejected_by_radius=1)
+    counts = SearchCounters(rejected_by_radius=1)
     counts.reject("radius_sd", 2)
     counts.reject("confirmation", 4)
-    assert counts == Counts(rejected_by_radius=3, rejected_by_confirmation=4)
+    assert counts == SearchCounters(rejected_by_radius=3, rejected_by_confirmation=4)
     with pytest.raises(KeyError):
         counts.reject("margin", 1)

@@ -3,12 +3,12 @@ import pytest
 from defuse.errors import NotFound
 from defuse.v1 import region_pb2, run_pb2
 
-from services.gateway.run_config import complete
-from services.generator.learning import learn
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.groups import joined
+from services.gateway.runs.config import complete
+from services.generator.run_context import fit_run_thresholds
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.storage.safetensors import joined
 
 RUN = "runs/first"
 GOOD, BAD = f"{RUN}/regions/r1", f"{RUN}/regions/r2"
@@ -18,7 +18,7 @@ GOOD, BAD = f"{RUN}/regions/r1", f"{RUN}/regions/r2"
 def reader(store: ArtifactStore) -> Catalog:
     """Leave a run whose region r2 has half as typical failures as r1; a quarter of both is held out."""
     config = complete(run_pb2.RunConfig(validity={"max_round_trip_sd": 0.7}))
-    store.write_message(catalog.run(RUN), run_pb2.Run(name=RUN, config=config))
+    store.write_message(keys.run(RUN), run_pb2.Run(name=RUN, config=config))
     random = np.random.default_rng(0)
     latent = random.standard_normal((80, 3)).astype(np.float32)
     bad = np.arange(80) % 2 == 1
@@ -33,18 +33,18 @@ def reader(store: ArtifactStore) -> Catalog:
         "round_trip_sd": np.full(80, 0.4),
         "radius_sd": np.full(80, 0.5),
     }
-    store.write_arrays(catalog.shard_result(RUN, 0, 0), joined(failures=failures))
+    store.write_arrays(keys.shard_result(RUN, 0, 0), joined(failures=failures))
     for name, rows in ((GOOD, np.flatnonzero(~bad)), (BAD, np.flatnonzero(bad))):
         arrays = {"latent": latent[rows[10:]], "held_out_latent": latent[rows[:10]]}
-        store.write_arrays(catalog.region_arrays(name), arrays)
+        store.write_arrays(keys.region_arrays(name), arrays)
     regions = [region_pb2.Region(name=name) for name in (GOOD, BAD)]
-    store.write_message(catalog.distillation(RUN), region_pb2.Distillation(regions=regions))
+    store.write_message(keys.distillation(RUN), region_pb2.Distillation(regions=regions))
     return Catalog(store)
 
 
 def test_what_verdicts_teach(reader: Catalog) -> None:
     """The signal that sets the invalid region apart gets its threshold; the others are those that the run had."""
-    advice = learn(reader, RUN, invalid=[BAD], valid=[GOOD])
+    advice = fit_run_thresholds(reader, RUN, invalid=[BAD], valid=[GOOD])
     had = reader.run(RUN).config.validity
     assert advice.validity.min_typicality == pytest.approx(0.45)
     assert advice.validity.max_round_trip_sd == 0.7
@@ -57,4 +57,4 @@ def test_what_verdicts_teach(reader: Catalog) -> None:
 def test_an_unknown_region(reader: Catalog) -> None:
     """A region that the run does not have is named."""
     with pytest.raises(NotFound, match=r"no region 'r9'; it has: r1, r2"):
-        learn(reader, RUN, invalid=[f"{RUN}/regions/r9"], valid=[GOOD])
+        fit_run_thresholds(reader, RUN, invalid=[f"{RUN}/regions/r9"], valid=[GOOD])

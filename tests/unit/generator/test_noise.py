@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from services.generator import noise
-from services.generator.noise import choose, is_held_out
+from services.generator.noise import choose_positions, is_held_out
 
 Array = npt.NDArray[Any]
 Law = Callable[..., Array]
@@ -21,7 +21,7 @@ def standard_normal(*, source: npt.ArrayLike, draw: npt.ArrayLike, **others: int
 
 
 def released(*, source: npt.ArrayLike, draw: npt.ArrayLike, **others: int) -> Array:
-    return noise.released(source=torch.tensor(source), draw=torch.tensor(draw), **others).numpy()
+    return noise.released_noise(source=torch.tensor(source), draw=torch.tensor(draw), **others).numpy()
 
 
 LAWS = pytest.mark.parametrize("law", [standard_normal, released])
@@ -50,30 +50,30 @@ def test_released_noise_is_not_centred() -> None:
 @LAWS
 @given(seed=SEEDS, round_=st.integers(0, 100), rows=ROWS, data=st.data())
 def test_noise_is_a_pure_function_of_its_identity(
-    law: Law, seed: int, round_: int, rows: list[tuple[int, int]], data: st.DataObject
+    noise_model: Law, seed: int, round_: int, rows: list[tuple[int, int]], data: st.DataObject
 ) -> None:
     """A row of noise depends on (seed, source, round, draw) alone, not on the rows beside it; any seed will do."""
     source, draw = np.array(rows).T
-    whole = law(seed=seed, source=source, round_=round_, draw=draw, dim=3)
+    whole = noise_model(seed=seed, source=source, round_=round_, draw=draw, dim=3)
     some = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1)))
-    alone = law(seed=seed, source=source[some], round_=round_, draw=draw[some], dim=3)
+    alone = noise_model(seed=seed, source=source[some], round_=round_, draw=draw[some], dim=3)
     np.testing.assert_array_equal(whole[some], alone)
     assert np.isfinite(whole).all()
 
 
 @LAWS
 @pytest.mark.parametrize("other", [{"seed": 4}, {"source": [12]}, {"round_": 1}, {"draw": [1]}])
-def test_noise_changes_with_each_part_of_the_identity(law: Law, other: dict[str, Any]) -> None:
+def test_noise_changes_with_each_part_of_the_identity(noise_model: Law, other: dict[str, Any]) -> None:
     """Another seed, source, round or draw gives other noise in every dimension."""
     identity = {"seed": 3, "source": [11], "round_": 0, "draw": [0]}
-    first, second = (law(**part, dim=6) for part in (identity, identity | other))
+    first, second = (noise_model(**part, dim=6) for part in (identity, identity | other))
     assert (np.abs(first - second) > 1e-9).all()
 
 
 @given(seed=SEEDS, count=st.integers(0, 200), limit=st.integers(0, 300))
 def test_chosen_positions_are_distinct_and_ascending(seed: int, count: int, limit: int) -> None:
     """At most `limit` of `count` positions are chosen, each once, ascending; all of them for limit 0."""
-    chosen = choose(seed=seed, count=count, limit=limit)
+    chosen = choose_positions(seed=seed, count=count, limit=limit)
     assert len(chosen) == (min(limit, count) if limit else count)
     assert (np.diff(chosen) > 0).all()
     assert set(chosen) <= set(range(count))
@@ -81,9 +81,9 @@ def test_chosen_positions_are_distinct_and_ascending(seed: int, count: int, limi
 
 def test_positions_are_chosen_by_seed() -> None:
     """The same seed chooses the same, another seed others, both from the whole range."""
-    chosen = choose(seed=1, count=1000, limit=200)
-    np.testing.assert_array_equal(chosen, choose(seed=1, count=1000, limit=200))
-    assert len(np.intersect1d(chosen, choose(seed=2, count=1000, limit=200))) < 80
+    chosen = choose_positions(seed=1, count=1000, limit=200)
+    np.testing.assert_array_equal(chosen, choose_positions(seed=1, count=1000, limit=200))
+    assert len(np.intersect1d(chosen, choose_positions(seed=2, count=1000, limit=200))) < 80
     assert stats.kstest(chosen / 1000, "uniform").pvalue > 0.01
 
 
@@ -94,7 +94,7 @@ def test_held_out_sources_are_a_share_drawn_by_seed_and_source() -> None:
     assert abs(held_out.mean() - 0.3) < 0.015
     np.testing.assert_array_equal(held_out[100:120], is_held_out(seed=1, source=sources[100:120], fraction=0.3))
     assert abs((held_out == is_held_out(seed=2, source=sources, fraction=0.3)).mean() - 0.58) < 0.02
-    chosen = choose(seed=1, count=20_000, limit=5000)
+    chosen = choose_positions(seed=1, count=20_000, limit=5000)
     assert abs(held_out[chosen].mean() - 0.3) < 0.03
 
 
@@ -176,7 +176,7 @@ def test_draws_stay_what_they_were(
     identity = {"seed": seed, "source": SOURCE, "round_": 2, "draw": DRAW, "dim": 2}
     np.testing.assert_allclose(standard_normal(**identity), normal, rtol=1e-13)
     np.testing.assert_allclose(released(**identity), beta, rtol=1e-13)
-    assert choose(seed=seed, count=1000, limit=6).tolist() == chosen
+    assert choose_positions(seed=seed, count=1000, limit=6).tolist() == chosen
     assert np.flatnonzero(is_held_out(seed=seed, source=np.arange(60), fraction=0.1)).tolist() == held_out
 
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from services.generator.pipeline import Decoders, classified, made, rounded
-from services.runtime.inference import as_floats, as_stored
+from services.generator.pipeline import DecoderPool, classified, prefetch, rounded
+from services.triton.preprocessing import as_floats, as_stored
 
 Array = npt.NDArray[np.float32]
 # Within which a test that hangs fails.
@@ -54,13 +54,13 @@ class Models:
             self.most_open = max(self.most_open, self.sent - self.asked)
         return Answer(images + 1, self)
 
-    def answers(self, batches: list[Batch], decoders: Decoders) -> Iterator[tuple[Batch, Array]]:
+    def answers(self, batches: list[Batch], decoders: DecoderPool) -> Iterator[tuple[Batch, Array]]:
         return classified(batches, self.decode, self.submit, decoders)
 
 
 @pytest.fixture(params=[1, 2, 5])
-def decoders(request: pytest.FixtureRequest) -> Iterator[Decoders]:
-    threads = Decoders(request.param)
+def decoders(request: pytest.FixtureRequest) -> Iterator[DecoderPool]:
+    threads = DecoderPool(request.param)
     yield threads
     threads.pool.shutdown()
 
@@ -69,7 +69,7 @@ def batches(*sizes: int) -> list[Batch]:
     return [Batch(np.full((size, 2), number, np.float32), str(number)) for number, size in enumerate(sizes)]
 
 
-def test_answers_come_with_their_batches_in_order(decoders: Decoders) -> None:
+def test_answers_come_with_their_batches_in_order(decoders: DecoderPool) -> None:
     """Each batch comes back with the logits of its own decoded latents."""
     models = Models()
     answers = list(models.answers(batches(2, 4, 1, 3, 4, 2, 2, 2), decoders))
@@ -79,14 +79,14 @@ def test_answers_come_with_their_batches_in_order(decoders: Decoders) -> None:
     assert models.sent == models.asked == 8
 
 
-def test_what_is_made_comes_in_order(decoders: Decoders) -> None:
+def test_what_is_made_comes_in_order(decoders: DecoderPool) -> None:
     """Makers are called in the decoders' threads, and what they make comes in their order."""
-    threads = list(made([threading.get_ident] * 20, decoders))
+    threads = list(prefetch([threading.get_ident] * 20, decoders))
     assert threading.get_ident() not in threads
-    assert list(made([partial(int, number) for number in range(20)], decoders)) == list(range(20))
+    assert list(prefetch([partial(int, number) for number in range(20)], decoders)) == list(range(20))
 
 
-def test_decoding_runs_ahead_a_little(decoders: Decoders) -> None:
+def test_decoding_runs_ahead_a_little(decoders: DecoderPool) -> None:
     """Batches are begun before the first answer is looked at, but never many more than there are decoders."""
     taken = 0
 
@@ -110,7 +110,7 @@ def test_batches_are_decoded_side_by_side() -> None:
         both.wait()
         threads.add(threading.get_ident())
 
-    decoders = Decoders(2)
+    decoders = DecoderPool(2)
     assert len(list(Models(meet).answers(batches(1, 1, 1, 1), decoders))) == 4
     assert len(threads) == 2
     decoders.pool.shutdown()
@@ -119,7 +119,7 @@ def test_batches_are_decoded_side_by_side() -> None:
 def test_decoders_begin_with_what_they_are_told() -> None:
     """Each decoder thread starts with its own preparation, once."""
     started: list[int] = []
-    decoders = Decoders(1, at_start=lambda: started.append(threading.get_ident()))
+    decoders = DecoderPool(1, at_start=lambda: started.append(threading.get_ident()))
     list(Models().answers(batches(1, 1, 1), decoders))
     assert len(started) == 1
     assert started[0] != threading.get_ident()
@@ -136,7 +136,7 @@ def test_whoever_stops_early_leaves_nothing_waiting() -> None:
         if z[0, 0] > 0:
             gate.wait(TIMEOUT_S)
 
-    decoders = Decoders(1)
+    decoders = DecoderPool(1)
     answers = Models(hold).answers(batches(*[1] * 10), decoders)
     next(answers)
     answers.close()  # type: ignore[attr-defined]  # it is a generator
@@ -151,13 +151,13 @@ def test_a_decoder_that_fails_is_heard() -> None:
     def fail(_: Array) -> None:
         raise ZeroDivisionError
 
-    decoders = Decoders(2)
+    decoders = DecoderPool(2)
     with pytest.raises(ZeroDivisionError):
         list(Models(fail).answers(batches(1, 1), decoders))
     decoders.pool.shutdown()
 
 
-def test_nothing_to_classify(decoders: Decoders) -> None:
+def test_nothing_to_classify(decoders: DecoderPool) -> None:
     """Without batches there are no answers."""
     models = Models()
     assert not list(models.answers([], decoders))
@@ -179,7 +179,7 @@ def test_rounded_images_are_as_if_stored(seed: int) -> None:
 
 def test_what_is_made_knows_the_context_of_its_caller() -> None:
     """A trace is told by a context variable, which threads do not hand on by themselves."""
-    trace, decoders = contextvars.ContextVar[str]("trace"), Decoders(2)
+    trace, decoders = contextvars.ContextVar[str]("trace"), DecoderPool(2)
     trace.set("of the run")
-    assert list(made([trace.get, trace.get, trace.get], decoders)) == 3 * ["of the run"]
+    assert list(prefetch([trace.get, trace.get, trace.get], decoders)) == 3 * ["of the run"]
     decoders.pool.shutdown()

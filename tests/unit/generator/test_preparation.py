@@ -3,14 +3,15 @@ import pytest
 from defuse.errors import Cancelled, InvalidInput, NotReady
 from defuse.v1 import run_pb2, work_pb2
 
-from services.generator import label_model, preparation, validity
+from services.generator import preparation, validity
 from services.generator.vae import VaeConfig
-from services.runtime import catalog
-from services.runtime.autoencoder import read_label_model
-from services.runtime.catalog import SEARCHED_SPLIT
+from services.latent_space import label_model
+from services.latent_space.autoencoder import read_label_model
 from services.runtime.queue import PREPARE
+from services.storage import keys
+from services.storage.keys import SEARCHED_SPLIT
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
-from tests.unit.generator.workshop import SHAPE, SPLITS, Workshop, planted_images, weak
+from tests.unit.generator.run_fixture import SHAPE, SPLITS, Workshop, planted_images, weak
 
 
 def prepare(workshop: Workshop, run: run_pb2.Run) -> work_pb2.Prepared:
@@ -41,12 +42,12 @@ def test_validity_is_told_from_training_images(workshop: Workshop) -> None:
     run = workshop.prepared_run("described")
     images, labels = planted_images(SPLITS["train"], 0)
     mu = images.reshape(-1, 4) / 255
-    prepared = workshop.bench.prepared(run)
+    prepared = workshop.context.prepared(run)
     np.testing.assert_allclose(prepared.sd_agg, mu.std(axis=0), rtol=1e-4)
-    reference = validity.Reference(**workshop.store.read_arrays(catalog.reference(run.config)))
+    reference = validity.Reference(**workshop.store.read_arrays(keys.reference(run.config)))
     np.testing.assert_allclose(reference.latent * prepared.sd_agg, mu, atol=1e-5)
     np.testing.assert_array_equal(reference.label, labels)
-    model = label_model.from_bytes(workshop.store.read_bytes(catalog.label_model(run.config)))
+    model = label_model.from_bytes(workshop.store.read_bytes(keys.label_model(run.config)))
     assert (label_model.probability_of(model, mu.astype(np.float32), labels) > 0.9).mean() > 0.97
     told = read_label_model(workshop.store, run.config)(mu)[np.arange(len(mu)), labels]
     np.testing.assert_allclose(told, label_model.probability_of(model, mu.astype(np.float32), labels), atol=1e-5)
@@ -60,15 +61,15 @@ def test_sources_are_drawn_by_seed(workshop: Workshop, seed: int, monkeypatch: p
     search = {"max_sources": 200, "held_out_fraction": 0.4}
     run, again = (workshop.new_run(f"{name}-{seed}", seed=seed, search=search) for name in ("drawn", "again"))
     assert prepare(workshop, run).source_count == 200
-    prepared = workshop.bench.prepared(run)
+    prepared = workshop.context.prepared(run)
     assert len(set(prepared.index)) == 200
     assert (np.diff(prepared.index) > 0).all()
     assert prepared.index.max() < SPLITS[SEARCHED_SPLIT]
     assert prepared.held_out.mean() == pytest.approx(0.4, abs=0.1)
-    reference = workshop.store.read_arrays(catalog.reference(run.config))
+    reference = workshop.store.read_arrays(keys.reference(run.config))
     assert reference["latent"].shape == (100, 4)
     prepare(workshop, again)
-    for name, array in workshop.bench.prepared(again).arrays().items():
+    for name, array in workshop.context.prepared(again).arrays().items():
         np.testing.assert_array_equal(array, prepared.arrays()[name], err_msg=name)
 
 
@@ -87,8 +88,8 @@ def test_a_classifier_that_reads_something_else_is_refused(workshop: Workshop, m
     with pytest.raises(NotReady, match=r"reads \d+ of 300 labelled images correctly .* 0.9 is declared") as caught:
         prepare(workshop, run)
     assert caught.value.reason == "PREPROCESSING_MISMATCH"
-    assert not workshop.store.exists(catalog.vae(run.config, "decoder.onnx"))
-    assert not workshop.store.exists(catalog.label_model(run.config))
+    assert not workshop.store.exists(keys.vae(run.config, "decoder.onnx"))
+    assert not workshop.store.exists(keys.label_model(run.config))
 
 
 def coarse(workshop: Workshop) -> dict[str, str]:
@@ -106,7 +107,7 @@ def test_a_vae_that_loses_too_much_is_refused(workshop: Workshop) -> None:
     with pytest.raises(NotReady, match=r"misreads \d+ \(.*as unperturbed reconstructions.* 0.1 is allowed") as caught:
         prepare(workshop, run)
     assert caught.value.reason == "VAE_TOO_COARSE"
-    assert not workshop.store.exists(catalog.sources(run.name))
+    assert not workshop.store.exists(keys.sources(run.name))
 
 
 @pytest.mark.usefixtures("_quick")
@@ -124,8 +125,8 @@ def test_a_pair_is_taken_for_the_run(workshop: Workshop) -> None:
     given = {"encoder_digest": workshop.upload(encoder), "decoder_digest": workshop.upload(decoder)}
     run = workshop.new_run("brought", vae=given)
     prepare(workshop, run)
-    assert workshop.store.read_bytes(catalog.vae(run.config, "encoder.onnx")) == encoder
-    assert workshop.store.read_bytes(catalog.vae(run.config, "decoder.onnx")) == decoder
+    assert workshop.store.read_bytes(keys.vae(run.config, "encoder.onnx")) == encoder
+    assert workshop.store.read_bytes(keys.vae(run.config, "decoder.onnx")) == decoder
 
 
 def test_a_pair_that_does_not_fit_is_refused(workshop: Workshop) -> None:
@@ -134,7 +135,7 @@ def test_a_pair_that_does_not_fit_is_refused(workshop: Workshop) -> None:
     with pytest.raises(InvalidInput, match="the encoder cannot take") as caught:
         prepare(workshop, run)
     assert caught.value.reason == "UNFIT_VAE"
-    assert not workshop.store.exists(catalog.vae(run.config, "encoder.onnx"))
+    assert not workshop.store.exists(keys.vae(run.config, "encoder.onnx"))
 
 
 @pytest.mark.usefixtures("_quick")
@@ -144,8 +145,8 @@ def test_a_cancelled_preparation_stops(workshop: Workshop) -> None:
     job = workshop.job(run)
     job.cancel()
     with pytest.raises(Cancelled):
-        preparation.prepare(workshop.bench, work_pb2.PrepareWork(run=run), job)
-    assert not workshop.store.exists(catalog.sources(run.name))
+        preparation.prepare(workshop.context, work_pb2.PrepareWork(run=run), job)
+    assert not workshop.store.exists(keys.sources(run.name))
 
 
 @pytest.mark.usefixtures("_quick")

@@ -7,14 +7,16 @@ import pytest
 from defuse.errors import Cancelled, NotFound
 from defuse.v1 import run_pb2, work_pb2
 
-from services.generator import label_model, preparation, vae_files
-from services.generator.codec import of_onnx
-from services.runtime import catalog
+from services.generator import preparation
+from services.generator.codec import onnx_codec
+from services.generator.vae import to_bytes
+from services.latent_space import label_model
+from services.onnx_graph.sessions import onnx_function
 from services.runtime.queue import PREPARE
-from services.runtime.sessions import onnx_function
 from services.runtime.worker import Job
+from services.storage import keys
 from tests.unit.generator.bars import bars
-from tests.unit.generator.workshop import Array, Workshop
+from tests.unit.generator.run_fixture import Array, Workshop
 
 MODEL, DATASET = "models/bars", "datasets/bars"
 BRIGHT = 45 / 255
@@ -45,8 +47,8 @@ def new_run(workshop: Workshop, run_id: str, **vae: Any) -> run_pb2.Run:
 
 def trained(workshop: Workshop, run: run_pb2.Run, job: Job | None = None) -> bytes:
     """Train a run's VAE as a worker would; return its file."""
-    train = workshop.bench.images(run, "train")
-    return vae_files.to_bytes(preparation._trained(workshop.bench, run, train, job or workshop.job(run)))
+    train = workshop.context.images(run, "train")
+    return to_bytes(preparation._trained(workshop.context, run, train, job or workshop.job(run)))
 
 
 def dying_job(workshop: Workshop, run: run_pb2.Run, epochs: int) -> Job:
@@ -63,7 +65,7 @@ def dying_job(workshop: Workshop, run: run_pb2.Run, epochs: int) -> Job:
 
 
 def checkpoints(workshop: Workshop, run: run_pb2.Run) -> list[str]:
-    return workshop.store.keys(catalog.vae(run.config, "checkpoints"))
+    return workshop.store.keys(keys.vae(run.config, "checkpoints"))
 
 
 def interrupted(workshop: Workshop, run: run_pb2.Run, epochs: int) -> bytes:
@@ -93,7 +95,7 @@ def test_a_checkpoint_that_was_never_finished_is_no_checkpoint(barred: Workshop)
     """What a worker killed while it wrote left behind neither stops the next one nor is gone on from."""
     run = new_run(barred, "half", seed=20)
     whole = interrupted(barred, run, 1)
-    half = f"{catalog.vae(run.config, 'checkpoints')}/00002.0123456789abcdef.partial"
+    half = f"{keys.vae(run.config, 'checkpoints')}/00002.0123456789abcdef.partial"
     barred.store.write_bytes(half, b"half a checkpoint")
     assert trained(barred, run) == whole
 
@@ -127,9 +129,9 @@ def test_a_trained_vae_is_there_for_everybody(
     """After its preparation a run has sources, weights for the search, and the same as two ONNX files for others."""
     run, done = prepared
     assert done.source_count == 30
-    store, pair = barred.store, barred.bench.codec(run.config)
-    encoder, decoder = (store.read_bytes(catalog.vae(run.config, part)) for part in ("encoder.onnx", "decoder.onnx"))
-    exported = of_onnx(onnx_function(encoder), onnx_function(decoder), (1, 12, 10))
+    store, pair = barred.store, barred.context.codec(run.config)
+    encoder, decoder = (store.read_bytes(keys.vae(run.config, part)) for part in ("encoder.onnx", "decoder.onnx"))
+    exported = onnx_codec(onnx_function(encoder), onnx_function(decoder), (1, 12, 10))
     images = bars(5, seed=3)
     for got, want in zip(exported.encode_stored(images), pair.encode_stored(images), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-4)
@@ -146,7 +148,7 @@ def test_runs_that_share_a_vae_train_it_once(
     run = new_run(barred, "shares")
     run.config.seed = 99
     barred.do(PREPARE, work_pb2.PrepareWork(run=run))
-    assert catalog.vae(run.config, "") == catalog.vae(prepared[0].config, "")
+    assert keys.vae(run.config, "") == keys.vae(prepared[0].config, "")
     assert not [event for event in barred.said[before:] if "training the VAE" in event.progress.note]
 
 
@@ -156,7 +158,7 @@ def test_a_vae_whose_export_was_lost_is_exported_again(
     """A worker that died between training and export leaves the weights, of which the next makes the files."""
     monkeypatch.setattr(label_model, "_STEPS", 2)
     run, _ = prepared
-    key = catalog.vae(run.config, "decoder.onnx")
+    key = keys.vae(run.config, "decoder.onnx")
     barred.store.remove(key)
     with pytest.raises(NotFound):
         barred.store.read_bytes(key)

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.generator.draws import perturbations
-from services.generator.failures import Counts, Failures
+from services.generator.failures import Failures, SearchCounters
+from services.generator.perturbations import perturbations
 from services.generator.search import MARGIN_EPSILON, ShardResult, margins, search
 from services.generator.validity import radius_sd
 from tests.unit.generator.world import (
     DECODES,
     DIM,
-    LAW,
+    NOISE_MODEL,
     SD,
     Array,
     check,
@@ -20,8 +20,8 @@ from tests.unit.generator.world import (
     cut,
     joined,
     models,
-    orders,
     planted_sources,
+    round_allocation,
     row_of,
     searched,
 )
@@ -33,7 +33,7 @@ def all_draws(round_: int = 0) -> tuple[Array, Array, Array]:
     """Return row, draw and latent of every perturbation of the planted sources that a uniform search makes."""
     sources = planted_sources()
     row, draw = np.repeat(np.arange(20), DECODES), np.tile(np.arange(DECODES), 20)
-    _, z = perturbations(LAW, SD, mu=sources.mu[row], source=sources.index[row], round_=round_, draw=draw)
+    _, z = perturbations(NOISE_MODEL, SD, mu=sources.mu[row], source=sources.index[row], round_=round_, draw=draw)
     return row, draw, z.numpy()
 
 
@@ -47,7 +47,7 @@ def test_margins() -> None:
 def test_failures_are_all_planted_crossings() -> None:
     """What is found is every draw that crosses the boundary, no other, with its identity, answer, margin and latent."""
     sources = planted_sources()
-    found = searched(sources, orders(sources, round_=4)).failures
+    found = searched(sources, round_allocation(sources, round_=4)).failures
     row, draw, z = all_draws(round_=4)
     crossed = 2 * np.rint(255 * z[:, 0]) / 255 < -MARGIN_EPSILON  # also as the picture that is stored
     assert 20 < crossed.sum() < 150
@@ -65,18 +65,20 @@ def test_failures_are_all_planted_crossings() -> None:
 @pytest.mark.parametrize("released", [False, True])
 def test_a_failure_is_found_again_from_its_identity(released: bool) -> None:
     """Source, round, draw, seed and law alone give the latent of a failure, bit for bit, and it still is one."""
-    sources, law = planted_sources(), replace(LAW, released=released)
+    sources, noise_model = planted_sources(), replace(NOISE_MODEL, released=released)
 
     def diagonal(images: Array) -> Array:
         total = images.reshape(len(images), DIM).sum(axis=1)
         return np.stack([1.5 - total, total - 1.5], axis=1)
 
-    wanted = orders(sources, round_=2, directions=DIRECTIONS, screen=True)
-    found = searched(sources, wanted, law, models(diagonal)).failures
+    wanted = round_allocation(sources, round_=2, directions=DIRECTIONS, screen=True)
+    found = searched(sources, wanted, noise_model, models(diagonal)).failures
     assert len(found.source) > 20
     for source, round_, draw, latent in zip(found.source, found.round, found.draw, found.latent, strict=True):
         mu = sources.mu[row_of(source)][None]
-        _, z = perturbations(law, SD, mu=mu, source=np.array([source]), round_=int(round_), draw=np.array([draw]))
+        _, z = perturbations(
+            noise_model, SD, mu=mu, source=np.array([source]), round_=int(round_), draw=np.array([draw])
+        )
         np.testing.assert_array_equal(z[0], latent)
         assert diagonal(z.numpy())[0].argmax() == 1
 
@@ -84,15 +86,15 @@ def test_a_failure_is_found_again_from_its_identity(released: bool) -> None:
 @given(border=st.integers(0, 20), batch_size=st.integers(1, 300), round_=st.integers(0, 3), screen=st.booleans())
 def test_shards_and_batches_change_nothing(border: int, batch_size: int, round_: int, screen: bool) -> None:
     """Shards of any size searched in batches of any size give the same failures, counts and tallies."""
-    sources, law = planted_sources(), replace(LAW, max_failures_per_source=3)
-    wanted = orders(
+    sources, noise_model = planted_sources(), replace(NOISE_MODEL, max_failures_per_source=3)
+    wanted = round_allocation(
         sources, np.arange(20) % 7 * 2, round_=round_, found=np.arange(20) % 3, directions=DIRECTIONS, screen=screen
     )
     half = check("label_probability", lambda z: z[:, 1] > -0.5)
     checked = checks(half, screening=lambda z, label, radius: z[:, 1] > -0.5)
-    whole = searched(sources, wanted, law, checked=checked)
+    whole = searched(sources, wanted, noise_model, checked=checked)
     parts = [
-        searched(cut(sources, rows), cut(wanted, rows), replace(law, batch_size=batch_size), checked=checked)
+        searched(cut(sources, rows), cut(wanted, rows), replace(noise_model, batch_size=batch_size), checked=checked)
         for rows in (slice(border), slice(border, None))
     ]
     assert len(whole.failures.source) > 5
@@ -107,7 +109,7 @@ def test_shards_and_batches_change_nothing(border: int, batch_size: int, round_:
 def test_tallies_are_those_of_all_decodes() -> None:
     """A shard tells decodes, margins and squared margins of each source, failures or not."""
     sources = planted_sources()
-    result = searched(sources, orders(sources, np.arange(20) % 4))
+    result = searched(sources, round_allocation(sources, np.arange(20) % 4))
     row, draw, z = all_draws()
     decoded = draw < row % 4
     margin = 2.0 * z[decoded, 0]
@@ -119,10 +121,10 @@ def test_tallies_are_those_of_all_decodes() -> None:
 def test_directions_are_summed_over_changes_of_the_margin() -> None:
     """A screened search sums steps and changes of the margin against the reconstruction; along x0 here, by 2 r sd."""
     sources = planted_sources()
-    wanted = orders(sources, 40, screen=True)
+    wanted = round_allocation(sources, 40, screen=True)
     sums = searched(sources, wanted).directions
     assert sums.count.tolist() == [800, 0]
-    np.testing.assert_allclose(sums.y[0], 2 * LAW.radius_sd * SD[0] * sums.x[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(sums.y[0], 2 * NOISE_MODEL.radius_sd * SD[0] * sums.x[0, 0], rtol=1e-5)
     np.testing.assert_allclose(sums.directions()[0], [1, 0, 0], atol=0.1)
     assert not searched(sources, replace(wanted, screen=False)).directions.count.any()
 
@@ -131,7 +133,8 @@ def test_more_failures_where_the_direction_leads() -> None:
     """The same number of decodes finds more once the direction is known in which margins fall."""
     sources = planted_sources()
     blind, led = (
-        searched(sources, orders(sources, directions=directions, screen=True)) for directions in (None, DIRECTIONS)
+        searched(sources, round_allocation(sources, directions=directions, screen=True))
+        for directions in (None, DIRECTIONS)
     )
     assert blind.counts.decodes == led.counts.decodes
     assert led.counts.failures > 1.5 * blind.counts.failures > 0
@@ -147,7 +150,7 @@ def test_an_answer_within_rounding_is_no_failure(margin: float, failures: int) -
 def test_no_failures() -> None:
     """A classifier without failures ends well, with empty arrays of the usual types."""
     result = searched(asked=models(lambda images: np.full((len(images), 2), [1.0, 0.0])))
-    assert result.counts == Counts(sources=20, decodes=240, classifications=240)
+    assert result.counts == SearchCounters(sources=20, decodes=240, classifications=240)
     for name, array in searched().failures.arrays().items():
         empty = result.failures.arrays()[name]
         assert (empty.dtype, empty.shape) == (array.dtype, (0, *array.shape[1:])), name
@@ -157,16 +160,19 @@ def test_no_failures() -> None:
 def test_sources_are_counted_in_the_first_round_only() -> None:
     """Every source is looked at once, however many rounds search around it."""
     sources = planted_sources()
-    assert searched(sources, orders(sources)).counts.sources == 20
-    assert searched(sources, orders(sources, round_=1)).counts.sources == 0
+    assert searched(sources, round_allocation(sources)).counts.sources == 20
+    assert searched(sources, round_allocation(sources, round_=1)).counts.sources == 0
 
 
 def test_nothing_to_search() -> None:
     """A shard without sources, or one that is given no decodes, gives nothing, and no error."""
     none = cut(planted_sources(), slice(0))
-    for sources, wanted in ((none, orders(none)), (planted_sources(), orders(planted_sources(), 0, round_=1))):
+    for sources, wanted in (
+        (none, round_allocation(none)),
+        (planted_sources(), round_allocation(planted_sources(), 0, round_=1)),
+    ):
         result = searched(sources, wanted)
-        assert (result.failures.latent.shape, result.counts) == ((0, DIM), Counts())
+        assert (result.failures.latent.shape, result.counts) == ((0, DIM), SearchCounters())
         assert result.decodes.tolist() == [0] * len(sources.index)
 
 
@@ -192,7 +198,7 @@ def test_search_can_be_stopped() -> None:
             if calls == last:
                 raise KeyboardInterrupt
 
-        return search(sources, orders(sources), LAW, models(), checks(), classes=2, check=stop)
+        return search(sources, round_allocation(sources), NOISE_MODEL, models(), checks(), classes=2, check=stop)
 
     counts = search_until(np.inf).counts
     batches = -(-counts.decodes // 32) - (-counts.candidates // 32)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.generator.failures import Counts
+from services.generator.failures import SearchCounters
 from services.generator.pipeline import rounded
 from services.generator.search import MARGIN_EPSILON
 from services.generator.validity import radius_sd
 from tests.unit.generator.world import (
-    LAW,
+    NOISE_MODEL,
     SD,
     Answered,
     Array,
@@ -22,20 +22,20 @@ from tests.unit.generator.world import (
     decode,
     encode,
     models,
-    orders,
     planes,
     planted_sources,
+    round_allocation,
     searched,
 )
 
-REASONS = [field for field in vars(Counts()) if field.startswith("rejected_by_")]
+REASONS = [field for field in vars(SearchCounters()) if field.startswith("rejected_by_")]
 # Every planted crossing, in the order of sources and draws.
 EVERYTHING = searched().failures
 # Calls that this takes, before the second, separate ones.
-FIRST_CALLS = -(-240 // LAW.batch_size)
+FIRST_CALLS = -(-240 // NOISE_MODEL.batch_size)
 
 
-def rejections(counts: Counts) -> dict[str, int]:
+def rejections(counts: SearchCounters) -> dict[str, int]:
     return {reason: value for reason in REASONS if (value := getattr(counts, reason))}
 
 
@@ -103,7 +103,7 @@ def test_second_looks_are_under_way_side_by_side() -> None:
             both.wait()
         return encode(images)
 
-    result = searched(law=replace(LAW, batch_size=size), asked=models(encode=meet))
+    result = searched(noise_model=replace(NOISE_MODEL, batch_size=size), asked=models(encode=meet))
     np.testing.assert_array_equal(result.failures.latent, EVERYTHING.latent)
 
 
@@ -161,8 +161,8 @@ def test_a_picture_that_is_right_once_it_is_stored_is_no_failure() -> None:
     sources = planted_sources(2)
     mu = np.zeros_like(sources.mu)
     mu[:, 0] = [100.45 / 255, 101 / 255]
-    still = replace(LAW, radius_sd=1e-9)
-    found = searched(replace(sources, mu=mu), orders(sources, 3), still, models(hair_fine))
+    still = replace(NOISE_MODEL, radius_sd=1e-9)
+    found = searched(replace(sources, mu=mu), round_allocation(sources, 3), still, models(hair_fine))
     assert (found.failures.source == sources.index[1]).all()
     assert (found.counts.candidates, found.counts.failures) == (6, 3)
     assert rejections(found.counts) == {"rejected_by_confirmation": 3}
@@ -185,11 +185,11 @@ def test_of_the_second_look_too_the_first_reason_counts() -> None:
 
 def test_first_failures_of_each_source_are_kept() -> None:
     """The limit per source keeps the first draws of what was confirmed, those of earlier rounds counted."""
-    sources, law = planted_sources(), replace(LAW, max_failures_per_source=2)
+    sources, noise_model = planted_sources(), replace(NOISE_MODEL, max_failures_per_source=2)
     half = EVERYTHING.take(EVERYTHING.latent[:, 1] > 0)
     for earlier in range(4):
-        wanted = orders(sources, found=np.full(20, earlier))
-        result = searched(sources, wanted, law, checked=checks(check("typicality", lambda z: z[:, 1] > 0)))
+        wanted = round_allocation(sources, found=np.full(20, earlier))
+        result = searched(sources, wanted, noise_model, checked=checks(check("typicality", lambda z: z[:, 1] > 0)))
         expected = [
             (source, draw)
             for source in np.unique(half.source)
@@ -209,8 +209,8 @@ def test_every_candidate_is_accounted_for() -> None:
     sources = planted_sources()
     result = searched(
         sources,
-        orders(sources, 40),
-        replace(LAW, max_failures_per_source=1),
+        round_allocation(sources, 40),
+        replace(NOISE_MODEL, max_failures_per_source=1),
         models(encode=noisy, oracle=answering(lambda images: planes(images[..., 1:2].repeat(3, axis=3) + 0.5))),
         checks(
             check("label_probability", lambda z: z[:, 1] > -1.2),

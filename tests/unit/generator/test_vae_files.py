@@ -7,8 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from services.generator import vae_files
-from services.generator.vae import Vae, new_vae
+from services.generator.vae import Vae, decoder_onnx, encoder_onnx, from_bytes, new_vae, to_bytes
 from tests.unit.generator.bars import config_for
 
 
@@ -22,7 +21,7 @@ def test_onnx_gives_what_torch_gives(shape: tuple[int, int, int]) -> None:
     vae = fresh(shape)
     encoder, decoder = (
         onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-        for data in (vae_files.encoder_onnx(vae), vae_files.decoder_onnx(vae))
+        for data in (encoder_onnx(vae), decoder_onnx(vae))
     )
     for n in (1, 2, 7):
         draws = torch.Generator().manual_seed(n)
@@ -37,7 +36,7 @@ def test_onnx_gives_what_torch_gives(shape: tuple[int, int, int]) -> None:
 def test_bytes_round_trip() -> None:
     """A file gives back the config and, bit for bit, the decoder; loading draws nothing from torch's generator."""
     vae, before = fresh(), torch.get_rng_state()
-    again = vae_files.from_bytes(vae_files.to_bytes(vae))
+    again = from_bytes(to_bytes(vae))
     assert torch.equal(before, torch.get_rng_state())
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     assert again.config == vae.config
@@ -48,7 +47,7 @@ def test_a_file_of_before_the_likelihood_is_read() -> None:
     """A file whose config names neither likelihood nor shift is of a VAE that was trained without a choice of them."""
     vae = fresh()
     old = {name: value for name, value in asdict(vae.config).items() if name not in {"likelihood", "max_shift"}}
-    again = vae_files.from_bytes(safetensors.torch.save(vae.state_dict(), metadata={"vae": json.dumps(old)}))
+    again = from_bytes(safetensors.torch.save(vae.state_dict(), metadata={"vae": json.dumps(old)}))
     assert again.config == vae.config
 
 
@@ -56,4 +55,4 @@ def test_a_file_of_before_the_likelihood_is_read() -> None:
 def test_other_files_are_refused(data: bytes) -> None:
     """What to_bytes did not write is a ValueError, a pickle included."""
     with pytest.raises(ValueError, match="no VAE file"):
-        vae_files.from_bytes(data)
+        from_bytes(data)

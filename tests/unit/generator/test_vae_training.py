@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.generator import vae_files
-from services.generator.codec import as_array, of_vae
-from services.generator.vae import Vae, VaeConfig, gaussian_means
+from services.generator.codec import as_array, vae_codec
+from services.generator.vae import Vae, VaeConfig, gaussian_means, to_bytes
 from services.generator.vae_training import (
     EpochReport,
     TrainingCancelled,
@@ -131,7 +130,7 @@ def test_no_shift_draws_nothing() -> None:
 def test_same_seed_same_weights_and_another_seed_others(overrides: dict[str, Any]) -> None:
     """Training is its configuration and its seed."""
     images, config = bars(64), config_for(**overrides)
-    first, second, other = (vae_files.to_bytes(train(images, config, seed=seed)) for seed in (3, 3, 4))
+    first, second, other = (to_bytes(train(images, config, seed=seed)) for seed in (3, 3, 4))
     assert first == second
     assert first != other
 
@@ -147,7 +146,7 @@ def test_training_goes_on_from_its_checkpoint_to_the_same_weights(epochs: int, o
     whole = train(bars(70), config)
     resumed = train(bars(70), config, resume=left[-1], on_epoch=reports.append)
     assert [report.epoch for report in reports] == list(range(epochs + 1, 4))
-    assert vae_files.to_bytes(resumed) == vae_files.to_bytes(whole)
+    assert to_bytes(resumed) == to_bytes(whole)
 
 
 def test_a_checkpoint_of_the_last_epoch_is_the_model() -> None:
@@ -156,14 +155,14 @@ def test_a_checkpoint_of_the_last_epoch_is_the_model() -> None:
     whole = train(bars(70), config, on_checkpoint=lambda epoch, data: left.append((epoch, data)))
     assert [epoch for epoch, _ in left] == [1, 2, 3]
     resumed = train(bars(70), config, resume=left[-1], should_stop=lambda: pytest.fail("a batch was trained"))
-    assert vae_files.to_bytes(resumed) == vae_files.to_bytes(whole)
+    assert to_bytes(resumed) == to_bytes(whole)
 
 
 def test_a_checkpoint_is_taken_over_whatever_the_seed() -> None:
     """What goes on is the checkpoint's: weights, moments and draws, none of them those of the new start."""
     config = config_for()
     left = stopped_after(1, config)[-1]
-    first, second = (vae_files.to_bytes(train(bars(70), config, seed=seed, resume=left)) for seed in (1, 2))
+    first, second = (to_bytes(train(bars(70), config, seed=seed, resume=left)) for seed in (1, 2))
     assert first == second
 
 
@@ -186,7 +185,7 @@ def test_elbo_rises_and_every_epoch_is_reported(trained: Trained) -> None:
 
 def error_share(vae: Vae, images: Any) -> float:
     """Return the squared error of reconstructed images (n, h, w, c), in units of what the mean image would have."""
-    pair, truth = of_vae(vae, torch.device("cpu")), images / 255
+    pair, truth = vae_codec(vae, torch.device("cpu")), images / 255
     decoded = as_array(pair.decode(pair.encode_stored(images)[0])).transpose(0, 2, 3, 1)
     return float(((decoded - truth) ** 2).mean() / truth.var(axis=0).mean())
 

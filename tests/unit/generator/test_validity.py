@@ -10,9 +10,9 @@ from services.generator.codec import SD_FLOOR, aggregate_sd
 from services.generator.failures import Failures
 from services.generator.validity import (
     NEIGHBOURS,
-    Check,
     Reference,
     Thresholds,
+    ValidityCheck,
     latent_checks,
     radius_sd,
     screening,
@@ -186,7 +186,7 @@ def candidates(z: Array, label: Array, radius: Array) -> Failures:
     return Failures.of(source=np.arange(len(z)), latent=z, true_label=label, radius_sd=radius)
 
 
-def passed(check: Check, found: Failures) -> list[bool]:
+def passed(check: ValidityCheck, found: Failures) -> list[bool]:
     passes: list[bool] = np.asarray(check.passes(check.measure(found))).tolist()
     return passes
 

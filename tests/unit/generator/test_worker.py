@@ -8,12 +8,12 @@ from defuse.errors import Cancelled
 from defuse.v1 import run_pb2, work_pb2
 
 from services.generator import worker
-from services.generator.shard_files import read_result
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import SEARCHED_SPLIT
+from services.generator.rounds import read_result
 from services.runtime.queue import IDENTIFY, PLAN
-from tests.unit.generator.workshop import Workshop, weak
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.keys import SEARCHED_SPLIT
+from tests.unit.generator.run_fixture import Workshop, weak
 
 SEARCH: dict[str, Any] = {"draws_per_source": 4, "rounds": 3, "shard_size": 100, "batch_size": 64}
 
@@ -36,8 +36,8 @@ def first_round(workshop: Workshop, run_id: str) -> run_pb2.Run:
 def below(store: ArtifactStore, name: str) -> dict[str, bytes]:
     """Return everything that is stored of a run."""
     parts = ("sources", "results", "plans")
-    keys = [key for part in parts for key in store.keys(f"{name}/{part}") if not key.endswith(".partial")]
-    return {key: store.read_bytes(key) for key in keys}
+    record_keys = [key for part in parts for key in store.keys(f"{name}/{part}") if not key.endswith(".partial")]
+    return {key: store.read_bytes(key) for key in record_keys}
 
 
 class Served:
@@ -76,7 +76,7 @@ def test_a_shard_says_what_it_tried_and_found(workshop: Workshop, monkeypatch: p
 def test_sources_are_searched_by_their_shard(workshop: Workshop) -> None:
     """A shard searches its range of the run's sources, and what it stores says so, source by source."""
     run = first_round(workshop, "ranges")
-    index = workshop.bench.prepared(run).index
+    index = workshop.context.prepared(run).index
     for shard in range(3):
         part = index[shard * 100 : (shard + 1) * 100]
         result = read_result(workshop.store, run.name, 0, shard)
@@ -90,8 +90,8 @@ def test_failures_know_what_they_came_from(workshop: Workshop) -> None:
     """Labels and held-out marks of stored failures are those of their sources."""
     run = workshop.prepared_run("marks", search=SEARCH)
     workshop.play(run)
-    found, prepared = workshop.found(run), workshop.bench.prepared(run)
-    labels = workshop.bench.images(run, SEARCHED_SPLIT).labels
+    found, prepared = workshop.found(run), workshop.context.prepared(run)
+    labels = workshop.context.images(run, SEARCHED_SPLIT).labels
     np.testing.assert_array_equal(found["true_label"], labels[found["source"]])
     row = np.searchsorted(prepared.index, found["source"])
     np.testing.assert_array_equal(found["held_out"], prepared.held_out[row])
@@ -117,7 +117,7 @@ def test_a_shard_is_searched_once(workshop: Workshop, monkeypatch: pytest.Monkey
     once = workshop.do(IDENTIFY, shard_work(run))
     before = below(workshop.store, run.name)
     monkeypatch.setitem(workshop.triton.functions, "planted", served := Served())
-    assert workshop.do(IDENTIFY, shard_work(run), bench=workshop.another_bench()) == once
+    assert workshop.do(IDENTIFY, shard_work(run), context=workshop.another_context()) == once
     assert served.images == 0
     assert below(workshop.store, run.name) == before
 
@@ -133,7 +133,7 @@ def test_a_worker_that_died_half_way_leaves_no_trace(workshop: Workshop, lost: s
         for key in workshop.store.keys(f"{run.name}/{part}"):
             workshop.store.remove(key)
     assert below(workshop.store, run.name) != whole
-    workshop.do(IDENTIFY, shard_work(run), bench=workshop.another_bench())
+    workshop.do(IDENTIFY, shard_work(run), context=workshop.another_context())
     assert below(workshop.store, run.name) == whole
 
 
@@ -152,7 +152,7 @@ def test_a_worker_that_slept_through_its_claim_changes_nothing(
         calls += 1
         if calls == call + 1:
             monkeypatch.setitem(workshop.triton.functions, "planted", weak)
-            first.append(workshop.do(IDENTIFY, shard_work(run), bench=workshop.another_bench()))
+            first.append(workshop.do(IDENTIFY, shard_work(run), context=workshop.another_context()))
             monkeypatch.setitem(workshop.triton.functions, "planted", slow)
             stored.update(below(workshop.store, run.name))
 
@@ -192,9 +192,9 @@ def test_a_plan_is_made_once(workshop: Workshop) -> None:
     first = workshop.do(PLAN, plan_work(run))
     before = below(workshop.store, run.name)
     workshop.do(IDENTIFY, shard_work(run, round_=1))
-    workshop.store.remove(catalog.shard_result(run.name, 0, 0))  # of which it could not be made again
-    assert workshop.do(PLAN, plan_work(run), bench=workshop.another_bench()) == first
-    assert workshop.store.read_bytes(catalog.plan(run.name, 1)) == before[catalog.plan(run.name, 1)]
+    workshop.store.remove(keys.shard_result(run.name, 0, 0))  # of which it could not be made again
+    assert workshop.do(PLAN, plan_work(run), context=workshop.another_context()) == first
+    assert workshop.store.read_bytes(keys.plan(run.name, 1)) == before[keys.plan(run.name, 1)]
 
 
 @pytest.mark.parametrize("call", [1, 7, 23])
@@ -213,9 +213,9 @@ def test_a_cancelled_search_stops_at_its_next_batch(
 
     monkeypatch.setitem(workshop.triton.functions, "planted", served := Served(before=cancel_at_call))
     with pytest.raises(Cancelled, match=f"runs/stopped-{call} was cancelled"):
-        worker.identify(workshop.bench, shard_work(run), job)
+        worker.identify(workshop.context, shard_work(run), job)
     assert served.images < 300
-    assert not workshop.store.exists(catalog.shard_result(run.name, 0, 1))
+    assert not workshop.store.exists(keys.shard_result(run.name, 0, 1))
 
 
 def test_a_cancelled_plan_is_not_made(workshop: Workshop) -> None:
@@ -224,5 +224,5 @@ def test_a_cancelled_plan_is_not_made(workshop: Workshop) -> None:
     job = workshop.job(run)
     job.cancel()
     with pytest.raises(Cancelled):
-        worker.plan(workshop.bench, plan_work(run), job)
-    assert not workshop.store.exists(catalog.plan(run.name, 1))
+        worker.plan(workshop.context, plan_work(run), job)
+    assert not workshop.store.exists(keys.plan(run.name, 1))

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from services.generator.codec import as_array
-from services.generator.draws import Law, Orders, Screening, Sources
-from services.generator.pipeline import Decoders
-from services.generator.search import Checks, Models, ShardResult, search
-from services.generator.validity import Check
+from services.generator.perturbations import NoiseModel, RoundAllocation, Screening, Sources
+from services.generator.pipeline import DecoderPool
+from services.generator.search import SearchChecks, SearchModels, ShardResult, search
+from services.generator.validity import ValidityCheck
 
 Array = npt.NDArray[Any]
-T = TypeVar("T", Sources, Orders)
+T = TypeVar("T", Sources, RoundAllocation)
 DIM = 3
 SD = np.array([1.0, 0.5, 2.0], np.float32)
-LAW = Law(seed=5, radius_sd=0.8, max_failures_per_source=1000, batch_size=32)
-DECODERS = Decoders(2)
+NOISE_MODEL = NoiseModel(seed=5, radius_sd=0.8, max_failures_per_source=1000, batch_size=32)
+DECODERS = DecoderPool(2)
 CPU = torch.device("cpu")
 # What is drawn for each source unless a test says otherwise.
 DECODES = 12
@@ -57,18 +57,24 @@ def answering(classify: Callable[[Array], Array]) -> Callable[[Array], Answered]
     return lambda images: Answered(classify(images))
 
 
-def models(classify: Callable[[Array], Array] = planes, **others: Any) -> Models:
-    plain = Models(decode=decode, encode=encode, submit=answering(classify), sd_agg=SD, decoders=DECODERS, device=CPU)
+def models(classify: Callable[[Array], Array] = planes, **others: Any) -> SearchModels:
+    plain = SearchModels(
+        decode=decode, encode=encode, submit=answering(classify), sd_agg=SD, decoders=DECODERS, device=CPU
+    )
     return replace(plain, **others)
 
 
-def checks(*latent: Check, screening: Screening | None = None, max_round_trip_sd: float = np.inf) -> Checks:
-    return Checks(latent=latent, screening=screening, max_round_trip_sd=max_round_trip_sd)
+def checks(
+    *latent: ValidityCheck, screening: Screening | None = None, max_round_trip_sd: float = np.inf
+) -> SearchChecks:
+    return SearchChecks(latent=latent, screening=screening, max_round_trip_sd=max_round_trip_sd)
 
 
-def check(field: str, passes: Callable[[Array], Array]) -> Check:
+def check(field: str, passes: Callable[[Array], Array]) -> ValidityCheck:
     """Return a check of latents by a rule on them (n, d); it records 1 where they pass, 0.25 where not."""
-    return Check(field=field, measure=lambda c: np.where(passes(c.latent), 1.0, 0.25), passes=lambda v: v >= 0.5)
+    return ValidityCheck(
+        field=field, measure=lambda c: np.where(passes(c.latent), 1.0, 0.25), passes=lambda v: v >= 0.5
+    )
 
 
 def planted_sources(count: int = 20) -> Sources:
@@ -88,10 +94,10 @@ def row_of(source: Array) -> Array:
     return (source - 7) // 3
 
 
-def orders(sources: Sources, decodes: int | Array = DECODES, **others: Any) -> Orders:
+def round_allocation(sources: Sources, decodes: int | Array = DECODES, **others: Any) -> RoundAllocation:
     """Order the same number of decodes of each source, or so many of each, in round 0, all draws alike."""
     count = len(sources.index)
-    plain = Orders(
+    plain = RoundAllocation(
         round_=0,
         decodes=np.broadcast_to(decodes, count).copy(),
         found=np.zeros(count, np.int32),
@@ -108,14 +114,16 @@ def cut(whole: T, rows: slice) -> T:
 
 def searched(
     sources: Sources | None = None,
-    wanted: Orders | None = None,
-    law: Law = LAW,
-    asked: Models | None = None,
-    checked: Checks | None = None,
+    wanted: RoundAllocation | None = None,
+    noise_model: NoiseModel = NOISE_MODEL,
+    asked: SearchModels | None = None,
+    checked: SearchChecks | None = None,
 ) -> ShardResult:
     """Search planted sources, all of them where nothing else is said."""
     sources = planted_sources() if sources is None else sources
-    return search(sources, wanted or orders(sources), law, asked or models(), checked or checks(), classes=2)
+    return search(
+        sources, wanted or round_allocation(sources), noise_model, asked or models(), checked or checks(), classes=2
+    )
 
 
 def joined(results: Sequence[ShardResult]) -> dict[str, Array]:

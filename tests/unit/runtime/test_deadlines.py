@@ -8,8 +8,7 @@ import grpc
 import pytest
 from defuse.errors import DeadlineExceeded, DefuseError, Internal, from_rpc_error
 
-from services.runtime.deadlines import DeadlineInterceptor
-from services.runtime.interceptors import ErrorInterceptor
+from services.runtime.interceptors import DeadlineInterceptor, ErrorInterceptor
 
 DEFAULT_S = 0.1
 Ask = Callable[[grpc.aio.Channel, asyncio.Event], Awaitable[Any]]

@@ -8,8 +8,7 @@ import grpc
 import pytest
 from defuse.errors import DefuseError, Unavailable, from_rpc_error
 
-from services.runtime.drain import DrainInterceptor
-from services.runtime.interceptors import ErrorInterceptor
+from services.runtime.interceptors import DrainInterceptor, ErrorInterceptor
 
 LONG_S = 20.0
 KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream", "written_stream"]

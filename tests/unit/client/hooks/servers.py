@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
 
 MODEL = "tiny"
 CLASSES = 3

@@ -7,11 +7,11 @@ import pytest
 from defuse.errors import InvalidInput, NotReady
 from defuse.guard_outputs import INSIDE, OUTPUTS, REGION
 
-from services.corrector.guard.building import GuardBuilder, conformal_threshold
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
-from services.runtime.sessions import onnx_function
+from services.corrector.guard.builder import GuardBuilder, conformal_threshold
+from services.onnx_graph.sessions import onnx_function
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.unit.corrector.corrections import CLASSES, MODEL, REGIONS, ROWS, RUN
 from tests.unit.corrector.guard.world import annotate, searched
 
@@ -36,7 +36,7 @@ def test_a_guard_knows_the_labelled_regions(store: ArtifactStore) -> None:
     assert [(one.region, one.label) for one in built.record.regions] == [(REGIONS[0], CLASSES[0])]
     guard, latents = (
         onnx_function(built.file),
-        [store.read_arrays(catalog.region_arrays(region))["held_out_latent"] for region in REGIONS],
+        [store.read_arrays(keys.region_arrays(region))["held_out_latent"] for region in REGIONS],
     )
     planted, other = (dict(zip(OUTPUTS, guard(latent.reshape(-1, 1, 2, 3)), strict=True)) for latent in latents)
     assert planted[INSIDE].mean() > 0.9

@@ -11,10 +11,9 @@ from defuse.v1 import model_pb2
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from services.corrector.guard.graph import Knowledge, guard_graph
-from services.corrector.guard.mixture import Mixture
-from services.runtime.inference import preprocess
-from services.runtime.sessions import onnx_function
+from services.corrector.guard.graph import GaussianMixtures, GuardMixtures, guard_graph
+from services.onnx_graph.sessions import onnx_function
+from services.triton.preprocessing import preprocess
 
 Array = npt.NDArray[Any]
 DIM, SHAPE = 3, (2, 2, 2)  # of latents, and of images as they are stored: height, width, channels
@@ -53,11 +52,11 @@ def points(centre: float, count: int, seed: int) -> Array:
     return np.random.default_rng(seed).standard_normal((count, DIM)) * [0.5, 1, 0.7] + centre
 
 
-def knowledge() -> Knowledge:
-    real = Mixture.of([points(0, 400, 1), points(1, 300, 2)], [4, 3])
-    return Knowledge(
+def knowledge() -> GuardMixtures:
+    real = GaussianMixtures.of([points(0, 400, 1), points(1, 300, 2)], [4, 3])
+    return GuardMixtures(
         names=NAMES,
-        regions=Mixture.of([points(2, 50, 3), points(-2, 80, 4)], [50, 80]),
+        regions=GaussianMixtures.of([points(2, 50, 3), points(-2, 80, 4)], [50, 80]),
         real=real,
         aggregate=real,
         log_density=np.linspace(-20, 2, 200),
@@ -65,7 +64,7 @@ def knowledge() -> Knowledge:
     )
 
 
-def log_density(x: Array, mixture: Mixture) -> Array:
+def log_density(x: Array, mixture: GaussianMixtures) -> Array:
     """Return the log weighted densities (n, k), but for the constant."""
     covariances = [np.linalg.inv(whitening.T @ whitening) for whitening in mixture.whitening]
     columns = [

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from defuse.v1 import corrector_service_pb2, release_pb2
 
-from services.corrector.guard.issuing import Guards
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.corrector.guard.builder import GuardIssuer
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.unit.corrector.corrections import CLASSES, MODEL, REGIONS, RUN
 from tests.unit.corrector.guard.world import annotate, searched
 
@@ -32,20 +32,20 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 @pytest.fixture
-def guards(store: ArtifactStore) -> Guards:
-    return Guards(store, Releases())  # type: ignore[arg-type]
+def guards(store: ArtifactStore) -> GuardIssuer:
+    return GuardIssuer(store, Releases())  # type: ignore[arg-type]
 
 
-def test_a_guard_is_in_the_store(guards: Guards, store: ArtifactStore) -> None:
+def test_a_guard_is_in_the_store(guards: GuardIssuer, store: ArtifactStore) -> None:
     """Its record names what serves it, and its file lies beside it."""
     guard = guards.issue(RUN, 0.2)
     assert guard.name == f"{MODEL}/guards/1"
     assert (guard.guard_model, guard.guarded_model, guard.model_version) == ("tiny-guard", "tiny-guarded", 1)
     assert Catalog(store).guards(MODEL) == [guard]
-    assert store.exists(catalog.onnx_of(guard.name))
+    assert store.exists(keys.onnx_of(guard.name))
 
 
-def test_a_request_is_answered_with_its_guard(guards: Guards) -> None:
+def test_a_request_is_answered_with_its_guard(guards: GuardIssuer) -> None:
     """Asked again with the same id, it is not made again; with another id it is."""
 
     def asked(request_id: str) -> str:
@@ -55,7 +55,7 @@ def test_a_request_is_answered_with_its_guard(guards: Guards) -> None:
     assert [asked("a"), asked("a"), asked("b"), asked("")] == [f"{MODEL}/guards/{number}" for number in (1, 1, 2, 3)]
 
 
-def test_a_release_has_one_guard(guards: Guards, store: ArtifactStore) -> None:
+def test_a_release_has_one_guard(guards: GuardIssuer, store: ArtifactStore) -> None:
     """A message that comes again makes no other one, and a release without held-out images does not fail."""
     release = release_pb2.Release(model=MODEL, version=1)
     release.create_time.GetCurrentTime()

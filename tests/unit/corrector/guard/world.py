@@ -3,9 +3,9 @@
 import numpy as np
 from defuse.v1 import annotation_pb2, region_pb2
 
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.unit.corrector.corrections import DATASET, DIM, REGIONS, ROWS, RUN, build
 from tests.unit.generator.onnx_pairs import encoder_file
 
@@ -15,10 +15,10 @@ def searched(store: ArtifactStore) -> None:
     build(store)
     run = Catalog(store).run(RUN)
     run.config.model_version = 1
-    store.write_message(catalog.run(RUN), run)
-    train = store.read_arrays(catalog.split(DATASET, "train"))
+    store.write_message(keys.run(RUN), run)
+    train = store.read_arrays(keys.split(DATASET, "train"))
     latent = train["x"].reshape(-1, DIM).astype(np.float32) / 255
-    store.write_bytes(catalog.vae(run.config, "encoder.onnx"), encoder_file())
+    store.write_bytes(keys.vae(run.config, "encoder.onnx"), encoder_file())
     reference = {
         "latent": latent,
         "label": train["y"],
@@ -28,14 +28,14 @@ def searched(store: ArtifactStore) -> None:
         "whitening": np.eye(DIM)[None],
         "sd_agg": np.ones(DIM, np.float32),
     }
-    store.write_arrays(catalog.reference(run.config), reference)
+    store.write_arrays(keys.reference(run.config), reference)
     held_out = (np.arange(ROWS["val"]) % 2).astype(np.uint8)
-    store.write_arrays(catalog.sources(RUN), {"index": np.arange(ROWS["val"]), "held_out": held_out})
+    store.write_arrays(keys.sources(RUN), {"index": np.arange(ROWS["val"]), "held_out": held_out})
     store.write_message(
-        catalog.distillation(RUN), region_pb2.Distillation(regions=[region_pb2.Region(name=name) for name in REGIONS])
+        keys.distillation(RUN), region_pb2.Distillation(regions=[region_pb2.Region(name=name) for name in REGIONS])
     )
 
 
 def annotate(store: ArtifactStore, region: str, label: str, verdict: str = "VERDICT_LABEL") -> None:
     annotation = annotation_pb2.Annotation(region=region, verdict=verdict, label=label)
-    store.write_message(f"{catalog.annotations(region)}/1.pb", annotation)
+    store.write_message(f"{keys.annotations(region)}/1.pb", annotation)

@@ -103,7 +103,7 @@ def test_screened_components_change_nothing() -> None:
     fits = []
     for dim_from in (32, 1000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("services.distiller.mixture.screening.LEAST_DIM", dim_from)
+            patch.setattr("services.distiller.mixture.e_step.LEAST_DIM", dim_from)
             model = DirichletProcessMixture(n_components=10, moves=False, blocks=1, max_iter=8, tol=0)
             with pytest.warns(ConvergenceWarning):
                 fits.append(model.fit(x, categories=categories, responsibilities=begin))

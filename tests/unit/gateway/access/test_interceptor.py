@@ -13,8 +13,8 @@ from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from services.gateway.access.caller import present, require, signed
-from services.gateway.access.interceptor import AccessInterceptor
+from services.gateway.access.interceptors import AccessInterceptor
+from services.gateway.access.roles import current_caller, require, sign_request
 from services.gateway.access.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor
 
@@ -27,23 +27,23 @@ class Gateway(pb_grpc.GatewayServiceServicer):
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Any) -> pb.GetVersionResponse:  # noqa: N802  # gRPC's name
         await asyncio.sleep(0)  # another call may come in between
-        caller = present()
+        caller = current_caller()
         return pb.GetVersionResponse(version=caller.name if caller else "nobody")
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> Any:  # noqa: N802
-        yield pb.WatchRunResponse(run={"note": getattr(present(), "name", "nobody")})
+        yield pb.WatchRunResponse(run={"note": getattr(current_caller(), "name", "nobody")})
 
     async def UploadFile(self, request_iterator: Any, context: Any) -> pb.UploadFileResponse:  # noqa: N802
         return pb.UploadFileResponse(size=sum([len(request.chunk) async for request in request_iterator]))
 
     async def AnnotateRegion(self, request: pb.AnnotateRegionRequest, context: Any) -> pb.AnnotateRegionResponse:  # noqa: N802
-        return pb.AnnotateRegionResponse(region=region_pb2.Region(annotation=signed(request.annotation)))
+        return pb.AnnotateRegionResponse(region=region_pb2.Region(annotation=sign_request(request.annotation)))
 
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Any) -> pb.RollbackModelResponse:  # noqa: N802
-        return pb.RollbackModelResponse(release=release_pb2.Release(actor=signed(request).actor))
+        return pb.RollbackModelResponse(release=release_pb2.Release(actor=sign_request(request).actor))
 
     async def StartTrial(self, request: pb.StartTrialRequest, context: Any) -> pb.StartTrialResponse:  # noqa: N802
-        return pb.StartTrialResponse(trial=signed(request.trial))
+        return pb.StartTrialResponse(trial=sign_request(request.trial))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:  # noqa: N802
         require(access_pb2.ROLE_OPERATOR, "a list of everything")

@@ -14,15 +14,14 @@ from defuse.errors import DefuseError, LimitExceeded, PermissionDenied, Unauthen
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 
-from services.gateway.access import limits
-from services.gateway.access.interceptor import AccessInterceptor
-from services.gateway.access.limits import Limits, LimitsInterceptor
+from services.gateway.access import interceptors
+from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
 from services.gateway.access.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor
 from tests.conftest import eventually
 
 
-def allowed(counts: Limits, who: str) -> bool:
+def allowed(counts: RateLimits, who: str) -> bool:
     try:
         with counts.counted(who):
             return True
@@ -33,14 +32,14 @@ def allowed(counts: Limits, who: str) -> bool:
 @pytest.mark.parametrize(("rate", "at_once"), [(5.0, 5), (0.1, 1)])
 def test_a_seconds_worth_at_once(rate: float, at_once: int) -> None:
     """After a silence a caller may call as often as in a second of its rate, at least once; others are not touched."""
-    counts = Limits(calls_per_s=rate, concurrent_calls=0)
+    counts = RateLimits(calls_per_s=rate, concurrent_calls=0)
     assert [allowed(counts, "ann") for _ in range(at_once + 2)] == [True] * at_once + [False] * 2
     assert allowed(counts, "bob")
 
 
 def test_who_waits_as_long_as_is_said_is_answered() -> None:
     """A refusal says when, by whom and by which setting; calls that were refused do not count."""
-    counts = Limits(calls_per_s=4, concurrent_calls=0)
+    counts = RateLimits(calls_per_s=4, concurrent_calls=0)
     begin = time.monotonic()
     while allowed(counts, "ann"):
         pass
@@ -59,7 +58,7 @@ def test_who_waits_as_long_as_is_said_is_answered() -> None:
 
 def test_calls_at_the_same_time() -> None:
     """As many as the limit may be under way; each that ends makes room for another."""
-    counts = Limits(calls_per_s=0, concurrent_calls=2)
+    counts = RateLimits(calls_per_s=0, concurrent_calls=2)
     with counts.counted("ann"):
         with counts.counted("ann"):
             assert not allowed(counts, "ann")
@@ -68,7 +67,7 @@ def test_calls_at_the_same_time() -> None:
 
 
 def test_without_limits() -> None:
-    counts = Limits(calls_per_s=0, concurrent_calls=0)
+    counts = RateLimits(calls_per_s=0, concurrent_calls=0)
     with ExitStack() as stack:
         for _ in range(1000):
             stack.enter_context(counts.counted("ann"))
@@ -76,8 +75,8 @@ def test_without_limits() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has not called for longest is forgotten first; nothing is kept of calls that have ended."""
-    monkeypatch.setattr(limits, "_MOST_CALLERS", 3)
-    counts = Limits(calls_per_s=1, concurrent_calls=9)
+    monkeypatch.setattr(interceptors, "_MOST_CALLERS", 3)
+    counts = RateLimits(calls_per_s=1, concurrent_calls=9)
     assert [allowed(counts, who) for who in ("a", "b", "c", "a", "d", "b", "a")] == [True] * 3 + [
         False,
         True,
@@ -99,11 +98,11 @@ class Gateway(pb_grpc.GatewayServiceServicer):
         await asyncio.Event().wait()
 
 
-def before_the_gateway(ask: Callable[[grpc.aio.Channel], Awaitable[Any]], counts: Limits, tokens: Path) -> Any:
+def before_the_gateway(ask: Callable[[grpc.aio.Channel], Awaitable[Any]], counts: RateLimits, tokens: Path) -> Any:
     """Serve the gateway to callers with tokens; return what `ask` returns."""
 
     async def run() -> Any:
-        guards = [ErrorInterceptor(), LimitsInterceptor(counts), AccessInterceptor(Tokens(tokens))]
+        guards = [ErrorInterceptor(), RateLimitInterceptor(counts), AccessInterceptor(Tokens(tokens))]
         server = grpc.aio.server(interceptors=guards)
         pb_grpc.add_GatewayServiceServicer_to_server(Gateway(), server)
         infer = {"ModelInfer": grpc.unary_unary_rpc_method_handler(_echoed)}
@@ -158,7 +157,7 @@ def test_streams_count_until_they_end(tokens: Path) -> None:
             pass
         return refused
 
-    refused = before_the_gateway(ask, Limits(calls_per_s=0, concurrent_calls=2), tokens)
+    refused = before_the_gateway(ask, RateLimits(calls_per_s=0, concurrent_calls=2), tokens)
     assert type(refused) is LimitExceeded
     assert "ann has 2 calls under way" in refused.message
     assert refused.retry_after_s == 1.0
@@ -176,7 +175,7 @@ def test_calls_that_are_refused_count(tokens: Path, token: str, refusal: type[De
         calls = [await error_of(gateway.CreateRun(pb.CreateRunRequest(), metadata=of(token))) for _ in range(2)]
         return *calls, await error_of(gateway.GetVersion(pb.GetVersionRequest(), metadata=of("bob")))
 
-    first, second, of_another = before_the_gateway(ask, Limits(calls_per_s=0.01, concurrent_calls=0), tokens)
+    first, second, of_another = before_the_gateway(ask, RateLimits(calls_per_s=0.01, concurrent_calls=0), tokens)
     assert type(first) is refusal
     assert type(second) is LimitExceeded
     assert re.match(f"{who} calls more than 0.01 times a second", second.message)
@@ -193,7 +192,7 @@ def test_inference_does_not_count(tokens: Path) -> None:
         calls = [await error_of(gateway.GetVersion(pb.GetVersionRequest(), metadata=of("ann"))) for _ in range(2)]
         return answers, calls
 
-    answers, (first, second) = before_the_gateway(ask, Limits(calls_per_s=0.01, concurrent_calls=1), tokens)
+    answers, (first, second) = before_the_gateway(ask, RateLimits(calls_per_s=0.01, concurrent_calls=1), tokens)
     assert answers == [b"x"] * 50
     assert first is None
     assert type(second) is LimitExceeded
@@ -206,4 +205,4 @@ def test_inference_does_not_count(tokens: Path) -> None:
 def test_a_caller_without_a_token_is_its_host(peer: str, host: str) -> None:
     """Whatever port a call comes from: another connection is no other caller."""
     context: Any = type("Context", (), {"peer": lambda _: peer})()
-    assert limits.name_of_caller(context) == host
+    assert interceptors.name_of_caller(context) == host

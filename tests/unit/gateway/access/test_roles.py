@@ -4,8 +4,7 @@ import pytest
 from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2, monitor_service_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 
-from services.gateway.access.caller import word
-from services.gateway.access.roles import may_change, needed, of_contract
+from services.gateway.access.roles import may_change, needed, of_contract, role_name
 
 GATEWAY = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
 MONITOR = monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"]
@@ -41,7 +40,9 @@ def test_what_of_the_generator_is_offered() -> None:
 )
 def test_the_roles_of_the_gateways_calls(role: str, calls: list[str]) -> None:
     """Who looks is a viewer, who judges an annotator, who starts work an operator, who changes a model an admin."""
-    assert {word(needed(f"/{GATEWAY.full_name}/{call}") or access_pb2.ROLE_UNSPECIFIED) for call in calls} == {role}
+    assert {role_name(needed(f"/{GATEWAY.full_name}/{call}") or access_pb2.ROLE_UNSPECIFIED) for call in calls} == {
+        role
+    }
 
 
 @pytest.mark.parametrize(

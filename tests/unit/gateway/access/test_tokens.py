@@ -11,7 +11,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import access_pb2
 
 from services.gateway.access import tokens
-from services.gateway.access.caller import Caller
+from services.gateway.access.roles import Caller
 from services.gateway.access.tokens import Tokens, line_of, new_token, read
 from tests.conftest import ROOT
 

@@ -8,10 +8,9 @@ from collections.abc import Callable
 import pytest
 from defuse.errors import NotFound
 
-from services.gateway.inference.routes import Route, Routes, challenger_of
-from services.gateway.inference.wire import Target
-from services.gateway.trials import LEASE_S, Trials
-from services.runtime.artifacts import ArtifactStore
+from services.gateway.inference.routing import Route, RoutingTable, Target, challenger_of
+from services.gateway.trials.trials import LEASE_S, Trials
+from services.storage.artifacts import ArtifactStore
 from tests.unit.gateway.trying import CANDIDATE, CANDIDATE_VERSION, TRIAL, Trial, wanted, with_trials
 
 CHALLENGER = Route(model=CANDIDATE, version=str(CANDIDATE_VERSION))
@@ -21,9 +20,9 @@ def target(model: str = "tiny", version: str = "", id_: str = "") -> Target:
     return Target(model=model, version=version, id=id_, end=0)
 
 
-def routes(*shares: float, since: float = math.inf) -> Routes:
+def routes(*shares: float, since: float = math.inf) -> RoutingTable:
     """Return routes that know of a trial for each share, of `tiny` and of `other`, since a time; for good."""
-    found = Routes(None)  # type: ignore[arg-type]  # what is under way is shown to it
+    found = RoutingTable(None)  # type: ignore[arg-type]  # what is under way is shown to it
     names = [TRIAL, "models/other/trials/t1"][: len(shares)]
     trials = [
         Trial(name=name, share=share, candidate=CANDIDATE, candidate_version=CANDIDATE_VERSION)
@@ -114,7 +113,7 @@ def test_a_gateway_learns_of_trials_that_another_one_starts(redis_url: str, stor
     """It draws soon after the start, and when the stop has returned it draws no more."""
 
     async def story(trials: Trials, other: Trials) -> None:
-        known = Routes(other)
+        known = RoutingTable(other)
         keeping_up = asyncio.create_task(known.run())
         try:
             assert known.route(target()).trial is None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-from services.gateway.inference.wire import read_target, retargeted
+from services.gateway.inference.routing import read_target, retargeted
 
 WORDS = st.text(max_size=300)
 LONG = "é" * 9000

@@ -7,13 +7,12 @@ from typing import Any
 
 from defuse.v1 import monitor_pb2
 
-from services.gateway.monitoring.alerts import Alerts
-from services.gateway.monitoring.subjects import Subjects
-from services.gateway.monitoring.webhooks import Webhooks
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.gateway.monitoring.alerts import Alerts, Webhooks
+from services.gateway.monitoring.config import MonitoredModels
 from services.runtime.queue import Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.monitored import MODEL, plant_model
 
 HITS = monitor_pb2.Alert.KIND_REGION_HITS
@@ -29,13 +28,13 @@ def with_alerts(url: str, store: ArtifactStore, story: Callable[[Alerts], Awaita
     """Tell a story to the alerts of a gateway; return its end."""
     plant_model(store)
     config = monitor_pb2.MonitorConfig(webhook_url=webhook)
-    store.write_message(catalog.monitor_config(MODEL), config)
+    store.write_message(keys.monitor_config(MODEL), config)
 
     async def tell() -> Any:
         queue, webhooks = Queue(url), Webhooks(pauses_s=PAUSES_S)
         posting = asyncio.create_task(webhooks.run())
         try:
-            return await asyncio.wait_for(story(Alerts(queue, store, Subjects(Catalog(store)), webhooks)), 60)
+            return await asyncio.wait_for(story(Alerts(queue, store, MonitoredModels(Catalog(store)), webhooks)), 60)
         finally:
             posting.cancel()
             with suppress(asyncio.CancelledError):

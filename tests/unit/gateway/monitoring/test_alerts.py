@@ -11,8 +11,8 @@ from defuse.v1 import monitor_service_pb2 as pb
 from prometheus_client import REGISTRY
 
 from services.gateway.monitoring.alerts import Alerts
-from services.gateway.paging import Cursor
-from services.runtime.artifacts import ArtifactStore
+from services.gateway.records.paging import Cursor
+from services.storage.artifacts import ArtifactStore
 from tests.monitored import MODEL, plant_model
 from tests.unit.gateway.monitoring.raising import PAUSES_S, raised, with_alerts
 from tests.webhook import webhook

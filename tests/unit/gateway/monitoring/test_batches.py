@@ -6,9 +6,9 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring import batches
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.inference import as_floats, preprocess
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.triton.preprocessing import as_floats, preprocess
 from tests.monitored import observation, pictures, plant_model
 
 LAYOUT = model_pb2.Preprocessing.Layout
@@ -40,13 +40,13 @@ def test_rows_name_themselves(store: ArtifactStore) -> None:
     """Rows are taken out by name, of images too, of which there may be fewer; where there are none nothing changes."""
     scores_alone = monitor_pb2.Observation(id="b", scores=[1, 2, 3])
     arrays = batches.arrays_of([observation("a"), scores_alone, observation("c")], plant_model(store))
-    left = batches.without(arrays, {catalog.observation_digest("a")})
+    left = batches.without(arrays, {keys.observation_digest("a")})
     assert left is not None
     np.testing.assert_array_equal(left["id"], batches.digests("bc"))
     np.testing.assert_array_equal(left["has_image"], [False, True])
     np.testing.assert_array_equal(left["image"], arrays["image"][1:])
     np.testing.assert_array_equal(left["scores"], arrays["scores"][1:])
-    assert batches.without(left, {catalog.observation_digest("a")}) is None
+    assert batches.without(left, {keys.observation_digest("a")}) is None
 
 
 def test_the_record_has_a_time(store: ArtifactStore) -> None:

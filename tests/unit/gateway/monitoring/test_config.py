@@ -8,8 +8,8 @@ from defuse.errors import InvalidInput
 from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring import config
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
 
 Config = monitor_pb2.MonitorConfig
 
@@ -32,7 +32,7 @@ def test_what_is_said_is_kept(store: ArtifactStore) -> None:
         start_runs=True,
     )
     assert config.complete(said) == said
-    store.write_message(catalog.monitor_config("models/tiny"), said)
+    store.write_message(keys.monitor_config("models/tiny"), said)
     assert config.read(store, "models/tiny") == said
 
 

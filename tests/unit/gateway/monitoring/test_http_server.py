@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from services.gateway.access.limits import Limits
+from services.gateway.access.interceptors import RateLimits
 from services.gateway.monitoring import http_server
 from services.gateway.monitoring.cloud_events import CloudEvent
 from services.gateway.monitoring.http_server import HttpServer
 from services.gateway.settings import GatewaySettings
-from services.runtime.processes import free_port
+from services.localstack.child_process import free_port
 from tests.events import attributes, binary
 
 
@@ -35,7 +35,7 @@ def served(ask: Callable[[int], Awaitable[Any]], taking: Any) -> Any:
 
     async def run() -> Any:
         port = free_port()
-        limits = Limits(calls_per_s=0, concurrent_calls=0)
+        limits = RateLimits(calls_per_s=0, concurrent_calls=0)
         server = asyncio.create_task(HttpServer(GatewaySettings(http_port=port), taking, limits).run())
         try:
             return await asyncio.wait_for(ask(port), 30)

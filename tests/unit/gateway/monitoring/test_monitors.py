@@ -12,16 +12,15 @@ from defuse.errors import NotFound, Unavailable
 from defuse.v1 import guard_pb2, model_pb2, monitor_pb2, release_pb2, work_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
-from services.gateway.monitoring.alerts import Alerts
+from services.gateway.monitoring.alerts import Alerts, Webhooks
+from services.gateway.monitoring.config import MonitoredModels
 from services.gateway.monitoring.monitors import Monitors
-from services.gateway.monitoring.subjects import Subjects
-from services.gateway.monitoring.webhooks import Webhooks
-from services.gateway.paging import Cursor
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.gateway.records.paging import Cursor
 from services.runtime.queue import Queue
-from tests.unit.gateway.monitoring.test_fold import CLASSES, REGIONS, calm, traffic
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from tests.unit.gateway.monitoring.test_monitor_state import CLASSES, REGIONS, profile, traffic
 
 MODEL = "models/m"
 
@@ -46,35 +45,35 @@ class World:
         self.store = ArtifactStore(f"file://{root}/store")
         self.runs = Runs()
         self._batches = 0
-        self.store.write_message(catalog.model(MODEL), model_pb2.Model(name=MODEL, classes=CLASSES))
-        self.store.write_message(f"{catalog.releases(MODEL)}/1.pb", release_pb2.Release(model=MODEL, version=1))
+        self.store.write_message(keys.model(MODEL), model_pb2.Model(name=MODEL, classes=CLASSES))
+        self.store.write_message(f"{keys.releases(MODEL)}/1.pb", release_pb2.Release(model=MODEL, version=1))
         self.guard("1")
 
     def guard(self, number: str) -> None:
         guard = guard_pb2.Guard()
-        guard.CopyFrom(calm().guard)
+        guard.CopyFrom(profile().guard)
         guard.name = f"{MODEL}/guards/{number}"
-        self.store.write_message(catalog.guard(guard.name), guard)
-        self.store.write_arrays(catalog.guard_reference(guard.name), dict(calm().arrays))
+        self.store.write_message(keys.guard(guard.name), guard)
+        self.store.write_arrays(keys.guard_reference(guard.name), dict(profile().arrays))
 
     def configure(self, **config: Any) -> None:
         whole = monitor_pb2.MonitorConfig(**{"expected_run_length": 10_000, **config})
         whole.retention.FromSeconds(3600)
-        self.store.write_message(catalog.monitor_config(MODEL), whole)
+        self.store.write_message(keys.monitor_config(MODEL), whole)
 
     def batch(self, count: int = 200, *, guard: str = "1", **seen: Any) -> work_pb2.Event:
         """Lay a batch that was looked at; return what the distiller says of it."""
         self._batches += 1
         key = f"{MODEL}/observations/2026-11-26-14/b{self._batches}"
         ids = [f"{self._batches}-{number}" for number in range(count)]
-        rows = [catalog.observation_digest(one) for one in ids]
+        rows = [keys.observation_digest(one) for one in ids]
         arrays = {**traffic(count, seed=self._batches, **seen).arrays, "id": np.frombuffer(b"".join(rows), np.uint8)}
         arrays["id"] = arrays["id"].reshape(count, 16)
-        self.store.write_arrays(catalog.watched(key), arrays)
+        self.store.write_arrays(keys.watched(key), arrays)
         record = monitor_pb2.ObservationBatch(
             observations=[monitor_pb2.Observation(id=one, version="1") for one in ids]
         )
-        self.store.write_message(catalog.reported(key), record)
+        self.store.write_message(keys.reported(key), record)
         event = work_pb2.Event(subject=MODEL)
         event.watched.batch, event.watched.guard = key, f"{MODEL}/guards/{guard}"
         return event
@@ -97,7 +96,7 @@ def told(world: World, redis_url: str) -> Callable[[Story], Any]:
     def tell(story: Story) -> Any:
         async def run() -> Any:
             queue = Queue(redis_url)
-            subjects = Subjects(Catalog(world.store))
+            subjects = MonitoredModels(Catalog(world.store))
             alerts = Alerts(queue, world.store, subjects, Webhooks())
             try:
                 return await story(Monitors(queue, world.store, subjects, alerts, world.runs), alerts)  # type: ignore[arg-type]
@@ -197,8 +196,8 @@ def test_truth_is_counted_once(world: World, told: Any) -> None:
             message = monitor_pb2.ObservationBatch(
                 observations=[monitor_pb2.Observation(id=one, truth=truth) for one, truth in word]
             )
-            world.store.write_message(f"{catalog.truths(batch)}/{number}.pb", message)
-            subject = await Subjects(Catalog(world.store)).of(MODEL)
+            world.store.write_message(f"{keys.truths(batch)}/{number}.pb", message)
+            subject = await MonitoredModels(Catalog(world.store)).of(MODEL)
             for _ in range(2):
                 await monitors.count_truth(subject, batch)
         monitor = await monitors.get(MODEL)
@@ -210,7 +209,7 @@ def test_truth_is_counted_once(world: World, told: Any) -> None:
 def test_a_batch_that_was_deleted_meanwhile(world: World, told: Any) -> None:
     async def story(monitors: Monitors, _: Alerts) -> None:
         event = world.batch()
-        world.store.remove(catalog.reported(event.watched.batch))
+        world.store.remove(keys.reported(event.watched.batch))
         await monitors.apply(event)
         assert (await monitors.get(MODEL)).observations == 0
 
@@ -249,8 +248,8 @@ def test_truth_of_what_is_no_longer_kept(world: World, told: Any, monkeypatch: p
         event = world.batch(4, predicted=np.array([0, 0, 1, 1]))
         await monitors.apply(event)
         said = monitor_pb2.ObservationBatch(observations=[monitor_pb2.Observation(id="1-0", truth=CLASSES[0])])
-        world.store.write_message(f"{catalog.truths(event.watched.batch)}/0.pb", said)
-        await monitors.count_truth(await Subjects(Catalog(world.store)).of(MODEL), event.watched.batch)
+        world.store.write_message(f"{keys.truths(event.watched.batch)}/0.pb", said)
+        await monitors.count_truth(await MonitoredModels(Catalog(world.store)).of(MODEL), event.watched.batch)
         assert (await monitors.get(MODEL)).truths == 1
         later = time.time() + 3601
         monkeypatch.setattr(time, "time", lambda: later)

@@ -7,10 +7,9 @@ import pytest
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 
-from services.gateway.monitoring.cloud_events import CloudEvent
-from services.gateway.monitoring.payloads import half_of, joined
-from services.gateway.monitoring.receiving import MOST_OBSERVATIONS
-from services.runtime.artifacts import ArtifactStore
+from services.gateway.monitoring.batches import MOST_OBSERVATIONS
+from services.gateway.monitoring.cloud_events import CloudEvent, half_of, joined
+from services.storage.artifacts import ArtifactStore
 from tests.events import TYPES, request_of, response_of
 from tests.monitored import pictures, plant_model
 

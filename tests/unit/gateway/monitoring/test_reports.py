@@ -11,16 +11,16 @@ from defuse.errors import AlreadyExists, Conflict
 from defuse.v1 import monitor_pb2
 
 from services.gateway.monitoring import batches
-from services.gateway.monitoring import index as index_
+from services.gateway.monitoring import observation_index as index_
+from services.gateway.monitoring.batches import ReceivedBatch
+from services.gateway.monitoring.config import MonitoredModel, MonitoredModels
 from services.gateway.monitoring.deletion import Deletions
-from services.gateway.monitoring.index import Index
-from services.gateway.monitoring.receiving import Batch
-from services.gateway.monitoring.reports import Reports
-from services.gateway.monitoring.subjects import Subject, Subjects
-from services.runtime import catalog
-from services.runtime.artifacts import ArtifactStore
-from services.runtime.catalog import Catalog
+from services.gateway.monitoring.observation_index import ObservationIndex
+from services.gateway.monitoring.reports import BatchReports
 from services.runtime.queue import KEY, Queue
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
 from tests.monitored import MODEL, batches_in, observation, plant_model, stored_ids, works
 from tests.unit.gateway.monitoring.listening import nobody
 
@@ -33,16 +33,16 @@ class Taking:
 
     def __init__(self, queue: Queue, store: ArtifactStore) -> None:
         self.redis, self.store = queue.redis, store
-        self.subjects = Subjects(Catalog(store))
-        self.index = Index(queue, lambda batch: asyncio.to_thread(store.exists, catalog.reported(batch)))
+        self.subjects = MonitoredModels(Catalog(store))
+        self.index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
         self.deletions = Deletions(store, self.subjects, self.index, nobody)
-        self.reports = Reports(store, self.subjects, self.index, self.deletions)
+        self.reports = BatchReports(store, self.subjects, self.index, self.deletions)
 
-    async def subject(self) -> Subject:
+    async def subject(self) -> MonitoredModel:
         return await self.subjects.of(MODEL)
 
     async def report(self, batch_id: str, ids: str) -> int:
-        batch = Batch(id=batch_id, observations=[observation(one) for one in ids])
+        batch = ReceivedBatch(id=batch_id, observations=[observation(one) for one in ids])
         return await self.reports.store(await self.subject(), batch)
 
     async def grow_old(self, *batches: str) -> None:
@@ -70,7 +70,7 @@ def test_stored_and_never_handed_on(redis_url: str, store: ArtifactStore) -> Non
 
     async def story(taking: Taking) -> None:
         await taking.index.claim(LOST, ["a"], DAY)
-        store.write_message(catalog.reported(LOST), monitor_pb2.ObservationBatch(observations=[{"id": "a"}]))
+        store.write_message(keys.reported(LOST), monitor_pb2.ObservationBatch(observations=[{"id": "a"}]))
         await taking.reports.finish_abandoned()
         assert works(redis_url) == []
         await taking.grow_old(LOST)
@@ -186,12 +186,12 @@ def test_deleted_while_it_is_stored(redis_url: str, store: ArtifactStore) -> Non
         observations = [observation("a"), observation("b")]
         record = monitor_pb2.ObservationBatch(observations=[{"id": "a"}, {"id": "b"}])
         arrays = batches.arrays_of(observations, (await taking.subject()).model)
-        store.write_arrays(catalog.observed_images(LOST), arrays)
-        store.write_message(catalog.reported(LOST), record)
+        store.write_arrays(keys.observed_images(LOST), arrays)
+        store.write_message(keys.reported(LOST), record)
         await taking.grow_old(LOST)  # and dies
         await taking.reports.finish_abandoned()
         assert stored_ids(store) == ["a"]
-        assert len(store.read_arrays(catalog.observed_images(LOST))["image"]) == 1
+        assert len(store.read_arrays(keys.observed_images(LOST))["image"]) == 1
 
     told(redis_url, store, story)
 
@@ -207,8 +207,8 @@ def test_deletions_and_reports_at_the_same_time(redis_url: str, store: ArtifactS
         deleted, *_ = await asyncio.gather(delete_all(taking), *reporting)
         assert sorted(stored_ids(store)) == sorted(set("abcdefghij") - set(deleted))
         for batch in batches_in(store):
-            record = store.read_message(catalog.reported(batch), monitor_pb2.ObservationBatch)
-            rows = store.read_arrays(catalog.observed_images(batch))["id"]
+            record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+            rows = store.read_arrays(keys.observed_images(batch))["id"]
             np.testing.assert_array_equal(rows, batches.digests(one.id for one in record.observations))
 
     told(redis_url, store, story)

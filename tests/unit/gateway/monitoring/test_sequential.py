@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
 
-from services.gateway.monitoring import sequential
-from services.gateway.monitoring.sequential import Array, rank_factors, rate_factors
+from services.arrays import Array
+from services.gateway.monitoring import monitor_state
+from services.gateway.monitoring.monitor_state import rank_factors, rate_factors
 
 CALM = np.array([0.02, 0.1])
 
 
 def accumulated(evidence: Array, factors: Array) -> Array:
-    return sequential.accumulated(evidence, factors, np.ones(len(factors), bool))
+    return monitor_state.accumulated(evidence, factors, np.ones(len(factors), bool))
 
 
 def hits(rates: list[float], count: int, seed: int = 0) -> Array:
@@ -65,5 +66,5 @@ def test_lower_ranks_are_found() -> None:
 def test_what_nothing_is_told_of_changes_nothing() -> None:
     """Evidence stays as it was, also where it would have grown."""
     factors = rate_factors(np.ones((10, 2)), CALM)
-    path = sequential.accumulated(np.ones((2, 5)), factors, np.arange(10) < 3)
+    path = monitor_state.accumulated(np.ones((2, 5)), factors, np.arange(10) < 3)
     np.testing.assert_array_equal(path[3:], np.broadcast_to(path[2], (7, 2, 5)))

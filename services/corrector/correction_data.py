@@ -1,0 +1,246 @@
+"""The data of a correction, read from the store: images, labels, regions, and the images that decide the choice."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from defuse import names
+from defuse.v1 import correction_pb2, model_pb2, run_pb2
+
+from services.arrays import Array
+from services.latent_space.autoencoder import read_decoder, read_label_model
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, LabelledImages
+
+# Latents that are drawn for each image, at most, until one still carries its label.
+_MOST_DRAWS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionData:
+    """A labelled region: its failures that correction may use, and its Gaussian."""
+
+    # (m, d)
+    latent: Array
+    # (d,) and (d, d)
+    mean: Array
+    covariance: Array
+    # Class id that the annotator gave.
+    label: int
+
+    @classmethod
+    def single(cls, latent: Array, label: int) -> Self:
+        """Return one failure (d,), labelled by itself: there is nothing around it to draw from."""
+        return cls(latent=latent[None], mean=latent, covariance=np.zeros((len(latent), len(latent))), label=label)
+
+
+def carries_label(
+    believed: Callable[[Array], Array], label: int, min_label_probability: float
+) -> Callable[[Array], Array]:
+    """Return what says of latents (n, d) whether they carry a label, (n,).
+
+    `believed` tells labels from latents: (n, d) to probabilities (n, k).
+    """
+    return lambda z: np.asarray(believed(z)[:, label] >= min_label_probability)
+
+
+def fresh_latents(
+    region: RegionData,
+    count: int,
+    carried: Callable[[Array], Array],
+    generator: np.random.Generator,
+    *,
+    spread: float = 1.0,
+) -> Array:
+    """Draw latents (n, d), `count` at most, from a region's Gaussian that still carry its label.
+
+    `carried` says so of latents, (n,). `spread` is how many times as large as the region's the covariance is: fewer
+    carry the label further out.
+    """
+    if not region.covariance.any():
+        return region.latent[:0]
+    drawn = generator.multivariate_normal(
+        region.mean, spread * region.covariance, size=_MOST_DRAWS * count, method="cholesky"
+    ).astype(np.float32)
+    return np.asarray(drawn[carried(drawn)][:count])
+
+
+def sample_region(
+    region: RegionData, count: int, carried: Callable[[Array], Array], generator: np.random.Generator
+) -> Array:
+    """Draw latents (count, d) of a region, fresh ones that still carry its label, as `carried` says of latents, (n,).
+
+    Where there are too few of these, the region's failures fill up. They do not come first: they are the images that
+    the search came upon, next to the boundary and around few sources, and teach less of the region (docs/method.md).
+    """
+    fresh = fresh_latents(region, count, carried, generator)
+    order = generator.permutation(len(region.latent))
+    known = region.latent[np.resize(order, count - len(fresh))]
+    return np.concatenate([fresh, known]).astype(np.float32)  # (count, d)
+
+
+def region_latents(
+    regions: Sequence[RegionData],
+    *,
+    per_region: int,
+    believed: Callable[[Array], Array],
+    min_label_probability: float,
+    seed: int,
+) -> tuple[Array, Array]:
+    """Return latents (n, d) and labels (n,): as many of each region, so that a small one counts as much as a large one.
+
+    What no longer carries the region's label with `min_label_probability`, as `believed` has it, is drawn again. There
+    is at least one region.
+    """
+    generator = np.random.default_rng(seed)
+
+    def drawn(region: RegionData) -> Array:
+        carried = carries_label(believed, region.label, min_label_probability)
+        return sample_region(region, per_region, carried, generator)
+
+    labels = np.repeat([region.label for region in regions], per_region).astype(np.int64)
+    return np.concatenate([drawn(region) for region in regions]), labels
+
+
+# Images that early stopping asks about: enough to tell losses apart, little beside an epoch.
+_HELD_OUT_IMAGES = 2_000
+# Latents around a region that decide: so many, fewer of each where there are many regions, but some.
+_AROUND, _AROUND_IN_ALL, _LEAST_AROUND = 256, 4_096, 32
+# How many times as large as the region's their covariance is.
+_SPREAD = 2.0
+# Sets their draws apart from others of the same seed.
+_AROUND_STREAM = 0x41524F55
+# Sets the division of held-out sources apart from other draws of the same seed.
+_SPLIT_STREAM = 0x48414C56
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutRegion:
+    """Held-out images of one labelled region: failures around sources that correction does not learn from."""
+
+    region: str
+    label: str
+    label_id: int
+    # (m, d)
+    latent: Array
+
+
+class CorrectionData:
+    """Reads what the trainings of a correction, and the choice among them, need."""
+
+    def __init__(self, store: ArtifactStore, correction: correction_pb2.Correction) -> None:
+        self.store = store
+        self.correction = correction
+        self._catalog = Catalog(store)
+        self.run: run_pb2.Run = self._catalog.run(names.parent(correction.name))
+        self.model: model_pb2.Model = self._catalog.model(correction.model)
+
+    @property
+    def deployed_file(self) -> bytes:
+        """The ONNX file of the version that is corrected."""
+        return self.store.read_bytes(keys.model_file(self.model.name, self.correction.base_version))
+
+    @cached_property
+    def train(self) -> LabelledImages:
+        return self._split("train")
+
+    @cached_property
+    def test(self) -> LabelledImages:
+        return self._split("test")
+
+    @cached_property
+    def decode(self) -> Callable[[Array], Array]:
+        return read_decoder(self.store, self.run.config)
+
+    @cached_property
+    def believed(self) -> Callable[[Array], Array]:
+        """What tells labels from latents: (n, d) to (n, k)."""
+        return read_label_model(self.store, self.run.config)
+
+    def regions(self) -> list[RegionData]:
+        """Return what is known of each labelled region."""
+        return [
+            RegionData(
+                latent=arrays["latent"],
+                mean=arrays["mean"],
+                covariance=arrays["covariance"],
+                label=self._class_id(region.label),
+            )
+            for region, arrays in self._region_arrays()
+        ]
+
+    def single_failures(self, count: int) -> list[RegionData]:
+        """Return failures of the run, drawn at random and each labelled by itself as its source is."""
+        failures = self._catalog.all_failures(self.run.name)
+        usable = np.flatnonzero(failures["held_out"] == 0)
+        generator = np.random.default_rng(self.correction.config.seed)
+        chosen = generator.choice(usable, size=min(count, len(usable)), replace=False)
+        return [RegionData.single(failures["latent"][row], int(failures["true_label"][row])) for row in chosen]
+
+    def held_out_original(self) -> LabelledImages:
+        """Return real images that neither training nor any region's failures come from; they decide on stopping."""
+        split = self._split(keys.SEARCHED_SPLIT)
+        seen = np.concatenate([arrays["source"] for _, arrays in self._region_arrays()])
+        unseen = np.setdiff1d(np.arange(len(split.labels)), seen)
+        generator = np.random.default_rng(self.run.config.seed)
+        rows = np.sort(generator.choice(unseen, size=min(_HELD_OUT_IMAGES, len(unseen)), replace=False))
+        return LabelledImages(images=split.images[rows], labels=split.labels[rows])
+
+    def held_out_regions(self, *, deciding: bool) -> list[HeldOutRegion]:
+        """Return the held-out failures of each region: one half decides on stopping and choice, the other on nothing.
+
+        Halves are of sources, the same ones in every correction of a run: what was used to decide is never reported.
+        """
+        count = len(self._split(keys.SEARCHED_SPLIT).labels)
+        decides = np.random.default_rng([self.run.config.seed, _SPLIT_STREAM]).random(count) < 0.5
+        return [
+            HeldOutRegion(
+                region=region.region,
+                label=region.label,
+                label_id=self._class_id(region.label),
+                latent=arrays["held_out_latent"][decides[arrays["held_out_source"]] == deciding],
+            )
+            for region, arrays in self._region_arrays()
+        ]
+
+    def around_regions(self) -> list[HeldOutRegion]:
+        """Return fresh latents around each region, wider than those that corrections learn from; they decide, too.
+
+        Held-out failures lie next to the boundary that any correction moves first; how far it reaches into the region
+        shows beyond them. Only latents that still carry the region's label are among them.
+        """
+        count = max(_LEAST_AROUND, min(_AROUND, _AROUND_IN_ALL // len(self.correction.regions)))
+        generator = np.random.default_rng([self.run.config.seed, _AROUND_STREAM])
+        least = self.run.config.validity.min_label_probability
+
+        def around(region: RegionData) -> Array:
+            carried = carries_label(self.believed, region.label, least)
+            return fresh_latents(region, count, carried, generator, spread=_SPREAD)
+
+        return [
+            HeldOutRegion(region=labelled.region, label=labelled.label, label_id=region.label, latent=around(region))
+            for labelled, region in zip(self.correction.regions, self.regions(), strict=True)
+        ]
+
+    def pictures(self, region: str) -> Array:
+        """Return the stored images (n, h, w, c) that an annotator sees of a region."""
+        return self.store.read_arrays(keys.region_arrays(region))["exemplars"]
+
+    def decoded(self, latent: Array) -> Array:
+        """Return the images (n, c, h, w) in [0, 1] of latents (n, d), also of none."""
+        height, width, channels = self.model.image_shape
+        return self.decode(latent) if len(latent) else np.zeros((0, channels, height, width), np.float32)
+
+    def _region_arrays(self) -> Sequence[tuple[correction_pb2.LabelledRegion, dict[str, Array]]]:
+        return [
+            (region, self.store.read_arrays(keys.region_arrays(region.region))) for region in self.correction.regions
+        ]
+
+    def _split(self, name: str) -> LabelledImages:
+        return self._catalog.split(self.run.config.dataset, name, self.model)
+
+    def _class_id(self, label: str) -> int:
+        return list(self.model.classes).index(label)

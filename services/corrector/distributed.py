@@ -1,0 +1,108 @@
+"""One training by several processes, a device each: every batch is shared, gradients are summed."""
+
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Followers wait for work as long as there is none.
+_PATIENCE = timedelta(days=3650)
+
+
+class TrainingAbandoned(Exception):
+    """The first process has ended the training: it was stopped, or the loss on held-out sources fell no more."""
+
+
+class ProcessGroup(Protocol):
+    """The processes that share a training. The first one, of rank 0, decides."""
+
+    rank: int
+    size: int
+
+    def announce(self, work: Any) -> None:
+        """Tell the others, from the first process, what is trained next; None ends them."""
+        ...
+
+    def sum_gradients(self, weights: Collection[Tensor], loss: Tensor) -> float:
+        """Replace the gradients by their sums over all processes; return the sum of the losses.
+
+        Raises Abandoned where the first process has ended the training.
+        """
+        ...
+
+    def abandon(self, weights: Collection[Tensor]) -> None:
+        """End the training of the others, from the first process, at their next step."""
+        ...
+
+
+class SingleProcess:
+    """No other process."""
+
+    rank, size = 0, 1
+
+    def announce(self, work: Any) -> None:
+        pass
+
+    def sum_gradients(self, weights: Collection[Tensor], loss: Tensor) -> float:  # noqa: ARG002  # nothing to add
+        return float(loss)
+
+    def abandon(self, weights: Collection[Tensor]) -> None:
+        pass
+
+
+SINGLE_PROCESS = SingleProcess()
+
+
+class TorchrunGroup:
+    """The processes that torchrun started. A step is one collective, so that nobody waits for another kind."""
+
+    def __init__(self, device: torch.device) -> None:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def announce(self, work: Any) -> None:
+        dist.broadcast_object_list([work], src=0, device=torch.device("cpu"))
+
+    def next_work(self) -> Any:
+        """Return what the first process announces next."""
+        received = [None]
+        dist.broadcast_object_list(received, src=0, device=torch.device("cpu"))
+        return received[0]
+
+    def sum_gradients(self, weights: Collection[Tensor], loss: Tensor) -> float:
+        # A weight that the loss does not reach has its place all the same: `abandon` sends as many numbers.
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1), loss.new_zeros(1)])
+        dist.all_reduce(flat)
+        if flat[-1] > 0:
+            raise TrainingAbandoned
+        pieces = torch.split(flat[:-2], [gradient.numel() for gradient in gradients])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+        return float(flat[-2])
+
+    def abandon(self, weights: Collection[Tensor]) -> None:
+        flat = torch.cat([torch.zeros_like(weight).reshape(-1) for weight in weights])
+        dist.all_reduce(torch.cat([flat, flat.new_tensor([0.0, 1.0])]))
+
+    def close(self) -> None:
+        """Leave together: who goes first takes away what threads of the others still use, and they abort."""
+        with suppress(RuntimeError):  # one that died keeps nobody waiting
+            dist.barrier()
+        dist.destroy_process_group()
+
+
+def torchrun_group(device: torch.device) -> tuple[TorchrunGroup | None, torch.device]:
+    """Return the processes that torchrun started, none outside it, and the device of this one."""
+    if "RANK" not in os.environ:
+        return None, device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return TorchrunGroup(device), device

@@ -1,0 +1,105 @@
+"""What a version reads correctly, with ONNX Runtime in this process: for the points that are never served."""
+
+import numpy as np
+from defuse.v1 import correction_pb2, model_pb2, tensor_pb2
+from scipy.special import log_softmax
+
+from services.arrays import Array
+from services.corrector.correction_data import CorrectionData, HeldOutRegion
+from services.onnx_graph.sessions import onnx_function
+from services.statistics.paired_tests import PairedReadings
+from services.storage.catalog import LabelledImages
+from services.storage.estimates import estimate
+from services.triton.client import LEAST_PROBABILITY
+from services.triton.preprocessing import as_floats, no_logits, preprocess
+
+_BATCH = 256
+
+
+class LocalVersion:
+    """A version of a classifier, run here."""
+
+    served = False
+
+    def __init__(self, file: bytes, model: model_pb2.Model) -> None:
+        self._run, self.model = onnx_function(file), model
+
+    def classify(self, images: Array) -> Array:
+        """Return the logits (n, k) of images (n, c, h, w) in [0, 1], as `inference.Classifier` does."""
+        size = self.model.fixed_batch_size or _BATCH
+        parts = [self._answers(images[begin : begin + size]) for begin in range(0, len(images), size)]
+        outputs = np.concatenate([no_logits(self.model), *parts])
+        if self.model.output == model_pb2.Model.OUTPUT_PROBABILITIES:
+            outputs = np.log(np.maximum(outputs, LEAST_PROBABILITY))
+        return np.asarray(outputs, np.float32)
+
+    def classify_stored(self, images: Array) -> Array:
+        """Return the logits (n, k) of stored images (n, h, w, c) uint8; bounds the memory of one call."""
+        parts = [self.classify(as_floats(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
+        return np.concatenate([no_logits(self.model), *parts])
+
+    def log_probabilities(self, images: Array) -> Array:
+        """Return the log-probabilities (n, k) of images (n, c, h, w) in [0, 1]."""
+        return np.asarray(log_softmax(self.classify(images), axis=1))
+
+    def reads_stored_correctly(self, data: LabelledImages) -> Array:
+        """Say for stored images whether they are read as their labels, (n,)."""
+        return np.asarray(self.classify_stored(data.images).argmax(axis=1) == data.labels)
+
+    def outputs(self, inputs: Array) -> Array:
+        """Return what the graph gives for its inputs, already preprocessed: (n, k)."""
+        return self._run(inputs)[0]
+
+    def _answers(self, images: Array) -> Array:
+        rows = np.resize(np.arange(len(images)), self.model.fixed_batch_size or len(images))
+        return np.asarray(self.outputs(preprocess(images[rows], self.model))[: len(images)])
+
+
+class Evaluator:
+    """Measures points: on the test split, beside the base version, and on the region images that decide."""
+
+    def __init__(self, materials: CorrectionData) -> None:
+        self._materials = materials
+        base = LocalVersion(materials.deployed_file, materials.model)
+        self._before = base.reads_stored_correctly(materials.test)
+        deciding = [*materials.held_out_regions(deciding=True), *materials.around_regions()]
+        self._images, self._labels = images_of(materials, deciding)
+
+    def measure(self, file: bytes) -> correction_pb2.Point:
+        """Return the figures of a version."""
+        version = LocalVersion(file, self._materials.model)
+        after = version.reads_stored_correctly(self._materials.test)
+        answers = version.log_probabilities(self._images)
+        losses = -answers[np.arange(len(self._labels)), self._labels]
+        return correction_pb2.Point(
+            test=share_of(after),
+            test_change=difference_of(PairedReadings(before=self._before, after=after)),
+            regions=share_of(answers.argmax(axis=1) == self._labels),
+            regions_loss=float(losses.mean()) if len(losses) else 0.0,
+        )
+
+
+def images_of(materials: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
+    """Return the images (n, c, h, w) of latents of regions, and their labels (n,)."""
+    images = [materials.decoded(region.latent) for region in regions]
+    labels = [np.full(len(region.latent), region.label_id, np.int64) for region in regions]
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def share_of(correct: Array) -> tensor_pb2.Estimate:
+    return estimate(int(correct.sum()), len(correct))
+
+
+def difference_of(readings: PairedReadings) -> correction_pb2.PairedDifference:
+    """Return what changed between two versions over the same images."""
+    difference = readings.difference
+    low, high = difference.interval()
+    return correction_pb2.PairedDifference(
+        value=difference.value,
+        low=low,
+        high=high,
+        gained=difference.gained,
+        lost=difference.lost,
+        trials=difference.trials,
+        p_value=difference.p_value(),
+    )

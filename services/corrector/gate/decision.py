@@ -1,0 +1,211 @@
+"""Puts candidates to the gate and keeps what it said."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from defuse import names
+from defuse.errors import InvalidInput, NotFound, NotReady
+from defuse.v1 import correction_pb2, gate_pb2, model_pb2, run_pb2
+
+from services.corrector.correction_data import CorrectionData, HeldOutRegion
+from services.corrector.gate import checks
+from services.corrector.gate.checks import CheckResult
+from services.corrector.gate.comparison import CandidateFaults, Comparison, Say
+from services.corrector.gate.regression_bank import Bank
+from services.corrector.releases.external_triton import AnyReleases
+from services.corrector.releases.signature import check_same_signature
+from services.statistics.paired_tests import PairedReadings
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, LabelledImages, check_fit
+from services.triton.preprocessing import as_floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is judged, and beside what."""
+
+    model: model_pb2.Model
+    file: bytes
+    dataset: str
+    base_version: int
+    correction: str = ""
+
+
+class Gate:
+    """Compares candidates with the version that callers get."""
+
+    def __init__(self, store: ArtifactStore, releases: AnyReleases) -> None:
+        self._store = store
+        self._catalog = Catalog(store)
+        self._releases = releases
+
+    def judge_file(self, model_name: str, digest: str, dataset: str = "") -> gate_pb2.GateVerdict:
+        """Say whether an uploaded file may take the place of the version that callers get.
+
+        It is served under a name of its own meanwhile. `dataset` has the test split; by default that of the model's
+        newest run. Raises NotFound for an unknown model, file or data set, InvalidInput for a data set of other images
+        or classes, NotReady where there is no data set.
+        """
+        model = self._catalog.model(model_name)
+        if not self._store.exists(keys.file(digest)):
+            raise NotFound(f"no file {digest} was uploaded; upload the ONNX file first", reason="FILE_NOT_FOUND")
+        dataset = dataset or self._dataset_of(model)
+        check_fit(model, self._catalog.dataset(dataset))
+        file = self._store.read_bytes(keys.file(digest))
+        subject = _Subject(model=model, file=file, dataset=dataset, base_version=model.champion_version)
+        return self._judged(subject, self._catalog.split(dataset, "test", model))
+
+    def judge_correction(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict:
+        """Say the same of a finished correction's candidate, of what is known now."""
+        materials = CorrectionData(self._store, correction)
+        file = self._store.read_bytes(keys.corrected_file(correction.name))
+        return self._judged(_subject(materials, file), materials.test, materials)
+
+    def admit(
+        self, correction: correction_pb2.Correction, *, approver: str = "", reason: str = ""
+    ) -> gate_pb2.GateVerdict:
+        """Return the verdict with which a correction may answer callers; raise NotReady where it may not.
+
+        The newest one that knows all that is known now, or one that is given now. One that is not passed needs an
+        approver and a reason.
+        """
+        verdict = self._newest(correction) or self.judge_correction(correction)
+        if not verdict.passed and not (approver and reason):
+            failed = [check for check in verdict.checks if not check.passed]
+            raise NotReady(
+                f"{correction.name} does not pass the gate: {'; '.join(map(in_words, failed))} "
+                f"(verdict {names.last(verdict.name)}). Correct again, or name who approves it and why",
+                reason="GATE_NOT_PASSED",
+            )
+        return verdict
+
+    def verdict_on(
+        self, comparison: Comparison, file: bytes, materials: CorrectionData, say: Say
+    ) -> gate_pb2.GateVerdict:
+        """Say it of a correction's candidate that is served and compared already."""
+        bank = Bank(self._store, comparison.model)
+        gain = self._gain(comparison, materials)
+        found = [checks.file_check(""), *comparison.checks(bank, file, gain=gain, say=say)]
+        return self._keep(_subject(materials, file), found, bank.regions())
+
+    def _newest(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict | None:
+        """Return the newest verdict on a correction beside what callers get now, on all regions labelled now."""
+        model = self._catalog.model(correction.model)
+        bank = Bank(self._store, model).regions()
+        for key in reversed(self._store.keys(f"{model.name}/verdicts")):
+            verdict = self._catalog.verdict(key)
+            if verdict.correction == correction.name:
+                current = verdict.base_version == model.champion_version and dict(verdict.bank) == bank
+                return verdict if current else None
+        return None
+
+    def _gain(self, comparison: Comparison, materials: CorrectionData) -> PairedReadings:
+        """Return what is read of the corrected regions: of held-out images, or of the bank's where there are none."""
+        if len((held_out := joined([read for _, read in region_readings(comparison, materials)])).before):
+            return held_out
+        bank = Bank(self._store, comparison.model)
+        return joined(
+            [
+                comparison.region(as_floats(bank.images(region.region, region.label)), region.label_id)
+                for region in materials.held_out_regions(deciding=False)
+            ]
+        )
+
+    def _judged(
+        self, subject: _Subject, test: LabelledImages, materials: CorrectionData | None = None
+    ) -> gate_pb2.GateVerdict:
+        """Serve the file under a name of its own and ask everything; a file that cannot be asked is not let through."""
+        model, bank = subject.model, Bank(self._store, subject.model)
+        try:
+            check_same_signature(model, subject.file)
+            with self._releases.serving(model, subject.file) as served:
+                comparison = Comparison(
+                    self._releases.version(model, subject.base_version), CandidateFaults(served), test
+                )
+                gain = self._gain(comparison, materials) if materials else None
+                found = [checks.file_check(""), *comparison.checks(bank, subject.file, gain=gain)]
+        except InvalidInput as error:
+            found = [checks.file_check(error.message)]
+        return self._keep(subject, found, bank.regions())
+
+    def _keep(self, subject: _Subject, found: Sequence[CheckResult], bank: Mapping[str, str]) -> gate_pb2.GateVerdict:
+        digest = hashlib.sha256(subject.file).hexdigest()
+        verdict = gate_pb2.GateVerdict(
+            # Seconds first, so that names sort by time.
+            name=f"{subject.model.name}/verdicts/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{digest[:8]}",
+            base_version=subject.base_version,
+            digest=digest,
+            correction=subject.correction,
+            dataset=subject.dataset,
+            checks=[_check(one) for one in found],
+            passed=all(one.passed for one in found),
+            bank=bank,
+        )
+        verdict.create_time.GetCurrentTime()
+        self._store.write_message(keys.verdict(verdict.name), verdict)
+        return verdict
+
+    def _dataset_of(self, model: model_pb2.Model) -> str:
+        runs = self._catalog.runs_of(model.name)
+        if not runs:
+            raise NotReady(
+                f"model {names.last(model.name)!r} has no run, so it is not known which images to ask about; name a "
+                "data set",
+                reason="NO_DATASET",
+            )
+        newest: run_pb2.Run = max(runs, key=lambda run: run.create_time.ToNanoseconds())
+        return newest.config.dataset
+
+
+def region_readings(comparison: Comparison, materials: CorrectionData) -> list[tuple[HeldOutRegion, PairedReadings]]:
+    """Return what both versions read of the held-out images of each corrected region, those that decided on nothing."""
+    return [
+        (region, comparison.region(materials.decoded(region.latent), region.label_id))
+        for region in materials.held_out_regions(deciding=False)
+    ]
+
+
+def joined(readings: Sequence[PairedReadings]) -> PairedReadings:
+    """Return readings of several sets of images as those of one."""
+    return PairedReadings(
+        before=np.concatenate([one.before for one in readings]), after=np.concatenate([one.after for one in readings])
+    )
+
+
+def in_words(check: gate_pb2.Check) -> str:
+    """Return what a check found, in a few words."""
+    kind = gate_pb2.Check.Kind.Name(check.kind).removeprefix("KIND_").lower().replace("_", " ")
+    if check.kind == gate_pb2.Check.KIND_FILE:
+        return f"{kind}: {check.rule}"
+    subject = f" {check.subject}" if check.subject else ""
+    return f"{kind}{subject} {check.figure:+.3g} ({check.rule})"
+
+
+def _subject(materials: CorrectionData, file: bytes) -> _Subject:
+    """Return a correction's candidate beside the version that it starts from."""
+    return _Subject(
+        model=materials.model,
+        file=file,
+        dataset=materials.run.config.dataset,
+        base_version=materials.correction.base_version,
+        correction=materials.correction.name,
+    )
+
+
+def _check(found: CheckResult) -> gate_pb2.Check:
+    low, high = found.interval or (None, None)
+    return gate_pb2.Check(
+        kind=gate_pb2.Check.Kind.Value(f"KIND_{found.kind.upper()}"),
+        subject=found.subject,
+        figure=found.figure,
+        low=low,
+        high=high,
+        bound=found.bound,
+        trials=found.trials,
+        passed=found.passed,
+        rule=found.rule,
+    )

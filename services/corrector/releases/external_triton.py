@@ -1,0 +1,210 @@
+"""Which version callers get, where Triton is somebody else's: nothing of it is written, releases are handed over.
+
+What Triton serves is asked, and what its operator did with a version that was handed over is noticed and recorded.
+"""
+
+import asyncio
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from defuse import names
+from defuse.errors import DefuseError, InvalidInput, NotReady, StoreFull
+from defuse.v1 import correction_pb2, model_pb2, release_pb2
+from google.protobuf import json_format, text_format
+
+from services.corrector.evaluation import LocalVersion
+from services.corrector.gate.comparison import ServedCandidate, Version
+from services.corrector.releases.history import NO_DECISION, Decision, Kind, ReleaseHistory
+from services.corrector.releases.own_triton import Releases
+from services.corrector.releases.repository import classifier_config, exclusively, guard_config, guarded_config
+from services.corrector.releases.signature import read_signature
+from services.onnx_graph.export import TOLERANCE
+from services.runtime import telemetry
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
+
+# Random images on which an uploaded file must agree with what Triton serves.
+_COMPARED = 8
+# How soon a version is noticed that its operator put into service.
+_LOOK_EVERY_S = 5.0
+OPERATOR = "operator of Triton"
+
+
+class ExternalTritonReleases:
+    """Takes on models that a Triton serves already, and hands versions over; the methods are those of `Releases`."""
+
+    def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
+        self.history = ReleaseHistory(store)
+        self._store = store
+        self._inference = inference
+        self._root = root
+
+    def register(
+        self, declared: model_pb2.Model, file_digest: str, decision: Decision = NO_DECISION
+    ) -> model_pb2.Model:
+        """Take on a model that Triton serves under this name; the file must be the version that it serves.
+
+        Raises NotReady where Triton does not serve it, InvalidInput where file and version answer differently.
+        """
+        if self.history.registered_for(declared, decision.request_id):
+            return self.history.catalog.model(declared.name)
+        file = self.history.uploaded(declared, file_digest)
+        model = read_signature(declared, file)
+        model_id = names.last(model.name)
+        version = self._inference.versions(model_id)[-1]
+        if not model.fixed_batch_size:
+            model.max_batch_size = min(model.max_batch_size, self._inference.max_batch_size(model_id) or 1)
+        self._check_same(model, file, version)
+        model.create_time.GetCurrentTime()
+        self.history.write_version(model, version, file)
+        self.history.record(model.name, Kind.KIND_REGISTERED, version=version, previous=0, decision=decision)
+        self._store.write_message(keys.model(model.name), model)
+        return self.history.catalog.model(model.name)
+
+    def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
+        """Hand a correction's file over as a version directory with its verdict beside it; Triton is left as it is."""
+        self.notice(correction.model)
+        with exclusively(self._root):
+            return self._published(correction, decision)
+
+    def _published(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
+        if made := self.history.made(correction.model, decision.request_id):
+            return made
+        model = self.history.check_publishable(correction)
+        version = self.history.version_of(model, correction)
+        verdict = json_format.MessageToJson(self.history.catalog.verdict(decision.verdict), indent=2)
+        self._hand_over(model, version, verdict)
+        return self.history.record(
+            model.name,
+            Kind.KIND_HANDED_OVER,
+            version=version,
+            previous=model.champion_version,
+            correction=correction.name,
+            decision=decision,
+        )
+
+    def restore_previous(self, model_name: str, decision: Decision) -> release_pb2.Release:
+        """Refuse: which version callers get is its operator's to say."""
+        model = self.history.catalog.model(model_name)
+        raise NotReady(
+            f"Triton at {self._inference.url} is not ours to change; have its operator serve the version of "
+            f"{names.last(model.name)!r} that callers are to get ({decision.reason or 'no reason given'})",
+            reason="TRITON_ADOPTED",
+        )
+
+    def version(self, model: model_pb2.Model, version: int) -> Version:
+        """Return a version that runs here: beside a candidate that does, too."""
+        return LocalVersion(self._store.read_bytes(keys.model_file(model.name, version)), model)
+
+    def serve_candidate(self, model: model_pb2.Model, file: bytes) -> ServedCandidate:
+        """Return a candidate that runs here."""
+        return ServedCandidate(name="", version=0, classifier=LocalVersion(file, model))
+
+    def withdraw_candidates(self, model_name: str) -> None:
+        """Do nothing: there are none in Triton."""
+
+    def serve_guard(self, model: model_pb2.Model, file: bytes) -> int:
+        """Hand a guard over, and the ensemble of both, as entries of a repository; return the guard's version."""
+        with exclusively(self._root):
+            guard, guarded = guard_config(model, [1]), guarded_config(model)
+            taken = [int(path.name) for path in (self._root / guard.name).glob("[0-9]*")]
+            version = 1 + max(taken, default=0)
+            guard.version_policy.specific.versions[:] = [version]
+            with _writing(self._root / guard.name):
+                (self._root / guard.name / str(version)).mkdir(parents=True)
+                (self._root / guard.name / str(version) / "model.onnx").write_bytes(file)
+                (self._root / guarded.name / "1").mkdir(parents=True, exist_ok=True)
+                for config in (guard, guarded):
+                    (self._root / config.name / "config.pbtxt").write_text(text_format.MessageToString(config))
+        return version
+
+    @contextmanager
+    def serving(self, model: model_pb2.Model, file: bytes) -> Iterator[Version]:
+        """Run a file here."""
+        yield LocalVersion(file, model)
+
+    def notice(self, model_name: str) -> None:
+        """Record that callers get another version than before, where Triton's operator has changed it.
+
+        The newest version that Triton serves is what callers get who name none. One that is not known here, which
+        nobody handed over, is left alone.
+        """
+        with exclusively(self._root):
+            self._notice(self.history.catalog.model(model_name))
+
+    async def keep_noticing(self) -> None:
+        """Look at every model again and again, for ever."""
+        while True:
+            await asyncio.to_thread(self._notice_all)
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _notice_all(self) -> None:
+        for key in self._store.keys("models"):
+            if self._store.exists(keys.model(key)):
+                try:
+                    self.notice(key)
+                except DefuseError as error:
+                    telemetry.log().warning("model_not_served", model=key, error=error.message)
+
+    def _notice(self, model: model_pb2.Model) -> None:
+        model_name = model.name
+        served = self._inference.versions(names.last(model_name))[-1]
+        known = {int(names.last(version.name)) for version in self.history.versions(model_name)}
+        if served == model.champion_version or served not in known:
+            return
+        released = served > model.champion_version
+        handed_over = [one for one in self.history.catalog.releases(model_name) if one.version == served]
+        self.history.record(
+            model_name,
+            Kind.KIND_RELEASED if released else Kind.KIND_ROLLED_BACK,
+            version=served,
+            previous=model.champion_version,
+            correction=handed_over[-1].correction if released else "",
+            decision=Decision(actor=OPERATOR, verdict=handed_over[-1].verdict if released else ""),
+        )
+
+    def _check_same(self, model: model_pb2.Model, file: bytes, version: int) -> None:
+        height, width, channels = model.image_shape
+        images = np.random.default_rng(0).random((_COMPARED, channels, height, width), np.float32)
+        served = self._inference.classifier(model, version=version).classify(images)
+        here = LocalVersion(file, model).classify(images)
+        difference = float(np.abs(served - here).max())
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(here).max())):
+            raise InvalidInput(
+                f"the file differs by {difference:.3g} from version {version} of {names.last(model.name)!r} at "
+                f"{self._inference.url} on random images; bring the very file that is served",
+                reason="ADOPTED_MISMATCH",
+            )
+
+    def _hand_over(self, model: model_pb2.Model, version: int, verdict: str) -> None:
+        """Write `NAME/VERSION/model.onnx`, `NAME/VERSION.verdict.json` and a `config.pbtxt` to start from."""
+        model_id = names.last(model.name)
+        directory = self._root / model_id
+        partial = directory / f".partial-{version}-{uuid.uuid4().hex[:8]}"
+        with _writing(directory, partial):
+            partial.mkdir(parents=True)
+            (partial / "model.onnx").write_bytes(self._store.read_bytes(keys.model_file(model.name, version)))
+            (directory / f"{version}.verdict.json").write_text(verdict)
+            config = classifier_config(model, model_id, [model.champion_version, version])
+            (directory / "config.pbtxt").write_text(text_format.MessageToString(config))
+            shutil.rmtree(directory / str(version), ignore_errors=True)  # of a process that died before its record
+            partial.rename(directory / str(version))
+
+
+@contextmanager
+def _writing(directory: Path, partial: Path | None = None) -> Iterator[None]:
+    """Name what is to be done where a directory cannot be written; what is there in part only is removed."""
+    try:
+        yield
+    except OSError as error:
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise StoreFull(f"cannot write {directory} ({error.strerror}); free space there") from error
+
+
+AnyReleases = Releases | ExternalTritonReleases

@@ -1,0 +1,60 @@
+"""The dependencies of a service, made from its settings: queue, Triton client and artifact store."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import Field
+
+from services.runtime.queue import Queue
+from services.runtime.server import Check
+from services.runtime.settings import Settings
+from services.storage.artifacts import ArtifactStore
+from services.triton.client import InferenceClient
+from services.triton.transport import AUTO, GRPC, TransportSetting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dependencies:
+    """Redis, Triton and the artifact store. Making them opens no connection."""
+
+    queue: Queue
+    inference: InferenceClient
+    store: ArtifactStore
+
+    @classmethod
+    def of(cls, settings: Settings, *, in_flight: int = 4) -> Self:
+        timeout_s = settings.dependency_timeout_s
+        inference = InferenceClient(
+            settings.triton_url,
+            check_timeout_s=timeout_s,
+            in_flight=in_flight,
+            tls=settings.tls,
+            # Who has no such setting sends no images.
+            transport=settings.triton_transport if isinstance(settings, TransportSettings) else GRPC,
+        )
+        return cls(
+            queue=Queue(settings.redis_url, claim_after_s=settings.claim_after_s, timeout_s=timeout_s),
+            inference=inference,
+            store=ArtifactStore(settings.store_url, copies_bytes=settings.store_copies_bytes),
+        )
+
+    @property
+    def checks(self) -> Mapping[str, Check]:
+        """What health asks."""
+        return {
+            "redis": self.queue.check,
+            "triton": lambda: asyncio.to_thread(self.inference.check),
+            "store": lambda: asyncio.to_thread(self.store.check),
+        }
+
+
+class TransportSettings(Settings):
+    """What a service that classifies needs beyond every service's settings."""
+
+    triton_transport: TransportSetting = Field(
+        AUTO,
+        description="How images reach Triton: `grpc`, `system-shared-memory` (one host, one /dev/shm) or "
+        "`cuda-shared-memory` (one GPU); `auto` takes the fastest that works.",
+    )

@@ -1,0 +1,148 @@
+"""Groups of a run's failures, tested through the served classifier, described by real images, and stored as regions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from defuse import names
+from defuse.v1 import region_pb2, run_pb2
+
+from services.arrays import Array
+from services.distiller import findings, records
+from services.distiller.findings import Finding, RunEvidence
+from services.distiller.grouping import Group, GroupedFailures, Grouping, GroupingConfig, Kind
+from services.distiller.records import read_surroundings
+from services.latent_space.autoencoder import read_decoder, read_label_model
+from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+from services.triton.client import Classifier, InferenceClient
+
+_KINDS: dict[int, Kind] = {
+    # Of a run from before there was a choice.
+    run_pb2.MixtureConfig.KIND_UNSPECIFIED: "error_aware",
+    run_pb2.MixtureConfig.KIND_ERROR_AWARE: "error_aware",
+    run_pb2.MixtureConfig.KIND_PLAIN: "plain",
+}
+# Sets the draws of fresh decodes apart from others of the same seed.
+_STREAM = 2
+# Latents that are drawn for each fresh decode, at most, until it still carries its label.
+_MOST_DRAWS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillerDependencies:
+    """What the distiller reads from and asks."""
+
+    store: ArtifactStore
+    inference: InferenceClient
+
+
+class RegionAssessor:
+    """Says of groups of failures, all of a run's or all of a region's, which are regions; `arrays` are the failures."""
+
+    def __init__(self, tools: DistillerDependencies, run: run_pb2.Run, arrays: dict[str, Array], job: Job) -> None:
+        self._tools, self._run, self._arrays, self._job = tools, run, arrays, job
+        self._model = Catalog(tools.store).model(run.config.model)
+        self.failures = GroupedFailures(**{field.name: arrays[field.name] for field in fields(GroupedFailures)})
+
+    def config(self) -> GroupingConfig:
+        """Return how the run's failures are grouped."""
+        config = self._run.config.mixture
+        return GroupingConfig(
+            kind=_KINDS[config.kind],
+            classes=len(self._model.classes),
+            sd_agg=self._tools.store.read_arrays(keys.sources(self._run.name))["sd_agg"],
+            max_components=config.max_components,
+            min_support=config.min_support,
+            seed=self._run.config.seed,
+        )
+
+    def findings(self, groups: Sequence[Group], stable: Array, *, shard_count: int) -> list[Finding]:
+        """Return the groups, of given stability (g,), that are worse than their controls, the highest score first."""
+        if not groups:
+            return []
+        run, mixture = self._run, self._run.config.mixture
+        classifier = self._tools.inference.classifier(self._model, version=run.config.model_version)
+        report_progress(self._job, 0.6, "asking about the training images nearby")
+        around = read_surroundings(self._tools.store, run, classifier, shard_count)
+        decodes = _Decodes(self._tools, run, classifier, self.failures, len(groups), self._job)
+        return findings.find_regions(
+            groups,
+            stable,
+            RunEvidence(failures=self.failures, around=around, classes=list(self._model.classes)),
+            errors=decodes.errors,
+            controls=mixture.fresh_decodes,
+            false_discovery_rate=mixture.false_discovery_rate,
+        )
+
+    def stored(self, found: Sequence[Finding], *, prefix: str, total: int) -> list[region_pb2.Region]:
+        """Store the arrays of regions, called by prefix and rank; return their records, of `total` failures in all."""
+        if not found:
+            return []
+        store, regions = self._tools.store, []
+        pictures = records.PictureRenderer.read(store, self._run)
+        for rank, finding in enumerate(found, start=1):
+            name = names.region(names.last(self._run.name), f"{prefix}{rank}")
+            store.create_arrays(keys.region_arrays(name), pictures.arrays(finding, self._arrays))
+            regions.append(records.region(name, finding, total, self._arrays, list(self._model.classes)))
+        return regions
+
+
+class _Decodes:
+    """Fresh decodes of groups, through the served classifier."""
+
+    def __init__(
+        self,
+        tools: DistillerDependencies,
+        run: run_pb2.Run,
+        classifier: Classifier,
+        failures: GroupedFailures,
+        groups: int,
+        job: Job,
+    ) -> None:
+        self._decode = read_decoder(tools.store, run.config)
+        self._believed = read_label_model(tools.store, run.config)
+        self._run, self._classifier, self._failures, self._groups, self._job = run, classifier, failures, groups, job
+
+    def errors(self, number: int, group: Group) -> tuple[int, int]:
+        """Return how many decodes of a group are not read as their label, and how many there are."""
+        self._job.check_cancelled()
+        report_progress(self._job, 0.7 + 0.3 * number / self._groups, f"testing group {number + 1} of {self._groups}")
+        z, label = self._drawn(group, np.random.default_rng([self._run.config.seed, _STREAM, number]))
+        if not len(z):
+            return 0, 0
+        answers = self._classifier.classify(self._decode(z)).argmax(axis=1)
+        return int((answers != label).sum()), len(z)
+
+    def _drawn(self, group: Group, generator: np.random.Generator) -> tuple[Array, Array]:
+        """Return latents (n, d) from a group's Gaussian and their labels (n,).
+
+        Those that no longer carry their label, as the run's validity has it, are drawn again: fewer than were asked for
+        are left where hardly any do.
+        """
+        wanted = self._run.config.mixture.fresh_decodes
+        z = group.gaussian.sample(_MOST_DRAWS * wanted, generator)
+        label = findings.label_of(z, group, self._failures)
+        carried = self._believed(z)[np.arange(len(z)), label]
+        kept = np.flatnonzero(carried >= self._run.config.validity.min_label_probability)[:wanted]
+        return z[kept], label[kept]
+
+
+def counts(grouping: Grouping, found: Sequence[Finding]) -> region_pb2.GroupCounts:
+    """Return what became of the failures and of the groups that they fell in."""
+    inside = sum(len(finding.group.members) for finding in found)
+    return region_pb2.GroupCounts(
+        failures=grouping.failures,
+        failures_without_region=grouping.failures - inside,
+        groups=grouping.found,
+        below_support=grouping.below_support,
+        merged=grouping.merged,
+        not_worse_than_control=len(grouping.groups) - len(found),
+    )
+
+
+def report_progress(job: Job, fraction: float, note: str) -> None:
+    """Tell how far a distillation is."""
+    job.progress(fraction, note, state=run_pb2.Run.STATE_DISTILLING)

@@ -1,0 +1,164 @@
+"""The data of a fit: whitened coordinates, and chunks of points in memory or mapped from disk."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from services.distiller.mixture.covariances import CovarianceType
+from services.distiller.mixture.parallel import Reducer
+
+# Least variance of a direction beside that of the dimensions it lies in.
+_LEAST_SHARE = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """The map `x -> (x - centre) @ matrix`; what leaves a fit is mapped back.
+
+    It whitens where components have whole covariance matrices. Where they have variances, it may not turn the axes, and
+    where they have one variance, it may not stretch them.
+    """
+
+    centre: Tensor  # (d,)
+    matrix: Tensor  # (d, d)
+    inverse: Tensor  # (d, d)
+
+    @classmethod
+    def of(cls, mean: Tensor, covariance: Tensor, kind: CovarianceType) -> "Coordinates":
+        """Return coordinates in which data of this mean (d,) and definite covariance (d, d) has unit size."""
+        dim = len(mean)
+        eye = torch.eye(dim, dtype=mean.dtype, device=mean.device)
+        if kind in ("full", "tied"):
+            root = torch.linalg.cholesky(covariance)
+            return cls(
+                centre=mean,
+                matrix=torch.linalg.solve_triangular(root, eye, upper=False).T.contiguous(),
+                inverse=root.T.contiguous(),
+            )
+        variance = covariance.diagonal()
+        scale = variance if kind == "diag" else variance.mean().expand(dim)
+        return cls(centre=mean, matrix=torch.diag(scale.rsqrt()), inverse=torch.diag(scale.sqrt()))
+
+    def turned(self, rotation: Tensor) -> "Coordinates":
+        """Return these coordinates turned by an orthogonal matrix (d, d)."""
+        return Coordinates(centre=self.centre, matrix=self.matrix @ rotation, inverse=rotation.T @ self.inverse)
+
+    @property
+    def log_determinant(self) -> float:
+        """Log of the volume of an image of the unit cube: densities are so much higher in the data's own units."""
+        return float(torch.linalg.slogdet(self.matrix)[1])
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Map points (n, d)."""
+        return (x - self.centre) @ self.matrix
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Map points (n, d) back."""
+        return x @ self.inverse + self.centre
+
+    def enter_covariance(self, covariance: Tensor) -> Tensor:
+        """Map covariance matrices (..., d, d)."""
+        return self.matrix.T @ covariance @ self.matrix
+
+    def leave_covariance(self, covariance: Tensor) -> Tensor:
+        """Map covariance matrices (..., d, d) back."""
+        return self.inverse.T @ covariance @ self.inverse
+
+
+def definite(covariance: Tensor) -> Tensor:
+    """Return a covariance (d, d) with some variance in every direction: data may lie in a plane, a prior may not.
+
+    What is little is told in the units of each dimension.
+    """
+    variance = covariance.diagonal()
+    unit = torch.where(variance > 0, variance, variance.max() if bool(variance.any()) else 1.0).sqrt()
+    values, vectors = torch.linalg.eigh(covariance / unit / unit[:, None])
+    if float(values[0]) >= _LEAST_SHARE:
+        return covariance
+    raised: Tensor = (vectors * values.clamp_min(_LEAST_SHARE)) @ vectors.T * unit * unit[:, None]
+    return raised
+
+
+class Rows(Protocol):
+    """Anything that is sliced by row, also in steps, like an array (n, d): numpy's, a memory map, a tensor."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some points in the coordinates of a fit, with the values of their categorical factors."""
+
+    x: Tensor  # (b, d)
+    categories: Sequence[Tensor]  # (b,) each, int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Points, perhaps with categorical factors, of which each has a value from 0 to its size - 1."""
+
+    x: Rows  # (n, d)
+    categories: Sequence[npt.NDArray[np.integer]]  # (n,) each
+    sizes: Sequence[int]
+    chunk_size: int
+    device: torch.device
+    coordinates: Coordinates | None = None
+
+    def __len__(self) -> int:
+        return int(self.x.shape[0])
+
+    @property
+    def dim(self) -> int:
+        return int(self.x.shape[1])
+
+    def makers(self, rows: slice | None = None) -> Iterator[Callable[[], Chunk]]:
+        """Yield what reads the chunks of some rows, or of all, in order; so that threads may read side by side."""
+        begin, end, _ = (rows or slice(None)).indices(len(self))
+        for first in range(begin, end, self.chunk_size):
+            part = slice(first, min(first + self.chunk_size, end))
+            yield lambda part=part: self.read(part)  # type: ignore[misc]  # mypy knows no default of a lambda
+
+    def read(self, rows: slice) -> Chunk:
+        x = torch.as_tensor(np.asarray(self.x[rows], dtype=np.float64)).to(self.device)
+        return Chunk(
+            x=self.coordinates.enter(x) if self.coordinates else x,
+            categories=[
+                torch.as_tensor(np.asarray(values[rows], dtype=np.int64)).to(self.device) for values in self.categories
+            ],
+        )
+
+    def thinned(self, stride: int) -> "Points":
+        """Return every so-manieth point; of a memory map nothing is read yet."""
+        return replace(self, x=self.x[::stride], categories=[values[::stride] for values in self.categories])
+
+    def blocks(self, count: int) -> list[slice]:
+        """Cut the points into at most `count` consecutive parts of nearly equal size, none without points."""
+        edges = np.linspace(0, len(self), min(count, max(len(self), 1)) + 1).round().astype(int)
+        return [slice(int(a), int(b)) for a, b in pairwise(edges) if a < b]
+
+    def moments(self, reducer: Reducer) -> tuple[Tensor, Tensor]:
+        """Return the mean (d,) and the unbiased covariance (d, d) of the points of all processes, in two passes.
+
+        Raises ValueError for values that are not finite.
+        """
+        count, first = self._added(reducer, lambda x: (torch.ones_like(x[:, 0]).sum(), x.sum(dim=0)))
+        mean = first / count
+        if not bool(torch.isfinite(mean).all()):
+            raise ValueError("X holds values that are not finite: leave such points out")
+        (scatter,) = self._added(reducer, lambda x: ((x - mean).T @ (x - mean),))
+        return mean, scatter / (count - 1.0).clamp_min(1.0)
+
+    def _added(self, reducer: Reducer, work: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+        total: list[Tensor] = []
+        for parts in reducer.each(lambda chunk: work(chunk.x), self.makers()):  # added one by one: there may be many
+            total = [so_far + part for so_far, part in zip(total, parts, strict=True)] if total else list(parts)
+        return reducer.total(total)

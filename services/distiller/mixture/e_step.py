@@ -1,0 +1,224 @@
+"""The E-step: responsibilities of all components, or of the near ones only where points have many dimensions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from services.distiller.mixture.covariances import Full
+from services.distiller.mixture.data import Chunk
+from services.distiller.mixture.posterior import Posterior, Sums
+
+# Fewer points than this in all: a component is not asked any more.
+NOTHING = 1e-10
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliveComponents:
+    """What is asked of a posterior in one pass over the data: the components that are alive."""
+
+    posterior: Posterior
+    alive: Tensor  # (a,) components
+    coefficients: Tensor  # (f, a)
+    log_categories: Sequence[Tensor]  # (c, a) each
+
+    @classmethod
+    def of(cls, posterior: Posterior) -> "AliveComponents":
+        alive = alive_components(posterior)
+        coefficients = posterior.coefficients()[:, alive]
+        return cls(
+            posterior=posterior,
+            alive=alive,
+            coefficients=coefficients.contiguous(),
+            log_categories=[table[:, alive].contiguous() for table in posterior.log_categories],
+        )
+
+    def log_joint(self, features: Tensor, categories: Sequence[Tensor]) -> Tensor:
+        """Return E[log pi + log p(point)] of every point and component that is alive, (b, a), but for common terms."""
+        joint = features @ self.coefficients
+        for table, values in zip(self.log_categories, categories, strict=True):
+            joint += table[values]
+        return joint
+
+
+def alive_components(posterior: Posterior) -> Tensor:
+    """Return the components that answer for points, and the likeliest of the others.
+
+    An empty component is like every other: where the likeliest of them gets nothing, none would.
+    """
+    is_alive = posterior.count > NOTHING
+    if not bool(is_alive.all()):
+        weight = posterior.expected_log_weights().masked_fill(is_alive, -torch.inf)
+        is_alive = is_alive.clone()
+        is_alive[weight.argmax()] = True
+    return is_alive.nonzero()[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkResponsibilities:
+    """What the components say of one chunk."""
+
+    responsibility: Tensor  # (b, a)
+    normaliser: Tensor  # (b,) log sums of the joints that the responsibilities were made of
+    sums: Sums
+
+
+def ask_all(chunk: Chunk, lookup: AliveComponents) -> ChunkResponsibilities:
+    """Ask every component that is alive about every point of a chunk."""
+    features = lookup.posterior.prior.shape.features(chunk.x)
+    joint = lookup.log_joint(features, chunk.categories)
+    normaliser = normalise_(joint)
+    sums = _summed(chunk, features, joint, normaliser, lookup)
+    return ChunkResponsibilities(responsibility=joint, normaliser=normaliser, sums=sums)
+
+
+def normalise_(joint: Tensor) -> Tensor:
+    """Turn log joints (b, a) into responsibilities in place; return their log sums, (b,)."""
+    highest = joint.amax(dim=1, keepdim=True)
+    joint.sub_(highest).exp_()
+    total = joint.sum(dim=1, keepdim=True)
+    joint.div_(total)
+    return (highest + total.log())[:, 0]
+
+
+def _summed(
+    chunk: Chunk, features: Tensor, responsibility: Tensor, normaliser: Tensor, lookup: AliveComponents
+) -> Sums:
+    """Return the sums of a chunk, given responsibilities (b, a) and the log sums (b,) that made them.
+
+    -sum r log r is the log sums minus the responsibilities times the log joints, which are linear in the sums.
+    """
+    prior = lookup.posterior.prior
+    found = responsibility.T @ features  # (a, f)
+    counts = [
+        torch.zeros(len(table), len(lookup.alive), dtype=found.dtype, device=found.device).index_add_(
+            0, values, responsibility
+        )
+        for table, values in zip(lookup.log_categories, chunk.categories, strict=True)
+    ]
+    expected = (found * lookup.coefficients.T).sum()
+    for count, table in zip(counts, lookup.log_categories, strict=True):
+        expected += (count * table).sum()
+    sums = Sums.none(prior.components, features.shape[1], prior.dim, [len(count) for count in counts], found.device)
+    sums.features[lookup.alive] = found
+    for whole, part in zip(sums.categories, counts, strict=True):
+        whole[:, lookup.alive] = part
+    scatter = chunk.x.T @ chunk.x if prior.kind == "tied" else sums.scatter
+    return sums.of([sums.features, scatter, normaliser.sum() - expected, *sums.categories])
+
+
+# From here on screening is worth its own work.
+LEAST_DIM = 32
+_LEADING = 16
+# Log joints so far below the best of a point are nothing beside it: e**-30 is 1e-13.
+_FAR = 30.0
+# A pair that is asked in full costs about twice its share of the product that asks about all pairs.
+_MOST_SHARE = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """A posterior as it is asked from leading dimensions first; for whole covariance matrices."""
+
+    lookup: AliveComponents
+    leading: Tensor  # (f', a) coefficients of the features of the leading dimensions
+    constant: Tensor  # (a,)
+    mean: Tensor  # (a, d)
+    root: Tensor  # (a, d, d)
+
+    @classmethod
+    def of(cls, lookup: AliveComponents) -> "Screening":
+        posterior, alive = lookup.posterior, lookup.alive
+        constant = posterior.constant()[alive]
+        mean, root = posterior.mean[alive], posterior.root[alive]
+        leading = Full(_LEADING).coefficients(mean[:, :_LEADING], root[:, :_LEADING, :_LEADING])
+        leading[0] += constant
+        return cls(lookup=lookup, leading=leading, constant=constant, mean=mean, root=root)
+
+    def ask(self, chunk: Chunk) -> ChunkResponsibilities:
+        """Return what `dense` returns, to within rounding."""
+        at_most = Full(_LEADING).features(chunk.x[:, :_LEADING]) @ self.leading  # (b, a)
+        for table, values in zip(self.lookup.log_categories, chunk.categories, strict=True):
+            at_most += table[values]
+        near = at_most > self._best(chunk, at_most)[:, None] - _FAR
+        if near.sum() > _MOST_SHARE * near.numel():
+            return ask_all(chunk, self.lookup)
+        joint = at_most.fill_(-torch.inf)
+        pairs = list(_by_component(near))
+        for component, rows in pairs:
+            joint[rows, component] = self._log_joint(chunk, component, rows)
+        log_joint = joint.clone()
+        normaliser = normalise_(joint)
+        sums = self._summed(chunk, pairs, joint, log_joint, normaliser)
+        return ChunkResponsibilities(responsibility=joint, normaliser=normaliser, sums=sums)
+
+    def _best(self, chunk: Chunk, at_most: Tensor) -> Tensor:
+        """Return the log joint (b,) of each point with the component that promises most, below which none counts."""
+        promising = at_most.argmax(dim=1)
+        best = at_most.new_empty(len(at_most))
+        order = promising.argsort()
+        for component, rows in enumerate(
+            torch.split(order, torch.bincount(promising, minlength=at_most.shape[1]).tolist())
+        ):
+            if len(rows):
+                best[rows] = self._log_joint(chunk, component, rows)
+        return best
+
+    def _log_joint(self, chunk: Chunk, component: int, rows: Tensor) -> Tensor:
+        distance = ((chunk.x[rows] - self.mean[component]) @ self.root[component]).square_().sum(dim=1)
+        joint = distance.mul_(-0.5).add_(self.constant[component])
+        for table, values in zip(self.lookup.log_categories, chunk.categories, strict=True):
+            joint += table[values[rows], component]
+        return joint
+
+    def _summed(
+        self,
+        chunk: Chunk,
+        pairs: Sequence[tuple[int, Tensor]],
+        responsibility: Tensor,
+        log_joint: Tensor,
+        normaliser: Tensor,
+    ) -> Sums:
+        prior, alive = self.lookup.posterior.prior, self.lookup.alive
+        dim = prior.dim
+        sums = Sums.none(
+            prior.components,
+            prior.shape.width(),
+            dim,
+            [len(table) for table in self.lookup.log_categories],
+            chunk.x.device,
+        )
+        i, j = torch.triu_indices(dim, dim, device=chunk.x.device)
+        expected = torch.zeros((), dtype=torch.float64, device=chunk.x.device)
+        for component, rows in pairs:
+            share, x = responsibility[rows, component], chunk.x[rows]
+            expected += share @ log_joint[rows, component]
+            weighted = share[:, None] * x
+            row = sums.features[alive[component]]
+            row[0] = share.sum()
+            row[1 : 1 + dim] = weighted.sum(dim=0)
+            row[1 + dim :] = (x.T @ weighted)[i, j]
+        for whole, values in zip(sums.categories, chunk.categories, strict=True):
+            whole[:, alive] = torch.zeros(len(whole), len(alive), dtype=whole.dtype, device=whole.device).index_add_(
+                0, values, responsibility
+            )
+        return sums.of([sums.features, sums.scatter, normaliser.sum() - expected, *sums.categories])
+
+
+def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield each component that is near any point, with the rows of those points."""
+    component, row = near.T.nonzero(as_tuple=True)
+    counts = torch.bincount(component, minlength=near.shape[1]).tolist()
+    for number, rows in enumerate(torch.split(row, counts)):
+        if len(rows):
+            yield number, rows
+
+
+def asker(posterior: Posterior) -> Callable[[Chunk], ChunkResponsibilities]:
+    """Return what asks the components of a posterior about a chunk, in the way that takes least."""
+    lookup = AliveComponents.of(posterior)
+    if posterior.prior.kind == "full" and posterior.prior.dim >= LEAST_DIM:
+        return Screening.of(lookup).ask
+    return partial(ask_all, lookup=lookup)

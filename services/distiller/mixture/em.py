@@ -1,0 +1,130 @@
+"""The EM loop: split and merge moves, iterations to convergence, and empirical Bayes of the prior."""
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from services.distiller.mixture.fit_state import Fit, FitState
+from services.distiller.mixture.posterior import Posterior, Prior, Sums
+from services.distiller.mixture.split_merge import TRIAL, merge, split
+
+# Components of fewer points than these times the dimensions look like the prior whatever it is: they would keep it.
+_LEAST_POINTS = 2.0
+# Degrees of freedom that are tried, beyond the fewest that a prior can have: so many, up to these times the dimensions.
+_TRIED, _MOST = 64, 4.0
+
+
+def learned(posterior: Posterior) -> Prior:
+    """Return the prior that makes the bound highest for a posterior; its own where there is nothing to learn from."""
+    prior = posterior.prior
+    filled = posterior.count > _LEAST_POINTS * prior.dim
+    if prior.kind == "tied" or int(filled.sum()) < 2:
+        return prior
+    shape, root = prior.shape, posterior.root[filled]
+    precision = shape.expand(root) @ shape.expand(root).mT  # (a, d, d)
+    typical = precision.mean(dim=0)
+    degrees = _degrees_of_freedom(posterior, filled, float(torch.linalg.slogdet(typical)[1]))
+    apart = posterior.mean[filled] - prior.mean
+    spread = torch.einsum("kd,kde,ke->k", apart, precision, apart) + prior.dim / posterior.mean_precision[filled]
+    return replace(
+        prior,
+        degrees_of_freedom=degrees,
+        covariance=degrees * _kept(typical, prior),
+        mean_precision=prior.dim / float(spread.mean()),
+    )
+
+
+def _degrees_of_freedom(posterior: Posterior, filled: Tensor, typical_log_determinant: float) -> float:
+    """Return nu with the highest expected log Wishart density of the components' precisions, its scale as it fits them.
+
+    Of Wishart(nu, W) with nu W = P, the mean of all expected precisions.
+    """
+    dim, degrees = posterior.prior.dim, posterior.degrees_of_freedom[filled]
+    tried = dim - 1 + torch.logspace(0, math.log10(_MOST * dim + 1), _TRIED, dtype=torch.float64, device=degrees.device)
+    log_determinant = 2 * posterior.prior.shape.log_determinant(posterior.root[filled]) - dim * degrees.log()
+    expected = (log_determinant + dim * math.log(2.0) + _summed_digamma(degrees, dim)).mean()
+    density = 0.5 * tried * (expected - typical_log_determinant - dim + dim * (tried / 2).log())
+    divided = 0.5 * (tried[:, None] - torch.arange(dim, dtype=tried.dtype, device=tried.device))
+    return float(tried[(density - torch.lgamma(divided).sum(dim=1)).argmax()])
+
+
+def _summed_digamma(degrees: Tensor, dim: int) -> Tensor:
+    divided = 0.5 * (degrees[:, None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
+    return torch.digamma(divided).sum(dim=1)
+
+
+def _kept(typical: Tensor, prior: Prior) -> Tensor:
+    """Return the inverse of the typical precision (d, d), as the covariance type keeps it."""
+    if prior.kind == "full":
+        inverse: Tensor = torch.linalg.inv(typical)
+        return (inverse + inverse.mT) / 2
+    variances = 1.0 / typical.diagonal()
+    return variances if prior.kind == "diag" else variances[0]
+
+
+_MOST_ROUNDS = 10
+
+
+def improve(fit: Fit, state: FitState, generator: torch.Generator) -> None:
+    """Merge and split until neither raises the bound."""
+    for _ in range(_MOST_ROUNDS):
+        while merge(fit, state):
+            pass
+        order(state)
+        for _ in range(TRIAL):
+            fit.step(state)
+        if not split(fit, state, generator):
+            return
+
+
+def order(state: FitState) -> None:
+    """Put the largest components first, where sticks expect them, if the bound is the higher for it."""
+    ranks = state.posterior.count.argsort(descending=True, stable=True)
+    blocks = [block.take(ranks) for block in state.blocks]
+    total = Sums.total(blocks)
+    posterior = Posterior.of(total, state.posterior.prior)
+    if (bound := posterior.bound(total)) > state.bound:
+        state.blocks, state.posterior, state.bound = blocks, posterior, bound
+
+
+# Iterations before the first move: components must have found their places.
+_WARM_UP = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMLoop:
+    """How far a fit goes, and whether by moves, too."""
+
+    moves: bool
+    tol: float
+    max_iter: int
+
+    def climb(self, fit: Fit, state: FitState, generator: torch.Generator) -> None:
+        """Raise the bound until it moves by less than `tol`; warn where `max_iter` passes do not get there."""
+        if self.moves:
+            for _ in range(min(_WARM_UP, self.max_iter)):
+                fit.step(state)
+            improve(fit, state, generator)
+        before = state.bound
+        while state.iteration < self.max_iter and not state.converged:
+            fit.step(state)
+            state.converged = abs(state.bound - before) < self.tol
+            before = state.bound
+        if not state.converged:
+            warnings.warn(
+                f"the bound still moved by more than tol={self.tol:g} in iteration {state.iteration}; raise max_iter",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def learn(self, fit: Fit, state: FitState, generator: torch.Generator) -> Fit:
+        """Go on with a prior that is learned from what was found; bounds from here on are of another model."""
+        fit = replace(fit, prior=learned(state.posterior))
+        state.converged = False
+        fit.update(state)
+        self.climb(fit, state, generator)
+        return fit

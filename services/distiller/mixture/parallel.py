@@ -1,0 +1,73 @@
+"""Work shared by threads, and sums shared by processes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+
+class Reducer:
+    """Threads that take a chunk each, and the processes of a torch.distributed group, which take rows each.
+
+    A chunk for each thread beats threads that share a product: they would wait for each other at every one, and on
+    shared cores the slowest is late. What comes back is added in the order of the chunks, so that the number of threads
+    changes no digit.
+    """
+
+    def __init__(self, threads: int, group: "dist.ProcessGroup | None" = None) -> None:
+        self.threads = threads
+        self._group = group
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Keep torch from starting threads of its own while the block runs."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._pool = ThreadPoolExecutor(self.threads, "mixture", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
+
+    def each(self, work: Callable[[C], R], chunks: Iterable[Callable[[], C]]) -> Iterator[R]:
+        """Yield what `work` makes of every chunk, in order, a few chunks ahead."""
+        waiting: deque[Future[R]] = deque()
+        for chunk in chunks:
+            waiting.append(self._pool.submit(lambda chunk=chunk: work(chunk())))  # type: ignore[misc]
+            if len(waiting) > self.threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sums of tensors over all processes."""
+        if self._group is None:
+            return list(tensors)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat, group=self._group)
+        pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
+        return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+    def largest(self, numbers: Sequence[int]) -> list[int]:
+        """Return the largest of each number over all processes."""
+        most = torch.tensor(list(numbers), dtype=torch.int64)
+        if self._group is not None and len(numbers):
+            dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
+        return [int(number) for number in most]
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, in the order of their ranks."""
+        if self._group is None:
+            return rows
+        parts: list[Tensor | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(parts, rows.cpu(), group=self._group)
+        return torch.cat([part for part in parts if part is not None]).to(rows.device)

@@ -1,0 +1,93 @@
+"""The distiller's second stage: what is seen of a batch of observations, stored beside it."""
+
+import functools
+
+import numpy as np
+from defuse.errors import NotFound
+from defuse.v1 import model_pb2, monitor_pb2, work_pb2
+
+from services.arrays import Array
+from services.distiller.assessment import DistillerDependencies
+from services.distiller.guard_model import GuardModel, as_logits, filled, top_predictions, unscored
+from services.distiller.reference_profile import reference_images, reference_profile
+from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog
+
+# Guards that are kept ready: models that are watched at the same time.
+_GUARDS = 4
+
+
+class ObservationScorer:
+    """Handles the stage; guards are read once."""
+
+    def __init__(self, tools: DistillerDependencies) -> None:
+        self._tools = tools
+        self._store: ArtifactStore = tools.store
+        self._guard_model = functools.lru_cache(_GUARDS)(self._read)
+
+    def watch(self, work: work_pb2.WatchWork, _: Job) -> work_pb2.Event:
+        """Look at a batch and store what is seen; one that was deleted meanwhile has nothing to be seen."""
+        if self._store.exists(keys.observed_images(work.batch)):
+            self._watch(work)
+        event = work_pb2.Event(subject=work.model)
+        event.watched.batch, event.watched.guard = work.batch, work.guard
+        return event
+
+    def _watch(self, work: work_pb2.WatchWork) -> None:
+        model = Catalog(self._store).model(work.model)
+        arrays = self._store.read_arrays(keys.observed_images(work.batch))
+        seen = _of_scores(arrays, model)
+        # Of a batch that comes again the images may be gone already, but not what was seen of them.
+        if work.guard and "image" in arrays:
+            seen = self._of_images(arrays, seen, work.guard, model)
+        if "image" in arrays or not self._store.exists(keys.watched(work.batch)):
+            self._store.write_arrays(keys.watched(work.batch), seen)
+        if work.latents_alone and "image" in arrays:
+            kept = {name: array for name, array in arrays.items() if name != "image"}
+            self._store.write_arrays(keys.observed_images(work.batch), kept)
+        self._take_out_what_was_deleted(work.batch)
+
+    def _take_out_what_was_deleted(self, batch: str) -> None:
+        """Take the observations out of what was written that somebody took out of the record meanwhile."""
+        left = {keys.observation_digest(one.id) for one in self._record(batch).observations}
+        for key in (keys.watched(batch), keys.observed_images(batch)):
+            arrays = self._store.read_arrays(key) if self._store.exists(key) else {"id": np.zeros((0, 16), np.uint8)}
+            kept = np.array([row.tobytes() in left for row in arrays["id"]], bool)
+            if not left:
+                self._store.remove(key)
+            elif not kept.all() and "image" not in arrays:
+                self._store.write_arrays(key, {name: array[kept] for name, array in arrays.items()})
+
+    def _record(self, batch: str) -> monitor_pb2.ObservationBatch:
+        try:
+            return self._store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+        except NotFound:
+            return monitor_pb2.ObservationBatch()
+
+    def _of_images(
+        self, arrays: dict[str, Array], seen: dict[str, Array], guard: str, model: model_pb2.Model
+    ) -> dict[str, Array]:
+        guard_model = self._guard_model(guard)
+        if not self._store.exists(key := keys.guard_reference(guard)):
+            classifier = self._tools.inference.classifier(model, version=model.champion_version)
+            self._store.create_arrays(key, reference_profile(guard_model, classifier, reference_images(guard_model)))
+        rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) are of these alone
+        return filled(guard_model.look(arrays["image"]), rows, seen) if len(rows) else seen
+
+    def _read(self, guard: str) -> GuardModel:
+        model = Catalog(self._store).model("/".join(guard.split("/")[:2]))
+        return GuardModel(self._store, guard, model)
+
+
+def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
+    """Return what scores alone say, in the rows that have some; a predicted class of -1 in the others."""
+    count = len(arrays["id"])
+    unread: dict[str, Array] = {
+        "predicted": np.full(count, -1, np.int64),
+        "confidence": np.full(count, np.nan, np.float32),
+    }
+    rows = np.flatnonzero(arrays["has_scores"])
+    read = top_predictions(as_logits(arrays["scores"][rows], model))
+    return {"id": arrays["id"], **filled(read, rows, {**unscored(count), **unread})}

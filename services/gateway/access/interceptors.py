@@ -1,0 +1,137 @@
+"""Server interceptors for authentication, authorisation and rate limits."""
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from defuse.errors import DefuseError, LimitExceeded, Unauthenticated
+from defuse.loopback import host_of
+
+from services.gateway.access import roles
+from services.gateway.access.roles import Caller
+from services.gateway.access.tokens import Tokens
+from services.runtime.interceptors import Continuation, around, refusal
+
+_HEADER, _SCHEME = "authorization", "bearer"
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):
+    """Lets callers in by their tokens, as far as their roles go; the methods behind it know who calls."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        try:
+            self._admit(handler_call_details)
+        except DefuseError as error:
+            return refusal(handler, error)
+        return handler
+
+    def _admit(self, call: grpc.HandlerCallDetails) -> None:
+        if (role := roles.needed(call.method)) is not None:
+            roles.set_caller(caller_of(self._tokens, _said(call.invocation_metadata or ())))
+            roles.require(role, call.method.rpartition("/")[2])
+
+
+def _said(metadata: Iterable[tuple[str, Any]]) -> str:
+    return next((value for key, value in metadata if key == _HEADER), "")
+
+
+def caller_of(tokens: Tokens, said: str) -> Caller:
+    """Return who says `Bearer TOKEN`; raise Unauthenticated for nothing of the kind, and for a token of nobody."""
+    scheme, _, token = said.partition(" ")
+    if scheme.lower() != _SCHEME:
+        raise Unauthenticated(
+            "the call has no token (`authorization: Bearer TOKEN`); set DEFUSE_TOKEN, and ask an admin for one",
+            reason="NO_TOKEN",
+        )
+    if found := tokens.caller(token):
+        return found
+    raise Unauthenticated(
+        "the token is not known here; was it replaced? Set DEFUSE_TOKEN to a new one", reason="UNKNOWN_TOKEN"
+    )
+
+
+_UNCOUNTED = "/inference."
+# Callers whose rate is remembered; the one not heard of for longest is forgotten first.
+_MOST_CALLERS = 10_000
+# What may be called at once after a silence, in seconds of the rate.
+_BURST_S = 1.0
+
+
+class RateLimits:
+    """Counts the calls of each caller; 0 is no limit."""
+
+    def __init__(self, *, calls_per_s: float, concurrent_calls: int) -> None:
+        self._calls_per_s = calls_per_s
+        self._concurrent_calls = concurrent_calls
+        # When a caller's bucket of tokens is full again, on the monotonic clock.
+        self._full_at: OrderedDict[str, float] = OrderedDict()
+        self._under_way: Counter[str] = Counter()
+
+    @contextmanager
+    def counted(self, who: str) -> Iterator[None]:
+        """Count a call as long as it lasts; raise LimitExceeded for one too many."""
+        if self._concurrent_calls and self._under_way[who] >= self._concurrent_calls:
+            raise LimitExceeded(
+                f"{who} has {self._under_way[who]} calls under way, as many as one caller may have; end some, or wait",
+                metadata={"limit": "DEFUSE_MAX_CONCURRENT_CALLS"},
+            )
+        if self._calls_per_s:
+            self._take(who)
+        self._under_way[who] += 1
+        try:
+            yield
+        finally:
+            self._under_way[who] -= 1
+            if not self._under_way[who]:
+                del self._under_way[who]
+
+    def _take(self, who: str) -> None:
+        """Take a token out of a caller's bucket."""
+        now, token_s = time.monotonic(), 1 / self._calls_per_s
+        full_at = max(self._full_at.get(who, now), now) + token_s
+        wait_s = full_at - now - max(_BURST_S, token_s)
+        if wait_s > 0:
+            raise LimitExceeded(
+                f"{who} calls more than {self._calls_per_s:g} times a second; wait {wait_s:.2g} s",
+                metadata={"limit": "DEFUSE_MAX_CALLS_PER_S"},
+                retry_after_s=wait_s,
+            )
+        self._full_at[who] = full_at
+        self._full_at.move_to_end(who)
+        if len(self._full_at) > _MOST_CALLERS:
+            self._full_at.popitem(last=False)
+
+
+class RateLimitInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses calls beyond the limits of their caller; before the doorkeeper, so that whom he refuses counts."""
+
+    def __init__(self, limits: RateLimits) -> None:
+        self._limits = limits
+
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(_UNCOUNTED) or roles.needed(method) is None:
+            return handler
+        return around(handler, self._counted)
+
+    @asynccontextmanager
+    async def _counted(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        with self._limits.counted(name_of_caller(context)):
+            yield request
+
+
+def name_of_caller(context: Any) -> str:
+    """Return who calls: the name of a token, else where the call comes from, without the port."""
+    known = roles.current_caller()
+    return known.name if known else host_of(unquote(context.peer()).partition(":")[2])

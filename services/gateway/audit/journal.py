@@ -1,0 +1,163 @@
+"""The audit log: each call that changes something is an event, in the log and in the artifact store."""
+
+import asyncio
+import functools
+import re
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from defuse.errors import DefuseError, LimitExceeded, PermissionDenied, Unauthenticated, to_status
+from defuse.v1 import access_pb2, audit_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2
+
+from services.gateway.access import roles
+from services.gateway.records.paging import Cursor, Page
+from services.runtime import telemetry, tracing
+from services.runtime.interceptors import Continuation, around, known_error
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+
+_KEY = re.compile(rf"{keys.AUDIT}/\d{{4}}-\d\d-\d\d/\d{{6}}\.\d{{6}}-[0-9a-f]{{6}}\.pb")
+
+
+class AuditLog:
+    """Keeps and lists events."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+
+    async def keep(self, event: audit_pb2.AuditEvent) -> None:
+        """Store an event; where that is not possible it is in the log alone, and the call that it tells of goes on."""
+        key = keys.audit_event(event.time.ToDatetime(UTC), uuid.uuid4().hex[:6])
+        try:
+            await asyncio.to_thread(self._store.write_message, key, event)
+        except (DefuseError, OSError) as error:
+            telemetry.log().error("audit_not_stored", method=event.method, caller=event.caller, error=str(error))
+
+    def page(self, cursor: Cursor) -> Page[audit_pb2.AuditEvent]:
+        """Return the next events, newest first."""
+        before = str(cursor.after[0]) if cursor.after else ""
+        return cursor.page(
+            ([key], self._store.read_message(key, audit_pb2.AuditEvent)) for key in self._keys(before=before)
+        )
+
+    def _keys(self, *, before: str) -> Iterator[str]:
+        for day in reversed(self._store.keys(keys.AUDIT)):
+            if not before or day <= before:
+                yield from (
+                    key
+                    for key in reversed(self._store.keys(day))
+                    if _KEY.fullmatch(key) and (not before or key < before)
+                )
+
+
+_NAME = re.compile(r"(models|runs|datasets|operations)/.+")
+# Fields that hold the last part of a name, and what stands before it.
+_PARTS = {"run_id": "runs", "digest": "files", "file_digest": "files"}
+# Of calls that changed nothing because of who made them, or how often: whoever knocks must not fill the store.
+_LOGGED_ALONE = (LimitExceeded, PermissionDenied, Unauthenticated)
+_MOST_NAMES = 20
+
+
+class AuditInterceptor(grpc.aio.ServerInterceptor):
+    """Tells of each call that changes something, once it has ended and before it is answered."""
+
+    def __init__(self, journal: AuditLog) -> None:
+        self._journal = journal
+
+    async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not roles.may_change(method):
+            return handler
+        return around(handler, functools.partial(self._told, method))
+
+    @asynccontextmanager
+    async def _told(self, method: str, request: Any, context: Any) -> AsyncIterator[Any]:
+        error: BaseException | None = None
+        names: list[str] = []
+        try:
+            yield _noted(request, names)
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            if roles.changes(method, request):
+                event = _event(method, names, context, error)
+                # Also where the caller has gone away: what was changed is changed.
+                await asyncio.shield(self._tell(event, stored=not isinstance(error, _LOGGED_ALONE)))
+
+    async def _tell(self, event: audit_pb2.AuditEvent, *, stored: bool) -> None:
+        telemetry.log().info(
+            "audit",
+            caller=event.caller,
+            role=roles.role_name(event.role) if event.role else "",
+            method=event.method,
+            resources=list(event.resources),
+            code=event.code,
+            reason=event.reason,
+            peer=event.peer,
+        )
+        if stored:
+            await self._journal.keep(event)
+
+
+def _noted(request: Any, names: list[str]) -> Any:
+    """Return a request whose names are noted; of a stream of requests those of the first ones, when they come."""
+    if not hasattr(request, "__aiter__"):
+        names.extend(names_in(request))
+        return request
+
+    async def noted() -> AsyncIterator[Any]:
+        async for one in request:
+            if len(names) < _MOST_NAMES:
+                names.extend(names_in(one))
+            yield one
+
+    return noted()
+
+
+def names_in(message: Any) -> Iterator[str]:
+    """Yield the names of resources that a request holds, in its order."""
+    for field, value in message.ListFields() if isinstance(message, Message) else ():
+        if isinstance(value, Message):
+            yield from names_in(value)
+        elif isinstance(value, str) and field.name in _PARTS:
+            yield f"{_PARTS[field.name]}/{value}"
+        elif isinstance(value, str) and _NAME.fullmatch(value):
+            yield value
+
+
+def _event(method: str, names: list[str], context: Any, error: BaseException | None) -> audit_pb2.AuditEvent:
+    known = roles.current_caller()
+    code, reason = _outcome(context, error)
+    event = audit_pb2.AuditEvent(
+        caller=known.name if known else "",
+        role=known.role if known else access_pb2.ROLE_UNSPECIFIED,
+        method=method.removeprefix("/"),
+        resources=list(dict.fromkeys(names))[:_MOST_NAMES],
+        code=code,
+        reason=reason,
+        peer=unquote(context.peer()),
+        trace_id=tracing.ids().get("trace_id", ""),
+    )
+    event.time.GetCurrentTime()
+    return event
+
+
+def _outcome(context: Any, error: BaseException | None) -> tuple[str, str]:
+    """Return how a call ended, and the reason of its error."""
+    if error is None:
+        return "OK", ""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "CANCELLED", "CALLER_GONE"
+    if isinstance(error, grpc.aio.AbortError):
+        return context.code().name, ""
+    known = known_error(error)
+    return code_pb2.Code.Name(to_status(known).code), known.reason

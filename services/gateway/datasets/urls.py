@@ -1,0 +1,89 @@
+"""Files that callers name by a URL: read once, from beginning to end, into a temporary file.
+
+Not every web server lets a file be read in parts, as a zip is; and what is hashed must be what is parsed.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import fsspec
+from defuse.errors import InvalidInput
+from fsspec.asyn import sync
+
+from services.storage.file_systems import append, naming_missing_package, scratch_file
+
+_PROTOCOLS = ("s3", "gs", "az", "http", "https")
+_CHUNK_BYTES = 1024 * 1024
+# Of a web server's silence; the whole may take as long as the caller waits.
+_SILENCE_S = 60.0
+
+
+@contextmanager
+def fetched(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
+    """Give the content of a URL as a seekable file, and its SHA-256, hexadecimal.
+
+    Raises InvalidInput for a URL that cannot be read and for more than `max_bytes`, NotReady where the package for this
+    kind of URL is missing, StoreFull when there is no room for the temporary file.
+    """
+    protocol = _protocol(uri)
+    with scratch_file() as target:
+        with naming_missing_package(uri), _file_system(protocol) as file_system:
+            digest = _copy(file_system, uri, target, max_bytes)
+        target.seek(0)
+        yield target, digest
+
+
+def _protocol(uri: str) -> str:
+    protocol, separator, _ = uri.partition("://")
+    if not separator or protocol not in _PROTOCOLS:
+        kinds = ", ".join(f"{name}://" for name in _PROTOCOLS)
+        raise InvalidInput(
+            f"{uri!r} is no URL of a kind that the services read ({kinds}); upload local files",
+            reason="BAD_URI",
+            field="uri",
+        )
+    return protocol
+
+
+@contextmanager
+def _file_system(protocol: str) -> Iterator[Any]:
+    """Give the file system of one kind of URL; connections to web servers are closed at the end."""
+    if protocol not in {"http", "https"}:
+        yield fsspec.filesystem(protocol)
+        return
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+    web = fsspec.filesystem(protocol, skip_instance_cache=True, block_size=0, client_kwargs={"timeout": timeout})
+    session = sync(web.loop, web.set_session)
+    try:
+        yield web
+    finally:
+        web.close_session(web.loop, session)
+
+
+def _copy(file_system: Any, uri: str, target: IO[bytes], max_bytes: int) -> str:
+    content, size = hashlib.sha256(), 0
+    for chunk in _chunks(file_system, uri):
+        size += len(chunk)
+        if size > max_bytes:
+            raise InvalidInput(f"{uri!r} is larger than {max_bytes} bytes, the limit", reason="TOO_LARGE", field="uri")
+        content.update(chunk)
+        append(target, chunk)
+    return content.hexdigest()
+
+
+def _chunks(file_system: Any, uri: str) -> Iterator[bytes]:
+    try:
+        with file_system.open(uri, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    except Exception as error:  # each file system raises classes of its own
+        cause = error.__cause__ or error
+        raise InvalidInput(
+            f"{uri!r} cannot be read ({type(cause).__name__}: {cause}); is it right, and may the services read it?",
+            reason="BAD_URI",
+            field="uri",
+        ) from error

@@ -1,0 +1,265 @@
+"""The reverse proxy of `inference.GRPCInferenceService`: unary calls, streams and guarded requests."""
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import grpc
+from defuse import names
+from defuse.errors import DefuseError
+from defuse.guard_outputs import METADATA, OUTPUTS
+from defuse.tls import TlsFiles
+from defuse.v1 import trial_pb2
+from tritonclient.grpc import service_pb2
+
+from services.gateway.inference.routing import (
+    CHAMPION,
+    RoutingTable,
+    Target,
+    challenger_of,
+    names_outputs,
+    read_target,
+    retargeted,
+)
+from services.gateway.inference.shadow import ShadowComparisons, TrialCounters
+from services.gateway.inference.shared_memory import KINDS, REGISTER, STATUS, UNREGISTER, SharedMemory
+from services.runtime.channels import UNLIMITED, channel_to
+
+_ASKED_FOR = service_pb2.ModelInferRequest(
+    outputs=[service_pb2.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in OUTPUTS]
+).SerializeToString()
+_ABSENT = service_pb2.ModelInferResponse(
+    parameters={"defuse_guard": service_pb2.InferParameter(string_param="absent")}
+).SerializeToString()
+# What Triton answers where it has no such model, or none that is ready.
+_NOT_THERE = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
+
+Infer = Callable[[bytes, float | None], Awaitable[bytes]]
+
+
+def asks_for_guard(context: Any) -> bool:
+    """Say whether a caller asks for the guard."""
+    return any(key == METADATA and value == "true" for key, value in context.invocation_metadata() or ())
+
+
+async def guarded(request: bytes, target: Target, infer: Infer, *, champion: bytes, context: Any) -> bytes:
+    """Return the answer of classifier and guard to a request; the classifier's to `champion` where there is no guard.
+
+    Messages of the wire format are joined by writing one behind the other, so tensors are not looked at here either.
+    """
+    wanted = retargeted(request, target, model=names.guarded_model(target.model), version="")
+    if names_outputs(request):
+        wanted = b"".join((wanted, _ASKED_FOR))
+    try:
+        return await infer(wanted, context.time_remaining())
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in _NOT_THERE:
+            raise
+    return b"".join((await infer(champion, context.time_remaining()), _ABSENT))
+
+
+# Answers that wait for the caller to read them; Triton's side waits then, too.
+_WAITING = 2
+
+
+class StreamProxy:
+    """Passes streams on to Triton, whose `ModelStreamInfer` is `method`."""
+
+    def __init__(self, method: Any, routes: RoutingTable, memory: SharedMemory) -> None:
+        self._method = method
+        self._routes = routes
+        self._memory = memory
+
+    async def answer(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Yield the answers to a stream of requests until both sides have ended it."""
+        call = self._method(timeout=context.time_remaining())
+        answers: asyncio.Queue[bytes | None] = asyncio.Queue(_WAITING)
+        tasks = [
+            asyncio.create_task(self._ask(call, requests, answers, context)),
+            asyncio.create_task(_take(call, answers)),
+        ]
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+            if (code := await call.code()) is not grpc.StatusCode.OK:
+                await context.abort(code_for_caller(code), await call.details())
+        finally:
+            for task in tasks:
+                task.cancel()
+            call.cancel()
+
+    async def _ask(
+        self, call: Any, requests: AsyncIterator[bytes], answers: "asyncio.Queue[bytes | None]", context: Any
+    ) -> None:
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):  # Triton ended the stream: `_take` sees it
+            async for request in requests:
+                try:
+                    self._memory.check(request, context)
+                    named = self._routes.request_as_named(request)
+                except DefuseError as error:
+                    await answers.put(_refusal(request, error))
+                else:
+                    await call.write(named)
+            await call.done_writing()
+
+
+async def _take(call: Any, answers: "asyncio.Queue[bytes | None]") -> None:
+    """Put Triton's answers where the caller gets them; None is the end, whatever it is."""
+    with suppress(grpc.aio.AioRpcError):
+        async for answer in call:
+            await answers.put(answer)
+    await answers.put(None)
+
+
+def _refusal(request: bytes, error: DefuseError) -> bytes:
+    answer = service_pb2.ModelStreamInferResponse(error_message=error.message)
+    with suppress(DefuseError):
+        answer.infer_response.id = read_target(request).id
+    data: bytes = answer.SerializeToString()
+    return data
+
+
+def code_for_caller(code: grpc.StatusCode) -> grpc.StatusCode:
+    """Return what a caller is told of a code of Triton: a cancellation that nobody asked for means that it stops."""
+    return grpc.StatusCode.UNAVAILABLE if code is grpc.StatusCode.CANCELLED else code
+
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+# What tells callers about the server, and about models. What loads, unloads or changes models is the corrector's, and
+# Triton is its operator's.
+_SERVER = ("ServerLive", "ServerReady", "ServerMetadata")
+_MODEL = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+
+
+async def _abort_as(error: grpc.aio.AioRpcError, context: Any) -> NoReturn:
+    """Answer as Triton did."""
+    await context.abort(code_for_caller(error.code()), error.details() or "")
+    raise error
+
+
+def _as_triton(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+    """Let a method `(..., request, context)` answer with the error that Triton answered with."""
+
+    @functools.wraps(method)
+    async def answer(*arguments: Any) -> bytes:
+        try:
+            return await method(*arguments)
+        except grpc.aio.AioRpcError as error:
+            await _abort_as(error, arguments[-1])
+
+    return answer
+
+
+class InferenceProxy(grpc.GenericRpcHandler):
+    """Passes inference to Triton."""
+
+    def __init__(
+        self, url: str, tls: TlsFiles, routes: RoutingTable, tally: TrialCounters, *, shared_memory: bool = False
+    ) -> None:
+        self._channel = channel_to(url, tls, receive_bytes=UNLIMITED)
+        self._routes = routes
+        self._tally = tally
+        self._infer: Any = self._channel.unary_unary(_path("ModelInfer"))
+        self._memory = SharedMemory(self._call, offered=shared_memory)
+        streams = StreamProxy(self._channel.stream_stream(_path("ModelStreamInfer")), routes, self._memory)
+        self._comparisons = ShadowComparisons(self._infer, tally)
+        unary = grpc.unary_unary_rpc_method_handler
+        self._handlers: dict[str, Any] = {
+            _path("ModelInfer"): unary(self._answered),
+            _path("ModelStreamInfer"): grpc.stream_stream_rpc_method_handler(streams.answer),
+            **{_path(name): unary(self._told(name)) for name in _SERVER},
+            **{_path(name): unary(self._told_of_model(name)) for name in _MODEL},
+            **{
+                _path(f"{kind}SharedMemory{name}"): unary(self._shared(kind, name))
+                for kind in KINDS
+                for name in (STATUS, REGISTER, UNREGISTER)
+            },
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """Return the handler of a method; None for those of other services."""
+        return self._handlers.get(handler_call_details.method)
+
+    async def close(self) -> None:
+        await self._comparisons.close()
+        await self._channel.close()
+
+    async def _call(self, name: str, request: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109  # gRPC's own
+        answer: bytes = await self._channel.unary_unary(_path(name))(request, timeout=timeout)
+        return answer
+
+    def _told(self, name: str) -> Any:
+        @_as_triton
+        async def told(request: bytes, context: Any) -> bytes:
+            return await self._call(name, request, context.time_remaining())
+
+        return told
+
+    def _told_of_model(self, name: str) -> Any:
+        @_as_triton
+        async def told(request: bytes, context: Any) -> bytes:
+            return await self._call(name, self._routes.request_as_named(request), context.time_remaining())
+
+        return told
+
+    def _shared(self, kind: str, name: str) -> Any:
+        @_as_triton
+        async def shared(request: bytes, context: Any) -> bytes:
+            return await self._memory.answer(kind, name, request, context)
+
+        return shared
+
+    @_as_triton
+    async def _answered(self, request: bytes, context: Any) -> bytes:
+        self._memory.check(request, context)
+        target = read_target(request)
+        route = self._routes.route(target)
+        champion = retargeted(request, target, model=route.model, version=route.version)
+        if asks_for_guard(context) and target.version in {"", CHAMPION}:
+            return await guarded(request, target, self._asked, champion=champion, context=context)
+        if route.trial is None:
+            answer: bytes = await self._infer(champion, timeout=context.time_remaining())
+            return answer
+        challenger = b""
+        if route.drawn:
+            model, version = challenger_of(route.trial)
+            challenger = retargeted(request, target, model=model, version=version)
+        return await self._tried(route.trial, champion, challenger, context)
+
+    async def _asked(self, request: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109  # gRPC's own
+        answer: bytes = await self._infer(request, timeout=timeout)
+        return answer
+
+    async def _tried(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
+        """Answer within a trial; `challenger` is the request to it, or nothing where it was not drawn."""
+        if challenger and trial.mode == trial_pb2.Trial.MODE_CANARY:
+            return await self._canary(trial, champion, challenger, context)
+        answer = await self._timed(champion, trial, "champion", context.time_remaining())
+        if challenger and trial.mode == trial_pb2.Trial.MODE_SHADOW:
+            self._comparisons.begin(trial, challenger, answer)
+        return answer
+
+    async def _canary(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
+        """Answer by the challenger, which has half of the caller's time; by the champion where it fails."""
+        left = context.time_remaining()
+        try:
+            return await self._timed(challenger, trial, "challenger", left and left / 2)
+        except grpc.aio.AioRpcError:  # not where the caller has gone: that is a cancellation of this task
+            pass
+        answer = await self._timed(champion, trial, "champion", context.time_remaining())
+        # Only now: what nobody can answer is the caller's mistake, or Triton's.
+        self._tally.add(trial.name, challenger_requests=1, challenger_errors=1)
+        return answer
+
+    async def _timed(self, request: bytes, trial: trial_pb2.Trial, who: str, seconds: float | None) -> bytes:
+        begin = time.perf_counter()
+        answer: bytes = await self._infer(request, timeout=seconds)
+        self._tally.add(trial.name, **{f"{who}_requests": 1, f"{who}_seconds": time.perf_counter() - begin})
+        return answer
+
+
+def _path(method: str) -> str:
+    return f"/{SERVICE.full_name}/{method}"

@@ -1,0 +1,179 @@
+"""Requests with an id (AIP-155): carried out once, and whoever asks again gets the answer of the first.
+
+What a request made and its answer are kept for a day. The record that a request makes is written in one transaction
+with the note that it made it, so a gateway that dies in between leaves both or neither; what is made elsewhere is told
+the id, and is not made twice.
+"""
+
+import asyncio
+import functools
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from defuse import names
+from defuse.errors import AlreadyExists, Conflict
+from google.protobuf.any_pb2 import Any as Any_
+from google.protobuf.message import Message
+
+from services.runtime.queue import KEY, REDIS_AWAY, Queue
+
+_KEY = f"{KEY}request:"
+_KEPT_S = 24 * 3600
+# After so long without a sign of life somebody else carries a request out.
+LEASE_S = 15.0
+_POLL_S = 0.2
+
+A = TypeVar("A", bound=Message)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A request in the hands of this gateway."""
+
+    request_id: str
+    holder: str
+
+    @property
+    def key(self) -> str:
+        """What is known of the request: a digest of it, what it made, its answer."""
+        return f"{_KEY}{self.request_id}"
+
+    @property
+    def held_key(self) -> str:
+        return f"{self.key}:held"
+
+    async def check(self, redis: Any) -> None:
+        """Raise Conflict when this gateway was silent for so long that another one took the request over."""
+        if await redis.get(self.held_key) != self.holder.encode():
+            raise Conflict(f"request {self.request_id!r} is carried out elsewhere; ask again", reason="REQUEST_TAKEN")
+
+    def note(self, pipe: Any, record: Message) -> None:
+        """Add to a transaction that writes a record the note that this request made it."""
+        made = Any_()
+        made.Pack(record)
+        pipe.hset(self.key, "made", made.SerializeToString())
+
+
+# The request that is carried out, where it has an id.
+claimed: ContextVar[Claim | None] = ContextVar("claimed", default=None)
+
+
+def idempotent(method: F) -> F:
+    """Carry a method of a service out once for each `request_id`; the service has its `requests`."""
+    kind: type[Message] = method.__annotations__["return"]
+
+    @functools.wraps(method)
+    async def call(self: Any, request: Any, context: Any) -> Any:
+        carry_out = functools.partial(method, self, request, context)
+        return await self.requests.answer(request, kind, carry_out) if request.request_id else await carry_out()
+
+    return cast("F", call)
+
+
+class IdempotentRequests:
+    """What was asked with an id, over all gateways."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._redis = queue.redis
+
+    async def answer(self, request: Any, kind: type[A], carry_out: Callable[[], Awaitable[A]]) -> A:
+        """Return the answer to a request, carried out now or before; one that failed is carried out again.
+
+        Raises AlreadyExists where another request had the id.
+        """
+        claim = Claim(request_id=names.check_id("request", request.request_id), holder=uuid.uuid4().hex)
+        digest = _digest(request)
+        while True:
+            if answer := _answer(await self._known(claim, digest), kind):
+                return answer
+            if await self._redis.set(claim.held_key, claim.holder, nx=True, px=round(1000 * LEASE_S)):
+                async with self._holding(claim):
+                    return await self._carried_out(claim, digest, kind, carry_out)
+            await asyncio.sleep(_POLL_S)  # somebody else carries it out
+
+    async def _carried_out(
+        self, claim: Claim, digest: bytes, kind: type[A], carry_out: Callable[[], Awaitable[A]]
+    ) -> A:
+        known = await self._known(claim, digest)
+        answer = _answer(known, kind) or _of_record(known, kind)
+        await self._keep(claim, "request", digest)
+        if not answer:
+            token = claimed.set(claim)
+            try:
+                answer = await carry_out()
+            except REDIS_AWAY:
+                # Redis may have made it all the same, and not have come to say so: the note that it did must stay.
+                raise
+            except Exception:
+                await self._forget(claim)
+                raise
+            finally:
+                claimed.reset(token)
+        await self._keep(claim, "answer", answer.SerializeToString())
+        return answer
+
+    async def _known(self, claim: Claim, digest: bytes) -> dict[bytes, bytes]:
+        known: dict[bytes, bytes] = await self._redis.hgetall(claim.key)
+        if known.get(b"request", digest) != digest:
+            raise AlreadyExists(
+                f"request id {claim.request_id!r} was used for another request; choose a new one for each request",
+                reason="REQUEST_ID_USED",
+            )
+        return known
+
+    async def _keep(self, claim: Claim, what: str, content: bytes) -> None:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(claim.key, what, content)
+            pipe.expire(claim.key, _KEPT_S)
+            await pipe.execute()
+
+    async def _forget(self, claim: Claim) -> None:
+        with suppress(*REDIS_AWAY, Conflict):
+            await claim.check(self._redis)
+            await self._redis.delete(claim.key)
+
+    @asynccontextmanager
+    async def _holding(self, claim: Claim) -> AsyncIterator[None]:
+        """Show signs of life while the block runs; let go of the request afterwards."""
+        living = asyncio.create_task(self._live(claim))
+        try:
+            yield
+        finally:
+            living.cancel()
+            with suppress(*REDIS_AWAY, Conflict):
+                await claim.check(self._redis)
+                await self._redis.delete(claim.held_key)
+
+    async def _live(self, claim: Claim) -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 5)
+            with suppress(*REDIS_AWAY, Conflict):
+                await claim.check(self._redis)
+                await self._redis.pexpire(claim.held_key, round(1000 * LEASE_S))
+
+
+def _digest(request: Message) -> bytes:
+    content = request.DESCRIPTOR.full_name.encode() + b"|" + request.SerializeToString(deterministic=True)
+    return hashlib.sha256(content).digest()
+
+
+def _answer(known: dict[bytes, bytes], kind: type[A]) -> A | None:
+    return kind.FromString(known[b"answer"]) if b"answer" in known else None
+
+
+def _of_record(known: dict[bytes, bytes], kind: type[A]) -> A | None:
+    """Return the answer of a request whose gateway died behind the record, where it is the record."""
+    made = Any_.FromString(known.get(b"made", b""))
+    fields: Any = kind.DESCRIPTOR.fields
+    for field in fields:
+        if field.message_type and made.Is(field.message_type):
+            answer = kind()
+            made.Unpack(getattr(answer, field.name))
+            return answer
+    return None

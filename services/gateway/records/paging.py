@@ -1,0 +1,150 @@
+"""Paged lists (AIP-158) and read masks (AIP-157).
+
+A page token names the last entry of a page, so it stays right when entries are added.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+from defuse.errors import InvalidInput
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+
+DEFAULT_SIZE, LARGEST_SIZE = 100, 500
+# Of the entries of one page: 4 MiB is what gRPC lets through by default.
+MOST_BYTES = 3 << 20
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+# Where an entry stands in its list: plain values that sort as the entries do.
+Position = Sequence[Any]
+Placed = tuple[Position, M]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page(Generic[M]):
+    """Some entries of a list; the token is empty where they are the last."""
+
+    entries: Sequence[M]
+    next_page_token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Which page is asked for."""
+
+    # What the entries are of; a token of another list is refused.
+    subject: str
+    size: int
+    # Of the last entry of the page before; empty for the first page.
+    after: Position
+
+    @classmethod
+    def of(cls, request: Any, *about: str) -> Self:
+        """Read `page_size` and `page_token` of a request for a list that is told from others by `about`.
+
+        Raises InvalidInput for a negative size, and for a token that does not come from the same list.
+        """
+        if request.page_size < 0:
+            raise InvalidInput(
+                f"the page size is {request.page_size}; give 0 for {DEFAULT_SIZE} entries, or how many you want",
+                reason="BAD_PAGE_SIZE",
+                field="page_size",
+            )
+        subject = "|".join([request.DESCRIPTOR.full_name, *about])
+        size = min(request.page_size or DEFAULT_SIZE, LARGEST_SIZE)
+        return cls(subject=subject, size=size, after=_position(subject, request.page_token))
+
+    def page(self, placed: Iterable[Placed[M]]) -> Page[M]:
+        """Return as many entries as a page holds, of those that come behind the page before, one at least."""
+        entries: list[M] = []
+        left, last = MOST_BYTES, self.after
+        for position, entry in placed:
+            left -= entry.ByteSize()
+            if len(entries) == self.size or (entries and left < 0):
+                return Page(entries=entries, next_page_token=_token(self.subject, last))
+            entries.append(entry)
+            last = position
+        return Page(entries=entries, next_page_token="")
+
+    async def page_of(self, placed: AsyncGenerator[Placed[M], None]) -> Page[M]:
+        """Return the same of entries that are read one by one, no more of them than it takes."""
+        found: list[Placed[M]] = []
+        async with aclosing(placed) as entries:
+            async for entry in entries:
+                found.append(entry)
+                if len(found) > self.size:
+                    break
+        return self.page(found)
+
+    def page_of_append_only(self, entries: Sequence[M]) -> Page[M]:
+        """Return the page of a list from which no entry is ever removed: the number of an entry is its position."""
+        numbers = self.behind(range(len(entries)), lambda number: [number])
+        return self.page((position, entries[number]) for position, number in numbers)
+
+    def behind(self, entries: Iterable[T], position: Callable[[T], Position]) -> list[tuple[Position, T]]:
+        """Return entries in the order of their positions, those behind the page before."""
+        placed = sorted(((list(position(entry)), entry) for entry in entries), key=lambda pair: pair[0])
+        return [pair for pair in placed if pair[0] > list(self.after)]
+
+
+def _token(subject: str, position: Position) -> str:
+    content = json.dumps([_seal(subject, position), *position])
+    return base64.urlsafe_b64encode(content.encode()).decode()
+
+
+def _position(subject: str, token: str) -> Position:
+    if not token:
+        return ()
+    try:
+        seal, *position = json.loads(base64.urlsafe_b64decode(token))
+        known = seal == _seal(subject, position)
+    except (ValueError, TypeError, RecursionError):  # the last for lists within lists, thousands deep
+        known, position = False, []
+    if not known:
+        raise InvalidInput(
+            f"{token[:80]!r} is no page token of this list; give the `next_page_token` of the page before, with the "
+            "same request",
+            reason="BAD_PAGE_TOKEN",
+            field="page_token",
+        )
+    return tuple(position)
+
+
+def _seal(subject: str, position: Position) -> str:
+    return hashlib.sha256(json.dumps([subject, *position]).encode()).hexdigest()[:16]
+
+
+R = TypeVar("R", bound=Message)
+
+
+class ReadMask(Generic[R]):
+    """Lets the named fields through; all of them where none is named.
+
+    Raises InvalidInput that names a field which the resource does not have.
+    """
+
+    def __init__(self, kind: type[R], mask: FieldMask) -> None:
+        self._kind = kind
+        self._mask = mask
+        descriptor: Any = kind.DESCRIPTOR
+        for path in mask.paths:
+            if not FieldMask(paths=[path]).IsValidForDescriptor(descriptor):
+                known = ", ".join(field.name for field in descriptor.fields)
+                raise InvalidInput(
+                    f"read_mask names {path!r}, which a {descriptor.name} does not have; its fields are {known}",
+                    reason="UNKNOWN_FIELD",
+                )
+
+    def of(self, message: R) -> R:
+        """Return what a caller is sent of a message."""
+        if not self._mask.paths:
+            return message
+        kept = self._kind()
+        self._mask.MergeMessage(message, kept)
+        return kept

@@ -1,0 +1,177 @@
+"""Records that change while work goes on, in Redis: a change is compare-and-set, with the work it starts."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+import redis.exceptions
+from defuse import names
+from defuse.errors import AlreadyExists, Conflict, NotFound
+from google.protobuf.message import Message
+
+from services.gateway.records.idempotency import claimed
+from services.gateway.records.paging import Placed, Position
+from services.runtime.queue import KEY, Queue, fields
+
+# How soon a watcher sees a change. Polled: that holds across gateways and reconnects, where a message could be lost.
+_POLL_S = 0.2
+# How many records of a long list are read at once.
+_AT_ONCE = 100
+
+R = TypeVar("R", bound=Message)
+# A message and the stream it goes to.
+Work = tuple[str, Message]
+
+
+class RecordStore(Generic[R]):
+    """All records of one kind."""
+
+    def __init__(self, queue: Queue, kind: type[R], collection: str, ended: Callable[[R], bool]) -> None:
+        self._queue = queue
+        self._kind = kind
+        self._collection = collection
+        self._ended = ended
+
+    async def create(self, record: R, works: Sequence[Work], *, taking: str | None = None) -> R:
+        """Write a new record and start its first work, both or neither; raise AlreadyExists for a name in use.
+
+        `taking` is a key that the record holds until it is released; raise Conflict while another record holds it.
+        """
+        name, created = _identity(record)
+        key, claim = _key(name), claimed.get()
+        while True:
+            async with self._queue.redis.pipeline(transaction=True) as pipe:
+                try:
+                    await pipe.watch(key, *([taking] if taking else []), *([claim.held_key] if claim else []))
+                    if claim:
+                        await claim.check(pipe)
+                    if taking:
+                        await self._check_free(taking)
+                    if await pipe.exists(key):
+                        raise AlreadyExists(
+                            f"{name} exists already; choose another name", reason=f"{self._noun.upper()}_EXISTS"
+                        )
+                    pipe.multi()
+                    pipe.set(key, record.SerializeToString())
+                    pipe.zadd(self._index(names.parent(name)), {name: created})
+                    if taking:
+                        pipe.set(taking, name)
+                    if claim:
+                        claim.note(pipe, record)
+                    for stream, message in works:
+                        pipe.xadd(stream, fields(message))
+                    await pipe.execute()
+                except redis.exceptions.WatchError:
+                    continue
+                return record
+
+    async def get(self, name: str) -> R:
+        """Return a record; raise NotFound for an unknown name."""
+        data = await self._queue.redis.get(_key(name))
+        if data is None:
+            raise NotFound(f"there is no {self._noun} {names.last(name)!r}", reason=f"{self._noun.upper()}_NOT_FOUND")
+        return self._parse(data)
+
+    async def list(self, parent: str = "") -> list[R]:
+        """Return the records below a parent, oldest first."""
+        found = await self._queue.redis.zrange(self._index(parent), 0, -1)
+        if not found:
+            return []
+        values = await self._queue.redis.mget([_key(name.decode()) for name in found])
+        return [self._parse(data) for data in values if data is not None]
+
+    async def after(
+        self, parent: str, position: Position, *, newest_first: bool = False
+    ) -> AsyncGenerator[Placed[R], None]:
+        """Yield the records below a parent behind a position, all where it is empty, each with its own position."""
+        while records := await self._behind(parent, position, newest_first=newest_first):
+            for placed in records:
+                yield placed
+            position, _ = records[-1]
+
+    async def apply(self, name: str, change: Callable[[R], Sequence[Work]], *, releasing: str | None = None) -> R:
+        """Change a record and start the work that follows, both or neither; again when somebody else was faster.
+
+        `releasing` is a key that is freed if this record holds it.
+        """
+        key = _key(name)
+        while True:
+            async with self._queue.redis.pipeline(transaction=True) as pipe:
+                try:
+                    await pipe.watch(key, *([releasing] if releasing else []))
+                    record = await self.get(name)
+                    holds = releasing and await pipe.get(releasing) == name.encode()
+                    works = change(record)
+                    pipe.multi()
+                    pipe.set(key, record.SerializeToString())
+                    for stream, message in works:
+                        pipe.xadd(stream, fields(message))
+                    if holds:
+                        pipe.delete(releasing)
+                    await pipe.execute()
+                except redis.exceptions.WatchError:
+                    continue
+                return record
+
+    async def watch(self, name: str) -> AsyncIterator[R]:
+        """Yield a record now and whenever it changes, until it has ended."""
+        last = None
+        while True:
+            record = await self.get(name)
+            if record != last:
+                yield record
+                last = record
+            if self._ended(record):
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _check_free(self, taken: str) -> None:
+        holder = await self._queue.redis.get(taken)
+        record = None
+        if holder:
+            with suppress(NotFound):
+                record = await self.get(holder.decode())
+        if record and not self._ended(record):
+            raise Conflict(
+                f"{holder.decode()} is under way; wait until it has ended", reason=f"{self._noun.upper()}_UNDER_WAY"
+            )
+
+    async def _behind(self, parent: str, position: Position, *, newest_first: bool) -> Sequence[Placed[R]]:
+        redis_ = self._queue.redis
+        ranged, begin, end = redis_.zrangebyscore, "-inf", "+inf"
+        if newest_first:
+            ranged, begin, end = redis_.zrevrangebyscore, end, begin
+        seen = 0
+        if position:
+            begin, last = position
+            # Records of the same moment are in the order of their names.
+            names_ = [found.decode() for found in await ranged(self._index(parent), begin, begin)]
+            seen = sum(name >= last if newest_first else name <= last for name in names_)
+        found = await ranged(self._index(parent), begin, end, start=seen, num=_AT_ONCE, withscores=True)
+        values = await redis_.mget([_key(name.decode()) for name, _ in found]) if found else []
+        return [
+            ([created, name.decode()], self._parse(data))
+            for (name, created), data in zip(found, values, strict=True)
+            if data is not None
+        ]
+
+    @property
+    def _noun(self) -> str:
+        return self._collection.removesuffix("s")
+
+    def _parse(self, data: bytes) -> R:
+        record = self._kind()
+        record.ParseFromString(data)
+        return record
+
+    def _index(self, parent: str) -> str:
+        return f"{KEY}index:{parent}:{self._collection}"
+
+
+def _key(name: str) -> str:
+    return f"{KEY}record:{name}"
+
+
+def _identity(record: Any) -> tuple[str, float]:
+    return record.name, record.create_time.ToNanoseconds() / 1e9

@@ -1,0 +1,164 @@
+"""Releases under way: one of a model at a time, done by a corrector, independent of its caller."""
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from defuse import names
+from defuse.errors import CODES, AlreadyExists, DeadlineExceeded, DefuseError, Internal, NotFound, NotReady, Unavailable
+from defuse.v1 import correction_pb2, corrector_service_pb2, corrector_service_pb2_grpc, release_pb2, work_pb2
+from defuse.v1 import gateway_service_pb2 as pb
+
+from services.gateway.corrections.corrections import Corrections
+from services.gateway.records.store import RecordStore, Work
+from services.gateway.trials.trials import Trials
+from services.runtime import telemetry
+from services.runtime.channels import ServiceClient
+from services.runtime.queue import KEY, PUBLISH, Queue
+
+Publication = release_pb2.Publication
+ENDED = (Publication.STATE_SUCCEEDED, Publication.STATE_FAILED)
+
+# What is done to the candidates of a model when the version that callers get has changed.
+Retire = Callable[[str], Awaitable[None]]
+
+
+class ReleaseOperations:
+    """Starts, finds and follows releases."""
+
+    def __init__(self, queue: Queue, corrections: Corrections, retire: Retire) -> None:
+        self._corrections = corrections
+        self._retire = retire
+        self.records: RecordStore[release_pb2.Publication] = RecordStore(
+            queue, Publication, "publications", lambda publication: publication.state in ENDED
+        )
+
+    async def released(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Release:
+        """Have a correction published and return what was done; the same request waits for the same publication.
+
+        Raises what the corrector refuses it with, and Conflict while another release of the model is under way.
+        """
+        publication = await self._begun(request)
+        async for latest in self.records.watch(publication.name):
+            publication = latest
+        if publication.state != Publication.STATE_SUCCEEDED:
+            raise fault(publication)
+        return publication.release
+
+    async def get(self, name: str) -> release_pb2.Publication:
+        return await self.records.get(names.check(name, "models/*/publications/*"))
+
+    def watch(self, name: str) -> AsyncIterator[release_pb2.Publication]:
+        return self.records.watch(names.check(name, "models/*/publications/*"))
+
+    async def cancel(self, name: str) -> release_pb2.Publication:
+        """Return a release that has ended; raise NotReady for one under way, which nobody can stop half-way."""
+        publication = await self.get(name)
+        if publication.state not in ENDED:
+            raise NotReady(
+                f"the release of {publication.correction} cannot be stopped half-way; wait until it has ended, and "
+                "take it back with `defuse rollback`",
+                reason="NOT_CANCELLABLE",
+            )
+        return publication
+
+    async def apply(self, event: work_pb2.Event) -> release_pb2.Publication:
+        """Fold an event into the state of its publication; whoever waits for its end finds the candidates retired."""
+        publication = await self.get(event.subject)
+        model = names.parent(event.subject)
+        if event.HasField("published") and publication.state not in ENDED:
+            await self._retire_if_possible(model)
+        ends = event.WhichOneof("kind") in {"published", "failed"}
+        return await self.records.apply(
+            event.subject, lambda record: fold(record, event), releasing=_model_key(model) if ends else None
+        )
+
+    async def _retire_if_possible(self, model: str) -> None:
+        """Retire the candidates; while the corrector is away they stay until the next release, and do no harm."""
+        try:
+            await self._retire(model)
+        except (Unavailable, DeadlineExceeded) as error:
+            telemetry.log().warning("candidates_stay", model=model, error=error.message)
+
+    async def _begun(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Publication:
+        correction = await self._corrections.get(request.name)
+        publication = Publication(
+            name=names.publication(names.last(correction.model), request.request_id or str(uuid.uuid4())),
+            correction=correction.name,
+            actor=request.actor,
+            reason=request.reason,
+            approver=request.approver,
+            state=Publication.STATE_RUNNING,
+            note="waiting for a corrector",
+        )
+        try:
+            begun = await self.records.get(publication.name)
+        except NotFound:
+            return await self._create(publication, correction)
+        if begun.correction != correction.name:
+            raise AlreadyExists(
+                f"request id {request.request_id!r} released {begun.correction}; choose a new one for each request",
+                reason="REQUEST_ID_USED",
+            )
+        return begun
+
+    async def _create(
+        self, publication: release_pb2.Publication, correction: correction_pb2.Correction
+    ) -> release_pb2.Publication:
+        if correction.state != correction_pb2.Correction.STATE_SUCCEEDED:
+            raise NotReady(
+                f"{correction.name} is not finished, failed or was cancelled; only one that succeeded can be released",
+                reason="CORRECTION_NOT_FINISHED",
+            )
+        publication.create_time.GetCurrentTime()
+        publication.update_time.CopyFrom(publication.create_time)
+        work = work_pb2.PublishWork(publication=publication)
+        return await self.records.create(publication, [(PUBLISH, work)], taking=_model_key(correction.model))
+
+
+def fold(publication: release_pb2.Publication, event: work_pb2.Event) -> Sequence[Work]:
+    """Change a publication by an event, in place; no work follows. One that comes twice changes nothing."""
+    if publication.state in ENDED:
+        return []
+    kind = event.WhichOneof("kind")
+    if kind == "progress":
+        publication.progress = max(publication.progress, event.progress.progress)
+        publication.note = event.progress.note
+    elif kind == "published":
+        publication.state = Publication.STATE_SUCCEEDED
+        publication.progress, publication.note = 1.0, ""
+        publication.release.CopyFrom(event.published.release)
+    elif kind == "failed":
+        publication.state = Publication.STATE_FAILED
+        publication.error, publication.error_reason = event.failed.error, event.failed.reason
+        publication.error_code = event.failed.code
+    if publication.state in ENDED:
+        publication.update_time.GetCurrentTime()
+    return []
+
+
+def fault(publication: release_pb2.Publication) -> DefuseError:
+    """Return what a publication was refused with."""
+    classes = {code.value[0]: cls for cls, code in CODES.items()}
+    return classes.get(publication.error_code, Internal)(publication.error, reason=publication.error_reason)
+
+
+def _model_key(model: str) -> str:
+    """Return the key that the one release under way of a model holds."""
+    return f"{KEY}publishing:{model}"
+
+
+class CandidateRetirement:
+    """Takes candidates out of service."""
+
+    def __init__(
+        self, trials: Trials, corrector: "ServiceClient[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
+    ) -> None:
+        self._trials = trials
+        self._corrector = corrector
+
+    async def retire(self, model: str) -> None:
+        """End the trial of a model; then nothing asks for its candidates, and none is served any more."""
+        if trial := await self._trials.of_model(model):
+            await self._trials.stop(trial.name)
+        wanted = corrector_service_pb2.WithdrawCandidatesRequest(model=model)
+        await self._corrector.call(lambda stub, **how: stub.WithdrawCandidates(wanted, **how))

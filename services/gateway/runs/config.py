@@ -1,0 +1,131 @@
+"""The configuration of a run: defaults, bounds, and advised validity thresholds."""
+
+import asyncio
+import math
+
+from defuse import names
+from defuse.errors import InvalidInput, NotReady
+from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, run_pb2
+
+from services.gateway.regions.regions import Regions
+from services.runtime.channels import ServiceClient
+
+_SEARCH_DEFAULTS = run_pb2.SearchConfig(
+    radius_sd=0.5,
+    draws_per_source=50,
+    max_failures_per_source=5,
+    held_out_fraction=0.3,
+    shard_size=4096,
+    batch_size=256,
+    strategy=run_pb2.SearchConfig.STRATEGY_ADAPTIVE,
+    noise=run_pb2.SearchConfig.NOISE_GAUSSIAN,
+    rounds=8,
+)
+# How each was measured: docs/method.md, "Validity".
+_VALIDITY_DEFAULTS = run_pb2.ValidityConfig(
+    max_radius_sd=1.0,
+    min_typicality=0.01,
+    min_label_probability=0.998,
+    min_neighbour_agreement=0.8,
+    max_round_trip_sd=1.0,
+)
+_ANY_RADIUS_SD = 1e9
+_PREFLIGHT_DEFAULTS = run_pb2.PreflightConfig(declared_accuracy=0.5, max_reconstruction_loss=0.1)
+_MIXTURE_DEFAULTS = run_pb2.MixtureConfig(
+    kind=run_pb2.MixtureConfig.KIND_ERROR_AWARE,
+    max_components=100,
+    min_support=15,
+    fresh_decodes=200,
+    false_discovery_rate=0.05,
+    bootstraps=10,
+)
+# Least and largest value of what a caller may set. A setting without presence that is 0 takes its default.
+_BOUNDS = {
+    "search.radius_sd": (1e-6, 3.0),
+    "search.draws_per_source": (1, 10_000),
+    "search.max_failures_per_source": (1, 1_000),
+    "search.held_out_fraction": (1e-9, 1 - 1e-9),
+    "search.max_sources": (1, 2**62),
+    "search.shard_size": (1, 1_000_000),
+    "search.batch_size": (1, 65_536),
+    "search.rounds": (2, 100),
+    "search.strategy": (run_pb2.SearchConfig.STRATEGY_ADAPTIVE, run_pb2.SearchConfig.STRATEGY_UNIFORM),
+    "search.noise": (run_pb2.SearchConfig.NOISE_GAUSSIAN, run_pb2.SearchConfig.NOISE_RELEASED),
+    "validity.max_radius_sd": (0, 1e9),
+    "validity.min_typicality": (0, 1),
+    "validity.min_label_probability": (0, 1),
+    "validity.min_neighbour_agreement": (0, 1),
+    "validity.max_round_trip_sd": (0, 1e6),
+    "preflight.declared_accuracy": (0, 1),
+    "preflight.max_reconstruction_loss": (0, 1),
+    "mixture.max_components": (1, 1000),
+    "mixture.min_support": (2, 1_000_000),
+    "mixture.fresh_decodes": (1, 100_000),
+    "mixture.kind": (run_pb2.MixtureConfig.KIND_ERROR_AWARE, run_pb2.MixtureConfig.KIND_PLAIN),
+    "mixture.false_discovery_rate": (1e-9, 1),
+    "mixture.bootstraps": (1, 1000),
+    "vae.latent_dim": (2, 256),
+    "vae.epochs": (1, 10_000),
+    "vae.beta": (1e-6, 1e3),
+}
+
+
+def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
+    """Return a configuration with its defaults filled in; raise InvalidInput that names a value out of its bounds."""
+    for path, (least, largest) in _BOUNDS.items():
+        section, name = path.split(".")
+        value = getattr(getattr(config, section), name)
+        if (value and not least <= value <= largest) or math.isnan(value):
+            raise InvalidInput(
+                f"{path} is {value}; it must lie between {least} and {largest}",
+                reason="OUT_OF_BOUNDS",
+                field=f"config.{path}",
+            )
+    whole = run_pb2.RunConfig(
+        search=_SEARCH_DEFAULTS, mixture=_MIXTURE_DEFAULTS, validity=_VALIDITY_DEFAULTS, preflight=_PREFLIGHT_DEFAULTS
+    )
+    if config.search.noise == run_pb2.SearchConfig.NOISE_RELEASED:
+        whole.validity.max_radius_sd = _ANY_RADIUS_SD  # its steps are not in units of the latent's spread
+    whole.MergeFrom(config)
+    return whole
+
+
+class ThresholdAdvisor:
+    """Learns from verdicts, through the generator, who knows what a threshold is of."""
+
+    def __init__(
+        self, regions: Regions, generator: "ServiceClient[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
+    ) -> None:
+        self._regions = regions
+        self._generator = generator
+
+    async def of(self, run: run_pb2.Run) -> run_pb2.ValidityAdvice:
+        """Return what the latest verdicts on the regions of a run advise; raise NotReady where they say nothing."""
+        judged = await asyncio.to_thread(self._regions.judged, run)
+        for named, word in ((judged.invalid, "invalid"), (judged.valid, "labelled as their sources are")):
+            if not named:
+                raise NotReady(
+                    f"no region of run {names.last(run.name)!r} is {word}; thresholds are learned from what sets "
+                    "invalid regions apart from labelled ones: annotate at least one of each",
+                    reason="NOTHING_TO_LEARN",
+                )
+        wanted = generator_service_pb2.LearnValidityRequest(
+            run=run.name, valid_regions=judged.valid, invalid_regions=judged.invalid
+        )
+        answer = await self._generator.call(lambda stub, **how: stub.LearnValidity(wanted, **how))
+        advice: run_pb2.ValidityAdvice = answer.advice
+        return advice
+
+
+def with_advised_thresholds(
+    config: run_pb2.RunConfig, advice: run_pb2.ValidityAdvice, whose: run_pb2.Run
+) -> run_pb2.RunConfig:
+    """Return a configuration whose validity thresholds, where they were left out, are those of the advice.
+
+    The radius is left to its default where the steps of the other run follow another law: they have other sizes there.
+    """
+    whole = run_pb2.RunConfig(validity=advice.validity)
+    if complete(config).search.noise != whose.config.search.noise:
+        whole.validity.ClearField("max_radius_sd")
+    whole.MergeFrom(config)
+    return whole

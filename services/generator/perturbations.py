@@ -1,0 +1,257 @@
+"""Which perturbations of which sources are decoded: `z = mu + r * sd_agg * eps`, eps ~ N(0, I).
+
+Every eps is a pure function of (seed, source, round, draw): nothing that is found depends on how the sources are cut
+into shards and batches, nor on how many workers share them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.arrays import Array
+from services.generator import noise
+from services.generator.codec import as_array
+from services.generator.validity import radius_sd
+
+# Of so many draws the one that leads most towards a failure is decoded, once the plan knows a direction.
+CANDIDATES = 4
+# Batches whose slots one maker looks at: the label model is asked in larger batches, for fewer calls.
+_BATCHES_OF_SLOTS = 4
+
+Screening = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Latents (n, d), their labels and radii (n,) -> which are worth decoding, (n,) bool, all on the device that draws."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseModel:
+    """How a step is drawn, and how many failures of a source count."""
+
+    seed: int
+    # Standard deviation of a step in aggregate latent standard deviations.
+    radius_sd: float
+    # Noise of the authors' released code instead; `radius_sd` has no effect then.
+    released: bool = False
+    max_failures_per_source: int
+    batch_size: int
+
+    def step(self, eps: Tensor, sd_agg: Tensor) -> Tensor:
+        """Return the displacement (n, d) that noise (n, d) means."""
+        return eps if self.released else self.radius_sd * sd_agg * eps
+
+    def noise(self, *, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
+        noise_model = noise.released_noise if self.released else noise.standard_normal
+        return noise_model(seed=self.seed, source=source, round_=round_, draw=draw, dim=dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Real images to search around, as arrays over n sources."""
+
+    # (n,) position in the split
+    index: Array
+    # (n,) class ids
+    labels: Array
+    # (n, d) posterior means
+    mu: Array
+    # (n,) bool: kept out of correction
+    held_out: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundAllocation:
+    """What a plan says of one shard in one round, as arrays over its n sources."""
+
+    round_: int
+    # (n,) perturbations to decode
+    decodes: Array
+    # (n,) failures of earlier rounds
+    found: Array
+    # (n,) margins of the unperturbed reconstructions
+    reconstruction_margin: Array
+    # (k, d) for each class the direction in which margins rise; None chooses no draw over another
+    directions: Array | None = None
+    # Draws that the label model rules out are not decoded.
+    screen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbationBatch:
+    """Perturbations of one batch, over its rows: arrays of the host, and what is decoded where it was drawn."""
+
+    row: Array  # position in the shard
+    draw: Array
+    eps: Array  # (b, d)
+    latent: Array  # (b, d), the same as z
+    z: Tensor  # (b, d)
+
+    @classmethod
+    def of(cls, *, row: Tensor, draw: Tensor, eps: Tensor, z: Tensor) -> "PerturbationBatch":
+        """Fetch what the host needs, all of it here: every fetch waits for whatever the device was given before."""
+        return cls(z=z, row=as_array(row), draw=as_array(draw), eps=as_array(eps), latent=as_array(z))
+
+    def take(self, rows: slice) -> "PerturbationBatch":
+        return PerturbationBatch(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def __add__(self, other: "PerturbationBatch") -> "PerturbationBatch":
+        return PerturbationBatch(
+            **{field.name: _joined(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """What all slots of a shard are drawn from, on the device that draws."""
+
+    noise_model: NoiseModel
+    round_: int
+    screen: bool
+    screening: Screening | None
+    mu: Tensor  # (n, d)
+    source: Tensor  # (n,)
+    labels: Tensor  # (n,)
+    sd_agg: Tensor  # (d,)
+    directions: Tensor | None  # (k, d)
+
+
+def perturbations(
+    noise_model: NoiseModel,
+    sd_agg: Array,
+    *,
+    mu: Array,
+    source: Array,
+    round_: int,
+    draw: Array,
+    device: torch.device = CPU,
+) -> tuple[Tensor, Tensor]:
+    """Return noise and latents, both (n, d) on the device, of perturbations known by their identity alone."""
+    return _perturbations(
+        noise_model,
+        _on(device, sd_agg),
+        mu=_on(device, mu),
+        source=_on(device, source),
+        round_=round_,
+        draw=_on(device, draw),
+    )
+
+
+def draw_perturbations(
+    sources: Sources,
+    round_allocation: RoundAllocation,
+    noise_model: NoiseModel,
+    sd_agg: Array,
+    screening: Screening | None,
+    device: torch.device,
+) -> Iterator[Callable[[], tuple[PerturbationBatch, int]]]:
+    """Yield makers of the perturbations to decode, in source order, and of how many were screened out on the way.
+
+    Each decode has a slot of draws of its own: one, or where the plan knows better than chance which to take, several,
+    of which the most promising valid one is decoded. A slot without a valid draw is not decoded, so that makers make
+    different numbers of draws.
+    """
+    rows = np.repeat(np.arange(len(sources.index)), round_allocation.decodes)  # (slots,)
+    slots = np.arange(len(rows)) - np.repeat(
+        np.cumsum(round_allocation.decodes) - round_allocation.decodes, round_allocation.decodes
+    )
+    shard = _Shard(
+        noise_model=noise_model,
+        round_=round_allocation.round_,
+        screen=round_allocation.screen,
+        screening=screening,
+        mu=_on(device, sources.mu),
+        source=_on(device, sources.index),
+        labels=_on(device, sources.labels).long(),
+        sd_agg=_on(device, sd_agg),
+        directions=None if round_allocation.directions is None else _on(device, round_allocation.directions),
+    )
+    row, slot = _on(device, rows), _on(device, slots)
+    size = _BATCHES_OF_SLOTS * noise_model.batch_size
+    for begin in range(0, len(rows), size):
+        part = slice(begin, begin + size)
+        yield partial(_slots, shard, row[part], slot[part])
+
+
+def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[PerturbationBatch]:
+    """Yield the same draws in batches of `size`, the rest at the end."""
+    rest: PerturbationBatch | None = None
+    for part in parts:
+        rest = part if rest is None else rest + part
+        while len(rest.row) >= size:
+            yield rest.take(slice(size))
+            rest = rest.take(slice(size, None))
+    if rest is not None and len(rest.row):
+        yield rest
+
+
+def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, asked_at_once: int) -> tuple[Tensor, int]:
+    """Return the first entry of each row of `order` (slots, k) that passes, ascending in rows, and how many did not.
+
+    Rows without one are left out. `passes` answers for entries (m,); it is asked for so many columns at once, later
+    ones only where no earlier entry of the row passed.
+    """
+    width = order.shape[1]
+    failed = torch.zeros(len(order), dtype=torch.int64, device=order.device)  # (slots,) entries before the one to take
+    for begin in range(0, width, asked_at_once):
+        open_ = (failed == begin).nonzero()[:, 0]
+        tried = order[open_, begin : begin + asked_at_once]
+        out = ~passes(tried.flatten()).view(tried.shape)
+        failed[open_] += out.cumprod(dim=1).sum(dim=1)
+    rows = (failed < width).nonzero()[:, 0]
+    return order[rows, failed[rows]], int(failed.sum())
+
+
+def _perturbations(
+    noise_model: NoiseModel, sd_agg: Tensor, *, mu: Tensor, source: Tensor, round_: int, draw: Tensor
+) -> tuple[Tensor, Tensor]:
+    eps = noise_model.noise(source=source, round_=round_, draw=draw, dim=mu.shape[1])
+    return eps, (mu + noise_model.step(eps, sd_agg)).float()
+
+
+def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationBatch, int]:
+    width = CANDIDATES if shard.screen else 1
+    draw = (slot[:, None] * width + torch.arange(width, device=slot.device)).flatten()  # (slots * width,)
+    wide = row.repeat_interleave(width)
+    mu, source = shard.mu.index_select(0, wide), shard.source[wide]
+    eps, z = _perturbations(shard.noise_model, shard.sd_agg, mu=mu, source=source, round_=shard.round_, draw=draw)
+    if not shard.screen:
+        return PerturbationBatch.of(row=wide, draw=draw, eps=eps, z=z), 0
+    chosen, screened_out = _chosen(shard, shard.labels[wide], eps, z, radius_sd(z, mu, shard.sd_agg))
+    return PerturbationBatch.of(row=wide[chosen], draw=draw[chosen], eps=eps[chosen], z=z[chosen]), screened_out
+
+
+def _chosen(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tensor) -> tuple[Tensor, int]:
+    """Return for each slot the position of its most promising draw that passes, ascending, and how many did not."""
+
+    def passes(tried: Tensor) -> Tensor:
+        if shard.screening is None:
+            return torch.ones_like(tried, dtype=torch.bool)
+        return shard.screening(z.index_select(0, tried), labels[tried], radius[tried])
+
+    # A CPU pays for each latent that the label model is asked about, a GPU for each time that it is asked.
+    asked_at_once = 1 if z.device.type == "cpu" else CANDIDATES
+    return first_passing(_by_promise(shard, labels, eps), passes, asked_at_once=asked_at_once)
+
+
+def _by_promise(shard: _Shard, labels: Tensor, eps: Tensor) -> Tensor:
+    """Return the positions (slots, CANDIDATES) of each slot's draws, the most promising first.
+
+    That is the one that leads furthest against its class's direction, in which margins rise.
+    """
+    positions = torch.arange(len(eps), device=eps.device).view(-1, CANDIDATES)
+    if shard.directions is None:
+        return positions
+    rise = (eps * shard.directions.index_select(0, labels)).sum(dim=1).view(-1, CANDIDATES)
+    return positions.gather(1, rise.argsort(dim=1, stable=True))
+
+
+def _joined(first: Any, second: Any) -> Any:
+    return torch.cat([first, second]) if isinstance(first, Tensor) else np.concatenate([first, second])
+
+
+def _on(device: torch.device, array: Array) -> Tensor:
+    return torch.tensor(array, device=device)  # a copy: torch warns of arrays that it may not write

@@ -1,0 +1,180 @@
+"""The rounds of a search: stored shard results, and the plan that each round makes of all earlier ones."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from defuse.v1 import run_pb2
+
+from services.arrays import Array
+from services.generator import allocation
+from services.generator.allocation import DirectionSums, SourceStatistics
+from services.generator.perturbations import RoundAllocation
+from services.generator.preflight import SourceMargins
+from services.generator.run_context import RunContext, is_adaptive, shard_slice
+from services.generator.search import ShardResult
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.safetensors import group, joined
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredResult:
+    """What one shard gave in one round."""
+
+    failures: Mapping[str, Array]
+    # Over the sources of the shard, (n,): what budget.Tally is made of.
+    tally: Mapping[str, Array]
+    sums: DirectionSums
+    counts: run_pb2.SearchCounts
+
+
+def create_examination(store: ArtifactStore, run: str, shard: int, examined: SourceMargins, mu: Array) -> None:
+    """Store how the classifier reads the sources of a shard, and their posterior means (n, d)."""
+    store.create_arrays(keys.shard_sources(run, shard), {"mu": mu, **examined.arrays()})
+
+
+def read_examination(store: ArtifactStore, run: str, shard: int) -> tuple[SourceMargins, Array]:
+    """Return how the classifier reads the sources of a shard, and their posterior means (n, d)."""
+    arrays = store.read_arrays(keys.shard_sources(run, shard))
+    mu = arrays.pop("mu")
+    return SourceMargins(**arrays), mu
+
+
+def create_result(store: ArtifactStore, run: str, round_: int, shard: int, found: ShardResult, sources: Array) -> None:
+    """Store what a shard gave in one round; `sources` (n,) are those of the shard, ascending."""
+    by_source = np.bincount(np.searchsorted(sources, found.failures.source), minlength=len(sources))
+    tally = {
+        "decodes": found.decodes,
+        "failures": by_source.astype(np.int32),
+        "margin_sum": found.margin_sum,
+        "margin_square_sum": found.margin_square_sum,
+    }
+    counts = {name: np.array([count]) for name, count in asdict(found.counts).items()}
+    arrays = joined(failures=found.failures.arrays(), tally=tally, sums=found.directions.arrays(), counts=counts)
+    store.create_arrays(keys.shard_result(run, round_, shard), arrays)
+
+
+def read_result(store: ArtifactStore, run: str, round_: int, shard: int) -> StoredResult:
+    """Return what a shard gave in one round."""
+    arrays = store.read_arrays(keys.shard_result(run, round_, shard))
+    return StoredResult(
+        failures=group(arrays, "failures"),
+        tally=group(arrays, "tally"),
+        sums=DirectionSums(**group(arrays, "sums")),
+        counts=run_pb2.SearchCounts(**{name: count.item() for name, count in group(arrays, "counts").items()}),
+    )
+
+
+# Tallies add up over rounds; what is known of the unperturbed sources does not change.
+_SUMMED = ("decodes", "failures", "margin_sum", "margin_square_sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """One round of a run, as arrays over its n sources, and what it was made of."""
+
+    # (n,) perturbations to decode
+    decodes: Array
+    # (k, d)
+    directions: Array
+    tally: SourceStatistics
+    sums: DirectionSums
+    # (k, k) failures so far by true and predicted label
+    confusions: Array
+
+    def arrays(self) -> dict[str, Array]:
+        plan = {"decodes": self.decodes, "directions": self.directions, "confusions": self.confusions}
+        return joined(plan=plan, tally=self.tally.arrays(), sums=self.sums.arrays())
+
+    @classmethod
+    def of(cls, arrays: dict[str, Array]) -> "RoundPlan":
+        """Return the plan that `arrays` wrote."""
+        tally, sums = SourceStatistics(**group(arrays, "tally")), DirectionSums(**group(arrays, "sums"))
+        return cls(tally=tally, sums=sums, **group(arrays, "plan"))
+
+
+def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: int) -> RoundPlan:
+    """Plan a round from the results of the one before, all shards of which are stored."""
+    tally, sums, confusions = _so_far(context, run, round_, shard_count)
+    wanted = run.config.search
+    budget_left = wanted.draws_per_source * int(tally.searchable.sum()) - int(tally.decodes.sum())
+    decodes = allocation.allocate(
+        tally,
+        decodes=budget_left // (wanted.rounds - round_),
+        limit=wanted.max_failures_per_source,
+        uniform_decodes=wanted.draws_per_source,
+    )
+    return RoundPlan(decodes=decodes, directions=sums.directions(), tally=tally, sums=sums, confusions=confusions)
+
+
+def first_allocation(run: run_pb2.Run, examined: SourceMargins) -> RoundAllocation:
+    """Return what the first round does with the sources of one shard: it prefers none of them."""
+    adaptive = is_adaptive(run)
+    return RoundAllocation(
+        round_=0,
+        decodes=allocation.uniform_allocation(
+            examined.searchable, 1 if adaptive else run.config.search.draws_per_source
+        ),
+        found=np.zeros(len(examined.searchable), np.int32),
+        reconstruction_margin=examined.reconstruction_margin,
+        screen=adaptive,
+    )
+
+
+def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: int) -> RoundAllocation:
+    """Return what a plan says of one shard."""
+    part = shard_slice(run, shard)
+    return RoundAllocation(
+        round_=round_,
+        decodes=np.array(plan.decodes[part]),
+        found=np.array(plan.tally.failures[part]),
+        reconstruction_margin=np.array(plan.tally.reconstruction_margin[part]),
+        directions=np.array(plan.directions),
+        screen=True,
+    )
+
+
+def _so_far(
+    context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
+) -> tuple[SourceStatistics, DirectionSums, Array]:
+    """Return what all rounds before this one gave, in source order: per source, per class, and per confusion."""
+    latest, sums, confusions = _round(context, run, round_ - 1, shard_count)
+    if round_ == 1:
+        known = _first(context, run, shard_count, latest)
+    else:
+        before = RoundPlan.of(context.store.read_arrays(keys.plan(run.name, round_ - 1)))
+        known = {name: array for name, array in before.tally.arrays().items() if name not in _SUMMED}
+        latest = {name: getattr(before.tally, name) + latest[name] for name in _SUMMED}
+        sums, confusions = [before.sums, *sums], before.confusions + confusions
+    labels = context.images(run, keys.SEARCHED_SPLIT).labels[context.prepared(run).index]
+    alike = {"confusion_failures": confusions[labels, known["runner_up"]]}
+    return SourceStatistics(**latest, **known | alike), sum(sums[1:], start=sums[0]), confusions
+
+
+def _first(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
+    """Return what the first round found out once and for all."""
+    examined = [read_examination(context.store, run.name, shard)[0] for shard in range(shard_count)]
+    return {
+        "searchable": np.concatenate([part.searchable for part in examined]),
+        "reconstruction_margin": np.concatenate([part.reconstruction_margin for part in examined]),
+        "runner_up": np.concatenate([part.runner_up for part in examined]),
+        "first_decodes": latest["decodes"],
+        "first_failures": latest["failures"],
+    }
+
+
+def _round(
+    context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
+) -> tuple[dict[str, Array], list[DirectionSums], Array]:
+    """Return what one round gave: per source, by shard, and its failures by true and predicted label (k, k)."""
+    classes = len(context.model(run).classes)
+    confusions = np.zeros((classes, classes), np.int32)
+    tallies, sums = [], []
+    for shard in range(shard_count):
+        found = read_result(context.store, run.name, round_, shard)
+        tallies.append(found.tally)
+        sums.append(found.sums)
+        np.add.at(confusions, (found.failures["true_label"], found.failures["predicted_label"]), 1)
+    tally = {name: np.concatenate([part[name] for part in tallies]) for name in _SUMMED}
+    return tally, sums, confusions

@@ -1,0 +1,1 @@
+"""What generator, distiller and corrector share of the latent space."""

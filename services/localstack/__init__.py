@@ -1,0 +1,1 @@
+"""The local stack: real servers and the services, as child processes."""

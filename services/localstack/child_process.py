@@ -1,0 +1,97 @@
+"""Child processes that never outlive their parent, are awaited until ready, and come back when they die."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from defuse.errors import Unavailable
+
+_PARENT_DEATH = str(Path(__file__).with_name("parent_death.py"))
+_POLL_S = 0.1
+_LOG_TAIL = 15
+
+
+@dataclass(kw_only=True)
+class ChildProcess:
+    """One process of the stack."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    # Says whether the process can be used.
+    ready: Callable[[], bool]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    # How far it gives way to other processes for the processor, 0 to 19.
+    niceness: int = 0
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            # A group of its own lets `stop` reach the child's children too.
+            self.process = subprocess.Popen(
+                [sys.executable, "-SE", _PARENT_DEATH, str(self.niceness), *self.command],
+                env={**os.environ, **self.variables},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def restart(self) -> None:
+        """Start again what died, once nothing of it is left."""
+        self._end_group()
+        self.start()
+
+    def wait_ready(self, deadline: float) -> None:
+        """Wait until the process is ready; raise Unavailable with the end of its log when it ends or takes too long."""
+        while not self.ready():
+            if not self.alive():
+                raise Unavailable(f"{self.name} ended at start; the end of {self.log}:\n{self._tail()}")
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{self.name} is not ready in time; the end of {self.log}:\n{self._tail()}")
+            time.sleep(_POLL_S)
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process else 0
+
+    def stop(self, grace_s: float) -> None:
+        """Ask the process to end, and end it when it does not."""
+        if not self.process:
+            return
+        if self.alive():
+            self.process.terminate()
+            try:
+                self.process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self._end_group()
+        self.process.wait()
+
+    def _end_group(self) -> None:
+        """End what is left of the process's group, for instance stubs of a server that was killed."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _tail(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join(lines[-_LOG_TAIL:])
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

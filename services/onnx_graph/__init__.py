@@ -1,0 +1,1 @@
+"""ONNX graphs: read, run as a torch module, trained and written back."""

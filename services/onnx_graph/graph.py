@@ -1,0 +1,190 @@
+"""An ONNX graph read for execution: nodes in torch terms, constant tensors, the image input and the needed nodes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import AttributeProto, TensorProto, inliner, numpy_helper
+from torch import Tensor
+
+DTYPES: Mapping[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
+    TensorProto.INT8: torch.int8,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.BOOL: torch.bool,
+}
+
+Run = Callable[..., Tensor | Sequence[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    op_type: str
+    name: str
+    domain: str
+    opset: int  # of the node's domain: an operator's meaning depends on it
+    inputs: tuple[str, ...]  # "" where an optional input is left out
+    outputs: tuple[str, ...]  # "" where nobody reads the output
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def get(self, attribute: str, default: Any = None) -> Any:
+        return self.attributes.get(attribute, default)
+
+    def __str__(self) -> str:
+        return f"{self.op_type} (node {self.name!r}, domain {self.domain or 'ai.onnx'!r}, opset {self.opset})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """How an operator runs and which of its inputs may be trained.
+
+    `fixed` inputs are never trained: shapes, bounds, statistics. `weights` are trained whatever their size. A constant
+    in any other slot is trained if it has more than one element. A `view` hands its first input on, rearranged.
+    `only` lists the attribute values that are implemented, where not all of them are.
+    """
+
+    run: Run
+    fixed: tuple[int, ...] = ()
+    weights: tuple[int, ...] = ()
+    view: bool = False
+    several: bool = False  # outputs beyond the first are computed
+    inputs: int | None = None  # how many are implemented, where not all of them are
+    only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+class Operators(dict[str, Operator]):
+    """op_type -> Operator, for the domain ai.onnx."""
+
+    def register(self, *op_types: str, **properties: Any) -> Callable[[Run], Run]:
+        def add(run: Run) -> Run:
+            self.update({op_type: Operator(run=run, **properties) for op_type in op_types})
+            return run
+
+        return add
+
+
+def to_tensor(proto: TensorProto) -> Tensor:
+    """A copy of an ONNX tensor; raises ValueError for a type that torch has not or for data that is not there."""
+    if proto.data_location == TensorProto.EXTERNAL:
+        raise ValueError(
+            f"tensor {proto.name!r} is stored outside the model file; load the model with onnx.load from the folder "
+            "that holds its external data"
+        )
+    if proto.data_type not in DTYPES:
+        raise ValueError(f"tensor {proto.name!r} has the unsupported type {TensorProto.DataType.Name(proto.data_type)}")
+    array = np.ascontiguousarray(numpy_helper.to_array(proto)).reshape(tuple(proto.dims))
+    if proto.data_type == TensorProto.BFLOAT16:  # numpy has no such type: the bits travel as integers
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    """The raw_data of a tensor: its elements in row-major order, little endian."""
+    tensor = tensor.detach().cpu().contiguous()
+    array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def to_attribute(proto: onnx.AttributeProto) -> Any:
+    """Text for bytes, torch tensors for tensors; numbers and subgraphs as they are."""
+    value = onnx.helper.get_attribute_value(proto)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, TensorProto):
+        return to_tensor(value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    image: str
+    output: str
+    nodes: tuple[Node, ...]  # in an order that can be run; Constant nodes are in `constants`
+    constants: dict[str, Tensor]  # value name -> tensor
+    writable: frozenset[str]  # the constants that `stored_tensors` finds in the model itself
+
+
+def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """The initializers and Constant tensors of a model by value name, as references into it."""
+    for initializer in model.graph.initializer:
+        yield initializer.name, initializer
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                yield node.output[0], attribute.t
+
+
+def read_graph(model: onnx.ModelProto) -> Graph:
+    """Raises ValueError for several inputs, missing external data or tensor types that torch has not."""
+    writable = frozenset(name for name, _ in stored_tensors(model))
+    model = inliner.inline_local_functions(model) if model.functions else model
+    if model.graph.sparse_initializer:
+        raise ValueError("the model has sparse initializers; export it with dense ones")
+    output = model.graph.output[0].name
+    needed, protos = _needed(model.graph.node, output)
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    return Graph(
+        image=_image(model),
+        output=output,
+        nodes=tuple(_read_node(proto, opsets, needed) for proto in protos if proto.op_type != "Constant"),
+        constants=_constants(model, protos, needed),
+        writable=writable,
+    )
+
+
+def _image(model: onnx.ModelProto) -> str:
+    stored = {initializer.name for initializer in model.graph.initializer}  # IR 3 lists initializers as inputs too
+    inputs = [value.name for value in model.graph.input if value.name not in stored]
+    if len(inputs) != 1:
+        raise ValueError(f"the model has the inputs {inputs}; an image classifier has exactly one")
+    return inputs[0]
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], output: str) -> tuple[set[str], list[onnx.NodeProto]]:
+    """The values and nodes that `output` depends on. A second head may be anything, it is not run."""
+    needed, kept = {output}, []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return needed, kept[::-1]
+
+
+def _read_node(proto: onnx.NodeProto, opsets: dict[str, int], needed: set[str]) -> Node:
+    return Node(
+        op_type=proto.op_type,
+        name=proto.name,
+        domain=proto.domain,
+        opset=opsets.get(proto.domain or "ai.onnx", 0),
+        inputs=tuple(proto.input),
+        outputs=tuple(name if name in needed else "" for name in proto.output),
+        attributes={attribute.name: to_attribute(attribute) for attribute in proto.attribute},
+    )
+
+
+def _constants(model: onnx.ModelProto, protos: Sequence[onnx.NodeProto], needed: set[str]) -> dict[str, Tensor]:
+    constants = {proto.name: to_tensor(proto) for proto in model.graph.initializer if proto.name in needed}
+    for proto in protos:
+        if proto.op_type == "Constant":
+            constants[proto.output[0]] = _constant(proto.output[0], proto.attribute[0])
+    return constants
+
+
+def _constant(name: str, attribute: AttributeProto) -> Tensor:
+    """Constant says its value as a tensor, a number or a list of numbers."""
+    if attribute.name == "value":
+        return to_tensor(attribute.t)
+    if attribute.name in {"value_float", "value_floats"}:
+        return torch.tensor(to_attribute(attribute), dtype=torch.float32)
+    if attribute.name in {"value_int", "value_ints"}:
+        return torch.tensor(to_attribute(attribute), dtype=torch.int64)
+    raise ValueError(f"constant {name!r} holds a {attribute.name}; only numeric constants are supported")

@@ -1,6 +1,0 @@
-"""Labelled images out of a file: an `.npz` of arrays, or a zip of class folders."""
-
-from services.runtime.images.parsing import ParsedImages, parse_images
-from services.runtime.images.splits import SPLITS, SplitImages
-
-__all__ = ["SPLITS", "ParsedImages", "SplitImages", "parse_images"]

@@ -1,0 +1,52 @@
+"""The Gaussian of a region in latent space."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.arrays import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """A mean (d,) and a definite covariance (d, d)."""
+
+    mean: Array
+    covariance: Array
+
+    @classmethod
+    def of(cls, latents: Array, believed: Array) -> "Gaussian":
+        """Return the Gaussian of latents (n, d), leaning on a covariance (d, d) that counts as much as d of them.
+
+        Its precision is the one expected under the Wishart prior that the mixture has for its components.
+        """
+        count, dim = latents.shape
+        mean = latents.mean(axis=0, dtype=np.float64)
+        scatter = (latents - mean).T @ (latents - mean)
+        return cls(mean=mean, covariance=(dim * believed + scatter) / (dim + count))
+
+    def distance_squared(self, latents: Array) -> Array:
+        """Return the squared Mahalanobis distance of latents (n, d), (n,)."""
+        root = np.linalg.cholesky(self.covariance)
+        whitened = np.linalg.solve(root, (latents - self.mean).T)  # (d, n)
+        return np.asarray((whitened**2).sum(axis=0))
+
+    def sample(self, count: int, generator: np.random.Generator) -> Array:
+        """Draw latents (count, d)."""
+        z = generator.multivariate_normal(self.mean, self.covariance, size=count, method="cholesky")
+        return np.asarray(z, np.float32)
+
+    def shift_sd(self, other: "Gaussian") -> float:
+        """Return the Mahalanobis distance of the means, by the mean of both covariances."""
+        both = Gaussian(mean=self.mean, covariance=(self.covariance + other.covariance) / 2)
+        return float(np.sqrt(both.distance_squared(other.mean[None])[0]))
+
+    def overlap(self, other: "Gaussian") -> float:
+        """Return the Bhattacharyya coefficient, in [0, 1]: 1 where both are the same."""
+        middle = (self.covariance + other.covariance) / 2
+        log_determinants = [
+            np.linalg.slogdet(covariance)[1] for covariance in (middle, self.covariance, other.covariance)
+        ]
+        distance = Gaussian(mean=self.mean, covariance=middle).distance_squared(other.mean[None])[0] / 8
+        distance += (log_determinants[0] - (log_determinants[1] + log_determinants[2]) / 2) / 2
+        return float(np.exp(-distance))

@@ -1,0 +1,217 @@
+"""Reads the records that more than one service needs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from defuse import names
+from defuse.errors import InvalidInput, NotFound
+from defuse.v1 import (
+    annotation_pb2,
+    dataset_pb2,
+    gate_pb2,
+    guard_pb2,
+    model_pb2,
+    region_pb2,
+    release_pb2,
+    run_pb2,
+)
+
+from services.arrays import Array
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.safetensors import group
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """One split, with labels as class ids of a model."""
+
+    # (n, h, w, c) uint8
+    images: Array
+    # (n,) int64
+    labels: Array
+
+
+class Catalog:
+    """Reads the records that more than one service needs."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+
+    def model(self, name: str) -> model_pb2.Model:
+        """Return a model with its present champion; raise NotFound for an unknown name."""
+        try:
+            message = self.store.read_message(keys.model(names.check(name, "models/*")), model_pb2.Model)
+        except NotFound as error:
+            raise NotFound(
+                f"there is no model {names.last(name)!r}; register it with `defuse models add`",
+                reason="MODEL_NOT_FOUND",
+            ) from error
+        handed_over = release_pb2.Release.KIND_HANDED_OVER  # which changes nothing yet
+        changes = [release for release in self.releases(name) if release.kind != handed_over]
+        message.champion_version = changes[-1].version
+        return message
+
+    def releases(self, name: str) -> list[release_pb2.Release]:
+        """Return the releases of a model, oldest first."""
+        found = [key for key in self.store.keys(keys.releases(name)) if key.endswith(".pb")]
+        return [self.store.read_message(key, release_pb2.Release) for key in found]
+
+    def dataset(self, name: str) -> dataset_pb2.Dataset:
+        """Return a data set; raise NotFound for an unknown name."""
+        try:
+            return self.store.read_message(keys.dataset(names.check(name, "datasets/*")), dataset_pb2.Dataset)
+        except NotFound as error:
+            raise NotFound(f"there is no data set {names.last(name)!r}", reason="DATASET_NOT_FOUND") from error
+
+    def verdict(self, name: str) -> gate_pb2.GateVerdict:
+        """Return what the gate said; raise NotFound for an unknown name."""
+        names.check(name, "models/*/verdicts/*")
+        try:
+            return self.store.read_message(keys.verdict(name), gate_pb2.GateVerdict)
+        except NotFound as error:
+            raise NotFound(f"there is no verdict {names.last(name)!r}", reason="VERDICT_NOT_FOUND") from error
+
+    def guard(self, name: str) -> guard_pb2.Guard:
+        """Return a guard; raise NotFound for an unknown name."""
+        names.check(name, "models/*/guards/*")
+        try:
+            return self.store.read_message(keys.guard(name), guard_pb2.Guard)
+        except NotFound as error:
+            raise NotFound(f"there is no guard {names.last(name)!r}", reason="GUARD_NOT_FOUND") from error
+
+    def guards(self, model_name: str) -> list[guard_pb2.Guard]:
+        """Return the guards of a model, oldest first; NotFound for an unknown model."""
+        found = self.store.keys(f"{self.model(model_name).name}/guards")
+        return [self.guard(key) for key in sorted(found, key=lambda key: int(names.last(key)))]
+
+    def run(self, name: str) -> run_pb2.Run:
+        """Return a run as it was created; raise NotFound for an unknown name."""
+        try:
+            return self.store.read_message(keys.run(names.check(name, "runs/*")), run_pb2.Run)
+        except NotFound as error:
+            raise NotFound(f"there is no run {names.last(name)!r}", reason="RUN_NOT_FOUND") from error
+
+    def runs_of(self, model_name: str) -> list[run_pb2.Run]:
+        """Return the runs of a model as they were created, by name."""
+        found = [keys.run(name) for name in self.store.keys("runs")]
+        runs = [self.store.read_message(key, run_pb2.Run) for key in found if self.store.exists(key)]
+        return [one for one in runs if one.config.model == model_name]
+
+    def region(self, name: str) -> region_pb2.Region:
+        """Return a region, or a part of one, as the distiller left it; raise NotFound for an unknown name."""
+        names.check(name, "runs/*/regions/*")
+        run_name = names.parent(name)
+        self.run(run_name)
+        whole, _, _ = names.last(name).rpartition("-")  # nothing, unless it is a part
+        regions = self.parts(names.region(names.last(run_name), whole)) if whole else []
+        regions = regions or self._distilled(keys.distillation(run_name))
+        for region in regions:
+            if region.name == name:
+                return region
+        known = ", ".join(names.last(region.name) for region in regions) or "none"
+        raise NotFound(
+            f"run {names.last(run_name)!r} has no region {names.last(name)!r}; it has: {known}",
+            reason="REGION_NOT_FOUND",
+        )
+
+    def regions(self, run_name: str) -> list[region_pb2.Region]:
+        """Return the regions of a run with their latest annotations, largest score first; none until it is distilled.
+
+        Of a region whose latest verdict is mixed its parts are among them, and theirs: a verdict that is taken back
+        takes them back.
+        """
+        listed = [one for region in self._distilled(keys.distillation(run_name)) for one in self._with_parts(region)]
+        return sorted(listed, key=lambda region: -region.score)
+
+    def annotated(self, region: region_pb2.Region) -> region_pb2.Region:
+        """Return the region with its latest annotation, where it has one."""
+        given = [key for key in self.store.keys(keys.annotations(region.name)) if key.endswith(".pb")]
+        if given:
+            region.annotation.CopyFrom(self.store.read_message(given[-1], annotation_pb2.Annotation))
+        return region
+
+    def parts(self, region_name: str) -> list[region_pb2.Region]:
+        """Return the parts that a region was split into, largest score first; none where it was not split."""
+        return self._distilled(keys.parts(region_name))
+
+    def failures(self, run_name: str, round_: int, shard: int) -> dict[str, Array]:
+        """Return what one shard found in one round, as arrays by the names of the contract."""
+        return group(self.store.read_arrays(keys.shard_result(run_name, round_, shard)), "failures")
+
+    def all_failures(self, run_name: str) -> dict[str, Array]:
+        """Return what a finished search found, shard by shard and round by round."""
+        results = [key for key in self.store.keys(f"{run_name}/results") if key.endswith(".safetensors")]
+        found = [group(self.store.read_arrays(key), "failures") for key in results]
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def region_failures(self, run_name: str, region_names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Yield of each region of a run its failures, held-out ones too, in the order of sources, rounds and draws."""
+        found = self.all_failures(run_name)
+        # A region's file has their latents alone, which no two failures share.
+        row_of = {latent.tobytes(): row for row, latent in enumerate(found["latent"])}
+        for region_name in region_names:
+            arrays = self.store.map_arrays(keys.region_arrays(region_name))
+            latents = [latent for name in ("latent", "held_out_latent") for latent in np.array(arrays[name])]
+            rows = np.array([row_of[latent.tobytes()] for latent in latents])
+            rows = rows[np.lexsort([found[name][rows] for name in ("draw", "round", "source")])]
+            yield {name: array[rows] for name, array in found.items()}
+
+    def split(self, dataset_name: str, split_name: str, model: model_pb2.Model) -> LabelledImages:
+        """Return a split with its labels as the model's class ids; images stay on disk until they are used."""
+        arrays = self.store.map_arrays(keys.split(dataset_name, split_name))
+        table = label_map(self.dataset(dataset_name), model)
+        return LabelledImages(images=arrays["x"], labels=table[arrays["y"]])
+
+    def _with_parts(self, region: region_pb2.Region) -> Iterator[region_pb2.Region]:
+        yield self.annotated(region)
+        if region.annotation.verdict == annotation_pb2.Annotation.VERDICT_MIXED:
+            for part in self.parts(region.name):
+                yield from self._with_parts(part)
+
+    def _distilled(self, key: str) -> list[region_pb2.Region]:
+        try:
+            return list(self.store.read_message(key, region_pb2.Distillation).regions)
+        except NotFound:
+            return []  # not distilled or not split yet
+
+
+def check_fit(model: model_pb2.Model, dataset: dataset_pb2.Dataset) -> None:
+    """Raise InvalidInput unless a data set has images and labels that a model takes and gives."""
+    label_map(dataset, model)
+    if list(model.image_shape) != list(dataset.image_shape):
+        raise InvalidInput(
+            f"model {names.last(model.name)!r} takes images of {shape(model.image_shape)}, the data set has "
+            f"{shape(dataset.image_shape)}; bring images of the model's size",
+            reason="IMAGE_SHAPE_MISMATCH",
+        )
+
+
+def shape(sizes: Iterable[int]) -> str:
+    """Return sizes as people write them: 28x28x1."""
+    return "x".join(str(size) for size in sizes)
+
+
+def label_map(dataset: dataset_pb2.Dataset, model: model_pb2.Model) -> npt.NDArray[np.int64]:
+    """Return the model's class id for each label of a data set.
+
+    Class names decide where the data set has any; folders named by number and plain ids are class ids. Raises
+    InvalidInput for labels that the model does not have.
+    """
+    count = len(model.classes)
+    if dataset.classes and set(dataset.classes) <= set(model.classes):
+        return np.array([list(model.classes).index(name) for name in dataset.classes], np.int64)
+    if all(name.isdecimal() for name in dataset.classes):
+        ids = [int(name) for name in dataset.classes] or list(range(dataset.label_count))
+        unknown = [str(value) for value in ids if value >= count]
+    else:
+        ids, unknown = [], sorted(set(dataset.classes) - set(model.classes))
+    if unknown:
+        raise InvalidInput(
+            f"the data set has labels that model {names.last(model.name)!r} does not have: {', '.join(unknown[:10])}; "
+            f"the model's classes are {', '.join(model.classes[:20])}",
+            reason="LABELS_OUTSIDE_CLASSES",
+        )
+    return np.array(ids, np.int64)

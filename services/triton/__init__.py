@@ -1,0 +1,1 @@
+"""The client of a Triton server: inference, preprocessing and transports."""

@@ -1,0 +1,75 @@
+"""The map from stored pixels to a classifier's input, as its owner declared it."""
+
+from typing import Any
+
+import numpy as np
+from defuse.v1 import model_pb2
+
+from services.arrays import Array
+
+
+def as_floats(images: Array) -> Array:
+    """Return stored images (n, h, w, c) uint8 as (n, c, h, w) float32 in [0, 1]."""
+    floats = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
+    return np.asarray(floats / np.float32(255))
+
+
+def as_stored(images: Array) -> Array:
+    """Return images (n, c, h, w) in [0, 1] as they would be stored, (n, h, w, c) uint8."""
+    return np.asarray(np.rint(np.clip(images, 0, 1) * 255), np.uint8).transpose(0, 2, 3, 1)
+
+
+def no_logits(model: model_pb2.Model) -> Array:
+    """Return the logits (0, k) of no images."""
+    return np.zeros((0, len(model.classes)), np.float32)
+
+
+def input_shape(shape: tuple[int, ...], model: model_pb2.Model) -> tuple[int, ...]:
+    """Return the shape of the classifier's input for images of shape (n, c, h, w)."""
+    n, c, h, w = shape
+    return (n, h, w, c) if _channels_last(model) else (n, c, h, w)
+
+
+def preprocess(images: Any, model: model_pb2.Model, *, out: Any = None) -> Any:
+    """Return the classifier's input for images (n, c, h, w) in [0, 1], as the model declares it.
+
+    Written to `out` where that is given. Arrays of numpy and tensors of torch know all that is asked of them here.
+    """
+    if out is None:
+        out = np.empty(input_shape(images.shape, model), np.uint8 if model.input_datatype == "UINT8" else np.float32)
+    target = out.swapaxes(1, 3).swapaxes(2, 3) if _channels_last(model) else out  # (n, c, h, w)
+    if model.input_datatype == "UINT8":
+        scaled = images * 1.0  # a copy: bytes cannot hold what comes before rounding
+        _normalise(scaled, model.preprocessing)
+        target[...] = scaled.clip(0, 255).round()
+    else:
+        target[...] = images
+        _normalise(target, model.preprocessing)
+    return out
+
+
+def undo_preprocessing(inputs: Array, model: model_pb2.Model) -> Array:
+    """Undo `preprocess`: return stored images (n, h, w, c) uint8 of a classifier's inputs, to the nearest byte."""
+    pixels = inputs.astype(np.float32)
+    if _channels_last(model):
+        pixels = pixels.transpose(0, 3, 1, 2)  # (n, c, h, w)
+    declared = model.preprocessing
+    for channel, (mean, std) in enumerate(zip(declared.mean, declared.std, strict=True)):
+        pixels[:, channel] *= std
+        pixels[:, channel] += mean
+    return as_stored((pixels - np.float32(declared.low)) / np.float32(declared.high - declared.low))
+
+
+def _normalise(pixels: Any, declared: model_pb2.Preprocessing) -> None:
+    """Bring pixels (n, c, h, w) from [0, 1] to the declared range, mean and standard deviation, in place."""
+    if declared.high - declared.low != 1:
+        pixels *= declared.high - declared.low
+    if declared.low:
+        pixels += declared.low
+    for channel, (mean, std) in enumerate(zip(declared.mean, declared.std, strict=True)):
+        pixels[:, channel] -= mean
+        pixels[:, channel] /= std
+
+
+def _channels_last(model: model_pb2.Model) -> bool:
+    return model.preprocessing.layout == model_pb2.Preprocessing.LAYOUT_NHWC

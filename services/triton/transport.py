@@ -1,0 +1,233 @@
+"""How batches reach Triton: the interface of a transport, the plain gRPC transport, and registered shared memory."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+
+from services.arrays import Array
+from services.triton.errors import is_away, meaning_of
+
+# What can be asked for: a transport by its name, or the fastest that works.
+TransportSetting = Literal["auto", "grpc", "system-shared-memory", "cuda-shared-memory"]
+AUTO: Final = "auto"
+GRPC: Final = "grpc"
+SYSTEM_SHARED_MEMORY: Final = "system-shared-memory"
+CUDA_SHARED_MEMORY: Final = "cuda-shared-memory"
+
+
+def dtype_of(datatype: str) -> np.dtype[Any]:
+    """Return numpy's type for a name of Triton's."""
+    dtype: np.dtype[Any] = np.dtype(triton_to_np_dtype(datatype))
+    return dtype
+
+
+class TransportRefused(Exception):
+    """A transport does not work here; the message says why and what would help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferSize:
+    """Bytes that a request needs, or that a memory has."""
+
+    input_bytes: int
+    output_bytes: int
+
+    def holds(self, other: "BufferSize") -> bool:
+        return self.input_bytes >= other.input_bytes and self.output_bytes >= other.output_bytes
+
+    def joined(self, other: "BufferSize") -> "BufferSize":
+        """Return room for either."""
+        return BufferSize(
+            input_bytes=max(self.input_bytes, other.input_bytes),
+            output_bytes=max(self.output_bytes, other.output_bytes),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One inference, all but the images."""
+
+    model_id: str
+    version: int
+    input_name: str
+    datatype: str
+    shape: tuple[int, ...]
+    output_name: str
+    output_bytes: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return dtype_of(self.datatype)
+
+    @property
+    def input_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def buffer_size(self) -> BufferSize:
+        return BufferSize(input_bytes=self.input_bytes, output_bytes=self.output_bytes)
+
+
+class Memory(Protocol):
+    """Where the images of one request are written, and perhaps its answer too."""
+
+    buffer_size: BufferSize
+
+    def accept(self, images: Any) -> Any:
+        """Return images as what `input` can be assigned from."""
+
+    def input(self, request: Request) -> Any:
+        """Return the request's input, to be written: a numpy array or a torch tensor on the memory itself."""
+
+    def refer(self, request: Request, tensor: Any, output: Any) -> None:
+        """Tell Triton, through tritonclient's input and output, where the images are and where the answer goes."""
+
+    def read(self, request: Request, result: Any) -> Array:
+        """Return the answer; it stays as it is when the memory is used again."""
+
+    def release(self) -> None:
+        """Give the memory back; no request uses it."""
+
+    def abandon(self) -> None:
+        """Give the memory back as soon as Triton is done with a request that was given up."""
+
+
+class Transport(Protocol):
+    """A way to Triton."""
+
+    @property
+    def name(self) -> str: ...
+
+    def try_out(self) -> None:
+        """Raise Refused where it does not work, Unavailable while Triton does not answer."""
+
+    def memory(self, buffer_size: BufferSize) -> Memory:
+        """Return memory for a request; raise as `try_out` does."""
+
+    def close(self) -> None:
+        """Give back what was abandoned, as far as Triton is done with it."""
+
+
+class HostMemory:
+    """Memory that numpy can address."""
+
+    def __init__(self, buffer: Any, buffer_size: BufferSize) -> None:
+        self.buffer_size = buffer_size
+        self._buffer = buffer
+
+    def accept(self, images: Any) -> Array:
+        """Return images as an array; what another library holds on a device is fetched through DLPack."""
+        if isinstance(images, np.ndarray):
+            return images
+        from torch.utils import dlpack
+
+        array: Array = dlpack.from_dlpack(images).cpu().numpy()
+        return array
+
+    def input(self, request: Request) -> Array:
+        return np.ndarray(request.shape, request.dtype, buffer=self._buffer)
+
+
+class PrivateMemory(HostMemory):
+    """Memory of this process, copied into each request."""
+
+    def refer(self, request: Request, tensor: Any, _: Any) -> None:
+        tensor.set_data_from_numpy(self.input(request))
+
+    def read(self, request: Request, result: Any) -> Array:
+        array: Array = result.as_numpy(request.output_name)
+        return array
+
+    def release(self) -> None:
+        """Leave it to the garbage collector."""
+
+    abandon = release
+
+
+class Grpc:
+    """Images travel in the request: works wherever Triton is."""
+
+    name = GRPC
+
+    def try_out(self) -> None:
+        """Works if anything does."""
+
+    def memory(self, buffer_size: BufferSize) -> PrivateMemory:
+        return PrivateMemory(np.empty(buffer_size.input_bytes, np.uint8), buffer_size)
+
+    def close(self) -> None:
+        """Holds nothing at Triton."""
+
+
+# How the names of the services' regions begin; then the process id, which tells an operator whose they are.
+OWN_REGION_PREFIX = "defuse-"
+# Triton lets go of a request's memory a moment after it has answered.
+_LETTING_GO_S = 1.0
+_POLL_S = 0.001
+
+
+class SharedMemoryRegions:
+    """Registers and unregisters regions of one kind. Safe to use from several threads."""
+
+    def __init__(self, url: str, *, register: Callable[..., None], unregister: Callable[[str], None]) -> None:
+        self._url = url
+        self._register = register
+        self._unregister = unregister
+        # Regions of requests that were given up, which may still run.
+        self._leaving: deque[tuple[str, Callable[[], None]]] = deque()
+
+    def add(self, name: str, *details: Any) -> None:
+        """Register a region; raise Refused with Triton's words, or Unavailable while it does not answer."""
+        self.remove_leaving()
+        try:
+            self._register(name, *details)
+        except InferenceServerException as error:
+            if is_away(error):
+                raise meaning_of(error, self._url) from error
+            raise TransportRefused(f"Triton at {self._url} does not take it ({error.message()})") from error
+
+    def remove(self, name: str, free: Callable[[], None]) -> None:
+        """Unregister a region that no request uses any more, and free it."""
+        deadline = time.monotonic() + _LETTING_GO_S
+        while refusal := self._refusal(name, free):
+            if is_away(refusal) or time.monotonic() > deadline:
+                self.remove_later(name, free)
+                return
+            time.sleep(_POLL_S)
+
+    def remove_later(self, name: str, free: Callable[[], None]) -> None:
+        """Unregister and free a region, which a request may still use, once Triton lets go of it."""
+        self._leaving.append((name, free))
+
+    def remove_leaving(self) -> bool:
+        """Unregister what Triton has let go of; say whether it still uses some."""
+        with suppress(IndexError):  # another thread may empty the deque
+            for _ in range(len(self._leaving)):
+                name, free = self._leaving.popleft()
+                if refusal := self._refusal(name, free):
+                    self.remove_later(name, free)
+                    if is_away(refusal):
+                        return False
+        return bool(self._leaving)
+
+    def close(self) -> None:
+        """Unregister all that Triton lets go of soon; the next process finds what is left."""
+        deadline = time.monotonic() + _LETTING_GO_S
+        while self.remove_leaving() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def _refusal(self, name: str, free: Callable[[], None]) -> InferenceServerException | None:
+        """Unregister a region and free it; return why not, if not."""
+        try:
+            self._unregister(name)
+        except InferenceServerException as error:
+            return error
+        free()
+        return None

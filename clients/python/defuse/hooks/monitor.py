@@ -20,12 +20,12 @@ from defuse.hooks.observation import (
     MODEL_INFER,
     CapturedInference,
     CapturedRequest,
-    GroundTruth,
     IdGenerator,
     LoggedImage,
     LoggedObservation,
     Observation,
     Sampler,
+    TruthLabel,
     count_images,
     image_fields,
 )
@@ -193,7 +193,7 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
 
     def _attach(self, model: str, observation_id: str, label: str) -> None:
         if self._sampler.may_have_sampled(observation_id):
-            self._put(GroundTruth(model, observation_id, label))
+            self._put(TruthLabel(model, observation_id, label))
         else:
             self._buffer.count_unsampled(TRUTHS, 1)
 

@@ -148,7 +148,7 @@ class LoggedObservation:
 
 
 @dataclass(frozen=True, slots=True)
-class GroundTruth:
+class TruthLabel:
     """The true class name of an observation, to be buffered."""
 
     model: str

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from defuse.hooks.buffer import OBSERVATIONS, TRUTHS, Buffer, Dropped
-from defuse.hooks.observation import GroundTruth, Observation
+from defuse.hooks.observation import Observation, TruthLabel
 from defuse.hooks.uploader import ThrottledLog, Uploader
 from defuse.v1 import monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
@@ -184,7 +184,7 @@ class Reporter:
                 return
         self._drop(unsettled, OBSERVATIONS, len(batch.observation_ids), last)
 
-    def _attach(self, model: str, truths: Sequence[GroundTruth], unsettled: Counter[str]) -> None:
+    def _attach(self, model: str, truths: Sequence[TruthLabel], unsettled: Counter[str]) -> None:
         """Attach truths; after a refusal, those of each label alone."""
         label_by_id = {truth.id: truth.label for truth in truths}
         labels = set(label_by_id.values())
@@ -217,8 +217,8 @@ class Reporter:
             self._held_since = time.perf_counter()
 
 
-def _truths_by_model(items: Sequence[Any]) -> dict[str, list[GroundTruth]]:
-    truths: dict[str, list[GroundTruth]] = {}
+def _truths_by_model(items: Sequence[Any]) -> dict[str, list[TruthLabel]]:
+    truths: dict[str, list[TruthLabel]] = {}
     for item in items:
         if item.kind == TRUTHS:
             truths.setdefault(item.model, []).append(item)

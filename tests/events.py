@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from defuse.v1 import model_pb2
 
-from services.triton.preprocessing import as_floats, preprocess
+from services.arrays import as_floats
+from services.triton.preprocessing import preprocess
 
 Array = npt.NDArray[Any]
 TIMEOUT_S = 30

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from benchmarks.regions.released import heavy_components
 from benchmarks.stand import Array, Search, Stand
+from services.arrays import as_floats
 from services.latent_space.autoencoder import read_decoder
 from services.onnx_graph.module import OnnxModule
 from services.storage import keys
 from services.storage.catalog import Catalog
-from services.triton.preprocessing import as_floats, preprocess
+from services.triton.preprocessing import preprocess
 
 RELEASED_EPOCHS = 15
 _SAMPLES, _SPREAD, _WEIGHT, _BATCH = 64, 0.01, 0.01, 128

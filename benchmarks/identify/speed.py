@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.identify.bench import UNIFORM_DRAWS, Bench
 from benchmarks.identify.peer import better_threads
 from benchmarks.stand import Array, Search
+from services.arrays import as_floats
 from services.generator import pipeline
-from services.generator.codec import as_pixels
 from services.storage.keys import SEARCHED_SPLIT
 
 
@@ -68,7 +68,7 @@ def _rates(bench: Bench, search: Search) -> dict[str, float]:
     config, batches = search.run.config, bench.sizes.batches
     pair, submit = bench.stand.bench.codec(config), bench.stand.bench.classifier(search.run).submit
     decoders, size = bench.stand.bench.decoders, config.search.batch_size
-    images = as_pixels(bench.data.images[SEARCHED_SPLIT][:size])
+    images = as_floats(bench.data.images[SEARCHED_SPLIT][:size])
     z = np.random.default_rng(0).standard_normal((size, pair.latent_dim)).astype(np.float32)
     decoded = pair.decode(z)
 

@@ -11,12 +11,11 @@ from defuse.v1 import correction_pb2, model_pb2, run_pb2
 
 from services.arrays import Array
 from services.latent_space.autoencoder import read_decoder, read_label_model
+from services.latent_space.label_model import draw_carrying
+from services.statistics.gaussian import Gaussian
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages
-
-# Latents that are drawn for each image, at most, until one still carries its label.
-_MOST_DRAWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +61,8 @@ def fresh_latents(
     """
     if not region.covariance.any():
         return region.latent[:0]
-    drawn = generator.multivariate_normal(
-        region.mean, spread * region.covariance, size=_MOST_DRAWS * count, method="cholesky"
-    ).astype(np.float32)
-    return np.asarray(drawn[carried(drawn)][:count])
+    gaussian = Gaussian(mean=region.mean, covariance=spread * region.covariance)
+    return draw_carrying(lambda size: gaussian.sample(size, generator), count, carried)
 
 
 def sample_region(

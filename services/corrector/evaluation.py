@@ -4,14 +4,14 @@ import numpy as np
 from defuse.v1 import correction_pb2, model_pb2, tensor_pb2
 from scipy.special import log_softmax
 
-from services.arrays import Array
+from services.arrays import Array, as_floats
 from services.corrector.correction_data import CorrectionData, HeldOutRegion
 from services.onnx_graph.sessions import onnx_function
 from services.statistics.paired_tests import PairedReadings
 from services.storage.catalog import LabelledImages
 from services.storage.estimates import estimate
 from services.triton.client import LEAST_PROBABILITY
-from services.triton.preprocessing import as_floats, no_logits, preprocess
+from services.triton.preprocessing import no_logits, preprocess
 
 _BATCH = 256
 

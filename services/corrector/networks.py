@@ -14,13 +14,13 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 from torch import Tensor, nn
 
-from services.arrays import Array
+from services.arrays import Array, as_floats
 from services.corrector.correction_data import CorrectionData
 from services.onnx_graph.export import largest_difference, to_onnx
 from services.onnx_graph.module import OnnxModule
 from services.onnx_graph.operators import UnsupportedOperator
 from services.storage import keys
-from services.triton.preprocessing import as_floats, input_shape, preprocess
+from services.triton.preprocessing import input_shape, preprocess
 
 
 class TorchModule(nn.Module):

@@ -11,6 +11,7 @@ from defuse.v1 import correction_pb2, work_pb2
 from defuse.v1.correction_pb2 import Training
 from torch import Tensor
 
+from services.arrays import as_floats
 from services.corrector.correction_data import CorrectionData, RegionData, region_latents
 from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TrainingAbandoned
 from services.corrector.evaluation import Evaluator, images_of
@@ -31,7 +32,7 @@ from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import LabelledImages
-from services.triton.preprocessing import as_floats, preprocess
+from services.triton.preprocessing import preprocess
 
 # Region images that are kept; more of them are decoded again for every batch.
 _FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30

@@ -13,6 +13,7 @@ from services.distiller.findings import Finding, RunEvidence
 from services.distiller.grouping import Group, GroupedFailures, Grouping, GroupingConfig, Kind
 from services.distiller.records import read_surroundings
 from services.latent_space.autoencoder import read_decoder, read_label_model
+from services.latent_space.label_model import draw_carrying
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -27,8 +28,6 @@ _KINDS: dict[int, Kind] = {
 }
 # Sets the draws of fresh decodes apart from others of the same seed.
 _STREAM = 2
-# Latents that are drawn for each fresh decode, at most, until it still carries its label.
-_MOST_DRAWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,17 +116,19 @@ class _Decodes:
         return int((answers != label).sum()), len(z)
 
     def _drawn(self, group: Group, generator: np.random.Generator) -> tuple[Array, Array]:
-        """Return latents (n, d) from a group's Gaussian and their labels (n,).
+        """Return latents (n, d) from a group's Gaussian that carry their labels (n,), by the run's validity.
 
-        Those that no longer carry their label, as the run's validity has it, are drawn again: fewer than were asked for
-        are left where hardly any do.
+        Fewer than `fresh_decodes` are left where hardly any draw carries its label.
         """
+        least = self._run.config.validity.min_label_probability
+
+        def carries(z: Array) -> Array:
+            label = findings.label_of(z, group, self._failures)
+            return np.asarray(self._believed(z)[np.arange(len(z)), label] >= least)
+
         wanted = self._run.config.mixture.fresh_decodes
-        z = group.gaussian.sample(_MOST_DRAWS * wanted, generator)
-        label = findings.label_of(z, group, self._failures)
-        carried = self._believed(z)[np.arange(len(z)), label]
-        kept = np.flatnonzero(carried >= self._run.config.validity.min_label_probability)[:wanted]
-        return z[kept], label[kept]
+        z = draw_carrying(lambda size: group.gaussian.sample(size, generator), wanted, carries)
+        return z, findings.label_of(z, group, self._failures)
 
 
 def counts(grouping: Grouping, found: Sequence[Finding]) -> region_pb2.GroupCounts:

@@ -7,13 +7,13 @@ from defuse.guard_outputs import INDEX, INSIDE, OUTPUTS, RISK, TYPICALITY
 from defuse.v1 import guard_pb2, model_pb2, run_pb2
 from scipy.special import softmax
 
-from services.arrays import Array
+from services.arrays import Array, as_floats
 from services.latent_space.autoencoder import read_encoder
 from services.onnx_graph.sessions import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages
-from services.triton.preprocessing import as_floats, preprocess
+from services.triton.preprocessing import preprocess
 
 _BATCH = 256
 

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from defuse.v1 import model_pb2, region_pb2, run_pb2, work_pb2
 
-from services.arrays import Array
+from services.arrays import Array, as_stored
 from services.distiller.findings import Finding, NearestImages, SearchedImages, Surroundings, TrainingImages
 from services.latent_space.autoencoder import read_decoder
 from services.storage import keys
@@ -15,7 +15,6 @@ from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 from services.storage.estimates import estimate
 from services.triton.client import Classifier
-from services.triton.preprocessing import as_stored
 
 # Images that are classified at once.
 _BATCH = 4_096

@@ -10,7 +10,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import distiller_service_pb2 as pb
 from defuse.v1 import distiller_service_pb2_grpc as pb_grpc
 
-from services.arrays import Array
+from services.arrays import Array, as_stored
 from services.distiller.assessment import DistillerDependencies
 from services.distiller.region_diff import diff_regions
 from services.distiller.worker import split_region
@@ -18,7 +18,6 @@ from services.latent_space.autoencoder import read_decoder
 from services.statistics.gaussian import Gaussian
 from services.storage import keys
 from services.storage.catalog import Catalog
-from services.triton.preprocessing import as_stored
 
 MAX_SAMPLES = 256
 

@@ -24,13 +24,13 @@ from services.gateway.corrections.corrections import Corrections
 from services.gateway.datasets.datasets import Datasets
 from services.gateway.files.files import Files
 from services.gateway.guards.guards import Guards
-from services.gateway.models.models import Models
 from services.gateway.inference import proxy as inference_proxy
 from services.gateway.inference.proxy import InferenceProxy
 from services.gateway.inference.routing import RoutingTable
 from services.gateway.inference.shadow import TrialCounters
 from services.gateway.latent import proxy as latent_proxy
 from services.gateway.latent.proxy import GeneratorProxy
+from services.gateway.models.models import Models
 from services.gateway.monitoring.service import Monitoring
 from services.gateway.operations import service as operations_service
 from services.gateway.operations.operations import Operations

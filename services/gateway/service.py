@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from defuse import VERSION, names, tensors
-from defuse.errors import InvalidInput
+from defuse import VERSION, tensors
 from defuse.v1 import (
     correction_pb2,
-    corrector_service_pb2,
     corrector_service_pb2_grpc,
     distiller_service_pb2,
     distiller_service_pb2_grpc,
     generator_service_pb2,
     generator_service_pb2_grpc,
-    model_pb2,
     region_pb2,
     run_pb2,
 )
@@ -32,23 +29,21 @@ from services.gateway.audit.journal import AuditLog
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.datasets.datasets import Datasets
 from services.gateway.files.files import Files
-from services.gateway.records.idempotency import IdempotentRequests, idempotent
-from services.gateway.records.paging import Cursor, Page, ReadMask
-from services.gateway.regions.regions import Annotator, Regions
 from services.gateway.guards.guards import Guards
 from services.gateway.models.models import Models
+from services.gateway.records.idempotency import IdempotentRequests, idempotent
+from services.gateway.records.paging import Cursor, ReadMask
+from services.gateway.regions.regions import Annotator, Regions
 from services.gateway.releases.releases import ReleaseOperations
 from services.gateway.runs.config import ThresholdAdvisor
 from services.gateway.runs.runs import Runs
 from services.gateway.trials.trials import Trials
 from services.runtime.channels import ServiceClient
 from services.runtime.queue import SCHEMA
-from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from services.arrays import Array
+from services.arrays import Array, as_floats
 from services.generator.pipeline import Codes, Images
 from services.generator.vae import Vae
 
@@ -46,7 +46,7 @@ class Codec:
 
     def encode_stored(self, images: Array) -> tuple[Array, Array]:
         """Return mu and sigma (n, d) of stored images (n, h, w, c) uint8, a bounded number of them at a time."""
-        parts = [self.encode(as_pixels(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
+        parts = [self.encode(as_floats(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
         nothing = np.zeros((0, self.latent_dim), np.float32)
         mu, sigma = zip(*parts, strict=True) if parts else ((nothing,), (nothing,))
         return np.concatenate(mu), np.concatenate(sigma)
@@ -118,11 +118,6 @@ def onnx_codec(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[
 def as_array(values: Array | torch.Tensor) -> Array:
     """Return an array, or a tensor on any device, as an array of the host."""
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
-def as_pixels(images: Array) -> Array:
-    """Return stored images (n, h, w, c) uint8 as (n, c, h, w) float32 in [0, 1]."""
-    return np.divide(images.transpose(0, 3, 1, 2), np.float32(255), dtype=np.float32, order="C")
 
 
 def _other_images(image_shape: tuple[int, int, int]) -> Array:

@@ -1,13 +1,13 @@
 """Decoder and classifier kept busy together: batches are decoded and sent ahead of the answers that are looked at."""
 
 import contextvars
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from services.arrays import Array
+from services.prefetch import prefetch
 
 # Numpy arrays, or torch tensors on the device of the decoder.
 Images = Any
@@ -49,20 +49,9 @@ class DecoderPool:
         """Have something made in one of the threads, in the context of the caller: what is traced is of its trace."""
         return self.pool.submit(contextvars.copy_context().run, make)
 
-
-def prefetch(makers: Iterable[Callable[[], T]], decoders: DecoderPool) -> Iterator[T]:
-    """Yield what each maker makes, in order; they are called in the decoders' threads, a few ahead."""
-    waiting: deque[Future[T]] = deque()
-    try:
-        for make in makers:
-            waiting.append(decoders.submit(make))
-            if len(waiting) > _AHEAD * decoders.count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:  # whoever stops early leaves nothing that waits
-        for future in waiting:
-            future.cancel()
+    def prefetch(self, makers: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Yield what each maker makes, in order; the threads of the pool work a few batches ahead."""
+        return prefetch(makers, self.submit, ahead=_AHEAD * self.count)
 
 
 def classified(
@@ -72,7 +61,7 @@ def classified(
     decoders: DecoderPool,
 ) -> Iterator[tuple[B, Array]]:
     """Yield each batch with the logits (n, k) of its decoded latents, in order."""
-    for batch, pending in prefetch((partial(_sent, batch, decode, submit) for batch in batches), decoders):
+    for batch, pending in decoders.prefetch(partial(_sent, batch, decode, submit) for batch in batches):
         yield batch, pending.result()
 
 

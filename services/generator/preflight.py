@@ -7,9 +7,8 @@ from functools import partial
 import numpy as np
 from scipy.stats import beta
 
-from services.arrays import Array
+from services.arrays import Array, as_floats
 from services.generator import pipeline
-from services.generator.codec import as_pixels
 from services.generator.search import MARGIN_EPSILON, SearchModels, margins
 
 CONFIDENCE = 0.95
@@ -64,14 +63,14 @@ def measure_margins(
     """
 
     def batch_of(part: slice) -> _ImageBatch:
-        return _ImageBatch(z=mu[part], image=models.submit(as_pixels(images[part])), label=labels[part])
+        return _ImageBatch(z=mu[part], image=models.submit(as_floats(images[part])), label=labels[part])
 
     def makers() -> Iterator[Callable[[], _ImageBatch]]:
         for begin in range(0, len(labels), batch_size):
             check()
             yield partial(batch_of, slice(begin, begin + batch_size))
 
-    batches = pipeline.prefetch(makers(), models.decoders)
+    batches = models.decoders.prefetch(makers())
     answers = pipeline.classified(batches, models.decode, models.submit, models.decoders)
     parts = [_read(batch, logits) for batch, logits in answers]
     nothing = {"image_margin": np.zeros(0), "reconstruction_margin": np.zeros(0), "runner_up": np.zeros(0, np.int64)}

@@ -104,7 +104,7 @@ def search(
     sums, tally = _no_directions(classes, sources.mu.shape[1]), np.zeros((3, len(sources.index)))
     found = [Failures.none(sources.mu.shape[1])]
     makers = draw_perturbations(sources, round_allocation, noise_model, models.sd_agg, checks.screening, models.device)
-    parts = pipeline.prefetch(makers, models.decoders)
+    parts = models.decoders.prefetch(makers)
     batches = rebatched(_counted(parts, counts), noise_model.batch_size)
     for batch, logits in pipeline.classified(batches, models.decode, models.submit, models.decoders):
         margin = margins(logits, sources.labels[batch.row])
@@ -193,7 +193,7 @@ def _confirmed(
     parts = [slice(begin, begin + noise_model.batch_size) for begin in range(0, len(mu), noise_model.batch_size)]
     makers = (partial(_redecoded, valid.take(part), mu[part], noise_model, models) for part in parts)
     kept = [Failures.none(sources.mu.shape[1])]
-    for second in pipeline.prefetch(makers, models.decoders):
+    for second in models.decoders.prefetch(makers):
         kept.append(_agreed(second, checks, counts))
         check()
     return Failures.joined(kept)

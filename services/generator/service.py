@@ -12,15 +12,14 @@ from defuse.v1 import generator_service_pb2 as pb
 from defuse.v1 import generator_service_pb2_grpc as pb_grpc
 from defuse.v1 import run_pb2, work_pb2
 
-from services.arrays import Array
+from services.arrays import Array, as_floats, as_stored
 from services.generator import cost
-from services.generator.codec import Codec, as_array, as_pixels
+from services.generator.codec import Codec, as_array
 from services.generator.failure_stream import StreamPosition, stream_failures
 from services.generator.run_context import RunContext, fit_run_thresholds
 from services.runtime.queue import EVENTS, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
 from services.storage import keys
-from services.triton.preprocessing import as_stored
 
 MAX_FRAMES = 256
 MAX_IMAGE_BYTES = 1 << 20
@@ -106,7 +105,7 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
                 f"{frames} frames"
             )
         _check_size(frames, pair)
-        first, last = pair.encode(as_pixels(ends))[0]
+        first, last = pair.encode(as_floats(ends))[0]
         share = np.linspace(0, 1, frames, dtype=np.float32)[:, None]
         images = pair.decode((1 - share) * first + share * last)  # (frames, c, h, w)
         return as_stored(as_array(images)), self._context.classifier(run).classify(images).argmax(axis=1)

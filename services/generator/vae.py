@@ -1,5 +1,6 @@
 """A small convolutional variational autoencoder, and its files: safetensors weights, encoder and decoder as ONNX."""
 
+import io
 import itertools
 import json
 import math
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from services.arrays import read_safetensors_header
 from services.onnx_graph.export import to_onnx
 
 _LOG_SIGMA_RANGE = (-6.0, 3.0)  # keeps sigma and the KL finite, far outside of what trained encoders return
@@ -216,8 +218,8 @@ def to_bytes(vae: Vae) -> bytes:
 def from_bytes(data: bytes) -> Vae:
     """Return the Vae of a file that `to_bytes` wrote, on the CPU, in eval mode. ValueError: another file."""
     try:
-        size = int.from_bytes(data[:8], "little")  # of the JSON header: https://huggingface.co/docs/safetensors
-        fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["vae"])
+        header, _ = read_safetensors_header(io.BytesIO(data))
+        fields = json.loads(header["__metadata__"]["vae"])
         vae = empty_vae(VaeConfig(**fields | {"image_shape": tuple(fields["image_shape"])}))
         vae.load_state_dict(safetensors.torch.load(data), assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from services.arrays import Array
 from services.generator.codec import SD_FLOOR
+from services.statistics.gaussian import shrunk_covariance
 
 # Arrays of the host, or tensors of one device.
 A = TypeVar("A", Array, Tensor)
@@ -172,8 +173,7 @@ def screening(
 
 def _posterior(x: Array, noise: Array, least: Array, pooled: Array) -> tuple[Array, Array]:
     """Return mean and covariance of the posteriors of one class; few images lean on the pooled covariance."""
-    weight = len(x) / (len(x) + x.shape[1])
-    return x.mean(axis=0), weight * _covariance(x, noise, least) + (1 - weight) * pooled
+    return x.mean(axis=0), shrunk_covariance(len(x) * _covariance(x, noise, least), len(x), pooled)
 
 
 def _covariance(x: Array, noise: Array, least: Array) -> Array:

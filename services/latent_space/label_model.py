@@ -5,7 +5,9 @@ classifier under test, and it sees no more of an image than the VAE kept, so it 
 still is a picture of its source's label.
 """
 
+import io
 import json
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,8 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from services.arrays import Array, read_safetensors_header
+
 # Arrays of the host, or tensors where the model is.
 A = TypeVar("A", npt.NDArray[Any], Tensor)
+# Latents that are drawn for each one that is wanted, at most, until it carries its label.
+MOST_DRAWS = 20
 _WIDTH = 192
 _STEPS = 1200
 _BATCH = 256
@@ -87,6 +93,15 @@ def probability_of(model: LabelModel, z: A, labels: A) -> A:
     return probability_of(model, latents, ids).cpu().numpy()
 
 
+def draw_carrying(draw: Callable[[int], Array], count: int, carries: Callable[[Array], Array]) -> Array:
+    """Draw at most `count` latents (n, d) that carry their label, from `MOST_DRAWS` times as many draws.
+
+    `draw(m)` returns latents (m, d); `carries` says of latents (m, d) which carry their label, (m,) bool.
+    """
+    z = draw(MOST_DRAWS * count)
+    return np.asarray(z[carries(z)][:count])
+
+
 def to_bytes(model: LabelModel) -> bytes:
     """Return weights, standardisation and held-out accuracy as one safetensors file."""
     fields = {name: getattr(model, name) for name in ("latent_dim", "n_classes", "held_out_accuracy")}
@@ -97,8 +112,8 @@ def to_bytes(model: LabelModel) -> bytes:
 def from_bytes(data: bytes) -> LabelModel:
     """Return the model of a file that `to_bytes` wrote, on the CPU, in eval mode. ValueError: another file."""
     try:
-        size = int.from_bytes(data[:8], "little")  # of the JSON header
-        fields = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["label_model"])
+        header, _ = read_safetensors_header(io.BytesIO(data))
+        fields = json.loads(header["__metadata__"]["label_model"])
         with torch.device("meta"):
             model = LabelModel(**fields)
         model.load_state_dict(safetensors.torch.load(data), assign=True)

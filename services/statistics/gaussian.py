@@ -7,6 +7,16 @@ import numpy as np
 from services.arrays import Array
 
 
+def shrunk_covariance(scatter: Array, count: int, prior: Array) -> Array:
+    """Return a covariance (d, d) shrunk towards a prior covariance (d, d) that counts as d points.
+
+    `scatter` (d, d) is the sum of squares of `count` points around their mean. The result is the inverse of the
+    expected precision under the Wishart prior that the distiller's mixture has for its components.
+    """
+    dim = len(prior)
+    return np.asarray((dim * prior + scatter) / (dim + count))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gaussian:
     """A mean (d,) and a definite covariance (d, d)."""
@@ -20,10 +30,9 @@ class Gaussian:
 
         Its precision is the one expected under the Wishart prior that the mixture has for its components.
         """
-        count, dim = latents.shape
         mean = latents.mean(axis=0, dtype=np.float64)
         scatter = (latents - mean).T @ (latents - mean)
-        return cls(mean=mean, covariance=(dim * believed + scatter) / (dim + count))
+        return cls(mean=mean, covariance=shrunk_covariance(scatter, len(latents), believed))
 
     def distance_squared(self, latents: Array) -> Array:
         """Return the squared Mahalanobis distance of latents (n, d), (n,)."""

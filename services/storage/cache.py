@@ -1,4 +1,7 @@
-"""Copies of remote artifacts on this disk, where they can be mapped."""
+"""Local copies of remote artifacts, which can be mapped.
+
+fsspec's `filecache` is not used: it bounds the age of its files, not their bytes, so a long run would fill the disk.
+"""
 
 import hashlib
 import shutil

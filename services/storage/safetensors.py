@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from defuse.errors import Internal
 
-from services.arrays import Array
+from services.arrays import HEADER_LENGTH_BYTES, Array, read_safetensors_header
 
-LENGTH_BYTES = 8
 # https://huggingface.co/docs/safetensors: the types that artifacts have.
 TYPES = {
     "BOOL": np.bool_,
@@ -36,11 +35,8 @@ def mapped_arrays(file: BinaryIO, *, whose: str) -> dict[str, npt.NDArray[Any]]:
     The file may be closed, and even be removed, while its arrays are in use.
     """
     try:
-        size = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        header = json.loads(file.read(size))
-        return {
-            name: _mapped(file, LENGTH_BYTES + size, entry) for name, entry in header.items() if name != "__metadata__"
-        }
+        header, offset = read_safetensors_header(file)
+        return {name: _mapped(file, offset, entry) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise Internal(f"{whose} is not a safetensors file ({error}); restore it from a copy") from error
 
@@ -94,8 +90,8 @@ def _header(arrays: Mapping[str, StreamedArray]) -> bytes:
         header[name] = {"dtype": _NAMES[np.dtype(array.dtype)], "shape": array.shape, "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % LENGTH_BYTES)
-    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+    text += b" " * (-len(text) % HEADER_LENGTH_BYTES)
+    return len(text).to_bytes(HEADER_LENGTH_BYTES, "little") + text
 
 
 Arrays = Mapping[str, npt.NDArray[Any]]

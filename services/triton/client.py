@@ -13,10 +13,10 @@ from defuse.tls import TlsFiles, is_secure, target_of
 from defuse.v1 import model_pb2
 from tritonclient.utils import InferenceServerException
 
-from services.arrays import Array
+from services.arrays import Array, as_floats
 from services.triton.errors import meaning_of
 from services.triton.in_flight import RequestsInFlight, TransportChoice
-from services.triton.preprocessing import as_floats, input_shape, no_logits, preprocess
+from services.triton.preprocessing import input_shape, no_logits, preprocess
 from services.triton.transport import AUTO, Request, TransportSetting
 
 # Probabilities below this are taken as this before their logarithm.

@@ -5,18 +5,7 @@ from typing import Any
 import numpy as np
 from defuse.v1 import model_pb2
 
-from services.arrays import Array
-
-
-def as_floats(images: Array) -> Array:
-    """Return stored images (n, h, w, c) uint8 as (n, c, h, w) float32 in [0, 1]."""
-    floats = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
-    return np.asarray(floats / np.float32(255))
-
-
-def as_stored(images: Array) -> Array:
-    """Return images (n, c, h, w) in [0, 1] as they would be stored, (n, h, w, c) uint8."""
-    return np.asarray(np.rint(np.clip(images, 0, 1) * 255), np.uint8).transpose(0, 2, 3, 1)
+from services.arrays import Array, as_stored
 
 
 def no_logits(model: model_pb2.Model) -> Array:

@@ -16,12 +16,13 @@ import pytest
 from defuse.v1 import guard_pb2, monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
+from services.arrays import as_floats
 from services.gateway.monitoring import batches
 from services.gateway.monitoring.batches import HOUR
 from services.localstack.child_process import free_port
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.triton.preprocessing import as_floats, preprocess
+from services.triton.preprocessing import preprocess
 from tests.conftest import eventually
 from tests.gateway_process import Door, running_gateway
 from tests.monitored import (

@@ -12,10 +12,10 @@ import pytest
 from defuse.errors import NotReady
 from defuse.v1 import model_pb2
 
+from services.arrays import as_floats
 from services.corrector.releases.repository import TritonRepository
 from services.corrector.releases.signature import read_signature
 from services.triton.client import Classifier, InferenceClient
-from services.triton.preprocessing import as_floats
 from tests.onnx_files import build_onnx_classifier, declare
 
 Array = npt.NDArray[Any]

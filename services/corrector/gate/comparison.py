@@ -12,7 +12,7 @@ from defuse.errors import DeadlineExceeded, DefuseError, InvalidInput, Unavailab
 from defuse.v1 import model_pb2
 from scipy.special import log_softmax
 
-from services.arrays import Array
+from services.arrays import Array, as_floats
 from services.corrector.evaluation import LocalVersion
 from services.corrector.gate import checks
 from services.corrector.gate.checks import CheckResult
@@ -20,7 +20,7 @@ from services.corrector.gate.regression_bank import Bank
 from services.onnx_graph.module import OnnxModule
 from services.statistics.paired_tests import PairedReadings
 from services.storage.catalog import LabelledImages
-from services.triton.preprocessing import as_floats, preprocess
+from services.triton.preprocessing import preprocess
 
 
 class Version(Protocol):

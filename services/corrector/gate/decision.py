@@ -10,6 +10,7 @@ from defuse import names
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import correction_pb2, gate_pb2, model_pb2, run_pb2
 
+from services.arrays import as_floats
 from services.corrector.correction_data import CorrectionData, HeldOutRegion
 from services.corrector.gate import checks
 from services.corrector.gate.checks import CheckResult
@@ -21,7 +22,6 @@ from services.statistics.paired_tests import PairedReadings
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages, check_fit
-from services.triton.preprocessing import as_floats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,12 @@ import numpy as np
 from defuse import names
 from defuse.v1 import annotation_pb2, model_pb2
 
-from services.arrays import Array
+from services.arrays import Array, as_stored
 from services.corrector.correction_data import RegionData, carries_label, fresh_latents
 from services.latent_space.autoencoder import read_decoder, read_label_model
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
-from services.triton.preprocessing import as_stored
 
 # Images of one region: enough to show a loss of three in a hundred, little beside a test split.
 IMAGES = 256

@@ -19,7 +19,7 @@ from defuse.v1 import (
     tensor_pb2,
 )
 
-from services.arrays import Array
+from services.arrays import Array, as_floats, as_stored
 from services.corrector.correction_data import RegionData, carries_label, sample_region
 from services.corrector.evaluation import LocalVersion
 from services.corrector.guard.graph import GaussianMixtures, GuardMixtures, guard_graph
@@ -31,7 +31,7 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages
 from services.storage.estimates import estimate
-from services.triton.preprocessing import as_floats, as_stored, preprocess
+from services.triton.preprocessing import preprocess
 
 FALSE_ALARM_RATE = 0.05
 # Latents that a region's Gaussian is fitted to.

@@ -11,6 +11,7 @@ from defuse.v1 import model_pb2
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from services.arrays import Array
+from services.statistics.gaussian import shrunk_covariance
 
 # Least variance of a component, in squared aggregate sds: latents that lie in a plane would have none.
 _LEAST_VARIANCE = 1e-6
@@ -32,7 +33,7 @@ class GaussianMixtures:
         posterior under the Wishart prior that the distiller's mixture has.
         """
         pooled = _pooled(parts)
-        covariances = [_covariance(x, pooled) for x in parts]
+        covariances = [shrunk_covariance(_scatter(x), len(x), pooled) for x in parts]
         return cls(
             log_weight=np.log(np.asarray(weights) / np.sum(weights)),
             mean=np.stack([x.mean(axis=0, dtype=np.float64) for x in parts]),
@@ -51,10 +52,10 @@ def _pooled(parts: Sequence[Array]) -> Array:
     return np.asarray(centred.T @ centred / len(centred)) + _LEAST_VARIANCE * np.eye(centred.shape[1])
 
 
-def _covariance(x: Array, believed: Array) -> Array:
-    count, dim = x.shape
+def _scatter(x: Array) -> Array:
+    """Return the sum of squares (d, d) of points x (n, d) around their mean."""
     centred = x - x.mean(axis=0, dtype=np.float64)
-    return np.asarray((dim * believed + centred.T @ centred) / (dim + count))
+    return np.asarray(centred.T @ centred)
 
 
 # The outputs' ONNX types, in their order.

@@ -1,14 +1,16 @@
 """Work shared by threads, and sums shared by processes."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from services.prefetch import prefetch
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -40,13 +42,8 @@ class Reducer:
 
     def each(self, work: Callable[[C], R], chunks: Iterable[Callable[[], C]]) -> Iterator[R]:
         """Yield what `work` makes of every chunk, in order, a few chunks ahead."""
-        waiting: deque[Future[R]] = deque()
-        for chunk in chunks:
-            waiting.append(self._pool.submit(lambda chunk=chunk: work(chunk())))  # type: ignore[misc]
-            if len(waiting) > self.threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        tasks = (partial(_worked, work, chunk) for chunk in chunks)
+        return prefetch(tasks, self._pool.submit, ahead=self.threads)
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the sums of tensors over all processes."""
@@ -71,3 +68,7 @@ class Reducer:
         parts: list[Tensor | None] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(parts, rows.cpu(), group=self._group)
         return torch.cat([part for part in parts if part is not None]).to(rows.device)
+
+
+def _worked(work: Callable[[C], R], chunk: Callable[[], C]) -> R:
+    return work(chunk())

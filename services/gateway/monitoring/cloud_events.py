@@ -1,4 +1,8 @@
-"""CloudEvents 1.0 over HTTP, and their Open Inference Protocol payloads in JSON."""
+"""CloudEvents 1.0 over HTTP, and their Open Inference Protocol payloads in JSON.
+
+The cloudevents SDK (2.2) is not used: it gives an event without an id a random one, so that request and response would
+never be joined, and it reports a malformed body by any of six exceptions.
+"""
 
 import base64
 import binascii

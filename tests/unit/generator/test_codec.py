@@ -5,19 +5,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from services.generator.codec import (
-    SD_FLOOR,
-    Codec,
-    CodecMismatch,
-    aggregate_sd,
-    as_array,
-    as_pixels,
-    onnx_codec,
-    vae_codec,
-)
+from services.arrays import as_floats, as_stored
+from services.generator.codec import SD_FLOOR, Codec, CodecMismatch, aggregate_sd, as_array, onnx_codec, vae_codec
 from services.generator.vae import VaeConfig, new_vae
 from services.onnx_graph.sessions import onnx_function
-from services.triton.preprocessing import as_floats, as_stored
 from tests.unit.generator.onnx_pairs import SHAPE, decoder_file, encoder_file
 
 Array = npt.NDArray[Any]
@@ -148,7 +139,7 @@ def test_no_images_have_no_latents() -> None:
 def test_pixels_are_what_triton_is_sent() -> None:
     """Stored images become the same floats for the VAE as for the classifier, and come back as they were."""
     images = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1).repeat(3, axis=3)
-    pixels = as_pixels(images)
+    pixels = as_floats(images)
     np.testing.assert_array_equal(pixels, as_floats(images))
     assert pixels.dtype == np.float32
     assert pixels.flags.c_contiguous

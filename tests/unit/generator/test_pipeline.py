@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from services.generator.pipeline import DecoderPool, classified, prefetch, rounded
-from services.triton.preprocessing import as_floats, as_stored
+from services.arrays import as_floats, as_stored
+from services.generator.pipeline import DecoderPool, classified, rounded
 
 Array = npt.NDArray[np.float32]
 # Within which a test that hangs fails.
@@ -81,9 +81,9 @@ def test_answers_come_with_their_batches_in_order(decoders: DecoderPool) -> None
 
 def test_what_is_made_comes_in_order(decoders: DecoderPool) -> None:
     """Makers are called in the decoders' threads, and what they make comes in their order."""
-    threads = list(prefetch([threading.get_ident] * 20, decoders))
+    threads = list(decoders.prefetch([threading.get_ident] * 20))
     assert threading.get_ident() not in threads
-    assert list(prefetch([partial(int, number) for number in range(20)], decoders)) == list(range(20))
+    assert list(decoders.prefetch([partial(int, number) for number in range(20)])) == list(range(20))
 
 
 def test_decoding_runs_ahead_a_little(decoders: DecoderPool) -> None:
@@ -181,5 +181,5 @@ def test_what_is_made_knows_the_context_of_its_caller() -> None:
     """A trace is told by a context variable, which threads do not hand on by themselves."""
     trace, decoders = contextvars.ContextVar[str]("trace"), DecoderPool(2)
     trace.set("of the run")
-    assert list(prefetch([trace.get, trace.get, trace.get], decoders)) == 3 * ["of the run"]
+    assert list(decoders.prefetch([trace.get, trace.get, trace.get])) == 3 * ["of the run"]
     decoders.pool.shutdown()

@@ -10,9 +10,10 @@ import torch
 from defuse.errors import Unavailable
 from defuse.v1 import model_pb2
 
+from services.arrays import as_floats, as_stored
 from services.localstack.child_process import free_port
 from services.triton.client import Classifier, InferenceClient
-from services.triton.preprocessing import as_floats, as_stored, preprocess, undo_preprocessing
+from services.triton.preprocessing import preprocess, undo_preprocessing
 from services.triton.transport import AUTO, GRPC, SYSTEM_SHARED_MEMORY, Request, TransportSetting
 
 Array = npt.NDArray[Any]

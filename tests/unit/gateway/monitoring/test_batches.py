@@ -5,10 +5,11 @@ import pytest
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2, monitor_pb2
 
+from services.arrays import as_floats
 from services.gateway.monitoring import batches
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.triton.preprocessing import as_floats, preprocess
+from services.triton.preprocessing import preprocess
 from tests.monitored import observation, pictures, plant_model
 
 LAYOUT = model_pb2.Preprocessing.Layout

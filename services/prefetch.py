@@ -1,0 +1,25 @@
+"""Results of tasks that run a few ahead of their reader."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def prefetch(
+    tasks: Iterable[Callable[[], T]], submit: Callable[[Callable[[], T]], "Future[T]"], *, ahead: int
+) -> Iterator[T]:
+    """Yield the result of each task, in order; `submit` starts tasks, at most `ahead` before the one that is read."""
+    waiting: deque[Future[T]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(submit(task))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # a reader that stops early leaves no task waiting
+        for future in waiting:
+            future.cancel()

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from defuse.hooks import Counts, Monitor
+from defuse.hooks import DeliveryCounts, Monitor
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
@@ -128,7 +128,7 @@ def _timed(stub: Any) -> float:
     return time.perf_counter() - begin
 
 
-def _send(classifier: str, gateway: str, over: Path) -> tuple[int, Counts]:
+def _send(classifier: str, gateway: str, over: Path) -> tuple[int, DeliveryCounts]:
     """Ask through the hook until a file is there; return how many images were asked about, and what became of them."""
     sent = [0] * _THREADS
     with Monitor(gateway, capacity=_CAPACITY) as monitor, grpc.insecure_channel(classifier) as channel:

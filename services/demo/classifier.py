@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from defuse.calls.uploads import chunks, dataset_file, digest_of
 from defuse.errors import NotReady
-from defuse.uploads import chunks, dataset_file, digest_of
 from torch import nn
 from torch.nn import functional as F
 

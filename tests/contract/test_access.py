@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from defuse import Client
-from defuse.cli.app import app
+from defuse.cli import app
 from defuse.errors import DefuseError, PermissionDenied, Unauthenticated, from_rpc_error
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc

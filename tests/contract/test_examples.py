@@ -14,7 +14,7 @@ from defuse.v1 import generator_service_pb2_grpc, model_pb2, region_pb2, release
 from services.storage import keys
 from tests.conftest import ROOT
 from tests.gateway_process import Door, running_gateway
-from tests.unit.client.test_generator import BATCHES, Generator
+from tests.unit.client.test_client import BATCHES, Generator
 
 DIGITS = model_pb2.Model(name="models/digits", classes=map(str, range(10)), image_shape=[28, 28, 1])
 RUN = run_pb2.Run(name="runs/first", state=run_pb2.Run.STATE_SUCCEEDED)

@@ -1,4 +1,6 @@
-"""Find, name, fix and watch the systematic failures of a deployed image classifier.
+"""The Python client of Defuse.
+
+Defuse finds, names, fixes and watches the systematic failures of a deployed image classifier.
 
 >>> from defuse import Client
 >>> with Client() as client:  # doctest: +SKIP
@@ -6,7 +8,8 @@
 ...     print(client.regions("first")[0])
 """
 
-from defuse.client import Client
+from defuse import notebook
+from defuse.client import Client, LatentSpace, Operation
 from defuse.errors import (
     AlreadyExists,
     Cancelled,
@@ -23,8 +26,6 @@ from defuse.errors import (
     Unauthenticated,
     Unavailable,
 )
-from defuse.latent_space import LatentSpace
-from defuse.operation import Operation
 from defuse.values import (
     Alert,
     Annotation,
@@ -41,9 +42,10 @@ from defuse.values import (
     GateVerdict,
     GroupCounts,
     Guard,
+    Interpolation,
     Model,
-    Monitor,
     MonitorConfig,
+    MonitorState,
     OperationStatus,
     PairedDifference,
     Preflight,
@@ -61,10 +63,10 @@ from defuse.values import (
     Trial,
     TrialCounts,
     ValidityAdvice,
-    Walk,
 )
 from defuse.version import VERSION
 
+notebook.attach_html()
 __version__ = VERSION
 __all__ = [
     "VERSION",
@@ -90,12 +92,13 @@ __all__ = [
     "GroupCounts",
     "Guard",
     "Internal",
+    "Interpolation",
     "InvalidInput",
     "LatentSpace",
     "LimitExceeded",
     "Model",
-    "Monitor",
     "MonitorConfig",
+    "MonitorState",
     "NotFound",
     "NotReady",
     "Operation",
@@ -120,5 +123,4 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "ValidityAdvice",
-    "Walk",
 ]

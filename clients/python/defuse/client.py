@@ -1,56 +1,29 @@
-"""The client of the gateway: one method a call, deadlines by default, errors by class."""
+"""The client of the gateway for programs that block."""
 
+import time
 from collections.abc import Callable, Iterator
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from defuse.blocking import perform, read
-from defuse.calls import audit as audit_calls
-from defuse.calls import corrections as correction_calls
-from defuse.calls import datasets as dataset_calls
-from defuse.calls import guards as guard_calls
-from defuse.calls import models as model_calls
-from defuse.calls import monitoring as monitoring_calls
-from defuse.calls import operations as operation_calls
-from defuse.calls import regions as region_calls
-from defuse.calls import runs as run_calls
-from defuse.calls import trials as trial_calls
+from defuse.calls import runs
+from defuse.calls.sans_io import BlockingWork, CurrentUser, Rpc, SansIoCall, Sleep, Step, StreamRpc
 from defuse.connection import Connection, find_gateway
-from defuse.latent_space import LatentSpace
-from defuse.methods import described
-from defuse.operation import Operation
-from defuse.steps import Steps, Stream
+from defuse.methods import ClientMethods, LatentSpaceMethods
+from defuse.values import OperationStatus
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _asked(description: Callable[P, Steps[T]]) -> "Callable[Concatenate[Client, P], T]":
-    """Return the method that carries a described call out."""
+class Client(ClientMethods):
+    """The client of a gateway.
 
-    @described(description)
-    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return perform(self._connection, description(*args, **kwargs))
-
-    return method
-
-
-def _followed(description: Callable[P, Stream[T]]) -> "Callable[Concatenate[Client, P], Iterator[T]]":
-    """Return the method that yields what a described stream gives."""
-
-    @described(description)
-    def method(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        return read(self._connection, description(*args, **kwargs))
-
-    return method
-
-
-class Client:
-    """A connection to a gateway. Use it as a context manager, or call `close`; `defuse.aio.Client` is its like.
+    Use it as a context manager, or call `close`. Each call of the gateway is a method; `defuse.aio.Client` has the same
+    methods for event loops.
 
     Args:
-        address: HOST:PORT of the gateway. By default `DEFUSE_GATEWAY`, else the local stack that `defuse up` started.
-        timeout_s: Deadline of calls that answer at once.
-        token: Who calls, where the gateway asks for it. By default `DEFUSE_TOKEN`, else what `DEFUSE_TOKEN_FILE` holds.
+        address: HOST:PORT of the gateway. By default `DEFUSE_GATEWAY`, else the local stack of `defuse up`.
+        timeout_s: Deadline of short calls, in seconds.
+        token: Bearer token, for gateways that require one. By default `DEFUSE_TOKEN`, else the content of the file
+            `DEFUSE_TOKEN_FILE`.
 
     Every method raises a subclass of DefuseError: see `defuse.errors`.
     """
@@ -69,70 +42,124 @@ class Client:
         """Close the connection."""
         self._connection.close()
 
-    version = _asked(model_calls.version)
-
-    add_model = _asked(model_calls.add_model)
-    model = _asked(model_calls.model)
-    models = _asked(model_calls.models)
-    releases = _asked(model_calls.releases)
-    judge = _asked(model_calls.judge)
-    verdict = _asked(model_calls.verdict)
-    rollback = _asked(model_calls.rollback)
-
-    create_guard = _asked(guard_calls.create_guard)
-    guard = _asked(guard_calls.guard)
-    guards = _asked(guard_calls.guards)
-
-    add_dataset = _asked(dataset_calls.add_dataset)
-
-    create_run = _asked(run_calls.create_run)
-    estimate_run = _asked(run_calls.estimate_run)
-    run = _asked(run_calls.run)
-    runs = _asked(run_calls.runs)
-    watch_run = _followed(run_calls.watch_run)
-    wait_for_run = _asked(run_calls.wait_for_run)
-    cancel_run = _asked(run_calls.cancel_run)
-    failures = _followed(run_calls.failures)
-    advise_validity = _asked(run_calls.advise_validity)
-
-    regions = _asked(region_calls.regions)
-    region = _asked(region_calls.region)
-    sample_region = _asked(region_calls.sample_region)
-    diff_regions = _asked(region_calls.diff_regions)
-    export_regions = _asked(region_calls.export_regions)
-    annotate = _asked(region_calls.annotate)
-
-    create_correction = _asked(correction_calls.create_correction)
-    correction = _asked(correction_calls.correction)
-    corrections = _asked(correction_calls.corrections)
-    wait_for_correction = _asked(correction_calls.wait_for_correction)
-    cancel_correction = _asked(correction_calls.cancel_correction)
-    release = _asked(correction_calls.release)
-
-    start_trial = _asked(trial_calls.start_trial)
-    trials = _asked(trial_calls.trials)
-    trial = _asked(trial_calls.trial)
-    stop_trial = _asked(trial_calls.stop_trial)
-
-    monitor = _asked(monitoring_calls.monitor)
-    configure_monitor = _asked(monitoring_calls.configure_monitor)
-    alerts = _asked(monitoring_calls.alerts)
-    watch_alerts = _followed(monitoring_calls.watch_alerts)
-    start_alert_run = _asked(monitoring_calls.start_alert_run)
-    attach_truth = _asked(monitoring_calls.attach_truth)
-    delete_observations = _asked(monitoring_calls.delete_observations)
-
-    audit_events = _asked(audit_calls.audit_events)
-
-    def latent_space(self, run_id: str) -> LatentSpace:
-        """Return the run's VAE: encode, decode, interpolate."""
+    def latent_space(self, run_id: str) -> "LatentSpace":
+        """Return the latent space of a run: encode, decode, interpolate."""
         return LatentSpace(self._connection, run_id)
 
-    def operation(self, name: str) -> Operation:
-        """Return what takes long, by its name: `Run.operation`, `Correction.operation`."""
-        return Operation(self._connection, perform(self._connection, operation_calls.operation(name)))
+    def operation(self, name: str) -> "Operation":
+        """Return a long-running operation by its name, for instance `Run.operation` or `Correction.operation`."""
+        return Operation(self._connection, run_call(self._connection, runs.operation(name)))
 
-    def operations(self, run_id: str = "", *, model: str = "", done: bool | None = None) -> list[Operation]:
-        """Return the operations of a run, of all runs, newest first, or the releases of a model; `done` says which."""
-        found = perform(self._connection, operation_calls.operations(run_id, model=model, done=done))
-        return [Operation(self._connection, status) for status in found]
+    def operations(self, run_id: str = "", *, model: str = "", done: bool | None = None) -> "list[Operation]":
+        """Return operations, newest first: of a run, a model or all runs.
+
+        Operations of a run are its search and its corrections, those of a model its releases. `done` selects finished
+        or unfinished operations; None returns both.
+        """
+        statuses = run_call(self._connection, runs.operations(run_id, model=model, done=done))
+        return [Operation(self._connection, status) for status in statuses]
+
+    def _run_call(self, call: SansIoCall[T]) -> T:
+        return run_call(self._connection, call)
+
+    def _read_stream(self, stream: StreamRpc[T]) -> Iterator[T]:
+        return read_stream(self._connection, stream)
+
+
+class LatentSpace(LatentSpaceMethods):
+    """The latent space of a run: its VAE as functions of arrays.
+
+    One call takes at most 1 MiB of images. Raises NotReady until the VAE is trained, InvalidInput for images or latents
+    of a wrong shape.
+    """
+
+    def __init__(self, connection: Connection, run_id: str) -> None:
+        self._connection = connection
+        self.run_id = run_id
+
+    def _run_call(self, call: SansIoCall[T]) -> T:
+        return run_call(self._connection, call)
+
+
+class Operation:
+    """A long-running operation: a search, a correction or a release.
+
+    `status` is the last known status.
+    """
+
+    def __init__(self, connection: Connection, status: OperationStatus) -> None:
+        self._connection = connection
+        self.status = status
+
+    def __repr__(self) -> str:
+        return f"<Operation {self.name}: {self.status.state}>"
+
+    @property
+    def name(self) -> str:
+        """Resource name, for instance `runs/{run}/operations/{operation}`."""
+        return self.status.name
+
+    def wait(
+        self, *, timeout_s: float | None = None, on_progress: Callable[[OperationStatus], None] = lambda _: None
+    ) -> OperationStatus:
+        """Wait for the end of the operation; return its status.
+
+        Raises DeadlineExceeded after `timeout_s` seconds; the operation continues.
+        """
+        waiting = runs.wait_for_operation(self.name, timeout_s=timeout_s, on_progress=on_progress)
+        self.status = run_call(self._connection, waiting)
+        return self.status
+
+    def cancel(self) -> None:
+        """Cancel the operation; no effect on a finished one.
+
+        Raises NotReady for a release.
+        """
+        run_call(self._connection, runs.cancel_operation(self.name))
+
+    def delete(self) -> None:
+        """Delete the operation, but not its result. Raises NotReady before its end."""
+        run_call(self._connection, runs.delete_operation(self.name))
+
+
+def run_call(connection: Connection, call: SansIoCall[T]) -> T:
+    """Execute a call step by step; return its value."""
+    result: Any = None
+    raised: BaseException | None = None
+    while True:
+        try:
+            step = call.throw(raised) if raised else call.send(result)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        result, raised = None, None
+        try:
+            result = _run_step(connection, step)
+        except BaseException as error:  # noqa: BLE001  # the call cleans up, then handles or raises it
+            raised = error
+
+
+def read_stream(connection: Connection, stream: StreamRpc[T]) -> Iterator[T]:
+    """Yield the parsed messages of a stream as they arrive."""
+    try:
+        for response in connection.watch(stream.method, stream.request, stream.timeout_s):
+            yield stream.parse(response)
+    except GeneratorExit:
+        if stream.on_early_close:
+            run_call(connection, stream.on_early_close())
+        raise
+
+
+def _run_step(connection: Connection, step: Step) -> Any:
+    if isinstance(step, Rpc):
+        return connection.call(step.method, step.request, timeout_s=step.timeout_s)
+    if isinstance(step, BlockingWork):
+        return step.function()
+    if isinstance(step, CurrentUser):
+        return connection.credentials.user()
+    if isinstance(step, Sleep):
+        return time.sleep(step.seconds)
+    last = None
+    for value in read_stream(connection, step):
+        last = value
+    return last

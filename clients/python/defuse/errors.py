@@ -1,23 +1,24 @@
-"""What can go wrong, on both sides of the wire.
+"""Errors of the services and the client, with their gRPC status codes.
 
     DefuseError
-    ├── InvalidInput        the caller must change the request
-    ├── NotFound            the caller named something that is not there
-    ├── AlreadyExists       the caller named something that is taken
-    ├── NotReady            the caller must do something else first
-    ├── Conflict            the caller must wait for something under way
-    ├── Unauthenticated     the caller must say who it is, with a token that is known
-    ├── PermissionDenied    the caller may not do this; somebody else may
-    ├── Cancelled           somebody asked for it
-    ├── Unavailable         the operator must bring a server back; trying again is right
-    ├── StoreFull           the operator must make room; trying again is right
-    ├── LimitExceeded       the caller must ask less often, or less at the same time
-    ├── DeadlineExceeded    the answer took longer than the caller allowed
-    └── Internal            a defect of ours
+    ├── InvalidInput        change the request
+    ├── NotFound            the named resource does not exist
+    ├── AlreadyExists       the name is taken
+    ├── NotReady            another step is missing
+    ├── Conflict            wait for work in progress
+    ├── Unauthenticated     send a known token
+    ├── PermissionDenied    the caller's role does not allow the call
+    ├── Cancelled           the work was cancelled
+    ├── Unavailable         a server is unavailable; retry
+    ├── StoreFull           the artifact store is full; retry after cleaning up
+    ├── LimitExceeded       send fewer requests, or fewer at a time
+    ├── DeadlineExceeded    the deadline passed before the response
+    └── Internal            a defect of Defuse
 
-Every error says what happened, with the value, and what to do. `reason` is for programs (`REGION_NOT_FOUND`), `field`
-names what is wrong in a request, `retry_after_s` says when trying again may help: google.rpc.ErrorInfo, BadRequest and
-RetryInfo. The table at the end maps classes to gRPC status codes; servers read it one way, clients the other.
+Every message names the wrong value and the remedy. `reason` is machine-readable (`REGION_NOT_FOUND`), `field` is the
+path of the wrong field of a request, `retry_after_s` the delay after which a retry may succeed. They travel as
+google.rpc.ErrorInfo, BadRequest and RetryInfo. `CODES` maps classes to status codes: servers read it in one direction,
+clients in the other.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,10 +33,10 @@ DOMAIN = "defuse"
 
 
 class DefuseError(Exception):
-    """Base of all errors that Defuse raises."""
+    """Base class of all errors of Defuse."""
 
     default_reason: ClassVar[str] = "INTERNAL"
-    # Seconds after which a caller may try again, where that is right.
+    # None: a retry does not help by itself.
     default_retry_after_s: ClassVar[float | None] = None
 
     def __init__(
@@ -51,88 +52,88 @@ class DefuseError(Exception):
         self.message = message
         self.reason = reason or self.default_reason
         self.metadata = dict(metadata or {})
-        # Path of the field that is wrong in the request, for instance `config.search.radius_sd`.
+        # Path of the wrong field of the request, for instance `config.search.radius_sd`.
         self.field = field
         self.retry_after_s = self.default_retry_after_s if retry_after_s is None else retry_after_s
 
 
 class InvalidInput(DefuseError):
-    """The caller must change the request."""
+    """The request is invalid; change it."""
 
     default_reason = "INVALID_INPUT"
 
 
 class NotFound(DefuseError):
-    """The caller named something that is not there."""
+    """The named resource does not exist."""
 
     default_reason = "NOT_FOUND"
 
 
 class AlreadyExists(DefuseError):
-    """The caller named something that is taken."""
+    """The name is taken."""
 
     default_reason = "ALREADY_EXISTS"
 
 
 class NotReady(DefuseError):
-    """The caller must do something else first."""
+    """Another step is missing; the message names it."""
 
     default_reason = "NOT_READY"
 
 
 class Conflict(DefuseError):
-    """The caller must wait for something that is under way."""
+    """Work in progress blocks the call; wait for it."""
 
     default_reason = "CONFLICT"
     default_retry_after_s = 5.0
 
 
 class Unauthenticated(DefuseError):
-    """The caller must say who it is, with a token that is known."""
+    """The call has no known token."""
 
     default_reason = "UNAUTHENTICATED"
 
 
 class PermissionDenied(DefuseError):
-    """The caller may not do this; somebody else may."""
+    """The role of the caller does not allow the call."""
 
     default_reason = "PERMISSION_DENIED"
 
 
 class Cancelled(DefuseError):
-    """Somebody asked for it to stop."""
+    """The work was cancelled."""
 
     default_reason = "CANCELLED"
 
 
 class Unavailable(DefuseError):
-    """The operator must bring a server back; trying again is right."""
+    """A server is unavailable; retry."""
 
     default_reason = "UNAVAILABLE"
     default_retry_after_s = 1.0
 
 
 class StoreFull(DefuseError):
-    """The operator must make room in the artifact store; trying again is right."""
+    """The artifact store is full; retry after the operator made room."""
 
     default_reason = "STORE_FULL"
 
 
 class LimitExceeded(DefuseError):
-    """The caller must ask less often, or less at the same time."""
+    """Too many requests, or too many at a time."""
 
     default_reason = "LIMIT_EXCEEDED"
     default_retry_after_s = 1.0
 
 
 class DeadlineExceeded(DefuseError):
-    """The answer took longer than the caller allowed."""
+    """The deadline passed before the response."""
 
     default_reason = "DEADLINE_EXCEEDED"
 
 
 class Internal(DefuseError):
-    """A defect of ours."""
+    """A defect of Defuse."""
 
 
 CODES: dict[type[DefuseError], grpc.StatusCode] = {
@@ -150,20 +151,20 @@ CODES: dict[type[DefuseError], grpc.StatusCode] = {
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Internal: grpc.StatusCode.INTERNAL,
 }
-# Where classes share a code their own reasons tell which it is, and any other reason means the first.
+# Classes that share a code are told apart by their default reasons; other reasons map to the first class.
 _CLASSES = {code: cls for cls, code in reversed(CODES.items())}
 _BY_REASON = {(code, cls.default_reason): cls for cls, code in CODES.items()}
-_LONGEST_BYTES = 600
-# How gRPC's words begin about a call that was cancelled on this side.
-_HERE = ("Locally cancelled", "Channel ")
+_MAX_TEXT_BYTES = 600
+# Prefixes of gRPC's details for calls that this side cancelled.
+_CANCELLED_LOCALLY = ("Locally cancelled", "Channel ")
 
 
 def to_status(error: DefuseError) -> status_pb2.Status:
-    """Return the rich status that carries an error over the wire."""
+    """Return the google.rpc.Status of an error."""
     known = next((cls for cls in type(error).__mro__ if cls in CODES), Internal)
     code, _ = CODES[known].value
-    # A status travels in the headers' 8 KiB: of another server's long words the first ones must do.
-    status = status_pb2.Status(code=code, message=_cut(error.message))
+    # The status travels in headers of at most 8 KiB, and messages of other servers may be long.
+    status = status_pb2.Status(code=code, message=_truncate(error.message))
     for detail in _details(error):
         status.details.add().Pack(detail)
     return status
@@ -173,7 +174,7 @@ def _details(error: DefuseError) -> Iterator[Message]:
     yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     if error.field:
         yield error_details_pb2.BadRequest(
-            field_violations=[{"field": error.field, "description": _cut(error.message)}]
+            field_violations=[{"field": error.field, "description": _truncate(error.message)}]
         )
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
@@ -181,18 +182,21 @@ def _details(error: DefuseError) -> Iterator[Message]:
         yield retry
 
 
-def _cut(text: str) -> str:
-    """Return the beginning of a text; it travels up to three times, once with nine bytes for a character of three."""
-    return text.encode()[:_LONGEST_BYTES].decode(errors="ignore")
+def _truncate(text: str) -> str:
+    """Truncate a text for the headers.
+
+    It travels up to three times, once percent-encoded: nine bytes for a character of three.
+    """
+    return text.encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")
 
 
 def from_rpc_error(error: grpc.RpcError, *, address: str) -> DefuseError:
-    """Return the error that a server meant, or what its absence means."""
+    """Return the error of a failed gRPC call to an address."""
     code, details = error.code(), error.details() or ""
     status = rpc_status.from_call(error)
-    if not status and _is_absence(code, details):
+    if not status and _is_absent(code, details):
         return Unavailable(f"nothing answers at {address} ({details}); is the stack up? `defuse up` starts one")
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not status:  # gRPC's own: a message beyond its limit
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not status:  # by gRPC itself, for too large messages
         return InvalidInput(f"{details}; send less at once", reason="MESSAGE_TOO_LARGE")
     info = _detail(status, error_details_pb2.ErrorInfo())
     violations = _detail(status, error_details_pb2.BadRequest()).field_violations
@@ -207,15 +211,15 @@ def from_rpc_error(error: grpc.RpcError, *, address: str) -> DefuseError:
     )
 
 
-def _is_absence(code: grpc.StatusCode, details: str) -> bool:
-    """Say whether gRPC's own words mean that a server is away, or just going."""
-    if code is grpc.StatusCode.CANCELLED:  # what reaches a server that stops; who asked for a cancellation said so
-        return not details.startswith(_HERE)
+def _is_absent(code: grpc.StatusCode, details: str) -> bool:
+    """Return whether gRPC itself reports an absent or stopping server."""
+    if code is grpc.StatusCode.CANCELLED:  # stopping servers cancel new calls
+        return not details.startswith(_CANCELLED_LOCALLY)
     return code is grpc.StatusCode.UNAVAILABLE
 
 
 def _detail(status: status_pb2.Status | None, kind: Any) -> Any:
-    """Return the detail of a kind that a status has; the empty one where it has none."""
+    """Return a status's detail of a kind; empty if it has none."""
     for detail in status.details if status else ():
         if detail.Unpack(kind):
             break

@@ -1,21 +1,21 @@
-"""What a guard answers for each image, beside the classifier's scores: names of outputs in Triton, each (n, 1)."""
+"""Names of a guard's outputs in Triton, each of shape (n, 1)."""
 
 REGION = "defuse_region"
-"""Name of the region that the image is inside of, as bytes; empty outside of all."""
+"""Name of the region around the image, as bytes; empty outside of all regions."""
 
 INDEX = "defuse_region_index"
-"""Position of the likeliest region, inside or not, among those of the guard."""
+"""Index of the likeliest region of the guard, whether the image is inside or not."""
 
 RISK = "defuse_risk"
-"""Log of how much likelier the image is in a region than among real images."""
+"""Log likelihood ratio of the image: the likeliest region against real images."""
 
 INSIDE = "defuse_inside"
 """Whether the risk reaches the guard's threshold."""
 
 TYPICALITY = "defuse_typicality"
-"""Share of the training images that are less usual."""
+"""Share of the training images that are less typical."""
 
 # In the order of the ONNX model.
 OUTPUTS = (REGION, INDEX, RISK, INSIDE, TYPICALITY)
 METADATA = "defuse-guard"
-"""Key of the metadata by which a caller of the gateway asks for a guard; the value is `true`."""
+"""Metadata key that requests the guard's outputs at the gateway; the value is `true`."""

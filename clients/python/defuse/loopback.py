@@ -1,10 +1,13 @@
-"""Addresses that nobody on another host can reach, and whose traffic nobody there can read."""
+"""Loopback addresses: unreachable from other hosts."""
 
 import ipaddress
 
 
 def is_loopback(address: str) -> bool:
-    """Say whether HOST:PORT, or a HOST alone, is this host by its own name for itself; a name is not looked up."""
+    """Return whether HOST or HOST:PORT is a loopback address.
+
+    Unix sockets are. Names other than localhost are not resolved and are not.
+    """
     if address.startswith("unix:"):
         return True
     host = host_of(address)
@@ -15,7 +18,7 @@ def is_loopback(address: str) -> bool:
 
 
 def host_of(address: str) -> str:
-    """Return the host of HOST:PORT, also where it is an IPv6 address, in brackets or alone."""
+    """Return the host of HOST or HOST:PORT, also for IPv6 addresses."""
     if address.startswith("["):
         return address[1:].partition("]")[0]
     return address if address.count(":") > 1 else address.partition(":")[0]

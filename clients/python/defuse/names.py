@@ -1,18 +1,21 @@
-"""Resource names: `models/{model}`, `runs/{run}/regions/{region}` and so on, for both sides of the wire."""
+"""Resource names, for instance `models/{model}` and `runs/{run}/regions/{region}`."""
 
 import re
 
 from defuse.errors import InvalidInput
 
-# Endings of the names in Triton of a model's guard, and of the ensemble of both.
+# Suffixes of the Triton names of a model's guard, and of the ensemble of both.
 GUARD, GUARDED = "-guard", "-guarded"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-# Id of the one operation of a run that is no correction.
+# Id of a run's search operation; the other operations of a run have the ids of its corrections.
 SEARCH = "search"
 
 
 def check_id(kind: str, value: str, *, field: str | None = None) -> str:
-    """Return the id, or raise InvalidInput that names it, and the field of the request that it is in."""
+    """Return a valid id; raise InvalidInput for any other.
+
+    `field` is the field of the request with the id.
+    """
     if not _ID.fullmatch(value):
         raise InvalidInput(
             f"{kind} id {value!r} is refused: use 1 to 63 letters, digits, '.', '_' or '-', a letter or digit first",
@@ -51,12 +54,12 @@ def alert(model_id: str, alert_id: str) -> str:
 
 
 def guard_model(model_id: str) -> str:
-    """Return the name under which Triton serves the guard of a model."""
+    """Return the Triton name of a model's guard."""
     return f"{model_id}{GUARD}"
 
 
 def guarded_model(model_id: str) -> str:
-    """Return the name under which Triton serves a model and its guard together."""
+    """Return the Triton name of the ensemble of model and guard."""
     return f"{model_id}{GUARDED}"
 
 
@@ -81,17 +84,17 @@ def correction(run_id: str, correction_id: str) -> str:
 
 
 def search_operation(run_name: str) -> str:
-    """Return the name of the operation that a run's search is."""
+    """Return the name of a run's search operation."""
     return f"{run_name}/operations/{SEARCH}"
 
 
 def correction_operation(correction_name: str) -> str:
-    """Return the name of the operation that a correction is."""
+    """Return the name of a correction's operation."""
     return f"{parent(correction_name)}/operations/{last(correction_name)}"
 
 
 def publication_operation(publication_name: str) -> str:
-    """Return the name of the operation that a release is."""
+    """Return the name of a release's operation."""
     return f"{parent(publication_name)}/operations/{last(publication_name)}"
 
 
@@ -101,14 +104,17 @@ def last(name: str) -> str:
 
 
 def parent(name: str) -> str:
-    """Return the resource that a nested resource belongs to: `runs/a` of `runs/a/regions/r1`; nothing of `runs/a`."""
+    """Return the parent of a resource: `runs/a` for `runs/a/regions/r1`.
+
+    The parent of a top-level resource is empty.
+    """
     return "/".join(name.split("/")[:-2])
 
 
 def check(name: str, pattern: str, *, field: str | None = None) -> str:
-    """Return a resource name that has the shape of `pattern`, for instance `runs/*`; raise InvalidInput otherwise.
+    """Return a name that matches a pattern, for instance `runs/*`.
 
-    The error names the field of the request that the name is in.
+    Raises InvalidInput for any other name. `field` is the field of the request with the name.
     """
     parts, wanted = name.split("/"), pattern.split("/")
     if len(parts) != len(wanted) or any(w not in {"*", p} for p, w in zip(parts, wanted, strict=True)):

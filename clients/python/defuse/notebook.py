@@ -1,19 +1,31 @@
-"""What the client returns, as a notebook shows it: small tables, and pictures inside the page."""
+"""HTML of values for notebooks: tables with pictures."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from typing import Any
 
-from defuse.pictures import data_uri
 from defuse.values import Correction, GateVerdict, Images, Region, RegionPictures, Run
 
-# Pixels: the side of a picture.
-_SIDE = 64
-_PICTURES = 16
+# Height of a picture, in pixels.
+_HEIGHT = 64
+_MAX_PICTURES = 16
 
 
-def of_run(run: Run) -> str:
-    """Return a run: where it stands, and what it found."""
+def attach_html() -> None:
+    """Give the values the method `_repr_html_`, which notebooks call."""
+    renderers: dict[type, Callable[..., str]] = {
+        Run: run_html,
+        Region: region_html,
+        RegionPictures: pictures_html,
+        Correction: correction_html,
+        GateVerdict: verdict_html,
+    }
+    for cls, render in renderers.items():
+        cls._repr_html_ = render  # type: ignore[attr-defined]  # the name is IPython's
+
+
+def run_html(run: Run) -> str:
+    """Return a run's state and counts as a table."""
     facts = {
         "state": run.state if run.ended else f"{run.state}, {run.progress:.0%}",
         "model": f"{run.model}, version {run.model_version}",
@@ -23,39 +35,39 @@ def of_run(run: Run) -> str:
         "note": run.note,
         "error": run.error,
     }
-    return _table(f"run {run.id}", facts)
+    return _facts_table(f"run {run.id}", facts)
 
 
-def of_region(region: Region) -> str:
-    """Return a region: its confusion, how bad it is, and what was said of it."""
+def region_html(region: Region) -> str:
+    """Return a region's figures and annotation as a table."""
     inside = region.real_error_rate
     facts = {
         "true label": region.true_label,
-        "taken for": region.predicted_label,
+        "predicted label": region.predicted_label,
         "score": f"{region.score:.3f}",
         "failures": region.size,
         "error rate": region.error_rate,
-        "of its controls": region.control_error_rate,
-        "real images inside": f"{inside.successes} of {inside.trials} wrong" if inside.trials else "",
+        "error rate of controls": region.control_error_rate,
+        "real images inside": f"{inside.successes} of {inside.trials} misclassified" if inside.trials else "",
         "stability": f"{region.stability:.2f}",
         "annotation": _annotation(region),
     }
-    return _table(f"region {region.id} of run {region.run}", facts)
+    return _facts_table(f"region {region.id} of run {region.run}", facts)
 
 
-def of_pictures(pictures: RegionPictures) -> str:
-    """Return a region with its pictures."""
+def pictures_html(pictures: RegionPictures) -> str:
+    """Return a region's table and its pictures."""
     rows = {
-        f"answered {pictures.region.predicted_label}": pictures.exemplars,
-        f"their sources, real images labelled {pictures.region.true_label}": pictures.sources,
+        f"failures, predicted {pictures.region.predicted_label}": pictures.exemplars,
+        f"source images, labelled {pictures.region.true_label}": pictures.sources,
         "nearest training images": pictures.nearest,
         "nearest misclassified training images": pictures.nearest_misclassified,
     }
-    return of_region(pictures.region) + "".join(_pictures(title, images) for title, images in rows.items())
+    return region_html(pictures.region) + "".join(_image_row(title, images) for title, images in rows.items())
 
 
-def of_correction(correction: Correction) -> str:
-    """Return a correction: what was chosen, and what it changes."""
+def correction_html(correction: Correction) -> str:
+    """Return a correction's choice, its effects and the gate's verdict."""
     facts = {
         "state": correction.state if correction.ended else f"{correction.state}, {correction.progress:.0%}",
         "model": f"{correction.model}, from version {correction.base_version}",
@@ -70,33 +82,33 @@ def of_correction(correction: Correction) -> str:
         }
     changes = [(change.region, change.label, change.before, change.after) for change in correction.regions]
     title = f"correction {correction.id} of run {correction.run}"
-    shown = _table(title, facts) + _rows(("region", "label", "before", "after"), changes)
-    return shown + (of_verdict(correction.verdict) if correction.verdict else "")
+    tables = _facts_table(title, facts) + _table(("region", "label", "before", "after"), changes)
+    return tables + (verdict_html(correction.verdict) if correction.verdict else "")
 
 
-def of_verdict(verdict: GateVerdict) -> str:
-    """Return what the gate says, check by check."""
+def verdict_html(verdict: GateVerdict) -> str:
+    """Return a verdict of the gate with a row for each check."""
     facts = {
         "verdict": "passed" if verdict.passed else f"not passed: {len(verdict.failed)} of {len(verdict.checks)} checks",
-        "model": f"{verdict.model}, beside version {verdict.base_version}",
+        "model": f"{verdict.model}, compared with version {verdict.base_version}",
         "data set": verdict.dataset,
     }
     checks = [
         ("yes" if check.passed else "no", check.kind, check.subject, check, f"{check.bound:.4g}", check.rule)
         for check in verdict.checks
     ]
-    return _table(f"gate {verdict.id}", facts) + _rows(("holds", "check", "of", "figure", "bound", "rule"), checks)
+    columns = ("passed", "check", "subject", "figure", "bound", "rule")
+    return _facts_table(f"gate {verdict.id}", facts) + _table(columns, checks)
 
 
 def _annotation(region: Region) -> str:
     if not region.annotation:
         return f"open; suggested: {region.suggested_label}" if region.suggested_label else "open"
-    said = region.annotation
-    return f"{said.label or said.verdict}, says {said.annotator}"
+    return f"{region.annotation.label or region.annotation.verdict}, by {region.annotation.annotator}"
 
 
-def _table(title: str, facts: Mapping[str, Any]) -> str:
-    """Return facts below a title; what is empty is left out."""
+def _facts_table(title: str, facts: Mapping[str, Any]) -> str:
+    """Return a table of names and values; empty values are omitted."""
     rows = "".join(
         f'<tr><th style="text-align: left">{escape(name)}</th>'
         f'<td style="text-align: left">{escape(str(value))}</td></tr>'
@@ -106,16 +118,19 @@ def _table(title: str, facts: Mapping[str, Any]) -> str:
     return f"<table><caption>{escape(title)}</caption>{rows}</table>"
 
 
-def _rows(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Return rows below their head; nothing where there are none."""
+def _table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table of rows; nothing without rows."""
     body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    titles = "".join(f"<th>{escape(name)}</th>" for name in head)
+    titles = "".join(f"<th>{escape(name)}</th>" for name in columns)
     return f"<table><tr>{titles}</tr>{body}</table>" if body else ""
 
 
-def _pictures(title: str, images: Images) -> str:
-    shown = "".join(
-        f'<img src="{data_uri(pixels)}" alt="" height="{_SIDE}" style="image-rendering: pixelated; margin: 2px">'
-        for pixels in images[:_PICTURES]
+def _image_row(title: str, images: Images) -> str:
+    """Return images (n, h, w, c) in a row; nothing without images."""
+    from defuse.pictures import data_uri  # hooks import this package, too, and need no Pillow
+
+    tags = "".join(
+        f'<img src="{data_uri(pixels)}" alt="" height="{_HEIGHT}" style="image-rendering: pixelated; margin: 2px">'
+        for pixels in images[:_MAX_PICTURES]
     )
-    return f"<p>{escape(title)}</p><div>{shown}</div>" if shown else ""
+    return f"<p>{escape(title)}</p><div>{tags}</div>" if tags else ""

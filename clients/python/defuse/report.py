@@ -1,8 +1,8 @@
-"""The report of a run: one HTML page with the pictures, one JSON file with the numbers."""
+"""The report of a run: an HTML page and a JSON file."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ import jinja2
 
 from defuse.client import Client
 from defuse.pictures import data_uri
-from defuse.values import Correction, Estimate, Model, Region, RegionPictures, Release, Run
+from defuse.values import Correction, Estimate, Model, RegionPictures, Release, Run
 from defuse.version import VERSION
 
-PAGE, NUMBERS = "report.html", "report.json"
+_PAGE, _JSON = "report.html", "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """Everything that the report shows."""
+class ReportData:
+    """The content of a report."""
 
     run: Run
     model: Model
@@ -29,29 +29,25 @@ class Findings:
 
 
 def write_report(client: Client, run_id: str, directory: Path) -> Path:
-    """Write `report.html` and `report.json` of a run that has succeeded; return the path of the page."""
-    findings = _collect(client, run_id)
+    """Write `report.html` and `report.json` of a succeeded run.
+
+    Returns the path of the page.
+    """
+    data = _collect(client, run_id)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / NUMBERS).write_text(json.dumps(to_json(numbers(findings)), indent=2))
-    page = directory / PAGE
-    page.write_text(_render(findings), encoding="utf-8")
+    (directory / _JSON).write_text(json.dumps(_json_report(data), indent=2))
+    page = directory / _PAGE
+    page.write_text(_render(data), encoding="utf-8")
     return page
 
 
-def numbers(findings: Findings) -> Mapping[str, Any]:
-    """Return what the JSON file holds."""
-    return {
-        "defuse": VERSION,
-        "run": asdict(findings.run),
-        "model": asdict(findings.model),
-        "regions": [{**asdict(found.region), "state": found.region.state} for found in findings.regions],
-        "corrections": [asdict(correction) for correction in findings.corrections],
-        "releases": [asdict(release) for release in findings.releases],
-    }
-
-
 def to_json(value: Any) -> Any:
-    """Return a value as JSON has it: times as ISO 8601, paths and tuples as plain text and lists."""
+    """Return a value as JSON has it.
+
+    Dataclasses become objects, datetimes ISO 8601 texts, tuples lists. Metadata `json` of a field renames its key.
+    """
+    if is_dataclass(value):
+        return {field.metadata.get("json", field.name): to_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -61,10 +57,22 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def _collect(client: Client, run_id: str) -> Findings:
+def _json_report(data: ReportData) -> Mapping[str, Any]:
+    """Return the content of the JSON file."""
+    return {
+        "defuse": VERSION,
+        "run": to_json(data.run),
+        "model": to_json(data.model),
+        "regions": [{**to_json(pictures.region), "state": pictures.region.state} for pictures in data.regions],
+        "corrections": to_json(data.corrections),
+        "releases": to_json(data.releases),
+    }
+
+
+def _collect(client: Client, run_id: str) -> ReportData:
     run = client.run(run_id)
     regions = [client.region(run_id, region.id) for region in client.regions(run_id)]
-    return Findings(
+    return ReportData(
         run=run,
         model=client.model(run.model),
         regions=regions,
@@ -73,23 +81,17 @@ def _collect(client: Client, run_id: str) -> Findings:
     )
 
 
-def _render(findings: Findings) -> str:
+def _render(data: ReportData) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("defuse"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(picture=data_uri, share=_share, interval=_interval, percent=_percent)
-    return environment.get_template("report.html.jinja").render(
-        findings=findings, version=VERSION, changes=_changes(findings), labelled=_labelled(findings)
-    )
+    return environment.get_template("report.html.jinja").render(data=data, version=VERSION, changes=_changes(data))
 
 
-def _labelled(findings: Findings) -> list[Region]:
-    return [found.region for found in findings.regions if found.region.state == "labelled"]
-
-
-def _changes(findings: Findings) -> Mapping[str, Any]:
-    """Return the latest correction's change of each region."""
-    finished = [correction for correction in findings.corrections if correction.state == "succeeded"]
+def _changes(data: ReportData) -> Mapping[str, Any]:
+    """Return the latest correction's change of each region, by region id."""
+    finished = [correction for correction in data.corrections if correction.state == "succeeded"]
     return {change.region: change for change in finished[-1].regions} if finished else {}
 
 

@@ -1,4 +1,4 @@
-"""Arrays on the wire and off it."""
+"""Conversion of arrays to protobuf and back."""
 
 import math
 
@@ -10,12 +10,15 @@ from defuse.v1 import tensor_pb2
 
 
 def images_to_proto(images: npt.NDArray[np.uint8]) -> tensor_pb2.ImageTensor:
-    """Encode images (n, h, w, c)."""
+    """Return the message of images (n, h, w, c) uint8."""
     return tensor_pb2.ImageTensor(shape=images.shape, data=np.ascontiguousarray(images, dtype=np.uint8).tobytes())
 
 
 def images_from_proto(message: tensor_pb2.ImageTensor) -> npt.NDArray[np.uint8]:
-    """Decode images (n, h, w, c); raise InvalidInput when shape and bytes disagree."""
+    """Return images (n, h, w, c) uint8.
+
+    A message without a shape has no images. Raises InvalidInput if shape and bytes disagree.
+    """
     if not message.shape:
         return np.zeros((0, 0, 0, 0), np.uint8)
     if len(message.shape) != 4 or min(message.shape) < 0 or math.prod(message.shape) != len(message.data):
@@ -27,12 +30,15 @@ def images_from_proto(message: tensor_pb2.ImageTensor) -> npt.NDArray[np.uint8]:
 
 
 def floats_to_proto(values: npt.NDArray[np.floating]) -> tensor_pb2.FloatTensor:
-    """Encode an array of real numbers of any shape."""
+    """Return the message of an array of any shape, as float32."""
     return tensor_pb2.FloatTensor(shape=values.shape, data=np.ascontiguousarray(values, dtype="<f4").tobytes())
 
 
 def floats_from_proto(message: tensor_pb2.FloatTensor) -> npt.NDArray[np.float32]:
-    """Decode real numbers; raise InvalidInput when shape and bytes disagree."""
+    """Return a writable array of float32.
+
+    Raises InvalidInput if shape and bytes disagree.
+    """
     if min(message.shape, default=0) < 0 or 4 * math.prod(message.shape) != len(message.data):
         raise InvalidInput(
             f"a tensor of shape {tuple(message.shape)} needs {4 * math.prod(message.shape)} bytes; "

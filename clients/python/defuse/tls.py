@@ -1,4 +1,4 @@
-"""TLS by files: who one is, and whose word one takes. What is to be spoken to by it has an address `grpcs://HOST:PORT`."""
+"""TLS from PEM files, for addresses `grpcs://HOST:PORT`."""
 
 import os
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ _VARIABLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TlsFiles:
-    """PEM files: a certificate chain, its private key, and the authorities that are trusted (None: the system's)."""
+    """PEM files: certificate chain, private key, and trusted authorities.
+
+    Without `authority` the authorities of the system are trusted.
+    """
 
     certificate: Path | None = None
     key: Path | None = None
@@ -27,12 +30,12 @@ class TlsFiles:
 
     @classmethod
     def of_environment(cls) -> Self:
-        """Return the files that `DEFUSE_TLS_CERTIFICATE`, `DEFUSE_TLS_KEY` and `DEFUSE_TLS_AUTHORITY` name."""
+        """Return the files named by `DEFUSE_TLS_CERTIFICATE`, `DEFUSE_TLS_KEY` and `DEFUSE_TLS_AUTHORITY`."""
         named = {part: os.environ.get(variable) for part, variable in _VARIABLES.items()}
         return cls(**{part: Path(path) for part, path in named.items() if path})
 
     def read(self, part: str) -> bytes | None:
-        """Return what one of the files holds; raise InvalidInput where it cannot be read."""
+        """Return the content of a file. Raises InvalidInput if it is unreadable."""
         path: Path | None = getattr(self, part)
         try:
             return path.read_bytes() if path else None
@@ -40,18 +43,19 @@ class TlsFiles:
             raise InvalidInput(f"{_VARIABLES[part]}: {path} cannot be read ({error.strerror})") from error
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """Return what a channel needs; raise InvalidInput where a file cannot be read."""
+        """Return the credentials of a channel. Raises InvalidInput for unreadable files."""
         return grpc.ssl_channel_credentials(self.read("authority"), self.read("key"), self.read("certificate"))
 
 
 def open_channel(api: Any, address: str, tls: TlsFiles, **options: Any) -> Any:
-    """Return a channel of `api`, which is `grpc` or `grpc.aio`: with TLS to `grpcs://HOST:PORT`, else without."""
+    """Return a channel of `grpc` or `grpc.aio`, with TLS for `grpcs://` addresses."""
     if is_secure(address):
         return api.secure_channel(target_of(address), tls.channel_credentials(), **options)
     return api.insecure_channel(address, **options)
 
 
 def is_secure(address: str) -> bool:
+    """Return whether an address requires TLS."""
     return address.startswith(SCHEME)
 
 

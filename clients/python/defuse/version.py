@@ -1,3 +1,3 @@
-"""The version of the system, in the one place that both sides of the wire read."""
+"""The version of client and services."""
 
 VERSION = "0.1.0"

@@ -1,4 +1,4 @@
-"""The client with an event loop, against a gateway of the test's own."""
+"""The client on an event loop, with a fake gateway."""
 
 import asyncio
 import hashlib
@@ -13,8 +13,8 @@ import grpc
 import numpy as np
 import pytest
 from defuse import DefuseError, InvalidInput, NotFound, NotReady, Preprocessing, aio, connection, tensors
+from defuse.calls.uploads import CHUNK_BYTES
 from defuse.errors import DeadlineExceeded, Unavailable, to_status
-from defuse.uploads import CHUNK_BYTES
 from defuse.v1 import failure_pb2, generator_service_pb2, generator_service_pb2_grpc
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
@@ -22,7 +22,7 @@ from grpc_status import rpc_status
 
 from services.localstack.child_process import free_port
 
-Story = Callable[[aio.Client], Awaitable[None]]
+Scenario = Callable[[aio.Client], Awaitable[None]]
 COUNT = 5
 TIMEOUT_S = 30
 
@@ -32,7 +32,7 @@ def refuse(context: Any, error: DefuseError) -> None:
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """Keeps files, lists runs two to a page, and is away when a run is watched for the first time."""
+    """Keeps files, lists two runs per page, breaks the first stream."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -75,7 +75,7 @@ class Gateway(pb_grpc.GatewayServiceServicer):
 
 
 class Generator(generator_service_pb2_grpc.GeneratorServiceServicer):
-    """Sends one failure in each batch; its latents are pixels."""
+    """Sends one failure per batch; its latents are pixels."""
 
     def Identify(  # noqa: N802
         self, request: generator_service_pb2.IdentifyRequest, context: Any
@@ -99,8 +99,8 @@ def gateway() -> Gateway:
 
 
 @pytest.fixture
-def told(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Story], None]]:
-    """Tell a story to a client of that gateway."""
+def run_scenario(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Scenario], None]]:
+    """Run a coroutine function with a client of the fake gateway."""
     monkeypatch.setattr(connection, "_RECONNECT_S", 0.0)
     server = grpc.server(futures.ThreadPoolExecutor(4))
     pb_grpc.add_GatewayServiceServicer_to_server(gateway, server)
@@ -108,75 +108,81 @@ def told(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
 
-    def tell(story: Story) -> None:
+    def execute(scenario: Scenario) -> None:
         async def run() -> None:
             async with aio.Client(f"127.0.0.1:{port}") as client:
-                await asyncio.wait_for(story(client), TIMEOUT_S)
+                await asyncio.wait_for(scenario(client), TIMEOUT_S)
 
         asyncio.run(run())
 
-    yield tell
+    yield execute
     gateway.cancelled.set()
     server.stop(None).wait()
 
 
-def test_pages_and_calls_side_by_side(told: Callable[[Story], None]) -> None:
-    """A list has all of its pages; calls run at the same time."""
+def test_concurrent_calls(run_scenario: Callable[[Scenario], None]) -> None:
+    """Concurrent calls return the entries of all pages."""
 
-    async def story(client: aio.Client) -> None:
+    async def scenario(client: aio.Client) -> None:
         lists = await asyncio.gather(client.runs(), client.runs())
         assert [[run.id for run in runs] for runs in lists] == [[f"r{number}" for number in range(COUNT)]] * 2
 
-    told(story)
+    run_scenario(scenario)
 
 
-def test_a_file_and_what_is_made_of_it(told: Callable[[Story], None], gateway: Gateway, tmp_path: Path) -> None:
-    """A file is sent in chunks, once; each create has an id of its own."""
+def test_upload(run_scenario: Callable[[Scenario], None], gateway: Gateway, tmp_path: Path) -> None:
+    """A file is uploaded in chunks, once.
+
+    Each create has its own request id.
+    """
     content = bytes(2 * CHUNK_BYTES + 7)
     (tmp_path / "tiny.onnx").write_bytes(content)
 
-    async def story(client: aio.Client) -> None:
+    async def scenario(client: aio.Client) -> None:
         for _ in range(2):
             model = await client.add_model("tiny", tmp_path / "tiny.onnx", ["ant", "bee"], Preprocessing())
             assert model.id == "tiny"
         with pytest.raises(InvalidInput, match="cannot read"):
             await client.add_model("tiny", tmp_path / "missing", ["ant", "bee"])
 
-    told(story)
+    run_scenario(scenario)
     assert gateway.files == {hashlib.sha256(content).hexdigest(): content}
     assert [len(request_id) for request_id in gateway.ids] == [36, 36]
     assert len(set(gateway.ids)) == 2
 
 
-def test_a_stream_goes_on_after_an_absence(told: Callable[[Story], None]) -> None:
-    """Whoever waits, or reads, sees one stream."""
+def test_stream_reconnects(run_scenario: Callable[[Scenario], None]) -> None:
+    """Waiting and reading see one stream, although it broke."""
 
-    async def story(client: aio.Client) -> None:
+    async def scenario(client: aio.Client) -> None:
         notes: list[str] = []
         assert (await client.wait_for_run("a", on_change=lambda run: notes.append(run.note))).note == "2"
         assert notes == ["1", "2"]
         assert [run.note async for run in client.watch_run("a")] == ["3"]
 
-    told(story)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_stream_ends_when_the_caller_has_waited_long_enough(told: Callable[[Story], None], there: bool) -> None:
-    """It is the same error, whether the gateway takes too long or never came back."""
+def test_stream_timeout(run_scenario: Callable[[Scenario], None], there: bool) -> None:
+    """A slow and an absent gateway give the same error."""
 
-    async def story(client: aio.Client) -> None:
+    async def scenario(client: aio.Client) -> None:
         async with aio.Client(f"127.0.0.1:{free_port()}") as nobody:
-            asked = client if there else nobody
+            target = client if there else nobody
             with pytest.raises(DeadlineExceeded, match=r"WatchRun had not ended after 0.3 s"):
-                await asked.wait_for_run("endless", timeout_s=0.3)
+                await target.wait_for_run("endless", timeout_s=0.3)
 
-    told(story)
+    run_scenario(scenario)
 
 
-def test_failures_as_they_are_found(told: Callable[[Story], None], gateway: Gateway) -> None:
-    """They are read by `async for`, from any token on; a reader that stops can cancel the run."""
+def test_failures(run_scenario: Callable[[Scenario], None], gateway: Gateway) -> None:
+    """The stream resumes at any token.
 
-    async def story(client: aio.Client) -> None:
+    A reader that stops can cancel the run.
+    """
+
+    async def scenario(client: aio.Client) -> None:
         assert [batch.failures[0].source async for batch in client.failures("a", resume_token="3")] == [3, 4]
         async with aclosing(client.failures("a")) as batches:
             await anext(batches)
@@ -185,37 +191,37 @@ def test_failures_as_they_are_found(told: Callable[[Story], None], gateway: Gate
             await anext(batches)
         assert gateway.cancelled.is_set()
 
-    told(story)
+    run_scenario(scenario)
 
 
-def test_a_call_that_is_cancelled(told: Callable[[Story], None]) -> None:
-    """A task that waits can be cancelled like any other."""
+def test_cancelled_task(run_scenario: Callable[[Scenario], None]) -> None:
+    """A waiting task can be cancelled."""
 
-    async def story(client: aio.Client) -> None:
+    async def scenario(client: aio.Client) -> None:
         waiting = asyncio.create_task(client.wait_for_run("endless"))
         await asyncio.wait([waiting], timeout=0.2)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
 
-    told(story)
+    run_scenario(scenario)
 
 
-def test_a_latent_space(told: Callable[[Story], None]) -> None:
-    """It is functions of arrays here too."""
+def test_latent_space(run_scenario: Callable[[Scenario], None]) -> None:
+    """Arrays go in and out."""
 
-    async def story(client: aio.Client) -> None:
+    async def scenario(client: aio.Client) -> None:
         images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
         mu, _ = await client.latent_space("first").encode(images)
         np.testing.assert_allclose(mu, images.reshape(3, 4))
 
-    told(story)
+    run_scenario(scenario)
 
 
-def test_errors_have_their_classes(told: Callable[[Story], None]) -> None:
-    """What the gateway means is raised, with its reason; a call that nobody answers says where nobody is."""
+def test_errors(run_scenario: Callable[[Scenario], None]) -> None:
+    """Errors keep class and reason; Unavailable names an absent gateway."""
 
-    async def story(client: aio.Client) -> None:
+    async def scenario(client: aio.Client) -> None:
         with pytest.raises(NotReady, match="there is no stopping") as caught:
             await client.cancel_run("unstoppable")
         assert caught.value.reason == "PLANTED"
@@ -223,4 +229,4 @@ def test_errors_have_their_classes(told: Callable[[Story], None]) -> None:
             with pytest.raises(Unavailable, match=nobody.address):
                 await nobody.version()
 
-    told(story)
+    run_scenario(scenario)

@@ -1,3 +1,5 @@
+"""Streams, uploads and the address of the gateway, with a fake gateway."""
+
 import hashlib
 import json
 import os
@@ -8,22 +10,22 @@ from typing import Any
 
 import grpc
 import pytest
-from defuse.blocking import perform
+from defuse.calls.uploads import CHUNK_BYTES, upload_bytes, upload_file
+from defuse.client import run_call
 from defuse.connection import Connection, find_gateway
 from defuse.errors import DeadlineExceeded, NotFound, Unavailable, to_status
-from defuse.uploads import CHUNK_BYTES, upload_bytes, upload_file
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from grpc_status import rpc_status
 
 from services.localstack.child_process import free_port
-from tests.unit.client.serving import connected
+from tests.unit.client.gateway_server import connected
 
 Context = grpc.ServicerContext
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
-    """A gateway that keeps files in memory, and whose Redis is away when a run is watched for the first time."""
+    """Keeps files in memory, and breaks the first stream of a run."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -49,7 +51,7 @@ class Gateway(pb_grpc.GatewayServiceServicer):
             return
         yield pb.WatchRunResponse(run={"name": request.name, "note": str(self.watches)})
         if self.watches == 1:
-            context.abort_with_status(rpc_status.to_status(to_status(Unavailable("Redis does not answer"))))
+            context.abort_with_status(rpc_status.to_status(to_status(Unavailable("Redis does not response"))))
 
 
 @pytest.fixture
@@ -59,49 +61,52 @@ def gateway() -> Gateway:
 
 @pytest.fixture
 def connection(gateway: Gateway) -> Iterator[Connection]:
-    """Serve that gateway; give a connection to it."""
+    """Serve the fake gateway; provide a connection to it."""
     with connected(gateway) as found:
         yield found
         gateway.over.set()
 
 
-def test_a_stream_goes_on_after_an_absence(connection: Connection, gateway: Gateway) -> None:
-    """While a server that the gateway needs is away, a stream is asked for again, and the caller sees one stream."""
-    answers = connection.watch("WatchRun", pb.WatchRunRequest(name="runs/a"), 30)
-    assert [answer.run.note for answer in answers] == ["1", "2"]
+def test_stream_reconnects(connection: Connection, gateway: Gateway) -> None:
+    """A broken stream is requested again; the reader sees one stream."""
+    responses = connection.watch("WatchRun", pb.WatchRunRequest(name="runs/a"), 30)
+    assert [response.run.note for response in responses] == ["1", "2"]
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, 0.001, 0.3])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_stream_ends_when_the_caller_has_waited_long_enough(
-    connection: Connection, timeout_s: float, there: bool
-) -> None:
-    """When the time is over it is the same error, whether the gateway takes too long or never came back."""
-    asked = connection if there else Connection(f"127.0.0.1:{free_port()}", timeout_s=10)
+def test_stream_timeout(connection: Connection, timeout_s: float, there: bool) -> None:
+    """A slow and an absent gateway give the same error."""
+    target = connection if there else Connection(f"127.0.0.1:{free_port()}", timeout_s=10)
     with pytest.raises(DeadlineExceeded, match=f"WatchRun had not ended after {timeout_s:g} s .*wait longer"):
-        list(asked.watch("WatchRun", pb.WatchRunRequest(name="runs/endless"), timeout_s))
-    asked.close()
+        list(target.watch("WatchRun", pb.WatchRunRequest(name="runs/endless"), timeout_s))
+    target.close()
 
 
 @pytest.mark.parametrize("send", ["bytes", "file"])
-def test_a_file_is_sent_once(connection: Connection, gateway: Gateway, tmp_path: Path, send: str) -> None:
-    """A file arrives whole under its digest, and what the gateway has already is not sent again."""
+def test_upload_once(connection: Connection, gateway: Gateway, tmp_path: Path, send: str) -> None:
+    """A file arrives complete under its digest.
+
+    A known digest is not uploaded again.
+    """
     content = os.urandom(2 * CHUNK_BYTES + 7)
     (tmp_path / "file").write_bytes(content)
-    told: list[tuple[int, int]] = []
+    progress_calls: list[tuple[int, int]] = []
     ways: dict[str, Callable[[], str]] = {
-        "bytes": lambda: perform(connection, upload_bytes(content)),
-        "file": lambda: perform(connection, upload_file(tmp_path / "file", lambda *progress: told.append(progress))),
+        "bytes": lambda: run_call(connection, upload_bytes(content)),
+        "file": lambda: run_call(
+            connection, upload_file(tmp_path / "file", lambda *progress: progress_calls.append(progress))
+        ),
     }
     digest = hashlib.sha256(content).hexdigest()
     assert [ways[send](), ways[send]()] == [digest, digest]
     assert (gateway.files, gateway.uploads) == ({digest: content}, 1)
     if send == "file":
-        assert told[-1] == (len(content), len(content))
+        assert progress_calls[-1] == (len(content), len(content))
 
 
-def test_where_the_gateway_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable says it, else the local stack of this user; without both, what to do is said."""
+def test_find_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable precedes the local stack; the error names the remedy."""
     monkeypatch.delenv("DEFUSE_GATEWAY", raising=False)
     monkeypatch.setenv("DEFUSE_HOME", str(tmp_path))
     with pytest.raises(Unavailable, match=rf"{tmp_path}.*defuse up") as caught:

@@ -1,4 +1,7 @@
-"""The table of errors both ways; `tests/unit/runtime/test_interceptors.py` sends them over a real connection."""
+"""Errors to gRPC statuses and back.
+
+`tests/unit/runtime/test_interceptors.py` sends them over a real connection.
+"""
 
 import inspect
 from collections.abc import Sequence
@@ -25,7 +28,7 @@ CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issu
 
 
 class Status(grpc.RpcError):
-    """What a gRPC call raises: a code, a sentence and trailing metadata."""
+    """An error of gRPC: a code, details and trailing metadata."""
 
     def __init__(self, code: grpc.StatusCode, details: str, metadata: Sequence[tuple[str, bytes]] = ()) -> None:
         super().__init__()
@@ -42,21 +45,24 @@ class Status(grpc.RpcError):
 
 
 def sent(status: status_pb2.Status) -> Status:
-    """Return what a caller sees of a status."""
+    """Return the error of gRPC that a caller receives for a status."""
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     return Status(code, status.message, [("grpc-status-details-bin", status.SerializeToString())])
 
 
-def test_every_class_is_in_the_table_once() -> None:
-    """Each class of the hierarchy but its base has a code, and those that share one have reasons of their own."""
+def test_table_is_complete() -> None:
+    """Each class but the base has a code.
+
+    Classes that share one have different reasons.
+    """
     assert set(CLASSES) - {DefuseError} == set(CODES)
     assert len({(code, cls.default_reason) for cls, code in CODES.items()}) == len(CODES)
     assert [cls for cls in CODES if list(CODES.values()).count(CODES[cls]) > 1] == [StoreFull, LimitExceeded]
 
 
 @pytest.mark.parametrize("cls", CODES, ids=lambda cls: cls.__name__)
-def test_both_ways(cls: type[DefuseError]) -> None:
-    """A class becomes its code and is read back as itself, with sentence, reason and metadata."""
+def test_round_trip(cls: type[DefuseError]) -> None:
+    """A class is read back with message, reason and metadata."""
     reason = cls.default_reason if cls is LimitExceeded else "PLANTED"
     error = cls("region 'r9' is not there", reason=reason, metadata={"region": "r9"})
     status = to_status(error)
@@ -68,8 +74,8 @@ def test_both_ways(cls: type[DefuseError]) -> None:
 
 
 @pytest.mark.parametrize("cls", [InvalidInput, NotFound])
-def test_the_field_that_is_wrong(cls: type[DefuseError]) -> None:
-    """It travels as google.rpc.BadRequest, so that any client can show the sentence beside it."""
+def test_field(cls: type[DefuseError]) -> None:
+    """The field travels as google.rpc.BadRequest."""
     status = to_status(cls("the radius is 9; at most 3", field="config.search.radius_sd"))
     violations = error_details_pb2.BadRequest()
     assert status.details[1].Unpack(violations)
@@ -79,8 +85,8 @@ def test_the_field_that_is_wrong(cls: type[DefuseError]) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.25, 90.0])
-def test_when_to_try_again(seconds: float) -> None:
-    """It travels as google.rpc.RetryInfo."""
+def test_retry_delay(seconds: float) -> None:
+    """The delay travels as google.rpc.RetryInfo."""
     status = to_status(LimitExceeded("too many calls", retry_after_s=seconds))
     retry = error_details_pb2.RetryInfo()
     assert status.details[1].Unpack(retry)
@@ -88,8 +94,8 @@ def test_when_to_try_again(seconds: float) -> None:
     assert from_rpc_error(sent(status), address="here:1").retry_after_s == seconds
 
 
-def test_who_may_try_again() -> None:
-    """Where trying again is right by itself it is said when; nowhere else, and no field without one."""
+def test_default_retry_delays() -> None:
+    """Only errors that a retry may resolve have a delay by default."""
     again = {cls for cls in CODES if cls("x").retry_after_s is not None}
     assert again == {Conflict, Unavailable, LimitExceeded}
     for cls in CODES:
@@ -97,29 +103,29 @@ def test_who_may_try_again() -> None:
         assert (read.retry_after_s, read.field) == (cls("x").retry_after_s, None)
 
 
-def test_a_full_store_and_a_limit_are_told_apart() -> None:
-    """They share a status code; another reason of that code, for instance of a newer server, is the store's."""
+def test_classes_with_one_code() -> None:
+    """They share a status code; an unknown reason is read as StoreFull."""
     for cls in (StoreFull, LimitExceeded):
         assert type(from_rpc_error(sent(to_status(cls("x"))), address="here:1")) is cls
     assert type(from_rpc_error(sent(to_status(StoreFull("x", reason="NEWER"))), address="here:1")) is StoreFull
 
 
 @pytest.mark.parametrize("cls", CODES, ids=lambda cls: cls.__name__)
-def test_a_class_has_a_reason_by_default(cls: type[DefuseError]) -> None:
-    """An error that is given no reason has that of its class, and each class its own."""
+def test_default_reasons(cls: type[DefuseError]) -> None:
+    """Each class has its own default reason."""
     assert cls("x").reason == cls.default_reason
     assert sum(other.default_reason == cls.default_reason for other in CODES) == 1
 
 
-def test_reason_is_for_programs_and_in_our_domain() -> None:
-    """The reason travels as google.rpc.ErrorInfo of our domain, so that any client can read it."""
+def test_domain() -> None:
+    """The reason travels as google.rpc.ErrorInfo of the domain `defuse`."""
     info = error_details_pb2.ErrorInfo()
     assert to_status(StoreFull("full")).details[0].Unpack(info)
     assert (info.domain, info.reason) == ("defuse", "STORE_FULL")
 
 
-def test_nothing_answers() -> None:
-    """A server that is not there is Unavailable, by its address, with the command that starts one."""
+def test_absent_server() -> None:
+    """Unavailable names the address, and the command that starts a stack."""
     read = from_rpc_error(Status(grpc.StatusCode.UNAVAILABLE, "connection refused"), address="here:1")
     assert type(read) is Unavailable
     assert "here:1" in read.message
@@ -135,13 +141,13 @@ def test_nothing_answers() -> None:
         ("Channel closed!", errors.Cancelled),
     ],
 )
-def test_who_cancelled(details: str, cls: type[DefuseError]) -> None:
-    """A server that stops cancels what just reaches it, without a reason; whoever cancels here knows that he did."""
+def test_cancelled_calls(details: str, cls: type[DefuseError]) -> None:
+    """Stopping servers cancel new calls without a reason; callers cancel locally."""
     assert type(from_rpc_error(Status(grpc.StatusCode.CANCELLED, details), address="here:1")) is cls
 
 
-def test_unavailable_that_a_server_said() -> None:
-    """What a server itself says is unavailable keeps the server's words."""
+def test_unavailable_from_a_server() -> None:
+    """The server's message and reason are kept."""
     read = from_rpc_error(sent(to_status(Unavailable("Triton is starting", reason="TRITON"))), address="here:1")
     assert (read.message, read.reason) == ("Triton is starting", "TRITON")
 
@@ -155,15 +161,15 @@ def test_unavailable_that_a_server_said() -> None:
         (grpc.StatusCode.UNKNOWN, Internal),
     ],
 )
-def test_a_status_without_details(code: grpc.StatusCode, cls: type[DefuseError]) -> None:
-    """What comes from gRPC itself is read by its code; a code that we never send is a defect."""
+def test_status_without_details(code: grpc.StatusCode, cls: type[DefuseError]) -> None:
+    """Errors of gRPC itself are read by code; unexpected codes are Internal."""
     read = from_rpc_error(Status(code, "said by gRPC"), address="here:1")
     assert (type(read), read.message, read.reason) == (cls, "said by gRPC", cls.default_reason)
     assert from_rpc_error(Status(code, ""), address="here:1").message == code.name
 
 
-def test_a_message_too_large_for_grpc_is_no_full_store() -> None:
-    """A server answers RESOURCE_EXHAUSTED for messages beyond its limit; nobody is sent to clear a disk for that."""
+def test_too_large_message() -> None:
+    """RESOURCE_EXHAUSTED of gRPC itself, for large messages, is not StoreFull."""
     details = "Received message larger than max (9000000 vs. 8388608)"
     read = from_rpc_error(Status(grpc.StatusCode.RESOURCE_EXHAUSTED, details), address="here:1")
     assert not isinstance(read, StoreFull)

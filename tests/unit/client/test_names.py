@@ -3,8 +3,8 @@ from defuse import names
 from defuse.errors import InvalidInput
 
 
-def test_names_are_built_from_ids() -> None:
-    """Each kind of resource has its form."""
+def test_names_from_ids() -> None:
+    """Each kind of resource has its pattern."""
     assert names.model("tiny") == "models/tiny"
     assert names.model_version("models/tiny", 3) == "models/tiny/versions/3"
     assert names.dataset("d1") == "datasets/d1"
@@ -13,8 +13,8 @@ def test_names_are_built_from_ids() -> None:
     assert names.correction("first", "c1") == "runs/first/corrections/c1"
 
 
-def test_names_are_taken_apart() -> None:
-    """The last part and the parent of a name are found again."""
+def test_last_and_parent() -> None:
+    """Ids and parents are found in names."""
     assert names.last("runs/first/regions/r1") == "r1"
     assert names.last("runs/first") == "first"
     assert names.parent("runs/first/regions/r1") == "runs/first"
@@ -23,13 +23,16 @@ def test_names_are_taken_apart() -> None:
 
 @pytest.mark.parametrize("value", ["a", "A.b_c-9", "0", "x" * 63])
 def test_valid_ids(value: str) -> None:
-    """An id is 1 to 63 letters, digits, dots, underscores or hyphens, the first a letter or a digit."""
+    """An id has 1 to 63 of the allowed characters."""
     assert names.check_id("run", value) == value
 
 
 @pytest.mark.parametrize("value", ["", "-a", ".", "..", "_a", "a/b", "a b", "ä", "a\n", "x" * 64, "a\x00"])
-def test_bad_ids(value: str) -> None:
-    """Anything else is refused with the kind and itself, so that no id is a path, an option or a line."""
+def test_invalid_ids(value: str) -> None:
+    """The error has the kind and the id.
+
+    No id is a path, an option or a line.
+    """
     for build in (names.model, names.dataset, names.run):
         with pytest.raises(InvalidInput) as caught:
             build(value)
@@ -40,8 +43,8 @@ def test_bad_ids(value: str) -> None:
 @pytest.mark.parametrize(
     ("name", "pattern"), [("runs/first", "runs/*"), ("runs/first/corrections/c1", "runs/*/corrections/*")]
 )
-def test_names_of_the_right_form(name: str, pattern: str) -> None:
-    """A name of the form is returned."""
+def test_matching_names(name: str, pattern: str) -> None:
+    """A matching name is returned."""
     assert names.check(name, pattern) == name
 
 
@@ -58,8 +61,8 @@ def test_names_of_the_right_form(name: str, pattern: str) -> None:
         ("runs/..", "INVALID_ID"),
     ],
 )
-def test_names_of_another_form(name: str, reason: str) -> None:
-    """A name of another form, or with a bad id, is refused with itself or the id."""
+def test_other_names(name: str, reason: str) -> None:
+    """The error has the name or the id, and the field."""
     with pytest.raises(InvalidInput) as caught:
         names.check(name, "runs/*", field="run")
     assert (caught.value.reason, caught.value.field) == (reason, "run")

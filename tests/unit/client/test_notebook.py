@@ -1,3 +1,5 @@
+"""HTML of values for notebooks."""
+
 import base64
 import io
 import re
@@ -46,14 +48,14 @@ def region(**more: Any) -> region_pb2.Region:
 
 
 def cells(html: str) -> list[str]:
-    """Return what stands in a page's cells, and fail for a tag that is not the notebook's own."""
+    """Return the texts of all cells; fail for unexpected tags."""
     tags = set(re.findall(r"</?([a-z]+)", html))
     assert tags <= {"table", "caption", "tr", "th", "td", "p", "div", "img"}, tags
     return re.findall(r"<(?:td|th|caption)[^>]*>([^<]*)<", html)
 
 
-def test_a_run() -> None:
-    """Where it stands and what it found; what is empty is left out, and words of people do no harm."""
+def test_run() -> None:
+    """State and counts are shown; empty values are omitted, texts are escaped."""
     shown = cells(Run.from_proto(RUN)._repr_html_())
     assert shown[:3] == ["run first", "state", "identifying, 25%"]
     assert "tiny, version 3" in shown
@@ -62,35 +64,42 @@ def test_a_run() -> None:
     assert "error" not in shown
 
 
-def test_a_region() -> None:
-    """Its confusion, its figures, and what was said of it."""
+def test_region() -> None:
+    """Labels, figures and annotation are shown."""
     shown = cells(Region.from_proto(region())._repr_html_())
     assert shown[0] == "region r1 of run first"
-    assert {ESCAPED, "bee", "0.125", "8 of 16 wrong", "0.500 [0.250, 0.750] (n=16)", "open; suggested: ant"} <= {*shown}
+    assert {
+        ESCAPED,
+        "bee",
+        "0.125",
+        "8 of 16 misclassified",
+        "0.500 [0.250, 0.750] (n=16)",
+        "open; suggested: ant",
+    } <= {*shown}
     annotation = {"region": "runs/first/regions/r1", "verdict": 1, "label": EVIL, "annotator": EVIL}
     shown = cells(Region.from_proto(region(annotation=annotation))._repr_html_())
-    assert f"{ESCAPED}, says {ESCAPED}" in shown
+    assert f"{ESCAPED}, by {ESCAPED}" in shown
 
 
-def test_pictures_are_in_the_page() -> None:
-    """Each picture is a PNG of its own pixels; rows without pictures are left out."""
+def test_pictures() -> None:
+    """Each picture is a PNG of its pixels; empty rows are omitted."""
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 6, 1), dtype=np.uint8)
-    answer = pb.GetRegionResponse(
+    response = pb.GetRegionResponse(
         region=region(), exemplars=tensors.images_to_proto(images), sources=tensors.images_to_proto(255 - images)
     )
-    html = RegionPictures.from_proto(answer)._repr_html_()
+    html = RegionPictures.from_proto(response)._repr_html_()
     cells(html)
     found = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
         for content in re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     ]
     np.testing.assert_array_equal(found, np.concatenate([images, 255 - images])[..., 0])
-    assert f"real images labelled {ESCAPED}" in html
+    assert f"source images, labelled {ESCAPED}" in html
     assert "nearest" not in html
 
 
-def test_a_correction() -> None:
-    """What was chosen, what it changes, and what the gate says of it."""
+def test_correction() -> None:
+    """Choice, effects and verdict are shown."""
     result = correction_pb2.CorrectionResult(
         regions=[{"region": "runs/first/regions/r1", "label": EVIL, "before": HALF, "after": HALF}],
         choice={"method": 1, "region_weight": 0.3, "learning_rate": 1e-3, "share": 1.0},
@@ -114,8 +123,8 @@ def test_a_correction() -> None:
     assert "chosen" not in shown
 
 
-def test_a_verdict() -> None:
-    """Every check with its figure and its bound, and whether it holds."""
+def test_verdict() -> None:
+    """Every check is shown with figure, bound and outcome."""
     shown = cells(GateVerdict.from_proto(VERDICT)._repr_html_())
     assert shown[:3] == ["gate v1", "verdict", "not passed: 1 of 2 checks"]
     rows = [shown[begin : begin + 5] for begin, cell in enumerate(shown) if cell in {"yes", "no"}]

@@ -1,28 +1,26 @@
-"""Models, what the gate says of candidates, and which version callers get."""
+"""Calls for models and guards."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from defuse import names
-from defuse.calls.pages import listed
-from defuse.calls.requests import new_id
+from defuse.calls.sans_io import Rpc, SansIoCall, list_all_pages, new_request_id
+from defuse.calls.uploads import read_content, upload_bytes
 from defuse.errors import InvalidInput
-from defuse.steps import Call, Steps, User
-from defuse.uploads import content_of, upload_bytes
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import model_pb2
-from defuse.values import GateVerdict, Model, Preprocessing, Release
+from defuse.values import Guard, Model, Preprocessing
 
-# Registering and releasing load a model in Triton.
+# Triton loads the model before the response.
 _LOAD_DEADLINE_S = 150.0
-# The gate asks two versions about all test images.
-GATE_DEADLINE_S = 900.0
+# The corrector decodes and encodes some thousand images, and Triton loads two models.
+_GUARD_DEADLINE_S = 300.0
 
 
-def version() -> Steps[str]:
-    """Return the version of the system that answers."""
-    answer = yield Call(method="GetVersion", request=pb.GetVersionRequest())
-    return str(answer.version)
+def version() -> SansIoCall[str]:
+    """Return the version of the gateway."""
+    response = yield Rpc(method="GetVersion", request=pb.GetVersionRequest())
+    return str(response.version)
 
 
 def add_model(
@@ -32,67 +30,63 @@ def add_model(
     preprocessing: Preprocessing | None = None,
     *,
     output: str = "logits",
-) -> Steps[Model]:
-    """Register a classifier and serve it as version 1; `output` is `logits` or `probabilities`."""
+) -> SansIoCall[Model]:
+    """Register a classifier and serve it as version 1.
+
+    Args:
+        model_id: Id of the model, also its name in Triton.
+        onnx: The classifier: the path of an ONNX file, or its content.
+        classes: Class names in the order of the outputs.
+        preprocessing: The map from stored pixels to the classifier's input.
+        output: `logits` or `probabilities`.
+    """
     if output not in {"logits", "probabilities"}:
         raise InvalidInput(f"output {output!r} is unknown; use logits or probabilities")
-    file = yield from content_of(onnx)
+    content = yield from read_content(onnx)
     model_ = model_pb2.Model(
         name=names.model(model_id),
         classes=classes,
         preprocessing=(preprocessing or Preprocessing()).to_proto(),
         output=model_pb2.Model.Output.Value(f"OUTPUT_{output.upper()}"),
     )
-    request = pb.CreateModelRequest(model=model_, file_digest=(yield from upload_bytes(file)), request_id=new_id())
-    answer = yield Call(method="CreateModel", request=request, timeout_s=_LOAD_DEADLINE_S)
-    return Model.from_proto(answer.model)
+    digest = yield from upload_bytes(content)
+    request = pb.CreateModelRequest(model=model_, file_digest=digest, request_id=new_request_id())
+    response = yield Rpc(method="CreateModel", request=request, timeout_s=_LOAD_DEADLINE_S)
+    return Model.from_proto(response.model)
 
 
-def model(model_id: str) -> Steps[Model]:
+def model(model_id: str) -> SansIoCall[Model]:
     """Return a model."""
-    answer = yield Call(method="GetModel", request=pb.GetModelRequest(name=names.model(model_id)))
-    return Model.from_proto(answer.model)
+    response = yield Rpc(method="GetModel", request=pb.GetModelRequest(name=names.model(model_id)))
+    return Model.from_proto(response.model)
 
 
-def models() -> Steps[list[Model]]:
+def models() -> SansIoCall[list[Model]]:
     """Return all models, by id."""
-    found = yield from listed("ListModels", pb.ListModelsRequest(), "models")
-    return [Model.from_proto(message) for message in found]
+    messages = yield from list_all_pages("ListModels", pb.ListModelsRequest(), "models")
+    return [Model.from_proto(message) for message in messages]
 
 
-def releases(model_id: str) -> Steps[list[Release]]:
-    """Return the releases of a model, oldest first."""
-    found = yield from listed("ListReleases", pb.ListReleasesRequest(model=names.model(model_id)), "releases")
-    return [Release.from_proto(message) for message in found]
+def create_guard(run_id: str, *, false_alarm_rate: float = 0.0) -> SansIoCall[Guard]:
+    """Make a guard from the labelled regions of a run.
 
-
-def judge(model_id: str, onnx: str | Path | bytes, *, dataset: str = "") -> Steps[GateVerdict]:
-    """Ask the gate whether a file may take the place of the version that callers of a model get.
-
-    `dataset` is the id of the data set whose test split is asked about, by default that of the model's newest run.
-    A broken file is a verdict that is not passed.
+    Triton serves it beside the model. Every release makes a guard, too. `false_alarm_rate` bounds the share of
+    correctly classified images that the guard puts inside a region; 0 takes the default of 0.05.
     """
-    file = yield from content_of(onnx)
-    request = pb.JudgeCandidateRequest(
-        model=names.model(model_id),
-        file_digest=(yield from upload_bytes(file)),
-        dataset=names.dataset(dataset) if dataset else "",
+    request = pb.CreateGuardRequest(
+        run=names.run(run_id), false_alarm_rate=false_alarm_rate, request_id=new_request_id()
     )
-    answer = yield Call(method="JudgeCandidate", request=request, timeout_s=GATE_DEADLINE_S)
-    return GateVerdict.from_proto(answer.verdict)
+    response = yield Rpc(method="CreateGuard", request=request, timeout_s=_GUARD_DEADLINE_S)
+    return Guard.from_proto(response.guard)
 
 
-def verdict(model_id: str, verdict_id: str) -> Steps[GateVerdict]:
-    """Return what the gate said."""
-    request = pb.GetVerdictRequest(name=names.verdict(model_id, verdict_id))
-    answer = yield Call(method="GetVerdict", request=request)
-    return GateVerdict.from_proto(answer.verdict)
+def guard(model_id: str, guard_id: str) -> SansIoCall[Guard]:
+    """Return a guard."""
+    response = yield Rpc(method="GetGuard", request=pb.GetGuardRequest(name=names.guard(model_id, guard_id)))
+    return Guard.from_proto(response.guard)
 
 
-def rollback(model_id: str, *, reason: str = "", actor: str | None = None) -> Steps[Release]:
-    """Give callers the version before the present one; `actor`, by default the user, and `reason` are kept."""
-    request = pb.RollbackModelRequest(
-        model=names.model(model_id), actor=actor or (yield User()), reason=reason, request_id=new_id()
-    )
-    answer = yield Call(method="RollbackModel", request=request, timeout_s=_LOAD_DEADLINE_S)
-    return Release.from_proto(answer.release)
+def guards(model_id: str) -> SansIoCall[list[Guard]]:
+    """Return the guards of a model, oldest first; Triton serves the last."""
+    messages = yield from list_all_pages("ListGuards", pb.ListGuardsRequest(model=names.model(model_id)), "guards")
+    return [Guard.from_proto(message) for message in messages]

@@ -1,4 +1,4 @@
-"""Production traffic: how it is watched, what is known of it, what has changed."""
+"""Calls for monitors, alerts, ground truth and the audit log."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -7,20 +7,19 @@ from itertools import islice
 from google.protobuf.duration_pb2 import Duration
 
 from defuse import names
-from defuse.calls.pages import listed
+from defuse.calls.sans_io import Rpc, SansIoCall, StreamRpc, list_all_pages
 from defuse.errors import InvalidInput
-from defuse.steps import Call, Steps, Stream
-from defuse.v1 import monitor_pb2
+from defuse.v1 import audit_pb2, gateway_service_pb2, monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
-from defuse.values import Alert, Monitor, MonitorConfig, Run
+from defuse.values import Alert, AuditEvent, MonitorConfig, MonitorState, Run
 
-_MOST_IDS = 10_000
+_MAX_IDS_PER_CALL = 10_000
 
 
-def monitor(model_id: str) -> Steps[Monitor]:
-    """Return what is known of a model's traffic."""
-    answer = yield Call(method="GetMonitor", request=pb.GetMonitorRequest(name=names.monitor(model_id)))
-    return Monitor.from_proto(answer.monitor)
+def monitor(model_id: str) -> SansIoCall[MonitorState]:
+    """Return a model's monitor: traffic, region hits, drift and accuracy."""
+    response = yield Rpc(method="GetMonitor", request=pb.GetMonitorRequest(name=names.monitor(model_id)))
+    return MonitorState.from_proto(response.monitor)
 
 
 def configure_monitor(
@@ -31,10 +30,18 @@ def configure_monitor(
     keep: str = "images",
     webhook_url: str = "",
     start_runs: bool = False,
-) -> Steps[MonitorConfig]:
-    """Say how a model's traffic is watched, all of it: what is left out takes its default. For admins.
+) -> SansIoCall[MonitorConfig]:
+    """Replace the configuration of a model's monitor. For admins.
 
-    `keep`: `images`, or `latents` alone once an image was looked at. Raises InvalidInput for values out of bounds.
+    Omitted settings take their defaults. Raises InvalidInput for values out of bounds.
+
+    Args:
+        model_id: Id of the model.
+        expected_run_length: Observations between two false alarms, in expectation, at least.
+        retention_s: How long observations are stored, in seconds.
+        keep: `images`, or `latents` to delete images after their evaluation.
+        webhook_url: URL to which alerts are posted.
+        start_runs: Whether an alert about a region starts a run on the images that caused it.
     """
     if keep not in {"images", "latents"}:
         raise InvalidInput(f"keep {keep!r} is unknown; use images or latents")
@@ -46,55 +53,79 @@ def configure_monitor(
         start_runs=start_runs,
     )
     request = pb.ConfigureMonitorRequest(model=names.model(model_id), config=config)
-    answer = yield Call(method="ConfigureMonitor", request=request)
-    return MonitorConfig.from_proto(answer.config)
-
-
-def alerts(model_id: str) -> Steps[list[Alert]]:
-    """Return the alerts of a model, newest first."""
-    found = yield from listed("ListAlerts", pb.ListAlertsRequest(model=names.model(model_id)), "alerts")
-    return [Alert.from_proto(message) for message in found]
-
-
-def watch_alerts(model_id: str = "") -> Stream[Alert]:
-    """Yield the alerts of a model, or of all, as they are raised, for ever; lost connections are made again.
-
-    What was raised while there was no connection is in `alerts`.
-    """
-    request = pb.WatchAlertsRequest(model=names.model(model_id) if model_id else "")
-    return Stream(method="WatchAlerts", request=request, read=lambda answer: Alert.from_proto(answer.alert))
-
-
-def start_alert_run(model_id: str, alert_id: str) -> Steps[Run]:
-    """Start a run on the captured images that caused an alert about a region; return the one that it has already.
-
-    Raises NotReady where no images were kept.
-    """
-    request = pb.StartAlertRunRequest(name=names.alert(model_id, alert_id))
-    answer = yield Call(method="StartAlertRun", request=request)
-    return Run.from_proto(answer.run)
-
-
-def attach_truth(model_id: str, truths: Mapping[str, str]) -> Steps[int]:
-    """Say what observations really show, class names by their ids; return how many of the ids are known."""
-    attached = 0
-    rest = iter(truths.items())
-    while some := dict(islice(rest, _MOST_IDS)):
-        request = pb.AttachTruthRequest(model=names.model(model_id), truths=some)
-        attached += (yield Call(method="AttachTruth", request=request)).attached
-    return attached
-
-
-def delete_observations(model_id: str, ids: Sequence[str]) -> Steps[int]:
-    """Delete observations with all that is kept of their images; return how many of the ids were known."""
-    deleted = 0
-    for begin in range(0, len(ids), _MOST_IDS):
-        request = pb.DeleteObservationsRequest(model=names.model(model_id), ids=ids[begin : begin + _MOST_IDS])
-        deleted += (yield Call(method="DeleteObservations", request=request)).deleted
-    return deleted
+    response = yield Rpc(method="ConfigureMonitor", request=request)
+    return MonitorConfig.from_proto(response.config)
 
 
 def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromTimedelta(timedelta(seconds=seconds))
     return duration
+
+
+def alerts(model_id: str) -> SansIoCall[list[Alert]]:
+    """Return the alerts of a model, newest first."""
+    messages = yield from list_all_pages("ListAlerts", pb.ListAlertsRequest(model=names.model(model_id)), "alerts")
+    return [Alert.from_proto(message) for message in messages]
+
+
+def watch_alerts(model_id: str = "") -> StreamRpc[Alert]:
+    """Yield new alerts of a model, or of all models, without end.
+
+    The stream reconnects after connection losses. Alerts that were raised during a connection loss are missing;
+    `alerts` lists them.
+    """
+    request = pb.WatchAlertsRequest(model=names.model(model_id) if model_id else "")
+    return StreamRpc(method="WatchAlerts", request=request, parse=lambda response: Alert.from_proto(response.alert))
+
+
+def start_alert_run(model_id: str, alert_id: str) -> SansIoCall[Run]:
+    """Start a run on the captured images that caused a region alert.
+
+    Returns the existing run of an alert that has one. Raises NotReady if no images were kept.
+    """
+    request = pb.StartAlertRunRequest(name=names.alert(model_id, alert_id))
+    response = yield Rpc(method="StartAlertRun", request=request)
+    return Run.from_proto(response.run)
+
+
+def attach_truth(model_id: str, truths: Mapping[str, str]) -> SansIoCall[int]:
+    """Attach ground truth to observations; return the number of known ids.
+
+    `truths` maps observation ids to class names.
+    """
+    attached = 0
+    remaining = iter(truths.items())
+    while batch := dict(islice(remaining, _MAX_IDS_PER_CALL)):
+        request = pb.AttachTruthRequest(model=names.model(model_id), truths=batch)
+        attached += (yield Rpc(method="AttachTruth", request=request)).attached
+    return attached
+
+
+def delete_observations(model_id: str, ids: Sequence[str]) -> SansIoCall[int]:
+    """Delete observations; return the number of known ids.
+
+    Everything derived from their images is deleted, too.
+    """
+    deleted = 0
+    for begin in range(0, len(ids), _MAX_IDS_PER_CALL):
+        batch = ids[begin : begin + _MAX_IDS_PER_CALL]
+        request = pb.DeleteObservationsRequest(model=names.model(model_id), ids=batch)
+        deleted += (yield Rpc(method="DeleteObservations", request=request)).deleted
+    return deleted
+
+
+def audit_events(limit: int = 50) -> SansIoCall[list[AuditEvent]]:
+    """Return the latest `limit` audit events, newest first. For admins.
+
+    An event is a call that changed something or tried to.
+    """
+    events: list[audit_pb2.AuditEvent] = []
+    request = gateway_service_pb2.ListAuditEventsRequest()
+    while True:
+        request.page_size = limit - len(events)
+        response = yield Rpc(method="ListAuditEvents", request=request)
+        events += response.events
+        if len(events) >= limit or not response.next_page_token:
+            return [AuditEvent.from_proto(event) for event in events]
+        request.page_token = response.next_page_token

@@ -1,4 +1,4 @@
-"""Regions: listed, looked at, compared, exported, annotated."""
+"""Calls for regions, annotations and the latent space."""
 
 from pathlib import Path
 
@@ -6,71 +6,82 @@ import numpy as np
 import numpy.typing as npt
 
 from defuse import names, tensors
-from defuse.calls.pages import listed
-from defuse.calls.requests import new_id
+from defuse.calls.sans_io import (
+    BlockingWork,
+    CurrentUser,
+    Rpc,
+    SansIoCall,
+    StreamRpc,
+    list_all_pages,
+    new_request_id,
+)
 from defuse.errors import InvalidInput
-from defuse.steps import Call, Steps, Stream, User, Work
-from defuse.v1 import annotation_pb2
+from defuse.v1 import annotation_pb2, generator_service_pb2
 from defuse.v1 import gateway_service_pb2 as pb
-from defuse.values import Region, RegionPictures, RegionsDiff
+from defuse.values import Images, Interpolation, Region, RegionPictures, RegionsDiff
 
 _VERDICTS = {"label", "invalid", "mixed", "unsure"}
-# A region that is mixed is split before the answer comes.
+# A mixed region is split before the response.
 _SPLIT_DEADLINE_S = 150.0
-# Runs with VAEs of their own are compared by decoding and encoding.
+# Runs with different VAEs are compared by decoding and encoding.
 _DIFF_DEADLINE_S = 120.0
 
 
-def regions(run_id: str) -> Steps[list[Region]]:
-    """Return the regions of a run by score, descending; those that are mixed come with their parts."""
-    found = yield from listed("ListRegions", pb.ListRegionsRequest(run=names.run(run_id)), "regions")
-    return [Region.from_proto(message) for message in found]
+def regions(run_id: str) -> SansIoCall[list[Region]]:
+    """Return the regions of a run, largest score first.
+
+    The list includes the parts of mixed regions.
+    """
+    messages = yield from list_all_pages("ListRegions", pb.ListRegionsRequest(run=names.run(run_id)), "regions")
+    return [Region.from_proto(message) for message in messages]
 
 
-def region(run_id: str, region_id: str) -> Steps[RegionPictures]:
+def region(run_id: str, region_id: str) -> SansIoCall[RegionPictures]:
     """Return a region with pictures."""
-    answer = yield Call(method="GetRegion", request=pb.GetRegionRequest(name=names.region(run_id, region_id)))
-    return RegionPictures.from_proto(answer)
+    response = yield Rpc(method="GetRegion", request=pb.GetRegionRequest(name=names.region(run_id, region_id)))
+    return RegionPictures.from_proto(response)
 
 
-def sample_region(run_id: str, region_id: str, count: int = 16, *, seed: int = 0) -> Steps[npt.NDArray[np.uint8]]:
-    """Draw fresh images (count, h, w, c) from a region."""
+def sample_region(run_id: str, region_id: str, count: int = 16, *, seed: int = 0) -> SansIoCall[npt.NDArray[np.uint8]]:
+    """Draw new images (count, h, w, c) uint8 from a region."""
     request = pb.SampleRegionImagesRequest(region=names.region(run_id, region_id), count=count, seed=seed)
-    answer = yield Call(method="SampleRegionImages", request=request)
-    return tensors.images_from_proto(answer.images)
+    response = yield Rpc(method="SampleRegionImages", request=request)
+    return tensors.images_from_proto(response.images)
 
 
-def diff_regions(before: str, after: str) -> Steps[RegionsDiff]:
-    """Say which regions of the run `after` are new, gone or moved, beside those of the run `before`."""
+def diff_regions(before: str, after: str) -> SansIoCall[RegionsDiff]:
+    """Compare the regions of two runs: added, gone, moved or unchanged."""
     request = pb.DiffRegionsRequest(before=names.run(before), after=names.run(after))
-    answer = yield Call(method="DiffRegions", request=request, timeout_s=_DIFF_DEADLINE_S)
-    return RegionsDiff.from_proto(answer.diff)
+    response = yield Rpc(method="DiffRegions", request=request, timeout_s=_DIFF_DEADLINE_S)
+    return RegionsDiff.from_proto(response.diff)
 
 
-def export_regions(run_id: str, file: Path) -> Steps[Path]:
-    """Write the regions of a run to a safetensors file: arrays by `{region}.{name}`, records as JSON metadata.
+def export_regions(run_id: str, file: Path) -> SansIoCall[Path]:
+    """Write the regions of a run to a safetensors file.
 
-    Annotations are not in it, nor the parts of mixed regions.
+    Arrays are named `{region}.{name}`, records are JSON metadata. The file has
+    neither annotations nor the parts of mixed regions. Returns its path.
     """
     request = pb.ExportRegionsRequest(run=names.run(run_id))
-    parts: list[bytes] = []
+    pieces: list[bytes] = []
 
-    def read(answer: pb.ExportRegionsResponse) -> None:
-        parts.append(answer.data)
-        request.offset += len(answer.data)
+    def parse(response: pb.ExportRegionsResponse) -> None:
+        pieces.append(response.data)
+        request.offset += len(response.data)
 
-    yield Stream(method="ExportRegions", request=request, read=read)
-    yield Work(function=lambda: file.write_bytes(b"".join(parts)))
+    yield StreamRpc(method="ExportRegions", request=request, parse=parse)
+    yield BlockingWork(function=lambda: file.write_bytes(b"".join(pieces)))
     return file
 
 
 def annotate(
     run_id: str, region_id: str, *, label: str = "", verdict: str = "label", annotator: str | None = None
-) -> Steps[Region]:
-    """Say what a region shows: a label, or the verdict invalid, mixed or unsure.
+) -> SansIoCall[Region]:
+    """Annotate a region with a label or another verdict.
 
-    One that is mixed is split into parts, `r3-1` of `r3` and so on, which `regions` lists. Raises NotReady where it
-    has none; the verdict is stored all the same.
+    `verdict` is label, invalid, mixed or unsure. A mixed region is split into parts `r3-1`, `r3-2` and so on of `r3`,
+    which `regions` lists. Raises NotReady if it cannot be split; the verdict is stored nevertheless. `annotator` is the
+    user by default.
     """
     if verdict not in _VERDICTS:
         raise InvalidInput(f"verdict {verdict!r} is unknown; use one of {', '.join(sorted(_VERDICTS))}")
@@ -78,11 +89,40 @@ def annotate(
         region=names.region(run_id, region_id),
         verdict=annotation_pb2.Annotation.Verdict.Value(f"VERDICT_{verdict.upper()}"),
         label=label,
-        annotator=annotator or (yield User()),
+        annotator=annotator or (yield CurrentUser()),
     )
-    answer = yield Call(
+    response = yield Rpc(
         method="AnnotateRegion",
-        request=pb.AnnotateRegionRequest(annotation=annotation, request_id=new_id()),
+        request=pb.AnnotateRegionRequest(annotation=annotation, request_id=new_request_id()),
         timeout_s=_SPLIT_DEADLINE_S if verdict == "mixed" else None,
     )
-    return Region.from_proto(answer.region)
+    return Region.from_proto(response.region)
+
+
+def encode(run_id: str, images: Images) -> SansIoCall[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Return means and standard deviations (n, d) of images' posteriors.
+
+    `images` is (n, h, w, c) uint8.
+    """
+    request = generator_service_pb2.EncodeRequest(run=names.run(run_id), images=tensors.images_to_proto(images))
+    response = yield Rpc(method="Encode", request=request)
+    return tensors.floats_from_proto(response.mu), tensors.floats_from_proto(response.sigma)
+
+
+def decode(run_id: str, latents: npt.NDArray[np.floating]) -> SansIoCall[Images]:
+    """Return the images (n, h, w, c) uint8 of latents (n, d)."""
+    request = generator_service_pb2.DecodeRequest(run=names.run(run_id), latents=tensors.floats_to_proto(latents))
+    response = yield Rpc(method="Decode", request=request)
+    return tensors.images_from_proto(response.images)
+
+
+def interpolate(run_id: str, first: Images, last: Images, *, frames: int = 30) -> SansIoCall[Interpolation]:
+    """Interpolate between two images in latent space.
+
+    Both images are (h, w, c) uint8. `frames` includes both ends.
+    """
+    ends = tensors.images_to_proto(np.stack([first, last]))  # (2, h, w, c)
+    request = generator_service_pb2.InterpolateRequest(run=names.run(run_id), ends=ends, frames=frames)
+    response = yield Rpc(method="Interpolate", request=request)
+    images = tensors.images_from_proto(response.images)
+    return Interpolation(images=images, predicted_labels=tuple(response.predicted_labels))

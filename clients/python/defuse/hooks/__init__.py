@@ -1,4 +1,4 @@
-"""Hooks that show a gateway what a classifier answers in production, and cost its callers next to nothing.
+"""Monitoring hooks: report inference traffic to a gateway, in the background.
 
 >>> import grpc
 >>> from defuse.hooks import Monitor
@@ -6,10 +6,8 @@
 ...     channel = grpc.intercept_channel(grpc.insecure_channel("triton:8001"), monitor)
 """
 
-from defuse.hooks.aio import AioInterceptor
-from defuse.hooks.counts import Counts
-from defuse.hooks.monitor import Monitor
+from defuse.hooks.buffer import DeliveryCounts
+from defuse.hooks.monitor import AioInterceptor, Monitor, watch
 from defuse.hooks.observation import Observation
-from defuse.hooks.triton import watch
 
-__all__ = ["AioInterceptor", "Counts", "Monitor", "Observation", "watch"]
+__all__ = ["AioInterceptor", "DeliveryCounts", "Monitor", "Observation", "watch"]

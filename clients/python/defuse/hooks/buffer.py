@@ -1,121 +1,180 @@
-"""What waits to be reported: bounded by number and by bytes, every one accounted for."""
+"""A bounded buffer of items to report, with counts of their delivery."""
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from defuse.hooks.counts import Counts, Tally
-
 OBSERVATIONS, TRUTHS = "observations", "truths"
-# Why something was refused: there was no room, or the monitor is closed.
+# Reasons of drops: the buffer is full, or the monitor is closed.
 FULL, CLOSED = "full", "closed"
 
 
-class Item(Protocol):
-    """What waits: some observations, or a truth."""
+class Dropped(Exception):
+    """An item is not reported. It never reaches the program.
+
+    `reason` is counted, `message` is logged. `observation_id` is the id of the one observation of a batch at fault, if
+    it is known.
+    """
+
+    def __init__(self, reason: str, message: str, *, observation_id: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.observation_id = observation_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryCounts:
+    """Delivery counts of observations, or of truths.
+
+    At any time `seen` is the sum of `not_sampled`, `stored`, `waiting` and all of `dropped`.
+    """
+
+    seen: int
+    not_sampled: int
+    # At the gateway.
+    stored: int
+    # In this process, not yet delivered.
+    waiting: int
+    # By reason.
+    dropped: Mapping[str, int]
+
+    @property
+    def sampled(self) -> int:
+        """The number of sampled items."""
+        return self.seen - self.not_sampled
+
+
+@dataclass(kw_only=True)
+class DeliveryCounter:
+    """Mutable delivery counts; the owner locks them."""
+
+    seen: int = 0
+    not_sampled: int = 0
+    stored: int = 0
+    waiting: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def snapshot(self) -> DeliveryCounts:
+        """Return the counts so far."""
+        return DeliveryCounts(
+            seen=self.seen,
+            not_sampled=self.not_sampled,
+            stored=self.stored,
+            waiting=self.waiting,
+            dropped=dict(self.dropped),
+        )
+
+
+class BufferedItem(Protocol):
+    """Something to report: observations of one request, or one truth."""
 
     @property
     def kind(self) -> str:
-        """Which tally counts it."""
+        """OBSERVATIONS or TRUTHS."""
 
     @property
     def count(self) -> int:
-        """How many of its kind it is."""
+        """Number of observations or truths."""
 
     @property
     def size(self) -> int:
-        """Bytes that it holds."""
+        """Size in bytes."""
 
 
 class Buffer:
-    """Takes what a program sees, and gives it to whoever reports it; drops what comes while it is full.
+    """A thread-safe queue with bounds on items and bytes.
 
-    The newest is dropped, not the oldest: what waits keeps its order, a truth that comes later still finds what it is
-    about, and a caller pays for no removal. All of it is a few additions under a lock. The lock can be taken twice by
-    one thread, since a signal's handler may ask a classifier while its thread is in here.
+    A full buffer drops new items. Dropping new items instead of old ones keeps the order: a later truth still finds its
+    observation. It is also cheaper for the caller, who only pays for a few additions under a lock. The lock is
+    reentrant, since a signal handler may run an inference while its thread holds the lock.
+
+    Items count towards both bounds until `release`. `settle` records the delivery of items that were taken.
     """
 
     def __init__(self, capacity: int, capacity_bytes: int) -> None:
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._lock = threading.RLock()
-        self._items: deque[Item] = deque()
-        self._tallies = {OBSERVATIONS: Tally(), TRUTHS: Tally()}
-        # Of what is in the deque, and of that with what was taken out and is not settled.
+        self._items: deque[BufferedItem] = deque()
+        self._counters = {OBSERVATIONS: DeliveryCounter(), TRUTHS: DeliveryCounter()}
+        # Items in the deque; items in the deque or taken, but not released.
         self._queued = 0
         self._held, self._held_bytes = 0, 0
         self._closed = False
 
     @property
     def queued(self) -> int:
-        """How many wait to be taken out."""
+        """Number of queued observations and truths."""
         return self._queued
 
-    def pass_over(self, kind: str, count: int) -> None:
-        """Count what is not sampled."""
+    def count_unsampled(self, kind: str, count: int) -> None:
+        """Count items that are not sampled."""
         with self._lock:
-            tally = self._tallies[kind]
-            tally.seen += count
-            tally.not_sampled += count
+            counter = self._counters[kind]
+            counter.seen += count
+            counter.not_sampled += count
 
-    def drop(self, kind: str, count: int, reason: str) -> None:
-        """Count what is dropped without having waited."""
+    def count_dropped(self, kind: str, count: int, reason: str) -> None:
+        """Count items that are dropped before they are queued."""
         with self._lock:
-            tally = self._tallies[kind]
-            tally.seen += count
-            tally.dropped[reason] += count
+            counter = self._counters[kind]
+            counter.seen += count
+            counter.dropped[reason] += count
 
-    def put(self, item: Item) -> int:
-        """Take something in, or drop it; return how many wait to be taken out."""
+    def put(self, item: BufferedItem) -> int:
+        """Queue or drop an item; return the number of queued ones."""
         count, size = item.count, item.size
         with self._lock:
             full = self._held + count > self._capacity or self._held_bytes + size > self._capacity_bytes
             if full or self._closed:
-                self.drop(item.kind, count, CLOSED if self._closed else FULL)
+                self.count_dropped(item.kind, count, CLOSED if self._closed else FULL)
                 return self._queued
-            tally = self._tallies[item.kind]
-            tally.seen += count
-            tally.waiting += count
+            counter = self._counters[item.kind]
+            counter.seen += count
+            counter.waiting += count
             self._held += count
             self._held_bytes += size
             self._queued += count
             self._items.append(item)
             return self._queued
 
-    def take(self, most: int, most_bytes: int) -> list[Item]:
-        """Take out the oldest: one at least where there is any, then as many as stay within bounds."""
+    def take(self, max_count: int, max_bytes: int) -> list[BufferedItem]:
+        """Take the oldest items within bounds, but at least one."""
         with self._lock:
-            taken: list[Item] = []
+            taken: list[BufferedItem] = []
             count = size = 0
             while self._items:
                 count += self._items[0].count
                 size += self._items[0].size
-                if taken and (count > most or size > most_bytes):
+                if taken and (count > max_count or size > max_bytes):
                     break
                 taken.append(self._items.popleft())
             self._queued -= sum(item.count for item in taken)
             return taken
 
     def settle(self, kind: str, *, stored: int = 0, dropped: Mapping[str, int]) -> None:
-        """Count what became of things that were taken out."""
+        """Count the delivery or the drop of taken items."""
         with self._lock:
-            tally = self._tallies[kind]
-            tally.stored += stored
-            tally.dropped.update(dropped)
-            tally.waiting -= stored + sum(dropped.values())
+            counter = self._counters[kind]
+            counter.stored += stored
+            counter.dropped.update(dropped)
+            counter.waiting -= stored + sum(dropped.values())
 
-    def release(self, items: list[Item]) -> None:
-        """Make the room of things that were taken out free again."""
+    def release(self, items: list[BufferedItem]) -> None:
+        """Free the room of taken items."""
         with self._lock:
             self._held -= sum(item.count for item in items)
             self._held_bytes -= sum(item.size for item in items)
 
     def close(self) -> None:
-        """Take nothing in any more."""
+        """Drop all further items."""
         with self._lock:
             self._closed = True
 
-    def counts(self, kind: str) -> Counts:
+    def counts(self, kind: str) -> DeliveryCounts:
+        """Return the counts of OBSERVATIONS or TRUTHS."""
         with self._lock:
-            return self._tallies[kind].counts()
+            return self._counters[kind].snapshot()

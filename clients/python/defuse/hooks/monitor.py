@@ -1,48 +1,56 @@
-"""The monitor: what a program hooks into its classifier's channel, or tells itself."""
+"""The monitor, and its hooks into a program's inference calls."""
 
 import atexit
 import os
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 
-from defuse.bearer import Bearer
-from defuse.connection import find_gateway
-from defuse.hooks.background import Background
-from defuse.hooks.buffer import OBSERVATIONS, TRUTHS, Buffer, Item
-from defuse.hooks.complaints import Complaints
-from defuse.hooks.counts import Counts
-from defuse.hooks.courier import Courier
-from defuse.hooks.drops import Dropped
-from defuse.hooks.logged import Image, Logged, Truth, content_of
-from defuse.hooks.observation import Observation
-from defuse.hooks.reporter import Redact, Reporter
-from defuse.hooks.sampling import Numbers, Sampler
-from defuse.hooks.splitting import MODEL_INFER, Asked, Exchange, images_in
+from defuse.connection import Credentials, find_gateway
+from defuse.errors import InvalidInput
+from defuse.hooks.buffer import OBSERVATIONS, TRUTHS, Buffer, BufferedItem, DeliveryCounts, Dropped
+from defuse.hooks.observation import (
+    MODEL_INFER,
+    CapturedInference,
+    CapturedRequest,
+    IdGenerator,
+    LoggedImage,
+    LoggedObservation,
+    Observation,
+    Sampler,
+    TruthLabel,
+    count_images,
+    image_fields,
+)
+from defuse.hooks.reporter import Redact, Reporter, ReporterThread
+from defuse.hooks.uploader import ThrottledLog, Uploader
 
+C = TypeVar("C")
 _AT_EXIT_S = 2.0
 
 
 class Monitor(grpc.UnaryUnaryClientInterceptor):
-    """Reports what a classifier answers in production to a gateway, in the background.
+    """Reports inference requests and responses to a gateway, in the background.
 
-    It is an interceptor for `grpc.intercept_channel`; `defuse.hooks.watch` hooks it into a `tritonclient`, `log` takes
-    what is asked in any other way. A call never waits for it, never fails by it, and is never changed by it: what
-    cannot be reported is dropped and counted, with the reason.
+    It is an interceptor for `grpc.intercept_channel`; `defuse.hooks.watch` hooks it into a `tritonclient`, `log`
+    reports everything else. It never blocks, breaks or changes a call: items that cannot be reported are dropped and
+    counted by reason.
 
     Args:
-        gateway: HOST:PORT. By default `DEFUSE_GATEWAY`, else the local stack that `defuse up` started.
-        share: Part of the requests that is reported, in [0, 1]; the same id is always reported or never.
-        capacity: Observations that wait at most; more are dropped.
-        capacity_bytes: What they take at most.
-        redact: Is given each observation before it is sent, in the background; what it returns is sent, None withholds.
-        token: Who reports, where the gateway asks for it. By default that of the environment, as for `defuse.Client`.
+        gateway: HOST:PORT. By default `DEFUSE_GATEWAY`, else the local stack of `defuse up`.
+        share: Share of the requests that are reported, in [0, 1]; the decision depends on the id alone.
+        capacity: Largest number of waiting observations; more are dropped.
+        capacity_bytes: Their largest total size, in bytes.
+        redact: Receives each observation before its upload, in the background. Its result is uploaded; None withholds
+            the observation.
+        token: Bearer token, for gateways that require one. By default that of the environment, as for `defuse.Client`.
     """
 
     def __init__(
@@ -56,17 +64,17 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
         token: str | None = None,
     ) -> None:
         self._gateway = gateway or find_gateway()
-        self._bearer = Bearer(token, self._gateway)
+        self._credentials = Credentials(token, self._gateway)
         self._sampler = Sampler(share)
         self._capacity, self._capacity_bytes = capacity, capacity_bytes
         self._redact = redact
-        self._complaints = Complaints()
+        self._log_throttled = ThrottledLog()
         self._closed = False
-        # A parent's channel must not be taken apart in its child.
-        self._left_to_parents: list[Background] = []
+        # A forked child must not destroy the channel of its parent.
+        self._parents_threads: list[ReporterThread] = []
         self._start()
         atexit.register(self.close, _AT_EXIT_S)
-        os.register_at_fork(after_in_child=partial(_in_child, weakref.ref(self)))
+        os.register_at_fork(after_in_child=partial(_restart_in_child, weakref.ref(self)))
 
     def __enter__(self) -> Self:
         return self
@@ -75,92 +83,101 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
         self.close()
 
     @property
-    def counts(self) -> Counts:
-        """What became of the observations so far."""
+    def counts(self) -> DeliveryCounts:
+        """Delivery counts of observations."""
         return self._buffer.counts(OBSERVATIONS)
 
     @property
-    def truth_counts(self) -> Counts:
-        """What became of the truths so far."""
+    def truth_counts(self) -> DeliveryCounts:
+        """Delivery counts of truths."""
         return self._buffer.counts(TRUTHS)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Report what waits, for `timeout_s` seconds at most, then drop it; what is seen afterwards is dropped, too."""
+        """Report waiting items for at most `timeout_s` seconds, and end the reporting.
+
+        The rest is dropped, and so are all later observations.
+        """
         atexit.unregister(self.close)
         self._closed = True
         self._buffer.close()
-        self._background.close(timeout_s)
+        self._thread.close(timeout_s)
 
     def log(
         self,
         model: str,
-        image: Image,
+        image: LoggedImage,
         scores: npt.ArrayLike = (),
         *,
         id: str = "",  # noqa: A002  # as the contract names it
         version: str = "",
         truth: str = "",
     ) -> None:
-        """Report an image and what a model answered of it, however it was asked.
+        """Report an image and its scores, for inference without hooks.
 
-        `image` is a stored picture (h, w, c) of uint8, the model's own input as real numbers or as bytes, or None.
+        Args:
+            model: Id of the model.
+            image: A stored picture (h, w, c) uint8, the model's input as real numbers or bytes, or None.
+            scores: One score per class, or none.
+            id: Id of the observation, for truths and deletions; generated by default.
+            version: The model version of the scores.
+            truth: The true class name, if it is already known.
         """
-        self._guarded(self._log, model, image, scores, id or self._numbers.next_id(), version, truth)
+        self._never_raise(self._log, model, image, scores, id or self._ids.next_id(), version, truth)
 
     def truth(self, model: str, id: str, label: str) -> None:  # noqa: A002  # as the contract names it
-        """Say what an observation really shows, by its class name; may come long after it."""
-        self._guarded(self._attach, model, id, label, kind=TRUTHS)
+        """Report the true class name of an earlier observation."""
+        self._never_raise(self._attach, model, id, label, kind=TRUTHS)
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Make a call, and look at its answer when it comes."""
+        """Make a call, and report it when its response arrives."""
         if client_call_details.method != MODEL_INFER:
             return continuation(client_call_details, request)
-        asked = self.asked(request)
+        captured = self.capture_request(request)
         call = continuation(client_call_details, request)
-        self._guarded(self._await, call, asked)
+        self._never_raise(self._add_callback, call, captured)
         return call
 
-    def asked(self, request: Any) -> Asked | None:
-        """Return what is to be kept of a request until it is answered; never raises. For hooks."""
+    def capture_request(self, request: Any) -> CapturedRequest | None:
+        """Copy a request before its inference; for interceptors. Never raises."""
         try:
-            return self._asked(request)
-        except Exception as error:  # noqa: BLE001  # nothing of this may reach the caller
-            self._defect(OBSERVATIONS, error)
+            return self._capture(request)
+        except Exception as error:  # noqa: BLE001  # no error may reach the caller
+            self._count_defect(OBSERVATIONS, error)
             return None
 
-    def answered(self, asked: Asked | None, response: Any) -> None:
-        """Report a request with its answer; never raises. For hooks."""
-        if asked is not None:
-            self._guarded(self._answered, asked, response)
+    def report_response(self, captured: CapturedRequest | None, response: Any) -> None:
+        """Report a captured request with its response; for interceptors. Never raises."""
+        if captured is not None:
+            self._never_raise(self._report, captured, response)
 
-    def _asked(self, request: Any) -> Asked:
-        request_id = request.id or self._numbers.next_id()
-        return Asked(
+    def _capture(self, request: Any) -> CapturedRequest:
+        request_id = request.id or self._ids.next_id()
+        return CapturedRequest(
             id=request_id,
             model=request.model_name,
-            count=images_in(request),
-            kind=type(request),
-            content=request.SerializeToString() if self._sampler.takes(request_id) else None,
+            count=count_images(request),
+            message_class=type(request),
+            content=request.SerializeToString() if self._sampler.samples(request_id) else None,
         )
 
-    def _await(self, call: Any, asked: Asked | None) -> None:
-        call.add_done_callback(partial(self._ended, asked))
+    def _add_callback(self, call: Any, captured: CapturedRequest | None) -> None:
+        call.add_done_callback(partial(self._on_done, captured))
 
-    def _ended(self, asked: Asked | None, call: Any) -> None:
+    def _on_done(self, captured: CapturedRequest | None, call: Any) -> None:
         if call.code() is grpc.StatusCode.OK:
-            self.answered(asked, call.result())
+            self.report_response(captured, call.result())
 
-    def _answered(self, asked: Asked, response: Any) -> None:
-        if asked.content is None:
-            self._buffer.pass_over(OBSERVATIONS, asked.count)
-        elif asked.count:
-            self._put(Exchange.of(asked, asked.content, response))
+    def _report(self, captured: CapturedRequest, response: Any) -> None:
+        if captured.content is None:
+            self._buffer.count_unsampled(OBSERVATIONS, captured.count)
+        elif captured.count:
+            self._put(CapturedInference.of(captured, captured.content, response))
 
     def _log(
-        self, model: str, image: Image, scores: npt.ArrayLike, observation_id: str, version: str, truth: str
+        self, model: str, image: LoggedImage, scores: npt.ArrayLike, observation_id: str, version: str, truth: str
     ) -> None:
-        if not self._sampler.takes(observation_id):
-            self._buffer.pass_over(OBSERVATIONS, 1)
+        if not self._sampler.samples(observation_id):
+            self._buffer.count_unsampled(OBSERVATIONS, 1)
             return
         observation = Observation(
             model=model,
@@ -168,52 +185,107 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
             time=datetime.now(UTC),
             version=version,
             scores=tuple(np.asarray(scores, np.float32).ravel().tolist()),
-            **content_of(image),
+            **image_fields(image),
         )
-        self._put(Logged(observation))
+        self._put(LoggedObservation(observation))
         if truth:
             self.truth(model, observation_id, truth)
 
     def _attach(self, model: str, observation_id: str, label: str) -> None:
-        if self._sampler.takes_row(observation_id):
-            self._put(Truth(model, observation_id, label))
+        if self._sampler.may_have_sampled(observation_id):
+            self._put(TruthLabel(model, observation_id, label))
         else:
-            self._buffer.pass_over(TRUTHS, 1)
+            self._buffer.count_unsampled(TRUTHS, 1)
 
-    def _put(self, item: Item) -> None:
-        self._background.start()
-        self._background.tell(self._buffer.put(item))
+    def _put(self, item: BufferedItem) -> None:
+        self._thread.start()
+        self._thread.notify(self._buffer.put(item))
 
-    def _guarded(self, function: Callable[..., None], *arguments: Any, kind: str = OBSERVATIONS) -> None:
-        """Do something on the caller's thread of which nothing may reach the caller."""
+    def _never_raise(self, function: Callable[..., None], *arguments: Any, kind: str = OBSERVATIONS) -> None:
+        """Call a function on the caller's thread; count its errors as drops."""
         try:
             function(*arguments)
         except Dropped as drop:
-            self._buffer.drop(kind, 1, drop.reason)
-            self._complaints.say(drop.reason, drop.message)
-        except Exception as error:  # noqa: BLE001  # see above
-            self._defect(kind, error)
+            self._buffer.count_dropped(kind, 1, drop.reason)
+            self._log_throttled.warn(drop.reason, drop.message)
+        except Exception as error:  # noqa: BLE001  # no error may reach the caller
+            self._count_defect(kind, error)
 
-    def _defect(self, kind: str, error: Exception) -> None:
-        self._buffer.drop(kind, 1, "defect")
-        self._complaints.say_once("defect", "the hook has a defect", error)
+    def _count_defect(self, kind: str, error: Exception) -> None:
+        self._buffer.count_dropped(kind, 1, "defect")
+        self._log_throttled.error_once("defect", "the hook has a defect", error)
 
     def _start(self) -> None:
-        """Begin with nothing seen; a thread and a connection are made when there is something to report."""
-        self._numbers = Numbers()
+        """Start with empty counts; thread and channel start with the first item."""
+        self._ids = IdGenerator()
         self._buffer = Buffer(self._capacity, self._capacity_bytes)
-        courier = Courier(self._gateway, self._bearer, self._complaints)
-        reporter = Reporter(self._buffer, courier, self._complaints, self._redact)
-        self._background = Background(reporter, courier)
+        uploader = Uploader(self._gateway, self._credentials, self._log_throttled)
+        reporter = Reporter(self._buffer, uploader, self._log_throttled, self._redact)
+        self._thread = ReporterThread(reporter, uploader)
 
-    def _start_anew(self) -> None:
-        """Begin again in a child: what waited is its parent's to report, whose locks may be held for ever here."""
-        self._left_to_parents.append(self._background)
+    def _restart(self) -> None:
+        """Restart in a forked child.
+
+        The parent's locks may be held for ever there. The parent reports the items that were waiting.
+        """
+        self._parents_threads.append(self._thread)
         self._start()
         if self._closed:
             self._buffer.close()
 
 
-def _in_child(monitor: "weakref.ref[Monitor]") -> None:
-    if found := monitor():
-        found._start_anew()  # noqa: SLF001  # a method of this file's
+def _restart_in_child(reference: "weakref.ref[Monitor]") -> None:
+    if monitor := reference():
+        monitor._restart()  # noqa: SLF001  # a method of this file
+
+
+class AioInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
+    """Hooks a monitor into a `grpc.aio` channel, as one of its `interceptors`."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Make a call, and report it when its response arrives."""
+        method = client_call_details.method
+        if (method.decode() if isinstance(method, bytes) else method) != MODEL_INFER:
+            return await continuation(client_call_details, request)
+        captured = self._monitor.capture_request(request)
+        call = await continuation(client_call_details, request)
+        with suppress(grpc.RpcError):  # the caller awaits the same call and receives the error
+            self._monitor.report_response(captured, await call)
+        return call
+
+
+def watch(client: C, monitor: Monitor) -> C:
+    """Hook a monitor into a client of `tritonclient.grpc`; return the client.
+
+    The client may be blocking or on an event loop. The monitor reports `infer` and `async_infer`, but not streams.
+    Raises InvalidInput for other objects.
+    """
+    stub: Any = getattr(client, "_client_stub", None)
+    channel: Any = getattr(client, "_channel", None)
+    if stub is None or not hasattr(stub, "ModelInfer"):
+        raise InvalidInput(
+            f"{type(client).__name__} is not an InferenceServerClient of tritonclient.grpc; hook the monitor into a "
+            "channel with grpc.intercept_channel, or use Monitor.log"
+        )
+    if isinstance(channel, grpc.aio.Channel):
+        stub.ModelInfer = _AioModelInfer(stub.ModelInfer, monitor)
+    else:
+        stub.ModelInfer = type(stub)(grpc.intercept_channel(channel, monitor)).ModelInfer
+    return client
+
+
+class _AioModelInfer:
+    """`ModelInfer` on an event loop: an existing aio channel accepts no interceptors."""
+
+    def __init__(self, infer: Any, monitor: Monitor) -> None:
+        self._infer = infer
+        self._monitor = monitor
+
+    async def __call__(self, request: Any, **options: Any) -> Any:
+        captured = self._monitor.capture_request(request)
+        response = await self._infer(request, **options)
+        self._monitor.report_response(captured, response)
+        return response

@@ -1,153 +1,275 @@
-"""The way from what waits to the gateway: split, shown to `redact`, put together, reported, settled."""
+"""The reporting thread: takes buffered items, redacts, batches and uploads them."""
 
+import threading
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from defuse.hooks.batches import MOST_BATCH_BYTES, MOST_OBSERVATIONS, Batch, batches
-from defuse.hooks.buffer import OBSERVATIONS, TRUTHS, Buffer
-from defuse.hooks.complaints import Complaints
-from defuse.hooks.courier import Courier
-from defuse.hooks.drops import Dropped
-from defuse.hooks.logged import Truth
-from defuse.hooks.observation import Observation
+from defuse.hooks.buffer import OBSERVATIONS, TRUTHS, Buffer, Dropped
+from defuse.hooks.observation import Observation, TruthLabel
+from defuse.hooks.uploader import ThrottledLog, Uploader
 from defuse.v1 import monitor_pb2
 from defuse.v1 import monitor_service_pb2 as pb
 
 Redact = Callable[[Observation], Observation | None]
-# The program's own threads wait for the interpreter while this one has it: it is given back this often, for so long.
-# Oftener costs them more than it saves: each time both threads are woken, and calls go slower for longer.
-_HELD_S, _GIVEN_S = 1e-3, 50e-6
-# A batch is reported so often at most, each time without what it was refused for.
-_MOST_REFUSALS = 8
+MAX_OBSERVATIONS = 256
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+# Longest time that an observation waits for others of its batch.
+PERIOD_S = 1.0
+# The contract allows four times as much, but serialization holds the interpreter.
+_MESSAGE_BYTES = 256 * 1024
+# The program's own threads wait while this one holds the interpreter: it sleeps for `_GIL_YIELD_S` every `_GIL_HOLD_S`.
+# A shorter period costs the program more: every sleep wakes both threads and slows down calls for a while.
+_GIL_HOLD_S, _GIL_YIELD_S = 1e-3, 50e-6
+# Reports of one batch, each without the observation that the last one was refused for.
+_MAX_REPORTS = 8
+# Time for the end of the thread after its call was aborted.
+_JOIN_S = 1.0
+_KINDS = (OBSERVATIONS, TRUTHS)
+
+
+@dataclass(kw_only=True)
+class ReportBatch:
+    """Observations of one model, in messages of bounded size.
+
+    Images and scores of a batch have one size, since the gateway accepts or refuses a batch as a whole.
+    """
+
+    model: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    observation_ids: set[str] = field(default_factory=set)
+    requests: list[pb.ReportRequest] = field(default_factory=list)
+    size: int = 0
+    _last_size: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.requests.append(pb.ReportRequest(model=f"models/{self.model}", batch_id=self.id))
+
+    def has_room(self, observation: monitor_pb2.Observation, size: int) -> bool:
+        """Return whether an observation fits; a batch has an id only once."""
+        ids = self.observation_ids
+        full = len(ids) == MAX_OBSERVATIONS or (ids and self.size + size > MAX_BATCH_BYTES)
+        return not full and observation.id not in ids
+
+    def add(self, observation: monitor_pb2.Observation, size: int) -> None:
+        """Add an observation of `size` bytes."""
+        if self._last_size and self._last_size + size > _MESSAGE_BYTES:
+            self.requests.append(pb.ReportRequest())
+            self._last_size = 0
+        self.requests[-1].observations.append(observation)
+        self.observation_ids.add(observation.id)
+        self.size += size
+        self._last_size += size
+
+    def without(self, observation_id: str) -> "ReportBatch":
+        """Return a new batch without one observation."""
+        others = ReportBatch(model=self.model)
+        for request in self.requests:
+            for observation in request.observations:
+                if observation.id != observation_id:
+                    others.add(observation, observation.ByteSize())
+        return others
+
+
+def batch_observations(observations: Iterable[tuple[str, monitor_pb2.Observation]]) -> Iterator[ReportBatch]:
+    """Group (model, observation) pairs into batches of one model and size.
+
+    An observation of a wrong size would make the gateway refuse its batch. A repeated id goes to another batch.
+    """
+    started: dict[tuple[str, int, int, int], ReportBatch] = {}
+    for model, observation in observations:
+        key = (model, len(observation.input), len(observation.picture), len(observation.scores))
+        batch, size = started.get(key) or ReportBatch(model=model), observation.ByteSize()
+        if not batch.has_room(observation, size):
+            yield batch
+            batch = ReportBatch(model=model)
+        batch.add(observation, size)
+        started[key] = batch
+    yield from started.values()
 
 
 class Reporter:
-    """Takes from a buffer and reports; one thread at a time."""
+    """Uploads the items of a buffer; for one thread at a time."""
 
-    def __init__(self, buffer: Buffer, courier: Courier, complaints: Complaints, redact: Redact | None) -> None:
+    def __init__(self, buffer: Buffer, uploader: Uploader, log: ThrottledLog, redact: Redact | None) -> None:
         self._buffer = buffer
-        self._courier = courier
-        self._complaints = complaints
+        self._uploader = uploader
+        self._log = log
         self._redact = redact
         self._held_since = 0.0
 
-    def report_waiting(self) -> None:
-        """Report what waits now; whatever happens to it, each observation is settled once.
+    def report_queued(self) -> None:
+        """Report the items that are queued now; each is settled exactly once.
 
-        What comes meanwhile waits for others: many small batches would keep this thread, and a gateway, busy all along.
+        Items that arrive meanwhile wait for the next call: many small batches would keep this thread and the gateway
+        busy.
         """
-        waiting = self._buffer.queued
-        while waiting > 0 and (items := self._buffer.take(MOST_OBSERVATIONS, MOST_BATCH_BYTES)):
-            waiting -= sum(item.count for item in items)
-            left = Counter({kind: sum(item.count for item in items if item.kind == kind) for kind in _KINDS})
+        remaining = self._buffer.queued
+        while remaining > 0 and (items := self._buffer.take(MAX_OBSERVATIONS, MAX_BATCH_BYTES)):
+            remaining -= sum(item.count for item in items)
+            unsettled = Counter({kind: sum(item.count for item in items if item.kind == kind) for kind in _KINDS})
             try:
-                self._report(items, left)
-            except Exception as error:  # noqa: BLE001  # a defect of ours must not end the reporting
-                self._complaints.say_once("defect", "the hook has a defect", error)
+                self._report(items, unsettled)
+            except Exception as error:  # noqa: BLE001  # a defect must not end the thread
+                self._log.error_once("defect", "the hook has a defect", error)
             for kind in _KINDS:
-                self._settle(left, kind, dropped={"defect": left[kind]} if left[kind] else {})
+                self._settle(unsettled, kind, dropped={"defect": unsettled[kind]} if unsettled[kind] else {})
             self._buffer.release(items)
 
-    def _report(self, items: Sequence[Any], left: Counter[str]) -> None:
-        """Report observations, then truths: what a truth is about came before it."""
-        for batch in batches(self._messages(items, left)):
-            self._send(batch, left)
-        for model, truths in _by_model(items).items():
-            self._attach(model, truths, left)
+    def _report(self, items: Sequence[Any], unsettled: Counter[str]) -> None:
+        """Report observations before truths, which refer to earlier observations."""
+        for batch in batch_observations(self._messages(items, unsettled)):
+            self._send(batch, unsettled)
+        for model, truths in _truths_by_model(items).items():
+            self._attach(model, truths, unsettled)
 
-    def _messages(self, items: Sequence[Any], left: Counter[str]) -> Iterator[tuple[str, monitor_pb2.Observation]]:
+    def _messages(self, items: Sequence[Any], unsettled: Counter[str]) -> Iterator[tuple[str, monitor_pb2.Observation]]:
         for item in items:
             if item.kind != OBSERVATIONS:
                 continue
             try:
                 observations = item.observations()
             except Dropped as drop:
-                self._drop(left, OBSERVATIONS, item.count, drop)
+                self._drop(unsettled, OBSERVATIONS, item.count, drop)
                 continue
             for observation in observations:
-                self._give_way()
+                self._yield_interpreter()
                 try:
-                    shown = self._redacted(observation)
-                    message = shown.to_proto()
+                    redacted = self._redacted(observation)
+                    message = redacted.to_proto()
                 except Dropped as drop:
-                    self._drop(left, OBSERVATIONS, 1, drop)
+                    self._drop(unsettled, OBSERVATIONS, 1, drop)
                 else:
-                    yield shown.model, message
+                    yield redacted.model, message
 
     def _redacted(self, observation: Observation) -> Observation:
-        """Return what may be reported of an observation; raise Dropped where nothing may, or nobody knows."""
+        """Return the redacted observation.
+
+        Raises Dropped if it is withheld, or if `redact` fails.
+        """
         if self._redact is None:
             return observation
         try:
-            shown = self._redact(observation)
+            redacted = self._redact(observation)
         except Exception as error:
-            self._complaints.say_once("redact", "`redact` raises, and what it is given is not reported", error)
+            self._log.error_once("redact", "`redact` raises; its observations are not reported", error)
             raise Dropped("redact", "`redact` raised") from error
-        if shown is None:
+        if redacted is None:
             raise Dropped("withheld", "")
-        if not isinstance(shown, Observation):
-            raise Dropped("redact", f"`redact` gave {type(shown).__name__}, neither an Observation nor None")
-        return shown
+        if not isinstance(redacted, Observation):
+            raise Dropped("redact", f"`redact` returned a {type(redacted).__name__}, neither an Observation nor None")
+        return redacted
 
-    def _send(self, batch: Batch, left: Counter[str]) -> None:
-        """Report a batch; without the observations that it is refused for, unless these are too many to be a chance."""
-        for _ in range(_MOST_REFUSALS):
-            count = len(batch.ids)
+    def _send(self, batch: ReportBatch, unsettled: Counter[str]) -> None:
+        """Report a batch.
+
+        If the gateway names a wrong observation, retry without it, a few times.
+        """
+        for _ in range(_MAX_REPORTS):
+            count = len(batch.observation_ids)
             try:
-                stored = min(self._courier.report(batch.requests), count)
+                stored = min(self._uploader.report(batch.requests), count)
             except Dropped as drop:
                 last = drop
-                if drop.about not in batch.ids or count == 1:
+                if drop.observation_id not in batch.observation_ids or count == 1:
                     break
-                self._drop(left, OBSERVATIONS, 1, drop)
-                batch = batch.without(drop.about)
+                self._drop(unsettled, OBSERVATIONS, 1, drop)
+                batch = batch.without(drop.observation_id)
             else:
-                # The others are stored already, in another batch under the same ids.
-                self._settle(left, OBSERVATIONS, stored=stored, dropped={"repeated": count - stored})
+                # An earlier batch stored the others under the same ids.
+                self._settle(unsettled, OBSERVATIONS, stored=stored, dropped={"repeated": count - stored})
                 return
-        self._drop(left, OBSERVATIONS, len(batch.ids), last)
+        self._drop(unsettled, OBSERVATIONS, len(batch.observation_ids), last)
 
-    def _attach(self, model: str, truths: Sequence[Truth], left: Counter[str]) -> None:
-        """Say truths together; where they are refused, each label alone: it may be one that is no class."""
-        said = {truth.id: truth.label for truth in truths}
-        labels = set(said.values())
+    def _attach(self, model: str, truths: Sequence[TruthLabel], unsettled: Counter[str]) -> None:
+        """Attach truths; after a refusal, those of each label alone."""
+        label_by_id = {truth.id: truth.label for truth in truths}
+        labels = set(label_by_id.values())
         try:
-            request = pb.AttachTruthRequest(model=f"models/{model}", truths=said)
-            attached = min(self._courier.attach(request), len(said))
+            request = pb.AttachTruthRequest(model=f"models/{model}", truths=label_by_id)
+            attached = min(self._uploader.attach_truth(request), len(label_by_id))
         except Dropped as drop:
             if drop.reason != "invalid_argument" or len(labels) == 1:
-                self._drop(left, TRUTHS, len(truths), drop)
+                self._drop(unsettled, TRUTHS, len(truths), drop)
                 return
             for label in labels:
-                self._attach(model, [truth for truth in truths if truth.label == label], left)
+                self._attach(model, [truth for truth in truths if truth.label == label], unsettled)
         else:
-            repeated = len(truths) - len(said)
-            self._settle(left, TRUTHS, stored=attached, dropped={"unknown": len(said) - attached, "repeated": repeated})
+            dropped = {"unknown": len(label_by_id) - attached, "repeated": len(truths) - len(label_by_id)}
+            self._settle(unsettled, TRUTHS, stored=attached, dropped=dropped)
 
-    def _drop(self, left: Counter[str], kind: str, count: int, drop: Dropped) -> None:
+    def _drop(self, unsettled: Counter[str], kind: str, count: int, drop: Dropped) -> None:
         if drop.message:
-            self._complaints.say(drop.reason, drop.message)
-        self._settle(left, kind, dropped={drop.reason: count})
+            self._log.warn(drop.reason, drop.message)
+        self._settle(unsettled, kind, dropped={drop.reason: count})
 
-    def _settle(self, left: Counter[str], kind: str, *, stored: int = 0, dropped: dict[str, int]) -> None:
-        some = {reason: count for reason, count in dropped.items() if count}
-        self._buffer.settle(kind, stored=stored, dropped=some)
-        left[kind] -= stored + sum(some.values())
+    def _settle(self, unsettled: Counter[str], kind: str, *, stored: int = 0, dropped: dict[str, int]) -> None:
+        nonzero = {reason: count for reason, count in dropped.items() if count}
+        self._buffer.settle(kind, stored=stored, dropped=nonzero)
+        unsettled[kind] -= stored + sum(nonzero.values())
 
-    def _give_way(self) -> None:
-        if time.perf_counter() - self._held_since > _HELD_S:
-            time.sleep(_GIVEN_S)
+    def _yield_interpreter(self) -> None:
+        if time.perf_counter() - self._held_since > _GIL_HOLD_S:
+            time.sleep(_GIL_YIELD_S)
             self._held_since = time.perf_counter()
 
 
-_KINDS = (OBSERVATIONS, TRUTHS)
-
-
-def _by_model(items: Sequence[Any]) -> dict[str, list[Truth]]:
-    found: dict[str, list[Truth]] = {}
+def _truths_by_model(items: Sequence[Any]) -> dict[str, list[TruthLabel]]:
+    truths: dict[str, list[TruthLabel]] = {}
     for item in items:
         if item.kind == TRUTHS:
-            found.setdefault(item.model, []).append(item)
-    return found
+            truths.setdefault(item.model, []).append(item)
+    return truths
+
+
+class ReporterThread:
+    """A daemon thread that runs a reporter.
+
+    It runs once per period, and at once for a full batch.
+    """
+
+    def __init__(self, reporter: Reporter, uploader: Uploader) -> None:
+        self._reporter = reporter
+        self._uploader = uploader
+        self._starting = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread; no effect on a started one."""
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="defuse-monitor", daemon=True)
+                    thread.start()
+                    self._thread = thread
+
+    def notify(self, queued: int) -> None:
+        """Wake the thread for a full batch.
+
+        Fewer observations wait for the period: each wake-up costs the caller.
+        """
+        if queued >= MAX_OBSERVATIONS and not self._wake.is_set():
+            self._wake.set()
+
+    def close(self, timeout_s: float) -> None:
+        """Report queued items for at most `timeout_s` seconds; end the thread."""
+        self._closing.set()
+        self._wake.set()
+        self._uploader.hurry()
+        if self._thread:
+            self._thread.join(timeout_s)
+        self._uploader.close()
+        if self._thread:
+            self._thread.join(_JOIN_S)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._wake.wait(PERIOD_S)
+            self._wake.clear()
+            self._reporter.report_queued()
+        self._reporter.report_queued()

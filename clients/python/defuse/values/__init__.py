@@ -1,19 +1,30 @@
-"""What the client returns: small frozen values, with plain ids instead of resource names."""
+"""Values that the client returns, frozen, with plain ids."""
 
-from defuse.values.audit import AuditEvent
-from defuse.values.correction import Choice, Correction, CorrectionPoint, PairedDifference, RegionChange
-from defuse.values.dataset import Dataset
-from defuse.values.estimate import Estimate
-from defuse.values.failure import CostEstimate, Failure, FailureBatch
-from defuse.values.gate import GateCheck, GateVerdict
-from defuse.values.guard import Guard
-from defuse.values.model import Model, Preprocessing, Release
-from defuse.values.monitor import Alert, Monitor, MonitorConfig, RegionHits
-from defuse.values.operation import OperationStatus
-from defuse.values.region import Annotation, Images, RealImage, Region, RegionPair, RegionPictures, RegionsDiff
-from defuse.values.run import GroupCounts, Preflight, Run, SearchCounts, ValidityAdvice
-from defuse.values.trial import Trial, TrialCounts
-from defuse.values.walk import Walk
+from defuse.values.correction import Choice, Correction, CorrectionPoint, GateCheck, GateVerdict, RegionChange
+from defuse.values.model import Dataset, Guard, Model, Preprocessing
+from defuse.values.monitor import Alert, AuditEvent, MonitorConfig, MonitorState, RegionHits
+from defuse.values.primitives import Estimate, PairedDifference
+from defuse.values.region import (
+    Annotation,
+    Images,
+    Interpolation,
+    RealImage,
+    Region,
+    RegionPair,
+    RegionPictures,
+    RegionsDiff,
+)
+from defuse.values.release import OperationStatus, Release, Trial, TrialCounts
+from defuse.values.run import (
+    CostEstimate,
+    Failure,
+    FailureBatch,
+    GroupCounts,
+    Preflight,
+    Run,
+    SearchCounts,
+    ValidityAdvice,
+)
 
 __all__ = [
     "Alert",
@@ -32,9 +43,10 @@ __all__ = [
     "GroupCounts",
     "Guard",
     "Images",
+    "Interpolation",
     "Model",
-    "Monitor",
     "MonitorConfig",
+    "MonitorState",
     "OperationStatus",
     "PairedDifference",
     "Preflight",
@@ -52,5 +64,4 @@ __all__ = [
     "Trial",
     "TrialCounts",
     "ValidityAdvice",
-    "Walk",
 ]

@@ -1,49 +1,101 @@
-"""A correction: what was tried, what was chosen, and what it changed."""
+"""Corrections of the deployed weights, and verdicts of the gate."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
 from defuse import names
-from defuse.v1 import correction_pb2
-from defuse.values.estimate import Estimate
-from defuse.values.gate import GateVerdict
-from defuse.values.plain import moment, settings, word
+from defuse.v1 import correction_pb2, gate_pb2
+from defuse.values.primitives import Estimate, PairedDifference, enum_word, message_fields, to_datetime
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """Accuracy after minus accuracy before on the same images, with its 95 % score interval (Tango, 1998).
+class GateCheck:
+    """One check of the gate: a figure against a bound.
 
-    `gained` are images that only the version after reads correctly, `lost` those that only the one before does;
-    `p_value` is McNemar's, exact.
+    `kind` is file, test, class, calibration, region_gain, region, parity or latency. `subject` is the checked class,
+    region or batch size.
     """
 
-    value: float
-    low: float
-    high: float
-    gained: int
-    lost: int
+    kind: str
+    subject: str
+    figure: float
+    # Ends of the 95 % interval; None for figures without one.
+    low: float | None
+    high: float | None
+    bound: float
+    # Images, or rounds of a measurement.
     trials: int
-    p_value: float
+    passed: bool
+    # The rule in words.
+    rule: str
 
     @classmethod
-    def from_proto(cls, message: correction_pb2.PairedDifference) -> Self:
-        return cls(**{field.name: getattr(message, field.name) for field in fields(cls)})
+    def from_proto(cls, message: gate_pb2.Check) -> Self:
+        return cls(
+            kind=enum_word(gate_pb2.Check.Kind.Name(message.kind), "KIND"),
+            subject=message.subject.removeprefix("runs/").replace("/regions/", " "),
+            figure=message.figure,
+            low=message.low if message.HasField("low") else None,
+            high=message.high if message.HasField("high") else None,
+            bound=message.bound,
+            trials=message.trials,
+            passed=message.passed,
+            rule=message.rule,
+        )
 
     def __str__(self) -> str:
-        if not self.trials:
-            return "not measured"
-        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+        if self.kind == "file":
+            return "as served" if self.passed else "unfit"
+        interval = "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.figure:.4g}{interval}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateVerdict:
+    """The gate's verdict on a candidate, with every check."""
+
+    id: str
+    model: str
+    # The released version that the candidate is compared with.
+    base_version: int
+    # SHA-256 of the candidate's ONNX file.
+    digest: str
+    # `runs/{run}/corrections/{correction}`; empty for an uploaded file.
+    correction: str
+    dataset: str
+    checks: tuple[GateCheck, ...]
+    passed: bool
+    create_time: datetime
+
+    @classmethod
+    def from_proto(cls, message: gate_pb2.GateVerdict) -> Self:
+        return cls(
+            id=names.last(message.name),
+            model=names.last(names.parent(message.name)),
+            base_version=message.base_version,
+            digest=message.digest,
+            correction=message.correction,
+            dataset=names.last(message.dataset),
+            checks=tuple(GateCheck.from_proto(check) for check in message.checks),
+            passed=message.passed,
+            create_time=to_datetime(message.create_time),
+        )
+
+    @property
+    def failed(self) -> tuple[GateCheck, ...]:
+        """The failed checks."""
+        return tuple(check for check in self.checks if not check.passed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectionPoint:
-    """Weights that were tried. `regions` is measured on the images that decide: held-out failures and fresh ones.
+    """One set of weights of a correction, with its figures.
 
-    `method` is one of `correction_settings.METHODS`, `region_weight` lambda, `share` the share of the way from the
-    weights before to those after the training: 1 but for interpolation.
+    `method` is one of `defuse.calls.corrections.METHODS`, `region_weight` is lambda. `share` is the position between
+    the weights before (0) and after (1) the training; it is below 1 only for interpolation. `regions` is the accuracy
+    on the images that decide: held-out failures and newly drawn ones.
     """
 
     method: str
@@ -53,14 +105,17 @@ class CorrectionPoint:
     test: Estimate
     test_change: PairedDifference
     regions: Estimate
-    # Mean cross entropy on the same images, in nats.
+    # Mean cross entropy on the same region images, in nats.
     regions_loss: float
     chosen: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Why a point was chosen. Where no point was non-inferior, it is the one with the least possible loss."""
+    """The chosen point of a correction, and the rule of the choice.
+
+    If no point is non-inferior, it is the one with the largest lower bound on the change of test accuracy.
+    """
 
     rule: str
     method: str
@@ -83,13 +138,13 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionChange:
-    """Accuracy on one region's held-out images, before and after, and the answers for its pictures."""
+    """Accuracy on the held-out images of one region, before and after."""
 
     region: str
     label: str
     before: Estimate
     after: Estimate
-    # Class names, in the order of `RegionPictures.exemplars`.
+    # Predicted classes, in the order of `RegionPictures.exemplars`.
     exemplars_before: tuple[str, ...]
     exemplars_after: tuple[str, ...]
 
@@ -107,7 +162,10 @@ class RegionChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """The deployed weights, fine-tuned in several ways. `state` is running, succeeded, failed or cancelled."""
+    """Fine-tunings of the deployed weights, and the candidate chosen among them.
+
+    `state` is running, succeeded, failed or cancelled.
+    """
 
     id: str
     run: str
@@ -118,26 +176,26 @@ class Correction:
     progress: float
     note: str
     error: str
-    # What was tried so far, in the order of methods and lambdas.
+    # Finished points, in the order of methods and lambdas.
     points: tuple[CorrectionPoint, ...]
-    # Why trainings failed, in words; the others go on.
+    # Errors of failed trainings; the others continue.
     failures: tuple[str, ...]
-    # None until it has succeeded.
+    # None until the correction succeeds.
     choice: Choice | None
-    # Of the chosen candidate, through Triton; the region images had no part in the choice.
+    # Of the chosen candidate, through Triton. The choice does not use these region images.
     test_before: Estimate
     test_after: Estimate
     test_change: PairedDifference
     regions_before: Estimate
     regions_after: Estimate
     regions: tuple[RegionChange, ...]
-    # Largest difference between torch and ONNX Runtime for each batch size.
+    # Largest difference between torch and ONNX Runtime, by batch size.
     parity: Mapping[int, float]
     candidate: str
     candidate_version: int
-    # What the gate said of the candidate; None until it has succeeded.
+    # The gate's verdict on the candidate; None until the correction succeeds.
     verdict: GateVerdict | None
-    # Name of the same as an operation: `Client.operation`.
+    # Operation name, for `Client.operation`.
     operation: str
     create_time: datetime
 
@@ -151,12 +209,12 @@ class Correction:
             model=names.last(message.model),
             base_version=message.base_version,
             config=_config(message.config),
-            state=word(correction_pb2.Correction.State.Name(message.state), "STATE"),
+            state=enum_word(correction_pb2.Correction.State.Name(message.state), "STATE"),
             progress=message.progress,
             note=message.note,
             error=message.error,
             points=tuple(_points(message)),
-            failures=tuple(_failures(message)),
+            failures=tuple(_training_errors(message)),
             choice=Choice.from_proto(result.choice) if message.HasField("result") else None,
             test_change=PairedDifference.from_proto(result.test_change),
             regions=tuple(RegionChange.from_proto(change) for change in result.regions),
@@ -165,19 +223,14 @@ class Correction:
             candidate_version=result.candidate_version,
             verdict=GateVerdict.from_proto(result.verdict) if result.HasField("verdict") else None,
             operation=message.operation,
-            create_time=moment(message.create_time),
+            create_time=to_datetime(message.create_time),
             **{name: Estimate.from_proto(getattr(result, name)) for name in figures},
         )
 
     @property
     def ended(self) -> bool:
+        """Whether the correction is finished."""
         return self.state in {"succeeded", "failed", "cancelled"}
-
-    def _repr_html_(self) -> str:
-        """Show it in a notebook."""
-        from defuse import notebook
-
-        return notebook.of_correction(self)
 
 
 def _points(message: correction_pb2.Correction) -> list[CorrectionPoint]:
@@ -200,11 +253,12 @@ def _points(message: correction_pb2.Correction) -> list[CorrectionPoint]:
     ]
 
 
-def _failures(message: correction_pb2.Correction) -> list[str]:
+def _training_errors(message: correction_pb2.Correction) -> list[str]:
     return [
-        f"{_method(one.method)}, lambda {one.region_weight:g}, rate {one.learning_rate:g}: {one.error}"
-        for one in message.trainings
-        if one.error
+        f"{_method(training.method)}, lambda {training.region_weight:g}, rate {training.learning_rate:g}: "
+        f"{training.error}"
+        for training in message.trainings
+        if training.error
     ]
 
 
@@ -218,13 +272,13 @@ def _config(config: correction_pb2.CorrectionConfig) -> dict[str, Any]:
         "margin": config.margin,
         "images_per_region": config.images_per_region,
         "unclustered_failures": config.unclustered_failures,
-        "augmentation": settings(config.augmentation),
+        "augmentation": message_fields(config.augmentation),
         "torch_factory": config.torch_factory.function,
     }
 
 
 def _method(value: correction_pb2.Training.Method.ValueType, share: float = 0.0) -> str:
-    """Return the word of a method; the end of an interpolation is a training of all weights."""
+    """Return a method's name; an interpolation with share 1 is `all_weights`."""
     if value == correction_pb2.Training.METHOD_INTERPOLATION and share == 1:
         value = correction_pb2.Training.METHOD_ALL_WEIGHTS
-    return word(correction_pb2.Training.Method.Name(value), "METHOD")
+    return enum_word(correction_pb2.Training.Method.Name(value), "METHOD")

@@ -1,25 +1,24 @@
-"""What is known of a model's traffic, and what has changed in it."""
+"""Monitors of production traffic, alerts, and audit events."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
 from defuse import names
-from defuse.v1 import monitor_pb2
-from defuse.values.estimate import Estimate
-from defuse.values.plain import moment, word
+from defuse.v1 import access_pb2, audit_pb2, monitor_pb2
+from defuse.values.primitives import Estimate, enum_word, to_datetime
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """How a model's traffic is watched."""
+    """The configuration of a model's monitor."""
 
-    # Observations between two false alarms while nothing changes, at least, in expectation.
+    # Observations between two false alarms, in expectation, at least.
     expected_run_length: float
-    # How long observations are kept.
+    # How long observations are stored.
     retention_s: float
-    # What is kept of an image once it was looked at: images (with their latents) or latents.
+    # Content stored after the evaluation of an image: images (with their latents) or latents.
     keep: str
     webhook_url: str
     # Whether an alert about a region starts a run on the captured images that caused it.
@@ -30,7 +29,7 @@ class MonitorConfig:
         return cls(
             expected_run_length=message.expected_run_length,
             retention_s=message.retention.ToTimedelta().total_seconds(),
-            keep=word(monitor_pb2.MonitorConfig.Keep.Name(message.keep), "KEEP"),
+            keep=enum_word(monitor_pb2.MonitorConfig.Keep.Name(message.keep), "KEEP"),
             webhook_url=message.webhook_url,
             start_runs=message.start_runs,
         )
@@ -38,14 +37,15 @@ class MonitorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionHits:
-    """How often images fall in a region; `calm_rate` is the share of the reference images inside."""
+    """The number of observed images inside a region."""
 
     run: str
     region: str
     label: str
     hits: int
-    calm_rate: Estimate
-    # Hits by the version that answered.
+    # Share of the reference images inside the region. The contract and JSON output say `calm_rate`.
+    reference_rate: Estimate = field(metadata={"json": "calm_rate"})
+    # Hits by model version.
     versions: Mapping[str, int]
 
     @classmethod
@@ -55,33 +55,33 @@ class RegionHits:
             region=names.last(message.region),
             label=message.label,
             hits=message.hits,
-            calm_rate=Estimate.from_proto(message.calm_rate),
+            reference_rate=Estimate.from_proto(message.calm_rate),
             versions=dict(message.versions),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Monitor:
-    """What is known of a model's traffic since its monitor began anew."""
+class MonitorState:
+    """The state of a model's monitor since its last reset."""
 
     model: str
     config: MonitorConfig
-    # Id of the guard whose regions images are looked for in; empty where the model has none.
+    # Id of the guard that finds region hits; empty for a model without guards.
     guard: str
     observations: int
     hits: tuple[RegionHits, ...]
-    # Total variation distance to the reference split, in [0, 1].
+    # Total variation distance of the predicted classes to the reference split, in [0, 1].
     prediction_drift: float
-    # In [-1, 1], negative where images are less usual.
+    # In [-1, 1], negative for images less typical than the reference split.
     latent_drift: float
-    # As told without ground truth; None without scores.
+    # Estimated without ground truth; None without scores.
     estimated_accuracy: float | None
-    # Observations that are kept whose ground truth came, and those of them that were read correctly.
+    # Stored observations with ground truth, and the correctly classified ones among them.
     truths: int
     right: int
-    # Observations by the version that answered.
+    # Observations by model version.
     versions: Mapping[str, int]
-    # None where nothing was looked at yet.
+    # None before the first evaluation.
     update_time: datetime | None
 
     @classmethod
@@ -98,36 +98,37 @@ class Monitor:
             truths=message.truths,
             right=message.right,
             versions=dict(message.versions),
-            update_time=moment(message.update_time) if message.HasField("update_time") else None,
+            update_time=to_datetime(message.update_time) if message.HasField("update_time") else None,
         )
 
     @property
     def real_accuracy(self) -> float | None:
-        """The accuracy where ground truth came; None where none did."""
+        """Accuracy on observations with ground truth; None without any."""
         return self.right / self.truths if self.truths else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """Something has changed. `kind` is region_hits, prediction_drift or latent_drift."""
+    """A detected change. `kind` is region_hits, prediction_drift or latent_drift."""
 
     id: str
     model: str
     kind: str
-    # `runs/{run}/regions/{region}` at region_hits, a class name at prediction_drift.
+    # `runs/{run}/regions/{region}` for region_hits, a class name for prediction_drift.
     subject: str
     summary: str
     # At least the expected run length.
     evidence: float
-    # Since the monitor began anew.
+    # Since the last reset of the monitor.
     observations: int
-    # Share in calm, and since the change is thought to have begun, where the kind has one.
-    calm: float
+    # Share among the reference images, and since the estimated time of the change, for kinds with a share. The
+    # contract and JSON output say `calm`.
+    reference_rate: float = field(metadata={"json": "calm"})
     now: float
-    # Id of the run that it started; empty for none.
+    # Id of the run that the alert started; empty for none.
     run: str
     create_time: datetime
-    # What was reported since then caused it.
+    # Estimated time of the change.
     since: datetime
 
     @classmethod
@@ -135,14 +136,50 @@ class Alert:
         return cls(
             id=names.last(message.name),
             model=names.last(names.parent(message.name)),
-            kind=word(monitor_pb2.Alert.Kind.Name(message.kind), "KIND"),
+            kind=enum_word(monitor_pb2.Alert.Kind.Name(message.kind), "KIND"),
             subject=message.subject,
             summary=message.summary,
             evidence=message.evidence,
             observations=message.observations,
-            calm=message.calm,
+            reference_rate=message.calm,
             now=message.now,
             run=names.last(message.run),
-            create_time=moment(message.create_time),
-            since=moment(message.since),
+            create_time=to_datetime(message.create_time),
+            since=to_datetime(message.since),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditEvent:
+    """A call that changed something or tried to.
+
+    `caller` and `role` are empty for gateways without tokens.
+    """
+
+    time: datetime
+    caller: str
+    role: str
+    # The called method, and the resource names in the request.
+    method: str
+    resources: tuple[str, ...]
+    # `OK`, or a gRPC status code and the reason of the error.
+    code: str
+    reason: str
+    # Network address of the caller.
+    peer: str
+    # OpenTelemetry trace id; empty without tracing.
+    trace_id: str
+
+    @classmethod
+    def from_proto(cls, message: audit_pb2.AuditEvent) -> Self:
+        return cls(
+            time=to_datetime(message.time),
+            caller=message.caller,
+            role=enum_word(access_pb2.Role.Name(message.role), "ROLE") if message.role else "",
+            method=message.method,
+            resources=tuple(message.resources),
+            code=message.code,
+            reason=message.reason,
+            peer=message.peer,
+            trace_id=message.trace_id,
         )

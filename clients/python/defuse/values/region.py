@@ -1,4 +1,4 @@
-"""A region of failures, its pictures, and what a person says it shows."""
+"""Regions with their annotations and pictures, and latent interpolations."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,15 +9,18 @@ import numpy.typing as npt
 
 from defuse import names, tensors
 from defuse.v1 import annotation_pb2, gateway_service_pb2, region_pb2
-from defuse.values.estimate import Estimate
-from defuse.values.plain import moment, word
+from defuse.values.primitives import Estimate, enum_word, to_datetime
 
+# (n, h, w, c), or (h, w, c) for a single image
 Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """One annotator's verdict: label (with the class name), invalid, mixed or unsure."""
+    """One annotator's verdict on a region.
+
+    `verdict` is label (with the class name in `label`), invalid, mixed or unsure.
+    """
 
     verdict: str
     label: str
@@ -27,10 +30,10 @@ class Annotation:
     @classmethod
     def from_proto(cls, message: annotation_pb2.Annotation) -> Self:
         return cls(
-            verdict=word(annotation_pb2.Annotation.Verdict.Name(message.verdict), "VERDICT"),
+            verdict=enum_word(annotation_pb2.Annotation.Verdict.Name(message.verdict), "VERDICT"),
             label=message.label,
             annotator=message.annotator,
-            create_time=moment(message.create_time),
+            create_time=to_datetime(message.create_time),
         )
 
 
@@ -38,12 +41,12 @@ class Annotation:
 class RealImage:
     """A labelled training image near a region."""
 
-    # Row of the training split.
+    # Index in the training split.
     index: int
     label: str
-    # What the served classifier takes it for.
+    # By the served classifier.
     predicted_label: str
-    # In aggregate latent sds, per dimension.
+    # In aggregate latent standard deviations, per dimension.
     distance_sd: float
 
     @classmethod
@@ -58,38 +61,37 @@ class RealImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A misclassification region: failures that belong together, tested against what lies around them."""
+    """A region: a cluster of failures, tested against controls around it."""
 
     id: str
     run: str
     # Share of the run's failures, in (0, 1].
     weight: float
-    # Failures that correction may use.
+    # Failures for correction.
     size: int
-    # Failures kept for before/after figures.
+    # Failures excluded from correction, for figures before and after it.
     held_out_size: int
     true_label: str
     predicted_label: str
-    # (true label, predicted label, failures), most frequent first; one, unless the mixture is plain.
+    # (true label, predicted label, failures), most frequent first; only one, except with mixture kind `plain`.
     profile: list[tuple[str, str, int]]
-    # What regions are sorted by, in [0, 1], larger is worse: how much larger the error rate is than the controls',
-    # times the typicality.
+    # Sort key of regions, in [0, 1], larger is worse: error rate above that of the controls, times typicality.
     score: float
-    # Share of the searched real images of its label that lie inside, in [0, 1].
+    # Share of the searched real images of the true label inside the region, in [0, 1].
     typicality: float
-    # Share of fresh decodes that the classifier gets wrong.
+    # Share of misclassified fresh decodes.
     error_rate: Estimate
-    # The same for unperturbed reconstructions of the real images nearest to it.
+    # Share of misclassified controls: unperturbed reconstructions of the nearest real images.
     control_error_rate: Estimate
-    # Least false discovery rate at which it is worse than its controls.
+    # Smallest false discovery rate at which the error rate exceeds that of the controls.
     q_value: float
-    # Share of the searched real images inside that the classifier gets wrong.
+    # Share of misclassified images among the searched real images inside.
     real_error_rate: Estimate
-    # Jaccard index with its like over bootstraps, in [0, 1]; from 0.75 on a region is called stable.
+    # Mean Jaccard index with the matching region over bootstraps, in [0, 1]; at least 0.75 is stable.
     stability: float
-    # Median distance to the nearest misclassified training image; None where there is none.
+    # Median distance to the nearest misclassified training image; None without any.
     novelty_sd: float | None
-    # Median size of the steps that made its failures.
+    # Median perturbation radius of the failures.
     radius_sd: float
     nearest: list[RealImage]
     nearest_misclassified: list[RealImage]
@@ -126,22 +128,16 @@ class Region:
         )
 
     @property
-    def whole(self) -> str:
-        """Return the id of the region that it is a part of, `r3` of `r3-1`; nothing where it is none."""
+    def parent_region(self) -> str:
+        """Id of the split region, `r3` for its part `r3-1`; otherwise empty."""
         return self.id.rpartition("-")[0]
 
     @property
     def state(self) -> str:
-        """Return `open`, or the verdict: labelled, invalid, mixed, unsure."""
+        """`open`, or the verdict: labelled, invalid, mixed, unsure."""
         if not self.annotation:
             return "open"
         return "labelled" if self.annotation.verdict == "label" else self.annotation.verdict
-
-    def _repr_html_(self) -> str:
-        """Show it in a notebook."""
-        from defuse import notebook
-
-        return notebook.of_region(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +147,7 @@ class RegionPictures:
     region: Region
     # Failures, the medoid first.
     exemplars: Images
-    # The real images that these are perturbations of.
+    # Source images of the exemplars.
     sources: Images
     # Of `region.nearest`.
     nearest: Images
@@ -168,22 +164,16 @@ class RegionPictures:
             nearest_misclassified=tensors.images_from_proto(message.nearest_misclassified),
         )
 
-    def _repr_html_(self) -> str:
-        """Show it in a notebook."""
-        from defuse import notebook
-
-        return notebook.of_pictures(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RegionPair:
-    """A region of one run and its like in another."""
+    """A region of one run and the matching region of another."""
 
     before: Region
     after: Region
-    # Distance of the means in units of the regions' own spread.
+    # Distance of the means, in standard deviations of the regions.
     shift_sd: float
-    # Whether that is more than chance.
+    # Whether the distance exceeds chance.
     moved: bool
 
     @classmethod
@@ -198,13 +188,13 @@ class RegionPair:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionsDiff:
-    """What became of the regions of one run in another."""
+    """The differences between the regions of two runs."""
 
-    # Regions that only the second run has, largest score first.
+    # Only in the second run, largest score first.
     added: list[Region]
-    # Regions that only the first run has, largest score first.
+    # Only in the first run, largest score first.
     gone: list[Region]
-    # What both have, least shift first.
+    # In both runs, smallest shift first.
     kept: list[RegionPair]
 
     @classmethod
@@ -214,3 +204,13 @@ class RegionsDiff:
             gone=[Region.from_proto(region) for region in message.gone],
             kept=[RegionPair.from_proto(pair) for pair in message.kept],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolation:
+    """Images on a line in latent space, with the predicted classes."""
+
+    # (frames, h, w, c)
+    images: Images
+    # (frames,) class indices
+    predicted_labels: tuple[int, ...]

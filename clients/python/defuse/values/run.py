@@ -1,33 +1,35 @@
-"""A run and what its search counted."""
+"""Runs with their counts, failures, and cost estimates."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
-from defuse import names
-from defuse.v1 import region_pb2, run_pb2
-from defuse.values.estimate import Estimate
-from defuse.values.plain import moment, settings, word
+import numpy as np
+import numpy.typing as npt
 
-# Of a run's configuration, each a message of settings.
+from defuse import names
+from defuse.v1 import failure_pb2, generator_service_pb2, region_pb2, run_pb2
+from defuse.values.primitives import Estimate, enum_word, message_fields, same_fields, to_datetime
+
+# Sections of a run's configuration; each is a message.
 SECTIONS = ("search", "vae", "validity", "preflight", "mixture")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCounts:
-    """What a search tried and found."""
+    """Counts of a search."""
 
     sources: int
     sources_wrong_on_image: int
     sources_wrong_on_reconstruction: int
-    # Perturbations that were not decoded, since their latents are no longer their label.
+    # Perturbations rejected before decoding: their latents no longer carry the source's label.
     screened_out: int
-    # Perturbations decoded and classified.
+    # Perturbations that were decoded and classified.
     decodes: int
-    # Of these, the ones that the classifier got wrong.
+    # Misclassified ones among them.
     candidates: int
-    # Candidates by the first check that they did not pass.
+    # Candidates by the first failed check.
     rejected_by_radius: int
     rejected_by_label_model: int
     rejected_by_typicality: int
@@ -37,22 +39,22 @@ class SearchCounts:
     rejected_by_confirmation: int
     rejected_by_source_limit: int
     failures: int
-    # What it took beside the perturbations.
+    # Further work, without that for perturbations.
     decodes_again: int
     encodes: int
     classifications: int
 
     @classmethod
     def from_proto(cls, message: run_pb2.SearchCounts) -> Self:
-        return cls(**{field.name: getattr(message, field.name) for field in fields(cls)})
+        return cls(**same_fields(cls, message))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What was measured before the search, on labelled images."""
+    """Measurements on labelled images before the search."""
 
     accuracy: Estimate
-    # Of the images read correctly, the share whose unperturbed reconstruction is read correctly too.
+    # Among correctly classified images, the share whose unperturbed reconstruction is classified correctly, too.
     reconstruction_accuracy: Estimate
     label_model_accuracy: float
 
@@ -67,31 +69,34 @@ class Preflight:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCounts:
-    """How the failures of a run were grouped, and which groups are no regions."""
+    """Counts of the clustering: groups of failures, and rejected groups."""
 
-    # Failures that went into the mixture: those from sources that correction may use.
+    # Failures in the mixture: those from sources that correction may use.
     failures: int
     failures_without_region: int
     groups: int
-    # Groups left out because they have too few failures.
+    # Groups with too few failures.
     below_support: int
-    # Groups that were merged into another.
+    # Groups merged into another one.
     merged: int
-    # Groups left out because fresh decodes are no worse than reconstructions around them.
+    # Groups whose fresh decodes are no worse than the reconstructions around them.
     not_worse_than_control: int
 
     @classmethod
     def from_proto(cls, message: region_pb2.GroupCounts) -> Self:
-        return cls(**{field.name: getattr(message, field.name) for field in fields(cls)})
+        return cls(**same_fields(cls, message))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidityAdvice:
-    """What the annotations of a run say of its validity thresholds; every region counts the same, whatever its size."""
+    """Validity thresholds derived from the annotations of a run.
 
-    # Thresholds by the names of `RunSettings.validity`, none looser than those that the run had.
+    Every region has the same weight, whatever its size.
+    """
+
+    # Thresholds by the names in `RunSettings.validity`; none is looser than that of the run.
     validity: Mapping[str, float]
-    # Share of the failures of invalid regions that they would have rejected, and of labelled ones, 0.1 at most.
+    # Rejected shares of the failures of invalid regions, and of labelled ones (at most 0.1).
     invalid_rejected: float
     valid_rejected: float
     invalid_regions: int
@@ -110,7 +115,10 @@ class ValidityAdvice:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One pass of the loop. `state` is preparing, identifying, distilling, succeeded, failed or cancelled."""
+    """A search for failures and its regions.
+
+    `state` is preparing, identifying, distilling, succeeded, failed or cancelled.
+    """
 
     id: str
     state: str
@@ -118,22 +126,22 @@ class Run:
     model_version: int
     dataset: str
     seed: int
-    # Share of the present stage that is done.
+    # Finished share of the current stage, in [0, 1].
     progress: float
     note: str
     error: str
-    # The error for programs, for instance VAE_TOO_COARSE.
+    # Machine-readable reason of the error, for instance VAE_TOO_COARSE.
     error_reason: str
-    # None while the run is prepared.
+    # None during the preparation.
     preflight: Preflight | None
     counts: SearchCounts
     region_count: int
-    # None until distillation is finished.
+    # None until the distillation is finished.
     groups: GroupCounts | None
     config: Mapping[str, Any]
-    # The run whose annotations gave the validity thresholds that its creator left out; empty for none.
+    # Id of the run whose annotations advised the omitted validity thresholds; empty for none.
     validity_from: str
-    # Name of the same as an operation: `Client.operation`.
+    # Operation name, for `Client.operation`.
     operation: str
     create_time: datetime
     update_time: datetime
@@ -143,7 +151,7 @@ class Run:
         config = message.config
         return cls(
             id=names.last(message.name),
-            state=word(run_pb2.Run.State.Name(message.state), "STATE"),
+            state=enum_word(run_pb2.Run.State.Name(message.state), "STATE"),
             model=names.last(config.model),
             model_version=config.model_version,
             dataset=names.last(config.dataset),
@@ -156,19 +164,78 @@ class Run:
             counts=SearchCounts.from_proto(message.counts),
             region_count=message.region_count,
             groups=GroupCounts.from_proto(message.groups) if message.HasField("groups") else None,
-            config={section: settings(getattr(config, section)) for section in SECTIONS},
+            config={section: message_fields(getattr(config, section)) for section in SECTIONS},
             validity_from=names.last(config.validity_from),
             operation=message.operation,
-            create_time=moment(message.create_time),
-            update_time=moment(message.update_time),
+            create_time=to_datetime(message.create_time),
+            update_time=to_datetime(message.update_time),
         )
 
     @property
     def ended(self) -> bool:
+        """Whether the run is finished."""
         return self.state in {"succeeded", "failed", "cancelled"}
 
-    def _repr_html_(self) -> str:
-        """Show it in a notebook."""
-        from defuse import notebook
 
-        return notebook.of_run(self)
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A misclassified decoded perturbation, identified by run, source, round and draw."""
+
+    # Index of the source image in the searched split.
+    source: int
+    round: int
+    draw: int
+    # Class indices.
+    true_label: int
+    predicted_label: int
+    # Logit of the true class minus the largest other logit; negative.
+    margin: float
+    # Perturbation radius, in aggregate latent standard deviations.
+    radius_sd: float
+    # Evidence that the image still shows its true label; higher is better, except for the round trip.
+    typicality: float
+    label_probability: float
+    neighbour_agreement: float
+    round_trip_sd: float
+    oracle_margin: float
+    # (d,)
+    latent: npt.NDArray[np.float32]
+    model_version: int
+    # Excluded from correction, for figures before and after it.
+    held_out: bool
+
+    @classmethod
+    def from_proto(cls, message: failure_pb2.Failure) -> Self:
+        return cls(**same_fields(cls, message) | {"latent": np.array(message.latent, np.float32)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureBatch:
+    """A batch of failures, with the token that resumes after it."""
+
+    failures: tuple[Failure, ...]
+    resume_token: str
+
+    @classmethod
+    def from_proto(cls, message: generator_service_pb2.IdentifyResponse) -> Self:
+        return cls(
+            failures=tuple(Failure.from_proto(failure) for failure in message.failures),
+            resume_token=message.resume_token,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostEstimate:
+    """The estimated cost of a run with one generator."""
+
+    sources: int
+    # Largest number of decoded perturbations.
+    decodes: int
+    decodes_per_s: float
+    # 0 for an already trained VAE.
+    training_s: float
+    search_s: float
+
+    @classmethod
+    def from_proto(cls, message: run_pb2.CostEstimate) -> Self:
+        return cls(**same_fields(cls, message))

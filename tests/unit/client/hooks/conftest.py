@@ -1,4 +1,4 @@
-"""A gateway, a classifier, and a monitor between them."""
+"""Fixtures: a fake gateway, a fake classifier, and monitors between them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
-from defuse.hooks import Monitor, background
+from defuse.hooks import Monitor, reporter
 from tritonclient.grpc import service_pb2_grpc as oip_grpc
 
 from tests.unit.client.hooks.servers import Classifier, Gateway, running_classifier
@@ -14,11 +14,11 @@ from tests.unit.client.hooks.servers import Classifier, Gateway, running_classif
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    """A gateway that runs."""
+    """A running fake gateway."""
     found = Gateway()
     found.start()
     yield found
-    found.answers.set()
+    found.responding.set()
     found.kill()
 
 
@@ -35,8 +35,8 @@ def classifier_address(classifier: Classifier) -> Iterator[str]:
 
 @pytest.fixture
 def monitored(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Monitor]]:
-    """Make monitors that report to the gateway without waiting long for more."""
-    monkeypatch.setattr(background, "PERIOD_S", 0.05)
+    """Make monitors that report to the gateway after a short period."""
+    monkeypatch.setattr(reporter, "PERIOD_S", 0.05)
     with ExitStack() as stack:
 
         def make(**options: Any) -> Monitor:
@@ -49,6 +49,6 @@ def monitored(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
 
 @pytest.fixture
 def hooked(classifier_address: str) -> Iterator[Callable[[Monitor], oip_grpc.GRPCInferenceServiceStub]]:
-    """Make stubs of the classifier whose channel a monitor is hooked into."""
+    """Make stubs of the classifier with a monitor in their channel."""
     with grpc.insecure_channel(classifier_address) as channel:
         yield lambda monitor: oip_grpc.GRPCInferenceServiceStub(grpc.intercept_channel(channel, monitor))

@@ -1,6 +1,4 @@
-"""Real servers of a test's own: a gateway that takes reports and can be slow, refuse, be killed and come back, and a
-classifier behind the Open Inference Protocol.
-"""
+"""Fake servers: a gateway that accepts reports, and an inference server."""
 
 import threading
 from collections.abc import Iterator
@@ -25,17 +23,17 @@ CLASSES = 3
 
 
 class Gateway(pb_grpc.MonitorServiceServicer):
-    """Keeps what is reported, each id once, and what is said of it.
+    """Keeps observations, each id once, and their truths.
 
-    `codes` are what it refuses the next calls with; a batch with an id that begins with `bad` is refused for that.
+    It refuses the next calls with `codes`, and a batch because of an id that begins with `bad`.
     """
 
     def __init__(self) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self.codes: list[grpc.StatusCode] = []
-        # Clear: it answers only when this is set.
-        self.answers = threading.Event()
-        self.answers.set()
+        # Calls block while this is clear.
+        self.responding = threading.Event()
+        self.responding.set()
         self.calls: list[str] = []
         self.batches: dict[str, list[str]] = {}
         self.sizes: list[int] = []
@@ -76,7 +74,7 @@ class Gateway(pb_grpc.MonitorServiceServicer):
         self._server.start()
 
     def kill(self) -> None:
-        """Break off every call."""
+        """Abort every call."""
         if self._server:
             self._server.stop(0).wait()
         self._server = None
@@ -92,17 +90,20 @@ class Gateway(pb_grpc.MonitorServiceServicer):
         with self._lock:
             self.calls.append(method)
             code = self.codes.pop(0) if self.codes else None
-        self.answers.wait(30)
+        self.responding.wait(30)
         if code:
             context.abort(code, "planted")
 
 
 class Classifier(oip_grpc.GRPCInferenceServiceServicer):
-    """Answers image `row` with the scores 3 row, 3 row + 1, 3 row + 2; fails to for a model called `broken`."""
+    """Responds with scores that count up.
+
+    Image `row` has the scores 3 row, 3 row + 1, 3 row + 2. Requests for the model `broken` fail.
+    """
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
-        self.answers: list[bytes] = []
+        self.responses: list[bytes] = []
         self.typed = False
 
     def ModelInfer(self, request: oip.ModelInferRequest, context: Any) -> oip.ModelInferResponse:  # noqa: N802
@@ -117,7 +118,7 @@ class Classifier(oip_grpc.GRPCInferenceServiceServicer):
         else:
             response.raw_output_contents.append(scores.tobytes())
         self.requests.append(request.SerializeToString(deterministic=True))
-        self.answers.append(response.SerializeToString(deterministic=True))
+        self.responses.append(response.SerializeToString(deterministic=True))
         return response
 
     def ServerLive(self, request: oip.ServerLiveRequest, context: Any) -> oip.ServerLiveResponse:  # noqa: N802
@@ -126,7 +127,7 @@ class Classifier(oip_grpc.GRPCInferenceServiceServicer):
 
 @contextmanager
 def running_classifier(classifier: Classifier) -> Iterator[str]:
-    """Serve a classifier while the block runs; give its address."""
+    """Serve a classifier; provide its address."""
     server = grpc.server(futures.ThreadPoolExecutor(8))
     oip_grpc.add_GRPCInferenceServiceServicer_to_server(classifier, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -137,8 +138,10 @@ def running_classifier(classifier: Classifier) -> Iterator[str]:
         server.stop(0).wait()
 
 
-def asking(request_id: str = "", count: int = 1, *, model: str = MODEL, value: float = 0.0) -> oip.ModelInferRequest:
-    """Return a request about images (2, 2) whose values begin at `value` and count up."""
+def infer_request(
+    request_id: str = "", count: int = 1, *, model: str = MODEL, value: float = 0.0
+) -> oip.ModelInferRequest:
+    """Return a request with images (2, 2) that count up from `value`."""
     images = value + np.arange(count * 4, dtype="<f4").reshape(count, 1, 2, 2)
     request = oip.ModelInferRequest(model_name=model, id=request_id, raw_input_contents=[images.tobytes()])
     request.inputs.add(name="image", datatype="FP32", shape=images.shape)

@@ -1,4 +1,4 @@
-"""What waits: bounds by number and bytes, and a sum that is right whatever happens."""
+"""Bounds and counts of the buffer."""
 
 import threading
 from dataclasses import dataclass
@@ -13,8 +13,11 @@ class Thing:
     kind: str = OBSERVATIONS
 
 
-def test_the_newest_is_dropped() -> None:
-    """What is over either bound is dropped, what is smaller and comes later may still have room."""
+def test_new_items_are_dropped() -> None:
+    """Items over either bound are dropped.
+
+    A smaller later item may still fit.
+    """
     buffer = Buffer(10, 100)
     for thing in (Thing(4, 10), Thing(7, 10), Thing(4, 91), Thing(6, 90), Thing(1, 1, TRUTHS)):
         buffer.put(thing)
@@ -24,8 +27,11 @@ def test_the_newest_is_dropped() -> None:
     assert buffer.take(100, 1000) == [Thing(4, 10), Thing(6, 90)]
 
 
-def test_taken_in_order_and_bounds() -> None:
-    """One is taken however large it is; there is room again when it is released, not before."""
+def test_take() -> None:
+    """Items are taken in order, at least one.
+
+    Their room is free after the release.
+    """
     buffer = Buffer(10, 1000)
     assert buffer.put(Thing(8, 8)) == 8
     assert buffer.put(Thing(2, 2, TRUTHS)) == 10
@@ -48,14 +54,14 @@ def test_closed() -> None:
 
 
 def test_many_threads() -> None:
-    """Whatever they do at the same time, each observation is counted once, at any time."""
+    """Concurrent threads leave every observation counted exactly once."""
     buffer = Buffer(50, 1000)
     over = threading.Event()
 
     def put() -> None:
         for _ in range(2_000):
             buffer.put(Thing(1, 1))
-            buffer.pass_over(OBSERVATIONS, 1)
+            buffer.count_unsampled(OBSERVATIONS, 1)
 
     def take() -> None:
         while not over.is_set() or buffer.counts(OBSERVATIONS).waiting:

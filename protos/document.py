@@ -1,10 +1,11 @@
-"""Write docs/api.md from the protos and the examples: `python -m protos.document`.
+"""Write docs/reference/api.md from the protos and the examples: `python -m protos.document`.
 
-What it says of calls, messages and fields is what their comments say.
+The comments in the protos are the descriptions of calls, messages and fields.
 """
 
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,49 +22,54 @@ from google.protobuf.descriptor_pb2 import (
 from protos.generate import PROTOS, compile_protos
 
 DOCS = PROTOS.parent / "docs"
+PAGE = DOCS / "reference" / "api.md"
 EXAMPLES = DOCS / "examples"
-# What is offered to other teams, and of GeneratorService which calls.
+# The public services; None: with all calls.
 SERVICES: Mapping[str, set[str] | None] = {
     "GatewayService": None,
     "MonitorService": None,
     "GeneratorService": {"Identify", "Encode", "Decode", "Interpolate"},
 }
 _PACKAGE = ".defuse.v1."
+_WIDTH = 120
 _INTRODUCTION = """# API
 
-Written from `protos/` by `python -m protos.document`; a change belongs there.
+For developers who call the gateway from a program of their own, in any language.
 
-One port, the gateway's, answers all of this over gRPC, with reflection and health; packages and message names are
+`python -m protos.document` writes this page from the comments in `protos/`. Change it there.
+
+The gateway answers all of these calls over gRPC on one port, with reflection and health. Packages and message names are
 `defuse.v1`. `inference.GRPCInferenceService` at the same port is the Open Inference Protocol
-([operations](operations.md#releases)). The Python client (`from defuse import Client`, `from defuse.aio import Client`)
-wraps every call; its methods are named after them and say the same.
+([trials and inference](../how-to/release.md#try-a-candidate-on-live-requests)). The Python client
+(`from defuse import Client`, `from defuse.aio import Client`) wraps every call; its methods are named after them.
 
 - **Names** are paths: `runs/{run}/regions/{region}`. An id has 1 to 63 letters, digits, `.`, `_` or `-`.
-- **Errors** are a status code with a sentence that says what to do, and `google.rpc.ErrorInfo` (domain `defuse`) with a
-  reason for programs. `INVALID_ARGUMENT`: change the request. `NOT_FOUND`, `ALREADY_EXISTS`: another name.
-  `FAILED_PRECONDITION`: do something else first. `ABORTED`: wait for what is under way. `UNAVAILABLE`: a server is
-  away, ask again. `RESOURCE_EXHAUSTED`: the store is full. `INTERNAL`: a defect of ours. What is special to a call is
-  said with it.
-- **Asking again** is safe for calls that read, and for those that take a `request_id` with the same id.
-- **Lists** come in pages: give the `next_page_token` of one as the `page_token` of the next.
+- **Errors** are a status code, a sentence that names the remedy, and `google.rpc.ErrorInfo` (domain `defuse`) with a
+  reason for programs. `INVALID_ARGUMENT`: change the request. `NOT_FOUND`, `ALREADY_EXISTS`: use another name.
+  `FAILED_PRECONDITION`: do something else first. `ABORTED`: wait for the work under way. `UNAVAILABLE`: a server is
+  away; retry. `RESOURCE_EXHAUSTED`: the store is full, or a caller exceeds its limits. `INTERNAL`: a defect of Defuse.
+  The description of a call names its special errors.
+- **Retries** are safe for calls that read, and for calls that take a `request_id`, with the same id.
+- **Lists** come in pages: pass the `next_page_token` of one page as the `page_token` of the next.
 - **Stability**: `buf breaking` compares every change with the contract of the last release, `protos/released.binpb`.
-  Fields and calls are added, never changed; what must change does so in `defuse.v2`. With each release,
-  `make released-contract` takes today's contract on.
+  Changes add fields and calls and never alter them; an incompatible change needs `defuse.v2`. With each release,
+  `make released-contract` stores the current contract.
 """
 _OPERATIONS = """## google.longrunning.Operations
 
-A run's search is the operation `runs/{run}/operations/search`, a correction `runs/{run}/operations/{correction}`;
-`Run.operation` and `Correction.operation` name it. A release is `models/{model}/operations/{request_id}`. They are
-views of records, so they are there after a restart. Metadata is [OperationMetadata](#operationmetadata), the response
-a [Run](#run), a [Correction](#correction) or a [Release](#release), the error what ended it.
+The search of a run is the operation `runs/{run}/operations/search`, a correction is
+`runs/{run}/operations/{correction}`; `Run.operation` and `Correction.operation` name them. A release is
+`models/{model}/operations/{request_id}`. Operations are views of stored records, so they exist after a restart. The
+metadata is [OperationMetadata](#operationmetadata), the response is a [Run](#run), a [Correction](#correction) or a
+[Release](#release), and the error is the error that ended the work.
 
-- `GetOperation`: `NOT_FOUND` for an unknown or deleted one.
+- `GetOperation`: `NOT_FOUND` for an unknown or deleted operation.
 - `ListOperations`: `name` is `runs/{run}`, or `runs/-` or nothing for all runs, or `models/{model}`; `filter` is
   `done=true`, `done=false` or nothing. Newest run first, each search before its corrections; releases oldest first.
-- `WaitOperation` answers when it has ended, or when `timeout` or the call's deadline is about to be over.
-- `CancelOperation` cancels the run or the correction; no effect on what has ended. `FAILED_PRECONDITION` for a release
-  under way, which nobody can stop half-way.
-- `DeleteOperation` forgets one that has ended, `FAILED_PRECONDITION` otherwise; the run and its results stay.
+- `WaitOperation` answers when the operation has ended, or when `timeout` or the deadline is about to expire.
+- `CancelOperation` cancels the run or the correction; it has no effect after the end. `FAILED_PRECONDITION` for a
+  release under way, because a release cannot be stopped half-way.
+- `DeleteOperation` deletes an operation that has ended, `FAILED_PRECONDITION` otherwise; the run and its results stay.
 """
 
 Comments = Mapping[tuple[int, ...], str]
@@ -71,7 +77,7 @@ Comments = Mapping[tuple[int, ...], str]
 
 @dataclass(frozen=True, kw_only=True)
 class _Described:
-    """A message or an enum with where its comments are."""
+    """A message or an enum, with its comments."""
 
     name: str
     proto: DescriptorProto | EnumDescriptorProto
@@ -96,7 +102,7 @@ def document() -> str:
                     for position, method in enumerate(service.method)
                     if method.name in (SERVICES[service.name] or {method.name})
                 ]
-                parts += [f"## {service.name}\n\n{comments.get((6, number), '')}\n", _examples(service.name)]
+                parts += [f"## {service.name}\n\n{_wrapped(comments.get((6, number), ''))}\n", _examples(service.name)]
                 parts += [_call(method, comment, known) for method, comment in calls]
                 shown |= {_short(name) for method, _ in calls for name in (method.input_type, method.output_type)}
     parts += [_OPERATIONS, _examples("Operations"), "## Messages\n"]
@@ -113,7 +119,7 @@ def _descriptors() -> Sequence[FileDescriptorProto]:
 
 
 def _comments(file: FileDescriptorProto) -> Comments:
-    """Return the comments of a file by the paths of what they are about, each on one line."""
+    """Return the comments of a file by the paths of their subjects, each on one line."""
     return {
         tuple(location.path): " ".join(location.leading_comments.split())
         for location in file.source_code_info.location
@@ -132,7 +138,7 @@ def _types(file: FileDescriptorProto) -> Iterator[_Described]:
 
 
 def _reached(names: set[str], known: Mapping[str, _Described]) -> set[str]:
-    """Return what these messages, and all that they hold, are made of, themselves included."""
+    """Return these messages and all messages that they hold, directly or indirectly."""
     reached: set[str] = set()
     left = set(names)
     while left:
@@ -153,7 +159,7 @@ def _call(method: MethodDescriptorProto, comment: str, known: Mapping[str, _Desc
     return "\n".join(
         [
             f"### {method.name}\n",
-            f"{comment}{note}\n",
+            f"{_wrapped(comment + note)}\n",
             _fields("Request", request, known),
             _fields("Response", response, known),
         ]
@@ -161,11 +167,11 @@ def _call(method: MethodDescriptorProto, comment: str, known: Mapping[str, _Desc
 
 
 def _message(described: _Described, known: Mapping[str, _Described]) -> str:
-    head = f"### {described.name}\n\n{described.comment()}\n"
+    head = f"### {described.name}\n\n{_wrapped(described.comment())}\n"
     if isinstance(described.proto, EnumDescriptorProto):
-        values = [(value.name, described.comment(2, number)) for number, value in enumerate(described.proto.value)]
-        return f"{head}\n{_table(('value', 'meaning'), values)}"
-    return f"{head}\n{_fields('Field', described, known)}"
+        values = enumerate(described.proto.value)
+        return f"{head}\n{''.join(_item(f'`{value.name}`', described.comment(2, number)) for number, value in values)}"
+    return f"{head}\n{_fields('Fields', described, known)}"
 
 
 def _fields(title: str, described: _Described, known: Mapping[str, _Described]) -> str:
@@ -173,16 +179,20 @@ def _fields(title: str, described: _Described, known: Mapping[str, _Described]) 
     assert isinstance(proto, DescriptorProto)
     if not proto.field:
         return f"{title}: no fields.\n"
-    rows = [
-        (f"`{field.name}`", _type(field, proto, known), described.comment(2, number))
+    items = [
+        _item(f"`{field.name}` ({_type(field, proto, known)})", described.comment(2, number))
         for number, field in enumerate(proto.field)
     ]
-    return _table((title.lower() if title == "Field" else f"{title.lower()} field", "type", "meaning"), rows)
+    return f"{title}:\n\n{''.join(items)}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _item(term: str, meaning: str) -> str:
+    """Return an entry of a list, wrapped."""
+    return f"{_wrapped(f'- {term}: {meaning}', indent='  ')}\n"
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _type(field: FieldDescriptorProto, owner: DescriptorProto, known: Mapping[str, _Described]) -> str:
@@ -216,4 +226,4 @@ def _examples(service: str) -> str:
 
 
 if __name__ == "__main__":
-    (DOCS / "api.md").write_text(document())
+    PAGE.write_text(document())

@@ -1,4 +1,4 @@
-"""The examples in docs/api.md, run as they stand against a real gateway."""
+"""The examples in docs/reference/api.md, run as they stand against a real gateway."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""docs/api.md says what the contract says, and its examples are requests that the contract knows."""
+"""docs/reference/api.md documents the contract, and its examples are valid requests."""
 
 import re
 from pathlib import Path
@@ -9,17 +9,17 @@ from defuse.v1 import gateway_service_pb2, generator_service_pb2, monitor_servic
 from google.longrunning import operations_proto_pb2
 from google.protobuf import json_format, message_factory
 
-from protos.document import DOCS, EXAMPLES, SERVICES, document
+from protos.document import EXAMPLES, PAGE, SERVICES, document
 
-PAGE = (DOCS / "api.md").read_text()
-CALLS, _, _ = PAGE.partition("\n## Messages\n")
+TEXT = PAGE.read_text()
+CALLS, _, _ = TEXT.partition("\n## Messages\n")
 _MODULES: tuple[Any, ...] = (gateway_service_pb2, generator_service_pb2, monitor_service_pb2, operations_proto_pb2)
 PUBLIC = {name: service for module in _MODULES for name, service in module.DESCRIPTOR.services_by_name.items()}
 
 
 def test_the_documented_api_is_the_api() -> None:
     """The page is the generated one: `python -m protos.document`."""
-    assert document() == PAGE
+    assert document() == TEXT
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -29,14 +29,14 @@ def test_every_call_is_there(service: str) -> None:
     for method in PUBLIC[service].methods:
         assert (f"\n### {method.name}\n" in CALLS) is (method.name in offered)
         for field in method.input_type.fields if method.name in offered else ():
-            assert f"\n| `{field.name}` | " in CALLS
+            assert f"\n- `{field.name}` (" in CALLS
 
 
 def test_links_lead_somewhere() -> None:
-    """Each type that is linked has a heading, and no cell is without its meaning."""
-    headings = {re.sub(r"[^a-z]", "", title.lower()) for title in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#(\w+)\)", PAGE)) <= headings
-    assert "|  |" not in PAGE
+    """Each linked type has a heading, and each field has a meaning."""
+    headings = {re.sub(r"[^a-z]", "", title.lower()) for title in re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#(\w+)\)", TEXT)) <= headings
+    assert re.findall(r"^- .*\):\n(?!  )", TEXT, re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)

@@ -1,6 +1,7 @@
-"""The table of all settings for docs/operations.md: `python -m services.settings_table`."""
+"""The list of all settings for docs/reference/settings.md: `python -m services.settings_table`."""
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,26 @@ from services.generator.settings import GeneratorSettings
 from services.localstack.stack import StackSettings
 from services.runtime.settings import PREFIX, Settings
 
+_WIDTH = 120
 _OWN: dict[str, type[BaseSettings]] = {
-    "generator": GeneratorSettings,
-    "distiller": DistillerSettings,
-    "corrector": CorrectorSettings,
-    "gateway": GatewaySettings,
-    "the local stack": StackSettings,
+    "Generator": GeneratorSettings,
+    "Distiller": DistillerSettings,
+    "Corrector": CorrectorSettings,
+    "Gateway": GatewaySettings,
+    "The local stack": StackSettings,
 }
 
 
 def settings_table() -> str:
-    """Return the settings of every service as a Markdown table, those of all services first."""
-    rows = [_row(name, "every service", Settings) for name in Settings.model_fields]
-    for owner, cls in _OWN.items():
-        rows += [_row(name, owner, cls) for name in cls.model_fields if _is_own(name, cls)]
-    return "\n".join(["| variable | of | default | meaning |", "| --- | --- | --- | --- |", *rows])
+    """Return the settings of every service as Markdown lists, the settings of all services first."""
+    parts = [_section("Every service", Settings, list(Settings.model_fields))]
+    for title, cls in _OWN.items():
+        parts.append(_section(title, cls, [name for name in cls.model_fields if _is_own(name, cls)]))
+    return "\n".join(parts)
+
+
+def _section(title: str, cls: type[BaseSettings], names: list[str]) -> str:
+    return f"## {title}\n\n" + "".join(_item(name, cls) for name in names)
 
 
 def _is_own(name: str, cls: type[BaseSettings]) -> bool:
@@ -36,15 +42,18 @@ def _is_own(name: str, cls: type[BaseSettings]) -> bool:
     return common is None or common.default != cls.model_fields[name].default
 
 
-def _row(name: str, owner: str, cls: type[BaseSettings]) -> str:
+def _item(name: str, cls: type[BaseSettings]) -> str:
     field = cls.model_fields[name]
-    shown = "" if field.default is None else f"`{_default(field.default)}`"
-    return f"| `{PREFIX}{name.upper()}` | {owner} | {shown} | {field.description} |"
+    text = f"- `{PREFIX}{name.upper()}` ({_default(field.default)}): {field.description}"
+    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _default(value: Any) -> str:
-    return str(value).replace(str(Path.home()), "~")
+    if value is None:
+        return "unset"
+    shown = str(value).replace(str(Path.home()), "~")
+    return f"default `{shown}`" if shown else "default empty"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{settings_table()}\n")
+    sys.stdout.write(settings_table())

@@ -1,12 +1,12 @@
-"""docs/operations.md names the settings that there are."""
+"""docs/reference/settings.md lists the settings of the services."""
 
 from pathlib import Path
 
 from services.settings_table import settings_table
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
 
 
 def test_the_documented_settings_are_the_settings() -> None:
-    """The table in the documentation is the generated one: `python -m services.settings_table`."""
-    assert settings_table() in OPERATIONS.read_text()
+    """The list in the documentation is the generated one: `python -m services.settings_table`."""
+    assert settings_table() in PAGE.read_text()

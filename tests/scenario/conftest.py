@@ -18,7 +18,7 @@ SEARCH = ("--vae-epochs", "8", "--draws", "20")
 # About the longest first, and many short tests at the end: a worker takes its next file when two tests are left of what
 # it has, and keeps it while it is busy with them.
 ORDER = (
-    *("disturbances", "corrections", "releases", "whole_loop", "monitoring", "adopted", "readme", "identification"),
+    *("disturbances", "corrections", "releases", "whole_loop", "monitoring", "adopted", "tutorial", "identification"),
     *("annotations", "traces", "refusals"),
 )
 

@@ -1,4 +1,4 @@
-"""The commands of the README, run as they stand."""
+"""The commands of the tutorial, run as they stand."""
 
 import os
 import re
@@ -16,11 +16,11 @@ BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
 
 @pytest.mark.usefixtures("undisturbed")
-def test_the_commands_of_the_readme(stack: Stack, planted: Planted, workdir: Path) -> None:
-    """A user who copies the README's commands, with files of those names, gets through."""
+def test_the_commands_of_the_tutorial(stack: Stack, planted: Planted, workdir: Path) -> None:
+    """A user who copies the tutorial's commands, with files of those names, completes the walk."""
     shutil.copy(planted.onnx, workdir / "digits.onnx")
     shutil.copy(planted.data, workdir / "digits.npz")
-    [commands] = BLOCK.findall((ROOT / "README.md").read_text())
+    [commands] = BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text())
     environment = {
         **os.environ,
         "DEFUSE_GATEWAY": stack.gateway,

@@ -71,7 +71,8 @@ def sample_region(
     """Draw latents (count, d) of a region, fresh ones that still carry its label, as `carried` says of latents, (n,).
 
     Where there are too few of these, the region's failures fill up. They do not come first: they are the images that
-    the search came upon, next to the boundary and around few sources, and teach less of the region (docs/method.md).
+    the search came upon, next to the boundary and around few sources, and teach less of the region
+    (docs/explanation/method.md).
     """
     fresh = fresh_latents(region, count, carried, generator)
     order = generator.permutation(len(region.latent))

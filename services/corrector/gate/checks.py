@@ -25,7 +25,7 @@ _FALSE_ALARMS = 0.05
 # Loss of test accuracy that must be excluded, as a share.
 TEST_MARGIN = 0.01
 # Loss of accuracy of a class or a region that is accepted, as a share. The same correction with other seeds differs by
-# up to 0.019 on a class of MNIST, without being worse (docs/benchmarks.md).
+# up to 0.019 on a class of MNIST, without being worse (docs/reference/benchmarks.md).
 CLASS_MARGIN = 0.025
 REGION_MARGIN = 0.02
 # More miscalibration that is accepted: a share of the base version's log loss, and no less than this in nats.

@@ -6,7 +6,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import correction_pb2
 from defuse.v1.correction_pb2 import CorrectionConfig, Training
 
-# Measurements behind each default: docs/benchmarks.md, "Correction".
+# Measurements behind each default: docs/reference/benchmarks.md, "Correction".
 _DEFAULTS = {"margin": 0.01, "images_per_region": 1024}
 _REGION_WEIGHTS = (0.3, 0.5)
 _LEARNING_RATES = (1e-4, 1e-3)

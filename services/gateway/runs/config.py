@@ -21,7 +21,7 @@ _SEARCH_DEFAULTS = run_pb2.SearchConfig(
     noise=run_pb2.SearchConfig.NOISE_GAUSSIAN,
     rounds=8,
 )
-# Measurements behind each default: docs/method.md, "Validity".
+# Measurements behind each default: docs/explanation/method.md, "Validity".
 _VALIDITY_DEFAULTS = run_pb2.ValidityConfig(
     max_radius_sd=1.0,
     min_typicality=0.01,

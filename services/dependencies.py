@@ -1,9 +1,9 @@
-"""The dependencies of a service, made from its settings: queue, Triton client and artifact store."""
+"""The dependencies of a service, made from its settings: queue, Triton client, artifact store, torch device."""
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field
 
@@ -13,6 +13,10 @@ from services.runtime.settings import Settings
 from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient
 from services.triton.transport import AUTO, GRPC, TransportSetting
+
+# The gateway has no torch.
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +62,20 @@ class TransportSettings(Settings):
         description="How images reach Triton: `grpc`, `system-shared-memory` (one host, one /dev/shm) or "
         "`cuda-shared-memory` (one GPU); `auto` takes the fastest that works.",
     )
+
+
+def device_of(setting: str) -> "torch.device":
+    """Return the torch device of a setting: `auto` is `cuda` when there is one, else `cpu`."""
+    import torch
+
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(setting)
+
+
+def limit_threads(count: int) -> None:
+    """Limit torch to a number of threads; 0 leaves the choice to torch."""
+    import torch
+
+    if count:
+        torch.set_num_threads(count)

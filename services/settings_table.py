@@ -6,16 +6,16 @@ from typing import Any
 
 from pydantic_settings import BaseSettings
 
-from services.corrector.settings import CorrectorSettings
-from services.distiller.settings import DistillerSettings
+from services.corrector.__main__ import CorrectorSettings
+from services.dependencies import TransportSettings
 from services.gateway.settings import GatewaySettings
-from services.generator.settings import GeneratorSettings
+from services.generator.__main__ import GeneratorSettings
 from services.localstack.stack import StackSettings
 from services.runtime.settings import PREFIX, Settings
 
 _OWN: dict[str, type[BaseSettings]] = {
     "generator": GeneratorSettings,
-    "distiller": DistillerSettings,
+    "distiller": TransportSettings,
     "corrector": CorrectorSettings,
     "gateway": GatewaySettings,
     "the local stack": StackSettings,

@@ -16,8 +16,8 @@ import torch
 import tritonclient.grpc as triton
 from defuse.v1 import model_pb2
 
-from services.corrector.releases.repository import TritonRepository
-from services.corrector.releases.signature import read_signature
+from services.corrector.signature import read_signature
+from services.corrector.triton_repository import TritonRepository
 from services.localstack.servers import Server, ensure_triton, start_triton
 from services.localstack.stack import StackSettings
 from services.triton.client import Classifier, InferenceClient

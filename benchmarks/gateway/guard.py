@@ -9,7 +9,7 @@ from scipy.stats import betabinom
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
 from services.arrays import as_floats
-from services.onnx_graph.sessions import in_batches, onnx_function
+from services.onnx_graph.onnx_files import in_batches, onnx_function
 from services.storage import keys
 from services.triton.preprocessing import preprocess
 

@@ -10,7 +10,7 @@ from defuse.v1 import monitor_pb2
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
 from services.distiller.guard_model import GuardModel, top_predictions
-from services.distiller.reference_profile import reference_profile
+from services.distiller.observation_scoring import reference_profile
 from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, fold, restart
 from services.storage.catalog import LabelledImages
 from services.triton.client import Classifier

@@ -13,7 +13,7 @@ from benchmarks.labelled import Labelled
 from benchmarks.release import worse
 from benchmarks.stand import Data, Stand
 from services.corrector.gate.decision import Gate, in_words
-from services.corrector.releases.history import Decision
+from services.corrector.release_history import Decision
 from services.storage import keys
 
 # Of the trainings: a sweep's point that suits these networks, for two epochs.

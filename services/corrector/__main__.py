@@ -1,31 +1,54 @@
-"""`python -m services.corrector`: annotated regions -> weights -> ONNX -> Triton version.
-
-Under torchrun all processes share each training, a GPU each: `torchrun --nproc-per-node 4 -m services.corrector`. The
-first one is the service, the others follow it.
-"""
+"""Settings of the corrector."""
 
 import functools
 import signal
+from pathlib import Path
 from typing import Any
 
 from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, work_pb2
+from pydantic import Field
 
 from services.corrector.candidate_choice import CandidateChooser, choose_candidate
 from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TorchrunGroup, torchrun_group
+from services.corrector.external_triton import AnyReleases, ExternalTritonReleases
 from services.corrector.gate.decision import Gate
 from services.corrector.guard.builder import GuardIssuer
-from services.corrector.releases.external_triton import AnyReleases, ExternalTritonReleases
-from services.corrector.releases.own_triton import Releases
-from services.corrector.releases.publishing import Publisher, publish
+from services.corrector.own_triton import Releases
+from services.corrector.publishing import Publisher, publish
 from services.corrector.service import CorrectorService
-from services.corrector.settings import CorrectorSettings
 from services.corrector.training import Trainer, follow, train
-from services.dependencies import Dependencies
+from services.dependencies import Dependencies, TransportSettings, device_of, limit_threads
 from services.runtime import telemetry
-from services.runtime.devices import device_of, limit_threads
 from services.runtime.queue import CHOOSE, PUBLISH, TRAIN
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker
+
+
+class CorrectorSettings(TransportSettings):
+    """What the corrector needs beyond every service's settings."""
+
+    triton_repository: Path = Field(
+        Path("/var/lib/defuse/models"), description="Triton's model repository; the corrector is its one writer."
+    )
+    handover: Path | None = Field(
+        None,
+        description="Directory in which releases are handed over where Triton's repository is somebody else's; unset "
+        "where it is ours to write.",
+    )
+    device: str = Field(
+        "auto", pattern="^(auto|cpu|cuda(:[0-9]+)?)$", description="`cuda` if there is one, else `cpu`."
+    )
+    threads: int = Field(0, ge=0, description="Threads of torch on the CPU; 0 leaves the choice to torch.")
+    torch_factories: str = Field(
+        "",
+        description="Modules, or `module:function`s, separated by commas, that a correction may name as torch factory: "
+        "they run as code in the corrector.",
+    )
+
+    @property
+    def factories(self) -> list[str]:
+        """The entries of `torch_factories`."""
+        return [entry.strip() for entry in self.torch_factories.split(",") if entry.strip()]
 
 
 def main() -> None:

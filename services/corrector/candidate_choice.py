@@ -9,11 +9,11 @@ from defuse.v1 import correction_pb2, work_pb2
 from services.arrays import Array
 from services.corrector.correction_data import CorrectionData, HeldOutRegion
 from services.corrector.evaluation import difference_of, share_of
+from services.corrector.external_triton import AnyReleases
 from services.corrector.gate.comparison import Comparison, Version
 from services.corrector.gate.decision import Gate, joined, region_readings
-from services.corrector.releases.external_triton import AnyReleases
 from services.runtime.worker import Job
-from services.statistics.paired_tests import AccuracyDifference, PairedReadings
+from services.statistics.hypothesis_tests import AccuracyDifference, PairedReadings
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 

@@ -6,10 +6,9 @@ from scipy.special import log_softmax
 
 from services.arrays import Array, as_floats
 from services.corrector.correction_data import CorrectionData, HeldOutRegion
-from services.onnx_graph.sessions import onnx_function
-from services.statistics.paired_tests import PairedReadings
-from services.storage.catalog import LabelledImages
-from services.storage.estimates import estimate
+from services.onnx_graph.onnx_files import onnx_function
+from services.statistics.hypothesis_tests import PairedReadings
+from services.storage.catalog import LabelledImages, estimate
 from services.triton.client import LEAST_PROBABILITY
 from services.triton.preprocessing import no_logits, preprocess
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from services.arrays import Array, as_floats
 from services.corrector.correction_data import CorrectionData
-from services.onnx_graph.export import largest_difference, to_onnx
 from services.onnx_graph.module import OnnxModule
+from services.onnx_graph.onnx_files import largest_difference, to_onnx
 from services.onnx_graph.operators import UnsupportedOperator
 from services.storage import keys
 from services.triton.preprocessing import input_shape, preprocess

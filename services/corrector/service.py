@@ -8,12 +8,12 @@ from defuse.errors import NotReady
 from defuse.v1 import corrector_service_pb2 as pb
 from defuse.v1 import corrector_service_pb2_grpc as pb_grpc
 
+from services.corrector.external_triton import AnyReleases
 from services.corrector.gate.comparison import ServedCandidate
 from services.corrector.gate.decision import Gate
 from services.corrector.guard.builder import GuardIssuer
-from services.corrector.releases.external_triton import AnyReleases
-from services.corrector.releases.history import Decision
-from services.corrector.releases.publishing import finished
+from services.corrector.publishing import finished
+from services.corrector.release_history import Decision
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 

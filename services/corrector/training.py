@@ -27,7 +27,7 @@ from services.corrector.finetune import (
 )
 from services.corrector.networks import Network, TorchModule, deployed, real_inputs
 from services.corrector.training_state import Schedule
-from services.onnx_graph.export import ParityError, export
+from services.onnx_graph.onnx_files import ParityError, export
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

@@ -11,8 +11,7 @@ from defuse.errors import InvalidInput
 from PIL import Image
 
 from services.arrays import Array
-from services.datasets.npz import DAMAGED
-from services.datasets.splits import ALIASES, PART_BYTES, SPLITS, SplitImages
+from services.datasets.npz import ALIASES, DAMAGED, PART_BYTES, SPLITS, SplitImages
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 _CLASSES_FILE = "classes.txt"

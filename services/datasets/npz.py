@@ -1,4 +1,4 @@
-"""Splits from an `.npz`: `x_train`, `y_train` and so on, each array read in bounded memory.
+"""Splits of labelled images, and their reading from an `.npz` in bounded memory.
 
 An `.npz` is a zip of `.npy` files, in which the rows of an array follow one another.
 """
@@ -6,7 +6,8 @@ An `.npz` is a zip of `.npy` files, in which the rows of an array follow one ano
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import IO, Any
@@ -15,8 +16,40 @@ import numpy as np
 from defuse.errors import InvalidInput
 
 from services.arrays import Array
-from services.datasets.splits import ALIASES, PART_BYTES, SplitImages
 from services.storage.file_systems import append, scratch_file
+
+SPLITS = ("train", "val", "test")
+ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Of images that are in memory at the same time.
+PART_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitImages:
+    """One split. The file that it comes from must be open while images are read."""
+
+    # (h, w, c)
+    image_shape: tuple[int, ...]
+    labels: Array  # (n,) int64
+    # Ascending positions in the file -> the images there in parts (m, h, w, c) uint8 of about `PART_BYTES`.
+    read: Callable[[Array], Iterator[Array]]
+    # (n,) positions of this split's images
+    rows: Array
+    cut_by_seed: bool = False
+
+    def parts(self) -> Iterator[Array]:
+        """Yield the images in order, some (m, h, w, c) at a time."""
+        return self.read(self.rows)
+
+    @property
+    def images(self) -> Array:
+        """Read all images (n, h, w, c) into memory."""
+        return np.concatenate(list(self.parts()))
+
+    def take(self, rows: Array, *, cut_by_seed: bool = False) -> "SplitImages":
+        """Return the split of ascending rows of this one."""
+        return replace(self, labels=self.labels[rows], rows=self.rows[rows], cut_by_seed=cut_by_seed)
+
 
 # What a member of an archive raises whose bytes were changed.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)

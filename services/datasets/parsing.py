@@ -10,8 +10,7 @@ from defuse.errors import InvalidInput
 
 from services.arrays import Array
 from services.datasets.folders import read_folders
-from services.datasets.npz import read_npz
-from services.datasets.splits import SPLITS, SplitImages
+from services.datasets.npz import SPLITS, SplitImages, read_npz
 
 # Share of the training images that becomes a split which the data does not have.
 _CUT_SHARE = 0.2

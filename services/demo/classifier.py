@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from services.arrays import Array
 from services.datasets import parse_images
-from services.onnx_graph import export
+from services.onnx_graph import onnx_files
 from services.storage.catalog import LabelledImages
 
 
@@ -135,4 +135,4 @@ def train(
 def to_onnx(network: DemoClassifier, image_shape: tuple[int, int, int]) -> bytes:
     """Export the network for images (h, w, c), any batch size; input `images`, output `logits`."""
     height, width, channels = image_shape
-    return export.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])
+    return onnx_files.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])

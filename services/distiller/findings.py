@@ -8,7 +8,7 @@ import numpy as np
 
 from services.arrays import Array
 from services.distiller.grouping import Group, GroupedFailures
-from services.statistics.intervals import ErrorRateTest, q_values
+from services.statistics.hypothesis_tests import ErrorRateTest, q_values
 
 # Of a group's failures, the share that lies inside it.
 _INSIDE = 0.95

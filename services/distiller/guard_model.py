@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from services.arrays import Array, as_floats
 from services.latent_space.autoencoder import read_encoder
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages

@@ -12,8 +12,7 @@ from services.distiller.findings import Finding, NearestImages, SearchedImages, 
 from services.latent_space.autoencoder import read_decoder
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.catalog import Catalog
-from services.storage.estimates import estimate
+from services.storage.catalog import Catalog, estimate
 from services.triton.client import Classifier
 
 # Images that are classified at once.

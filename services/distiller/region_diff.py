@@ -12,7 +12,7 @@ from scipy.stats import chi2
 
 from services.arrays import Array
 from services.latent_space.autoencoder import read_decoder, read_encoder
-from services.onnx_graph.sessions import in_batches
+from services.onnx_graph.onnx_files import in_batches
 from services.statistics.gaussian import Gaussian
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

@@ -20,8 +20,8 @@ from services.distiller.grouping import (
     believed_covariance,
     described,
     group_failures,
+    stability_of,
 )
-from services.distiller.stability import stability_of
 
 # Shares of the region's own width that components are believed to have, the coarsest parts first.
 _WIDTHS = (1, 1 / 2, 1 / 3, 1 / 4)

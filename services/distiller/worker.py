@@ -7,10 +7,9 @@ from defuse.errors import NotReady
 from defuse.v1 import region_pb2, work_pb2
 
 from services.distiller.assessment import DistillerDependencies, RegionAssessor, counts, report_progress
-from services.distiller.grouping import group_failures
+from services.distiller.grouping import group_failures, stability_of
 from services.distiller.records import read_failures, shard_count
 from services.distiller.region_split import split_group
-from services.distiller.stability import stability_of
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.catalog import Catalog

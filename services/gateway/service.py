@@ -38,8 +38,8 @@ from services.gateway.releases.releases import ReleaseOperations
 from services.gateway.runs.config import ThresholdAdvisor
 from services.gateway.runs.runs import Runs
 from services.gateway.trials.trials import Trials
-from services.runtime.channels import ServiceClient
 from services.runtime.queue import SCHEMA
+from services.runtime.tls import ServiceClient
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 

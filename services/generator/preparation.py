@@ -1,25 +1,27 @@
 """The stage `prepare`: is the run worth its time, its VAE, and what validity is told from."""
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from defuse.errors import Cancelled, NotFound, NotReady
 from defuse.v1 import run_pb2, work_pb2
 from torch import nn
 
 from services.arrays import Array
-from services.generator import noise, vae, vae_training
+from services.generator import codec, noise, pipeline, vae, vae_training
 from services.generator.codec import Codec, aggregate_sd
 from services.generator.preflight import PreflightRefused, check_accuracy, check_reconstructions, measure_margins
 from services.generator.run_context import DECODER, ENCODER, VAE, PreparedRun, RunContext, real_images
 from services.generator.validity import MAX_REFERENCES, Reference
 from services.latent_space import label_model
-from services.onnx_graph.export import to_onnx
+from services.onnx_graph.onnx_files import to_onnx
 from services.runtime.worker import Job
 from services.storage import keys
-from services.storage.catalog import LabelledImages
-from services.storage.estimates import estimate
+from services.storage.catalog import LabelledImages, estimate
 
 # Labelled images that preflight looks at, and training images that label model and latent scale are told from: bounds
 # the time and memory of both, whatever the size of the data set.
@@ -203,3 +205,57 @@ def _report(job: Job) -> Callable[[vae_training.EpochReport], None]:
 
 def _say(job: Job, share: float, note: str) -> None:
     job.progress(share, note, state=run_pb2.Run.STATE_PREPARING)
+
+
+_WARM_UP, _MEASURED = 2, 6  # batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LatentBatch:
+    z: Array
+
+
+def estimate_cost(context: RunContext, config: run_pb2.RunConfig) -> run_pb2.CostEstimate:
+    """Measure a few batches of training and of search; nothing is stored."""
+    run = run_pb2.Run(config=config)
+    context.use_all_threads()
+    available = len(context.images(run, keys.SEARCHED_SPLIT).labels)
+    sources = min(config.search.max_sources or available, available)
+    decodes = sources * config.search.draws_per_source
+    pair, training_s = _codec_or_untrained(context, run)
+    rate = _decodes_per_s(context, run, pair)
+    # Each source is read as an image and as a reconstruction first.
+    return run_pb2.CostEstimate(
+        sources=sources,
+        decodes=decodes,
+        decodes_per_s=rate,
+        training_s=training_s,
+        search_s=(decodes + 2 * sources) / rate,
+    )
+
+
+def _codec_or_untrained(context: RunContext, run: run_pb2.Run) -> tuple[Codec, float]:
+    """Return the run's codec, or an untrained one of its size, and the seconds that training would take."""
+    if run.config.vae.encoder_digest:
+        return context.given_codec(run.config), 0.0
+    if context.store.exists(keys.vae(run.config, DECODER)):
+        return context.codec(run.config), 0.0
+    train = context.images(run, "train")
+    config = vae_config(run.config.vae, train.images.shape)
+    sample = np.array(train.images[: 8 * config.batch_size])
+    per_image = vae_training.seconds_per_image(sample, config, device=context.device)
+    untrained = vae.new_vae(config, torch.Generator().manual_seed(0))
+    return codec.vae_codec(untrained, context.device), per_image * len(train.labels) * config.epochs
+
+
+def _decodes_per_s(context: RunContext, run: run_pb2.Run, pair: Codec) -> float:
+    size = run.config.search.batch_size
+    z = np.random.default_rng(0).standard_normal((size, pair.latent_dim)).astype(np.float32)
+
+    submit = context.classifier(run).submit
+    for _ in pipeline.classified(_WARM_UP * [_LatentBatch(z=z)], pair.decode, submit, context.decoders):
+        pass
+    begin = time.perf_counter()
+    for _ in pipeline.classified(_MEASURED * [_LatentBatch(z=z)], pair.decode, submit, context.decoders):
+        pass
+    return size * _MEASURED / (time.perf_counter() - begin)

@@ -15,10 +15,9 @@ from services.generator.codec import Codec, CodecMismatch
 from services.generator.perturbations import NoiseModel, Sources
 from services.generator.pipeline import DecoderPool
 from services.generator.search import SearchChecks, SearchModels
-from services.generator.validity import Reference, Thresholds, latent_checks, screening
-from services.generator.validity_fitting import fit_thresholds
+from services.generator.validity import Reference, Thresholds, fit_thresholds, latent_checks, screening
 from services.latent_space import label_model
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages

@@ -13,7 +13,7 @@ from defuse.v1 import generator_service_pb2_grpc as pb_grpc
 from defuse.v1 import run_pb2, work_pb2
 
 from services.arrays import Array, as_floats, as_stored
-from services.generator import cost
+from services.generator import preparation
 from services.generator.codec import Codec, as_array
 from services.generator.failure_stream import StreamPosition, stream_failures
 from services.generator.run_context import RunContext, fit_run_thresholds
@@ -60,7 +60,9 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         return pb.InterpolateResponse(images=tensors.images_to_proto(images), predicted_labels=labels.tolist())
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
-        return pb.EstimateResponse(estimate=await asyncio.to_thread(cost.estimate, self._context, request.config))
+        return pb.EstimateResponse(
+            estimate=await asyncio.to_thread(preparation.estimate_cost, self._context, request.config)
+        )
 
     async def LearnValidity(self, request: pb.LearnValidityRequest, context: Context) -> pb.LearnValidityResponse:
         advice = await asyncio.to_thread(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.arrays import read_safetensors_header
-from services.onnx_graph.export import to_onnx
+from services.onnx_graph.onnx_files import to_onnx
 
 _LOG_SIGMA_RANGE = (-6.0, 3.0)  # keeps sigma and the KL finite, far outside of what trained encoders return
 

@@ -6,7 +6,7 @@ import numpy as np
 from defuse.v1 import run_pb2
 
 from services.arrays import Array
-from services.onnx_graph.sessions import in_batches, onnx_function
+from services.onnx_graph.onnx_files import in_batches, onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 

@@ -21,8 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from google.protobuf.message import DecodeError, Message
 
 from services.runtime.settings import STORE_COPIES_BYTES
-from services.storage.cache import LocalCopies
-from services.storage.file_systems import naming_full_disk, naming_missing_package
+from services.storage.file_systems import LocalCopies, naming_full_disk, naming_missing_package
 from services.storage.safetensors import StreamedArray, mapped_arrays, write_streamed
 
 Arrays = Mapping[str, npt.NDArray[Any]]

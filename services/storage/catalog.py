@@ -16,6 +16,7 @@ from defuse.v1 import (
     region_pb2,
     release_pb2,
     run_pb2,
+    tensor_pb2,
 )
 
 from services.arrays import Array
@@ -215,3 +216,12 @@ def label_map(dataset: dataset_pb2.Dataset, model: model_pb2.Model) -> npt.NDArr
             reason="LABELS_OUTSIDE_CLASSES",
         )
     return np.array(ids, np.int64)
+
+
+def estimate(successes: int, trials: int) -> tensor_pb2.Estimate:
+    """Return a share with its interval as it is stored and sent."""
+    from services.statistics.hypothesis_tests import clopper_pearson  # the gateway has no scipy
+
+    low, high = clopper_pearson(successes, trials)
+    value = successes / trials if trials else 0.0
+    return tensor_pb2.Estimate(value=value, low=low, high=high, successes=successes, trials=trials)

@@ -14,10 +14,9 @@ from defuse.v1 import model_pb2
 from tritonclient.utils import InferenceServerException
 
 from services.arrays import Array, as_floats
-from services.triton.errors import meaning_of
 from services.triton.in_flight import RequestsInFlight, TransportChoice
 from services.triton.preprocessing import input_shape, no_logits, preprocess
-from services.triton.transport import AUTO, Request, TransportSetting
+from services.triton.transport import AUTO, Request, TransportSetting, meaning_of
 
 # Probabilities below this are taken as this before their logarithm.
 LEAST_PROBABILITY = 1e-12

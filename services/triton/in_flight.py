@@ -21,7 +21,6 @@ from tritonclient.utils import InferenceServerException
 from services.arrays import Array
 from services.runtime import telemetry, tracing
 from services.triton.cuda_shared_memory import CudaSharedMemory
-from services.triton.errors import is_away, lacks_region, meaning_of
 from services.triton.system_shared_memory import SystemSharedMemory
 from services.triton.transport import (
     AUTO,
@@ -35,6 +34,9 @@ from services.triton.transport import (
     Transport,
     TransportRefused,
     TransportSetting,
+    is_away,
+    lacks_region,
+    meaning_of,
 )
 
 # Measured on two shared cores, medians of interleaved rounds, four requests in flight, gRPC against system shared

@@ -15,7 +15,7 @@ import pytest
 from defuse import Client, LimitExceeded
 from defuse.v1 import model_pb2, monitor_pb2
 
-from services.gateway.access.tokens import line_of
+from services.gateway.tokens import line_of
 from services.localstack.child_process import free_port
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

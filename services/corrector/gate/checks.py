@@ -17,7 +17,7 @@ from scipy.special import log_softmax
 from scipy.stats import binom, norm
 
 from services.arrays import Array
-from services.statistics.paired_tests import CONFIDENCE, AccuracyDifference, PairedReadings
+from services.statistics.hypothesis_tests import CONFIDENCE, AccuracyDifference, PairedReadings
 
 Kind = Literal["file", "test", "class", "calibration", "region_gain", "region", "parity", "latency"]
 # Chance, over all classes or all regions together, of stopping a candidate that is as good as the base version.

@@ -12,13 +12,12 @@ from defuse.v1 import correction_pb2, gate_pb2, model_pb2, run_pb2
 
 from services.arrays import as_floats
 from services.corrector.correction_data import CorrectionData, HeldOutRegion
+from services.corrector.external_triton import AnyReleases
 from services.corrector.gate import checks
 from services.corrector.gate.checks import CheckResult
-from services.corrector.gate.comparison import CandidateFaults, Comparison, Say
-from services.corrector.gate.regression_bank import Bank
-from services.corrector.releases.external_triton import AnyReleases
-from services.corrector.releases.signature import check_same_signature
-from services.statistics.paired_tests import PairedReadings
+from services.corrector.gate.comparison import Bank, CandidateFaults, Comparison, Say
+from services.corrector.signature import check_same_signature
+from services.statistics.hypothesis_tests import PairedReadings
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages, check_fit

@@ -22,15 +22,14 @@ from defuse.v1 import (
 from services.arrays import Array, as_floats, as_stored
 from services.corrector.correction_data import RegionData, carries_label, sample_region
 from services.corrector.evaluation import LocalVersion
+from services.corrector.external_triton import AnyReleases
 from services.corrector.guard.graph import GaussianMixtures, GuardMixtures, guard_graph
-from services.corrector.releases.external_triton import AnyReleases
 from services.latent_space.autoencoder import read_decoder, read_encoder, read_label_model
-from services.onnx_graph.sessions import in_batches, onnx_function
+from services.onnx_graph.onnx_files import in_batches, onnx_function
 from services.runtime import telemetry
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.catalog import Catalog, LabelledImages
-from services.storage.estimates import estimate
+from services.storage.catalog import Catalog, LabelledImages, estimate
 from services.triton.preprocessing import preprocess
 
 FALSE_ALARM_RATE = 0.05

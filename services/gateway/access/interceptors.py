@@ -13,7 +13,7 @@ from defuse.loopback import host_of
 
 from services.gateway.access import roles
 from services.gateway.access.roles import Caller
-from services.gateway.access.tokens import Tokens
+from services.gateway.tokens import Tokens
 from services.runtime.interceptors import Continuation, around, refusal
 
 _HEADER, _SCHEME = "authorization", "bearer"

@@ -6,7 +6,7 @@ from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, guard_p
 from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.records.paging import Cursor, Page
-from services.runtime.channels import ServiceClient
+from services.runtime.tls import ServiceClient
 from services.storage.catalog import Catalog
 
 

@@ -26,7 +26,7 @@ from services.gateway.inference.routing import (
 )
 from services.gateway.inference.shadow import ShadowComparisons, TrialCounters
 from services.gateway.inference.shared_memory import KINDS, REGISTER, STATUS, UNREGISTER, SharedMemory
-from services.runtime.channels import UNLIMITED, channel_to
+from services.runtime.tls import UNLIMITED, channel_to
 
 _ASKED_FOR = service_pb2.ModelInferRequest(
     outputs=[service_pb2.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in OUTPUTS]

@@ -9,8 +9,8 @@ from defuse.tls import TlsFiles
 from defuse.v1 import generator_service_pb2
 
 from services.gateway.access import roles
-from services.runtime.channels import channel_to
 from services.runtime.settings import MAX_MESSAGE_BYTES
+from services.runtime.tls import channel_to
 
 SERVICE = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
 

@@ -8,7 +8,7 @@ from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.records.paging import Cursor, Page
 from services.gateway.releases.releases import CandidateRetirement
-from services.runtime.channels import ServiceClient
+from services.runtime.tls import ServiceClient
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

@@ -30,10 +30,10 @@ from defuse.v1 import access_pb2
 
 from services.gateway.access import roles
 from services.gateway.access.interceptors import RateLimits, caller_of
-from services.gateway.access.tokens import Tokens
 from services.gateway.monitoring.cloud_events import parsed
 from services.gateway.monitoring.event_join import EventJoiner
 from services.gateway.settings import GatewaySettings
+from services.gateway.tokens import Tokens
 from services.runtime import telemetry
 from services.runtime.interceptors import known_error
 

@@ -11,7 +11,7 @@ from defuse import names
 from defuse.errors import Conflict, DeadlineExceeded, DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import monitor_pb2, work_pb2
 
-from services.gateway.monitoring import ground_truth
+from services.gateway.monitoring import observation_changes
 from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts, name_of
 from services.gateway.monitoring.config import MonitoredModel, MonitoredModels, retention
@@ -58,7 +58,7 @@ class Monitors:
         monitor = state.monitor
         monitor.name, monitor.guard = f"{model_name}/monitor", monitor.guard or subject.guard
         monitor.config.CopyFrom(subject.config)
-        monitor.right, monitor.truths = ground_truth.total(await self._kept_truth(model_name))
+        monitor.right, monitor.truths = observation_changes.total(await self._kept_truth(model_name))
         return monitor
 
     async def apply(self, event: work_pb2.Event) -> None:
@@ -85,7 +85,7 @@ class Monitors:
 
     async def count_truth(self, subject: MonitoredModel, batch: str) -> None:
         """Recount the correct predictions of a batch, over its observations with truth."""
-        counts = await asyncio.to_thread(ground_truth.counts, self._store, batch, subject.model.classes)
+        counts = await asyncio.to_thread(observation_changes.counts, self._store, batch, subject.model.classes)
         key = _key(subject.model.name, "truth")
         if not counts:
             await self._redis.hdel(key, batch)

@@ -14,7 +14,7 @@ from defuse.v1 import monitor_pb2, work_pb2
 from services.gateway.monitoring import batches, config
 from services.gateway.monitoring.batches import HOUR, ReceivedBatch, check_batch
 from services.gateway.monitoring.config import MonitoredModel, MonitoredModels
-from services.gateway.monitoring.deletion import Deletions
+from services.gateway.monitoring.observation_changes import Deletions
 from services.gateway.monitoring.observation_index import ObservationIndex
 from services.runtime import telemetry
 from services.runtime.queue import REDIS_AWAY

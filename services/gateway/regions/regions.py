@@ -24,7 +24,7 @@ from safetensors.numpy import save
 from services.arrays import Array
 from services.gateway.records.idempotency import claimed
 from services.gateway.records.paging import Cursor, Page
-from services.runtime.channels import ServiceClient
+from services.runtime.tls import ServiceClient
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

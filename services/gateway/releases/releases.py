@@ -12,8 +12,8 @@ from services.gateway.corrections.corrections import Corrections
 from services.gateway.records.store import RecordStore, Work
 from services.gateway.trials.trials import Trials
 from services.runtime import telemetry
-from services.runtime.channels import ServiceClient
 from services.runtime.queue import KEY, PUBLISH, Queue
+from services.runtime.tls import ServiceClient
 
 Publication = release_pb2.Publication
 ENDED = (Publication.STATE_SUCCEEDED, Publication.STATE_FAILED)

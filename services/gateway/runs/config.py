@@ -8,7 +8,7 @@ from defuse.errors import InvalidInput, NotReady
 from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, run_pb2
 
 from services.gateway.regions.regions import Regions
-from services.runtime.channels import ServiceClient
+from services.runtime.tls import ServiceClient
 
 _SEARCH_DEFAULTS = run_pb2.SearchConfig(
     radius_sd=0.5,

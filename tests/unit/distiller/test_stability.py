@@ -1,7 +1,6 @@
 import numpy as np
 
-from services.distiller.grouping import GroupingConfig, group_failures
-from services.distiller.stability import stability
+from services.distiller.grouping import GroupingConfig, group_failures, stability
 from tests.unit.distiller.failures import planted
 
 CONFIG = GroupingConfig(kind="error_aware", classes=3, sd_agg=np.ones(2), max_components=20, min_support=15, seed=0)

@@ -11,7 +11,7 @@ from services.generator import preparation
 from services.generator.codec import onnx_codec
 from services.generator.vae import to_bytes
 from services.latent_space import label_model
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 from services.runtime.queue import PREPARE
 from services.runtime.worker import Job
 from services.storage import keys

@@ -10,7 +10,7 @@ import pytest
 from defuse.errors import StoreFull
 
 from services.storage.artifacts import ArtifactStore
-from services.storage.cache import LocalCopies
+from services.storage.file_systems import LocalCopies
 
 KIBIBYTE = 1 << 10
 

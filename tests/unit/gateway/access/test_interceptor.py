@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.gateway.access.interceptors import AccessInterceptor
 from services.gateway.access.roles import current_caller, require, sign_request
-from services.gateway.access.tokens import Tokens, line_of
+from services.gateway.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor
 
 Ask = Callable[[grpc.aio.Channel], Awaitable[Any]]

@@ -16,7 +16,7 @@ from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 
 from services.gateway.access import interceptors
 from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
-from services.gateway.access.tokens import Tokens, line_of
+from services.gateway.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor
 from tests.conftest import eventually
 

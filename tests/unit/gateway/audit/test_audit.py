@@ -15,9 +15,9 @@ from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from opentelemetry import trace
 
 from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
-from services.gateway.access.tokens import Tokens, line_of
 from services.gateway.audit.journal import AuditInterceptor, AuditLog, names_in
 from services.gateway.records.paging import Cursor
+from services.gateway.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor
 from services.storage.artifacts import ArtifactStore
 

@@ -12,8 +12,8 @@ from prometheus_client import REGISTRY
 from services.gateway.monitoring import event_join as halves_
 from services.gateway.monitoring.cloud_events import CloudEvent, half_of
 from services.gateway.monitoring.config import MonitoredModels
-from services.gateway.monitoring.deletion import Deletions
 from services.gateway.monitoring.event_join import EventJoiner, PendingEvents
+from services.gateway.monitoring.observation_changes import Deletions
 from services.gateway.monitoring.observation_index import ObservationIndex
 from services.gateway.monitoring.reports import BatchReports
 from services.runtime.queue import KEY, Queue

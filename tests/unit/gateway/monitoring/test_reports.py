@@ -14,7 +14,7 @@ from services.gateway.monitoring import batches
 from services.gateway.monitoring import observation_index as index_
 from services.gateway.monitoring.batches import ReceivedBatch
 from services.gateway.monitoring.config import MonitoredModel, MonitoredModels
-from services.gateway.monitoring.deletion import Deletions
+from services.gateway.monitoring.observation_changes import Deletions
 from services.gateway.monitoring.observation_index import ObservationIndex
 from services.gateway.monitoring.reports import BatchReports
 from services.runtime.queue import KEY, Queue

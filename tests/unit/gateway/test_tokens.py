@@ -10,9 +10,9 @@ import pytest
 from defuse.errors import InvalidInput
 from defuse.v1 import access_pb2
 
-from services.gateway.access import tokens
+from services.gateway import tokens
 from services.gateway.access.roles import Caller
-from services.gateway.access.tokens import Tokens, line_of, new_token, read
+from services.gateway.tokens import Tokens, line_of, new_token, read
 from tests.conftest import ROOT
 
 ANN = Caller(name="ann", role=access_pb2.ROLE_ANNOTATOR)

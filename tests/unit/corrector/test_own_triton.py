@@ -12,8 +12,8 @@ from defuse.v1 import correction_pb2, model_pb2, release_pb2
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from services.corrector.releases.history import NO_DECISION, Decision
-from services.corrector.releases.own_triton import Releases
+from services.corrector.own_triton import Releases
+from services.corrector.release_history import NO_DECISION, Decision
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

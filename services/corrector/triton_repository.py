@@ -18,7 +18,7 @@ from defuse.v1 import model_pb2
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from services.corrector.releases.history import AT_GATE
+from services.corrector.release_history import AT_GATE
 from services.triton.client import InferenceClient
 
 # How long Triton may hold a request back to fill a batch.

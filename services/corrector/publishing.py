@@ -6,10 +6,10 @@ from defuse import names
 from defuse.errors import NotFound, NotReady
 from defuse.v1 import correction_pb2, release_pb2, work_pb2
 
+from services.corrector.external_triton import AnyReleases
 from services.corrector.gate.decision import Gate
 from services.corrector.guard.builder import GuardIssuer
-from services.corrector.releases.external_triton import AnyReleases
-from services.corrector.releases.history import Decision
+from services.corrector.release_history import Decision
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

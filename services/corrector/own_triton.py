@@ -9,9 +9,9 @@ from defuse.errors import AlreadyExists, InvalidInput, NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2
 
 from services.corrector.gate.comparison import ServedCandidate, Version
-from services.corrector.releases.history import NO_DECISION, Decision, Kind, ReleaseHistory, candidate_id, gate_id
-from services.corrector.releases.repository import TritonRepository, exclusively, guard_config, guarded_config
-from services.corrector.releases.signature import read_signature
+from services.corrector.release_history import NO_DECISION, Decision, Kind, ReleaseHistory, candidate_id, gate_id
+from services.corrector.signature import read_signature
+from services.corrector.triton_repository import TritonRepository, exclusively, guard_config, guarded_config
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from services.gateway.monitoring.deletion import past
+from services.gateway.monitoring.observation_changes import past
 
 NOW = datetime(2026, 11, 26, 14, 30, tzinfo=UTC)
 

@@ -5,7 +5,7 @@ from defuse.v1 import correction_pb2, operation_pb2, run_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2
 
-from services.gateway.operations.operations import of_correction, of_run
+from services.gateway.operations.service import of_correction, of_run
 
 Run, Correction, Metadata = run_pb2.Run, correction_pb2.Correction, operation_pb2.OperationMetadata
 CREATED, UPDATED = Timestamp(seconds=1000), Timestamp(seconds=2000)

@@ -8,7 +8,7 @@ from defuse import names
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 
 _DATATYPES: dict[int, tuple[str, type]] = {
     onnx.TensorProto.FLOAT: ("FP32", np.float32),

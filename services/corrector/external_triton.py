@@ -18,11 +18,11 @@ from google.protobuf import json_format, text_format
 
 from services.corrector.evaluation import LocalVersion
 from services.corrector.gate.comparison import ServedCandidate, Version
-from services.corrector.releases.history import NO_DECISION, Decision, Kind, ReleaseHistory
-from services.corrector.releases.own_triton import Releases
-from services.corrector.releases.repository import classifier_config, exclusively, guard_config, guarded_config
-from services.corrector.releases.signature import read_signature
-from services.onnx_graph.export import TOLERANCE
+from services.corrector.own_triton import Releases
+from services.corrector.release_history import NO_DECISION, Decision, Kind, ReleaseHistory
+from services.corrector.signature import read_signature
+from services.corrector.triton_repository import classifier_config, exclusively, guard_config, guarded_config
+from services.onnx_graph.onnx_files import TOLERANCE
 from services.runtime import telemetry
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore

@@ -7,8 +7,8 @@ from defuse.v1 import model_pb2
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from services.corrector.releases.history import candidate_id, check_model_id
-from services.corrector.releases.repository import TritonRepository, classifier_config
+from services.corrector.release_history import candidate_id, check_model_id
+from services.corrector.triton_repository import TritonRepository, classifier_config
 from tests.unit.conftest import RememberingTriton
 
 Declare = Callable[..., model_pb2.Model]

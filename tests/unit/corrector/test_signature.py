@@ -6,7 +6,7 @@ import pytest
 from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 
-from services.corrector.releases.signature import read_signature
+from services.corrector.signature import read_signature
 
 Build = Callable[..., bytes]
 Declare = Callable[..., model_pb2.Model]

@@ -9,12 +9,12 @@ from defuse.errors import AlreadyExists, NotReady
 from defuse.v1 import correction_pb2, gate_pb2, release_pb2, work_pb2
 
 from services.corrector.guard.builder import GuardIssuer
-from services.corrector.releases.publishing import Publisher, publish
+from services.corrector.publishing import Publisher, publish
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from tests.unit.conftest import RememberingTriton
-from tests.unit.corrector.releases.test_own_triton import House
+from tests.unit.corrector.test_own_triton import House
 
 ONE = "runs/first/corrections/c1"
 

@@ -1,4 +1,4 @@
-"""Settings of the generator."""
+"""`python -m services.generator`: image -> latent -> perturbation -> image -> failure."""
 
 import functools
 from typing import Any
@@ -16,7 +16,7 @@ from services.runtime.worker import Stage, Worker
 
 
 class GeneratorSettings(TransportSettings):
-    """What the generator needs beyond every service's settings."""
+    """Settings of the generator, beside those of every service."""
 
     device: str = Field(
         "auto", pattern="^(auto|cpu|cuda(:[0-9]+)?)$", description="`cuda` if there is one, else `cpu`."

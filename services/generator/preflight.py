@@ -1,4 +1,4 @@
-"""How the classifier reads the real images, and their unperturbed reconstructions, before anything is perturbed."""
+"""The preflight: the classifier's accuracy on real images and on their unperturbed reconstructions."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 
 class PreflightRefused(Exception):
-    """A run that is not worth its time; `reason` says which figure refuses it."""
+    """The run is refused; `reason` names the figure that refuses it."""
 
     def __init__(self, reason: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -30,17 +30,17 @@ class SourceMargins:
     image_margin: Array
     # (n,) on its unperturbed reconstruction
     reconstruction_margin: Array
-    # (n,) class id that comes next to the label, or before it, on the reconstruction
+    # (n,) class with the largest logit beside the label, on the reconstruction
     runner_up: Array
 
     @property
     def right_on_image(self) -> Array:
-        """Say for each source whether it is read correctly, by more than rounding."""
+        """Return whether each image is classified correctly, by more than rounding."""
         return np.asarray(self.image_margin > MARGIN_EPSILON)
 
     @property
     def searchable(self) -> Array:
-        """Say for each source whether image and reconstruction are read correctly, by more than rounding."""
+        """Return whether image and reconstruction are classified correctly, by more than rounding."""
         return np.asarray(self.right_on_image & (self.reconstruction_margin > MARGIN_EPSILON))
 
     def arrays(self) -> dict[str, Array]:
@@ -57,7 +57,7 @@ class _ImageBatch:
 def measure_margins(
     images: Array, labels: Array, mu: Array, models: SearchModels, *, batch_size: int, check: Callable[[], None]
 ) -> SourceMargins:
-    """Classify stored images (n, h, w, c) uint8 and the reconstructions of their posterior means mu (n, d).
+    """Classify stored images (n, h, w, c) uint8, and the reconstructions of their posterior means mu (n, d).
 
     `check` is called before every batch and may raise to stop.
     """
@@ -78,7 +78,7 @@ def measure_margins(
 
 
 def check_accuracy(right: int, images: int, *, declared: float) -> None:
-    """Raise Refused when labelled images contradict the declared accuracy, at 95 % confidence."""
+    """Raise PreflightRefused when labelled images contradict the declared accuracy, at 95 % confidence."""
     highest = 1.0 if right == images else float(beta.ppf(CONFIDENCE, right + 1, images - right))
     if highest < declared:
         raise PreflightRefused(
@@ -90,7 +90,7 @@ def check_accuracy(right: int, images: int, *, declared: float) -> None:
 
 
 def check_reconstructions(right: int, images: int, *, allowed_loss: float) -> None:
-    """Raise Refused when more images than allowed are misread as reconstructions, at 95 % confidence."""
+    """Raise PreflightRefused when too many reconstructions are misclassified, at 95 % confidence."""
     lost = images - right
     lowest = 0.0 if lost == 0 else float(beta.ppf(1 - CONFIDENCE, lost, images - lost + 1))
     if lowest > allowed_loss:

@@ -1,4 +1,4 @@
-"""The stage `prepare`: is the run worth its time, its VAE, and what validity is told from."""
+"""The stage `prepare`: preflight, VAE, label model and reference latents; and the estimate of a run's cost."""
 
 import time
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.catalog import LabelledImages, estimate
 
-# Labelled images that preflight looks at, and training images that label model and latent scale are told from: bounds
-# the time and memory of both, whatever the size of the data set.
+# Labelled images of the preflight, and training images for label model and latent scale: bounds time and memory for any
+# size of data set.
 _PREFLIGHT_IMAGES = 2_000
 _TRAINING_LATENTS = 50_000
 CHECKPOINTS = "checkpoints"
@@ -32,7 +32,7 @@ _TRAINING_SHARE = 0.9  # of the progress of `prepare`
 
 
 def prepare(context: RunContext, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
-    """Check that the run is worth its time, train or take its VAE, and store what the search needs."""
+    """Run the preflight, train or take the VAE, and store what the search needs."""
     run = work.run
     context.use_all_threads()
     if not context.store.exists(keys.preflight(run.name)):
@@ -87,13 +87,13 @@ def _read_correctly(context: RunContext, run: run_pb2.Run, images: LabelledImage
 
 
 def _describe(context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
-    """Store label model and reference; return the latents' scale (d,) and the label model's held-out accuracy."""
+    """Store label model and reference; return the latent scale (d,) and the label model's held-out accuracy."""
     record_keys = keys.label_model(run.config), keys.reference(run.config)
     if not all(context.store.exists(key) for key in record_keys):
         believed, reference = _described(context, run, pair, train)
         context.store.create_bytes(record_keys[0], label_model.to_bytes(believed))
         context.store.create_arrays(record_keys[1], reference.arrays())
-    # What lies in the store is what everybody uses, as it is with the VAE.
+    # All runs use the stored model, also when two workers trained it at once; the VAE likewise.
     believed = label_model.from_bytes(context.store.read_bytes(record_keys[0]))
     if not context.store.exists(keys.label_model_onnx(run.config)):
         probabilities = nn.Sequential(believed, nn.Softmax(dim=1))
@@ -105,7 +105,7 @@ def _describe(context: RunContext, run: run_pb2.Run, pair: Codec, train: Labelle
 def _described(
     context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages
 ) -> tuple[label_model.LabelModel, Reference]:
-    """Learn from labelled training images which latents carry which label."""
+    """Train the label model on labelled training images, and build the reference."""
     seed = run.config.seed
     rows = noise.choose_positions(seed=seed, count=len(train.labels), limit=_TRAINING_LATENTS)
     mu, sigma = pair.encode_stored(train.images[rows])
@@ -117,7 +117,7 @@ def _described(
 
 
 def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
-    """Return the run's encoder and decoder, brought by the user or trained, once for all runs that share them."""
+    """Return the run's codec, uploaded or trained, once for all runs that share it."""
     record_keys = {part: keys.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
     if run.config.vae.encoder_digest:
         if not context.store.exists(record_keys[DECODER]):
@@ -127,7 +127,7 @@ def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Jo
         context.store.create_bytes(record_keys[VAE], vae.to_bytes(_trained(context, run, train, job)))
         for key in _checkpoints(context, keys.vae(run.config, CHECKPOINTS)):
             context.store.remove(key)
-    # What lies in the store is what everybody uses, also where two workers trained it at the same time.
+    # All runs use the stored VAE, also when two workers trained it at once.
     stored = context.store.read_bytes(record_keys[VAE])
     for part, export in ((ENCODER, vae.encoder_onnx), (DECODER, vae.decoder_onnx)):
         if not context.store.exists(record_keys[part]):
@@ -136,7 +136,7 @@ def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Jo
 
 
 def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str]) -> None:
-    context.given_codec(run.config)  # refuses what does not fit
+    context.given_codec(run.config)  # raises for a pair that does not fit
     wanted = run.config.vae
     encoder, decoder = (
         context.store.read_bytes(keys.file(digest)) for digest in (wanted.encoder_digest, wanted.decoder_digest)
@@ -146,7 +146,7 @@ def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str
 
 
 def _trained(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
-    """Train the run's VAE, from the last checkpoint where a worker died."""
+    """Train the run's VAE, resuming from the last checkpoint of a dead worker."""
     prefix = keys.vae(run.config, CHECKPOINTS)
 
     def on_checkpoint(epoch: int, checkpoint: bytes) -> None:
@@ -176,19 +176,19 @@ def _trained(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: 
 
 
 def _checkpoints(context: RunContext, prefix: str) -> list[str]:
-    """Return the keys of checkpoints, the last epoch last; what a killed worker was writing is none."""
+    """Return the keys of checkpoints, the last epoch last; partial ones of a killed worker are left out."""
     return [key for key in context.store.keys(prefix) if key.rsplit("/", 1)[-1].isdecimal()]
 
 
 def _last_checkpoint(context: RunContext, prefix: str) -> tuple[int, bytes] | None:
     for key in reversed(_checkpoints(context, prefix)):
-        with suppress(NotFound):  # another run that trains the same VAE has gone on, and removed it
+        with suppress(NotFound):  # another run that trains the same VAE went on and removed it
             return int(key.rsplit("/", 1)[-1]), context.store.read_bytes(key)
     return None
 
 
 def vae_config(wanted: run_pb2.VaeConfig, images: tuple[int, ...]) -> vae.VaeConfig:
-    """Return architecture and schedule for training images of a shape (n, h, w, c)."""
+    """Return architecture and schedule for training images of shape (n, h, w, c)."""
     count, height, width, channels = images
     given = {"latent_dim": wanted.latent_dim, "epochs": wanted.epochs, "beta": wanted.beta}
     overrides = {name: value for name, value in given.items() if value}
@@ -224,7 +224,7 @@ def estimate_cost(context: RunContext, config: run_pb2.RunConfig) -> run_pb2.Cos
     decodes = sources * config.search.draws_per_source
     pair, training_s = _codec_or_untrained(context, run)
     rate = _decodes_per_s(context, run, pair)
-    # Each source is read as an image and as a reconstruction first.
+    # Each source is first classified as an image and as a reconstruction.
     return run_pb2.CostEstimate(
         sources=sources,
         decodes=decodes,

@@ -1,4 +1,4 @@
-"""The rounds of a search: stored shard results, and the plan that each round makes of all earlier ones."""
+"""The rounds of a search: stored results of shards, and the plan that each round makes from all earlier ones."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,29 +20,29 @@ from services.storage.safetensors import group, joined
 
 @dataclass(frozen=True, kw_only=True)
 class StoredResult:
-    """What one shard gave in one round."""
+    """The results of one shard in one round."""
 
     failures: Mapping[str, Array]
-    # Over the sources of the shard, (n,): what budget.Tally is made of.
+    # Over the sources of the shard, (n,): the fields of `SourceStatistics`.
     tally: Mapping[str, Array]
     sums: DirectionSums
     counts: run_pb2.SearchCounts
 
 
 def create_examination(store: ArtifactStore, run: str, shard: int, examined: SourceMargins, mu: Array) -> None:
-    """Store how the classifier reads the sources of a shard, and their posterior means (n, d)."""
+    """Store the margins of a shard's sources, and their posterior means (n, d)."""
     store.create_arrays(keys.shard_sources(run, shard), {"mu": mu, **examined.arrays()})
 
 
 def read_examination(store: ArtifactStore, run: str, shard: int) -> tuple[SourceMargins, Array]:
-    """Return how the classifier reads the sources of a shard, and their posterior means (n, d)."""
+    """Return the margins of a shard's sources, and their posterior means (n, d)."""
     arrays = store.read_arrays(keys.shard_sources(run, shard))
     mu = arrays.pop("mu")
     return SourceMargins(**arrays), mu
 
 
 def create_result(store: ArtifactStore, run: str, round_: int, shard: int, found: ShardResult, sources: Array) -> None:
-    """Store what a shard gave in one round; `sources` (n,) are those of the shard, ascending."""
+    """Store the results of a shard in one round; `sources` (n,) are those of the shard, ascending."""
     by_source = np.bincount(np.searchsorted(sources, found.failures.source), minlength=len(sources))
     tally = {
         "decodes": found.decodes,
@@ -56,7 +56,7 @@ def create_result(store: ArtifactStore, run: str, round_: int, shard: int, found
 
 
 def read_result(store: ArtifactStore, run: str, round_: int, shard: int) -> StoredResult:
-    """Return what a shard gave in one round."""
+    """Return the results of a shard in one round."""
     arrays = store.read_arrays(keys.shard_result(run, round_, shard))
     return StoredResult(
         failures=group(arrays, "failures"),
@@ -66,13 +66,13 @@ def read_result(store: ArtifactStore, run: str, round_: int, shard: int) -> Stor
     )
 
 
-# Tallies add up over rounds; what is known of the unperturbed sources does not change.
+# These statistics add up over rounds; those of the unperturbed sources do not change.
 _SUMMED = ("decodes", "failures", "margin_sum", "margin_square_sum")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundPlan:
-    """One round of a run, as arrays over its n sources, and what it was made of."""
+    """The plan of one round, as arrays over its n sources, and the data behind it."""
 
     # (n,) perturbations to decode
     decodes: Array
@@ -89,13 +89,13 @@ class RoundPlan:
 
     @classmethod
     def of(cls, arrays: dict[str, Array]) -> "RoundPlan":
-        """Return the plan that `arrays` wrote."""
+        """Return the plan of arrays that `arrays` returned."""
         tally, sums = SourceStatistics(**group(arrays, "tally")), DirectionSums(**group(arrays, "sums"))
         return cls(tally=tally, sums=sums, **group(arrays, "plan"))
 
 
 def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: int) -> RoundPlan:
-    """Plan a round from the results of the one before, all shards of which are stored."""
+    """Plan a round from the results of the previous one, all shards of which are stored."""
     tally, sums, confusions = _so_far(context, run, round_, shard_count)
     wanted = run.config.search
     budget_left = wanted.draws_per_source * int(tally.searchable.sum()) - int(tally.decodes.sum())
@@ -109,7 +109,7 @@ def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: i
 
 
 def first_allocation(run: run_pb2.Run, examined: SourceMargins) -> RoundAllocation:
-    """Return what the first round does with the sources of one shard: it prefers none of them."""
+    """Return the first round's allocation for the sources of a shard, which prefers none of them."""
     adaptive = is_adaptive(run)
     return RoundAllocation(
         round_=0,
@@ -123,7 +123,7 @@ def first_allocation(run: run_pb2.Run, examined: SourceMargins) -> RoundAllocati
 
 
 def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: int) -> RoundAllocation:
-    """Return what a plan says of one shard."""
+    """Return a plan's allocation for one shard."""
     part = shard_slice(run, shard)
     return RoundAllocation(
         round_=round_,
@@ -138,7 +138,7 @@ def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: in
 def _so_far(
     context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[SourceStatistics, DirectionSums, Array]:
-    """Return what all rounds before this one gave, in source order: per source, per class, and per confusion."""
+    """Return the sums of all earlier rounds, in source order: by source, by class, and by confusion."""
     latest, sums, confusions = _round(context, run, round_ - 1, shard_count)
     if round_ == 1:
         known = _first(context, run, shard_count, latest)
@@ -153,7 +153,7 @@ def _so_far(
 
 
 def _first(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
-    """Return what the first round found out once and for all."""
+    """Return the statistics that the first round found once and for all."""
     examined = [read_examination(context.store, run.name, shard)[0] for shard in range(shard_count)]
     return {
         "searchable": np.concatenate([part.searchable for part in examined]),
@@ -167,7 +167,7 @@ def _first(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict
 def _round(
     context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[dict[str, Array], list[DirectionSums], Array]:
-    """Return what one round gave: per source, by shard, and its failures by true and predicted label (k, k)."""
+    """Return the results of one round: by source and shard, and its failures by true and predicted label (k, k)."""
     classes = len(context.model(run).classes)
     confusions = np.zeros((classes, classes), np.int32)
     tallies, sums = [], []

@@ -27,7 +27,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GeneratorService(pb_grpc.GeneratorServiceServicer):
-    """Failures as they are found, what verdicts on them teach, and the VAE as a service."""
+    """The failure stream, thresholds fitted to annotations, and the VAE as a service."""
 
     def __init__(self, context: RunContext, queue: Queue) -> None:
         self._context = context
@@ -75,7 +75,7 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         return pb.LearnValidityResponse(advice=advice)
 
     async def _cancel(self, run_name: str) -> None:
-        """Stop a run as its owner would: its workers stop at their next batch. One that has ended stays as it is."""
+        """Cancel a run: its workers stop at their next batch. A run that has ended stays as it is."""
         ended = [keys.event(run_name, kind) for kind in ("distilled", "failed", "cancelled")]
         if any([await asyncio.to_thread(self._context.store.exists, key) for key in ended]):
             return

@@ -1,4 +1,6 @@
-"""Validity: whether a perturbation still shows its label, without a person; and thresholds fitted to annotations."""
+"""Validity: whether a perturbation still shows its label, by signals that need no person; thresholds fitted to
+annotations.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -14,20 +16,20 @@ from services.arrays import Array
 from services.generator.codec import SD_FLOOR
 from services.statistics.gaussian import shrunk_covariance
 
-# Arrays of the host, or tensors of one device.
+# Arrays on the host, or tensors of one device.
 A = TypeVar("A", Array, Tensor)
 NEIGHBOURS = 10
-# Training images that typicality and neighbours are told from, drawn by seed: bounds memory and time.
+# Training images behind typicality and neighbour agreement, drawn by seed: bounds memory and time.
 MAX_REFERENCES = 20_000
-# Latents of one block of a neighbour search: a block's distances are block x MAX_REFERENCES numbers.
+# Latents of one block of a neighbour search, whose distances are block x MAX_REFERENCES numbers.
 _BLOCK = 512
-# Least variance of a density, in squared aggregate sds: points that lie in a plane would have none.
+# Least variance of a density, in squared aggregate sds: coplanar points would have none.
 _LEAST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The least and largest values with which a perturbation counts: ValidityConfig of the contract."""
+    """The bounds of a valid perturbation: ValidityConfig of the contract."""
 
     max_radius_sd: float
     min_typicality: float
@@ -59,10 +61,10 @@ class Reference:
 
     @classmethod
     def of(cls, mu: Array, sigma: Array, label: Array, sd_agg: Array, *, row: Array) -> "Reference":
-        """Describe training images, given by their rows (r,), by their posteriors mu, sigma (r, d) and labels (r,)."""
+        """Describe training images at rows (r,) by their posteriors mu, sigma (r, d) and labels (r,)."""
         x, noise = (mu / sd_agg).astype(np.float64), (sigma / sd_agg).astype(np.float64)
         classes = np.unique(label)
-        # A dead dimension has the posterior that a VAE gives it, the prior's, also where a user's pair tells points.
+        # In a dead dimension a VAE's posterior is the prior, which is assumed for a user's pair without sigma, too.
         least = np.where(sd_agg <= SD_FLOOR, SD_FLOOR**-2, _LEAST_VARIANCE)
         pooled = _covariance(x, noise, least)
         shares = np.array([(label == name).mean() for name in classes])
@@ -80,12 +82,12 @@ class Reference:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def typicality(self, z: Array) -> Array:
-        """Return the share of training images that are less typical than each latent z (n, d): (n,)."""
+        """Return the share of training images that are less typical than each latent z (n, d), (n,)."""
         density = _log_density(z / self.sd_agg, self.log_share, self.mean, self.whitening)
         return np.asarray(np.searchsorted(self.log_density, density) / len(self.log_density))
 
     def neighbour_agreement(self, z: Array, label: Array, device: torch.device) -> Array:
-        """Return the share of the nearest training images of z (n, d) that carry its label (n,): (n,)."""
+        """Return the share of the nearest training images of z (n, d) that carry its label (n,), (n,)."""
         if not len(z):
             return np.zeros(0)
         centre, centred = self._centred
@@ -94,21 +96,23 @@ class Reference:
         agreement = []
         for begin in range(0, len(z), _BLOCK):
             x = torch.from_numpy((z[begin : begin + _BLOCK] / self.sd_agg - centre).astype(np.float32)).to(device)
-            # Largest first: minus the squared distance, but for what a latent has in common with all references.
+            # Largest first: the negative squared distance, up to a constant of each latent.
             nearest = (2 * x @ reference.T - squares).topk(count, dim=1).indices.cpu().numpy()  # (b, count)
             agreement.append((self.label[nearest] == label[begin : begin + _BLOCK, None]).mean(axis=1))
         return np.concatenate(agreement)
 
     @functools.cached_property
     def _centred(self) -> tuple[Array, Array]:
-        """Return the references' mean (d,) and the references around it; far from it, float32 knows no distances."""
+        """Return the references' mean (d,) and the centred references; far from the origin, float32 cannot resolve
+        distances.
+        """
         centre = self.latent.mean(axis=0, dtype=np.float64)
         return centre, (self.latent - centre).astype(np.float32)
 
 
 def radius_sd(z: A, mu: A, sd_agg: A) -> A:
-    """Return `norm((z - mu) / sd_agg) / sqrt(d)`, (n,): the size of a step from mu to z (n, d)."""
-    # A latent dimension that the VAE does not use has no scale, and no step was made along it.
+    """Return `norm((z - mu) / sd_agg) / sqrt(d)`, (n,): the radius of the step from mu to z (n, d)."""
+    # A dead latent dimension has no scale, and no step was made along it.
     scale = sd_agg + (sd_agg == 0)
     radius: A = (((z - mu) / scale) ** 2).mean(1) ** 0.5
     return radius
@@ -131,7 +135,7 @@ def latent_checks(
     label_probability: Callable[[Array, Array], Array],
     device: torch.device,
 ) -> list[ValidityCheck]:
-    """Return the checks that need nothing but a candidate's latent, the cheap ones first."""
+    """Return the checks of a candidate's latent alone, the cheap ones first."""
     return [
         ValidityCheck(field="radius_sd", measure=lambda c: c.radius_sd, passes=lambda v: v <= thresholds.max_radius_sd),
         ValidityCheck(
@@ -155,7 +159,7 @@ def latent_checks(
 def screening(
     thresholds: Thresholds, *, label_probability: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return what says of latents (n, d), labels and radii (n,) which are worth decoding at all.
+    """Return a function that tells which latents (n, d), with labels and radii (n,), are worth decoding.
 
     The label model is the one signal that is both cheap and decisive.
     """
@@ -168,7 +172,7 @@ def screening(
 
 
 def _posterior(x: Array, noise: Array, least: Array, pooled: Array) -> tuple[Array, Array]:
-    """Return mean and covariance of the posteriors of one class; few images lean on the pooled covariance."""
+    """Return mean and covariance of the posteriors of one class, shrunk towards the pooled covariance."""
     return x.mean(axis=0), shrunk_covariance(len(x) * _covariance(x, noise, least), len(x), pooled)
 
 
@@ -186,17 +190,17 @@ def _log_density(x: Array, log_share: Array, mean: Array, whitening: Array) -> A
     return np.asarray(logsumexp(np.stack(parts, axis=1), axis=1))  # (n, c) -> (n,)
 
 
-# Of the valid failures, the share that all thresholds together may reject.
+# Largest share of the valid failures that all thresholds together may reject.
 _MOST_LOST = 0.1
-# A step that gains less follows chance.
+# A smaller gain of a step may be due to chance.
 _LEAST_GAIN = 0.01
-# Of sums of shares.
+# Rounding error of sums of shares.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """A field of failures, the threshold that it is held against, and whether it is a least value or a largest one."""
+    """A field of failures, its threshold, and whether that is a lower or an upper bound."""
 
     field: str
     threshold: str
@@ -214,7 +218,7 @@ SIGNALS = (
 
 @dataclass(frozen=True, kw_only=True)
 class FittedThresholds:
-    """Thresholds, and the shares of invalid and of valid failures that they would have rejected, regions alike."""
+    """Thresholds, and the weighted shares of invalid and valid failures that they would have rejected."""
 
     thresholds: Thresholds
     invalid_rejected: float
@@ -230,9 +234,9 @@ class _Move:
 
 @dataclass(frozen=True, kw_only=True)
 class _Judged:
-    """All failures, m of them, by the field of each signal, and their shares (m,) of the regions of their kind.
+    """All failures, m of them, by signal, and their weights (m,).
 
-    Weights of invalid ones add up to 1, and so do those of valid ones.
+    The weights of invalid failures sum to 1, and so do those of valid ones.
     """
 
     values: Mapping[str, Array]
@@ -242,7 +246,7 @@ class _Judged:
     def move(self, signal: Signal, kept: Array) -> _Move | None:
         """Return the best move of one threshold, given which failures (m,) the others keep."""
         rows = np.flatnonzero(kept)
-        # Those that a threshold rejects come first, whichever way it goes.
+        # Sorted so that rejected failures come first, for either kind of bound.
         strictness = self.values[signal.field][rows] * (1.0 if signal.at_least else -1.0)
         order = np.argsort(strictness, kind="stable")
         rows, strictness = rows[order], strictness[order]
@@ -260,9 +264,9 @@ class _Judged:
 def fit_thresholds(
     invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[str, Array]], had: Thresholds
 ) -> FittedThresholds:
-    """Return thresholds, none looser than those that failures were found with, and what they would have rejected.
+    """Return thresholds, none looser than those of the search, and the shares that they would have rejected.
 
-    Regions are given by the signals of their failures, (m,) each, one region or more of either kind.
+    Regions are given by the signals of their failures, (m,) each; there is at least one region of either kind.
     """
     judged, thresholds = _together(invalid, valid), had
     kept = np.ones(len(judged.valid), bool)
@@ -282,7 +286,7 @@ def _together(invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[st
     shares = np.repeat(1 / np.array(sizes), sizes)
     is_invalid = np.arange(len(shares)) < sum(sizes[: len(invalid)])
     return _Judged(
-        # In double precision there is always a value between two that are stored in single.
+        # Double precision always has a value between two stored single-precision values.
         values={name: np.concatenate([region[name] for region in (*invalid, *valid)]).astype(float) for name in fields},
         invalid=np.where(is_invalid, shares / len(invalid), 0.0),
         valid=np.where(is_invalid, 0.0, shares / len(valid)),
@@ -295,7 +299,7 @@ def _best(judged: _Judged, kept: Array) -> _Move | None:
 
 
 def _moved(thresholds: Thresholds, move: _Move) -> Thresholds:
-    """Return the thresholds after a move; one that rounding made looser stays as it was."""
+    """Return the thresholds after a move; a threshold that rounding would loosen stays."""
     name, before = move.signal.threshold, getattr(thresholds, move.signal.threshold)
     stricter = max if move.signal.at_least else min
     return replace(thresholds, **{name: stricter(before, move.value)})

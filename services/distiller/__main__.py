@@ -25,7 +25,7 @@ def build(settings: TransportSettings) -> Service:
             handle=functools.partial(worker.distill, tools),
         )
     }
-    # What is seen of traffic does not wait for a run's regions.
+    # Traffic is scored without waiting for the regions of a run.
     watching = Stage(kind=work_pb2.WatchWork, subject=lambda work: work.model, handle=ObservationScorer(tools).watch)
     return Service(
         names=[distiller_service_pb2.DESCRIPTOR.services_by_name["DistillerService"].full_name],

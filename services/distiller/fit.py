@@ -1,8 +1,8 @@
-"""`python -m services.distiller.fit`: one large mixture of arrays in a store, by all processes that torchrun starts.
+"""`python -m services.distiller.fit`: fit one large mixture to stored arrays, in all processes of torchrun.
 
     torchrun --nproc-per-node 2 -m services.distiller.fit STORE KEY OUT [--array latent] [--category true_label ...]
 
-Each process reads a part of the rows, a chunk at a time. What comes out is that of one process, to 1e-9; the first one
+Each process reads a part of the rows, a chunk at a time. The result equals that of one process to 1e-9; the first one
 writes it to OUT: weights (K,), means (K, d), covariances, counts (K,), lower_bound and converged, largest weight first.
 """
 
@@ -24,7 +24,7 @@ from services.storage.artifacts import ArtifactStore
 
 
 def main() -> None:
-    """Fit, and let the first process write; end with status 1 and one line where something is missing."""
+    """Fit, and let the first process write; exit with status 1 and one line when something is missing."""
     try:
         _fit(_arguments())
     except (DefuseError, ValueError) as error:
@@ -78,7 +78,7 @@ def _arguments() -> argparse.Namespace:
 
 @contextmanager
 def _together(device: str) -> Iterator[tuple[int, int, str, Any]]:
-    """Give rank, number of processes, this one's device and the group; outside torchrun there is one process."""
+    """Give rank, number of processes, this process's device and the process group; one process outside torchrun."""
     if "RANK" not in os.environ:
         yield 0, 1, device, None
         return
@@ -93,7 +93,7 @@ def _together(device: str) -> Iterator[tuple[int, int, str, Any]]:
 
 
 def _rows(arrays: dict[str, Array], arguments: argparse.Namespace, rank: int, ranks: int) -> dict[str, Array]:
-    """Return this process's part of the arrays that are fitted."""
+    """Return this process's rows of the fitted arrays."""
     wanted = [arguments.array, *arguments.category]
     if missing := [name for name in wanted if name not in arrays]:
         raise InvalidInput(f"{arguments.key} has no array {missing[0]!r}; it has: {', '.join(sorted(arrays))}")

@@ -17,22 +17,22 @@ from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages
 from services.triton.client import Classifier
 
-# Images that calm is told from: bounds time.
+# Images of a reference profile: bounds time.
 _MOST_IMAGES = 10_000
-# Sets the draw of these apart from others of the same seed.
+# Separates this draw from others of the same seed.
 _STREAM = 0x4C4F4F4B
-# Probability that a calm rate lies above its bound, over all rates of a kind.
+# Probability that a rate without change lies above its bound, over all rates of a kind.
 _ABOVE = 0.01
 
 
 def reference_profile(guard_model: GuardModel, classifier: Classifier, data: LabelledImages) -> dict[str, Array]:
-    """Return what m labelled images look like through a guard and a version of its model.
+    """Return the reference profile of m labelled images, from a guard and a version of its model.
 
-    images (1,): m. hits (k,): how many are inside of each region; hits_low and hits_high (k,), ends of the share's 95 %
-    interval; hits_bound (k,), which the true shares exceed with a probability of 0.01 at most. predicted (c,) and
-    predicted_bound (c,): the same of the predicted classes. typicality (m,), ascending. correct (1,): how many are
-    read correctly; confidence (1,): the value that as many exceed (Garg et al., 2022). error_rate (k,): of the regions,
-    by the version that was searched, searched_version (1,); recall (1,): the guard's.
+    images (1,): m. hits (k,): images inside each region; hits_low and hits_high (k,), ends of the share's 95 %
+    interval; hits_bound (k,), which the true shares exceed with probability 0.01 at most. predicted (c,) and
+    predicted_bound (c,): the same for the predicted classes. typicality (m,), ascending. correct (1,): correctly
+    classified images; confidence (1,): the value that as many exceed (Garg et al., 2022). error_rate (k,): of the
+    regions, by the searched version, searched_version (1,); recall (1,): the guard's.
     """
     seen, read = guard_model.look(data.images), top_predictions(classifier.classify_stored(data.images))
     count = len(data.labels)
@@ -60,7 +60,7 @@ def reference_profile(guard_model: GuardModel, classifier: Classifier, data: Lab
 
 
 def reference_images(guard_model: GuardModel) -> LabelledImages:
-    """Return images of the test split, the same ones each time."""
+    """Return a fixed sample of the test split."""
     split = guard_model.split("test")
     generator = np.random.default_rng([guard_model.run.config.seed, _STREAM])
     count = min(_MOST_IMAGES, len(split.labels))
@@ -69,17 +69,17 @@ def reference_images(guard_model: GuardModel) -> LabelledImages:
 
 
 def _bounds(counts: Array, trials: int) -> Array:
-    """Return upper bounds (k,) of shares that hold together (Clopper and Pearson, 1934; Bonferroni)."""
+    """Return simultaneous upper bounds (k,) of shares (Clopper and Pearson, 1934; Bonferroni)."""
     above = _ABOVE / max(1, len(counts))
     return np.where(counts < trials, beta.ppf(1 - above, counts + 1, np.maximum(trials - counts, 1)), 1.0)
 
 
-# Guards that are kept ready: models that are watched at the same time.
+# Cached guards: models that are monitored at the same time.
 _GUARDS = 4
 
 
 class ObservationScorer:
-    """Handles the stage; guards are read once."""
+    """The scoring stage; caches the guards that it reads."""
 
     def __init__(self, tools: DistillerDependencies) -> None:
         self._tools = tools
@@ -87,7 +87,7 @@ class ObservationScorer:
         self._guard_model = functools.lru_cache(_GUARDS)(self._read)
 
     def watch(self, work: work_pb2.WatchWork, _: Job) -> work_pb2.Event:
-        """Look at a batch and store what is seen; one that was deleted meanwhile has nothing to be seen."""
+        """Score a batch and store the scores; a batch that was deleted meanwhile is skipped."""
         if self._store.exists(keys.observed_images(work.batch)):
             self._watch(work)
         event = work_pb2.Event(subject=work.model)
@@ -98,7 +98,7 @@ class ObservationScorer:
         model = Catalog(self._store).model(work.model)
         arrays = self._store.read_arrays(keys.observed_images(work.batch))
         seen = _of_scores(arrays, model)
-        # Of a batch that comes again the images may be gone already, but not what was seen of them.
+        # A batch that is delivered again may have lost its images, but not its scores.
         if work.guard and "image" in arrays:
             seen = self._of_images(arrays, seen, work.guard, model)
         if "image" in arrays or not self._store.exists(keys.watched(work.batch)):
@@ -109,7 +109,7 @@ class ObservationScorer:
         self._take_out_what_was_deleted(work.batch)
 
     def _take_out_what_was_deleted(self, batch: str) -> None:
-        """Take the observations out of what was written that somebody took out of the record meanwhile."""
+        """Remove the scores of observations that were deleted from the record meanwhile."""
         left = {keys.observation_digest(one.id) for one in self._record(batch).observations}
         for key in (keys.watched(batch), keys.observed_images(batch)):
             arrays = self._store.read_arrays(key) if self._store.exists(key) else {"id": np.zeros((0, 16), np.uint8)}
@@ -132,7 +132,7 @@ class ObservationScorer:
         if not self._store.exists(key := keys.guard_reference(guard)):
             classifier = self._tools.inference.classifier(model, version=model.champion_version)
             self._store.create_arrays(key, reference_profile(guard_model, classifier, reference_images(guard_model)))
-        rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) are of these alone
+        rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) have rows for these alone
         return filled(guard_model.look(arrays["image"]), rows, seen) if len(rows) else seen
 
     def _read(self, guard: str) -> GuardModel:
@@ -141,7 +141,7 @@ class ObservationScorer:
 
 
 def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
-    """Return what scores alone say, in the rows that have some; a predicted class of -1 in the others."""
+    """Return what follows from scores alone, in the rows that have some; predicted class -1 in the others."""
     count = len(arrays["id"])
     unread: dict[str, Array] = {
         "predicted": np.full(count, -1, np.int64),

@@ -18,11 +18,11 @@ __all__ = ["DistillerDependencies", "distill"]
 
 
 def distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
-    """Turn the failures of all shards into regions; a distillation that is stored already is not made again."""
+    """Group the failures of all shards into regions; a stored distillation is not made again."""
     run = work.run
     key = keys.distillation(run.name)
     if not tools.store.exists(key):
-        # Created, as are the regions' arrays: another worker may do the same, and what is read once must stay.
+        # Created once, as are the regions' arrays: a concurrent worker must not change what was read.
         tools.store.create_bytes(key, _distill(tools, work, job).SerializeToString(deterministic=True))
     distillation = tools.store.read_message(key, region_pb2.Distillation)
     event = work_pb2.Event(subject=run.name)
@@ -52,14 +52,13 @@ def _distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job)
 
 
 def split_region(tools: DistillerDependencies, name: str) -> Sequence[region_pb2.Region]:
-    """Return the parts of a region, largest score first; one that is split already is not split again.
+    """Return the parts of a region, largest score first; a stored split is not made again.
 
-    Raises NotFound for an unknown region, NotReady where it has no parts that can be told or that are worse than their
-    controls.
+    Raises NotFound for an unknown region, NotReady when it has no distinct parts that are worse than their controls.
     """
     region, key = Catalog(tools.store).region(name), keys.parts(name)
     if not tools.store.exists(key):
-        # Created, as a distillation is: two annotators may ask at the same moment.
+        # Created once, since two annotators may ask concurrently.
         tools.store.create_bytes(key, _split(tools, region).SerializeToString(deterministic=True))
     return tools.store.read_message(key, region_pb2.Distillation).regions
 
@@ -68,7 +67,7 @@ def _split(tools: DistillerDependencies, region: region_pb2.Region) -> region_pb
     reader, region_id = Catalog(tools.store), names.last(region.name)
     run = reader.run(names.parent(region.name))
     [arrays] = reader.region_failures(run.name, [region.name])
-    # Who annotates waits for the answer itself: there is nobody to tell of the progress.
+    # The annotator waits for the answer itself, so there is no progress to report.
     assessor = RegionAssessor(tools, run, arrays, Job(region.name, lambda _: None))
     parts = split_group(
         assessor.failures,

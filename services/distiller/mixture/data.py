@@ -13,16 +13,16 @@ from torch import Tensor
 from services.distiller.mixture.covariances import CovarianceType
 from services.distiller.mixture.parallel import Reducer
 
-# Least variance of a direction beside that of the dimensions it lies in.
+# Least variance of a direction, relative to that of its dimensions.
 _LEAST_SHARE = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """The map `x -> (x - centre) @ matrix`; what leaves a fit is mapped back.
+    """The map `x -> (x - centre) @ matrix`; results of a fit are mapped back.
 
-    It whitens where components have whole covariance matrices. Where they have variances, it may not turn the axes, and
-    where they have one variance, it may not stretch them.
+    It whitens for full covariance matrices. For diagonal ones it may not rotate the axes, and for spherical ones it may
+    not stretch them.
     """
 
     centre: Tensor  # (d,)
@@ -31,7 +31,7 @@ class Coordinates:
 
     @classmethod
     def of(cls, mean: Tensor, covariance: Tensor, kind: CovarianceType) -> "Coordinates":
-        """Return coordinates in which data of this mean (d,) and definite covariance (d, d) has unit size."""
+        """Return coordinates in which data of this mean (d,) and definite covariance (d, d) have unit size."""
         dim = len(mean)
         eye = torch.eye(dim, dtype=mean.dtype, device=mean.device)
         if kind in ("full", "tied"):
@@ -46,12 +46,12 @@ class Coordinates:
         return cls(centre=mean, matrix=torch.diag(scale.rsqrt()), inverse=torch.diag(scale.sqrt()))
 
     def turned(self, rotation: Tensor) -> "Coordinates":
-        """Return these coordinates turned by an orthogonal matrix (d, d)."""
+        """Return these coordinates rotated by an orthogonal matrix (d, d)."""
         return Coordinates(centre=self.centre, matrix=self.matrix @ rotation, inverse=rotation.T @ self.inverse)
 
     @property
     def log_determinant(self) -> float:
-        """Log of the volume of an image of the unit cube: densities are so much higher in the data's own units."""
+        """Log volume of the unit cube's image, which is the difference between log densities in both units."""
         return float(torch.linalg.slogdet(self.matrix)[1])
 
     def enter(self, x: Tensor) -> Tensor:
@@ -72,9 +72,9 @@ class Coordinates:
 
 
 def definite(covariance: Tensor) -> Tensor:
-    """Return a covariance (d, d) with some variance in every direction: data may lie in a plane, a prior may not.
+    """Return a covariance (d, d) with some variance in every direction: data may be coplanar, a prior may not.
 
-    What is little is told in the units of each dimension.
+    The least variance is relative to the units of each dimension.
     """
     variance = covariance.diagonal()
     unit = torch.where(variance > 0, variance, variance.max() if bool(variance.any()) else 1.0).sqrt()
@@ -86,7 +86,7 @@ def definite(covariance: Tensor) -> Tensor:
 
 
 class Rows(Protocol):
-    """Anything that is sliced by row, also in steps, like an array (n, d): numpy's, a memory map, a tensor."""
+    """An object that is sliced by row, also with strides, like an array (n, d): numpy's, a memory map, a tensor."""
 
     @property
     def shape(self) -> Any: ...
@@ -96,7 +96,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some points in the coordinates of a fit, with the values of their categorical factors."""
+    """Some points in the coordinates of a fit, with their values of the categorical factors."""
 
     x: Tensor  # (b, d)
     categories: Sequence[Tensor]  # (b,) each, int64
@@ -104,7 +104,7 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Points, perhaps with categorical factors, of which each has a value from 0 to its size - 1."""
+    """Points, optionally with categorical factors of values from 0 to size - 1."""
 
     x: Rows  # (n, d)
     categories: Sequence[npt.NDArray[np.integer]]  # (n,) each
@@ -121,7 +121,7 @@ class Points:
         return int(self.x.shape[1])
 
     def makers(self, rows: slice | None = None) -> Iterator[Callable[[], Chunk]]:
-        """Yield what reads the chunks of some rows, or of all, in order; so that threads may read side by side."""
+        """Yield functions that read the chunks of some or all rows, in order, so that threads can read in parallel."""
         begin, end, _ = (rows or slice(None)).indices(len(self))
         for first in range(begin, end, self.chunk_size):
             part = slice(first, min(first + self.chunk_size, end))
@@ -137,11 +137,11 @@ class Points:
         )
 
     def thinned(self, stride: int) -> "Points":
-        """Return every so-manieth point; of a memory map nothing is read yet."""
+        """Return every `stride`-th point; nothing of a memory map is read yet."""
         return replace(self, x=self.x[::stride], categories=[values[::stride] for values in self.categories])
 
     def blocks(self, count: int) -> list[slice]:
-        """Cut the points into at most `count` consecutive parts of nearly equal size, none without points."""
+        """Split the points into at most `count` consecutive, non-empty parts of nearly equal size."""
         edges = np.linspace(0, len(self), min(count, max(len(self), 1)) + 1).round().astype(int)
         return [slice(int(a), int(b)) for a, b in pairwise(edges) if a < b]
 
@@ -159,6 +159,6 @@ class Points:
 
     def _added(self, reducer: Reducer, work: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         total: list[Tensor] = []
-        for parts in reducer.each(lambda chunk: work(chunk.x), self.makers()):  # added one by one: there may be many
+        for parts in reducer.each(lambda chunk: work(chunk.x), self.makers()):  # added one by one, as there may be many
             total = [so_far + part for so_far, part in zip(total, parts, strict=True)] if total else list(parts)
         return reducer.total(total)

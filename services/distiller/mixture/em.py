@@ -12,14 +12,14 @@ from services.distiller.mixture.fit_state import Fit, FitState
 from services.distiller.mixture.posterior import Posterior, Prior, Sums
 from services.distiller.mixture.split_merge import TRIAL, merge, split
 
-# Components of fewer points than these times the dimensions look like the prior whatever it is: they would keep it.
+# Components with fewer points than this times the dimensions resemble any prior, and would only confirm it.
 _LEAST_POINTS = 2.0
-# Degrees of freedom that are tried, beyond the fewest that a prior can have: so many, up to these times the dimensions.
+# Number of degrees of freedom that are tried, from the least possible up to this multiple of the dimensions.
 _TRIED, _MOST = 64, 4.0
 
 
 def learned(posterior: Posterior) -> Prior:
-    """Return the prior that makes the bound highest for a posterior; its own where there is nothing to learn from."""
+    """Return the prior that maximises the bound for a posterior; its own prior when there is nothing to learn from."""
     prior = posterior.prior
     filled = posterior.count > _LEAST_POINTS * prior.dim
     if prior.kind == "tied" or int(filled.sum()) < 2:
@@ -39,9 +39,9 @@ def learned(posterior: Posterior) -> Prior:
 
 
 def _degrees_of_freedom(posterior: Posterior, filled: Tensor, typical_log_determinant: float) -> float:
-    """Return nu with the highest expected log Wishart density of the components' precisions, its scale as it fits them.
+    """Return the nu of highest expected log Wishart density of the components' precisions, with a fitted scale.
 
-    Of Wishart(nu, W) with nu W = P, the mean of all expected precisions.
+    Wishart(nu, W) with nu W = P, the mean of all expected precisions.
     """
     dim, degrees = posterior.prior.dim, posterior.degrees_of_freedom[filled]
     tried = dim - 1 + torch.logspace(0, math.log10(_MOST * dim + 1), _TRIED, dtype=torch.float64, device=degrees.device)
@@ -58,7 +58,7 @@ def _summed_digamma(degrees: Tensor, dim: int) -> Tensor:
 
 
 def _kept(typical: Tensor, prior: Prior) -> Tensor:
-    """Return the inverse of the typical precision (d, d), as the covariance type keeps it."""
+    """Return the inverse of the typical precision (d, d), in the shape of the covariance type."""
     if prior.kind == "full":
         inverse: Tensor = torch.linalg.inv(typical)
         return (inverse + inverse.mT) / 2
@@ -82,7 +82,7 @@ def improve(fit: Fit, state: FitState, generator: torch.Generator) -> None:
 
 
 def order(state: FitState) -> None:
-    """Put the largest components first, where sticks expect them, if the bound is the higher for it."""
+    """Sort components by size, as stick-breaking expects, when that raises the bound."""
     ranks = state.posterior.count.argsort(descending=True, stable=True)
     blocks = [block.take(ranks) for block in state.blocks]
     total = Sums.total(blocks)
@@ -91,20 +91,20 @@ def order(state: FitState) -> None:
         state.blocks, state.posterior, state.bound = blocks, posterior, bound
 
 
-# Iterations before the first move: components must have found their places.
+# Iterations before the first move, so that components have found their places.
 _WARM_UP = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class EMLoop:
-    """How far a fit goes, and whether by moves, too."""
+    """The EM loop: its tolerance, its limit of iterations, and whether it makes moves."""
 
     moves: bool
     tol: float
     max_iter: int
 
     def climb(self, fit: Fit, state: FitState, generator: torch.Generator) -> None:
-        """Raise the bound until it moves by less than `tol`; warn where `max_iter` passes do not get there."""
+        """Iterate until the bound rises by less than `tol`; warn when `max_iter` passes do not suffice."""
         if self.moves:
             for _ in range(min(_WARM_UP, self.max_iter)):
                 fit.step(state)
@@ -122,7 +122,7 @@ class EMLoop:
             )
 
     def learn(self, fit: Fit, state: FitState, generator: torch.Generator) -> Fit:
-        """Go on with a prior that is learned from what was found; bounds from here on are of another model."""
+        """Continue with a prior learned from the components; later bounds belong to another model."""
         fit = replace(fit, prior=learned(state.posterior))
         state.converged = False
         fit.update(state)

@@ -1,4 +1,8 @@
-"""Settings of the corrector."""
+"""`python -m services.corrector`: annotated regions -> weights -> ONNX -> Triton version.
+
+Under torchrun all processes share each training, a GPU each: `torchrun --nproc-per-node 4 -m services.corrector`. The
+first process is the service; the others follow it.
+"""
 
 import functools
 import signal
@@ -25,7 +29,7 @@ from services.runtime.worker import Stage, Worker
 
 
 class CorrectorSettings(TransportSettings):
-    """What the corrector needs beyond every service's settings."""
+    """Settings of the corrector, beside those of every service."""
 
     triton_repository: Path = Field(
         Path("/var/lib/defuse/models"), description="Triton's model repository; the corrector is its one writer."
@@ -104,7 +108,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
             CorrectorService(needs.store, releases, gate, guards), server
         ),
         checks=needs.checks,
-        # A release does not wait for a training to end.
+        # Releases do not wait for trainings.
         loops=[*Worker(needs.queue, stages).loops, *Worker(needs.queue, {PUBLISH: publishing}).loops, *loops],
         close=needs.queue.close,
     )
@@ -113,7 +117,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
 def _follow(settings: CorrectorSettings, trainer: Trainer, process_group: TorchrunGroup) -> None:
     telemetry.configure_logging("corrector", level=settings.log_level, log_format=settings.log_format)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the first process, which drains, says when to end
+        signal.signal(number, signal.SIG_IGN)  # the first process ends the others when it drains
     while (work := process_group.next_work()) is not None:
         follow(trainer, work)
     process_group.close()

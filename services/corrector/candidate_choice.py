@@ -27,7 +27,7 @@ RULE = (
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPoint:
-    """What is known of one point: how it reads the region images that decide, and the change on the test images."""
+    """A point's accuracy on the deciding region images, and its change on the test images."""
 
     region_accuracy: float
     # Upper end of its interval.
@@ -37,22 +37,22 @@ class MeasuredPoint:
     test_change: AccuracyDifference
 
     def is_non_inferior(self, margin: float) -> bool:
-        """Say whether the test accuracy has fallen by less than the margin, for certain."""
+        """Return whether a loss of test accuracy beyond the margin is excluded with confidence."""
         return self.test_change.interval()[0] > -margin
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenPoint:
-    """Position of the point, and whether the rule was kept or none could keep it."""
+    """Position of the chosen point, and whether it satisfies the rule."""
 
     position: int
     non_inferior: bool
 
 
 def choose(points: Sequence[MeasuredPoint], margin: float) -> ChosenPoint:
-    """Apply `RULE` to one point or more; of equals the first is taken.
+    """Apply `RULE` to the points; the first of equal ones is chosen.
 
-    Accuracy alone cannot tell points that are nearly alike.
+    Losses break ties of accuracy between nearly equal points.
     """
     accepted = [position for position, point in enumerate(points) if point.is_non_inferior(margin)]
     if not accepted:
@@ -65,7 +65,7 @@ def choose(points: Sequence[MeasuredPoint], margin: float) -> ChosenPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateChooser:
-    """What the stage reads from, asks, and serves candidates with."""
+    """What the stage reads from, calls, and serves candidates with."""
 
     store: ArtifactStore
     releases: AnyReleases
@@ -73,7 +73,7 @@ class CandidateChooser:
 
 
 def choose_candidate(chooser: CandidateChooser, work: work_pb2.ChooseWork, job: Job) -> work_pb2.Event:
-    """Choose, serve and measure; a correction that is stored already is not made again."""
+    """Choose, serve and measure; a stored correction is not made again."""
     key = keys.correction(work.correction.name)
     if not chooser.store.exists(key):
         correction = correction_pb2.Correction()
@@ -144,7 +144,7 @@ def _choice(
 
 
 def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position: int, number: int) -> bytes:
-    """Give the files of the chosen point the names that a release looks for; return the ONNX file."""
+    """Copy the files of the chosen point to the keys of the candidate; return the ONNX file."""
     point = keys.point(correction.name, position, number)
     file = store.read_bytes(keys.onnx_of(point))
     store.write_bytes(keys.corrected_file(correction.name), file)
@@ -154,7 +154,7 @@ def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position:
 
 
 def _result(comparison: Comparison, materials: CorrectionData) -> correction_pb2.CorrectionResult:
-    """Return what both versions read: of the test split, and of the held-out images that decided on nothing."""
+    """Return the results of both versions on the test split, and on held-out images that had no part in the choice."""
     readings = region_readings(comparison, materials)
     together = joined([read for _, read in readings])
     return correction_pb2.CorrectionResult(
@@ -182,5 +182,5 @@ def _region(
 
 
 def _answers(version: Version, pictures: Array) -> list[str]:
-    """Return the class names that a version answers for stored images."""
+    """Return the class names that a version predicts for stored images."""
     return [version.model.classes[answer] for answer in version.classify_stored(pictures).argmax(axis=1)]

@@ -1,4 +1,4 @@
-"""What a version reads correctly, with ONNX Runtime in this process: for the points that are never served."""
+"""Evaluation of versions that are never served, with ONNX Runtime in this process."""
 
 import numpy as np
 from defuse.v1 import correction_pb2, model_pb2, tensor_pb2
@@ -16,7 +16,7 @@ _BATCH = 256
 
 
 class LocalVersion:
-    """A version of a classifier, run here."""
+    """A version of a classifier, run in this process."""
 
     served = False
 
@@ -24,7 +24,7 @@ class LocalVersion:
         self._run, self.model = onnx_function(file), model
 
     def classify(self, images: Array) -> Array:
-        """Return the logits (n, k) of images (n, c, h, w) in [0, 1], as `inference.Classifier` does."""
+        """Return the logits (n, k) of images (n, c, h, w) in [0, 1], as `triton.client.Classifier` does."""
         size = self.model.fixed_batch_size or _BATCH
         parts = [self._answers(images[begin : begin + size]) for begin in range(0, len(images), size)]
         outputs = np.concatenate([no_logits(self.model), *parts])
@@ -33,7 +33,7 @@ class LocalVersion:
         return np.asarray(outputs, np.float32)
 
     def classify_stored(self, images: Array) -> Array:
-        """Return the logits (n, k) of stored images (n, h, w, c) uint8; bounds the memory of one call."""
+        """Return the logits (n, k) of stored images (n, h, w, c) uint8, in bounded batches."""
         parts = [self.classify(as_floats(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
         return np.concatenate([no_logits(self.model), *parts])
 
@@ -42,11 +42,11 @@ class LocalVersion:
         return np.asarray(log_softmax(self.classify(images), axis=1))
 
     def reads_stored_correctly(self, data: LabelledImages) -> Array:
-        """Say for stored images whether they are read as their labels, (n,)."""
+        """Return whether stored images are classified as their labels, (n,) bool."""
         return np.asarray(self.classify_stored(data.images).argmax(axis=1) == data.labels)
 
     def outputs(self, inputs: Array) -> Array:
-        """Return what the graph gives for its inputs, already preprocessed: (n, k)."""
+        """Return the graph's outputs (n, k) for preprocessed inputs."""
         return self._run(inputs)[0]
 
     def _answers(self, images: Array) -> Array:
@@ -55,7 +55,7 @@ class LocalVersion:
 
 
 class Evaluator:
-    """Measures points: on the test split, beside the base version, and on the region images that decide."""
+    """Measures points on the test split, beside the base version, and on the deciding region images."""
 
     def __init__(self, materials: CorrectionData) -> None:
         self._materials = materials
@@ -65,7 +65,7 @@ class Evaluator:
         self._images, self._labels = images_of(materials, deciding)
 
     def measure(self, file: bytes) -> correction_pb2.Point:
-        """Return the figures of a version."""
+        """Return the results of a version."""
         version = LocalVersion(file, self._materials.model)
         after = version.reads_stored_correctly(self._materials.test)
         answers = version.log_probabilities(self._images)
@@ -79,7 +79,7 @@ class Evaluator:
 
 
 def images_of(materials: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
-    """Return the images (n, c, h, w) of latents of regions, and their labels (n,)."""
+    """Return the images (n, c, h, w) of regions' latents, and their labels (n,)."""
     images = [materials.decoded(region.latent) for region in regions]
     labels = [np.full(len(region.latent), region.label_id, np.int64) for region in regions]
     return np.concatenate(images), np.concatenate(labels)
@@ -90,7 +90,7 @@ def share_of(correct: Array) -> tensor_pb2.Estimate:
 
 
 def difference_of(readings: PairedReadings) -> correction_pb2.PairedDifference:
-    """Return what changed between two versions over the same images."""
+    """Return the change between two versions over the same images."""
     difference = readings.difference
     low, high = difference.interval()
     return correction_pb2.PairedDifference(

@@ -1,6 +1,6 @@
-"""Which version callers get, where Triton is somebody else's: nothing of it is written, releases are handed over.
+"""Releases for an external Triton: nothing of it is written; versions are handed over to its operator.
 
-What Triton serves is asked, and what its operator did with a version that was handed over is noticed and recorded.
+Triton is asked for what it serves; a change that its operator made to a handed-over version is noticed and recorded.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient
 
-# Random images on which an uploaded file must agree with what Triton serves.
+# Random images on which an uploaded file must agree with the served version.
 _COMPARED = 8
-# How soon a version is noticed that its operator put into service.
+# How soon a version that the operator put into service is noticed.
 _LOOK_EVERY_S = 5.0
 OPERATOR = "operator of Triton"
 
 
 class ExternalTritonReleases:
-    """Takes on models that a Triton serves already, and hands versions over; the methods are those of `Releases`."""
+    """Registers models of an external Triton and hands versions over; has the methods of `Releases`."""
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
         self.history = ReleaseHistory(store)
@@ -47,9 +47,9 @@ class ExternalTritonReleases:
     def register(
         self, declared: model_pb2.Model, file_digest: str, decision: Decision = NO_DECISION
     ) -> model_pb2.Model:
-        """Take on a model that Triton serves under this name; the file must be the version that it serves.
+        """Register a model that Triton serves under this name; the file must be the served version.
 
-        Raises NotReady where Triton does not serve it, InvalidInput where file and version answer differently.
+        Raises NotReady when Triton does not serve it, InvalidInput when file and version answer differently.
         """
         if self.history.registered_for(declared, decision.request_id):
             return self.history.catalog.model(declared.name)
@@ -67,7 +67,7 @@ class ExternalTritonReleases:
         return self.history.catalog.model(model.name)
 
     def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
-        """Hand a correction's file over as a version directory with its verdict beside it; Triton is left as it is."""
+        """Hand a correction over as a version directory with its verdict; Triton is left unchanged."""
         self.notice(correction.model)
         with exclusively(self._root):
             return self._published(correction, decision)
@@ -89,7 +89,7 @@ class ExternalTritonReleases:
         )
 
     def restore_previous(self, model_name: str, decision: Decision) -> release_pb2.Release:
-        """Refuse: which version callers get is its operator's to say."""
+        """Refuse: the operator of Triton decides which version callers get."""
         model = self.history.catalog.model(model_name)
         raise NotReady(
             f"Triton at {self._inference.url} is not ours to change; have its operator serve the version of "
@@ -98,18 +98,18 @@ class ExternalTritonReleases:
         )
 
     def version(self, model: model_pb2.Model, version: int) -> Version:
-        """Return a version that runs here: beside a candidate that does, too."""
+        """Return a version that runs in this process, as the candidate beside it does."""
         return LocalVersion(self._store.read_bytes(keys.model_file(model.name, version)), model)
 
     def serve_candidate(self, model: model_pb2.Model, file: bytes) -> ServedCandidate:
-        """Return a candidate that runs here."""
+        """Return a candidate that runs in this process."""
         return ServedCandidate(name="", version=0, classifier=LocalVersion(file, model))
 
     def withdraw_candidates(self, model_name: str) -> None:
-        """Do nothing: there are none in Triton."""
+        """Do nothing: Triton serves no candidates."""
 
     def serve_guard(self, model: model_pb2.Model, file: bytes) -> int:
-        """Hand a guard over, and the ensemble of both, as entries of a repository; return the guard's version."""
+        """Hand a guard and the ensemble over, as entries of a repository; return the guard's version."""
         with exclusively(self._root):
             guard, guarded = guard_config(model, [1]), guarded_config(model)
             taken = [int(path.name) for path in (self._root / guard.name).glob("[0-9]*")]
@@ -125,20 +125,20 @@ class ExternalTritonReleases:
 
     @contextmanager
     def serving(self, model: model_pb2.Model, file: bytes) -> Iterator[Version]:
-        """Run a file here."""
+        """Run a file in this process."""
         yield LocalVersion(file, model)
 
     def notice(self, model_name: str) -> None:
-        """Record that callers get another version than before, where Triton's operator has changed it.
+        """Record a change of the version that callers get, when Triton's operator made it.
 
-        The newest version that Triton serves is what callers get who name none. One that is not known here, which
-        nobody handed over, is left alone.
+        Callers who name no version get the newest one that Triton serves. A version that was never handed over is
+        ignored.
         """
         with exclusively(self._root):
             self._notice(self.history.catalog.model(model_name))
 
     async def keep_noticing(self) -> None:
-        """Look at every model again and again, for ever."""
+        """Check all models periodically, without end."""
         while True:
             await asyncio.to_thread(self._notice_all)
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -182,7 +182,7 @@ class ExternalTritonReleases:
             )
 
     def _hand_over(self, model: model_pb2.Model, version: int, verdict: str) -> None:
-        """Write `NAME/VERSION/model.onnx`, `NAME/VERSION.verdict.json` and a `config.pbtxt` to start from."""
+        """Write `NAME/VERSION/model.onnx`, `NAME/VERSION.verdict.json` and a `config.pbtxt` as a template."""
         model_id = names.last(model.name)
         directory = self._root / model_id
         partial = directory / f".partial-{version}-{uuid.uuid4().hex[:8]}"
@@ -192,13 +192,15 @@ class ExternalTritonReleases:
             (directory / f"{version}.verdict.json").write_text(verdict)
             config = classifier_config(model, model_id, [model.champion_version, version])
             (directory / "config.pbtxt").write_text(text_format.MessageToString(config))
-            shutil.rmtree(directory / str(version), ignore_errors=True)  # of a process that died before its record
+            shutil.rmtree(
+                directory / str(version), ignore_errors=True
+            )  # left by a process that died before writing its record
             partial.rename(directory / str(version))
 
 
 @contextmanager
 def _writing(directory: Path, partial: Path | None = None) -> Iterator[None]:
-    """Name what is to be done where a directory cannot be written; what is there in part only is removed."""
+    """Name the remedy when a directory cannot be written; a partial one is removed."""
     try:
         yield
     except OSError as error:

@@ -24,9 +24,9 @@ from services.triton.preprocessing import input_shape, preprocess
 
 
 class TorchModule(nn.Module):
-    """A module as it is served: in inference mode, exported under the names that callers know.
+    """A torch module as it is served: in inference mode, exported with the deployed names.
 
-    BatchNorm keeps its statistics and Dropout does nothing, whatever the mode of the module, as in an ONNX file.
+    BatchNorm keeps its statistics and Dropout does nothing, whatever the module's mode, as in an ONNX file.
     """
 
     def __init__(self, module: nn.Module, model: model_pb2.Model) -> None:
@@ -45,7 +45,7 @@ class TorchModule(nn.Module):
         return outputs
 
     def to_onnx(self) -> onnx.ModelProto:
-        """Export the module, under the names and with the batch size of the model that is served."""
+        """Export the module with the names and the batch size of the served model."""
         model = self._model
         height, width, channels = model.image_shape
         file = to_onnx(
@@ -66,10 +66,10 @@ class TorchModule(nn.Module):
 
 
 def build(function: str, allowed: Sequence[str], weights: Callable[[], bytes]) -> nn.Module:
-    """Call a factory, `module:function`, and load weights, which are read once it is found, into what it returns.
+    """Call a factory, `module:function`, and load weights into the module that it returns.
 
-    Raises InvalidInput for a factory that the operator has not allowed or that does not work, and for weights that do
-    not fit.
+    The weights are read only after the factory was found. Raises InvalidInput for a factory that is not allowed or
+    fails, and for weights that do not fit.
     """
     module = _factory(function, allowed)()
     if not isinstance(module, nn.Module):
@@ -117,7 +117,7 @@ def _factory(function: str, allowed: Sequence[str]) -> Callable[[], Any]:
 
 
 def _last_layer(network: nn.Module) -> frozenset[str]:
-    """Return the parameters of the last module, in the order of definition, that has a matrix."""
+    """Return the parameters of the last module, in definition order, that has a matrix."""
     found: frozenset[str] = frozenset()
     for path, module in network.named_modules():
         own = list(module.named_parameters(recurse=False))
@@ -132,10 +132,10 @@ _COMPARED = 64
 
 
 def deployed(materials: CorrectionData, allowed_factories: Sequence[str]) -> Network:
-    """Return the network with the weights of the version that is corrected.
+    """Return the network with the weights of the corrected version.
 
-    Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module does not
-    compute what is served.
+    Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module computes
+    something else than the served model.
     """
     wanted = materials.correction.config.torch_factory
     if wanted.function:
@@ -161,13 +161,13 @@ def deployed(materials: CorrectionData, allowed_factories: Sequence[str]) -> Net
 
 
 def real_inputs(materials: CorrectionData, count: int) -> Array:
-    """Return `count` inputs of the classifier, from training images, repeated where there are fewer."""
+    """Return `count` inputs of the classifier from training images, repeated when there are fewer."""
     images = materials.train.images
     return np.asarray(preprocess(as_floats(images[np.resize(np.arange(len(images)), count)]), materials.model))
 
 
 def _weights(materials: CorrectionData) -> bytes:
-    """Return the uploaded weights; without any, those that the correction behind the base version left."""
+    """Return the uploaded weights; without any, those of the correction behind the base version."""
     digest = materials.correction.config.torch_factory.weights_digest
     if digest:
         return materials.store.read_bytes(keys.file(digest))

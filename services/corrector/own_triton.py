@@ -1,4 +1,4 @@
-"""Which version callers get, where Triton's repository is ours: registered, published, taken back."""
+"""Releases in our own Triton repository: versions registered, published, rolled back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient
 
-# Candidates of a model that are served at the same time.
+# Candidates of a model that are served at once.
 _CANDIDATES = 4
 
 
 class Releases:
-    """Changes which version callers get. One change at a time, across processes that share the repository."""
+    """Changes the version that callers get; one change at a time, across processes that share the repository."""
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
         self.history = ReleaseHistory(store)
@@ -44,12 +44,12 @@ class Releases:
             self._write_version(model, self.history.write_version(model, 1, file))
             self._repository.serve(model, names.last(model.name), [1])
             self.history.record(model.name, Kind.KIND_REGISTERED, version=1, previous=0, decision=decision)
-            # Written last: a model exists once it is served.
+            # Written last: a model with a record is served.
             self._store.write_message(keys.model(model.name), model)
         return self.history.catalog.model(model.name)
 
     def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
-        """Serve a correction's file as a new version beside the one that callers got until now."""
+        """Serve a correction's file as a new version, beside the present champion."""
         with exclusively(self._root):
             if made := self.history.made(correction.model, decision.request_id):
                 return made
@@ -67,13 +67,13 @@ class Releases:
             )
 
     def restore_previous(self, model_name: str, decision: Decision) -> release_pb2.Release:
-        """Give callers the version that the present one replaced."""
+        """Give callers the version that the champion replaced."""
         with exclusively(self._root):
             model = self.history.catalog.model(model_name)
             if made := self.history.made(model_name, decision.request_id):
                 return made
             newest = self._repository.configured(names.last(model_name))[-1]
-            if newest > model.champion_version:  # a release that died before its record
+            if newest > model.champion_version:  # left by a release that died before its record
                 previous, instead_of = model.champion_version, newest
             else:
                 previous, instead_of = self.history.replaced_by(model), model.champion_version
@@ -97,9 +97,9 @@ class Releases:
         return self._inference.classifier(model, version=version)
 
     def serve_candidate(self, model: model_pb2.Model, file: bytes) -> ServedCandidate:
-        """Serve a file beside the champion, under a name of its own; the same file again has the same version.
+        """Serve a file beside the champion under a candidate's name; the same file gets the same name.
 
-        Candidates before it stay, up to `_CANDIDATES`: one may be on trial.
+        Earlier candidates stay served, up to `_CANDIDATES`, as one may be on trial.
         """
         with exclusively(self._root):
             model_id = candidate_id(names.last(model.name))
@@ -111,16 +111,16 @@ class Releases:
         return ServedCandidate(name=model_id, version=version, classifier=served)
 
     def withdraw_candidates(self, model_name: str) -> None:
-        """Serve no candidate of a model any more."""
+        """Stop serving all candidates of a model."""
         with exclusively(self._root):
             model_id = candidate_id(names.last(self.history.catalog.model(model_name).name))
             if self._repository.versions(model_id):
                 self._repository.withdraw(model_id)
 
     def serve_guard(self, model: model_pb2.Model, file: bytes) -> int:
-        """Serve a guard under the model's name and `-guard`, and both as one ensemble; return the guard's version.
+        """Serve a guard as `NAME-guard`, and both as an ensemble; return the guard's version.
 
-        The guard before it stays loaded for the requests under way.
+        The previous guard stays loaded for requests under way.
         """
         with exclusively(self._root):
             guard = names.guard_model(names.last(model.name))
@@ -134,7 +134,7 @@ class Releases:
 
     @contextmanager
     def serving(self, model: model_pb2.Model, file: bytes) -> Iterator[Version]:
-        """Serve a file under a name that nobody else knows, as long as the block runs.
+        """Serve a file under a temporary name while the block runs.
 
         Raises InvalidInput for a file that Triton cannot load.
         """
@@ -156,7 +156,7 @@ class Releases:
             raise InvalidInput(error.message, reason="NOT_LOADABLE") from error
 
     def _clear(self, model: model_pb2.Model) -> None:
-        """Remove what a registration that was refused left behind; a directory of somebody else's is not touched."""
+        """Remove the remains of a refused registration; another model's directory is left alone."""
         model_id = names.last(model.name)
         if self._store.exists(keys.model_version(model.name, 1)):
             self._repository.remove(model_id)

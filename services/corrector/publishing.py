@@ -1,4 +1,4 @@
-"""The corrector's third stage: a correction is put to the gate and published."""
+"""The publishing stage of a correction: the gate, then the release."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from services.storage.artifacts import ArtifactStore
 
 @dataclass(frozen=True, kw_only=True)
 class Publisher:
-    """What the stage reads from, asks, and publishes with."""
+    """What the stage reads from, calls, and publishes with."""
 
     store: ArtifactStore
     releases: AnyReleases
@@ -26,7 +26,7 @@ class Publisher:
 
 
 def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_pb2.Event:
-    """Put a correction to the gate and publish it; what was published already is not published again."""
+    """Put a correction to the gate and publish it; a published correction is not published again."""
     release = _published(publisher, work.publication, job)
     job.progress(0.95, "making the guard")
     publisher.guards.renew(names.parent(work.publication.correction), release)
@@ -36,7 +36,7 @@ def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_
 
 
 def finished(store: ArtifactStore, name: str) -> correction_pb2.Correction:
-    """Return a correction as it was stored when it had succeeded; raise NotReady where it did not."""
+    """Return the record of a correction that succeeded; raise NotReady for any other."""
     key = keys.correction(names.check(name, "runs/*/corrections/*"))
     try:
         return store.read_message(key, correction_pb2.Correction)

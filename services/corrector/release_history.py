@@ -14,7 +14,7 @@ from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 
 _CANDIDATE = "-candidate"
-# What the gate asks about is served under the model's name, this, and something of its own.
+# Infix of the temporary names under which files are served for the gate.
 AT_GATE = "-gate-"
 _KEPT_ENDINGS = (_CANDIDATE, names.GUARD, names.GUARDED)
 
@@ -25,12 +25,12 @@ def candidate_id(model_id: str) -> str:
 
 
 def gate_id(model_id: str) -> str:
-    """Return a name under which a file is served while the gate asks about it."""
+    """Return a temporary name under which a file is served for the gate."""
     return f"{model_id}{AT_GATE}{uuid.uuid4().hex[:8]}"
 
 
 def check_model_id(model_id: str) -> None:
-    """Raise InvalidInput for a name that belongs to another model."""
+    """Raise InvalidInput for a name that is reserved for another model."""
     if model_id.endswith(_KEPT_ENDINGS) or AT_GATE in model_id:
         raise InvalidInput(
             f"model name {model_id!r} ends with one of {', '.join(map(repr, _KEPT_ENDINGS))} or has {AT_GATE!r} in it; "
@@ -44,13 +44,13 @@ Kind = release_pb2.Release
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Who wanted a change and why; by which verdict a release was let through, or by whose approval in spite of it."""
+    """The author of a change and the reason; for a release, the passing verdict or the approver who overrode it."""
 
     actor: str = ""
     reason: str = ""
     verdict: str = ""
     approver: str = ""
-    # Of the caller's making: what was done for it is not done again.
+    # Chosen by the caller; work done for it is not repeated.
     request_id: str = ""
 
 
@@ -65,7 +65,7 @@ class ReleaseHistory:
         self.catalog = Catalog(store)
 
     def uploaded(self, declared: model_pb2.Model, file_digest: str) -> bytes:
-        """Return the file of a model that may be registered; raise what speaks against it."""
+        """Return the file of a model to be registered; raise when it may not be registered."""
         model_id = names.last(names.check(declared.name, "models/*"))
         check_model_id(model_id)
         if self.store.exists(keys.model(declared.name)):
@@ -78,7 +78,7 @@ class ReleaseHistory:
         return self.store.read_bytes(keys.file(file_digest))
 
     def check_publishable(self, correction: correction_pb2.Correction) -> model_pb2.Model:
-        """Return the model of a correction that may be published as things are; raise what speaks against it."""
+        """Return the model of a correction that may be published now; raise when it may not."""
         model = self.catalog.model(correction.model)
         for release in self.catalog.releases(model.name):
             if release.correction == correction.name:
@@ -95,12 +95,12 @@ class ReleaseHistory:
         return model
 
     def made(self, model_name: str, request_id: str) -> release_pb2.Release | None:
-        """Return the change that was made for a request, if there is one; none for a request without an id."""
+        """Return the change that was made for a request; None without one."""
         changes = self.catalog.releases(model_name) if request_id else []
         return next((change for change in changes if change.request_id == request_id), None)
 
     def registered_for(self, declared: model_pb2.Model, request_id: str) -> bool:
-        """Say whether a model was registered for a request, to its end."""
+        """Return whether a model was completely registered for a request."""
         name = names.check(declared.name, "models/*")
         return self.store.exists(keys.model(name)) and self.made(name, request_id) is not None
 
@@ -111,7 +111,7 @@ class ReleaseHistory:
         return [self.store.read_message(key, model_pb2.ModelVersion) for key in written if self.store.exists(key)]
 
     def version_of(self, model: model_pb2.Model, correction: correction_pb2.Correction) -> int:
-        """Return the version of a correction, written if a process that died did not write it already."""
+        """Return the version of a correction, writing it when a process died before it did."""
         versions = self.versions(model.name)
         for version in versions:
             if version.correction == correction.name:
@@ -132,7 +132,7 @@ class ReleaseHistory:
         return version
 
     def candidate_number(self, model_name: str, file: bytes) -> int:
-        """Return the number of a candidate: the same for the same file, and never that of another one."""
+        """Return the number of a candidate: equal for equal files, and never reused."""
         digest = hashlib.sha256(file).hexdigest()
         known = [self.store.read_bytes(key).decode() for key in self.store.keys(keys.candidates(model_name))]
         if digest not in known:
@@ -141,7 +141,7 @@ class ReleaseHistory:
         return known.index(digest) + 1
 
     def replaced_by(self, model: model_pb2.Model) -> int:
-        """Return the version that the champion replaced when it was published; 0 for the first."""
+        """Return the version that the champion replaced when it was published; 0 for the first one."""
         for release in self.catalog.releases(model.name):
             if release.kind in {Kind.KIND_REGISTERED, Kind.KIND_RELEASED} and release.version == model.champion_version:
                 return release.previous_version
@@ -157,7 +157,7 @@ class ReleaseHistory:
         correction: str = "",
         decision: Decision = NO_DECISION,
     ) -> release_pb2.Release:
-        """Write what was changed."""
+        """Write the record of a change."""
         release = release_pb2.Release(
             model=model_name,
             kind=kind,
@@ -167,7 +167,7 @@ class ReleaseHistory:
             **asdict(decision),
         )
         release.create_time.GetCurrentTime()
-        # Nanoseconds first, so that the keys sort by time.
+        # Nanoseconds come first, so that keys sort by time.
         key = f"{keys.releases(model_name)}/{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.pb"
         self.store.write_message(key, release)
         return release

@@ -21,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CorrectorService(pb_grpc.CorrectorServiceServicer):
-    """What changes the Triton repository at once."""
+    """Changes to the Triton repository that do not wait in a queue."""
 
     def __init__(self, store: ArtifactStore, releases: AnyReleases, gate: Gate, guards: GuardIssuer) -> None:
         self._store = store

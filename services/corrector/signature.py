@@ -1,4 +1,4 @@
-"""What an ONNX file takes and gives, checked against what its owner declared."""
+"""The signature of an ONNX file, checked against its owner's declaration."""
 
 import math
 
@@ -14,7 +14,7 @@ _DATATYPES: dict[int, tuple[str, type]] = {
     onnx.TensorProto.FLOAT: ("FP32", np.float32),
     onnx.TensorProto.UINT8: ("UINT8", np.uint8),
 }
-# What callers notice of a file, and what it is called.
+# Properties of a file that callers depend on, and their names.
 _NOTICED = {
     "input_name": "the input's name",
     "input_datatype": "the input's type",
@@ -22,12 +22,12 @@ _NOTICED = {
     "output_name": "the output's name",
     "fixed_batch_size": "the fixed batch size",
 }
-# Images of one request: enough to keep a GPU busy, little enough for one message.
+# Images of one request: enough to keep a GPU busy, few enough for one message.
 _MAX_BATCH = 256
 
 
 def read_signature(declared: model_pb2.Model, file: bytes) -> model_pb2.Model:
-    """Return the declared model completed with what the file says; raise InvalidInput where the two disagree."""
+    """Return the declared model, completed from the file; raise InvalidInput when both disagree."""
     graph = _parse(file).graph
     model = model_pb2.Model()
     model.CopyFrom(declared)
@@ -40,7 +40,7 @@ def read_signature(declared: model_pb2.Model, file: bytes) -> model_pb2.Model:
 
 
 def check_same_signature(model: model_pb2.Model, file: bytes) -> None:
-    """Raise InvalidInput unless a file takes and gives what the model's callers send and expect."""
+    """Raise InvalidInput unless a file has the inputs and outputs that the model's callers use."""
     found = read_signature(model, file)
     for field, noticed in _NOTICED.items():
         if getattr(found, field) != getattr(model, field):
@@ -55,7 +55,7 @@ def _parse(file: bytes) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(file)
         onnx.checker.check_model(model)
-    except Exception as error:  # the parser and the checker raise classes of their own, and bare ones
+    except Exception as error:  # the parser and the checker raise various exceptions, some of them bare
         raise InvalidInput(
             f"the file of {len(file)} bytes is no ONNX model ({str(error).splitlines()[0][:200]}); export it again",
             reason="NOT_ONNX",
@@ -105,7 +105,7 @@ def _read_input(model: model_pb2.Model, graph: onnx.GraphProto) -> None:
 
 
 def _read_input_shape(model: model_pb2.Model, dims: list[int]) -> None:
-    """Take apart (batch, ...) where an unknown size is 0."""
+    """Split (batch, ...) dimensions, where 0 stands for an unknown size."""
     channels_first = model.preprocessing.layout == model_pb2.Preprocessing.LAYOUT_NCHW
     layout = "NCHW" if channels_first else "NHWC"
     if len(dims) != 4:
@@ -131,7 +131,7 @@ def _read_input_shape(model: model_pb2.Model, dims: list[int]) -> None:
 
 
 def _read_output(model: model_pb2.Model, graph: onnx.GraphProto, file: bytes) -> None:
-    """Run the graph once: what it gives is worth more than what it says it gives."""
+    """Run the graph once, since actual outputs are more reliable than declared ones."""
     batch = model.fixed_batch_size or 2
     height, width, channels = model.image_shape
     channels_first = model.preprocessing.layout == model_pb2.Preprocessing.LAYOUT_NCHW
@@ -139,7 +139,7 @@ def _read_output(model: model_pb2.Model, graph: onnx.GraphProto, file: bytes) ->
     dtype = np.uint8 if model.input_datatype == "UINT8" else np.float32
     try:
         output = onnx_function(file)(np.zeros(shape, dtype))[0]
-    except Exception as error:  # ONNX Runtime's classes have no common base but Exception
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
         raise InvalidInput(f"ONNX Runtime cannot run the file: {error}", reason="NOT_RUNNABLE") from error
     if output.shape != (batch, len(model.classes)):
         raise InvalidInput(

@@ -34,7 +34,7 @@ from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import LabelledImages
 from services.triton.preprocessing import preprocess
 
-# Region images that are kept; more of them are decoded again for every batch.
+# Bytes of region images that are kept decoded; further ones are decoded again for every batch.
 _FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30
 
 
@@ -67,7 +67,7 @@ def _train_last_layer_only(network: Network) -> None:
 
 
 def _data(materials: CorrectionData, wanted: Training) -> TrainingMix:
-    """Return what is learned from: original data, and images of regions, or of single failures in their place."""
+    """Return the training data: original data, and images of regions or of single failures."""
     config = materials.correction.config
     regions = materials.regions()
     total = config.images_per_region * len(regions)
@@ -126,9 +126,9 @@ def _schedule(materials: CorrectionData, wanted: Training) -> Schedule:
     )
 
 
-# Shares of the way from the weights before to those after that interpolation measures.
+# Shares of the path from the weights before to those after that an interpolation measures.
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
-# Of the progress of a training; the rest is measuring.
+# Share of the steps in the progress of a training; measuring has the rest.
 _STEPS_SHARE = 0.9
 
 
@@ -138,14 +138,14 @@ class Trainer:
 
     store: ArtifactStore
     device: torch.device
-    # Modules and functions that may be named as torch factory.
+    # `module:function` entries that may be named as torch factories.
     factories: Sequence[str] = ()
     processes: ProcessGroup = SINGLE_PROCESS
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnouncedTraining:
-    """What the first of several processes tells the others to train."""
+    """The training that the first of several processes announces to the others."""
 
     # TrainWork, serialized.
     work: bytes
@@ -153,7 +153,7 @@ class AnnouncedTraining:
 
 
 def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Event:
-    """Train in one of the ways that a correction tries; a training that is stored already is not made again."""
+    """Run one training of a correction; a stored training is not run again."""
     name, store = work.correction.name, trainer.store
     key = keys.training(name, work.training)
     if not store.exists(key):
@@ -166,7 +166,7 @@ def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Even
 
 
 def follow(trainer: Trainer, announced: AnnouncedTraining) -> None:
-    """Take this process's part in a training that the first process has announced."""
+    """Take this process's part in a training that the first process announced."""
     work = work_pb2.TrainWork.FromString(announced.work)
     materials = CorrectionData(trainer.store, work.correction)
     _, fitting = read_fitting(materials, work.correction.trainings[work.training], trainer.factories)
@@ -175,7 +175,7 @@ def follow(trainer: Trainer, announced: AnnouncedTraining) -> None:
 
 
 def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
-    """Train; one that cannot be trained in this way says why, and the others go on."""
+    """Train; a method that does not apply returns the reason, and the other trainings continue."""
     wanted = work.correction.trainings[work.training]
     try:
         return _train(trainer, work, job)
@@ -215,7 +215,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
 
 
 def _finetuned(trainer: Trainer, fitting: FinetuneJob, work: work_pb2.TrainWork, job: Job) -> FinetuneOutcome:
-    """Train, from the last checkpoint where a worker died, together with the other processes where there are any."""
+    """Train from the last checkpoint of a dead worker, together with the other processes."""
     key = keys.checkpoint(work.correction.name, work.training)
     checkpoint = trainer.store.read_bytes(key) if trainer.store.exists(key) else None
 
@@ -240,13 +240,13 @@ def _weights_of(network: Network) -> dict[str, Tensor]:
 
 
 def _interpolate(network: Network, before: dict[str, Tensor], after: dict[str, Tensor], share: float) -> None:
-    """Give the network the weights on the line from before (0) to after (1)."""
+    """Set the network to the weights on the line from before (0) to after (1)."""
     line = {name: torch.lerp(before[name], after[name], share) for name in after}
     network.load_state_dict(line, strict=False)
 
 
 def _point(materials: CorrectionData, network: Network, evaluator: Evaluator, prefix: str) -> correction_pb2.Point:
-    """Export the network, store its file and measure it."""
+    """Export the network, store its file and evaluate it."""
     model = materials.model
     largest = model.fixed_batch_size or model.max_batch_size
     sizes = sorted({largest} if model.fixed_batch_size else {1, 2, largest})

@@ -1,4 +1,4 @@
-"""A fine-tuning between two steps: weights, moments of Adam, the best weights so far; written down and taken up."""
+"""The state of a fine-tuning between two steps: weights, moments of Adam, best weights; saved and restored."""
 
 import math
 from collections.abc import Iterator
@@ -16,28 +16,28 @@ from services.corrector.distributed import ProcessGroup
 MIN_EPOCHS, MIN_STEPS = 2, 300
 # Share of the steps on which the rate rises: Adam's first steps are as large as its rate, whatever the gradient.
 _WARMUP = 0.05
-# How often in a training the held-out loss is asked for, and how often in a row it may fail to fall.
+# Evaluations of the held-out loss in a training, and consecutive ones without a fall before it stops.
 JUDGEMENTS, PATIENCE = 12, 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast. Adam; its rate rises to `learning_rate` and falls to zero along a cosine."""
+    """The schedule of Adam: its rate rises to `learning_rate` and falls to zero along a cosine."""
 
-    # 0 takes at least `MIN_EPOCHS`, and as many as give `MIN_STEPS`.
+    # 0 means at least `MIN_EPOCHS`, and enough for `MIN_STEPS`.
     epochs: int
     learning_rate: float
     region_weight: float
     seed: int
     batch_size: int = 128
-    # 0 for a graph that takes any batch; otherwise every forward pass has exactly this many images.
+    # 0 for a graph with a free batch size; otherwise every forward pass has exactly this many images.
     fixed_batch_size: int = 0
-    # The graph answers probabilities; their logarithm enters the loss.
+    # The graph returns probabilities; their logarithm enters the loss.
     probabilities: bool = False
 
     @property
     def unit(self) -> int:
-        """Images that must stay together: the batch of a graph that has a batch size of its own."""
+        """Images that must stay together: the batch of a graph with a fixed batch size."""
         return self.fixed_batch_size or 1
 
     @property
@@ -46,7 +46,7 @@ class Schedule:
         return -(-self.batch_size // self.unit) * self.unit
 
     def epochs_over(self, count: int) -> int:
-        """Return how often `count` images are gone through."""
+        """Return the number of passes over `count` images."""
         return self.epochs or max(MIN_EPOCHS, -(-MIN_STEPS * self.whole_batch // count))
 
     def rate_at(self, progress: float) -> float:
@@ -57,7 +57,7 @@ class Schedule:
 
 
 class TrainingState:
-    """Weights on their way. Only parameters that require a gradient are trained, judged and written down."""
+    """Weights in training. Only parameters that require a gradient are trained, evaluated and saved."""
 
     def __init__(self, network: nn.Module, schedule: Schedule, count: int) -> None:
         self._network, self._schedule, self._count = network, schedule, count
@@ -71,7 +71,7 @@ class TrainingState:
         self._best_step, self._best_loss = 0, math.inf
 
     def batches(self) -> Iterator[tuple[int, Array]]:
-        """Yield the number of each step to come and its rows, full batches, until the end or nothing gets better.
+        """Yield each further step and its rows, in full batches, until the end or early stopping.
 
         The last batch of an epoch is filled up with rows of the same epoch.
         """
@@ -87,7 +87,7 @@ class TrainingState:
                     return
 
     def descend(self, loss: Tensor, processes: ProcessGroup) -> float:
-        """Take a step against the gradient of a loss; return the loss, summed over the processes."""
+        """Take a gradient step; return the loss, summed over the processes."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.rate_at((self.step + 0.5) / self.steps)
         self._optimizer.zero_grad(set_to_none=True)
@@ -98,11 +98,11 @@ class TrainingState:
         return total
 
     def is_to_be_judged(self) -> bool:
-        """Say whether the held-out loss is due: some times in a training, and at its end."""
+        """Return whether the held-out loss is due: several times in a training, and at its end."""
         return self.step % max(1, self.steps // JUDGEMENTS) == 0 or self.step == self.steps
 
     def judge(self, held_out_loss: float) -> None:
-        """Keep the weights if they are the best so far."""
+        """Keep the weights when they are the best so far."""
         if held_out_loss < self._best_loss:
             self._best = {name: weight.detach().clone() for name, weight in self.weights.items()}
             self._best_step, self._best_loss, self._failed = self.step, held_out_loss, 0
@@ -110,7 +110,7 @@ class TrainingState:
             self._failed += 1
 
     def take_best(self) -> int:
-        """Give the network the best weights, the present ones where none were judged; return the step they are from."""
+        """Set the network to the best weights, or the present ones when none were evaluated; return their step."""
         if self._best:
             self._network.load_state_dict(self._best, strict=False)
         return self._best_step or self.step
@@ -126,7 +126,7 @@ class TrainingState:
         return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
     def restore(self, checkpoint: bytes, *, judges: bool) -> None:
-        """Go on where `to_bytes` left off. Of several processes only the one that `judges` knows when to stop."""
+        """Resume from a checkpoint of `to_bytes`. Only the process that `judges` keeps the best weights."""
         tensors = safetensors.torch.load(checkpoint)
         self.step, self._failed, self._best_step = tensors["counts"].tolist()
         self._failed *= judges

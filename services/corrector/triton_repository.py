@@ -21,7 +21,7 @@ from tritonclient.grpc import model_config_pb2
 from services.corrector.release_history import AT_GATE
 from services.triton.client import InferenceClient
 
-# How long Triton may hold a request back to fill a batch.
+# How long Triton may delay a request to fill a batch, in microseconds.
 _QUEUE_DELAY_US = 200
 _GUARD_TYPES = {
     REGION: model_config_pb2.TYPE_STRING,
@@ -34,7 +34,7 @@ _ONNX_RUNTIME = "onnxruntime"
 
 
 def classifier_config(model: model_pb2.Model, model_id: str, versions: Sequence[int]) -> model_config_pb2.ModelConfig:
-    """Return the entry of a classifier."""
+    """Return the configuration of a classifier."""
     config = _entry(model, model_id)
     config.output.append(_logits(model))
     _run_by_onnx_runtime(config, model, versions)
@@ -42,7 +42,7 @@ def classifier_config(model: model_pb2.Model, model_id: str, versions: Sequence[
 
 
 def guard_config(model: model_pb2.Model, versions: Sequence[int]) -> model_config_pb2.ModelConfig:
-    """Return the entry of a model's guard."""
+    """Return the configuration of a model's guard."""
     config = _entry(model, names.guard_model(names.last(model.name)))
     config.output.extend(_guard_outputs(model))
     _run_by_onnx_runtime(config, model, versions)
@@ -50,7 +50,7 @@ def guard_config(model: model_pb2.Model, versions: Sequence[int]) -> model_confi
 
 
 def guarded_config(model: model_pb2.Model) -> model_config_pb2.ModelConfig:
-    """Return the entry of the ensemble of a model and its guard: of each the version that callers get now."""
+    """Return the configuration of the ensemble of a model and its guard, in the versions that callers get now."""
     model_id = names.last(model.name)
     config = _entry(model, names.guarded_model(model_id))
     config.platform = "ensemble"
@@ -65,7 +65,7 @@ def guarded_config(model: model_pb2.Model) -> model_config_pb2.ModelConfig:
 
 
 def _entry(model: model_pb2.Model, model_id: str) -> model_config_pb2.ModelConfig:
-    """Return what all that take a model's images have in common."""
+    """Return the configuration that all models with the same images share."""
     height, width, channels = model.image_shape
     nchw = model.preprocessing.layout == model_pb2.Preprocessing.LAYOUT_NCHW
     image = [channels, height, width] if nchw else [height, width, channels]
@@ -79,7 +79,7 @@ def _entry(model: model_pb2.Model, model_id: str) -> model_config_pb2.ModelConfi
 
 
 def _batch(model: model_pb2.Model) -> list[int]:
-    """Return the batch dimension of a graph that fixes it; Triton adds the others'."""
+    """Return the batch dimension of a graph with a fixed one; Triton adds it to others."""
     return [model.fixed_batch_size] if model.fixed_batch_size else []
 
 
@@ -107,7 +107,7 @@ def _run_by_onnx_runtime(config: model_config_pb2.ModelConfig, model: model_pb2.
 
 
 def _warm_up(config: model_config_pb2.ModelConfig) -> None:
-    """Have Triton ask a version for the smallest and the largest batch before anybody else does."""
+    """Have Triton warm a version up with the smallest and the largest batch."""
     for size in sorted({min(1, config.max_batch_size), config.max_batch_size}):
         warm_up = config.model_warmup.add(name=f"batch {size}", batch_size=size, count=1)
         for entry in config.input:
@@ -116,12 +116,12 @@ def _warm_up(config: model_config_pb2.ModelConfig) -> None:
             warm_up.inputs[entry.name].zero_data = True
 
 
-# Who is there for longer was left by a process that died.
+# An older entry was left by a process that died.
 _LONGESTAT_GATE_S = 6 * 3600.0
 
 
 class TritonRepository:
-    """The one writer of a model repository."""
+    """Writes a model repository, of which it is the only writer."""
 
     def __init__(self, root: Path, inference: InferenceClient) -> None:
         self._root = root
@@ -135,7 +135,7 @@ class TritonRepository:
         return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
     def add_version(self, model_id: str, version: int, file: bytes) -> None:
-        """Write a version's directory; one that is there is left alone."""
+        """Write a version's directory; an existing one is left unchanged."""
         target = self._root / model_id / str(version)
         if target.exists():
             return
@@ -149,15 +149,15 @@ class TritonRepository:
             raise StoreFull(f"cannot write {target} ({error.strerror}); free space in {self._root}") from error
 
     def add_ensemble(self, model_id: str) -> None:
-        """Write the one version of an ensemble: a directory with nothing in it."""
+        """Write the one version of an ensemble, an empty directory."""
         (self._root / model_id / "1").mkdir(parents=True, exist_ok=True)
 
     def serve(self, model: model_pb2.Model, model_id: str, versions: Sequence[int]) -> None:
-        """Let Triton serve exactly these versions of a classifier; callers that name none get the largest."""
+        """Make Triton serve exactly these versions of a classifier; callers without a version get the newest."""
         self.serve_as(classifier_config(model, model_id, versions))
 
     def serve_as(self, config: model_config_pb2.ModelConfig) -> None:
-        """Let Triton serve what lies there as an entry says."""
+        """Make Triton serve the written files with this configuration."""
         file = self._root / config.name / "config.pbtxt"
         partial = file.with_suffix(f".{uuid.uuid4().hex[:8]}.partial")
         partial.write_text(text_format.MessageToString(config))
@@ -165,19 +165,19 @@ class TritonRepository:
         self._inference.load(config.name)
 
     def configured(self, model_id: str) -> list[int]:
-        """Return the versions that Triton was told to serve, ascending."""
+        """Return the configured versions, ascending."""
         text = (self._root / model_id / "config.pbtxt").read_text()
         return sorted(text_format.Parse(text, model_config_pb2.ModelConfig()).version_policy.specific.versions)
 
     def withdraw(self, model_id: str) -> None:
-        """Stop serving a model and remove its directory, also where Triton does not answer."""
+        """Stop serving a model and remove its directory, even when Triton does not answer."""
         try:
             self._inference.unload(model_id)
         finally:
             self.remove(model_id)
 
     def sweep(self) -> None:
-        """Remove what processes that died left at the gate."""
+        """Remove what dead processes left at the gate."""
         for directory in self._root.glob(f"*{AT_GATE}*"):
             if time.time() - directory.stat().st_mtime > _LONGESTAT_GATE_S:
                 with suppress(DefuseError):
@@ -190,7 +190,7 @@ class TritonRepository:
 
 @contextmanager
 def exclusively(root: Path) -> Iterator[None]:
-    """Keep out all others that change what lies in a directory, in this process and in others, while the block runs."""
+    """Lock a directory against other writers, in this process and others, while the block runs."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -26,16 +26,16 @@ from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages
 from services.triton.preprocessing import preprocess
 
-# Images of one region: enough to show a loss of three in a hundred, little beside a test split.
+# Images of one region: enough to show a loss of three in a hundred, few beside a test split.
 IMAGES = 256
-# Of these, at most, held-out failures; the others are drawn anew.
+# At most so many of them are held-out failures; the others are fresh draws.
 _HELD_OUT = 128
-# Sets the draws of the bank apart from others of the same seed.
+# Separates the draws of the bank from others of the same seed.
 _STREAM = 0x42414E4B
 
 
 class Bank:
-    """The labelled regions of a model's runs."""
+    """The regression bank: the labelled regions of all runs of a model, each a test that the model must keep."""
 
     def __init__(self, store: ArtifactStore, model: model_pb2.Model) -> None:
         self._store = store
@@ -43,7 +43,7 @@ class Bank:
         self._model = model
 
     def regions(self) -> Mapping[str, str]:
-        """Return the label of each region, by `runs/{run}/regions/{region}`, as people say now."""
+        """Return the label of each region by `runs/{run}/regions/{region}`, by present annotations."""
         return {
             region.name: region.annotation.label
             for run in self._catalog.runs_of(self._model.name)
@@ -52,10 +52,10 @@ class Bank:
         }
 
     def images(self, region_name: str, label: str) -> Array:
-        """Return the images (n, h, w, c) uint8 of a region: always the same ones, whatever becomes of its run.
+        """Return the images (n, h, w, c) uint8 of a region; always the same ones, even after its run is deleted.
 
-        Held-out failures first, then fresh draws from its Gaussian that still carry the label: no correction was
-        trained on either. Fewer than `IMAGES` where few draws carry it; none are repeated.
+        Held-out failures come first, then fresh draws from its Gaussian that carry the label: no correction was trained
+        on either. Fewer than `IMAGES` when few draws carry the label; none is repeated.
         """
         key = keys.banked_region(self._model.name, region_name, label)
         if not self._store.exists(key):
@@ -82,10 +82,10 @@ class Bank:
 
 
 class Version(Protocol):
-    """Images in, logits out."""
+    """A version of a classifier: images in, logits out."""
 
     model: model_pb2.Model
-    # Whether Triton answers.
+    # Whether Triton serves it.
     served: bool
 
     def classify(self, images: Array) -> Array:
@@ -121,23 +121,23 @@ class CandidateFaults:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedCandidate:
-    """A candidate, and name and version under which Triton serves it; no name where it runs here."""
+    """A candidate, and its name and version in Triton; no name when it runs in this process."""
 
     name: str
     version: int
     classifier: Version
 
 
-# Turns for each batch size; fewer where they would take longer than this in all, but some.
+# Turns for each batch size, their least number, and seconds after which further turns are left out.
 _TURNS, _LEAST_TURNS, _MOST_S = 60, 8, 15.0
-# Requests to each before the first turn counts.
+# Uncounted requests to each version before the first turn.
 _WARM_UP = 3
 
 
 def seconds(before: Version, after: Version, images: Array) -> tuple[Array, Array]:
-    """Return how long the same request takes with each version, in turns, (n,) seconds each.
+    """Return the seconds (n,) that the same request takes with each version, in n alternating turns.
 
-    Images (m, c, h, w) in [0, 1] are one request. Who comes first changes from turn to turn.
+    Images (m, c, h, w) in [0, 1] are one request. The order changes from turn to turn.
     """
     versions = (before, after)
     for version in versions * _WARM_UP:
@@ -153,17 +153,17 @@ def seconds(before: Version, after: Version, images: Array) -> tuple[Array, Arra
     return np.array(taken[0]), np.array(taken[1])
 
 
-# Images that are asked about alone and in a batch.
+# Images that are classified alone and in a batch.
 _ALONE = 8
-# Images of one request, where what is asked is no batch size: live callers wait behind it.
+# Images of one request where the batch size is free: live callers wait behind it.
 _FEW = 32
 Say = Callable[[str], None]
 
 
 class Comparison:
-    """Two versions of a model, and what they answer for the test split.
+    """Two versions of a model, and their answers for the test split.
 
-    Raises InvalidInput where the second one's answers are no numbers.
+    Raises InvalidInput when the candidate's answers are not finite.
     """
 
     def __init__(self, before: Version, after: Version, test: LabelledImages) -> None:
@@ -182,12 +182,12 @@ class Comparison:
 
     @property
     def test(self) -> PairedReadings:
-        """What both read correctly of the test split."""
+        """Correctness of both versions on the test split."""
         before, after = (answers.argmax(axis=1) == self._labels for answers in self._answers)
         return PairedReadings(before=before, after=after)
 
     def region(self, images: Array, label_id: int) -> PairedReadings:
-        """Return what both read correctly of images (n, c, h, w) in [0, 1] of one class."""
+        """Return the correctness of both versions on images (n, c, h, w) in [0, 1] of one class."""
         before, after = (
             _few_at_a_time(version.classify, images).argmax(axis=1) == label_id for version in (self.before, self.after)
         )
@@ -196,7 +196,7 @@ class Comparison:
     def checks(
         self, bank: Bank, file: bytes, *, gain: PairedReadings | None = None, say: Say = lambda _: None
     ) -> Iterator[CheckResult]:
-        """Yield every check of a candidate, whose ONNX file is given; `gain` where it corrects regions."""
+        """Yield every check of a candidate with this ONNX file; `gain` when it corrects regions."""
         yield checks.accuracy_check(self.test)
         yield from checks.class_checks(self.test, self._labels, self.model.classes)
         before, after = self._answers
@@ -240,17 +240,17 @@ class Comparison:
         return [fixed] if fixed else sorted({1, 2, self.model.max_batch_size})
 
     def _request(self, size: int) -> Array:
-        """Return test images (size, c, h, w) in [0, 1], repeated where there are fewer."""
+        """Return test images (size, c, h, w) in [0, 1], repeated when there are fewer."""
         return as_floats(self._images[np.resize(np.arange(len(self._images)), size)])
 
 
 def _few_at_a_time(ask: Callable[[Array], Array], images: Array) -> Array:
-    """Return the logits (n, k) of images, also of none, asked so that others are answered in between."""
+    """Return the logits (n, k) of images, n may be 0, in small requests that let others pass."""
     return np.concatenate([ask(images[begin : begin + _FEW]) for begin in range(0, max(1, len(images)), _FEW)])
 
 
 def _network(file: bytes) -> OnnxModule | None:
-    """Return the candidate's graph in torch; None where it has an operator that torch does not read here."""
+    """Return the candidate's graph in torch; None when it has an unsupported operator."""
     try:
         return OnnxModule(onnx.load_model_from_string(file)).eval()
     except ValueError:
@@ -258,7 +258,7 @@ def _network(file: bytes) -> OnnxModule | None:
 
 
 def _torch_outputs(network: OnnxModule | None, inputs: Array) -> Array | None:
-    """Return the outputs (n, k) of a graph read in torch; None where it cannot be run there."""
+    """Return the outputs (n, k) of a graph in torch; None when it cannot run there."""
     if network is None:
         return None
     try:

@@ -1,6 +1,8 @@
 """The model repository of Triton: atomically written versions, and the configuration of each entry.
 
-The entries work with NVIDIA's ONNX Runtime backend and with the embedded one.
+A version is an immutable directory: it is written under a temporary name and renamed. `config.pbtxt` lists the loaded
+versions in a `specific` policy; a changed policy takes effect when the model is loaded again. The entries work with
+NVIDIA's ONNX Runtime backend and with the embedded one.
 """
 
 import fcntl

@@ -1,4 +1,8 @@
-"""The rounds of a search: stored results of shards, and the plan that each round makes from all earlier ones."""
+"""The rounds of a search: stored results of shards, and the plan that each round makes from all earlier ones.
+
+Two workers may search one shard at once, when one of them slept through its claim, and margins differ by rounding. Each
+result is therefore one artifact that is created once: the second worker reads the results of the first.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -1,4 +1,9 @@
-"""A small convolutional variational autoencoder, and its files: safetensors weights, encoder and decoder as ONNX."""
+"""A small convolutional variational autoencoder, and its files: safetensors weights, encoder and decoder as ONNX.
+
+Kingma & Welling 2014, "Auto-Encoding Variational Bayes" (arXiv:1312.6114); the KL weight `beta` is Higgins et al. 2017.
+The Gaussian likelihood of colour images, whose variance follows the error, is the optimal sigma-VAE of Rybkin et al.
+2021 (arXiv:2006.13202), with a variance for each image. Figures behind the defaults are in docs/explanation/method.md.
+"""
 
 import io
 import itertools

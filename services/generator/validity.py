@@ -1,5 +1,11 @@
 """Validity: whether a perturbation still shows its label, by signals that need no person; thresholds fitted to
 annotations.
+
+A VAE blurs, and a step can cross a true class boundary: an unreadable decoded image is no failure of the classifier.
+The signals come from labelled training images alone; none of them has seen the classifier under test.
+
+Fitting is greedy: each step moves the threshold that most increases the share of rejected invalid failures minus that
+of valid ones. Regions count equally, whatever their size: failures of one region are not independent evidence.
 """
 
 import functools

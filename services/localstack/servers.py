@@ -1,6 +1,7 @@
 """The servers of the local stack: Redis and Triton from wheels, as child processes on free ports.
 
-Triton is installed once into a virtual environment of its own, with the layout that its container has.
+Triton is installed once into a virtual environment of its own, with the layout that its container has: the wheel pins
+numpy below 2, under which alone its Python backend returns outputs.
 """
 
 import fcntl

@@ -1,4 +1,8 @@
-"""The guard as one ONNX graph: classifier input -> encoder -> region, risk, inside or not."""
+"""The guard as one ONNX graph: classifier input -> encoder -> region, risk, inside or not.
+
+The graph is written around the encoder's own graph at its own opset, since any exporter may have made it: every
+operator used here has the same meaning from opset 13 on.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

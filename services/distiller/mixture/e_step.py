@@ -1,4 +1,13 @@
-"""The E-step: responsibilities of all components, or of near components only for points of many dimensions."""
+"""The E-step: responsibilities of all components, or of near components only for points of many dimensions.
+
+`ask_all` evaluates every component for every point, in two matrix products. In many dimensions, most components are so
+far from a point that their share of it vanishes in floating point; `Screening` finds those from a few dimensions. The
+distance in the leading dimensions never exceeds the whole one: for an upper triangular precision root U, (x - m)^T U
+U^T (x - m) is a sum of squares of which the first q need only the first q dimensions of x (the distance under the
+marginal). So a few dimensions bound every log joint from above, one component evaluated in full bounds the best one
+from below, and negligible ones are left out. Coordinates are rotated so that the leading dimensions are those in which
+the components differ most.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

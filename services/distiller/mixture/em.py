@@ -1,4 +1,10 @@
-"""The EM loop: split and merge moves, iterations to convergence, and empirical Bayes of the prior."""
+"""The EM loop: split and merge moves, iterations to convergence, and empirical Bayes of the prior.
+
+The prior of scikit-learn's mixture expects a component to be as wide as all data, with vague degrees of freedom. A
+small component then costs much more evidence than it should, and is merged with its neighbour. The components that were
+found show better what a component looks like: the prior is set to the maximum of the bound, given them (type II maximum
+likelihood, as in Bishop, Pattern Recognition and Machine Learning, 3.5 and 10.2).
+"""
 
 import math
 import warnings

@@ -1,4 +1,8 @@
-"""Split and merge moves, each kept when it raises the bound."""
+"""Split and merge moves, each kept when it raises the bound.
+
+Merges: Hughes and Sudderth, Memoized online variational inference (NIPS 2013), 4.2. Splits: Ueda et al., SMEM algorithm
+for mixture models (Neural Computation 2000).
+"""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,8 @@
-"""Server interceptors for authentication, authorisation and rate limits."""
+"""Server interceptors for authentication, authorisation and rate limits.
+
+Callers are distinguished by token, without one by host. Rejected calls count towards the limits, so that nobody can try
+tokens at will. Inference calls do not count: Triton has queues of its own, and clients make thousands of them a second.
+"""
 
 import time
 from collections import Counter, OrderedDict

@@ -1,4 +1,7 @@
-"""Callers and roles: which role a call needs, by the contract, and who makes the present call."""
+"""Callers and roles: which role a method requires, by the contract, and who makes the present call.
+
+A table here has the methods of other services, such as inference: what a viewer may call there changes nothing.
+"""
 
 from collections.abc import Mapping
 from contextlib import suppress

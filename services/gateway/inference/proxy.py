@@ -1,4 +1,12 @@
-"""The reverse proxy of `inference.GRPCInferenceService`: unary calls, streams and guarded requests."""
+"""The reverse proxy of `inference.GRPCInferenceService`: unary calls, streams and guarded requests.
+
+Requests are bytes: model and version, their first fields, are replaced when a trial draws the request; the rest goes to
+Triton unchanged, as do Triton's errors and the caller's deadline. In a stream, a request that the gateway rejects is
+answered with its error, as Triton answers one, and the stream continues; trials draw from unary requests only.
+
+With the metadata `defuse-guard: true` a caller gets the guard's outputs beside the classifier's. When a model has no
+guard, or its guard is just being replaced, the caller gets the classifier's answer, which says so.
+"""
 
 import asyncio
 import functools

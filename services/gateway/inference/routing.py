@@ -1,4 +1,8 @@
-"""Routing of inference requests: model and version are read from the serialized bytes, and replaced there."""
+"""Routing of inference requests: model and version are read from the serialized bytes, and replaced there.
+
+Known encoders write the fields of `inference.ModelInferRequest` in the order of their numbers; a later value of a
+singular field replaces an earlier one in any order.
+"""
 
 import asyncio
 import random

@@ -1,4 +1,8 @@
-"""Batches of observations: validation, and the form in which they are stored."""
+"""Batches of observations: validation, and the form in which they are stored.
+
+Each row carries its observation's id, so deleted observations can be removed from each file of a batch separately, in
+any order and again after a crash.
+"""
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence

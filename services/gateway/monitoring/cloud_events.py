@@ -1,5 +1,8 @@
 """CloudEvents 1.0 over HTTP, and their Open Inference Protocol payloads in JSON.
 
+A request of n images and its response become n observations, `{id}-{row}`: images come from the request, scores and
+version from the response.
+
 The cloudevents SDK (2.2) is not used: it gives an event without an id a random one, so that request and response would
 never be joined, and it reports a malformed body by any of six exceptions.
 """

@@ -1,4 +1,7 @@
-"""The event joiner: request and response of an inference become one observation, in either order."""
+"""The event joiner: request and response of an inference become one observation, in either order.
+
+Senders do not wait for the store: events in Redis are durable, and complete pairs are stored from there, many at once.
+"""
 
 import asyncio
 import hashlib

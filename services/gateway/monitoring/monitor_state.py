@@ -1,4 +1,11 @@
-"""The state of a monitor: a fold over scored batches, with sequential change detection."""
+"""The state of a monitor: a fold over scored batches, with sequential change detection.
+
+The detector is a Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo, 2024, "E-detectors: a nonparametric framework
+for sequential change detection"): `M_t = (M_{t-1} + 1) e_t`, where each `e_t` has a conditional expectation of at most
+1 while nothing has changed. Then `M_t - t` is a supermartingale, so that M reaches a threshold only after as many
+observations in expectation, whatever their distribution; the same holds for any mean of such detectors. The expected
+run length of the configuration is the threshold of an alert.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,8 @@
-"""Later changes of stored observations: ground truth attached, observations deleted."""
+"""Later changes of stored observations: ground truth attached, observations deleted on request or after their
+retention.
+
+Every gateway runs the retention; hours that one gateway deleted are gone for the others.
+"""
 
 import asyncio
 import uuid

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Dependencies:
-    """Redis, Triton and the artifact store. Making them opens no connection."""
+    """Redis, Triton and the artifact store. The constructor opens no connection."""
 
     queue: Queue
     inference: InferenceClient
@@ -35,7 +35,7 @@ class Dependencies:
             check_timeout_s=timeout_s,
             in_flight=in_flight,
             tls=settings.tls,
-            # Who has no such setting sends no images.
+            # A service without this setting sends no images.
             transport=settings.triton_transport if isinstance(settings, TransportSettings) else GRPC,
         )
         return cls(
@@ -46,7 +46,7 @@ class Dependencies:
 
     @property
     def checks(self) -> Mapping[str, Check]:
-        """What health asks."""
+        """The health checks of all dependencies."""
         return {
             "redis": self.queue.check,
             "triton": lambda: asyncio.to_thread(self.inference.check),
@@ -55,7 +55,7 @@ class Dependencies:
 
 
 class TransportSettings(Settings):
-    """What a service that classifies needs beyond every service's settings."""
+    """Settings of services that classify, beside those of every service."""
 
     triton_transport: TransportSetting = Field(
         AUTO,

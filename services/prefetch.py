@@ -1,4 +1,4 @@
-"""Results of tasks that run a few ahead of their reader."""
+"""Prefetching: tasks run a few ahead of the reader of their results."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -31,7 +31,7 @@ def settings_table() -> str:
 
 
 def _is_own(name: str, cls: type[BaseSettings]) -> bool:
-    """Say whether a setting is the service's own, or has another default there."""
+    """Return whether a setting belongs to the service, or has another default there."""
     common = Settings.model_fields.get(name)
     return common is None or common.default != cls.model_fields[name].default
 

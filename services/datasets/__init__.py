@@ -1,4 +1,4 @@
-"""Labelled images out of a file: an `.npz` of arrays, or a zip of class folders."""
+"""Labelled images from a file: an `.npz` of arrays, or a zip of class folders."""
 
 from services.datasets.npz import SPLITS, SplitImages
 from services.datasets.parsing import ParsedImages, parse_images

@@ -20,25 +20,25 @@ from services.storage.file_systems import append, scratch_file
 
 SPLITS = ("train", "val", "test")
 ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-# Of images that are in memory at the same time.
+# Bytes of images that are in memory at once.
 PART_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitImages:
-    """One split. The file that it comes from must be open while images are read."""
+    """One split. Its file must stay open while images are read."""
 
     # (h, w, c)
     image_shape: tuple[int, ...]
     labels: Array  # (n,) int64
-    # Ascending positions in the file -> the images there in parts (m, h, w, c) uint8 of about `PART_BYTES`.
+    # Maps ascending positions in the file to the images there, in parts (m, h, w, c) uint8 of about `PART_BYTES`.
     read: Callable[[Array], Iterator[Array]]
     # (n,) positions of this split's images
     rows: Array
     cut_by_seed: bool = False
 
     def parts(self) -> Iterator[Array]:
-        """Yield the images in order, some (m, h, w, c) at a time."""
+        """Yield the images in order, (m, h, w, c) at a time."""
         return self.read(self.rows)
 
     @property
@@ -47,19 +47,19 @@ class SplitImages:
         return np.concatenate(list(self.parts()))
 
     def take(self, rows: Array, *, cut_by_seed: bool = False) -> "SplitImages":
-        """Return the split of ascending rows of this one."""
+        """Return the subset at ascending rows of this split."""
         return replace(self, labels=self.labels[rows], rows=self.rows[rows], cut_by_seed=cut_by_seed)
 
 
-# What a member of an archive raises whose bytes were changed.
+# Exceptions of a damaged archive member.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class ArchivedArray:
-    """An array that is read through when it is made, so that nothing is wrong with it when it is read again.
+    """An array that is read completely when it is made, so that later reads cannot fail on damage.
 
-    Raises one of `DAMAGED`, or ValueError for what is no array of numbers.
+    Raises one of `DAMAGED`, or ValueError for anything but an array of numbers.
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
@@ -72,13 +72,13 @@ class ArchivedArray:
             raise ValueError(f"it holds {size} bytes, where {promised} are promised")
 
     def whole(self) -> Array:
-        """Return the array in memory."""
+        """Return the whole array in memory."""
         with self._archive.open(self._name) as member:
             array: Array = np.lib.format.read_array(member, allow_pickle=False)
         return array
 
     def rows(self, wanted: Array) -> Iterator[Array]:
-        """Yield the rows at ascending positions, as many at a time as `PART_BYTES` hold, but at least one."""
+        """Yield the rows at ascending positions, as many at a time as fit in `PART_BYTES`, at least one."""
         begin = 0
         for part in self._scattered() if self._in_columns else self._consecutive():
             first, last = np.searchsorted(wanted, (begin, begin + len(part)))
@@ -99,7 +99,7 @@ class ArchivedArray:
 
     @cached_property
     def _mapped(self) -> Array:
-        # In Fortran's order every row lies all over the member: it can be reached in a file, not in a stream.
+        # In Fortran order, every row is spread over the member, which needs random access: a file, not a stream.
         with scratch_file() as file, self._archive.open(self._name) as member:
             _header(member)
             for chunk in _chunks(member):
@@ -116,7 +116,7 @@ class ArchivedArray:
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, whether the order is Fortran's, and type; the array follows."""
+    """Return shape, Fortran order and type; the array's bytes follow."""
     version = np.lib.format.read_magic(member)
     if version not in _HEADERS:
         raise ValueError(
@@ -134,7 +134,7 @@ def _chunks(member: IO[bytes]) -> Iterator[bytes]:
 
 
 def read_npz(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], list[str]]:
-    """Return the splits that the file has, and its class names where it has any."""
+    """Return the splits of the file, and its class names when it has any."""
     arrays = {name.removesuffix(".npy"): _array(archive, name) for name in archive.namelist()}
     present = [alias for alias in ALIASES if f"x_{alias}" in arrays]
     for one, other in combinations(present, 2):

@@ -20,17 +20,17 @@ from services.storage.catalog import LabelledImages
 
 @dataclass(frozen=True, kw_only=True)
 class DemoData:
-    """What the demo works on."""
+    """The images of the demo, split and identified."""
 
     path: Path
-    # Of the content: the key of what is cached.
+    # Digest of the content: the key of cached results.
     digest: str
     splits: Mapping[str, LabelledImages]
     classes: Sequence[str]
 
 
 def read(path: Path, *, seed: int) -> DemoData:
-    """Read a directory of class folders or an `.npz`, cut as the gateway will cut it."""
+    """Read a directory of class folders or an `.npz`, split as the gateway will split it."""
     with dataset_file(path) as packed:
         digest = digest_of(chunks(packed))
         with packed.open("rb") as file:
@@ -112,7 +112,7 @@ def train(
     on_epoch: Callable[[int, int, float], None],
     epochs: int = _EPOCHS,
 ) -> DemoClassifier:
-    """Train on images (n, h, w, c) uint8 with labels (n,); `on_epoch(epoch, epochs, loss)` is told how it goes."""
+    """Train on images (n, h, w, c) uint8 with labels (n,); `on_epoch(epoch, epochs, loss)` follows each epoch."""
     torch.manual_seed(seed)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in statistics(images))
     inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std  # (n, c, h, w)

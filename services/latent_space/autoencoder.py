@@ -1,4 +1,4 @@
-"""The two halves of a run's VAE, and what tells labels from its latents, as functions of arrays."""
+"""Encoder, decoder and label model of a run, read from the store as functions of arrays."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ _BATCH = 256
 def read_decoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
     """Return the decoder of a run's VAE: latents (n, d) to images (n, c, h, w) in [0, 1].
 
-    What a user's decoder leaves outside is clipped, as the search does it.
+    Values of a user's decoder outside [0, 1] are clipped, as in the search.
     """
     decode = _first_output(store.read_bytes(keys.vae(config, "decoder.onnx")))
     return lambda z: np.clip(decode(z), 0, 1)
@@ -28,7 +28,7 @@ def read_encoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[A
 
 
 def read_label_model(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
-    """Return the latent label model of a run: latents (n, d) to probabilities (n, k) of the model's classes."""
+    """Return the label model of a run: latents (n, d) to probabilities (n, k) of the model's classes."""
     return _first_output(store.read_bytes(keys.label_model_onnx(config)))
 
 

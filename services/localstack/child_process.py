@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, are awaited until ready, and come back when they die."""
+"""Child processes that end with their parent, are awaited until ready, and restarted when they die."""
 
 import os
 import signal
@@ -20,22 +20,22 @@ _LOG_TAIL = 15
 
 @dataclass(kw_only=True)
 class ChildProcess:
-    """One process of the stack."""
+    """One process of the local stack."""
 
     name: str
     command: Sequence[str]
     log: Path
-    # Says whether the process can be used.
+    # Returns whether the process is ready.
     ready: Callable[[], bool]
     variables: Mapping[str, str] = field(default_factory=dict)
-    # How far it gives way to other processes for the processor, 0 to 19.
+    # Niceness, 0 to 19: how far the process yields the processor to others.
     niceness: int = 0
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            # A group of its own lets `stop` reach the child's children too.
+            # A process group of its own lets `stop` reach the child's children, too.
             self.process = subprocess.Popen(
                 [sys.executable, "-SE", _PARENT_DEATH, str(self.niceness), *self.command],
                 env={**os.environ, **self.variables},
@@ -46,12 +46,12 @@ class ChildProcess:
             )
 
     def restart(self) -> None:
-        """Start again what died, once nothing of it is left."""
+        """Start a dead process again, after ending what is left of it."""
         self._end_group()
         self.start()
 
     def wait_ready(self, deadline: float) -> None:
-        """Wait until the process is ready; raise Unavailable with the end of its log when it ends or takes too long."""
+        """Wait until the process is ready; raise Unavailable with the end of its log when it ends or times out."""
         while not self.ready():
             if not self.alive():
                 raise Unavailable(f"{self.name} ended at start; the end of {self.log}:\n{self._tail()}")
@@ -67,7 +67,7 @@ class ChildProcess:
         return self.process.pid if self.process else 0
 
     def stop(self, grace_s: float) -> None:
-        """Ask the process to end, and end it when it does not."""
+        """Terminate the process, and kill it after `grace_s` seconds."""
         if not self.process:
             return
         if self.alive():
@@ -80,7 +80,7 @@ class ChildProcess:
         self.process.wait()
 
     def _end_group(self) -> None:
-        """End what is left of the process's group, for instance stubs of a server that was killed."""
+        """Kill what is left of the process's group, such as stubs of a killed server."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Ask for the signal, give way to others as told, then replace this program."""
+    """Request the signal, set the niceness, then replace this program."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     niceness, program, *arguments = sys.argv[1:]
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _give_way(niceness: int) -> None:
-    """Give way to other processes, also where the kernel shares out processors by sessions and then within them."""
+    """Set the niceness, also where the kernel schedules by session and then within sessions."""
     os.nice(niceness)
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123  # starts sooner
         group.write(str(os.nice(0)))

@@ -45,11 +45,11 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """How an operator runs and which of its inputs may be trained.
+    """The implementation of an operator, and which of its inputs may be trained.
 
     `fixed` inputs are never trained: shapes, bounds, statistics. `weights` are trained whatever their size. A constant
-    in any other slot is trained if it has more than one element. A `view` hands its first input on, rearranged.
-    `only` lists the attribute values that are implemented, where not all of them are.
+    in any other slot is trained when it has more than one element. A `view` returns its first input, rearranged. `only`
+    lists the implemented attribute values, when not all of them are.
     """
 
     run: Run
@@ -73,7 +73,7 @@ class Operators(dict[str, Operator]):
 
 
 def to_tensor(proto: TensorProto) -> Tensor:
-    """A copy of an ONNX tensor; raises ValueError for a type that torch has not or for data that is not there."""
+    """Copy an ONNX tensor; raises ValueError for a type that torch does not have, or missing data."""
     if proto.data_location == TensorProto.EXTERNAL:
         raise ValueError(
             f"tensor {proto.name!r} is stored outside the model file; load the model with onnx.load from the folder "
@@ -124,7 +124,7 @@ def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
 
 
 def read_graph(model: onnx.ModelProto) -> Graph:
-    """Raises ValueError for several inputs, missing external data or tensor types that torch has not."""
+    """Read a graph; raises ValueError for several inputs, missing external data or unsupported tensor types."""
     writable = frozenset(name for name, _ in stored_tensors(model))
     model = inliner.inline_local_functions(model) if model.functions else model
     if model.graph.sparse_initializer:
@@ -150,7 +150,7 @@ def _image(model: onnx.ModelProto) -> str:
 
 
 def _needed(nodes: Sequence[onnx.NodeProto], output: str) -> tuple[set[str], list[onnx.NodeProto]]:
-    """The values and nodes that `output` depends on. A second head may be anything, it is not run."""
+    """Return the values and nodes that `output` depends on; further heads are not run."""
     needed, kept = {output}, []
     for node in reversed(nodes):
         if needed.intersection(node.output):
@@ -180,7 +180,7 @@ def _constants(model: onnx.ModelProto, protos: Sequence[onnx.NodeProto], needed:
 
 
 def _constant(name: str, attribute: AttributeProto) -> Tensor:
-    """Constant says its value as a tensor, a number or a list of numbers."""
+    """Return the value of a Constant node: a tensor, a number or a list of numbers."""
     if attribute.name == "value":
         return to_tensor(attribute.t)
     if attribute.name in {"value_float", "value_floats"}:

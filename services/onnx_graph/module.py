@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from services.onnx_graph.graph import Graph, Node, read_graph, stored_tensors, to_bytes, to_tensor
 from services.onnx_graph.operators import OPERATORS, UnsupportedOperator, check
 
-_MASKED = -50.0  # exp(-50) is nothing beside 1: an additive mask of attention holds 0 and something lower
+_MASKED = -50.0  # exp(-50) vanishes beside 1: an additive attention mask holds 0 and a lower value
 _MEASURES = frozenset({"Shape", "Size"})  # whose result does not depend on the content
-# The operators of a layer's matrix.
+# Operators of a layer's matrix.
 _PRODUCTS = frozenset({"Gemm", "MatMul", "Conv", "Einsum"})
-# What may stand between the image and the arithmetic that normalises it.
+# Operators that may stand between the image and its normalisation.
 _PREPROCESSING = frozenset(
     {
         *("Add", "Sub", "Mul", "Div", "Cast", "Clip", "Identity"),
@@ -28,14 +28,14 @@ _PREPROCESSING = frozenset(
 class _Use(Enum):
     FIXED = auto()  # a shape, a bound, a statistic, the image's normalisation
     WEIGHT = auto()
-    OPERAND = auto()  # of arithmetic: a weight if it is more than one number
+    OPERAND = auto()  # of arithmetic: a weight when it has more than one number
 
 
 def learnable(graph: Graph) -> frozenset[str]:
-    """Names of the constants to train.
+    """Return the names of the constants to train.
 
-    A constant is judged by its consumers: followed through the nodes that compute on constants alone up to where it
-    meets the image's features. One fixed use makes it fixed.
+    A constant is classified by its consumers, followed through nodes of constants up to where it meets the image's
+    features. One fixed use makes it fixed.
     """
     features = _reached(graph.image, graph.nodes)
     uses = _uses(graph, features, _preprocessed(graph, features))
@@ -48,9 +48,9 @@ def learnable(graph: Graph) -> frozenset[str]:
 
 
 def last_layer(graph: Graph, weights: Collection[str]) -> frozenset[str]:
-    """Names of the weights from the last product with features on to the output: its matrix, its bias.
+    """Return the weights from the last product with features to the output: its matrix and bias.
 
-    None where features come together between that product and the output.
+    None when features are combined between that product and the output.
     """
     makers = {output: node for node in graph.nodes for output in node.outputs if output}
     features = _reached(graph.image, graph.nodes)
@@ -69,7 +69,7 @@ def last_layer(graph: Graph, weights: Collection[str]) -> frozenset[str]:
 
 
 def _leaves(names: Iterable[str], makers: Mapping[str, Node]) -> set[str]:
-    """The constants that values are computed from."""
+    """Return the constants that values are computed from."""
     waiting, leaves = list(names), set()
     while waiting:
         name = waiting.pop()
@@ -87,7 +87,7 @@ def _trains(tensor: Tensor, uses: set[_Use]) -> bool:
 
 
 def _idle_affines(graph: Graph) -> set[str]:
-    """The ones and zeros with which exporters write a normalisation without an affine map, or GroupNorm as another."""
+    """Return the ones and zeros with which exporters write a normalisation without affine parameters."""
     normalisations = (node for node in graph.nodes if node.op_type in {"InstanceNormalization", "GroupNormalization"})
     names = {name for node in normalisations for name in node.inputs[1:] if name in graph.constants}
     return {name for name in names if bool((graph.constants[name] == graph.constants[name].reshape(-1)[0]).all())}
@@ -99,7 +99,7 @@ def _is_mask(tensor: Tensor) -> bool:
 
 
 def _reached(image: str, nodes: Sequence[Node]) -> set[str]:
-    """The values that depend on the image's content; its shape alone does not count."""
+    """Return the values that depend on the image's content; its shape alone does not count."""
     reached = {image}
     for node in nodes:
         if node.op_type not in _MEASURES and reached.intersection(node.inputs):
@@ -108,7 +108,7 @@ def _reached(image: str, nodes: Sequence[Node]) -> set[str]:
 
 
 def _preprocessed(graph: Graph, features: set[str]) -> set[str]:
-    """The features that are still the image: rearranged, resized or normalised, before the first weighted node."""
+    """Return the features that are still the image: rearranged, resized or normalised, before the first weight."""
     raw = {graph.image}
     for node in graph.nodes:
         sources = features.intersection(node.inputs)
@@ -145,12 +145,11 @@ _DATA_FIELDS = ("float_data", "double_data", "int32_data", "raw_data")
 
 
 class OnnxModule(nn.Module):
-    """Run a graph as it is served; its weights are the module's parameters, its other floats the buffers.
+    """Runs a graph as it is served; weights are parameters, other float constants are buffers.
 
     BatchNormalization and Dropout are in inference mode whatever the mode of the module. Integers and booleans are
-    plain tensors that stay on the CPU, where shapes are computed.
-    Raises UnsupportedOperator for a node that has no equivalent here, and ValueError for a model with several inputs,
-    with missing external data or with a tensor type that torch has not.
+    plain tensors on the CPU, where shapes are computed. Raises UnsupportedOperator for a node without an equivalent
+    here, and ValueError for a model with several inputs, missing external data or an unsupported tensor type.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -167,7 +166,7 @@ class OnnxModule(nn.Module):
         weights = learnable(graph)
         for name, tensor in graph.constants.items():
             self._hold(name, tensor, trained=name in weights)
-        # Names of the parameters of the last layer; none for a graph that ends otherwise.
+        # Names of the last layer's parameters; empty for a graph that ends otherwise.
         self.last_layer = frozenset(self._held[name] for name in last_layer(graph, weights))
 
     def _hold(self, name: str, tensor: Tensor, *, trained: bool) -> None:
@@ -181,24 +180,24 @@ class OnnxModule(nn.Module):
             self.register_buffer(attribute, tensor)
 
     def _free_name(self, name: str) -> str:
-        """An attribute name like the value's, which torch and this module do not use yet."""
+        """Return an unused attribute name that resembles the value's name."""
         free = re.sub(r"\W", "_", name)
         while not free or hasattr(self, free):
             free += "_"
         return free
 
     def forward(self, images: Tensor) -> Tensor:
-        """The first output, for images shaped as the model's input."""
+        """Return the first output, for images shaped as the model's input."""
         values = {self._image: images, **self._integers}
         values.update({name: getattr(self, attribute) for name, attribute in self._held.items()})
         for node, finished in zip(self._nodes, self._last_uses, strict=True):
             values.update(_run(node, values))
             for name in finished:
-                del values[name]  # without gradients, an activation's memory can be used again
+                del values[name]  # without gradients, the memory of activations is reused
         return values[self._output]
 
     def to_onnx(self) -> onnx.ModelProto:
-        """The original model with the trained weights; a tensor that has not moved keeps its bytes."""
+        """Return the original model with the trained weights; unchanged tensors keep their bytes."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         parameters = dict(self.named_parameters(recurse=False))
@@ -217,7 +216,7 @@ def _run(node: Node, values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _on_one_device(inputs: Sequence[Tensor | None], fixed: Sequence[int]) -> list[Tensor | None]:
-    """Bring shape arithmetic, which runs on the CPU, to the features that it is combined with."""
+    """Move shape arithmetic, which runs on the CPU, to the device of its features."""
     operands = [x for slot, x in enumerate(inputs) if slot not in fixed and x is not None]
     device = next((x.device for x in operands if x.device.type != "cpu"), None)
     if device is None:
@@ -226,7 +225,7 @@ def _on_one_device(inputs: Sequence[Tensor | None], fixed: Sequence[int]) -> lis
 
 
 def _last_uses(nodes: Sequence[Node], output: str) -> list[tuple[str, ...]]:
-    """For each node the values that no later node reads."""
+    """Return for each node the values that no later node reads."""
     seen, finished = {output, ""}, []
     for node in reversed(nodes):
         names = {*node.inputs, *node.outputs} - seen

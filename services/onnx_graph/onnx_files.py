@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def onnx_function(model: bytes) -> Callable[..., list[Array]]:
-    """Return the graph as a function: its inputs in their order, its outputs as a list.
+    """Return the graph as a function of its inputs in order, with a list of outputs.
 
-    Takes the GPU where this build of ONNX Runtime has one. Raises onnxruntime's errors for a file that is no model.
+    Uses the GPU when this build of ONNX Runtime has one. Raises onnxruntime's errors for an invalid file.
     """
     onnxruntime.set_default_logger_severity(3)
     session = onnxruntime.InferenceSession(model, providers=onnxruntime.get_available_providers())
@@ -36,7 +36,7 @@ def onnx_function(model: bytes) -> Callable[..., list[Array]]:
 
 
 def in_batches(function: Callable[[Array], Array], inputs: Array, batch_size: int) -> Array:
-    """Apply a function to slices along the first axis and join the results; bounds the memory of one call."""
+    """Apply a function to slices along the first axis and concatenate the results; bounds the memory of one call."""
     parts = [function(inputs[begin : begin + batch_size]) for begin in range(0, len(inputs), batch_size)]
     return np.concatenate(parts)
 
@@ -55,7 +55,7 @@ def to_onnx(
 ) -> bytes:
     """Return a module of one input (n, *example_shape) as an ONNX file, for any n or for one batch size alone."""
     device = next(module.parameters()).device
-    # A batch of one would become a constant.
+    # A batch size of one would become a constant.
     example = torch.zeros(batch_size or 2, *example_shape, device=device, dtype=dtype)
     with _quiet_exporter():
         program = torch.onnx.export(
@@ -75,13 +75,13 @@ def to_onnx(
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep from whoever reads the log what is no news: torchvision, which nothing here needs, is not installed."""
+    """Silence the exporter's warning that torchvision is missing, which nothing here needs."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch.export calls what torch deprecates
+            warnings.simplefilter("ignore", FutureWarning)  # torch.export calls deprecated functions of torch
             yield
     finally:
         registration.setLevel(level)
@@ -92,11 +92,11 @@ TOLERANCE = 1e-3
 
 
 class ParityError(ArithmeticError):
-    """An exported file does not compute what its network computes."""
+    """An exported file computes something else than its network."""
 
 
 class Exportable(Protocol):
-    """A network that can be written down as ONNX."""
+    """A network that can be exported to ONNX."""
 
     def __call__(self, inputs: Tensor) -> Tensor: ...
 
@@ -130,6 +130,6 @@ def export(network: Exportable, inputs: Array, batch_sizes: Sequence[int]) -> tu
 
 
 def largest_difference(file: bytes, inputs: Array, outputs: Array) -> tuple[float, float]:
-    """Return how far ONNX Runtime's outputs of a file are from those given, at most, and what rounding explains."""
+    """Return the largest difference of ONNX Runtime's outputs from the given ones, and the bound of rounding."""
     difference = float(np.abs(onnx_function(file)(inputs)[0] - outputs).max())
     return difference, TOLERANCE * max(1.0, float(np.abs(outputs).max()))

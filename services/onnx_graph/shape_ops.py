@@ -174,7 +174,7 @@ def _pad_by_copies(mode: str, x: Tensor, begin: Sequence[int], end: Sequence[int
 
 
 def _source(mode: str, at: Tensor, size: int) -> Tensor:
-    """Which element stands at a position that may lie outside the axis."""
+    """Return which element stands at a position that may lie outside the axis."""
     if mode == "edge":
         return at.clamp(0, size - 1)
     if mode == "wrap":

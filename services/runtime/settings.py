@@ -1,4 +1,4 @@
-"""Settings that every service has: read from `DEFUSE_*` variables or a TOML file, checked at start."""
+"""Settings of every service: read from `DEFUSE_*` variables or a TOML file, validated at start."""
 
 import os
 import sys
@@ -12,14 +12,14 @@ from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_val
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 PREFIX = "DEFUSE_"
-# A chunk of images and its envelope; larger things are streamed.
+# A chunk of images with its envelope; larger content is streamed.
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 # Most bytes of local copies of a remote store's arrays.
 STORE_COPIES_BYTES = 8 * 2**30
 
 
 class Settings(BaseSettings):
-    """What each service is told from outside. A variable wins over the file that `DEFUSE_SETTINGS_FILE` names."""
+    """Settings of every service. Variables override the file that `DEFUSE_SETTINGS_FILE` names."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True)
 
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
 
     @property
     def knows_callers(self) -> bool:
-        """Say whether callers must show who they are."""
+        """Return whether callers are authenticated."""
         return self.tls_authority is not None
 
     @property
@@ -96,7 +96,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the settings; end the process with one line a fault, by the variable's name, when they are not valid."""
+        """Read the settings; exit with one line for each invalid one, by the variable's name."""
         try:
             return cls()
         except ValidationError as error:
@@ -120,9 +120,9 @@ class Settings(BaseSettings):
 
 
 def report_and_exit(error: ValidationError) -> NoReturn:
-    """End the process with one line for each setting that is not valid, by the name of its variable."""
+    """Exit with one line for each invalid setting, by the variable's name."""
     for fault in error.errors():
-        if not fault["loc"]:  # of several settings together, which it names itself
+        if not fault["loc"]:  # an error of several settings names them itself
             sys.stderr.write(f"{fault['ctx']['error']}\n")
             continue
         name = PREFIX + "_".join(str(part) for part in fault["loc"]).upper()

@@ -45,7 +45,7 @@ UPLOADED_BYTES = prometheus_client.Counter("defuse_uploaded_bytes_total", "Bytes
 
 
 def configure_logging(service: str, *, level: str, log_format: str) -> None:
-    """Send structured events of this process to standard error."""
+    """Write structured events of this process to standard error."""
     renderer: Any = structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[
@@ -70,6 +70,6 @@ def log() -> structlog.typing.FilteringBoundLogger:
 
 
 def start_metrics_server(host: str, port: int) -> tuple[Any, int]:
-    """Serve the metrics; return the server (to shut down) and its port."""
+    """Serve the metrics; return the server, for shutdown, and its port."""
     server, _ = prometheus_client.start_http_server(port, addr=host)
     return server, server.server_port

@@ -17,10 +17,10 @@ from services.runtime.settings import MAX_MESSAGE_BYTES
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Return what a server listens with; where an authority is named, callers must show a certificate of its.
+    """Return the credentials of a server; with an authority, callers must present a certificate of it.
 
-    Files are read again when they have changed; while what they hold is no use, the ones before stay in use. Raises
-    InvalidInput where one cannot be read, or is no use.
+    Files are read again when they change; invalid content leaves the previous one in use. Raises InvalidInput when a
+    file cannot be read or is invalid at start.
     """
     return grpc.dynamic_ssl_server_credentials(
         _read(files),
@@ -36,7 +36,7 @@ def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
 
 
 def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
-    """Return what gRPC asks at each handshake: a new configuration, or None where nothing has changed."""
+    """Return a callback for each TLS handshake: the new configuration, or None without a change."""
     seen = _stamps(files)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -44,7 +44,7 @@ def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguratio
         now = _stamps(files)
         if now == seen:
             return None
-        seen = now  # also of files that are no use: that is said once
+        seen = now  # also set for invalid files, which are logged once
         try:
             configuration = _read(files)
         except DefuseError as error:
@@ -57,7 +57,7 @@ def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguratio
 
 
 def _check(files: TlsFiles) -> None:
-    """Raise InvalidInput where key and certificate are no pair, or the authority is none; gRPC would not say why."""
+    """Raise InvalidInput when key and certificate do not match, or the authority is invalid; gRPC would not say why."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(str(files.certificate), str(files.key))
@@ -71,7 +71,7 @@ def _check(files: TlsFiles) -> None:
 
 
 def _stamps(files: TlsFiles) -> list[int]:
-    """Return when each file was changed, 0 for one that is missing."""
+    """Return the modification time of each file, 0 for a missing one."""
     named = [path for path in (files.certificate, files.key, files.authority) if path]
     return [_changed(path) for path in named]
 
@@ -87,18 +87,18 @@ UNLIMITED = -1
 
 
 def channel_to(address: str, tls: TlsFiles, *, receive_bytes: int) -> Any:
-    """Return an asyncio channel to HOST:PORT or grpcs://HOST:PORT that takes answers of so many bytes."""
+    """Return an asyncio channel to HOST:PORT or grpcs://HOST:PORT that accepts answers of this many bytes."""
     options = [("grpc.max_receive_message_length", receive_bytes), ("grpc.max_send_message_length", UNLIMITED)]
     return open_channel(grpc.aio, address, tls, options=options, interceptors=tracing.client_interceptors())
 
 
 S = TypeVar("S")
-# Loading a model takes seconds; nothing that a service answers at once takes longer than this.
+# Loading a model takes seconds; no direct answer of a service takes longer than this.
 DEADLINE_S = 120.0
 
 
 class ServiceClient(Generic[S]):
-    """A service that this one calls."""
+    """A client of another service."""
 
     def __init__(self, url: str, stub: Callable[[grpc.aio.Channel], S], tls: TlsFiles) -> None:
         self.url = url
@@ -106,7 +106,7 @@ class ServiceClient(Generic[S]):
         self._stub = stub(self._channel)
 
     async def call(self, method: Callable[..., Any], *, deadline_s: float | None = DEADLINE_S) -> Any:
-        """Make a call with a deadline, that of the caller where a thing takes long; raise what the other side meant."""
+        """Make a call with a deadline, by default that of services; raise the error of the other service."""
         try:
             return await method(self._stub, timeout=deadline_s or DEADLINE_S)
         except grpc.aio.AioRpcError as error:

@@ -1,6 +1,6 @@
-"""Traces: a span for each call, message and request to Triton, in the context that calls and messages carry along.
+"""Traces: a span for each call, message and request to Triton, in the propagated context.
 
-The context is W3C Trace Context. Spans are made, and calls carry it, only while spans are exported.
+The context is W3C Trace Context. Spans are created and propagated only while an exporter is configured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,9 +17,9 @@ _exporting = False
 
 @contextmanager
 def exported(service: str, url: str | None) -> Iterator[None]:
-    """Send the spans of this process to a collector as long as the block runs; without a URL none are made.
+    """Export the spans of this process while the block runs; without a URL, none are created.
 
-    Raises NotReady where the packages for it are missing.
+    Raises NotReady when the packages for it are missing.
     """
     global _exporting  # noqa: PLW0603  # OpenTelemetry has one provider a process, too
     if not url:
@@ -35,7 +35,7 @@ def exported(service: str, url: str | None) -> Iterator[None]:
 
 
 def server_interceptors() -> list[Any]:
-    """Return what makes a span of each call that is answered, but for questions about health."""
+    """Return the interceptors that trace incoming calls, except health checks."""
     if not _exporting:
         return []
     from opentelemetry.instrumentation import grpc as instrumented
@@ -45,7 +45,7 @@ def server_interceptors() -> list[Any]:
 
 
 def client_interceptors() -> list[Any]:
-    """Return what makes a span of each call that is made, and tells the other side of it."""
+    """Return the interceptors that trace outgoing calls and propagate the context."""
     if not _exporting:
         return []
     from opentelemetry.instrumentation import grpc as instrumented
@@ -54,7 +54,7 @@ def client_interceptors() -> list[Any]:
 
 
 def carried() -> dict[str, str]:
-    """Return the present context as what a message or call carries; nothing where there is none."""
+    """Return the present context as headers; empty without one."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier
@@ -62,7 +62,7 @@ def carried() -> dict[str, str]:
 
 @contextmanager
 def message(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterator[None]:
-    """Handle a message in the context that it carries, in a span of its own."""
+    """Handle a message in a span of its own, in the message's context."""
     with _TRACER.start_as_current_span(
         f"handle {stage}", propagate.extract(carrier), kind=SpanKind.CONSUMER, attributes=attributes
     ):
@@ -70,7 +70,7 @@ def message(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterat
 
 
 def note_outcome(outcome: str, *, failed: bool) -> None:
-    """Say in the present span what became of its message."""
+    """Set the outcome of the message on the present span."""
     span = trace.get_current_span()
     span.set_attribute("outcome", outcome)
     if failed:
@@ -78,7 +78,7 @@ def note_outcome(outcome: str, *, failed: bool) -> None:
 
 
 def request(name: str, **attributes: Any) -> Span:
-    """Begin a span below the present one, if there is one; `ended` ends it."""
+    """Start a span below the present one, if there is one; `ended` ends it."""
     if not trace.get_current_span().get_span_context().is_valid:
         return trace.INVALID_SPAN
     return _TRACER.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
@@ -93,7 +93,7 @@ def ended(span: Span, error: BaseException | None = None) -> None:
 
 @contextmanager
 def ended_if_it_raises(span: Span) -> Iterator[None]:
-    """End a span of `request` where the block raises; what comes after it ends it otherwise."""
+    """End a span of `request` when the block raises; otherwise later code ends it."""
     try:
         yield
     except BaseException as error:
@@ -102,14 +102,14 @@ def ended_if_it_raises(span: Span) -> Iterator[None]:
 
 
 def headers(span: Span) -> dict[str, str]:
-    """Return what tells the other side of a request that it belongs to a span."""
+    """Return the headers that make a request part of a span."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier, trace.set_span_in_context(span))
     return carrier
 
 
 def ids() -> dict[str, str]:
-    """Return the ids of the present trace and span, for logs; nothing outside of one."""
+    """Return the ids of the present trace and span, for logs; empty without one."""
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:
         return {}

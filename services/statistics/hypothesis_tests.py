@@ -23,7 +23,7 @@ def clopper_pearson(successes: int, trials: int, *, confidence: float = CONFIDEN
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorRateTest:
-    """Fresh decodes of a group beside controls: how many there were, and how many the classifier got wrong."""
+    """Fresh decodes of a group beside controls: numbers of both, and of the misclassified ones."""
 
     errors: int
     decodes: int
@@ -32,16 +32,16 @@ class ErrorRateTest:
 
     @property
     def excess(self) -> float:
-        """Return by how much the error rate is above the controls', in [0, 1]; 0 where it is not."""
+        """Excess of the error rate over the controls', in [0, 1]; 0 without any."""
         if not self.decodes or not self.controls:
             return 0.0
         return max(0.0, self.errors / self.decodes - self.control_errors / self.controls)
 
     @property
     def p_value(self) -> float:
-        """Return the probability of so many errors or more, were decodes no worse than controls (Fisher's exact test).
+        """Return the probability of as many errors if decodes were no worse than controls (Fisher's exact test).
 
-        It is 1 where there is nothing to compare with.
+        It is 1 when there is nothing to compare with.
         """
         table = [
             [self.errors, self.decodes - self.errors],
@@ -51,7 +51,7 @@ class ErrorRateTest:
 
 
 def q_values(trials: Sequence[ErrorRateTest]) -> Array:
-    """Return for each trial the least false discovery rate at which it counts (Benjamini and Hochberg, 1995)."""
+    """Return each trial's least false discovery rate at which it is rejected (Benjamini and Hochberg, 1995)."""
     if not trials:
         return np.zeros(0)
     return np.asarray(false_discovery_control([trial.p_value for trial in trials], method="bh"))
@@ -62,9 +62,9 @@ _NEARLY_1 = 1 - 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyDifference:
-    """What changed between two versions over `trials` images."""
+    """The change between two versions over `trials` images."""
 
-    # Images that only the version after, and only the version before, reads correctly.
+    # Images that only the new version, and only the old version, classifies correctly.
     gained: int
     lost: int
     trials: int
@@ -77,7 +77,7 @@ class AccuracyDifference:
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Return the score interval of the difference (Tango, Statistics in Medicine 17, 1998); (-1, 1) without trials.
 
-        Unlike Wald's, it keeps its level where few images change, and has a width where none does.
+        Unlike Wald's, it keeps its level when few images change, and has a width when none does.
         """
         if not self.trials:
             return -1.0, 1.0
@@ -85,28 +85,28 @@ class AccuracyDifference:
         return self._bound(-1.0, quantile), self._bound(1.0, -quantile)
 
     def p_value(self) -> float:
-        """Return the chance of a difference as large if neither version were better (McNemar, exact, two-sided)."""
+        """Return the probability of a difference as large if both versions were equal (McNemar, exact, two-sided)."""
         changed = self.gained + self.lost
         return min(1.0, 2 * float(binom.cdf(min(self.gained, self.lost), changed, 0.5))) if changed else 1.0
 
     def p_lost(self) -> float:
-        """Return the chance of as many losses or more if neither version were better (McNemar, exact, one-sided)."""
+        """Return the probability of as many losses if both versions were equal (McNemar, exact, one-sided)."""
         changed = self.gained + self.lost
         return float(binom.cdf(self.gained, changed, 0.5)) if changed else 1.0
 
     def _bound(self, outermost: float, quantile: float) -> float:
-        """Return the difference, from the outermost one to the measured one, whose score is the quantile."""
+        """Return the difference, between the outermost and the measured one, whose score is the quantile."""
         if self.value == outermost:
             return outermost
-        end = outermost * _NEARLY_1  # at the very end the score is infinite
+        end = outermost * _NEARLY_1  # at the extreme the score is infinite
         return float(brentq(lambda delta: self._score(delta) - quantile, *sorted((end, self.value))))
 
     def _score(self, delta: float) -> float:
-        """Return by how many standard errors the measured difference is above a supposed one (Tango's equation 5)."""
+        """Return the distance from a supposed difference in standard errors (Tango's equation 5)."""
         n, gained, lost = self.trials, self.gained, self.lost
         b = -gained - lost + (2 * n - gained + lost) * delta
         c = -lost * delta * (1 - delta)
-        only_before = (math.sqrt(b * b - 8 * n * c) - b) / (4 * n)  # its share, most likely under that difference
+        only_before = (math.sqrt(b * b - 8 * n * c) - b) / (4 * n)  # its most likely share under that difference
         variance = n * (2 * only_before + delta * (1 - delta))
         difference = gained - lost - n * delta
         if not difference:
@@ -116,7 +116,7 @@ class AccuracyDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedReadings:
-    """What two versions read correctly of the same images, (n,) bool each."""
+    """Correctness of two versions on the same images, (n,) bool each."""
 
     before: Array
     after: Array

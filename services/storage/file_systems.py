@@ -19,7 +19,7 @@ from typing import IO, BinaryIO
 
 from defuse.errors import NotReady, StoreFull
 
-# The extra of this distribution that brings what fsspec needs for a kind of URL.
+# The extra of this distribution with the fsspec package for a kind of URL.
 _EXTRAS = {
     "http": "stack",
     "https": "stack",
@@ -34,7 +34,7 @@ _EXTRAS = {
 
 @contextmanager
 def naming_missing_package(url: str) -> Iterator[None]:
-    """Turn the import that fails for want of a package into NotReady that says what to install."""
+    """Turn an import error of a missing package into NotReady that names the extra to install."""
     try:
         yield
     except ImportError as error:
@@ -46,13 +46,13 @@ def naming_missing_package(url: str) -> Iterator[None]:
         ) from error
 
 
-# A quota and a file-size limit are full disks to the one who writes.
+# Exceeded quotas and file-size limits count as full disks.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
 def naming_full_disk(where: str, what: str, *, remedy: str = "free space there and the work goes on") -> Iterator[None]:
-    """Turn the refusal of a full disk into StoreFull that says where there is no room, for what, and what to do."""
+    """Turn the error of a full disk into StoreFull that names the place, the content and the remedy."""
     try:
         yield
     except OSError as error:
@@ -62,13 +62,13 @@ def naming_full_disk(where: str, what: str, *, remedy: str = "free space there a
 
 
 def scratch_file() -> IO[bytes]:
-    """Open a temporary file that is gone when it is closed; fill it with `append`."""
-    # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
+    """Open a temporary file that is deleted when it is closed; fill it with `append`."""
+    # Unbuffered: a write that a full disk refused must not be repeated when the file is closed.
     return tempfile.TemporaryFile(prefix="defuse-", buffering=0)
 
 
 def append(file: IO[bytes], chunk: bytes) -> None:
-    """Write a whole chunk; raise StoreFull where there is no room for it."""
+    """Write a whole chunk; raise StoreFull on a full disk."""
     rest = memoryview(chunk)
     with naming_full_disk(tempfile.gettempdir(), "the data set", remedy="free space there or set TMPDIR"):
         while rest:
@@ -76,9 +76,9 @@ def append(file: IO[bytes], chunk: bytes) -> None:
 
 
 class LocalCopies:
-    """Keeps the copies that were used last, at most `max_bytes` or one, in a directory that ends with this object.
+    """Keeps the most recently used copies, at most `max_bytes` or one, in a temporary directory.
 
-    Safe to use from several threads. Two that ask for the same artifact at once may both fetch it.
+    Safe to use from several threads. Two concurrent requests for the same artifact may both fetch it.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
@@ -86,11 +86,11 @@ class LocalCopies:
         self._directory = Path(tempfile.mkdtemp(prefix="defuse-"))
         weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
         self._lock = threading.Lock()
-        # Sizes by name, the one used last at the end.
+        # Sizes by name, the most recently used last.
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     def open(self, key: str, fetch: Callable[[Path], object]) -> BinaryIO:
-        """Open the copy of an artifact, which `fetch` writes to a path where it is not there yet."""
+        """Open the copy of an artifact; `fetch` writes a missing one to a path."""
         name = hashlib.sha256(key.encode()).hexdigest()
         with self._lock, suppress(FileNotFoundError):
             return self._used(name)
@@ -112,6 +112,6 @@ class LocalCopies:
         self._sizes.move_to_end(name)
         while sum(self._sizes.values()) > self._max_bytes and len(self._sizes) > 1:
             oldest, _ = self._sizes.popitem(last=False)
-            # Arrays that are mapped from it stay whole: the system keeps a file until nobody has it open.
+            # Arrays mapped from it stay valid: the system keeps an open file until it is closed.
             (self._directory / oldest).unlink(missing_ok=True)
         return file

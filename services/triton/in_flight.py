@@ -46,7 +46,7 @@ _BEST_FIRST = (CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY, GRPC)
 
 
 class TransportChoice:
-    """Chosen at first use, and again when what was chosen stops working. Safe to use from several threads."""
+    """The transport in use: chosen at first use, and again when it stops working. Safe to use from several threads."""
 
     def __init__(self, wanted: TransportSetting, client: Any, url: str, *, timeout_s: float) -> None:
         makers: dict[str, Callable[[], Transport]] = {
@@ -63,7 +63,7 @@ class TransportChoice:
         self._lock = threading.Lock()
 
     def name(self) -> str:
-        """Return the transport's name; raise Unavailable if Triton does not answer or refuses what was asked for."""
+        """Return the transport's name; raise Unavailable when Triton does not answer or refuses the requested one."""
         return self._transport().name
 
     def memory(self, buffer_size: BufferSize) -> Memory:
@@ -102,9 +102,11 @@ class TransportChoice:
             )
 
     def _drop(self, transport: Transport, refusal: TransportRefused) -> None:
-        """Go on to the next; of the only one its refusal is the answer, and it is tried again at the next use."""
+        """Switch to the next transport; without one the refusal is raised, and the transport is tried again at the next
+        use.
+        """
         if transport is not self._offers[0]:
-            return  # another thread was refused the same
+            return  # another thread got the same refusal
         self._chosen = False
         if len(self._offers) == 1:
             raise Unavailable(
@@ -115,19 +117,19 @@ class TransportChoice:
         self._offers.pop(0)
 
 
-# How often a request is sent again because Triton was started again meanwhile.
+# How often a request is sent again after Triton restarted.
 _RESENDS = 3
 
 
 class Slot:
-    """A request's place, and the memory that one request after the other uses there."""
+    """A slot of the in-flight window, and the memory that its requests reuse."""
 
     def __init__(self) -> None:
         self._memory: Memory | None = None
         self._lock = threading.Lock()
 
     def swap(self, memory: Memory | None) -> Memory | None:
-        """Put memory in and return what was there, to one caller only: the last one may be `close`."""
+        """Replace the memory and return the previous one, to one caller only, which may be `close`."""
         with self._lock:
             before, self._memory = self._memory, memory
         return before
@@ -135,7 +137,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class SentRequest:
-    """A request on its way."""
+    """A request under way."""
 
     slot: Slot
     memory: Memory
@@ -154,14 +156,14 @@ class RequestsInFlight:
         self._url = url
         self._timeout_s = timeout_s
         self._slots = [Slot() for _ in range(count)]
-        # Last in, first out: a caller that never has many in flight uses few regions.
+        # Last in, first out: a caller with few requests in flight uses few regions.
         self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
         self._closed = False
         for slot in self._slots:
             self._free.put(slot)
 
     def send(self, request: Request, images: Any, write: Callable[[Any, Any], None]) -> "Future[Array]":
-        """Wait for a free slot, let `write(images, input)` fill its memory, send it; return the answer to come."""
+        """Wait for a free slot, fill its memory by `write(images, input)`, send it; return the pending answer."""
         slot = self._take()
         try:
             memory = self._memory(slot, request)
@@ -176,7 +178,7 @@ class RequestsInFlight:
         return sent.answer
 
     def close(self, grace_s: float) -> None:
-        """Give all memory back, waiting `grace_s` at most for requests under way; who wants to send hears of it."""
+        """Release all memory, waiting at most `grace_s` for requests under way; later senders get an error."""
         self._closed = True
         idle = self._idle(time.monotonic() + grace_s)
         for slot in self._slots:
@@ -184,7 +186,7 @@ class RequestsInFlight:
                 memory.abandon()
         self._choice.close()
         for slot in idle:
-            self._free.put(slot)  # for who waits for one
+            self._free.put(slot)  # wakes the next waiting sender
 
     def _idle(self, deadline: float) -> list[Slot]:
         idle: list[Slot] = []
@@ -210,7 +212,7 @@ class RequestsInFlight:
         memory, buffer_size = slot.swap(None), request.buffer_size
         if memory and not memory.buffer_size.holds(buffer_size):
             buffer_size = buffer_size.joined(memory.buffer_size)
-            memory.release()  # first: there need not be space for both
+            memory.release()  # first, as there may not be space for both
             memory = None
         memory = memory or self._choice.memory(buffer_size)
         slot.swap(memory)
@@ -235,7 +237,7 @@ class RequestsInFlight:
             raise meaning_of(error, self._url) from error
 
     def _answered(self, sent: SentRequest, result: Any, error: InferenceServerException | None) -> None:
-        """Take an answer, in a thread of gRPC's that other answers need: what waits is left to another thread."""
+        """Take an answer in a gRPC thread, which other answers need: anything that waits is left to another thread."""
         if error and lacks_region(error):
             again = threading.Thread(target=self._settle, args=[sent, self._send_again], daemon=True)
             self._settle(sent, lambda _: again.start())
@@ -264,7 +266,7 @@ class RequestsInFlight:
         raise meaning_of(error, self._url) from error
 
     def _send_again(self, sent: SentRequest) -> None:
-        """Send a request, from memory that Triton knows, once it was started again and forgot what it knew."""
+        """Send a request again from registered memory, after Triton restarted and forgot its regions."""
         self._check_open()
         if not sent.resends:
             raise Unavailable(
@@ -279,6 +281,6 @@ class RequestsInFlight:
 
     @staticmethod
     def _replace_memory(sent: SentRequest, memory: Memory | None) -> None:
-        """Take a slot's memory out of use, which Triton may still read or write for a request that was given up."""
+        """Retire a slot's memory that Triton may still use for an abandoned request."""
         if before := sent.slot.swap(memory):
             before.abandon()

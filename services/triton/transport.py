@@ -14,25 +14,25 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from services.arrays import Array
 
-# What Triton answers while it starts, stops, or is not there.
+# Statuses of a Triton that starts, stops, or is absent.
 _AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"}
-# In answers about a version that was unloaded, whose status is UNAVAILABLE too; never while one is loaded again.
+# In answers about an unloaded version, whose status is UNAVAILABLE, too; never while one is reloaded.
 _UNLOADED = "not at ready state"
 _NO_REGION = "Unable to find shared memory region"
 
 
 def is_away(error: InferenceServerException) -> bool:
-    """Say whether this is no answer of Triton's: what was asked may be under way, or may never have arrived."""
+    """Return whether an error is not Triton's answer: the request may be under way, or may never have arrived."""
     return error.status() in _AWAY and _UNLOADED not in error.message()
 
 
 def lacks_region(error: InferenceServerException) -> bool:
-    """Say whether Triton does not know the request's shared memory: it was started again since."""
+    """Return whether Triton does not know the request's shared memory, because it restarted."""
     return _NO_REGION in error.message()
 
 
 def meaning_of(error: InferenceServerException, url: str) -> DefuseError:
-    """Return the error of ours that a refusal of the Triton at `url` means."""
+    """Return our error for a refusal of the Triton at `url`."""
     text = error.message()
     if is_away(error):
         return Unavailable(
@@ -47,7 +47,7 @@ def meaning_of(error: InferenceServerException, url: str) -> DefuseError:
     return Internal(f"Triton at {url} refused the request: {text}", reason="TRITON_REFUSED")
 
 
-# What can be asked for: a transport by its name, or the fastest that works.
+# A transport by name, or the fastest that works.
 TransportSetting = Literal["auto", "grpc", "system-shared-memory", "cuda-shared-memory"]
 AUTO: Final = "auto"
 GRPC: Final = "grpc"
@@ -56,18 +56,18 @@ CUDA_SHARED_MEMORY: Final = "cuda-shared-memory"
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
-    """Return numpy's type for a name of Triton's."""
+    """Return numpy's type for Triton's name of it."""
     dtype: np.dtype[Any] = np.dtype(triton_to_np_dtype(datatype))
     return dtype
 
 
 class TransportRefused(Exception):
-    """A transport does not work here; the message says why and what would help."""
+    """A transport does not work here; the message has the reason and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BufferSize:
-    """Bytes that a request needs, or that a memory has."""
+    """Bytes of input and output that a request needs, or that a memory has."""
 
     input_bytes: int
     output_bytes: int
@@ -76,7 +76,7 @@ class BufferSize:
         return self.input_bytes >= other.input_bytes and self.output_bytes >= other.output_bytes
 
     def joined(self, other: "BufferSize") -> "BufferSize":
-        """Return room for either."""
+        """Return the size that holds either."""
         return BufferSize(
             input_bytes=max(self.input_bytes, other.input_bytes),
             output_bytes=max(self.output_bytes, other.output_bytes),
@@ -85,7 +85,7 @@ class BufferSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One inference, all but the images."""
+    """One inference request, without the images."""
 
     model_id: str
     version: int
@@ -109,43 +109,43 @@ class Request:
 
 
 class Memory(Protocol):
-    """Where the images of one request are written, and perhaps its answer too."""
+    """Holds the images of one request, and possibly its answer."""
 
     buffer_size: BufferSize
 
     def accept(self, images: Any) -> Any:
-        """Return images as what `input` can be assigned from."""
+        """Return images in a form that can be assigned to `input`."""
 
     def input(self, request: Request) -> Any:
-        """Return the request's input, to be written: a numpy array or a torch tensor on the memory itself."""
+        """Return the request's input to be written: a numpy array or a torch tensor on the memory itself."""
 
     def refer(self, request: Request, tensor: Any, output: Any) -> None:
-        """Tell Triton, through tritonclient's input and output, where the images are and where the answer goes."""
+        """Set the locations of images and answer on tritonclient's input and output."""
 
     def read(self, request: Request, result: Any) -> Array:
-        """Return the answer; it stays as it is when the memory is used again."""
+        """Return the answer, which stays valid when the memory is reused."""
 
     def release(self) -> None:
-        """Give the memory back; no request uses it."""
+        """Release the memory; no request uses it."""
 
     def abandon(self) -> None:
-        """Give the memory back as soon as Triton is done with a request that was given up."""
+        """Release the memory once Triton is done with an abandoned request."""
 
 
 class Transport(Protocol):
-    """A way to Triton."""
+    """A way to send images to Triton."""
 
     @property
     def name(self) -> str: ...
 
     def try_out(self) -> None:
-        """Raise Refused where it does not work, Unavailable while Triton does not answer."""
+        """Raise TransportRefused when it does not work, Unavailable while Triton does not answer."""
 
     def memory(self, buffer_size: BufferSize) -> Memory:
         """Return memory for a request; raise as `try_out` does."""
 
     def close(self) -> None:
-        """Give back what was abandoned, as far as Triton is done with it."""
+        """Release abandoned memory that Triton is done with."""
 
 
 class HostMemory:
@@ -156,7 +156,7 @@ class HostMemory:
         self._buffer = buffer
 
     def accept(self, images: Any) -> Array:
-        """Return images as an array; what another library holds on a device is fetched through DLPack."""
+        """Return images as an array; those on another device are copied through DLPack."""
         if isinstance(images, np.ndarray):
             return images
         from torch.utils import dlpack
@@ -179,29 +179,29 @@ class PrivateMemory(HostMemory):
         return array
 
     def release(self) -> None:
-        """Leave it to the garbage collector."""
+        """Do nothing: the garbage collector frees it."""
 
     abandon = release
 
 
 class Grpc:
-    """Images travel in the request: works wherever Triton is."""
+    """Images travel in the request; works with any Triton."""
 
     name = GRPC
 
     def try_out(self) -> None:
-        """Works if anything does."""
+        """Do nothing: it works if anything does."""
 
     def memory(self, buffer_size: BufferSize) -> PrivateMemory:
         return PrivateMemory(np.empty(buffer_size.input_bytes, np.uint8), buffer_size)
 
     def close(self) -> None:
-        """Holds nothing at Triton."""
+        """Do nothing: it holds nothing at Triton."""
 
 
-# How the names of the services' regions begin; then the process id, which tells an operator whose they are.
+# Prefix of the services' region names; the process id follows, which tells an operator the owner.
 OWN_REGION_PREFIX = "defuse-"
-# Triton lets go of a request's memory a moment after it has answered.
+# Triton releases a request's memory a moment after its answer.
 _LETTING_GO_S = 1.0
 _POLL_S = 0.001
 
@@ -213,11 +213,11 @@ class SharedMemoryRegions:
         self._url = url
         self._register = register
         self._unregister = unregister
-        # Regions of requests that were given up, which may still run.
+        # Regions of abandoned requests, which may still run.
         self._leaving: deque[tuple[str, Callable[[], None]]] = deque()
 
     def add(self, name: str, *details: Any) -> None:
-        """Register a region; raise Refused with Triton's words, or Unavailable while it does not answer."""
+        """Register a region; raise TransportRefused with Triton's message, or Unavailable while it does not answer."""
         self.remove_leaving()
         try:
             self._register(name, *details)
@@ -227,7 +227,7 @@ class SharedMemoryRegions:
             raise TransportRefused(f"Triton at {self._url} does not take it ({error.message()})") from error
 
     def remove(self, name: str, free: Callable[[], None]) -> None:
-        """Unregister a region that no request uses any more, and free it."""
+        """Unregister and free an unused region."""
         deadline = time.monotonic() + _LETTING_GO_S
         while refusal := self._refusal(name, free):
             if is_away(refusal) or time.monotonic() > deadline:
@@ -236,11 +236,11 @@ class SharedMemoryRegions:
             time.sleep(_POLL_S)
 
     def remove_later(self, name: str, free: Callable[[], None]) -> None:
-        """Unregister and free a region, which a request may still use, once Triton lets go of it."""
+        """Unregister and free a region once Triton releases it."""
         self._leaving.append((name, free))
 
     def remove_leaving(self) -> bool:
-        """Unregister what Triton has let go of; say whether it still uses some."""
+        """Unregister the regions that Triton has released; return whether it still uses some."""
         with suppress(IndexError):  # another thread may empty the deque
             for _ in range(len(self._leaving)):
                 name, free = self._leaving.popleft()
@@ -251,13 +251,13 @@ class SharedMemoryRegions:
         return bool(self._leaving)
 
     def close(self) -> None:
-        """Unregister all that Triton lets go of soon; the next process finds what is left."""
+        """Unregister all regions that Triton releases soon; the next process finds the rest."""
         deadline = time.monotonic() + _LETTING_GO_S
         while self.remove_leaving() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
     def _refusal(self, name: str, free: Callable[[], None]) -> InferenceServerException | None:
-        """Unregister a region and free it; return why not, if not."""
+        """Unregister a region and free it; return the reason of a failure."""
         try:
             self._unregister(name)
         except InferenceServerException as error:

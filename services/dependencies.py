@@ -1,4 +1,7 @@
-"""The dependencies of a service, made from its settings: queue, Triton client, artifact store, torch device."""
+"""The dependencies of a service, made from its settings.
+
+Queue, Triton client, artifact store, torch device.
+"""
 
 import asyncio
 from collections.abc import Mapping
@@ -65,7 +68,10 @@ class TransportSettings(Settings):
 
 
 def device_of(setting: str) -> "torch.device":
-    """Return the torch device of a setting: `auto` is `cuda` when there is one, else `cpu`."""
+    """Return the torch device of a setting.
+
+    `auto` is `cuda` when there is one, else `cpu`.
+    """
     import torch
 
     if setting == "auto":
@@ -74,7 +80,10 @@ def device_of(setting: str) -> "torch.device":
 
 
 def limit_threads(count: int) -> None:
-    """Limit torch to a number of threads; 0 leaves the choice to torch."""
+    """Limit torch to a number of threads.
+
+    0 leaves the choice to torch.
+    """
     import torch
 
     if count:

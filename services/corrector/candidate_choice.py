@@ -1,4 +1,7 @@
-"""The choice stage of a correction: the chosen weights are served as the candidate and measured."""
+"""The choice stage of a correction.
+
+The chosen weights are served as the candidate and measured.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

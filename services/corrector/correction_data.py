@@ -1,4 +1,7 @@
-"""The data of a correction, read from the store: images, labels, regions, and the images that decide the choice."""
+"""The data of a correction, read from the store.
+
+Images, labels, regions, and the images that decide the choice.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,7 +119,10 @@ _SPLIT_STREAM = 0x48414C56
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutRegion:
-    """Held-out images of one labelled region: failures around sources that correction does not learn from."""
+    """Held-out images of one labelled region.
+
+    Failures around sources that correction does not learn from.
+    """
 
     region: str
     label: str
@@ -178,7 +184,10 @@ class CorrectionData:
         return [RegionData.single(failures["latent"][row], int(failures["true_label"][row])) for row in chosen]
 
     def held_out_original(self) -> LabelledImages:
-        """Return real images that neither training nor regions use; early stopping uses them."""
+        """Return real images that neither training nor regions use.
+
+        Early stopping uses them.
+        """
         split = self._split(keys.SEARCHED_SPLIT)
         seen = np.concatenate([arrays["source"] for _, arrays in self._region_arrays()])
         unseen = np.setdiff1d(np.arange(len(split.labels)), seen)
@@ -187,9 +196,10 @@ class CorrectionData:
         return LabelledImages(images=split.images[rows], labels=split.labels[rows])
 
     def held_out_regions(self, *, deciding: bool) -> list[HeldOutRegion]:
-        """Return the held-out failures of each region: one half for stopping and choice, the other for the report.
+        """Return the held-out failures of each region.
 
-        The split is by source, and equal in all corrections of a run: no image that decided is ever reported.
+        One half for stopping and choice, the other for the report. The split is by source, and equal in all corrections
+        of a run: no image that decided is ever reported.
         """
         count = len(self._split(keys.SEARCHED_SPLIT).labels)
         decides = np.random.default_rng([self.run.config.seed, _SPLIT_STREAM]).random(count) < 0.5
@@ -204,10 +214,10 @@ class CorrectionData:
         ]
 
     def around_regions(self) -> list[HeldOutRegion]:
-        """Return fresh latents around each region, wider than the training data; they take part in the choice.
+        """Return fresh latents around each region, wider than the training data.
 
-        Held-out failures lie next to the boundary, which any correction moves first; these latents show how far it
-        reaches into the region. All of them carry the region's label.
+        They take part in the choice. Held-out failures lie next to the boundary, which any correction moves first;
+        these latents show how far it reaches into the region. All of them carry the region's label.
         """
         count = max(_LEAST_AROUND, min(_AROUND, _AROUND_IN_ALL // len(self.correction.regions)))
         generator = np.random.default_rng([self.run.config.seed, _AROUND_STREAM])

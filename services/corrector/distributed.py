@@ -1,4 +1,7 @@
-"""Training in several processes, one device each: batches are shared, gradients are summed."""
+"""Training in several processes, one device each.
+
+Batches are shared, gradients are summed.
+"""
 
 import os
 from collections.abc import Collection
@@ -15,23 +18,32 @@ _PATIENCE = timedelta(days=3650)
 
 
 class TrainingAbandoned(Exception):
-    """The first process ended the training: it was cancelled, or the held-out loss stopped falling."""
+    """The first process ended the training.
+
+    It was cancelled, or the held-out loss stopped falling.
+    """
 
 
 class ProcessGroup(Protocol):
-    """The processes that share a training. The first one, of rank 0, decides."""
+    """The processes that share a training.
+
+    The first one, of rank 0, decides.
+    """
 
     rank: int
     size: int
 
     def announce(self, work: Any) -> None:
-        """Send the next training from the first process to the others; None ends them."""
+        """Send the next training from the first process to the others.
+
+        None ends them.
+        """
         ...
 
     def sum_gradients(self, weights: Collection[Tensor], loss: Tensor) -> float:
-        """Replace the gradients by their sums over all processes; return the sum of the losses.
+        """Replace the gradients by their sums over all processes.
 
-        Raises TrainingAbandoned when the first process has ended the training.
+        Returns the sum of the losses. Raises TrainingAbandoned when the first process has ended the training.
         """
         ...
 
@@ -59,7 +71,10 @@ SINGLE_PROCESS = SingleProcess()
 
 
 class TorchrunGroup:
-    """The processes of torchrun. A step is one collective call, so processes never wait in different ones."""
+    """The processes of torchrun.
+
+    A step is one collective call, so processes never wait in different ones.
+    """
 
     def __init__(self, device: torch.device) -> None:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -1,6 +1,7 @@
-"""Releases for an external Triton: nothing of it is written; versions are handed over to its operator.
+"""Releases for an external Triton: nothing of it is written.
 
-Triton is asked for what it serves; a change that its operator made to a handed-over version is noticed and recorded.
+Versions are handed over to its operator. Triton is asked for what it serves; a change that its operator made to a
+handed-over version is noticed and recorded.
 """
 
 import asyncio
@@ -36,7 +37,10 @@ OPERATOR = "operator of Triton"
 
 
 class ExternalTritonReleases:
-    """Registers models of an external Triton and hands versions over; has the methods of `Releases`."""
+    """Registers models of an external Triton and hands versions over.
+
+    Has the methods of `Releases`.
+    """
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
         self.history = ReleaseHistory(store)
@@ -47,9 +51,10 @@ class ExternalTritonReleases:
     def register(
         self, declared: model_pb2.Model, file_digest: str, decision: Decision = NO_DECISION
     ) -> model_pb2.Model:
-        """Register a model that Triton serves under this name; the file must be the served version.
+        """Register a model that Triton serves under this name.
 
-        Raises NotReady when Triton does not serve it, InvalidInput when file and version answer differently.
+        The file must be the served version. Raises NotReady when Triton does not serve it, InvalidInput when file and
+        version answer differently.
         """
         if self.history.registered_for(declared, decision.request_id):
             return self.history.catalog.model(declared.name)
@@ -67,7 +72,10 @@ class ExternalTritonReleases:
         return self.history.catalog.model(model.name)
 
     def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
-        """Hand a correction over as a version directory with its verdict; Triton is left unchanged."""
+        """Hand a correction over as a version directory with its verdict.
+
+        Triton is left unchanged.
+        """
         self.notice(correction.model)
         with exclusively(self._root):
             return self._published(correction, decision)
@@ -109,7 +117,10 @@ class ExternalTritonReleases:
         """Do nothing: Triton serves no candidates."""
 
     def serve_guard(self, model: model_pb2.Model, file: bytes) -> int:
-        """Hand a guard and the ensemble over, as entries of a repository; return the guard's version."""
+        """Hand a guard and the ensemble over, as entries of a repository.
+
+        Returns the guard's version.
+        """
         with exclusively(self._root):
             guard, guarded = guard_config(model, [1]), guarded_config(model)
             taken = [int(path.name) for path in (self._root / guard.name).glob("[0-9]*")]
@@ -200,7 +211,10 @@ class ExternalTritonReleases:
 
 @contextmanager
 def _writing(directory: Path, partial: Path | None = None) -> Iterator[None]:
-    """Name the remedy when a directory cannot be written; a partial one is removed."""
+    """Name the remedy when a directory cannot be written.
+
+    A partial one is removed.
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,7 @@
-"""Fine-tuning of deployed weights: loss = (1 - lambda) CE(original) + lambda CE(regions), on augmented images."""
+"""Fine-tuning of deployed weights.
+
+Loss = (1 - lambda) CE(original) + lambda CE(regions), on augmented images.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +22,10 @@ DRAWS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """The allowed changes of a training image. Pixels that move in from outside repeat the border."""
+    """The allowed changes of a training image.
+
+    Pixels that move in from outside repeat the border.
+    """
 
     # Share of the image's side, in both directions.
     max_shift: float = 0.0
@@ -54,7 +60,10 @@ _EVALUATED_AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledDataset:
-    """A data set that is read in batches: rows by position, as images (n, c, h, w) in [0, 1]."""
+    """A data set that is read in batches.
+
+    Rows by position, as images (n, c, h, w) in [0, 1].
+    """
 
     fetch: Callable[[Array], Array]
     # (m,) class ids
@@ -119,12 +128,13 @@ def finetune(
     on_checkpoint: Callable[[bytes], None] = lambda _checkpoint: None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> FinetuneOutcome:
-    """Train the network in place; it ends with the weights of the lowest held-out loss.
+    """Train the network in place.
 
-    Training stops early once that loss has not fallen several times in a row; without held-out data it runs to the end.
-    Every draw comes from the schedule's seed: equal seeds give equal weights on one machine with the same number of
-    threads. `on_step(step, steps, loss)` is called after every step and may raise to stop. `on_checkpoint` gets a
-    checkpoint whenever the held-out loss was evaluated; the last one, as `checkpoint`, continues to the same weights.
+    It ends with the weights of the lowest held-out loss. Training stops early once that loss has not fallen several
+    times in a row; without held-out data it runs to the end. Every draw comes from the schedule's seed: equal seeds
+    give equal weights on one machine with the same number of threads. `on_step(step, steps, loss)` is called after
+    every step and may raise to stop. `on_checkpoint` gets a checkpoint whenever the held-out loss was evaluated; the
+    last one, as `checkpoint`, continues to the same weights.
 
     Raises Diverged when the loss is not finite. Several `processes` share every batch, with the result of one process
     up to rounding. The first process alone evaluates, and may end the training of the others, which raises
@@ -174,9 +184,10 @@ def _slices(count: int) -> Iterator[Array]:
 def _loss_of_batch(
     fitting: FinetuneJob, step: int, rows: Array, device: torch.device, processes: ProcessGroup
 ) -> Tensor:
-    """Return this process's part of the mixed loss of a batch; the parts of all processes add up to it.
+    """Return this process's part of the mixed loss of a batch.
 
-    Original and region images share one pass through the network, which is faster than two.
+    The parts of all processes add up to it. Original and region images share one pass through the network, which is
+    faster than two.
     """
     inputs, schedule = fitting.inputs, fitting.schedule
     mine = _part_of(len(rows), schedule.unit, processes)

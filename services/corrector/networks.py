@@ -1,4 +1,7 @@
-"""The network that is corrected: the served ONNX graph, or a torch module that computes the same."""
+"""The network that is corrected.
+
+The served ONNX graph, or a torch module that computes the same.
+"""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -24,9 +27,10 @@ from services.triton.preprocessing import input_shape, preprocess
 
 
 class TorchModule(nn.Module):
-    """A torch module as it is served: in inference mode, exported with the deployed names.
+    """A torch module as it is served.
 
-    BatchNorm keeps its statistics and Dropout does nothing, whatever the module's mode, as in an ONNX file.
+    In inference mode, exported with the deployed names. BatchNorm keeps its statistics and Dropout does nothing,
+    whatever the module's mode, as in an ONNX file.
     """
 
     def __init__(self, module: nn.Module, model: model_pb2.Model) -> None:
@@ -167,7 +171,10 @@ def real_inputs(materials: CorrectionData, count: int) -> Array:
 
 
 def _weights(materials: CorrectionData) -> bytes:
-    """Return the uploaded weights; without any, those of the correction behind the base version."""
+    """Return the uploaded weights.
+
+    Without any, those of the correction behind the base version.
+    """
     digest = materials.correction.config.torch_factory.weights_digest
     if digest:
         return materials.store.read_bytes(keys.file(digest))

@@ -21,7 +21,10 @@ _CANDIDATES = 4
 
 
 class Releases:
-    """Changes the version that callers get; one change at a time, across processes that share the repository."""
+    """Changes the version that callers get.
+
+    One change at a time, across processes that share the repository.
+    """
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
         self.history = ReleaseHistory(store)
@@ -33,7 +36,10 @@ class Releases:
     def register(
         self, declared: model_pb2.Model, file_digest: str, decision: Decision = NO_DECISION
     ) -> model_pb2.Model:
-        """Check a file against its declaration and serve it as version 1; once for one request."""
+        """Check a file against its declaration and serve it as version 1.
+
+        Once for one request.
+        """
         with exclusively(self._root):
             if self.history.registered_for(declared, decision.request_id):
                 return self.history.catalog.model(declared.name)
@@ -97,9 +103,9 @@ class Releases:
         return self._inference.classifier(model, version=version)
 
     def serve_candidate(self, model: model_pb2.Model, file: bytes) -> ServedCandidate:
-        """Serve a file beside the champion under a candidate's name; the same file gets the same name.
+        """Serve a file beside the champion under a candidate's name.
 
-        Earlier candidates stay served, up to `_CANDIDATES`, as one may be on trial.
+        The same file gets the same name. Earlier candidates stay served, up to `_CANDIDATES`, as one may be on trial.
         """
         with exclusively(self._root):
             model_id = candidate_id(names.last(model.name))
@@ -118,9 +124,9 @@ class Releases:
                 self._repository.withdraw(model_id)
 
     def serve_guard(self, model: model_pb2.Model, file: bytes) -> int:
-        """Serve a guard as `NAME-guard`, and both as an ensemble; return the guard's version.
+        """Serve a guard as `NAME-guard`, and both as an ensemble.
 
-        The previous guard stays loaded for requests under way.
+        Returns the guard's version. The previous guard stays loaded for requests under way.
         """
         with exclusively(self._root):
             guard = names.guard_model(names.last(model.name))
@@ -156,7 +162,10 @@ class Releases:
             raise InvalidInput(error.message, reason="NOT_LOADABLE") from error
 
     def _clear(self, model: model_pb2.Model) -> None:
-        """Remove the remains of a refused registration; another model's directory is left alone."""
+        """Remove the remains of a refused registration.
+
+        Another model's directory is left alone.
+        """
         model_id = names.last(model.name)
         if self._store.exists(keys.model_version(model.name, 1)):
             self._repository.remove(model_id)

@@ -26,7 +26,10 @@ class Publisher:
 
 
 def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_pb2.Event:
-    """Put a correction to the gate and publish it; a published correction is not published again."""
+    """Put a correction to the gate and publish it.
+
+    A published correction is not published again.
+    """
     release = _published(publisher, work.publication, job)
     job.progress(0.95, "making the guard")
     publisher.guards.renew(names.parent(work.publication.correction), release)
@@ -36,7 +39,10 @@ def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_
 
 
 def finished(store: ArtifactStore, name: str) -> correction_pb2.Correction:
-    """Return the record of a correction that succeeded; raise NotReady for any other."""
+    """Return the record of a correction that succeeded.
+
+    Raises NotReady for any other.
+    """
     key = keys.correction(names.check(name, "runs/*/corrections/*"))
     try:
         return store.read_message(key, correction_pb2.Correction)

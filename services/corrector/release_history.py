@@ -1,4 +1,7 @@
-"""The history of a model: every version and every release is a record, written once."""
+"""The history of a model.
+
+Every version and every release is a record, written once.
+"""
 
 import hashlib
 import time
@@ -44,7 +47,10 @@ Kind = release_pb2.Release
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The author of a change and the reason; for a release, the passing verdict or the approver who overrode it."""
+    """The author of a change and the reason.
+
+    For a release, the passing verdict or the approver who overrode it.
+    """
 
     actor: str = ""
     reason: str = ""
@@ -65,7 +71,10 @@ class ReleaseHistory:
         self.catalog = Catalog(store)
 
     def uploaded(self, declared: model_pb2.Model, file_digest: str) -> bytes:
-        """Return the file of a model to be registered; raise when it may not be registered."""
+        """Return the file of a model to be registered.
+
+        Raises when it may not be registered.
+        """
         model_id = names.last(names.check(declared.name, "models/*"))
         check_model_id(model_id)
         if self.store.exists(keys.model(declared.name)):
@@ -78,7 +87,10 @@ class ReleaseHistory:
         return self.store.read_bytes(keys.file(file_digest))
 
     def check_publishable(self, correction: correction_pb2.Correction) -> model_pb2.Model:
-        """Return the model of a correction that may be published now; raise when it may not."""
+        """Return the model of a correction that may be published now.
+
+        Raises when it may not.
+        """
         model = self.catalog.model(correction.model)
         for release in self.catalog.releases(model.name):
             if release.correction == correction.name:
@@ -132,7 +144,10 @@ class ReleaseHistory:
         return version
 
     def candidate_number(self, model_name: str, file: bytes) -> int:
-        """Return the number of a candidate: equal for equal files, and never reused."""
+        """Return the number of a candidate.
+
+        Equal for equal files, and never reused.
+        """
         digest = hashlib.sha256(file).hexdigest()
         known = [self.store.read_bytes(key).decode() for key in self.store.keys(keys.candidates(model_name))]
         if digest not in known:
@@ -141,7 +156,10 @@ class ReleaseHistory:
         return known.index(digest) + 1
 
     def replaced_by(self, model: model_pb2.Model) -> int:
-        """Return the version that the champion replaced when it was published; 0 for the first one."""
+        """Return the version that the champion replaced when it was published.
+
+        0 for the first one.
+        """
         for release in self.catalog.releases(model.name):
             if release.kind in {Kind.KIND_REGISTERED, Kind.KIND_RELEASED} and release.version == model.champion_version:
                 return release.previous_version

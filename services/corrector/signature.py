@@ -27,7 +27,10 @@ _MAX_BATCH = 256
 
 
 def read_signature(declared: model_pb2.Model, file: bytes) -> model_pb2.Model:
-    """Return the declared model, completed from the file; raise InvalidInput when both disagree."""
+    """Return the declared model, completed from the file.
+
+    Raises InvalidInput when both disagree.
+    """
     graph = _parse(file).graph
     model = model_pb2.Model()
     model.CopyFrom(declared)

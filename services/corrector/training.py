@@ -1,4 +1,7 @@
-"""The training stage of a correction: its inputs, one training, and the candidate weights that come of it."""
+"""The training stage of a correction.
+
+Its inputs, one training, and the candidate weights that come of it.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -67,7 +70,10 @@ def _train_last_layer_only(network: Network) -> None:
 
 
 def _data(materials: CorrectionData, wanted: Training) -> TrainingMix:
-    """Return the training data: original data, and images of regions or of single failures."""
+    """Return the training data.
+
+    Original data, and images of regions or of single failures.
+    """
     config = materials.correction.config
     regions = materials.regions()
     total = config.images_per_region * len(regions)
@@ -153,7 +159,10 @@ class AnnouncedTraining:
 
 
 def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Event:
-    """Run one training of a correction; a stored training is not run again."""
+    """Run one training of a correction.
+
+    A stored training is not run again.
+    """
     name, store = work.correction.name, trainer.store
     key = keys.training(name, work.training)
     if not store.exists(key):

@@ -1,4 +1,7 @@
-"""The state of a fine-tuning between two steps: weights, moments of Adam, best weights; saved and restored."""
+"""The state of a fine-tuning between two steps.
+
+Weights, moments of Adam, best weights; saved and restored.
+"""
 
 import math
 from collections.abc import Iterator
@@ -22,7 +25,10 @@ JUDGEMENTS, PATIENCE = 12, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The schedule of Adam: its rate rises to `learning_rate` and falls to zero along a cosine."""
+    """The schedule of Adam.
+
+    Its rate rises to `learning_rate` and falls to zero along a cosine.
+    """
 
     # 0 means at least `MIN_EPOCHS`, and enough for `MIN_STEPS`.
     epochs: int
@@ -37,7 +43,10 @@ class Schedule:
 
     @property
     def unit(self) -> int:
-        """Images that must stay together: the batch of a graph with a fixed batch size."""
+        """Images that must stay together.
+
+        The batch of a graph with a fixed batch size.
+        """
         return self.fixed_batch_size or 1
 
     @property
@@ -57,7 +66,10 @@ class Schedule:
 
 
 class TrainingState:
-    """Weights in training. Only parameters that require a gradient are trained, evaluated and saved."""
+    """Weights in training.
+
+    Only parameters that require a gradient are trained, evaluated and saved.
+    """
 
     def __init__(self, network: nn.Module, schedule: Schedule, count: int) -> None:
         self._network, self._schedule, self._count = network, schedule, count
@@ -98,7 +110,10 @@ class TrainingState:
         return total
 
     def is_to_be_judged(self) -> bool:
-        """Return whether the held-out loss is due: several times in a training, and at its end."""
+        """Return whether the held-out loss is due.
+
+        Several times in a training, and at its end.
+        """
         return self.step % max(1, self.steps // JUDGEMENTS) == 0 or self.step == self.steps
 
     def judge(self, held_out_loss: float) -> None:
@@ -126,7 +141,10 @@ class TrainingState:
         return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
     def restore(self, checkpoint: bytes, *, judges: bool) -> None:
-        """Resume from a checkpoint of `to_bytes`. Only the process that `judges` keeps the best weights."""
+        """Resume from a checkpoint of `to_bytes`.
+
+        Only the process that `judges` keeps the best weights.
+        """
         tensors = safetensors.torch.load(checkpoint)
         self.step, self._failed, self._best_step = tensors["counts"].tolist()
         self._failed *= judges

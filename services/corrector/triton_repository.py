@@ -1,8 +1,9 @@
-"""The model repository of Triton: atomically written versions, and the configuration of each entry.
+"""The model repository of Triton.
 
-A version is an immutable directory: it is written under a temporary name and renamed. `config.pbtxt` lists the loaded
-versions in a `specific` policy; a changed policy takes effect when the model is loaded again. The entries work with
-NVIDIA's ONNX Runtime backend and with the embedded one.
+Atomically written versions, and the configuration of each entry. A version is an immutable directory: it is written
+under a temporary name and renamed. `config.pbtxt` lists the loaded versions in a `specific` policy; a changed policy
+takes effect when the model is loaded again. The entries work with NVIDIA's ONNX Runtime backend and with the embedded
+one.
 """
 
 import fcntl
@@ -81,7 +82,10 @@ def _entry(model: model_pb2.Model, model_id: str) -> model_config_pb2.ModelConfi
 
 
 def _batch(model: model_pb2.Model) -> list[int]:
-    """Return the batch dimension of a graph with a fixed one; Triton adds it to others."""
+    """Return the batch dimension of a graph with a fixed one.
+
+    Triton adds it to others.
+    """
     return [model.fixed_batch_size] if model.fixed_batch_size else []
 
 
@@ -155,7 +159,10 @@ class TritonRepository:
         (self._root / model_id / "1").mkdir(parents=True, exist_ok=True)
 
     def serve(self, model: model_pb2.Model, model_id: str, versions: Sequence[int]) -> None:
-        """Make Triton serve exactly these versions of a classifier; callers without a version get the newest."""
+        """Make Triton serve exactly these versions of a classifier.
+
+        Callers without a version get the newest.
+        """
         self.serve_as(classifier_config(model, model_id, versions))
 
     def serve_as(self, config: model_config_pb2.ModelConfig) -> None:

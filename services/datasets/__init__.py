@@ -1,4 +1,7 @@
-"""Labelled images from a file: an `.npz` of arrays, or a zip of class folders."""
+"""Labelled images from a file.
+
+An `.npz` of arrays, or a zip of class folders.
+"""
 
 from services.datasets.npz import SPLITS, SplitImages
 from services.datasets.parsing import ParsedImages, parse_images

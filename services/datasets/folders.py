@@ -69,13 +69,19 @@ def _image_files(archive: zipfile.ZipFile) -> list[tuple[str, str, str]]:
 
 
 def _is_picture(path: PurePosixPath) -> bool:
-    """Return whether a member is an image; hidden files of operating systems are not."""
+    """Return whether a member is an image.
+
+    Hidden files of operating systems are not.
+    """
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return path.suffix.lower() in _SUFFIXES and not hidden
 
 
 def _around(archive: zipfile.ZipFile) -> str:
-    """Return the folder around the split folders, with its slash; empty when they are at the top."""
+    """Return the folder around the split folders, with its slash.
+
+    Empty when they are at the top.
+    """
     paths = [path for path in map(PurePosixPath, archive.namelist()) if _is_picture(path) or path.name == _CLASSES_FILE]
     tops = {path.parts[0] for path in paths if path.parts}
     within = {path.parts[1].lower() for path in paths if len(path.parts) > 2}

@@ -27,9 +27,10 @@ class ParsedImages:
 
 
 def parse_images(file: IO[bytes], *, seed: int) -> ParsedImages:
-    """Read a file; missing splits are cut from its training images, by seed.
+    """Read a file.
 
-    The whole file is read once and checked, and only labels are kept: images are read again on demand.
+    Missing splits are cut from its training images, by seed. The whole file is read once and checked, and only labels
+    are kept: images are read again on demand.
 
     Raises InvalidInput, naming the culprit, for a file of another kind, images of mixed sizes, labels that are no class
     ids, and splits without images.

@@ -1,4 +1,7 @@
-"""`python -m services.demo [DATA]`: the main job on real images, with real servers and the public client only."""
+"""`python -m services.demo [DATA]`.
+
+The main job on real images, with real servers and the public client only.
+"""
 
 import argparse
 import sys
@@ -14,7 +17,10 @@ from services.localstack.stack import LocalStack, StackSettings
 
 
 def main() -> None:
-    """Run the demo; exit with status 1 and one line when something is missing or refused."""
+    """Run the demo.
+
+    Exit with status 1 and one line when something is missing or refused.
+    """
     arguments = _arguments()
     display = Display(Console())
     try:

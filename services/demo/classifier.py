@@ -1,4 +1,7 @@
-"""The images and the classifier of the demo: handwritten digits, and a small convolutional network."""
+"""The images and the classifier of the demo.
+
+Handwritten digits, and a small convolutional network.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence

@@ -18,7 +18,10 @@ from services.demo.classifier import DemoData
 
 
 class ProgressLine:
-    """A progress bar with a title; call it with the fraction done and a note."""
+    """A progress bar with a title.
+
+    Call it with the fraction done and a note.
+    """
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress

@@ -1,4 +1,7 @@
-"""Assessment of groups of failures: tested by the served classifier, described by real images, stored as regions."""
+"""Assessment of groups of failures.
+
+Tested by the served classifier, described by real images, stored as regions.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -59,7 +62,10 @@ class RegionAssessor:
         )
 
     def findings(self, groups: Sequence[Group], stable: Array, *, shard_count: int) -> list[Finding]:
-        """Return the groups that are worse than their controls, highest score first; `stable` (g,) is the stability."""
+        """Return the groups that are worse than their controls, highest score first.
+
+        `stable` (g,) is the stability.
+        """
         if not groups:
             return []
         run, mixture = self._run, self._run.config.mixture
@@ -77,7 +83,10 @@ class RegionAssessor:
         )
 
     def stored(self, found: Sequence[Finding], *, prefix: str, total: int) -> list[region_pb2.Region]:
-        """Store the arrays of regions, named by prefix and rank; return their records, of `total` failures in all."""
+        """Store the arrays of regions, named by prefix and rank.
+
+        Returns their records, of `total` failures in all.
+        """
         if not found:
             return []
         store, regions = self._tools.store, []

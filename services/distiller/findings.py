@@ -55,7 +55,10 @@ class Surroundings:
 
 @dataclass(frozen=True, kw_only=True)
 class RealImageCounts:
-    """Real images of a group's label: the number inside, of these the misclassified ones, and the number in all."""
+    """Real images of a group's label.
+
+    The number inside, of these the misclassified ones, and the number in all.
+    """
 
     wrong: int
     images: int
@@ -69,7 +72,10 @@ class RealImageCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class NearestImages:
-    """Training images, nearest first, with their distances in aggregate sds per dimension; (n,) each."""
+    """Training images, nearest first, with their distances in aggregate sds per dimension.
+
+    (n,) each.
+    """
 
     row: Array
     label: Array
@@ -78,7 +84,10 @@ class NearestImages:
 
 
 def exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array:
-    """Choose members to show: the medoid first, then evenly spaced to the farthest one."""
+    """Choose members to show.
+
+    The medoid first, then evenly spaced to the farthest one.
+    """
     x = latent[members] / sd_agg
     few = x[np.linspace(0, len(x) - 1, min(len(x), _MOST_CANDIDATES)).astype(int)]
     medoid = few[distances(few, few).sum(axis=1).argmin()]
@@ -103,7 +112,10 @@ def controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, i
 
 
 def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
-    """Return the true labels (n,) of latents (n, d) drawn from a group: the nearest member's, when it has several."""
+    """Return the true labels (n,) of latents (n, d) drawn from a group.
+
+    The nearest member's, when it has several.
+    """
     if len(group.labels()) == 1:
         return np.full(len(latents), group.true_label)
     few = group.members[np.linspace(0, len(group.members) - 1, min(len(group.members), _MOST_CANDIDATES)).astype(int)]
@@ -137,7 +149,10 @@ def nearest(latents: Array, training: TrainingImages, sd_agg: Array, count: int)
 
 
 def novelty_sd(latents: Array, misclassified: TrainingImages, sd_agg: Array) -> float | None:
-    """Return the median distance of latents (n, d) to the nearest misclassified training image; None without any."""
+    """Return the median distance of latents (n, d) to the nearest misclassified training image.
+
+    None without any.
+    """
     if not len(misclassified.row):
         return None
     return float(np.median(distances(latents / sd_agg, misclassified.latent / sd_agg).min(axis=1)))
@@ -197,7 +212,10 @@ class Finding:
 
     @property
     def score(self) -> float:
-        """Return the priority of a fix: excess error rate over the controls, times typicality."""
+        """Return the priority of a fix.
+
+        Excess error rate over the controls, times typicality.
+        """
         return self.trial.excess * self.real.typicality
 
 
@@ -219,10 +237,10 @@ def find_regions(
     controls: int,
     false_discovery_rate: float,
 ) -> list[Finding]:
-    """Return the groups that are worse than their controls, highest score first; about `controls` controls each.
+    """Return the groups that are worse than their controls, highest score first.
 
-    `errors(number, group)` decodes fresh latents of a group; it returns the misclassified ones, and the number of
-    decodes.
+    About `controls` controls each. `errors(number, group)` decodes fresh latents of a group; it returns the
+    misclassified ones, and the number of decodes.
     """
     trials = [_tried(number, group, known, errors, controls) for number, group in enumerate(groups)]
     found = [

@@ -1,4 +1,6 @@
-"""`python -m services.distiller.fit`: fit one large mixture to stored arrays, in all processes of torchrun.
+"""`python -m services.distiller.fit`.
+
+Fit one large mixture to stored arrays, in all processes of torchrun.
 
     torchrun --nproc-per-node 2 -m services.distiller.fit STORE KEY OUT [--array latent] [--category true_label ...]
 
@@ -24,7 +26,10 @@ from services.storage.artifacts import ArtifactStore
 
 
 def main() -> None:
-    """Fit, and let the first process write; exit with status 1 and one line when something is missing."""
+    """Fit, and let the first process write.
+
+    Exit with status 1 and one line when something is missing.
+    """
     try:
         _fit(_arguments())
     except (DefuseError, ValueError) as error:
@@ -78,7 +83,10 @@ def _arguments() -> argparse.Namespace:
 
 @contextmanager
 def _together(device: str) -> Iterator[tuple[int, int, str, Any]]:
-    """Give rank, number of processes, this process's device and the process group; one process outside torchrun."""
+    """Give rank, number of processes, this process's device and the process group.
+
+    One process outside torchrun.
+    """
     if "RANK" not in os.environ:
         yield 0, 1, device, None
         return

@@ -1,4 +1,7 @@
-"""Groups of failures: components of one mixture, split by confusion, and their stability under resampling."""
+"""Groups of failures.
+
+Components of one mixture, split by confusion, and their stability under resampling.
+"""
 
 import itertools
 import warnings
@@ -62,7 +65,10 @@ class GroupedFailures:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Failures that belong together; members are positions among the given failures, nearest to the mean first."""
+    """Failures that belong together.
+
+    Members are positions among the given failures, nearest to the mean first.
+    """
 
     true_label: int
     predicted_label: int
@@ -73,7 +79,10 @@ class Group:
     profile: Sequence[tuple[tuple[int, int], int]]
 
     def labels(self) -> dict[int, float]:
-        """Share of members with each true label; a single one unless the mixture is plain."""
+        """Share of members with each true label.
+
+        A single one unless the mixture is plain.
+        """
         counts: Counter[int] = Counter()
         for (true, _), count in self.profile:
             counts[true] += count
@@ -144,7 +153,10 @@ class Grouper:
             )
 
     def labels(self, failures: GroupedFailures) -> Array:
-        """Return the component of each failure, (m,); split by confusion when the mixture models it."""
+        """Return the component of each failure, (m,).
+
+        Split by confusion when the mixture models it.
+        """
         if not len(failures):
             return np.zeros(0, np.int64)
         component = self._model.predict(failures.latent.astype(np.float64), categories=self._categories(failures))
@@ -159,7 +171,10 @@ class Grouper:
 def group_failures(
     failures: GroupedFailures, held_out: Array, config: GroupingConfig, check: Callable[[], None] = lambda: None
 ) -> Grouping:
-    """Group failures; those with `held_out` (m,) are assigned but not fitted. `check` may raise to stop."""
+    """Group failures; those with `held_out` (m,) are assigned but not fitted.
+
+    `check` may raise to stop.
+    """
     usable, others = np.flatnonzero(held_out == 0), np.flatnonzero(held_out != 0)
     if not len(usable):
         return Grouping(groups=[], failures=0, found=0, below_support=0, merged=0)
@@ -264,11 +279,12 @@ def stability(
     bootstraps: int,
     check: Callable[[], None] = lambda: None,
 ) -> Array:
-    """Return the stability (g,) of each group: its mean Jaccard index with the most similar one of every bootstrap.
+    """Return the stability (g,) of each group.
 
-    Hennig, Cluster-wise assessment of cluster stability (2007). Sources are drawn with replacement, each with all its
-    failures, which are not independent. A source drawn twice counts once, since coincident points would look like a
-    cluster. The fitted mixture then assigns all failures. `check` may raise to stop.
+    Its mean Jaccard index with the most similar one of every bootstrap. Hennig, Cluster-wise assessment of cluster
+    stability (2007). Sources are drawn with replacement, each with all its failures, which are not independent. A
+    source drawn twice counts once, since coincident points would look like a cluster. The fitted mixture then assigns
+    all failures. `check` may raise to stop.
     """
     scores = np.zeros((bootstraps, len(groups)))
     for number in range(bootstraps if groups else 0):

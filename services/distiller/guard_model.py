@@ -85,7 +85,10 @@ def as_logits(scores: Array, model: model_pb2.Model) -> Array:
 
 
 def filled(parts: dict[str, Array], rows: Sequence[int] | Array, into: dict[str, Array]) -> dict[str, Array]:
-    """Return the arrays `into` with `parts` written to some rows; arrays of `parts` alone are zero elsewhere."""
+    """Return the arrays `into` with `parts` written to some rows.
+
+    Arrays of `parts` alone are zero elsewhere.
+    """
     count = len(next(iter(into.values())))
     whole = dict(into)
     for name, part in parts.items():

@@ -1,4 +1,7 @@
-"""The scoring stage: observed batches through a guard, and the reference profile that they are compared with."""
+"""The scoring stage.
+
+Observed batches through a guard, and the reference profile that they are compared with.
+"""
 
 import functools
 
@@ -87,7 +90,10 @@ class ObservationScorer:
         self._guard_model = functools.lru_cache(_GUARDS)(self._read)
 
     def watch(self, work: work_pb2.WatchWork, _: Job) -> work_pb2.Event:
-        """Score a batch and store the scores; a batch that was deleted meanwhile is skipped."""
+        """Score a batch and store the scores.
+
+        A batch that was deleted meanwhile is skipped.
+        """
         if self._store.exists(keys.observed_images(work.batch)):
             self._watch(work)
         event = work_pb2.Event(subject=work.model)
@@ -141,7 +147,10 @@ class ObservationScorer:
 
 
 def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
-    """Return what follows from scores alone, in the rows that have some; predicted class -1 in the others."""
+    """Return what follows from scores alone, in the rows that have some.
+
+    Predicted class -1 in the others.
+    """
     count = len(arrays["id"])
     unread: dict[str, Array] = {
         "predicted": np.full(count, -1, np.int64),

@@ -1,4 +1,7 @@
-"""Stored arrays of a run: the surroundings and failures that are read, the regions that are written."""
+"""Stored arrays of a run.
+
+The surroundings and failures that are read, the regions that are written.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +23,10 @@ _BATCH = 4_096
 
 
 def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classifier, shard_count: int) -> Surroundings:
-    """Read the posteriors of real images; the training images among them are classified through Triton."""
+    """Read the posteriors of real images.
+
+    The training images among them are classified through Triton.
+    """
     reference = store.read_arrays(keys.reference(run.config))
     train = Catalog(store).split(run.config.dataset, "train", classifier.model)
     return Surroundings(

@@ -46,10 +46,10 @@ class MatchedRegions:
 
 
 def match_regions(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> list[MatchedRegions]:
-    """Pair regions of the same confusion one to one, minimising all shifts; the least shift first.
+    """Pair regions of the same confusion one to one, minimising all shifts.
 
-    Remaining regions that are part of a region of the other run are paired with it, too. Regions without a pair are new
-    or gone. Both runs must share one latent space.
+    The least shift first. Remaining regions that are part of a region of the other run are paired with it, too. Regions
+    without a pair are new or gone. Both runs must share one latent space.
     """
     found = list(_one_to_one(before, after))
     found += _parts(before, after, {i for i, _ in found}, {j for _, j in found})

@@ -48,10 +48,10 @@ def split_group(
     bootstraps: int,
     check: Callable[[], None] = lambda: None,
 ) -> RegionSplit | None:
-    """Return two or more parts of a region's failures with enough support; None when no parts are found.
+    """Return two or more parts of a region's failures with enough support.
 
-    Failures with `held_out` (m,) are assigned but not fitted; `margin` (m,) is the logit of the true class minus the
-    largest other one. `config` is the run's. `check` may raise to stop.
+    None when no parts are found. Failures with `held_out` (m,) are assigned but not fitted; `margin` (m,) is the logit
+    of the true class minus the largest other one. `config` is the run's. `check` may raise to stop.
     """
     usable = np.flatnonzero(held_out == 0)
     lines = (_position(failures, usable, config.sd_agg), margin)
@@ -97,7 +97,10 @@ def _own_classes(failures: GroupedFailures) -> GroupedFailures:
 
 
 def _narrower(config: GroupingConfig, line: GroupedFailures, usable: int) -> Iterator[GroupingConfig]:
-    """Yield ever finer grouping configurations; each part is one confusion, also in a plain mixture."""
+    """Yield ever finer grouping configurations.
+
+    Each part is one confusion, also in a plain mixture.
+    """
     for width in _WIDTHS:
         yield replace(
             config,

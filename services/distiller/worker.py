@@ -1,4 +1,7 @@
-"""The stages of the distiller: group the failures of a run into regions, split a region into parts."""
+"""The stages of the distiller.
+
+Group the failures of a run into regions, split a region into parts.
+"""
 
 from collections.abc import Sequence
 
@@ -18,7 +21,10 @@ __all__ = ["DistillerDependencies", "distill"]
 
 
 def distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
-    """Group the failures of all shards into regions; a stored distillation is not made again."""
+    """Group the failures of all shards into regions.
+
+    A stored distillation is not made again.
+    """
     run = work.run
     key = keys.distillation(run.name)
     if not tools.store.exists(key):
@@ -52,9 +58,10 @@ def _distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job)
 
 
 def split_region(tools: DistillerDependencies, name: str) -> Sequence[region_pb2.Region]:
-    """Return the parts of a region, largest score first; a stored split is not made again.
+    """Return the parts of a region, largest score first.
 
-    Raises NotFound for an unknown region, NotReady when it has no distinct parts that are worse than their controls.
+    A stored split is not made again. Raises NotFound for an unknown region, NotReady when it has no distinct parts that
+    are worse than their controls.
     """
     region, key = Catalog(tools.store).region(name), keys.parts(name)
     if not tools.store.exists(key):

@@ -1,7 +1,7 @@
-"""`python -m services.gateway.tokens FILE NAME ROLE`: tokens of callers, and the command that creates one.
+"""`python -m services.gateway.tokens FILE NAME ROLE`.
 
-A file has one line `NAME ROLE DIGEST` each. A name may have several tokens, so that a new one can be in use before the
-old one is removed.
+Tokens of callers, and the command that creates one. A file has one line `NAME ROLE DIGEST` each. A name may have
+several tokens, so that a new one can be in use before the old one is removed.
 """
 
 import argparse
@@ -30,7 +30,10 @@ _LOOK_EVERY_S = 1.0
 
 
 class Tokens:
-    """Finds callers by token; reloads the file when it changes, and ignores an invalid one."""
+    """Finds callers by token.
+
+    Reloads the file when it changes, and ignores an invalid one.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -77,17 +80,26 @@ def new_token() -> str:
 
 
 def digest_of(token: str) -> str:
-    """Return the SHA-256 digest of a token; tokens have too many random bits to be guessed from it."""
+    """Return the SHA-256 digest of a token.
+
+    Tokens have too many random bits to be guessed from it.
+    """
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def line_of(name: str, role: str, token: str) -> str:
-    """Return the file's line for a token; raise InvalidInput for an invalid name."""
+    """Return the file's line for a token.
+
+    Raises InvalidInput for an invalid name.
+    """
     return f"{names.check_id('caller', name)} {role} {digest_of(token)}"
 
 
 def read(file: Path) -> dict[str, Caller]:
-    """Return the callers of a file by digest; raise InvalidInput that names an invalid line."""
+    """Return the callers of a file by digest.
+
+    Raises InvalidInput that names an invalid line.
+    """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -116,7 +128,10 @@ def _parsed(line: str) -> tuple[str, Caller]:
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Return a value that changes whenever the file is changed or replaced; None while it is missing."""
+    """Return a value that changes whenever the file is changed or replaced.
+
+    None while it is missing.
+    """
     try:
         found = file.stat()
     except OSError:
@@ -142,7 +157,10 @@ def main() -> None:
 
 
 def add_line(file: Path, line: str) -> None:
-    """Add a line to a file that only its owner may read; the file is replaced atomically."""
+    """Add a line to a file that only its owner may read.
+
+    The file is replaced atomically.
+    """
     before = file.read_text(encoding="utf-8") if file.exists() else ""
     separator = "\n" if before and not before.endswith("\n") else ""
     partial = file.with_name(f".{file.name}.{os.getpid()}")

@@ -130,9 +130,9 @@ class DirectionSums:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def directions(self) -> Array:
-        """Return for each class the direction (k, d) in which the margin rises most; 0 without data.
+        """Return for each class the direction (k, d) in which the margin rises most.
 
-        The noise is white, so the covariance of step and margin is the slope of their regression.
+        0 without data. The noise is white, so the covariance of step and margin is the slope of their regression.
         """
         count = np.maximum(self.count, 1.0)
         slope = self.xy / count[:, None] - (self.x / count[:, None]) * (self.y / count)[:, None]
@@ -141,7 +141,10 @@ class DirectionSums:
 
 
 def _line(x: Array, y: Array, weight: Array) -> Any:
-    """Fit y = a + b x by weighted least squares; b = 1 when x does not vary."""
+    """Fit y = a + b x by weighted least squares.
+
+    B = 1 when x does not vary.
+    """
     centre, level = np.average(x, weights=weight), np.average(y, weights=weight)
     spread = np.average((x - centre) ** 2, weights=weight)
     slope = np.average((x - centre) * (y - level), weights=weight) / spread if spread > 0 else 1.0

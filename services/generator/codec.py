@@ -81,9 +81,10 @@ def vae_codec(vae: Vae, device: torch.device) -> Codec:
 
 
 def onnx_codec(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int, int, int]) -> Codec:
-    """Return a user's pair as a codec; raise CodecMismatch, with the shapes, when it does not fit.
+    """Return a user's pair as a codec.
 
-    The encoder's second output is sigma; without one, the posterior is a point.
+    Raises CodecMismatch, with the shapes, when it does not fit. The encoder's second output is sigma; without one, the
+    posterior is a point.
     """
 
     def encode(images: Images) -> tuple[Array, Array]:

@@ -1,4 +1,7 @@
-"""The failure stream of a run: stored failures in the order of rounds, sources and draws, resumable anywhere."""
+"""The failure stream of a run.
+
+Stored failures in the order of rounds, sources and draws, resumable anywhere.
+"""
 
 import asyncio
 import re
@@ -34,7 +37,10 @@ class StreamPosition:
 
     @classmethod
     def of(cls, token: str) -> Self:
-        """Return the position of a token, the beginning for an empty one; raise InvalidInput for an invalid one."""
+        """Return the position of a token, the beginning for an empty one.
+
+        Raises InvalidInput for an invalid one.
+        """
         if not token:
             return cls()
         match = _TOKEN.fullmatch(token)
@@ -50,7 +56,10 @@ class StreamPosition:
 async def stream_failures(
     context: RunContext, run: run_pb2.Run, begin: StreamPosition
 ) -> AsyncIterator[pb.IdentifyResponse]:
-    """Yield the failures of a run as they are stored; raise when the run failed or was cancelled."""
+    """Yield the failures of a run as they are stored.
+
+    Raises when the run failed or was cancelled.
+    """
     await _stored(context, run, keys.sources(run.name))
     size = run.config.search.shard_size
     shards = -(-len((await asyncio.to_thread(context.prepared, run)).index) // size)

@@ -32,7 +32,10 @@ class Failures:
 
     @classmethod
     def of(cls, **arrays: Array) -> "Failures":
-        """Build failures from arrays over m of them, in their stored types; missing fields are 0."""
+        """Build failures from arrays over m of them, in their stored types.
+
+        Missing fields are 0.
+        """
         count = len(arrays["source"])
         told = {name: arrays.get(name, np.zeros(count)) for name in _TYPES}
         return cls(latent=arrays["latent"], **{name: array.astype(_TYPES[name]) for name, array in told.items()})

@@ -22,9 +22,9 @@ def standard_normal(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim
 
 
 def released_noise(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
-    """Return noise (n, dim) as in the authors' released code: every draw is nearly the same shift.
+    """Return noise (n, dim) as in the authors' released code.
 
-    Torch has no such quantile function, so it is computed on the host.
+    Every draw is nearly the same shift. Torch has no such quantile function, so it is computed on the host.
     """
     uniform = _uniform(seed, source, round_, draw, dim)
     noise = betaincinv(_RELEASED_CONCENTRATION, _RELEASED_CONCENTRATION, uniform.cpu().numpy())
@@ -32,7 +32,10 @@ def released_noise(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim:
 
 
 def is_held_out(*, seed: int, source: Array, fraction: float) -> Array:
-    """Return whether each source (n,) is held out of correction; a fixed share, drawn by seed and source alone."""
+    """Return whether each source (n,) is held out of correction.
+
+    A fixed share, drawn by seed and source alone.
+    """
     return np.asarray(_unit(_bits(seed ^ 0x48454C44, torch.tensor(source))) < fraction)
 
 
@@ -66,7 +69,10 @@ def _mix(bits: Tensor) -> Tensor:
 
 
 def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Shift right and fill with zeros; torch has no unsigned integers and would repeat the sign."""
+    """Shift right and fill with zeros.
+
+    Torch has no unsigned integers and would repeat the sign.
+    """
     return (bits >> by).bitwise_and_((1 << 64 - by) - 1)
 
 

@@ -82,7 +82,10 @@ class RoundAllocation:
 
 @dataclass(frozen=True, kw_only=True)
 class PerturbationBatch:
-    """Perturbations of one batch, over its rows: arrays on the host, and the latents on their device."""
+    """Perturbations of one batch, over its rows.
+
+    Arrays on the host, and the latents on their device.
+    """
 
     row: Array  # position in the shard
     draw: Array
@@ -92,7 +95,10 @@ class PerturbationBatch:
 
     @classmethod
     def of(cls, *, row: Tensor, draw: Tensor, eps: Tensor, z: Tensor) -> "PerturbationBatch":
-        """Copy what the host needs, all at once: every copy waits for all earlier work of the device."""
+        """Copy what the host needs, all at once.
+
+        Every copy waits for all earlier work of the device.
+        """
         return cls(z=z, row=as_array(row), draw=as_array(draw), eps=as_array(eps), latent=as_array(z))
 
     def take(self, rows: slice) -> "PerturbationBatch":

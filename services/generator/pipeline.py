@@ -1,4 +1,7 @@
-"""The pipeline of decoder and classifier: batches are decoded and sent ahead of the answer that is read."""
+"""The pipeline of decoder and classifier.
+
+Batches are decoded and sent ahead of the answer that is read.
+"""
 
 import contextvars
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +53,10 @@ class DecoderPool:
         return self.pool.submit(contextvars.copy_context().run, make)
 
     def prefetch(self, makers: Iterable[Callable[[], T]]) -> Iterator[T]:
-        """Yield the result of each task, in order; the threads work a few batches ahead."""
+        """Yield the result of each task, in order.
+
+        The threads work a few batches ahead.
+        """
         return prefetch(makers, self.submit, ahead=_AHEAD * self.count)
 
 

@@ -24,7 +24,10 @@ class PreflightRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceMargins:
-    """Margins of n sources: the logit of the label minus the largest other one."""
+    """Margins of n sources.
+
+    The logit of the label minus the largest other one.
+    """
 
     # (n,) on the real image
     image_margin: Array

@@ -1,4 +1,7 @@
-"""The stage `prepare`: preflight, VAE, label model and reference latents; and the estimate of a run's cost."""
+"""The stage `prepare`: preflight, VAE, label model and reference latents.
+
+And the estimate of a run's cost.
+"""
 
 import time
 from collections.abc import Callable
@@ -87,7 +90,10 @@ def _read_correctly(context: RunContext, run: run_pb2.Run, images: LabelledImage
 
 
 def _describe(context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
-    """Store label model and reference; return the latent scale (d,) and the label model's held-out accuracy."""
+    """Store label model and reference.
+
+    Returns the latent scale (d,) and the label model's held-out accuracy.
+    """
     record_keys = keys.label_model(run.config), keys.reference(run.config)
     if not all(context.store.exists(key) for key in record_keys):
         believed, reference = _described(context, run, pair, train)
@@ -176,7 +182,10 @@ def _trained(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: 
 
 
 def _checkpoints(context: RunContext, prefix: str) -> list[str]:
-    """Return the keys of checkpoints, the last epoch last; partial ones of a killed worker are left out."""
+    """Return the keys of checkpoints, the last epoch last.
+
+    Partial ones of a killed worker are left out.
+    """
     return [key for key in context.store.keys(prefix) if key.rsplit("/", 1)[-1].isdecimal()]
 
 

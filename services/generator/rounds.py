@@ -1,7 +1,8 @@
-"""The rounds of a search: stored results of shards, and the plan that each round makes from all earlier ones.
+"""The rounds of a search.
 
-Two workers may search one shard at once, when one of them slept through its claim, and margins differ by rounding. Each
-result is therefore one artifact that is created once: the second worker reads the results of the first.
+Stored results of shards, and the plan that each round makes from all earlier ones. Two workers may search one shard at
+once, when one of them slept through its claim, and margins differ by rounding. Each result is therefore one artifact
+that is created once: the second worker reads the results of the first.
 """
 
 from collections.abc import Mapping
@@ -46,7 +47,10 @@ def read_examination(store: ArtifactStore, run: str, shard: int) -> tuple[Source
 
 
 def create_result(store: ArtifactStore, run: str, round_: int, shard: int, found: ShardResult, sources: Array) -> None:
-    """Store the results of a shard in one round; `sources` (n,) are those of the shard, ascending."""
+    """Store the results of a shard in one round.
+
+    `sources` (n,) are those of the shard, ascending.
+    """
     by_source = np.bincount(np.searchsorted(sources, found.failures.source), minlength=len(sources))
     tally = {
         "decodes": found.decodes,
@@ -142,7 +146,10 @@ def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: in
 def _so_far(
     context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[SourceStatistics, DirectionSums, Array]:
-    """Return the sums of all earlier rounds, in source order: by source, by class, and by confusion."""
+    """Return the sums of all earlier rounds, in source order.
+
+    By source, by class, and by confusion.
+    """
     latest, sums, confusions = _round(context, run, round_ - 1, shard_count)
     if round_ == 1:
         known = _first(context, run, shard_count, latest)
@@ -171,7 +178,10 @@ def _first(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict
 def _round(
     context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[dict[str, Array], list[DirectionSums], Array]:
-    """Return the results of one round: by source and shard, and its failures by true and predicted label (k, k)."""
+    """Return the results of one round.
+
+    By source and shard, and its failures by true and predicted label (k, k).
+    """
     classes = len(context.model(run).classes)
     confusions = np.zeros((classes, classes), np.int32)
     tallies, sums = [], []

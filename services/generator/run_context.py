@@ -1,4 +1,7 @@
-"""The run context: a run's model, images, codec and reference, read from the store once."""
+"""The run context.
+
+A run's model, images, codec and reference, read from the store once.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -109,7 +112,10 @@ class RunContext:
         )
 
     def use_all_threads(self) -> None:
-        """Let torch use all its threads in the calling thread, for training; decoder threads use one."""
+        """Let torch use all its threads in the calling thread, for training.
+
+        Decoder threads use one.
+        """
         torch.set_num_threads(self.threads)
 
     def checks(self, run: run_pb2.Run) -> SearchChecks:
@@ -160,7 +166,10 @@ class RunContext:
 
 
 def given_pair(encoder: bytes, decoder: bytes, image_shape: tuple[int, int, int]) -> Codec:
-    """Return a user's ONNX files as a codec; raise InvalidInput when they are invalid or do not fit the images."""
+    """Return a user's ONNX files as a codec.
+
+    Raises InvalidInput when they are invalid or do not fit the images.
+    """
     functions = []
     for part, file in (("encoder", encoder), ("decoder", decoder)):
         try:
@@ -207,7 +216,10 @@ def real_images(images: LabelledImages, rows: Array) -> Array:
 def fit_run_thresholds(
     reader: Catalog, run_name: str, *, invalid: Sequence[str], valid: Sequence[str]
 ) -> run_pb2.ValidityAdvice:
-    """Return thresholds that would have rejected a run's invalid regions; raise NotFound for unknown regions."""
+    """Return thresholds that would have rejected a run's invalid regions.
+
+    Raises NotFound for unknown regions.
+    """
     run = reader.run(run_name)
     for name in (*invalid, *valid):
         reader.region(name)

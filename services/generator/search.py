@@ -35,7 +35,10 @@ MARGIN_EPSILON = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class SearchModels:
-    """The functions that the search calls; it knows neither Triton nor the networks."""
+    """The functions that the search calls.
+
+    It knows neither Triton nor the networks.
+    """
 
     # (n, d) -> (n, c, h, w) in [0, 1]
     decode: Callable[[Codes], Images]
@@ -65,7 +68,10 @@ class SearchChecks:
 
 @dataclass(frozen=True, kw_only=True)
 class _Confirmation:
-    """A batch of failures, drawn and decoded again: pending logits, and the deviation of the images."""
+    """A batch of failures, drawn and decoded again.
+
+    Pending logits, and the deviation of the images.
+    """
 
     part: Failures
     answer: Pending
@@ -188,7 +194,10 @@ def _confirmed(
     counts: SearchCounters,
     check: Callable[[], None],
 ) -> Failures:
-    """Confirm each failure: reproduce it from its identity, as the stored image, in separate calls."""
+    """Confirm each failure.
+
+    Reproduce it from its identity, as the stored image, in separate calls.
+    """
     mu = sources.mu[np.searchsorted(sources.index, valid.source)]
     parts = [slice(begin, begin + noise_model.batch_size) for begin in range(0, len(mu), noise_model.batch_size)]
     makers = (partial(_redecoded, valid.take(part), mu[part], noise_model, models) for part in parts)

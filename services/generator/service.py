@@ -75,7 +75,10 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         return pb.LearnValidityResponse(advice=advice)
 
     async def _cancel(self, run_name: str) -> None:
-        """Cancel a run: its workers stop at their next batch. A run that has ended stays as it is."""
+        """Cancel a run: its workers stop at their next batch.
+
+        A run that has ended stays as it is.
+        """
         ended = [keys.event(run_name, kind) for kind in ("distilled", "failed", "cancelled")]
         if any([await asyncio.to_thread(self._context.store.exists, key) for key in ended]):
             return

@@ -1,8 +1,9 @@
-"""A small convolutional variational autoencoder, and its files: safetensors weights, encoder and decoder as ONNX.
+"""A small convolutional variational autoencoder, and its files.
 
-Kingma & Welling 2014, "Auto-Encoding Variational Bayes" (arXiv:1312.6114); the KL weight `beta` is Higgins et al. 2017.
-The Gaussian likelihood of colour images, whose variance follows the error, is the optimal sigma-VAE of Rybkin et al.
-2021 (arXiv:2006.13202), with a variance for each image. Figures behind the defaults are in docs/explanation/method.md.
+Safetensors weights, encoder and decoder as ONNX. Kingma & Welling 2014, "Auto-Encoding Variational Bayes"
+(arXiv:1312.6114); the KL weight `beta` is Higgins et al. 2017. The Gaussian likelihood of colour images, whose variance
+follows the error, is the optimal sigma-VAE of Rybkin et al. 2021 (arXiv:2006.13202), with a variance for each image.
+Figures behind the defaults are in docs/explanation/method.md.
 """
 
 import io
@@ -89,7 +90,10 @@ def _gray_defaults(n_pixels: int, n_images: int) -> dict[str, Any]:
 
 
 def _colour_defaults(n_values: int, n_images: int) -> dict[str, Any]:
-    """Photographs vary more than digits, and in lighting: more dimensions, more steps, an error scale an image."""
+    """Photographs vary more than digits, and in lighting.
+
+    More dimensions, more steps, an error scale an image.
+    """
     epochs = min(200, 5 + 700_000 // n_images)  # 200 epochs of 3,000 images, 19 of 50,000
     schedule = {"epochs": epochs, "learning_rate": 4e-3, "max_shift": 1}
     return {"latent_dim": min(128, n_values // 16), "beta": 1.0, "likelihood": "gaussian"} | schedule
@@ -184,12 +188,18 @@ def _up(channels: int, widths: list[int]) -> Iterator[nn.Module]:
 
 
 def _widths(config: VaeConfig) -> list[int]:
-    """Channels by level, shallow to deep: halved when the grid doubles, so that levels cost about the same."""
+    """Channels by level, shallow to deep.
+
+    Halved when the grid doubles, so that levels cost about the same.
+    """
     return [max(8, config.width * 2 // 2**depth) for depth in reversed(range(config.levels))]
 
 
 def new_vae(config: VaeConfig, generator: torch.Generator) -> Vae:
-    """Return a Vae on the CPU with weights drawn from `generator` only; the global generator is untouched."""
+    """Return a Vae on the CPU with weights drawn from `generator` only.
+
+    The global generator is untouched.
+    """
     vae = empty_vae(config).to_empty(device="cpu")
     for name, parameter in vae.named_parameters():
         is_zero = name.endswith(("bias", "last.weight"))  # residual blocks begin as the identity

@@ -1,4 +1,7 @@
-"""Training of a VAE: the weighted ELBO, one cycle of Adam, a checkpoint after every epoch."""
+"""Training of a VAE.
+
+The weighted ELBO, one cycle of Adam, a checkpoint after every epoch.
+"""
 
 import math
 import time
@@ -28,7 +31,10 @@ class TrainingCancelled(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """Means over one epoch, in nats an image; `epoch` counts from 1 to `epochs`."""
+    """Means over one epoch, in nats an image.
+
+    `epoch` counts from 1 to `epochs`.
+    """
 
     epoch: int
     epochs: int
@@ -41,7 +47,10 @@ class EpochReport:
 
 
 class _Training:
-    """The state of a training after an epoch: weights, moments of Adam, state of the generator."""
+    """The state of a training after an epoch.
+
+    Weights, moments of Adam, state of the generator.
+    """
 
     def __init__(self, config: VaeConfig, seed: int, device: torch.device | str) -> None:
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU, so that all devices see the same draws
@@ -81,13 +90,13 @@ def train_vae(
     resume: tuple[int, bytes] | None = None,
     on_checkpoint: Callable[[int, bytes], None] = lambda _epoch, _checkpoint: None,
 ) -> Vae:
-    """Maximise the weighted ELBO on images (n, h, w, c) uint8; return the model on `device`, in eval mode.
+    """Maximise the weighted ELBO on images (n, h, w, c) uint8.
 
-    Every draw comes from `seed`: equal seeds give equal weights on one machine with the same number of threads.
-    `on_epoch` is called after each epoch, `should_stop` before each batch. `on_checkpoint` gets the number of finished
-    epochs and a checkpoint after each epoch; the last such pair, as `resume`, continues to the same weights. Raises
-    ValueError for images that the config does not describe, TrainingCancelled when `should_stop` returns True,
-    FloatingPointError when the loss is no longer finite.
+    Returns the model on `device`, in eval mode. Every draw comes from `seed`: equal seeds give equal weights on one
+    machine with the same number of threads. `on_epoch` is called after each epoch, `should_stop` before each batch.
+    `on_checkpoint` gets the number of finished epochs and a checkpoint after each epoch; the last such pair, as
+    `resume`, continues to the same weights. Raises ValueError for images that the config does not describe,
+    TrainingCancelled when `should_stop` returns True, FloatingPointError when the loss is no longer finite.
     """
     check_images(images, config)
     training = _Training(config, seed, device)
@@ -163,7 +172,10 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
 def _step(
     vae: Vae, optimizer: torch.optim.Optimizer, images: Tensor, rate: float, generator: torch.Generator
 ) -> npt.NDArray[np.float64]:
-    """Take one step on images (b, c, h, w); return the summed reconstruction loss and KL (2,) in nats."""
+    """Take one step on images (b, c, h, w).
+
+    Returns the summed reconstruction loss and KL (2,) in nats.
+    """
     optimizer.param_groups[0]["lr"] = rate
     mu, sigma = vae.encode(images)
     eps = torch.randn(mu.shape, generator=generator).to(mu.device)  # (b, d)

@@ -46,7 +46,10 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Labelled training images in latent space: r of them, and a Gaussian of the aggregate posterior for each class."""
+    """Labelled training images in latent space.
+
+    R of them, and a Gaussian of the aggregate posterior for each class.
+    """
 
     # (r, d) posterior means in aggregate latent sds
     latent: Array
@@ -109,15 +112,19 @@ class Reference:
 
     @functools.cached_property
     def _centred(self) -> tuple[Array, Array]:
-        """Return the references' mean (d,) and the centred references; far from the origin, float32 cannot resolve
-        distances.
+        """Return the references' mean (d,) and the centred references.
+
+        Far from the origin, float32 cannot resolve distances.
         """
         centre = self.latent.mean(axis=0, dtype=np.float64)
         return centre, (self.latent - centre).astype(np.float32)
 
 
 def radius_sd(z: A, mu: A, sd_agg: A) -> A:
-    """Return `norm((z - mu) / sd_agg) / sqrt(d)`, (n,): the radius of the step from mu to z (n, d)."""
+    """Return `norm((z - mu) / sd_agg) / sqrt(d)`, (n,).
+
+    The radius of the step from mu to z (n, d).
+    """
     # A dead latent dimension has no scale, and no step was made along it.
     scale = sd_agg + (sd_agg == 0)
     radius: A = (((z - mu) / scale) ** 2).mean(1) ** 0.5
@@ -305,7 +312,10 @@ def _best(judged: _Judged, kept: Array) -> _Move | None:
 
 
 def _moved(thresholds: Thresholds, move: _Move) -> Thresholds:
-    """Return the thresholds after a move; a threshold that rounding would loosen stays."""
+    """Return the thresholds after a move.
+
+    A threshold that rounding would loosen stays.
+    """
     name, before = move.signal.threshold, getattr(thresholds, move.signal.threshold)
     stricter = max if move.signal.at_least else min
     return replace(thresholds, **{name: stricter(before, move.value)})

@@ -1,4 +1,7 @@
-"""The stages of the search: `identify` searches one shard in one round, `plan` allocates the next round."""
+"""The stages of the search.
+
+`identify` searches one shard in one round, `plan` allocates the next round.
+"""
 
 import numpy as np
 from defuse.v1 import work_pb2
@@ -17,7 +20,10 @@ from services.storage import keys
 
 
 def identify(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
-    """Search one shard and store its results; a stored shard is not searched again."""
+    """Search one shard and store its results.
+
+    A stored shard is not searched again.
+    """
     run, round_, shard = work.run, work.round, work.shard
     if not context.store.exists(keys.shard_result(run.name, round_, shard)):
         found = _search_shard(context, work, job)
@@ -32,7 +38,10 @@ def identify(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work
 
 
 def plan(context: RunContext, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
-    """Plan a round and store the plan; a stored plan is not made again."""
+    """Plan a round and store the plan.
+
+    A stored plan is not made again.
+    """
     job.check_cancelled()
     run, key = work.run, keys.plan(work.run.name, work.round)
     if not context.store.exists(key):
@@ -65,7 +74,10 @@ def _search_shard(context: RunContext, work: work_pb2.IdentifyWork, job: Job) ->
 
 
 def _examined(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> tuple[SourceMargins, Array]:
-    """Return the margins of the shard's sources, and their latents; measured once, in the first round."""
+    """Return the margins of the shard's sources, and their latents.
+
+    Measured once, in the first round.
+    """
     run = work.run
     if not context.store.exists(keys.shard_sources(run.name, work.shard)):
         searched = context.images(run, keys.SEARCHED_SPLIT)

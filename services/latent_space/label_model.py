@@ -1,8 +1,8 @@
-"""The latent label model: the label of a latent according to the data.
+"""The latent label model.
 
-A classifier of latents, trained on draws from the encoder's posterior of labelled training images. It never sees the
-classifier under test, and sees no more of an image than the VAE kept, so it can judge whether a perturbed latent still
-shows its source's label.
+The label of a latent according to the data. A classifier of latents, trained on draws from the encoder's posterior of
+labelled training images. It never sees the classifier under test, and sees no more of an image than the VAE kept, so it
+can judge whether a perturbed latent still shows its source's label.
 """
 
 import io
@@ -34,9 +34,10 @@ _SD_FLOOR = 1e-3  # a dimension without spread is not scaled
 
 
 class LabelModel(nn.Module):
-    """Two hidden layers on standardised latents; `mean` and `sd` (d,) are stored with the weights.
+    """Two hidden layers on standardised latents.
 
-    `held_out_accuracy` is in [0, 1]: accuracy on posterior means of images kept from training.
+    `mean` and `sd` (d,) are stored with the weights. `held_out_accuracy` is in [0, 1]: accuracy on posterior means of
+    images kept from training.
     """
 
     mean: Tensor
@@ -132,7 +133,10 @@ def _check(
 
 
 def _held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> npt.NDArray[np.bool_]:
-    """Choose a tenth of each class (n,), at least one image in all; small classes are used for training entirely."""
+    """Choose a tenth of each class (n,), at least one image in all.
+
+    Small classes are used for training entirely.
+    """
     order = torch.randperm(len(labels), generator=generator).numpy()
     chosen = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):

@@ -51,7 +51,10 @@ class ChildProcess:
         self.start()
 
     def wait_ready(self, deadline: float) -> None:
-        """Wait until the process is ready; raise Unavailable with the end of its log when it ends or times out."""
+        """Wait until the process is ready.
+
+        Raises Unavailable with the end of its log when it ends or times out.
+        """
         while not self.ready():
             if not self.alive():
                 raise Unavailable(f"{self.name} ended at start; the end of {self.log}:\n{self._tail()}")

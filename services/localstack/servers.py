@@ -1,7 +1,8 @@
-"""The servers of the local stack: Redis and Triton from wheels, as child processes on free ports.
+"""The servers of the local stack.
 
-Triton is installed once into a virtual environment of its own, with the layout that its container has: the wheel pins
-numpy below 2, under which alone its Python backend returns outputs.
+Redis and Triton from wheels, as child processes on free ports. Triton is installed once into a virtual environment of
+its own, with the layout that its container has: the wheel pins numpy below 2, under which alone its Python backend
+returns outputs.
 """
 
 import fcntl
@@ -36,7 +37,10 @@ class TritonWheel:
     def command(
         self, *, repository: Path, backends: Path, grpc_port: int, http_port: int, metrics_port: int
     ) -> list[str]:
-        """Return the command line: every model of the repository is loaded at start, later ones on request."""
+        """Return the command line.
+
+        Every model of the repository is loaded at start, later ones on request.
+        """
         return [
             str(self._pytriton / "tritonserver" / "bin" / "tritonserver"),
             f"--model-repository={repository}",
@@ -61,7 +65,10 @@ class TritonWheel:
         }
 
     def write_backends(self, directory: Path) -> None:
-        """Write the backend directory; copies, because Triton rejects paths that leave the directory."""
+        """Write the backend directory.
+
+        Copies, because Triton rejects paths that leave the directory.
+        """
         shutil.rmtree(directory, ignore_errors=True)
         server = self._pytriton / "tritonserver"
         shutil.copytree(server / "backends" / "python", directory / "python")
@@ -79,7 +86,10 @@ class TritonWheel:
 
 
 def ensure_triton(cache: Path, say: Callable[[str], None]) -> TritonWheel:
-    """Return the server, installing it on first use; raise NotReady on a platform without a wheel."""
+    """Return the server, installing it on first use.
+
+    Raises NotReady on a platform without a wheel.
+    """
     _check_platform()
     requirements = DEPLOY / "requirements.txt"
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
@@ -142,7 +152,10 @@ class Server:
 
 
 def start_redis(directory: Path, *, log: Path) -> Server:
-    """Start Redis with its data in a directory, configured as a queue: append-only file, no eviction."""
+    """Start Redis with its data in a directory, configured as a queue.
+
+    Append-only file, no eviction.
+    """
     binary = _redis_binary()
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()

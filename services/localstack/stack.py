@@ -1,4 +1,7 @@
-"""The local stack: a real Redis, a real Triton, and the services, as child processes on free ports."""
+"""The local stack.
+
+A real Redis, a real Triton, and the services, as child processes on free ports.
+"""
 
 import fcntl
 import json
@@ -28,7 +31,10 @@ Say = Callable[[str], None]
 
 
 class StackSettings(BaseSettings):
-    """Settings of the local stack; all others are passed on to the services."""
+    """Settings of the local stack.
+
+    All others are passed on to the services.
+    """
 
     model_config = SettingsConfigDict(env_prefix="DEFUSE_", extra="ignore", frozen=True)
 
@@ -83,7 +89,10 @@ class LocalStack:
         return dict(self._addresses)
 
     def watch(self) -> None:
-        """Restart dead processes, without end; a process that cannot be restarted ends the stack."""
+        """Restart dead processes, without end.
+
+        A process that cannot be restarted ends the stack.
+        """
         while True:
             for child in self._children:
                 if not child.alive():
@@ -125,7 +134,10 @@ class LocalStack:
         return f"redis://{server.address}/0"
 
     def _given_triton(self, url: str) -> dict[str, str]:
-        """Return the settings for an existing Triton; without its repository it is an external one."""
+        """Return the settings for an existing Triton.
+
+        Without its repository it is an external one.
+        """
         if self._settings.triton_repository:
             return {"DEFUSE_TRITON_URL": url, "DEFUSE_TRITON_REPOSITORY": str(self._settings.triton_repository)}
         return {"DEFUSE_TRITON_URL": url, "DEFUSE_HANDOVER": str(self._home / "handover")}

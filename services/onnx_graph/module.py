@@ -48,9 +48,9 @@ def learnable(graph: Graph) -> frozenset[str]:
 
 
 def last_layer(graph: Graph, weights: Collection[str]) -> frozenset[str]:
-    """Return the weights from the last product with features to the output: its matrix and bias.
+    """Return the weights from the last product with features to the output.
 
-    None when features are combined between that product and the output.
+    Its matrix and bias. None when features are combined between that product and the output.
     """
     makers = {output: node for node in graph.nodes for output in node.outputs if output}
     features = _reached(graph.image, graph.nodes)
@@ -99,7 +99,10 @@ def _is_mask(tensor: Tensor) -> bool:
 
 
 def _reached(image: str, nodes: Sequence[Node]) -> set[str]:
-    """Return the values that depend on the image's content; its shape alone does not count."""
+    """Return the values that depend on the image's content.
+
+    Its shape alone does not count.
+    """
     reached = {image}
     for node in nodes:
         if node.op_type not in _MEASURES and reached.intersection(node.inputs):
@@ -108,7 +111,10 @@ def _reached(image: str, nodes: Sequence[Node]) -> set[str]:
 
 
 def _preprocessed(graph: Graph, features: set[str]) -> set[str]:
-    """Return the features that are still the image: rearranged, resized or normalised, before the first weight."""
+    """Return the features that are still the image.
+
+    Rearranged, resized or normalised, before the first weight.
+    """
     raw = {graph.image}
     for node in graph.nodes:
         sources = features.intersection(node.inputs)
@@ -145,11 +151,12 @@ _DATA_FIELDS = ("float_data", "double_data", "int32_data", "raw_data")
 
 
 class OnnxModule(nn.Module):
-    """Runs a graph as it is served; weights are parameters, other float constants are buffers.
+    """Runs a graph as it is served.
 
-    BatchNormalization and Dropout are in inference mode whatever the mode of the module. Integers and booleans are
-    plain tensors on the CPU, where shapes are computed. Raises UnsupportedOperator for a node without an equivalent
-    here, and ValueError for a model with several inputs, missing external data or an unsupported tensor type.
+    Weights are parameters, other float constants are buffers. BatchNormalization and Dropout are in inference mode
+    whatever the mode of the module. Integers and booleans are plain tensors on the CPU, where shapes are computed.
+    Raises UnsupportedOperator for a node without an equivalent here, and ValueError for a model with several inputs,
+    missing external data or an unsupported tensor type.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -197,7 +204,10 @@ class OnnxModule(nn.Module):
         return values[self._output]
 
     def to_onnx(self) -> onnx.ModelProto:
-        """Return the original model with the trained weights; unchanged tensors keep their bytes."""
+        """Return the original model with the trained weights.
+
+        Unchanged tensors keep their bytes.
+        """
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         parameters = dict(self.named_parameters(recurse=False))

@@ -112,10 +112,11 @@ class BatchParity:
 
 
 def export(network: Exportable, inputs: Array, batch_sizes: Sequence[int]) -> tuple[bytes, list[BatchParity]]:
-    """Return the network as an ONNX file; compare torch and ONNX Runtime on the first inputs for each batch size.
+    """Return the network as an ONNX file.
 
-    `network` is on the CPU. `inputs` are real inputs of the classifier, at least as many as the largest batch. Raises
-    ParityError when the two disagree by more than rounding.
+    Compare torch and ONNX Runtime on the first inputs for each batch size. `network` is on the CPU. `inputs` are real
+    inputs of the classifier, at least as many as the largest batch. Raises ParityError when the two disagree by more
+    than rounding.
     """
     file = network.to_onnx().SerializeToString()
     parity = []

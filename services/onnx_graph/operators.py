@@ -14,7 +14,10 @@ _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
 
 class UnsupportedOperator(ValueError):
-    """The graph has a node that cannot run in torch. The remedy is an export without it."""
+    """The graph has a node that cannot run in torch.
+
+    The remedy is an export without it.
+    """
 
 
 def check(node: Node) -> None:

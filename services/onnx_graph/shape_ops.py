@@ -1,6 +1,7 @@
-"""ONNX operators that move elements, and the integer arithmetic of shapes. Source: https://onnx.ai/onnx/operators.
+"""ONNX operators that move elements, and the integer arithmetic of shapes.
 
-Shapes stay tensors, computed anew in each forward pass: a graph may be run with any batch size.
+Source: https://onnx.ai/onnx/operators. Shapes stay tensors, computed anew in each forward pass: a graph may be run with
+any batch size.
 """
 
 import itertools

@@ -101,7 +101,10 @@ def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 def _crop(node: Node, full: _Window, size: Sequence[int], got: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """What ConvTranspose cuts off before and after: its pads, or what its output_shape asks for."""
+    """What ConvTranspose cuts off before and after.
+
+    Its pads, or what its output_shape asks for.
+    """
     auto_pad, wanted = node.get("auto_pad", "NOTSET"), node.get("output_shape")
     if wanted is None and auto_pad.startswith("SAME"):
         wanted = [n * stride for n, stride in zip(size, full.stride, strict=True)]

@@ -27,7 +27,10 @@ _STAGES = [stream.rpartition(":")[2] for stream in _STREAMS]
 
 
 def main() -> None:
-    """List or replay; exit with status 1 and one line when Redis does not answer."""
+    """List or replay.
+
+    Exit with status 1 and one line when Redis does not answer.
+    """
     parser = argparse.ArgumentParser(prog="python -m services.runtime.dead_letters", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["list", "replay"], default="list")
     parser.add_argument("stream", nargs="?", choices=_STAGES, help="whose dead letters are put back")

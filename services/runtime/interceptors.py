@@ -96,7 +96,10 @@ def _streaming(method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callabl
 
 
 async def _responses(answer: Any) -> AsyncIterator[Any]:
-    """Yield the responses of a streaming method; the health service's is a coroutine that writes to the context."""
+    """Yield the responses of a streaming method.
+
+    The health service's is a coroutine that writes to the context.
+    """
     if hasattr(answer, "__aiter__"):
         async for response in answer:
             yield response
@@ -139,7 +142,10 @@ def _histogram(method: str, code: str) -> Any:
 
 
 class DeadlineInterceptor(grpc.aio.ServerInterceptor):
-    """Ends unary calls without a deadline after a time limit; streams have none."""
+    """Ends unary calls without a deadline after a time limit.
+
+    Streams have none.
+    """
 
     def __init__(self, *, default_s: float) -> None:
         self._default_s = default_s

@@ -54,7 +54,10 @@ class Delivery:
     trace: Mapping[str, str]
 
     def decode(self, message: Message) -> None:
-        """Parse the payload into `message`; raise Internal for another schema or an invalid protobuf."""
+        """Parse the payload into `message`.
+
+        Raises Internal for another schema or an invalid protobuf.
+        """
         if self.schema != SCHEMA:
             raise Internal(f"message {self.id} has schema {self.schema}, this service reads {SCHEMA}; upgrade together")
         try:
@@ -157,7 +160,10 @@ class Queue:
         return [(letter_id.decode(), letter[b"error"].decode()) for letter_id, letter in letters]
 
     async def replay(self, stream: str) -> int:
-        """Move all dead letters of a stream back to it; return their number."""
+        """Move all dead letters of a stream back to it.
+
+        Returns their number.
+        """
         letters = await self.redis.xrange(dead_letters(stream))
         for letter_id, letter in letters:
             async with self.redis.pipeline(transaction=True) as pipe:

@@ -1,4 +1,7 @@
-"""The process of a service: a gRPC server with health, reflection, metrics, mapped errors and draining."""
+"""The process of a service.
+
+A gRPC server with health, reflection, metrics, mapped errors and draining.
+"""
 
 import asyncio
 import contextlib
@@ -51,7 +54,10 @@ class Service:
 
 
 def serve(name: str, settings: S, build: Callable[[S], Service]) -> None:
-    """Run a service until SIGTERM or SIGINT; exit with one line when it cannot start."""
+    """Run a service until SIGTERM or SIGINT.
+
+    Exit with one line when it cannot start.
+    """
     telemetry.configure_logging(name, level=settings.log_level, log_format=settings.log_format)
     _allow_connections()
     try:
@@ -135,7 +141,10 @@ async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until they are done: a client whose server goes away at that moment can swallow a cancellation."""
+    """Cancel tasks until they are done.
+
+    A client whose server goes away at that moment can swallow a cancellation.
+    """
     pending = {task for task in tasks if not task.done()}
     while pending:
         for task in pending:

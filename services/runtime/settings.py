@@ -1,4 +1,7 @@
-"""Settings of every service: read from `DEFUSE_*` variables or a TOML file, validated at start."""
+"""Settings of every service.
+
+Read from `DEFUSE_*` variables or a TOML file, validated at start.
+"""
 
 import os
 import sys
@@ -96,7 +99,10 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the settings; exit with one line for each invalid one, by the variable's name."""
+        """Read the settings.
+
+        Exit with one line for each invalid one, by the variable's name.
+        """
         try:
             return cls()
         except ValidationError as error:

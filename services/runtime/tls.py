@@ -17,10 +17,10 @@ from services.runtime.settings import MAX_MESSAGE_BYTES
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Return the credentials of a server; with an authority, callers must present a certificate of it.
+    """Return the credentials of a server.
 
-    Files are read again when they change; invalid content leaves the previous one in use. Raises InvalidInput when a
-    file cannot be read or is invalid at start.
+    With an authority, callers must present a certificate of it. Files are read again when they change; invalid content
+    leaves the previous one in use. Raises InvalidInput when a file cannot be read or is invalid at start.
     """
     return grpc.dynamic_ssl_server_credentials(
         _read(files),
@@ -36,7 +36,10 @@ def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
 
 
 def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
-    """Return a callback for each TLS handshake: the new configuration, or None without a change."""
+    """Return a callback for each TLS handshake.
+
+    The new configuration, or None without a change.
+    """
     seen = _stamps(files)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -106,7 +109,10 @@ class ServiceClient(Generic[S]):
         self._stub = stub(self._channel)
 
     async def call(self, method: Callable[..., Any], *, deadline_s: float | None = DEADLINE_S) -> Any:
-        """Make a call with a deadline, by default that of services; raise the error of the other service."""
+        """Make a call with a deadline, by default that of services.
+
+        Raises the error of the other service.
+        """
         try:
             return await method(self._stub, timeout=deadline_s or DEADLINE_S)
         except grpc.aio.AioRpcError as error:

@@ -17,9 +17,9 @@ _exporting = False
 
 @contextmanager
 def exported(service: str, url: str | None) -> Iterator[None]:
-    """Export the spans of this process while the block runs; without a URL, none are created.
+    """Export the spans of this process while the block runs.
 
-    Raises NotReady when the packages for it are missing.
+    Without a URL, none are created. Raises NotReady when the packages for it are missing.
     """
     global _exporting  # noqa: PLW0603  # OpenTelemetry has one provider a process, too
     if not url:
@@ -78,7 +78,10 @@ def note_outcome(outcome: str, *, failed: bool) -> None:
 
 
 def request(name: str, **attributes: Any) -> Span:
-    """Start a span below the present one, if there is one; `ended` ends it."""
+    """Start a span below the present one, if there is one.
+
+    `ended` ends it.
+    """
     if not trace.get_current_span().get_span_context().is_valid:
         return trace.INVALID_SPAN
     return _TRACER.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
@@ -93,7 +96,10 @@ def ended(span: Span, error: BaseException | None = None) -> None:
 
 @contextmanager
 def ended_if_it_raises(span: Span) -> Iterator[None]:
-    """End a span of `request` when the block raises; otherwise later code ends it."""
+    """End a span of `request` when the block raises.
+
+    Otherwise later code ends it.
+    """
     try:
         yield
     except BaseException as error:
@@ -109,7 +115,10 @@ def headers(span: Span) -> dict[str, str]:
 
 
 def ids() -> dict[str, str]:
-    """Return the ids of the present trace and span, for logs; empty without one."""
+    """Return the ids of the present trace and span, for logs.
+
+    Empty without one.
+    """
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:
         return {}

@@ -100,7 +100,10 @@ class Worker:
         return [self.run, lambda: report_queue_metrics(self._queue, self._stages.keys())]
 
     async def run(self) -> None:
-        """Work until the task is cancelled; a claimed message stays pending and is reclaimed by another worker."""
+        """Work until the task is cancelled.
+
+        A claimed message stays pending and is reclaimed by another worker.
+        """
         streams = list(self._stages)
         await retry_while_redis_is_away(lambda: self._queue.open(streams))
         while True:

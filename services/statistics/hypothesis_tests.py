@@ -23,7 +23,10 @@ def clopper_pearson(successes: int, trials: int, *, confidence: float = CONFIDEN
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorRateTest:
-    """Fresh decodes of a group beside controls: numbers of both, and of the misclassified ones."""
+    """Fresh decodes of a group beside controls.
+
+    Numbers of both, and of the misclassified ones.
+    """
 
     errors: int
     decodes: int
@@ -32,7 +35,10 @@ class ErrorRateTest:
 
     @property
     def excess(self) -> float:
-        """Excess of the error rate over the controls', in [0, 1]; 0 without any."""
+        """Excess of the error rate over the controls', in [0, 1].
+
+        0 without any.
+        """
         if not self.decodes or not self.controls:
             return 0.0
         return max(0.0, self.errors / self.decodes - self.control_errors / self.controls)

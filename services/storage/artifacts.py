@@ -1,7 +1,7 @@
-"""The artifact store: the record of everything, on any file system that fsspec supports.
+"""The artifact store.
 
-An artifact is written completely or not at all, and never changed. Arrays are safetensors, records are protobuf, so
-that reading the store cannot run code.
+The record of everything, on any file system that fsspec supports. An artifact is written completely or not at all, and
+never changed. Arrays are safetensors, records are protobuf, so that reading the store cannot run code.
 """
 
 import os
@@ -29,9 +29,10 @@ M = TypeVar("M", bound=Message)
 
 
 class ArtifactStore:
-    """Reads and writes artifacts below one fsspec URL. Safe to use from several threads and processes.
+    """Reads and writes artifacts below one fsspec URL.
 
-    `copies_bytes` bounds the local copies that mapping the arrays of a remote store needs.
+    Safe to use from several threads and processes. `copies_bytes` bounds the local copies that mapping the arrays of a
+    remote store needs.
     """
 
     def __init__(self, url: str, *, copies_bytes: int = STORE_COPIES_BYTES) -> None:
@@ -63,13 +64,19 @@ class ArtifactStore:
         return sorted(f"{prefix}/{path.rstrip('/').rsplit('/', 1)[-1]}" for path in paths)
 
     def write_bytes(self, key: str, data: bytes) -> None:
-        """Write an artifact completely; raise StoreFull on a full disk, leaving nothing behind."""
+        """Write an artifact completely.
+
+        Raises StoreFull on a full disk, leaving nothing behind.
+        """
         with self.writing(key) as file:
             file.write(data)
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Any]:
-        """Open an artifact for writing; it appears under its key when the block ends without an error."""
+        """Open an artifact for writing.
+
+        It appears under its key when the block ends without an error.
+        """
         path, temporary = self._path(key), self._path(f"{key}.{uuid.uuid4().hex}.partial")
         with naming_full_disk(f"the artifact store {self.url}", key):
             try:
@@ -82,9 +89,10 @@ class ArtifactStore:
                 raise
 
     def create_bytes(self, key: str, data: bytes) -> None:
-        """Write an artifact that several may create at once: the first one stays, the others change nothing.
+        """Write an artifact that several may create at once.
 
-        Guaranteed on a local file system; elsewhere two concurrent writers can both write.
+        The first one stays, the others change nothing. Guaranteed on a local file system; elsewhere two concurrent
+        writers can both write.
         """
         if self.exists(key):
             return
@@ -133,7 +141,10 @@ class ArtifactStore:
         self.create_bytes(key, _safetensors(arrays))
 
     def write_streamed(self, key: str, arrays: Mapping[str, StreamedArray]) -> None:
-        """Write arrays that are never in memory as a whole; they are read like any others."""
+        """Write arrays that are never in memory as a whole.
+
+        They are read like any others.
+        """
         with self.writing(key) as file:
             write_streamed(file, arrays)
 

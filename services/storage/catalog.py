@@ -84,12 +84,18 @@ class Catalog:
             raise NotFound(f"there is no guard {names.last(name)!r}", reason="GUARD_NOT_FOUND") from error
 
     def guards(self, model_name: str) -> list[guard_pb2.Guard]:
-        """Return the guards of a model, oldest first; NotFound for an unknown model."""
+        """Return the guards of a model, oldest first.
+
+        NotFound for an unknown model.
+        """
         found = self.store.keys(f"{self.model(model_name).name}/guards")
         return [self.guard(key) for key in sorted(found, key=lambda key: int(names.last(key)))]
 
     def run(self, name: str) -> run_pb2.Run:
-        """Return a run as it was created; raise NotFound for an unknown name."""
+        """Return a run as it was created.
+
+        Raises NotFound for an unknown name.
+        """
         try:
             return self.store.read_message(keys.run(names.check(name, "runs/*")), run_pb2.Run)
         except NotFound as error:
@@ -102,7 +108,10 @@ class Catalog:
         return [one for one in runs if one.config.model == model_name]
 
     def region(self, name: str) -> region_pb2.Region:
-        """Return a region or a part of one, without annotations; raise NotFound for an unknown name."""
+        """Return a region or a part of one, without annotations.
+
+        Raises NotFound for an unknown name.
+        """
         names.check(name, "runs/*/regions/*")
         run_name = names.parent(name)
         self.run(run_name)
@@ -119,9 +128,10 @@ class Catalog:
         )
 
     def regions(self, run_name: str) -> list[region_pb2.Region]:
-        """Return the annotated regions of a run, largest score first; none before it is distilled.
+        """Return the annotated regions of a run, largest score first.
 
-        Parts of mixed regions are included, recursively; annotating such a region otherwise removes its parts.
+        None before it is distilled. Parts of mixed regions are included, recursively; annotating such a region
+        otherwise removes its parts.
         """
         listed = [one for region in self._distilled(keys.distillation(run_name)) for one in self._with_parts(region)]
         return sorted(listed, key=lambda region: -region.score)
@@ -134,7 +144,10 @@ class Catalog:
         return region
 
     def parts(self, region_name: str) -> list[region_pb2.Region]:
-        """Return the parts of a split region, largest score first; none for other regions."""
+        """Return the parts of a split region, largest score first.
+
+        None for other regions.
+        """
         return self._distilled(keys.parts(region_name))
 
     def failures(self, run_name: str, round_: int, shard: int) -> dict[str, Array]:
@@ -160,7 +173,10 @@ class Catalog:
             yield {name: array[rows] for name, array in found.items()}
 
     def split(self, dataset_name: str, split_name: str, model: model_pb2.Model) -> LabelledImages:
-        """Return a split with labels as the model's class ids; images stay on disk until use."""
+        """Return a split with labels as the model's class ids.
+
+        Images stay on disk until use.
+        """
         arrays = self.store.map_arrays(keys.split(dataset_name, split_name))
         table = label_map(self.dataset(dataset_name), model)
         return LabelledImages(images=arrays["x"], labels=table[arrays["y"]])

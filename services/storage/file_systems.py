@@ -62,7 +62,10 @@ def naming_full_disk(where: str, what: str, *, remedy: str = "free space there a
 
 
 def scratch_file() -> IO[bytes]:
-    """Open a temporary file that is deleted when it is closed; fill it with `append`."""
+    """Open a temporary file that is deleted when it is closed.
+
+    Fill it with `append`.
+    """
     # Unbuffered: a write that a full disk refused must not be repeated when the file is closed.
     return tempfile.TemporaryFile(prefix="defuse-", buffering=0)
 
@@ -90,7 +93,10 @@ class LocalCopies:
         self._sizes: OrderedDict[str, int] = OrderedDict()
 
     def open(self, key: str, fetch: Callable[[Path], object]) -> BinaryIO:
-        """Open the copy of an artifact; `fetch` writes a missing one to a path."""
+        """Open the copy of an artifact.
+
+        `fetch` writes a missing one to a path.
+        """
         name = hashlib.sha256(key.encode()).hexdigest()
         with self._lock, suppress(FileNotFoundError):
             return self._used(name)

@@ -74,7 +74,10 @@ def vae(config: run_pb2.RunConfig, part: str) -> str:
 
 
 def label_model(config: run_pb2.RunConfig) -> str:
-    """The label model; shared by runs with the same VAE, seed and model classes."""
+    """The label model.
+
+    Shared by runs with the same VAE, seed and model classes.
+    """
     return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.safetensors")
 
 
@@ -98,7 +101,10 @@ def plan(run_name: str, round_: int) -> str:
 
 
 def shard_result(run_name: str, round_: int, shard: int) -> str:
-    """The results of one shard in one round: failures, statistics for the next plan, counts."""
+    """The results of one shard in one round.
+
+    Failures, statistics for the next plan, counts.
+    """
     return f"{run_name}/results/{round_:03d}-{shard:05d}.safetensors"
 
 
@@ -134,7 +140,10 @@ def guard(name: str) -> str:
 
 
 def guard_reference(name: str) -> str:
-    """The reference profile: scores of the test split by a guard and by the version that its run searched."""
+    """The reference profile.
+
+    Scores of the test split by a guard and by the version that its run searched.
+    """
     return f"{name}/reference.safetensors"
 
 
@@ -149,9 +158,9 @@ def observations(model_name: str, hour: str) -> str:
 
 
 def reported(batch: str) -> str:
-    """The observations of a batch without images, an ObservationBatch; `batch` is its key below `observations`.
+    """The observations of a batch without images, an ObservationBatch.
 
-    Written last of a report: a batch exists once this is there.
+    `batch` is its key below `observations`. Written last of a report: a batch exists once this is there.
     """
     return f"{batch}/reported.pb"
 
@@ -166,9 +175,9 @@ def observed_images(batch: str) -> str:
 
 
 def truths(batch: str) -> str:
-    """Ground truth of a batch, in the order of the keys: the latest statement counts.
+    """Ground truth of a batch, in the order of the keys.
 
-    Each is an ObservationBatch whose observations have `id` and `truth` only.
+    The latest statement counts. Each is an ObservationBatch whose observations have `id` and `truth` only.
     """
     return f"{batch}/truths"
 
@@ -188,9 +197,10 @@ def monitor_config(model_name: str) -> str:
 
 
 def watched(batch: str) -> str:
-    """The scores of a batch: region index, inside, risk, typicality, latent; predicted class and confidence.
+    """The scores of a batch: region index, inside, risk, typicality, latent.
 
-    `id` names its rows as in `observed_images`, so that a row can be removed independently of earlier removals.
+    Predicted class and confidence. `id` names its rows as in `observed_images`, so that a row can be removed
+    independently of earlier removals.
     """
     return f"{batch}/watched.safetensors"
 
@@ -211,7 +221,10 @@ def trial(name: str) -> str:
 
 
 def audit_event(moment: datetime, unique: str) -> str:
-    """An audit event: one folder a day, with keys that sort by time."""
+    """An audit event.
+
+    One folder a day, with keys that sort by time.
+    """
     return f"{AUDIT}/{moment:%Y-%m-%d}/{moment:%H%M%S.%f}-{unique}.pb"
 
 

@@ -1,7 +1,8 @@
-"""Arrays in safetensors files: memory-mapped reading, streamed writing, and named groups of arrays.
+"""Arrays in safetensors files.
 
-A mapped array is read from disk page by page, and its pages can be evicted again. A streamed array is written a part
-at a time, since the header is known before the rows are.
+Memory-mapped reading, streamed writing, and named groups of arrays. A mapped array is read from disk page by page, and
+its pages can be evicted again. A streamed array is written a part at a time, since the header is known before the rows
+are.
 """
 
 import json
@@ -30,9 +31,10 @@ TYPES = {
 
 
 def mapped_arrays(file: BinaryIO, *, whose: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of an open file, read-only; raise Internal for any other kind, naming `whose`.
+    """Return the arrays of an open file, read-only.
 
-    The file may be closed, and even deleted, while its arrays are in use.
+    Raises Internal for any other kind, naming `whose`. The file may be closed, and even deleted, while its arrays are
+    in use.
     """
     try:
         header, offset = read_safetensors_header(file)
@@ -71,7 +73,10 @@ class StreamedArray:
 
 
 def write_streamed(file: IO[bytes], arrays: Mapping[str, StreamedArray]) -> None:
-    """Write a safetensors file; raise ValueError when the parts of an array do not fill its shape."""
+    """Write a safetensors file.
+
+    Raises ValueError when the parts of an array do not fill its shape.
+    """
     # Wide types first, as in the library, so that each array is aligned.
     names = sorted(arrays, key=lambda name: (-np.dtype(arrays[name].dtype).itemsize, name))
     file.write(_header({name: arrays[name] for name in names}))

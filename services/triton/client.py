@@ -1,4 +1,7 @@
-"""The client of Triton over gRPC: images in [0, 1] in, logits out, one preprocessing for each classifier."""
+"""The client of Triton over gRPC.
+
+Images in [0, 1] in, logits out, one preprocessing for each classifier.
+"""
 
 import weakref
 from collections.abc import Callable
@@ -26,7 +29,10 @@ _CLOSE_GRACE_S = 2.0
 
 
 class InferenceClient:
-    """A connection to one Triton server. The constructor opens none. Safe to use from several threads."""
+    """A connection to one Triton server. The constructor opens none.
+
+    Safe to use from several threads.
+    """
 
     def __init__(
         self,
@@ -49,14 +55,18 @@ class InferenceClient:
 
     @property
     def transport(self) -> str:
-        """Name of the transport in use; chosen now if no image was sent yet.
+        """Name of the transport in use.
 
-        Raises Unavailable while Triton does not answer, or when it refuses the requested transport.
+        Chosen now if no image was sent yet. Raises Unavailable while Triton does not answer, or when it refuses the
+        requested transport.
         """
         return self._choice.name()
 
     def close(self) -> None:
-        """Release the memory shared with Triton and close the connection; called at exit."""
+        """Release the memory shared with Triton and close the connection.
+
+        Called at exit.
+        """
         self._closing()
 
     def check(self) -> None:
@@ -72,7 +82,10 @@ class InferenceClient:
             raise Unavailable(f"Triton at {self.url} is starting or stopping", reason="TRITON_UNAVAILABLE")
 
     def load(self, model_id: str) -> None:
-        """Load or reload a model from its repository entry; raise NotReady with Triton's message when it refuses."""
+        """Load or reload a model from its repository entry.
+
+        Raises NotReady with Triton's message when it refuses.
+        """
         try:
             self._client.load_model(model_id, client_timeout=self.timeout_s)
         except InferenceServerException as error:
@@ -98,7 +111,10 @@ class InferenceClient:
         return sorted(int(version) for version in self._described("get_model_metadata", model_id).versions)
 
     def max_batch_size(self, model_id: str) -> int:
-        """Return the largest batch of a model; 0 when it does not batch."""
+        """Return the largest batch of a model.
+
+        0 when it does not batch.
+        """
         return int(self._described("get_model_config", model_id).config.max_batch_size)
 
     def _described(self, what: str, model_id: str) -> Any:
@@ -108,11 +124,17 @@ class InferenceClient:
             raise meaning_of(error, self.url) from error
 
     def classifier(self, model: model_pb2.Model, *, version: int, model_id: str | None = None) -> "Classifier":
-        """Return a version of a model; `model_id` when it is served under another name."""
+        """Return a version of a model.
+
+        `model_id` when it is served under another name.
+        """
         return Classifier(self, model, version=version, model_id=model_id or names.last(model.name))
 
     def infer(self, request: Request, images: Any, write: Callable[[Any, Any], None]) -> "Future[Array]":
-        """Send one request, whose input `write(images, input)` fills; waits while too many are in flight."""
+        """Send one request, whose input `write(images, input)` fills.
+
+        Waits while too many are in flight.
+        """
         return self._in_flight.send(request, images, write)
 
 
@@ -174,7 +196,10 @@ class Classifier:
         return self._client.infer(request, images, self._write), count
 
     def _write(self, images: Any, out: Any) -> None:
-        """Write the input; a fixed batch size is filled up with the last image."""
+        """Write the input.
+
+        A fixed batch size is filled up with the last image.
+        """
         count = len(images)
         preprocess(images, self.model, out=out[:count])
         out[count:] = out[count - 1]
@@ -188,7 +213,10 @@ class PendingLogits:
         self._classifier = classifier  # keeps the client, whose deletion would end the requests
 
     def result(self) -> Array:
-        """Wait for all answers; return logits (n, k), or log-probabilities for a model with probabilities."""
+        """Wait for all answers.
+
+        Returns logits (n, k), or log-probabilities for a model with probabilities.
+        """
         model = self._classifier.model
         outputs = np.concatenate([no_logits(model), *(future.result()[:count] for future, count in self._parts)])
         if model.output == model_pb2.Model.OUTPUT_PROBABILITIES:

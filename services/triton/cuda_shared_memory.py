@@ -23,7 +23,10 @@ _TRIAL = BufferSize(input_bytes=4096, output_bytes=0)
 
 
 class CudaSharedMemory:
-    """The transport for a CUDA device that torch and Triton share; needs the package `cuda-python`."""
+    """The transport for a CUDA device that torch and Triton share.
+
+    Needs the package `cuda-python`.
+    """
 
     name = CUDA_SHARED_MEMORY
 

@@ -1,6 +1,7 @@
-"""Requests in flight: a fixed number of slots, each with memory that its requests reuse.
+"""Requests in flight.
 
-The transport is the requested one, or the first that works; a transport that stops working is chosen again.
+A fixed number of slots, each with memory that its requests reuse. The transport is the requested one, or the first that
+works; a transport that stops working is chosen again.
 """
 
 import queue
@@ -46,7 +47,10 @@ _BEST_FIRST = (CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY, GRPC)
 
 
 class TransportChoice:
-    """The transport in use: chosen at first use, and again when it stops working. Safe to use from several threads."""
+    """The transport in use.
+
+    Chosen at first use, and again when it stops working. Safe to use from several threads.
+    """
 
     def __init__(self, wanted: TransportSetting, client: Any, url: str, *, timeout_s: float) -> None:
         makers: dict[str, Callable[[], Transport]] = {
@@ -63,7 +67,10 @@ class TransportChoice:
         self._lock = threading.Lock()
 
     def name(self) -> str:
-        """Return the transport's name; raise Unavailable when Triton does not answer or refuses the requested one."""
+        """Return the transport's name.
+
+        Raises Unavailable when Triton does not answer or refuses the requested one.
+        """
         return self._transport().name
 
     def memory(self, buffer_size: BufferSize) -> Memory:
@@ -102,8 +109,9 @@ class TransportChoice:
             )
 
     def _drop(self, transport: Transport, refusal: TransportRefused) -> None:
-        """Switch to the next transport; without one the refusal is raised, and the transport is tried again at the next
-        use.
+        """Switch to the next transport.
+
+        Without one the refusal is raised, and the transport is tried again at the next use.
         """
         if transport is not self._offers[0]:
             return  # another thread got the same refusal
@@ -148,7 +156,10 @@ class SentRequest:
 
 
 class RequestsInFlight:
-    """Sends requests, a fixed number at a time. Safe to use from several threads."""
+    """Sends requests, a fixed number at a time.
+
+    Safe to use from several threads.
+    """
 
     def __init__(self, client: Any, choice: TransportChoice, url: str, *, count: int, timeout_s: float) -> None:
         self._client = client
@@ -163,7 +174,10 @@ class RequestsInFlight:
             self._free.put(slot)
 
     def send(self, request: Request, images: Any, write: Callable[[Any, Any], None]) -> "Future[Array]":
-        """Wait for a free slot, fill its memory by `write(images, input)`, send it; return the pending answer."""
+        """Wait for a free slot, fill its memory by `write(images, input)`, send it.
+
+        Returns the pending answer.
+        """
         slot = self._take()
         try:
             memory = self._memory(slot, request)
@@ -178,7 +192,10 @@ class RequestsInFlight:
         return sent.answer
 
     def close(self, grace_s: float) -> None:
-        """Release all memory, waiting at most `grace_s` for requests under way; later senders get an error."""
+        """Release all memory, waiting at most `grace_s` for requests under way.
+
+        Later senders get an error.
+        """
         self._closed = True
         idle = self._idle(time.monotonic() + grace_s)
         for slot in self._slots:
@@ -237,7 +254,10 @@ class RequestsInFlight:
             raise meaning_of(error, self._url) from error
 
     def _answered(self, sent: SentRequest, result: Any, error: InferenceServerException | None) -> None:
-        """Take an answer in a gRPC thread, which other answers need: anything that waits is left to another thread."""
+        """Take an answer in a gRPC thread, which other answers need.
+
+        Anything that waits is left to another thread.
+        """
         if error and lacks_region(error):
             again = threading.Thread(target=self._settle, args=[sent, self._send_again], daemon=True)
             self._settle(sent, lambda _: again.start())

@@ -1,7 +1,8 @@
-"""System shared memory: batches in files of /dev/shm, which a Triton on this host maps.
+"""System shared memory.
 
-The library's own `tritonclient.utils.shared_memory` is not used: it relies on `multiprocessing.shared_memory`, whose
-tracker process unlinks files that others still use, and which reserves nothing, so that a full /dev/shm is a SIGBUS.
+Batches in files of /dev/shm, which a Triton on this host maps. The library's own `tritonclient.utils.shared_memory` is
+not used: it relies on `multiprocessing.shared_memory`, whose tracker process unlinks files that others still use, and
+which reserves nothing, so that a full /dev/shm is a SIGBUS.
 """
 
 import fcntl
@@ -37,7 +38,10 @@ _STEPS_PER_DOUBLING_BITS = 3
 
 
 class SystemSharedMemory:
-    """Images are written where Triton reads them; answers are read where it writes them."""
+    """Images are written where Triton reads them.
+
+    Answers are read where it writes them.
+    """
 
     name = SYSTEM_SHARED_MEMORY
 
@@ -85,7 +89,10 @@ class SystemSharedMemory:
         self._regions.close()
 
     def _unregister_orphans(self) -> None:
-        """Unregister regions without a file in the shared /dev/shm; other processes' regions always have one."""
+        """Unregister regions without a file in the shared /dev/shm.
+
+        Other processes' regions always have one.
+        """
         known = self._client.get_system_shared_memory_status(client_timeout=self._timeout_s).regions
         for name in known:
             if name.startswith(OWN_REGION_PREFIX) and not (DIRECTORY / name).exists():
@@ -146,7 +153,10 @@ class RegionFile:
             raise
 
     def remove(self) -> None:
-        """Remove name and lock; the mapping stays as long as an array refers to it."""
+        """Remove name and lock.
+
+        The mapping stays as long as an array refers to it.
+        """
         (DIRECTORY / self.name).unlink(missing_ok=True)
         self._file.close()
 

@@ -1,4 +1,7 @@
-"""How batches reach Triton: the transport interface, gRPC, registered shared memory, and Triton's errors."""
+"""How batches reach Triton.
+
+The transport interface, gRPC, registered shared memory, and Triton's errors.
+"""
 
 import math
 import time
@@ -22,7 +25,10 @@ _NO_REGION = "Unable to find shared memory region"
 
 
 def is_away(error: InferenceServerException) -> bool:
-    """Return whether an error is not Triton's answer: the request may be under way, or may never have arrived."""
+    """Return whether an error is not Triton's answer.
+
+    The request may be under way, or may never have arrived.
+    """
     return error.status() in _AWAY and _UNLOADED not in error.message()
 
 
@@ -62,7 +68,10 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
 
 
 class TransportRefused(Exception):
-    """A transport does not work here; the message has the reason and the remedy."""
+    """A transport does not work here.
+
+    The message has the reason and the remedy.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +126,10 @@ class Memory(Protocol):
         """Return images in a form that can be assigned to `input`."""
 
     def input(self, request: Request) -> Any:
-        """Return the request's input to be written: a numpy array or a torch tensor on the memory itself."""
+        """Return the request's input to be written.
+
+        A numpy array or a torch tensor on the memory itself.
+        """
 
     def refer(self, request: Request, tensor: Any, output: Any) -> None:
         """Set the locations of images and answer on tritonclient's input and output."""
@@ -156,7 +168,10 @@ class HostMemory:
         self._buffer = buffer
 
     def accept(self, images: Any) -> Array:
-        """Return images as an array; those on another device are copied through DLPack."""
+        """Return images as an array.
+
+        Those on another device are copied through DLPack.
+        """
         if isinstance(images, np.ndarray):
             return images
         from torch.utils import dlpack
@@ -207,7 +222,10 @@ _POLL_S = 0.001
 
 
 class SharedMemoryRegions:
-    """Registers and unregisters regions of one kind. Safe to use from several threads."""
+    """Registers and unregisters regions of one kind.
+
+    Safe to use from several threads.
+    """
 
     def __init__(self, url: str, *, register: Callable[..., None], unregister: Callable[[str], None]) -> None:
         self._url = url
@@ -217,7 +235,10 @@ class SharedMemoryRegions:
         self._leaving: deque[tuple[str, Callable[[], None]]] = deque()
 
     def add(self, name: str, *details: Any) -> None:
-        """Register a region; raise TransportRefused with Triton's message, or Unavailable while it does not answer."""
+        """Register a region.
+
+        Raises TransportRefused with Triton's message, or Unavailable while it does not answer.
+        """
         self.remove_leaving()
         try:
             self._register(name, *details)
@@ -240,7 +261,10 @@ class SharedMemoryRegions:
         self._leaving.append((name, free))
 
     def remove_leaving(self) -> bool:
-        """Unregister the regions that Triton has released; return whether it still uses some."""
+        """Unregister the regions that Triton has released.
+
+        Returns whether it still uses some.
+        """
         with suppress(IndexError):  # another thread may empty the deque
             for _ in range(len(self._leaving)):
                 name, free = self._leaving.popleft()
@@ -251,7 +275,10 @@ class SharedMemoryRegions:
         return bool(self._leaving)
 
     def close(self) -> None:
-        """Unregister all regions that Triton releases soon; the next process finds the rest."""
+        """Unregister all regions that Triton releases soon.
+
+        The next process finds the rest.
+        """
         deadline = time.monotonic() + _LETTING_GO_S
         while self.remove_leaving() and time.monotonic() < deadline:
             time.sleep(_POLL_S)

@@ -1,9 +1,9 @@
-"""The checks of the gate: each has a figure, an interval, a bound, and a rule in words.
+"""The checks of the gate.
 
-There are two kinds of rule, for two kinds of evidence. The test split has enough images to prove that nothing is lost:
-a candidate must be non-inferior, and fails in doubt. A class or a region rarely has: there a candidate fails when it
-loses more than the margin and chance does not explain the loss, over all of them (Holm, Scandinavian Journal of
-Statistics 1979); the check states the smallest detectable loss.
+Each has a figure, an interval, a bound, and a rule in words. There are two kinds of rule, for two kinds of evidence.
+The test split has enough images to prove that nothing is lost: a candidate must be non-inferior, and fails in doubt. A
+class or a region rarely has: there a candidate fails when it loses more than the margin and chance does not explain the
+loss, over all of them (Holm, Scandinavian Journal of Statistics 1979); the check states the smallest detectable loss.
 """
 
 import math
@@ -40,7 +40,10 @@ _TEMPERATURES = (-4.0, 4.0)
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """A figure against a bound. `trials` is the number of images or turns behind it."""
+    """A figure against a bound.
+
+    `trials` is the number of images or turns behind it.
+    """
 
     kind: Kind
     subject: str = ""
@@ -53,7 +56,10 @@ class CheckResult:
 
 
 def file_check(fault: str) -> CheckResult:
-    """Check whether the candidate can be compared at all; `fault` is empty when it can."""
+    """Check whether the candidate can be compared at all.
+
+    `fault` is empty when it can.
+    """
     return CheckResult(
         kind="file",
         passed=not fault,
@@ -76,7 +82,10 @@ def accuracy_check(readings: PairedReadings, margin: float = TEST_MARGIN) -> Che
 
 
 def class_checks(readings: PairedReadings, labels: Array, classes: Sequence[str]) -> list[CheckResult]:
-    """Check each class with test images for a loss; labels are class ids (n,)."""
+    """Check each class with test images for a loss.
+
+    Labels are class ids (n,).
+    """
     present = np.unique(labels).tolist()
     return _losses("class", {classes[label]: readings.take(labels == label) for label in present}, CLASS_MARGIN)
 
@@ -140,10 +149,10 @@ def parity_check(executions: str, batch_size: int, one: Array, other: Array) -> 
 
 
 def latency_check(batch_size: int, before: Array, after: Array) -> CheckResult:
-    """Check whether requests take longer; seconds (n,) of n alternating requests to each version.
+    """Check whether requests take longer.
 
-    The figure is the median ratio of neighbouring requests, with the exact interval of a median: whatever slows the
-    machine down for a while slows both.
+    Seconds (n,) of n alternating requests to each version. The figure is the median ratio of neighbouring requests,
+    with the exact interval of a median: whatever slows the machine down for a while slows both.
     """
     ratios = np.sort(after / before)
     rank = int(binom.ppf((1 - CONFIDENCE) / 2, len(ratios), 0.5))
@@ -203,7 +212,10 @@ def _holm(p_values: Sequence[float]) -> list[bool]:
 
 
 def _least_shown(trials: int, hypotheses: int) -> float:
-    """Return the smallest loss that would be detected without any gain: as many images as a sign test needs."""
+    """Return the smallest loss that would be detected without any gain.
+
+    As many images as a sign test needs.
+    """
     return min(1.0, math.ceil(math.log2(hypotheses / _FALSE_ALARMS)) / trials) if trials else 1.0
 
 

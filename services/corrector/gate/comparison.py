@@ -35,7 +35,10 @@ _STREAM = 0x42414E4B
 
 
 class Bank:
-    """The regression bank: the labelled regions of all runs of a model, each a test that the model must keep."""
+    """The regression bank.
+
+    The labelled regions of all runs of a model, each a test that the model must keep.
+    """
 
     def __init__(self, store: ArtifactStore, model: model_pb2.Model) -> None:
         self._store = store
@@ -52,10 +55,11 @@ class Bank:
         }
 
     def images(self, region_name: str, label: str) -> Array:
-        """Return the images (n, h, w, c) uint8 of a region; always the same ones, even after its run is deleted.
+        """Return the images (n, h, w, c) uint8 of a region.
 
-        Held-out failures come first, then fresh draws from its Gaussian that carry the label: no correction was trained
-        on either. Fewer than `IMAGES` when few draws carry the label; none is repeated.
+        Always the same ones, even after its run is deleted. Held-out failures come first, then fresh draws from its
+        Gaussian that carry the label: no correction was trained on either. Fewer than `IMAGES` when few draws carry the
+        label; none is repeated.
         """
         key = keys.banked_region(self._model.name, region_name, label)
         if not self._store.exists(key):
@@ -96,7 +100,10 @@ class Version(Protocol):
 
 
 class CandidateFaults:
-    """A candidate whose errors are its own fault: InvalidInput, unless Triton is away."""
+    """A candidate whose errors are its own fault.
+
+    InvalidInput, unless Triton is away.
+    """
 
     def __init__(self, version: Version) -> None:
         self.model, self.served = version.model, version.served
@@ -121,7 +128,10 @@ class CandidateFaults:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedCandidate:
-    """A candidate, and its name and version in Triton; no name when it runs in this process."""
+    """A candidate, and its name and version in Triton.
+
+    No name when it runs in this process.
+    """
 
     name: str
     version: int
@@ -196,7 +206,10 @@ class Comparison:
     def checks(
         self, bank: Bank, file: bytes, *, gain: PairedReadings | None = None, say: Say = lambda _: None
     ) -> Iterator[CheckResult]:
-        """Yield every check of a candidate with this ONNX file; `gain` when it corrects regions."""
+        """Yield every check of a candidate with this ONNX file.
+
+        `gain` when it corrects regions.
+        """
         yield checks.accuracy_check(self.test)
         yield from checks.class_checks(self.test, self._labels, self.model.classes)
         before, after = self._answers
@@ -250,7 +263,10 @@ def _few_at_a_time(ask: Callable[[Array], Array], images: Array) -> Array:
 
 
 def _network(file: bytes) -> OnnxModule | None:
-    """Return the candidate's graph in torch; None when it has an unsupported operator."""
+    """Return the candidate's graph in torch.
+
+    None when it has an unsupported operator.
+    """
     try:
         return OnnxModule(onnx.load_model_from_string(file)).eval()
     except ValueError:
@@ -258,7 +274,10 @@ def _network(file: bytes) -> OnnxModule | None:
 
 
 def _torch_outputs(network: OnnxModule | None, inputs: Array) -> Array | None:
-    """Return the outputs (n, k) of a graph in torch; None when it cannot run there."""
+    """Return the outputs (n, k) of a graph in torch.
+
+    None when it cannot run there.
+    """
     if network is None:
         return None
     try:

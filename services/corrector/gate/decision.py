@@ -67,10 +67,10 @@ class Gate:
     def admit(
         self, correction: correction_pb2.Correction, *, approver: str = "", reason: str = ""
     ) -> gate_pb2.GateVerdict:
-        """Return the verdict with which a correction may answer callers; raise NotReady when it may not.
+        """Return the verdict with which a correction may answer callers.
 
-        The newest verdict that covers everything known now, or a new one. A failed verdict needs an approver and a
-        reason.
+        Raises NotReady when it may not. The newest verdict that covers everything known now, or a new one. A failed
+        verdict needs an approver and a reason.
         """
         verdict = self._newest(correction) or self.judge_correction(correction)
         if not verdict.passed and not (approver and reason):
@@ -103,7 +103,10 @@ class Gate:
         return None
 
     def _gain(self, comparison: Comparison, materials: CorrectionData) -> PairedReadings:
-        """Return the correctness on the corrected regions: held-out images, or the bank's when there are none."""
+        """Return the correctness on the corrected regions.
+
+        Held-out images, or the bank's when there are none.
+        """
         if len((held_out := joined([read for _, read in region_readings(comparison, materials)])).before):
             return held_out
         bank = Bank(self._store, comparison.model)
@@ -117,7 +120,10 @@ class Gate:
     def _judged(
         self, subject: _Subject, test: LabelledImages, materials: CorrectionData | None = None
     ) -> gate_pb2.GateVerdict:
-        """Serve the file under a temporary name and run all checks; a file that cannot be run fails."""
+        """Serve the file under a temporary name and run all checks.
+
+        A file that cannot be run fails.
+        """
         model, bank = subject.model, Bank(self._store, subject.model)
         try:
             check_same_signature(model, subject.file)

@@ -1,4 +1,7 @@
-"""Guards of the labelled regions of a run: built, calibrated on real images, measured and served."""
+"""Guards of the labelled regions of a run.
+
+Built, calibrated on real images, measured and served.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -151,7 +154,10 @@ class GuardBuilder:
         return np.asarray(images.images[self._searched_version().reads_stored_correctly(images)])
 
     def _measure(self, record: guard_pb2.Guard, inside: Callable[[Array], Array]) -> None:
-        """Write a guard's measured rates into its record; `inside` tests images (n, c, h, w) in [0, 1], (n,) bool."""
+        """Write a guard's measured rates into its record.
+
+        `inside` tests images (n, c, h, w) in [0, 1], (n,) bool.
+        """
         split = self._split("test")
         rows = self._few(np.arange(len(split.labels)))
         test = LabelledImages(images=split.images[rows], labels=split.labels[rows])
@@ -246,7 +252,10 @@ class GuardIssuer:
         return record
 
     def renew(self, run_name: str, release: release_pb2.Release) -> None:
-        """Build the guard of a release, once; its failure does not fail the release."""
+        """Build the guard of a release, once.
+
+        Its failure does not fail the release.
+        """
         guards, since = self._catalog.guards(release.model), release.create_time.ToNanoseconds()
         if any(guard.run == run_name and guard.create_time.ToNanoseconds() >= since for guard in guards):
             return

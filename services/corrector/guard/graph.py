@@ -1,7 +1,7 @@
-"""The guard as one ONNX graph: classifier input -> encoder -> region, risk, inside or not.
+"""The guard as one ONNX graph.
 
-The graph is written around the encoder's own graph at its own opset, since any exporter may have made it: every
-operator used here has the same meaning from opset 13 on.
+Classifier input -> encoder -> region, risk, inside or not. The graph is written around the encoder's own graph at its
+own opset, since any exporter may have made it: every operator used here has the same meaning from opset 13 on.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,10 @@ _LEAST_VARIANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMixtures:
-    """Gaussians over points x (n, d): k weights, means, and inverses of the covariances' lower Cholesky factors."""
+    """Gaussians over points x (n, d).
+
+    K weights, means, and inverses of the covariances' lower Cholesky factors.
+    """
 
     log_weight: Array  # (k,)
     mean: Array  # (k, d)
@@ -90,12 +93,13 @@ class GuardMixtures:
 
 
 def guard_graph(encoder: bytes, model: model_pb2.Model, known: GuardMixtures, *, threshold: float) -> bytes:
-    """Return the ONNX file of a guard; `threshold` is the least risk that counts as inside.
+    """Return the ONNX file of a guard.
 
-    The input is the classifier's, preprocessed as it declares, (n, ...). The outputs are (n, 1) each: name of the
-    region, empty outside all regions; index of the likeliest region, inside or not; risk, the log likelihood ratio of
-    the region against real images; whether the risk reaches the threshold; typicality, the share of real images that
-    are less typical. Raises ValueError for an encoder that is not an ONNX graph of one input.
+    `threshold` is the least risk that counts as inside. The input is the classifier's, preprocessed as it declares, (n,
+    ...). The outputs are (n, 1) each: name of the region, empty outside all regions; index of the likeliest region,
+    inside or not; risk, the log likelihood ratio of the region against real images; whether the risk reaches the
+    threshold; typicality, the share of real images that are less typical. Raises ValueError for an encoder that is not
+    an ONNX graph of one input.
     """
     body = _encoder(encoder)
     write = _Writer()

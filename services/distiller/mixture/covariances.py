@@ -1,8 +1,8 @@
-"""The four covariance types of a component: the features of a point that each needs, and what follows from their sums.
+"""The four covariance types of a component.
 
-A component is determined by responsibility-weighted sums over points of a feature row: 1, x, and the products that the
-covariance needs. The log density of a point is linear in the same features, so an iteration is two matrix products for
-every type.
+The features of a point that each needs, and what follows from their sums. A component is determined by
+responsibility-weighted sums over points of a feature row: 1, x, and the products that the covariance needs. The log
+density of a point is linear in the same features, so an iteration is two matrix products for every type.
 """
 
 import math
@@ -54,12 +54,18 @@ class Shape(Protocol):
         """Return the coefficients (f, K) of features in -1/2 (x - m)^T P (x - m), without common terms."""
 
     def common(self, x: Tensor, root: Tensor) -> Tensor:
-        """Return the terms (n, 1) that `coefficients` leaves out as equal for all components; zeros unless tied."""
+        """Return the terms (n, 1) that `coefficients` leaves out as equal for all components.
+
+        Zeros unless tied.
+        """
 
 
 @dataclass(frozen=True)
 class Full:
-    """Each component has a covariance matrix (K, d, d). Products of pairs i <= j are packed row by row."""
+    """Each component has a covariance matrix (K, d, d).
+
+    Products of pairs i <= j are packed row by row.
+    """
 
     dim: int
 

@@ -1,4 +1,7 @@
-"""The data of a fit: whitened coordinates, and chunks of points in memory or mapped from disk."""
+"""The data of a fit.
+
+Whitened coordinates, and chunks of points in memory or mapped from disk.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +22,10 @@ _LEAST_SHARE = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """The map `x -> (x - centre) @ matrix`; results of a fit are mapped back.
+    """The map `x -> (x - centre) @ matrix`.
 
-    It whitens for full covariance matrices. For diagonal ones it may not rotate the axes, and for spherical ones it may
-    not stretch them.
+    Results of a fit are mapped back. It whitens for full covariance matrices. For diagonal ones it may not rotate the
+    axes, and for spherical ones it may not stretch them.
     """
 
     centre: Tensor  # (d,)
@@ -72,9 +75,9 @@ class Coordinates:
 
 
 def definite(covariance: Tensor) -> Tensor:
-    """Return a covariance (d, d) with some variance in every direction: data may be coplanar, a prior may not.
+    """Return a covariance (d, d) with some variance in every direction.
 
-    The least variance is relative to the units of each dimension.
+    Data may be coplanar, a prior may not. The least variance is relative to the units of each dimension.
     """
     variance = covariance.diagonal()
     unit = torch.where(variance > 0, variance, variance.max() if bool(variance.any()) else 1.0).sqrt()

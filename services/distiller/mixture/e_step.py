@@ -129,7 +129,10 @@ _MOST_SHARE = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class Screening:
-    """A posterior that is evaluated in leading dimensions first; for full covariance matrices."""
+    """A posterior that is evaluated in leading dimensions first.
+
+    For full covariance matrices.
+    """
 
     lookup: AliveComponents
     leading: Tensor  # (f', a) coefficients of the features of the leading dimensions

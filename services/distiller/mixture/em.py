@@ -1,9 +1,10 @@
-"""The EM loop: split and merge moves, iterations to convergence, and empirical Bayes of the prior.
+"""The EM loop.
 
-The prior of scikit-learn's mixture expects a component to be as wide as all data, with vague degrees of freedom. A
-small component then costs much more evidence than it should, and is merged with its neighbour. The components that were
-found show better what a component looks like: the prior is set to the maximum of the bound, given them (type II maximum
-likelihood, as in Bishop, Pattern Recognition and Machine Learning, 3.5 and 10.2).
+Split and merge moves, iterations to convergence, and empirical Bayes of the prior. The prior of scikit-learn's mixture
+expects a component to be as wide as all data, with vague degrees of freedom. A small component then costs much more
+evidence than it should, and is merged with its neighbour. The components that were found show better what a component
+looks like: the prior is set to the maximum of the bound, given them (type II maximum likelihood, as in Bishop, Pattern
+Recognition and Machine Learning, 3.5 and 10.2).
 """
 
 import math
@@ -25,7 +26,10 @@ _TRIED, _MOST = 64, 4.0
 
 
 def learned(posterior: Posterior) -> Prior:
-    """Return the prior that maximises the bound for a posterior; its own prior when there is nothing to learn from."""
+    """Return the prior that maximises the bound for a posterior.
+
+    Its own prior when there is nothing to learn from.
+    """
     prior = posterior.prior
     filled = posterior.count > _LEAST_POINTS * prior.dim
     if prior.kind == "tied" or int(filled.sum()) < 2:
@@ -103,14 +107,20 @@ _WARM_UP = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EMLoop:
-    """The EM loop: its tolerance, its limit of iterations, and whether it makes moves."""
+    """The EM loop.
+
+    Its tolerance, its limit of iterations, and whether it makes moves.
+    """
 
     moves: bool
     tol: float
     max_iter: int
 
     def climb(self, fit: Fit, state: FitState, generator: torch.Generator) -> None:
-        """Iterate until the bound rises by less than `tol`; warn when `max_iter` passes do not suffice."""
+        """Iterate until the bound rises by less than `tol`.
+
+        Warn when `max_iter` passes do not suffice.
+        """
         if self.moves:
             for _ in range(min(_WARM_UP, self.max_iter)):
                 fit.step(state)
@@ -128,7 +138,10 @@ class EMLoop:
             )
 
     def learn(self, fit: Fit, state: FitState, generator: torch.Generator) -> Fit:
-        """Continue with a prior learned from the components; later bounds belong to another model."""
+        """Continue with a prior learned from the components.
+
+        Later bounds belong to another model.
+        """
         fit = replace(fit, prior=learned(state.posterior))
         state.converged = False
         fit.update(state)

@@ -1,8 +1,8 @@
-"""The state of a fit, and its step: E-step over the data, posterior from the sums.
+"""The state of a fit, and its step.
 
-With several blocks it is memoized (Hughes and Sudderth, Memoized online variational inference, NIPS 2013): the sums of
-each block are kept, and the posterior is updated after every block, so that one pass over the data advances as far as
-several. The bound still rises at every step.
+E-step over the data, posterior from the sums. With several blocks it is memoized (Hughes and Sudderth, Memoized online
+variational inference, NIPS 2013): the sums of each block are kept, and the posterior is updated after every block, so
+that one pass over the data advances as far as several. The bound still rises at every step.
 """
 
 from collections.abc import Callable

@@ -99,7 +99,10 @@ def draw_weighted(weight: Tensor, generator: torch.Generator) -> int:
 
 
 def _moved(x: Tensor, centres: Tensor) -> Tensor:
-    """Return the means of the points (s, d) nearest to each centre; a centre without points stays."""
+    """Return the means of the points (s, d) nearest to each centre.
+
+    A centre without points stays.
+    """
     label = _nearest(x, centres)
     count = torch.bincount(label, minlength=len(centres)).to(x.dtype)[:, None]
     sums = torch.zeros_like(centres).index_add_(0, label, x)

@@ -54,7 +54,10 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Responsibility-weighted sums over points: the sufficient statistics of a posterior. They are additive."""
+    """Responsibility-weighted sums over points: the sufficient statistics of a posterior.
+
+    They are additive.
+    """
 
     features: Tensor  # (K, f)
     # For each categorical factor of c values (c, K).
@@ -180,7 +183,10 @@ class Posterior:
         return coefficients
 
     def component_bounds(self, sums: Sums) -> Tensor:
-        """Return each component's contribution to the bound, without its weight, (K,); meaningless when tied."""
+        """Return each component's contribution to the bound, without its weight, (K,).
+
+        Meaningless when tied.
+        """
         categories = sum((_log_dirichlet(category, self.prior) for category in sums.categories), torch.zeros(()))
         return categories - log_wishart_norm(self) - 0.5 * self.prior.dim * self.mean_precision.log()
 

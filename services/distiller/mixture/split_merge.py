@@ -48,7 +48,10 @@ def merge(fit: Fit, state: FitState) -> bool:
 
 
 def _candidates(state: FitState) -> Tensor:
-    """Return pairs (p, 2) of components that may be merged: those that find each other's means likely."""
+    """Return pairs (p, 2) of components that may be merged.
+
+    Those that find each other's means likely.
+    """
     posterior, sums = state.posterior, state.sums
     alive = (posterior.count > FILLED).nonzero()[:, 0]
     if len(alive) < 2:
@@ -140,14 +143,20 @@ _SHARES = (1.0, 0.5, 0.2)
 
 
 def split(fit: Fit, state: FitState, generator: torch.Generator) -> bool:
-    """Split components, at most as many as there are empty ones; return whether any split is kept."""
+    """Split components, at most as many as there are empty ones.
+
+    Returns whether any split is kept.
+    """
     room = int((state.posterior.count < FILLED).sum())
     found = divided_components(fit, state, generator)[:room] if room else []
     return any(_stays(fit, state, found[: math.ceil(share * len(found))]) for share in _SHARES if found)
 
 
 def _stays(fit: Fit, state: FitState, divided: list[DividedComponent]) -> bool:
-    """Try some splits; keep them when the bound is higher a few iterations later. Return whether they are kept."""
+    """Try some splits.
+
+    Keep them when the bound is higher a few iterations later. Return whether they are kept.
+    """
     posterior = Posterior.of(_divided(state.sums, divided), fit.prior)
     # Every block is evaluated first: a block that still has the whole component would restore it.
     trial = replace(state, blocks=[fit.expect(posterior, rows) for rows in fit.blocks], bounds=list(state.bounds))

@@ -1,7 +1,7 @@
-"""Two sub-clusters inside every component, fitted to its own points: the result of a split.
+"""Two sub-clusters inside every component, fitted to its own points.
 
-Chang and Fisher, Parallel sampling of DP mixture models using sub-cluster splits (NIPS 2013); here by variational
-inference, on a sample, for all components in parallel.
+The result of a split. Chang and Fisher, Parallel sampling of DP mixture models using sub-cluster splits (NIPS 2013);
+here by variational inference, on a sample, for all components in parallel.
 """
 
 import math
@@ -33,7 +33,10 @@ _ITERATIONS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class DividedComponent:
-    """A split component: the sums of both sub-clusters, and the approximate rise of the bound."""
+    """A split component.
+
+    The sums of both sub-clusters, and the approximate rise of the bound.
+    """
 
     component: int
     sums: Sums  # of two components
@@ -54,7 +57,10 @@ def divided_components(fit: Fit, state: FitState, generator: torch.Generator) ->
 
 @dataclass(frozen=True, kw_only=True)
 class _Parent:
-    """The sampled points of one component; each stands for `scale` points of the data."""
+    """The sampled points of one component.
+
+    Each stands for `scale` points of the data.
+    """
 
     component: int
     chunk: Chunk
@@ -85,7 +91,10 @@ def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
 
 
 class _Inside:
-    """A fit inside every component at once: its points know only its two sub-clusters, 2 i and 2 i + 1."""
+    """A fit inside every component at once.
+
+    Its points know only its two sub-clusters, 2 i and 2 i + 1.
+    """
 
     def __init__(self, parents: Sequence[_Parent], state: FitState, reducer: Reducer) -> None:
         self.parents = parents
@@ -182,10 +191,10 @@ def _gain(children: Sums, prior: Prior) -> Tensor:
 
 
 def _tied_gain(first: Sums, second: Sums, posterior: Posterior) -> Tensor:
-    """Like `_gain`, for tied covariances and without weights: the scatter between sub-clusters is no longer explained.
+    """Like `_gain`, for tied covariances and without weights.
 
-    It is measured in units of the covariance that remains when all parents are split, so it is optimistic: a shared
-    covariance shrinks only as far as all splits together allow.
+    The scatter between sub-clusters is no longer explained. It is measured in units of the covariance that remains when
+    all parents are split, so it is optimistic: a shared covariance shrinks only as far as all splits together allow.
     """
     prior, count = posterior.prior, torch.stack([first.count, second.count]) + LEAST_COUNT
     means = torch.stack([first.features[:, 1:], second.features[:, 1:]]) / count[:, :, None]
@@ -206,14 +215,20 @@ def _beside(sums: Sequence[Sums]) -> Sums:
 
 
 def _longest_axis(x: Tensor, _standardised: Tensor, _generator: torch.Generator) -> Tensor:
-    """Return a side of each point (m, d), (m,) bool: two means started along the axis of most variance."""
+    """Return a side of each point (m, d), (m,) bool.
+
+    Two means started along the axis of most variance.
+    """
     centred = x - x.mean(dim=0)
     axis = torch.linalg.eigh(centred.T @ centred)[1][:, -1]
     return _two_means(centred, (centred @ axis) > 0)
 
 
 def _far_pair(_x: Tensor, standardised: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a side of each point (m,) bool: two means started from a random point and a distant one."""
+    """Return a side of each point (m,) bool.
+
+    Two means started from a random point and a distant one.
+    """
     first = standardised[int(torch.randint(len(standardised), (1,), generator=generator))]
     distance = ((standardised - first) ** 2).sum(dim=1)
     second = standardised[draw_weighted(distance, generator)] if float(distance.sum()) > 0 else first

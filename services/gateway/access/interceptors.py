@@ -50,7 +50,10 @@ def _said(metadata: Iterable[tuple[str, Any]]) -> str:
 
 
 def caller_of(tokens: Tokens, said: str) -> Caller:
-    """Return the caller of a `Bearer TOKEN` header; raise Unauthenticated for any other value or an unknown token."""
+    """Return the caller of a `Bearer TOKEN` header.
+
+    Raises Unauthenticated for any other value or an unknown token.
+    """
     scheme, _, token = said.partition(" ")
     if scheme.lower() != _SCHEME:
         raise Unauthenticated(
@@ -136,6 +139,9 @@ class RateLimitInterceptor(grpc.aio.ServerInterceptor):
 
 
 def name_of_caller(context: Any) -> str:
-    """Return the caller's name: that of its token, else its address without the port."""
+    """Return the caller's name.
+
+    That of its token, else its address without the port.
+    """
     known = roles.current_caller()
     return known.name if known else host_of(unquote(context.peer()).partition(":")[2])

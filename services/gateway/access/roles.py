@@ -1,6 +1,7 @@
-"""Callers and roles: which role a method requires, by the contract, and who makes the present call.
+"""Callers and roles.
 
-A table here has the methods of other services, such as inference: what a viewer may call there changes nothing.
+Which role a method requires, by the contract, and who makes the present call. A table here has the methods of other
+services, such as inference: what a viewer may call there changes nothing.
 """
 
 from collections.abc import Mapping
@@ -39,12 +40,18 @@ def set_caller(caller: Caller) -> None:
 
 
 def current_caller() -> Caller | None:
-    """Return the caller of the present call; None when tokens are not in use."""
+    """Return the caller of the present call.
+
+    None when tokens are not in use.
+    """
     return _present.get()
 
 
 def require(role: Role, what: str) -> None:
-    """Raise PermissionDenied unless the caller has a role or a higher one; without tokens everybody has all roles."""
+    """Raise PermissionDenied unless the caller has a role or a higher one.
+
+    Without tokens everybody has all roles.
+    """
     caller = current_caller()
     if caller and caller.role < role:
         needed = role_name(role)
@@ -56,9 +63,9 @@ def require(role: Role, what: str) -> None:
 
 
 def sign_request(request: M) -> M:
-    """Write the caller's name into the request's name fields, in place; raise PermissionDenied for another name.
+    """Write the caller's name into the request's name fields, in place.
 
-    An approver is either the caller or empty.
+    Raises PermissionDenied for another name. An approver is either the caller or empty.
     """
     if caller := current_caller():
         for field in _SAYING.intersection(request.DESCRIPTOR.fields_by_name):
@@ -121,9 +128,9 @@ _LOOKING = {
 
 @cache  # only methods that are offered
 def needed(method: str) -> Role | None:
-    """Return the least role for a method; None when no token is needed.
+    """Return the least role for a method.
 
-    Methods without a stated role are for admins.
+    None when no token is needed. Methods without a stated role are for admins.
     """
     if (role := _ROLES.get(method)) is not None:
         return role
@@ -132,14 +139,20 @@ def needed(method: str) -> Role | None:
 
 
 def needed_by(method: str, request: Any) -> Role | None:
-    """Return the least role for a call with this request; a stream that cancels its run needs an operator."""
+    """Return the least role for a call with this request.
+
+    A stream that cancels its run needs an operator.
+    """
     if method == _IDENTIFY and _cancels(request):
         return _OPERATOR
     return needed(method)
 
 
 def changes(method: str, request: Any) -> bool:
-    """Return whether a call with this request changes something; inference and reads do not."""
+    """Return whether a call with this request changes something.
+
+    Inference and reads do not.
+    """
     role = needed_by(method, request)
     return role is not None and role > _VIEWER and method not in _LOOKING
 

@@ -1,4 +1,7 @@
-"""The audit log: every mutating call is an event, in the log and in the artifact store."""
+"""The audit log.
+
+Every mutating call is an event, in the log and in the artifact store.
+"""
 
 import asyncio
 import functools
@@ -33,7 +36,10 @@ class AuditLog:
         self._store = store
 
     async def keep(self, event: audit_pb2.AuditEvent) -> None:
-        """Store an event; when that fails, only the log has it, and the audited call goes on."""
+        """Store an event.
+
+        When that fails, only the log has it, and the audited call goes on.
+        """
         key = keys.audit_event(event.time.ToDatetime(UTC), uuid.uuid4().hex[:6])
         try:
             await asyncio.to_thread(self._store.write_message, key, event)
@@ -109,7 +115,10 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _noted(request: Any, names: list[str]) -> Any:
-    """Collect the resource names of a request; for a request stream, those of its first messages as they arrive."""
+    """Collect the resource names of a request.
+
+    For a request stream, those of its first messages as they arrive.
+    """
     if not hasattr(request, "__aiter__"):
         names.extend(names_in(request))
         return request

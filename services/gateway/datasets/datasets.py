@@ -26,7 +26,10 @@ class Datasets:
         self._max_bytes = max_bytes
 
     def create(self, *, file_digest: str, uri: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
-        """Return the data set of an uploaded file or a URL; the same content and seed give the same one."""
+        """Return the data set of an uploaded file or a URL.
+
+        The same content and seed give the same one.
+        """
         if bool(file_digest) == bool(uri):
             raise InvalidInput("give either the digest of an uploaded file or a URL", reason="BAD_DATASET", field="uri")
         if uri:

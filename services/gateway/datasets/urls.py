@@ -49,7 +49,10 @@ def _protocol(uri: str) -> str:
 
 @contextmanager
 def _file_system(protocol: str) -> Iterator[Any]:
-    """Give the file system of a URL scheme; connections to web servers are closed at the end."""
+    """Give the file system of a URL scheme.
+
+    Connections to web servers are closed at the end.
+    """
     if protocol not in {"http", "https"}:
         yield fsspec.filesystem(protocol)
         return

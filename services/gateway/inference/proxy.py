@@ -54,9 +54,10 @@ def asks_for_guard(context: Any) -> bool:
 
 
 async def guarded(request: bytes, target: Target, infer: Infer, *, champion: bytes, context: Any) -> bytes:
-    """Return the answer of classifier and guard; where there is no guard, the classifier's answer to `champion`.
+    """Return the answer of classifier and guard.
 
-    Serialized protobuf messages are merged by concatenation, so tensors are not decoded here either.
+    Where there is no guard, the classifier's answer to `champion`. Serialized protobuf messages are merged by
+    concatenation, so tensors are not decoded here either.
     """
     wanted = retargeted(request, target, model=names.guarded_model(target.model), version="")
     if names_outputs(request):
@@ -115,7 +116,10 @@ class StreamProxy:
 
 
 async def _take(call: Any, answers: "asyncio.Queue[bytes | None]") -> None:
-    """Put Triton's answers into the caller's queue; None marks the end of the stream."""
+    """Put Triton's answers into the caller's queue.
+
+    None marks the end of the stream.
+    """
     with suppress(grpc.aio.AioRpcError):
         async for answer in call:
             await answers.put(answer)
@@ -131,7 +135,10 @@ def _refusal(request: bytes, error: DefuseError) -> bytes:
 
 
 def code_for_caller(code: grpc.StatusCode) -> grpc.StatusCode:
-    """Return the caller's status code for one of Triton's; an unrequested cancellation means that it is stopping."""
+    """Return the caller's status code for one of Triton's.
+
+    An unrequested cancellation means that it is stopping.
+    """
     return grpc.StatusCode.UNAVAILABLE if code is grpc.StatusCode.CANCELLED else code
 
 
@@ -242,7 +249,10 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return answer
 
     async def _tried(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
-        """Answer within a trial; `challenger` is the request to it, or None when it was not drawn."""
+        """Answer within a trial.
+
+        `challenger` is the request to it, or None when it was not drawn.
+        """
         if challenger and trial.mode == trial_pb2.Trial.MODE_CANARY:
             return await self._canary(trial, champion, challenger, context)
         answer = await self._timed(champion, trial, "champion", context.time_remaining())

@@ -1,4 +1,7 @@
-"""Shadow traffic of a trial: the challenger's answers are compared with the champion's."""
+"""Shadow traffic of a trial.
+
+The challenger's answers are compared with the champion's.
+"""
 
 import asyncio
 import time

@@ -32,7 +32,10 @@ class SharedMemory:
         self._offered = offered
 
     async def answer(self, kind: str, name: str, request: bytes, context: Any) -> bytes:
-        """Forward a call for one kind of memory; raise PermissionDenied when the caller may not make it."""
+        """Forward a call for one kind of memory.
+
+        Raises PermissionDenied when the caller may not make it.
+        """
         self._check_here(context)
         asked = _parsed(f"{kind}SharedMemory{name}Request", request)
         if name == UNREGISTER and not asked.name:  # type: ignore[attr-defined]
@@ -67,7 +70,10 @@ class SharedMemory:
             )
 
     async def _forget_all(self, kind: str, context: Any) -> bytes:
-        """Unregister all regions but the services' own; raise the first refusal after trying all."""
+        """Unregister all regions but the services' own.
+
+        Raises the first refusal after trying all.
+        """
         ask = getattr(service_pb2, f"{kind}SharedMemoryStatusRequest")()
         status: Any = _parsed(f"{kind}SharedMemoryStatusResponse", await self._made(kind, STATUS, ask, context))
         forget = getattr(service_pb2, f"{kind}SharedMemoryUnregisterRequest")

@@ -1,4 +1,7 @@
-"""The reverse proxy of GeneratorService: calls pass as bytes, after their role was checked."""
+"""The reverse proxy of GeneratorService.
+
+Calls pass as bytes, after their role was checked.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Any

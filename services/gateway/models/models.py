@@ -15,7 +15,10 @@ from services.storage.catalog import Catalog
 
 
 class Models:
-    """Registers and lists models, judges candidates, and rolls versions back; a corrector does the work."""
+    """Registers and lists models, judges candidates, and rolls versions back.
+
+    A corrector does the work.
+    """
 
     def __init__(
         self,
@@ -46,7 +49,10 @@ class Models:
         return await asyncio.to_thread(self._page, cursor)
 
     async def releases_page(self, model_name: str, cursor: Cursor) -> Page[release_pb2.Release]:
-        """Return one page of the releases of a model, oldest first; raise NotFound for an unknown model."""
+        """Return one page of the releases of a model, oldest first.
+
+        Raises NotFound for an unknown model.
+        """
         model = await self.get(model_name)
         return cursor.page_of_append_only(await asyncio.to_thread(self._catalog.releases, model.name))
 
@@ -60,7 +66,10 @@ class Models:
         return verdict
 
     async def verdict(self, name: str) -> gate_pb2.GateVerdict:
-        """Return a stored verdict of the gate; raise NotFound for an unknown name."""
+        """Return a stored verdict of the gate.
+
+        Raises NotFound for an unknown name.
+        """
         return await asyncio.to_thread(self._catalog.verdict, name)
 
     async def roll_back(self, request: pb.RollbackModelRequest) -> release_pb2.Release:

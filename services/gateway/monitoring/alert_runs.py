@@ -166,7 +166,10 @@ class AlertRuns:
         )
 
     def _period(self, alert: monitor_pb2.Alert, guard: guard_pb2.Guard) -> Period:
-        """Return the period of an alert's images: since the guard began, or since the previous alert."""
+        """Return the period of an alert's images.
+
+        Since the guard began, or since the previous alert.
+        """
         earlier = [name for name in self._store.keys(keys.alerts(names.parent(alert.name))) if name < alert.name]
         begins = [guard.create_time.ToDatetime(UTC)]
         if earlier:
@@ -215,14 +218,20 @@ class AlertRuns:
 
 
 def run_id_of(alert: monitor_pb2.Alert) -> str:
-    """Return the id of an alert's run: model and alert, with the model shortened when both are too long."""
+    """Return the id of an alert's run.
+
+    Model and alert, with the model shortened when both are too long.
+    """
     alert_id = names.last(alert.name)
     model_id = names.last(names.parent(alert.name))
     return f"{model_id[: _LONGEST_ID - len(alert_id) - 1]}-{alert_id}"
 
 
 def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
-    """Return a digest of a data set's content; a stored observation never changes."""
+    """Return a digest of a data set's content.
+
+    A stored observation never changes.
+    """
     content = hashlib.sha256(f"{base_name}:{cause.model.name}:{cause.label}".encode())
     for part in images:
         content.update(part.ids.tobytes())

@@ -65,7 +65,10 @@ class Webhooks:
 
 
 async def _attempt(session: aiohttp.ClientSession, url: str, message: Message) -> str:
-    """Return the reason of a failed post; empty when the server accepted it."""
+    """Return the reason of a failed post.
+
+    Empty when the server accepted it.
+    """
     try:
         # Redirects are not followed: alerts go to the configured host only.
         async with session.post(url, json=json_format.MessageToDict(message), allow_redirects=False) as answer:
@@ -96,9 +99,10 @@ class Alerts:
         self._webhooks = webhooks
 
     async def raise_(self, model_name: str, alert: monitor_pb2.Alert) -> monitor_pb2.Alert:
-        """Store an alert of a model and notify watchers and webhooks; return it with its name and time.
+        """Store an alert of a model and notify watchers and webhooks.
 
-        An alert that already has a name, sortable by time like those given here, keeps it and is raised once.
+        Returns it with its name and time. An alert that already has a name, sortable by time like those given here,
+        keeps it and is raised once.
         """
         raised = monitor_pb2.Alert()
         raised.CopyFrom(alert)
@@ -150,7 +154,10 @@ class Alerts:
         return last[0][0].decode() if last else "0-0"
 
     async def watch(self, since: str, *, model_name: str = "") -> AsyncIterator[monitor_pb2.Alert]:
-        """Yield alerts of one model or of all as they are raised; does not end."""
+        """Yield alerts of one model or of all as they are raised.
+
+        Does not end.
+        """
         while True:
             for entry, values in await self._redis.xrange(_RAISED, min=f"({since}"):
                 since = entry.decode()

@@ -44,7 +44,10 @@ class ReceivedBatch:
 async def receive_batch(
     requests: AsyncIterator[pb.ReportRequest], subject_of: Callable[[str], Awaitable[MonitoredModel]]
 ) -> tuple[MonitoredModel, ReceivedBatch]:
-    """Return the model and the batch of a report; raise InvalidInput for a batch that is too large."""
+    """Return the model and the batch of a report.
+
+    Raises InvalidInput for a batch that is too large.
+    """
     first = await anext(aiter(requests), None)
     if first is None:
         raise InvalidInput(
@@ -95,7 +98,10 @@ def check_batch(observations: Sequence[monitor_pb2.Observation], model: model_pb
 
 
 def _fault(observation: monitor_pb2.Observation, model: model_pb2.Model) -> str:
-    """Return the fault of an observation and its remedy; empty when it is valid."""
+    """Return the fault of an observation and its remedy.
+
+    Empty when it is valid.
+    """
     if not (0 < len(observation.id) <= _LONGEST_ID and observation.id.isprintable()):
         return f"has an id that is refused: use 1 to {_LONGEST_ID} printable characters"
     if not 0 <= observation.time.seconds <= _LATEST_S:
@@ -137,7 +143,10 @@ _OF_IMAGES = ("image",)
 
 
 def record_of(observations: Sequence[monitor_pb2.Observation]) -> monitor_pb2.ObservationBatch:
-    """Return observations without images and scores; a missing time becomes the present time."""
+    """Return observations without images and scores.
+
+    A missing time becomes the present time.
+    """
     batch = monitor_pb2.ObservationBatch()
     for observation in observations:
         kept = batch.observations.add(id=observation.id, version=observation.version, truth=observation.truth)
@@ -170,7 +179,10 @@ def digests(ids: Any) -> Array:
 
 
 def without(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, Array] | None:
-    """Return arrays without the rows of these ids; None when no row is affected."""
+    """Return arrays without the rows of these ids.
+
+    None when no row is affected.
+    """
     kept = np.array([name.tobytes() not in gone for name in arrays["id"]], bool)
     if kept.all():
         return None
@@ -179,7 +191,10 @@ def without(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, A
 
 
 def _images(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> Array:
-    """Return the images (m, h, w, c) uint8 of the observations that have one; model inputs are converted back."""
+    """Return the images (m, h, w, c) uint8 of the observations that have one.
+
+    Model inputs are converted back.
+    """
     shown = [observation for observation in observations if observation.WhichOneof("image")]
     images = np.zeros((len(shown), *model.image_shape), np.uint8)
     for row, observation in enumerate(shown):

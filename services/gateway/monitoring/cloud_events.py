@@ -44,7 +44,10 @@ class CloudEvent:
 
 
 def parsed(headers: Mapping[str, str], body: bytes) -> CloudEvent:
-    """Return the event of an HTTP request; raise InvalidInput that names the fault."""
+    """Return the event of an HTTP request.
+
+    Raises InvalidInput that names the fault.
+    """
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == _BATCHED:
         raise InvalidInput("events come one a request, not in batches", reason="BAD_EVENT")
@@ -119,7 +122,10 @@ _LEAST, _LARGEST = 0, 255
 
 
 def half_of(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2.ObservationBatch]:
-    """Return whether an event is request or response, and its observations; raise InvalidInput for any other event."""
+    """Return whether an event is request or response, and its observations.
+
+    Raises InvalidInput for any other event.
+    """
     half = _TYPES.get(event.type)
     if half is None:
         raise InvalidInput(f"the event has type {event.type!r}; send one of {', '.join(_TYPES)}", reason="BAD_EVENT")
@@ -139,7 +145,10 @@ def half_of(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2
 def joined(
     request: monitor_pb2.ObservationBatch, response: monitor_pb2.ObservationBatch
 ) -> Sequence[monitor_pb2.Observation]:
-    """Merge request and response into observations; raise InvalidInput when they differ in their number of images."""
+    """Merge request and response into observations.
+
+    Raises InvalidInput when they differ in their number of images.
+    """
     images, scores = request.observations, response.observations
     if len(images) != len(scores):
         raise InvalidInput(

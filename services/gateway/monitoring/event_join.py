@@ -1,6 +1,7 @@
-"""The event joiner: request and response of an inference become one observation, in either order.
+"""The event joiner.
 
-Senders do not wait for the store: events in Redis are durable, and complete pairs are stored from there, many at once.
+Request and response of an inference become one observation, in either order. Senders do not wait for the store: events
+in Redis are durable, and complete pairs are stored from there, many at once.
 """
 
 import asyncio
@@ -70,7 +71,10 @@ class PendingEvents:
             await self._redis.zadd(_WHOLE, {key: time.time()})
 
     async def take_whole(self) -> Sequence[EventPair]:
-        """Take some complete pairs; no other gateway gets them until they are given back, or late."""
+        """Take some complete pairs.
+
+        No other gateway gets them until they are given back, or late.
+        """
         found = await self._redis.zpopmin(_WHOLE, MOST_AT_ONCE)
         pairs = [await self._read(key.decode()) for key, _ in found]
         return [pair for pair in pairs if pair.whole]  # settled by others meanwhile
@@ -81,7 +85,10 @@ class PendingEvents:
             await self._redis.zadd(_WHOLE, {pair.key: time.time() for pair in pairs})
 
     async def settle(self, pair: EventPair) -> bool:
-        """Remove a pair; return whether this gateway removed it, of several that may try."""
+        """Remove a pair.
+
+        Returns whether this gateway removed it, of several that may try.
+        """
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zrem(_WAITING, pair.key)
             pipe.delete(pair.key)
@@ -145,9 +152,10 @@ class EventJoiner:
         ]
 
     async def take(self, model_name: str, event: CloudEvent) -> None:
-        """Keep an event until it is stored with its counterpart; it is durable once this returns.
+        """Keep an event until it is stored with its counterpart.
 
-        Raises InvalidInput for an event that could never be stored, because its sender is gone by then.
+        It is durable once this returns. Raises InvalidInput for an event that could never be stored, because its sender
+        is gone by then.
         """
         subject = await self._subjects.of(model_name)
         half, batch = await asyncio.to_thread(half_of, event, subject.model)
@@ -164,7 +172,10 @@ class EventJoiner:
                 raise
 
     async def look(self) -> None:
-        """Drop pairs that waited too long or exceed the bounds; adopt complete pairs of gateways that died."""
+        """Drop pairs that waited too long or exceed the bounds.
+
+        Adopt complete pairs of gateways that died.
+        """
         late, beyond = await self._pending.late(), await self._pending.too_many()
         await self._pending.give_back([pair for pair in (*late, *beyond) if pair.whole])
         for pair in late:
@@ -175,7 +186,10 @@ class EventJoiner:
                 await self._give_up(pair, "too_many_waiting")
 
     async def _store(self, pairs: Sequence[EventPair]) -> None:
-        """Store pairs, then remove them; a crash in between stores them again, which changes nothing."""
+        """Store pairs, then remove them.
+
+        A crash in between stores them again, which changes nothing.
+        """
         found: dict[str, list[EventPair]] = {}
         for pair in pairs:
             found.setdefault(pair.model, []).append(pair)
@@ -196,7 +210,10 @@ class EventJoiner:
             await self._pending.settle(pair)
 
     async def _observations(self, pair: EventPair, model: model_pb2.Model) -> Sequence[monitor_pb2.Observation]:
-        """Return the observations of a pair; None when the pair is dropped, so that it does not fail the others."""
+        """Return the observations of a pair.
+
+        None when the pair is dropped, so that it does not fail the others.
+        """
         reason = "halves_differ"
         try:
             found = joined(pair.parts[REQUEST], pair.parts[RESPONSE])

@@ -94,7 +94,10 @@ class HttpServer:
         return aiohttp.web.Response(status=202)
 
     def _who(self, request: aiohttp.web.Request) -> str:
-        """Return the name that a call counts for, admitted or not: that of its token, else its host."""
+        """Return the name that a call counts for, admitted or not.
+
+        That of its token, else its host.
+        """
         if self._tokens:
             with suppress(Unauthenticated):
                 return caller_of(self._tokens, request.headers.get("authorization", "")).name

@@ -1,10 +1,11 @@
-"""The state of a monitor: a fold over scored batches, with sequential change detection.
+"""The state of a monitor.
 
-The detector is a Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo, 2024, "E-detectors: a nonparametric framework
-for sequential change detection"): `M_t = (M_{t-1} + 1) e_t`, where each `e_t` has a conditional expectation of at most
-1 while nothing has changed. Then `M_t - t` is a supermartingale, so that M reaches a threshold only after as many
-observations in expectation, whatever their distribution; the same holds for any mean of such detectors. The expected
-run length of the configuration is the threshold of an alert.
+A fold over scored batches, with sequential change detection. The detector is a Shiryaev-Roberts e-detector (Shin,
+Ramdas and Rinaldo, 2024, "E-detectors: a nonparametric framework for sequential change detection"): `M_t = (M_{t-1} +
+1) e_t`, where each `e_t` has a conditional expectation of at most 1 while nothing has changed. Then `M_t - t` is a
+supermartingale, so that M reaches a threshold only after as many observations in expectation, whatever their
+distribution; the same holds for any mean of such detectors. The expected run length of the configuration is the
+threshold of an alert.
 """
 
 from collections import Counter
@@ -137,9 +138,10 @@ def restart(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
 def fold(
     state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile, *, expected_run_length: float
 ) -> list[monitor_pb2.Alert]:
-    """Apply a batch to a state, in place; return the alert that it causes, if any.
+    """Apply a batch to a state, in place.
 
-    After an alert the monitor restarts; the rest of the batch is not tested for change.
+    Returns the alert that it causes, if any. After an alert the monitor restarts; the rest of the batch is not tested
+    for change.
     """
     paths = _paths(state, seen, profile)
     weighed = np.sum([_WEIGHTS[kind] * path.mean(axis=(1, 2)) for kind, path in paths.items()], axis=0)
@@ -236,7 +238,10 @@ def _count_versions(state: monitor_pb2.MonitorState, versions: Sequence[str]) ->
 
 
 def _told_apart(counts: Mapping[str, int], version: str) -> str:
-    """Return the name under which a version is counted; reporters choose names, so their number is bounded."""
+    """Return the name under which a version is counted.
+
+    Reporters choose names, so their number is bounded.
+    """
     return version if version in counts or len(counts) < _MOST_VERSIONS else OTHER_VERSIONS
 
 

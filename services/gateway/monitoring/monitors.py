@@ -1,4 +1,7 @@
-"""Monitors: the state of each model's traffic, in Redis; changed by compare-and-set, once for each batch."""
+"""Monitors: the state of each model's traffic, in Redis.
+
+Changed by compare-and-set, once for each batch.
+"""
 
 import asyncio
 import hashlib
@@ -62,7 +65,10 @@ class Monitors:
         return monitor
 
     async def apply(self, event: work_pb2.Event) -> None:
-        """Fold a scored batch; a batch that was folded before, or deleted meanwhile, changes nothing."""
+        """Fold a scored batch.
+
+        A batch that was folded before, or deleted meanwhile, changes nothing.
+        """
         if event.HasField("failed"):
             telemetry.log().error("batch_not_looked_at", model=event.subject, error=event.failed.error)
         if not event.HasField("watched"):
@@ -94,7 +100,10 @@ class Monitors:
         await self._redis.hset(key, batch, f"{counts} {kept_until:.0f}")
 
     async def _kept_truth(self, model_name: str) -> list[bytes]:
-        """Return the truth counts of batches that are still kept; drop the others."""
+        """Return the truth counts of batches that are still kept.
+
+        Drop the others.
+        """
         key = _key(model_name, "truth")
         counted = await self._redis.hgetall(key)
         past = [batch for batch, count in counted.items() if float(count.split()[-1]) < time.time()]
@@ -103,9 +112,9 @@ class Monitors:
         return [count for batch, count in counted.items() if batch not in past]
 
     async def raise_pending(self) -> None:
-        """Raise alerts of folded batches, including those of a gateway that died; each already has its name.
+        """Raise alerts of folded batches, including those of a gateway that died.
 
-        One of several gateways raises them; the others wait until its claim expires.
+        Each already has its name. One of several gateways raises them; the others wait until its claim expires.
         """
         for data in await self._redis.lrange(_PENDING, 0, -1):
             alert = monitor_pb2.Alert.FromString(data)
@@ -170,7 +179,10 @@ class Monitors:
 
 
 def _changed(state: State, subject: MonitoredModel, look: _Look) -> list[monitor_pb2.Alert]:
-    """Fold a batch into a state, in place; return the alerts that it causes, with their names."""
+    """Fold a batch into a state, in place.
+
+    Returns the alerts that it causes, with their names.
+    """
     guard = look.profile.guard.name
     if _number(guard) < _number(state.monitor.guard):
         return []  # scored by a guard that was replaced meanwhile

@@ -1,7 +1,7 @@
-"""Later changes of stored observations: ground truth attached, observations deleted on request or after their
-retention.
+"""Later changes of stored observations.
 
-Every gateway runs the retention; hours that one gateway deleted are gone for the others.
+Ground truth attached, observations deleted on request or after their retention. Every gateway runs the retention; hours
+that one gateway deleted are gone for the others.
 """
 
 import asyncio
@@ -24,7 +24,10 @@ from services.storage.artifacts import ArtifactStore
 
 
 def counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
-    """Return (right, known) counts of a batch over observations with truth and prediction; None without any."""
+    """Return (right, known) counts of a batch over observations with truth and prediction.
+
+    None without any.
+    """
     truths = _truths(store, batch)
     try:
         seen = store.read_arrays(keys.watched(batch)) if truths else {}
@@ -48,7 +51,10 @@ def total(told: Iterable[bytes]) -> tuple[int, int]:
 
 
 def _truths(store: ArtifactStore, batch: str) -> dict[bytes, str]:
-    """Return the true classes of observations by row id; the latest statement counts."""
+    """Return the true classes of observations by row id.
+
+    The latest statement counts.
+    """
     try:
         record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
     except NotFound:
@@ -73,7 +79,10 @@ class GroundTruth:
         self._index = index
 
     async def attach(self, model_name: str, truths: Mapping[str, str]) -> int:
-        """Store the true classes of observations, by id; return how many of the ids are known."""
+        """Store the true classes of observations, by id.
+
+        Returns how many of the ids are known.
+        """
         subject = await self._subjects.of(names.check(model_name, "models/*", field="model"))
         model = subject.model
         _check(truths, model)
@@ -131,7 +140,10 @@ class Deletions:
         self._index = index
 
     async def delete(self, model_name: str, ids: Sequence[str]) -> int:
-        """Delete observations from the store; return how many of the ids were known."""
+        """Delete observations from the store.
+
+        Returns how many of the ids were known.
+        """
         if len(ids) > MOST_IDS:
             raise InvalidInput(
                 f"{len(ids)} ids are more than {MOST_IDS}, the limit; send them in several calls",
@@ -169,8 +181,9 @@ class Deletions:
         self._keep_rows(keys.watched(batch), gone)
 
     def _keep_record(self, batch: str, ids: Collection[str]) -> bool:
-        """Rewrite the record without these observations; return whether others remain, or a record may still be
-        written.
+        """Rewrite the record without these observations.
+
+        Returns whether others remain, or a record may still be written.
         """
         key = keys.reported(batch)
         if not self._store.exists(key):

@@ -1,7 +1,7 @@
-"""The observation index: batch of each observation, batches being stored, batches handed on; in Redis, for all
-gateways.
+"""The observation index.
 
-The store is the record. Entries of this index point into it, and expire once their target is gone.
+Batch of each observation, batches being stored, batches handed on; in Redis, for all gateways. The store is the record.
+Entries of this index point into it, and expire once their target is gone.
 """
 
 import time
@@ -59,17 +59,20 @@ class ObservationIndex:
         self._claim = self._redis.register_script(_CLAIM)
 
     async def place(self, model_name: str, batch_id: str, batch: str, kept: timedelta) -> str:
-        """Return the key of the batch with this id; `batch` unless storing began elsewhere."""
+        """Return the key of the batch with this id.
+
+        `batch` unless storing began elsewhere.
+        """
         key = f"{KEY}observed:{names.last(model_name)}:batch:{batch_id}"
         await self._redis.set(key, batch, nx=True, ex=kept + _LONGER)
         found = await self._redis.get(key)
         return found.decode() if found else batch
 
     async def claim(self, batch: str, ids: Sequence[str], kept: timedelta) -> tuple[str, Sequence[str]]:
-        """Claim observations for a batch about to be stored; return a claim token and the claimed ids.
+        """Claim observations for a batch about to be stored.
 
-        Observations of other stored batches, and deleted ones, are not claimed: each counts once. Raises Conflict while
-        another batch with one of them is being stored.
+        Returns a claim token and the claimed ids. Observations of other stored batches, and deleted ones, are not
+        claimed: each counts once. Raises Conflict while another batch with one of them is being stored.
         """
         record_keys, token = [_id_key(batch, one) for one in ids], uuid.uuid4().hex
         own = None
@@ -151,7 +154,10 @@ class ObservationIndex:
 
     @asynccontextmanager
     async def alone(self, batch: str) -> AsyncIterator[None]:
-        """Lock a stored batch while the block runs; raise Conflict when the lock expired."""
+        """Lock a stored batch while the block runs.
+
+        Raises Conflict when the lock expired.
+        """
         try:
             async with self._redis.lock(f"{KEY}observed:lock:{batch}", timeout=_LOCK_S):
                 yield

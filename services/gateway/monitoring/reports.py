@@ -1,6 +1,7 @@
-"""Reports of batches: stored and handed on with at-least-once delivery and exactly one effect.
+"""Reports of batches.
 
-A gateway can be killed between any two steps; comments at each step say how it is resumed.
+Stored and handed on with at-least-once delivery and exactly one effect. A gateway can be killed between any two steps;
+comments at each step say how it is resumed.
 """
 
 import asyncio
@@ -36,7 +37,10 @@ class BatchReports:
         self._deletions = deletions
 
     async def store(self, subject: MonitoredModel, batch: ReceivedBatch) -> int:
-        """Store a batch once, and enqueue it for scoring; return how many of its observations are stored."""
+        """Store a batch once, and enqueue it for scoring.
+
+        Returns how many of its observations are stored.
+        """
         try:
             await asyncio.to_thread(check_batch, batch.observations, subject.model)
             # Nothing has happened yet. The batch id is bound to one key before anything is written there: after a crash
@@ -63,7 +67,10 @@ class BatchReports:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def finish_abandoned(self) -> None:
-        """Hand on batches that are stored but not enqueued; drop those that were never stored."""
+        """Hand on batches that are stored but not enqueued.
+
+        Drop those that were never stored.
+        """
         for place in await self._index.abandoned():
             try:
                 subject = await self._subjects.of(place.partition("/observations/")[0])
@@ -75,7 +82,10 @@ class BatchReports:
                 await self._index.forget(place)
 
     async def _place(self, subject: MonitoredModel, batch_id: str) -> str:
-        """Return the key of a batch: the one where storing began, else one in the present hour."""
+        """Return the key of a batch.
+
+        The one where storing began, else one in the present hour.
+        """
         now = datetime.now(UTC)
         here, before = (_place(subject, now - timedelta(hours=hours), batch_id) for hours in (0, 1))
         place = await self._index.place(subject.model.name, batch_id, here, config.retention(subject.config))
@@ -100,7 +110,10 @@ class BatchReports:
             )
 
     async def _write(self, subject: MonitoredModel, batch: ReceivedBatch, place: str) -> bool:
-        """Store the observations of a batch that no other batch has; return whether there are any."""
+        """Store the observations of a batch that no other batch has.
+
+        Returns whether there are any.
+        """
         ids = [observation.id for observation in batch.observations]
         # An observation id belongs to one batch. After a crash here, a repeated report claims its own ids again;
         # without one, another batch can claim them once the claim is old, as the store does not have this batch.
@@ -121,7 +134,10 @@ class BatchReports:
         return True
 
     async def _finish(self, subject: MonitoredModel, place: str) -> int:
-        """Delete observations that were marked during storing, and hand the batch on; return how many are left."""
+        """Delete observations that were marked during storing, and hand the batch on.
+
+        Returns how many are left.
+        """
         ids = await asyncio.to_thread(self._ids, place)
         if ids and (deleted := await self._index.deleted_of(place, ids)):
             await self._deletions.take_out(place, deleted)
@@ -131,7 +147,10 @@ class BatchReports:
         return len(ids)
 
     def _ids(self, place: str) -> Sequence[str]:
-        """Return the stored observation ids of a batch; empty when all were deleted."""
+        """Return the stored observation ids of a batch.
+
+        Empty when all were deleted.
+        """
         with suppress(NotFound):
             record = self._store.read_message(keys.reported(place), monitor_pb2.ObservationBatch)
             return [observation.id for observation in record.observations]

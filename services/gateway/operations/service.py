@@ -155,7 +155,10 @@ class Operations:
         return operation
 
     async def cancel(self, name: str) -> None:
-        """Cancel an operation; no effect on one that has ended. Raises NotReady when it cannot be cancelled."""
+        """Cancel an operation; no effect on one that has ended.
+
+        Raises NotReady when it cannot be cancelled.
+        """
         await self.get(name)
         source = await self._source(name)
         await source.records.cancel(source.name)
@@ -189,7 +192,10 @@ class Operations:
                     yield position, operation
 
     async def _of_all(self, after: Position) -> AsyncGenerator[Placed[Operation], None]:
-        """Yield the operations of all runs; a position is the run's, then that within the run."""
+        """Yield the operations of all runs.
+
+        A position is the run's, then that within the run.
+        """
         if after:
             run = await self._runs.get(after[1])
             async for position, operation in self._of_run(run, after[2:]):
@@ -199,7 +205,10 @@ class Operations:
                 yield [*place, *position], operation
 
     async def _of_run(self, run: run_pb2.Run, after: Position) -> AsyncGenerator[Placed[Operation], None]:
-        """Yield the search of a run, then its corrections; a position is the search's, then the correction's."""
+        """Yield the search of a run, then its corrections.
+
+        A position is the search's, then the correction's.
+        """
         if not after:
             yield [names.SEARCH], of_run(run)
         async for position, correction in self._corrections.records.after(run.name, after[1:]):
@@ -257,7 +266,10 @@ class OperationsService(pb_grpc.OperationsServicer):  # type: ignore[misc]  # it
 
 
 def _patience_s(request: pb.WaitOperationRequest, context: Context) -> float | None:
-    """Return how long a call may wait: the smaller of its timeout and its remaining deadline."""
+    """Return how long a call may wait.
+
+    The smaller of its timeout and its remaining deadline.
+    """
     left = context.time_remaining()
     bounds = [] if left is None else [max(0.0, left - _ANSWER_S)]
     if request.HasField("timeout"):

@@ -1,4 +1,7 @@
-"""The event consumer: each event of a stage is stored, then folded into its record."""
+"""The event consumer.
+
+Each event of a stage is stored, then folded into its record.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,7 +24,10 @@ _UNRECORDED = "models"
 
 
 class EventConsumer:
-    """Consumes the stream `events`; each event is folded by the collection of its subject."""
+    """Consumes the stream `events`.
+
+    Each event is folded by the collection of its subject.
+    """
 
     def __init__(self, queue: Queue, store: ArtifactStore, folds: Mapping[str, Fold]) -> None:
         self._queue = queue
@@ -84,7 +90,10 @@ class EventConsumer:
 
 
 def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager[None]:
-    """Start a span for an event with consequences; there are too many progress events to trace."""
+    """Start a span for an event with consequences.
+
+    There are too many progress events to trace.
+    """
     kind = event.WhichOneof("kind")
     if kind in {None, "progress"}:
         return nullcontext()

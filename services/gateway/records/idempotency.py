@@ -41,7 +41,10 @@ class Claim:
 
     @property
     def key(self) -> str:
-        """Redis key of the request's state: its digest, the record that it created, its answer."""
+        """Redis key of the request's state.
+
+        Its digest, the record that it created, its answer.
+        """
         return f"{_KEY}{self.request_id}"
 
     @property
@@ -83,9 +86,9 @@ class IdempotentRequests:
         self._redis = queue.redis
 
     async def answer(self, request: Any, kind: type[A], carry_out: Callable[[], Awaitable[A]]) -> A:
-        """Return the answer to a request, carried out now or before; a failed one is carried out again.
+        """Return the answer to a request, carried out now or before.
 
-        Raises AlreadyExists when another request used the id.
+        A failed one is carried out again. Raises AlreadyExists when another request used the id.
         """
         claim = Claim(request_id=names.check_id("request", request.request_id), holder=uuid.uuid4().hex)
         digest = _digest(request)

@@ -28,7 +28,10 @@ Placed = tuple[Position, M]
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[M]):
-    """Some entries of a list; the token is empty on the last page."""
+    """Some entries of a list.
+
+    The token is empty on the last page.
+    """
 
     entries: Sequence[M]
     next_page_token: str
@@ -46,9 +49,10 @@ class Cursor:
 
     @classmethod
     def of(cls, request: Any, *about: str) -> Self:
-        """Read `page_size` and `page_token` of a request; `about` distinguishes its list from others.
+        """Read `page_size` and `page_token` of a request.
 
-        Raises InvalidInput for a negative size, and for a token of another list.
+        `about` distinguishes its list from others. Raises InvalidInput for a negative size, and for a token of another
+        list.
         """
         if request.page_size < 0:
             raise InvalidInput(
@@ -61,7 +65,10 @@ class Cursor:
         return cls(subject=subject, size=size, after=_position(subject, request.page_token))
 
     def page(self, placed: Iterable[Placed[M]]) -> Page[M]:
-        """Return one page of entries that follow the previous page; at least one entry, whatever its size."""
+        """Return one page of entries that follow the previous page.
+
+        At least one entry, whatever its size.
+        """
         entries: list[M] = []
         left, last = MOST_BYTES, self.after
         for position, entry in placed:
@@ -83,7 +90,10 @@ class Cursor:
         return self.page(found)
 
     def page_of_append_only(self, entries: Sequence[M]) -> Page[M]:
-        """Return one page of a list that only grows: an entry's number is its position."""
+        """Return one page of a list that only grows.
+
+        An entry's number is its position.
+        """
         numbers = self.behind(range(len(entries)), lambda number: [number])
         return self.page((position, entries[number]) for position, number in numbers)
 

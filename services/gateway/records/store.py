@@ -1,4 +1,7 @@
-"""The record store: records in Redis, changed by compare-and-set together with the work that follows."""
+"""The record store.
+
+Records in Redis, changed by compare-and-set together with the work that follows.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -34,9 +37,10 @@ class RecordStore(Generic[R]):
         self._ended = ended
 
     async def create(self, record: R, works: Sequence[Work], *, taking: str | None = None) -> R:
-        """Write a new record and enqueue its first work atomically; raise AlreadyExists for a name in use.
+        """Write a new record and enqueue its first work atomically.
 
-        `taking` is a key that the record holds until it is released; raise Conflict while another record holds it.
+        Raises AlreadyExists for a name in use. `taking` is a key that the record holds until it is released; raise
+        Conflict while another record holds it.
         """
         name, created = _identity(record)
         key, claim = _key(name), claimed.get()
@@ -91,9 +95,9 @@ class RecordStore(Generic[R]):
             position, _ = records[-1]
 
     async def apply(self, name: str, change: Callable[[R], Sequence[Work]], *, releasing: str | None = None) -> R:
-        """Change a record and enqueue the work that follows atomically; retried after a concurrent change.
+        """Change a record and enqueue the work that follows atomically.
 
-        `releasing` is a key that is freed when this record holds it.
+        Retried after a concurrent change. `releasing` is a key that is freed when this record holds it.
         """
         key = _key(name)
         while True:

@@ -1,4 +1,7 @@
-"""Regions and their annotations: one stored object an annotation, of which the latest counts."""
+"""Regions and their annotations.
+
+One stored object an annotation, of which the latest counts.
+"""
 
 import asyncio
 import hashlib
@@ -104,14 +107,20 @@ class Regions:
         return save(arrays, metadata={"distillation": record})
 
     def export_from(self, run: run_pb2.Run, offset: int) -> Iterator[bytes]:
-        """Yield the exported file in parts from a byte offset on; raise InvalidInput for a negative offset."""
+        """Yield the exported file in parts from a byte offset on.
+
+        Raises InvalidInput for a negative offset.
+        """
         if offset < 0:
             raise InvalidInput(f"the offset is {offset}; give 0 or more bytes", reason="OUT_OF_BOUNDS", field="offset")
         content = self.export(run)
         return (content[begin : begin + _PART_BYTES] for begin in range(offset, len(content), _PART_BYTES))
 
     def annotate(self, annotation: annotation_pb2.Annotation) -> region_pb2.Region:
-        """Store an annotation; raise InvalidInput for a label that the model does not have."""
+        """Store an annotation.
+
+        Raises InvalidInput for a label that the model does not have.
+        """
         region = self._catalog.region(annotation.region)
         self._check(annotation)
         stored = annotation_pb2.Annotation()
@@ -167,7 +176,10 @@ class Regions:
 
 
 def _mark() -> str:
-    """Return a unique suffix for an annotation; the same for a retried request, which is stored once."""
+    """Return a unique suffix for an annotation.
+
+    The same for a retried request, which is stored once.
+    """
     claim = claimed.get()
     return hashlib.sha256(claim.request_id.encode()).hexdigest()[:12] if claim else uuid.uuid4().hex[:12]
 
@@ -184,10 +196,11 @@ class Annotator:
     async def annotate(
         self, annotation: annotation_pb2.Annotation
     ) -> tuple[region_pb2.Region, Sequence[region_pb2.Region]]:
-        """Store an annotation; return the region and, when it is mixed, its parts, largest score first.
+        """Store an annotation.
 
-        The annotation is stored even when the split fails. Raises NotReady when the region has no parts, Unavailable or
-        DeadlineExceeded when the distiller did not answer; repeating the annotation then completes it.
+        Returns the region and, when it is mixed, its parts, largest score first. The annotation is stored even when the
+        split fails. Raises NotReady when the region has no parts, Unavailable or DeadlineExceeded when the distiller
+        did not answer; repeating the annotation then completes it.
         """
         region = await asyncio.to_thread(self._regions.annotate, annotation)
         if annotation.verdict != annotation_pb2.Annotation.VERDICT_MIXED:

@@ -1,4 +1,7 @@
-"""Releases under way: one of a model at a time, done by a corrector, independent of its caller."""
+"""Releases under way.
+
+One of a model at a time, done by a corrector, independent of its caller.
+"""
 
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -33,9 +36,10 @@ class ReleaseOperations:
         )
 
     async def released(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Release:
-        """Publish a correction and return its release; the same request waits for the same publication.
+        """Publish a correction and return its release.
 
-        Raises the corrector's refusal, and Conflict while another release of the model is under way.
+        The same request waits for the same publication. Raises the corrector's refusal, and Conflict while another
+        release of the model is under way.
         """
         publication = await self._begun(request)
         async for latest in self.records.watch(publication.name):
@@ -51,7 +55,10 @@ class ReleaseOperations:
         return self.records.watch(names.check(name, "models/*/publications/*"))
 
     async def cancel(self, name: str) -> release_pb2.Publication:
-        """Return a release that has ended; raise NotReady for one under way, which cannot be cancelled."""
+        """Return a release that has ended.
+
+        Raises NotReady for one under way, which cannot be cancelled.
+        """
         publication = await self.get(name)
         if publication.state not in ENDED:
             raise NotReady(
@@ -62,7 +69,10 @@ class ReleaseOperations:
         return publication
 
     async def apply(self, event: work_pb2.Event) -> release_pb2.Publication:
-        """Fold an event into its publication; candidates are retired before the publication ends."""
+        """Fold an event into its publication.
+
+        Candidates are retired before the publication ends.
+        """
         publication = await self.get(event.subject)
         model = names.parent(event.subject)
         if event.HasField("published") and publication.state not in ENDED:
@@ -73,7 +83,10 @@ class ReleaseOperations:
         )
 
     async def _retire_if_possible(self, model: str) -> None:
-        """Retire the candidates; while the corrector is away they stay until the next release, which is harmless."""
+        """Retire the candidates.
+
+        While the corrector is away they stay until the next release, which is harmless.
+        """
         try:
             await self._retire(model)
         except (Unavailable, DeadlineExceeded) as error:

@@ -71,7 +71,10 @@ _BOUNDS = {
 
 
 def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
-    """Return a configuration with defaults filled in; raise InvalidInput for a value out of bounds."""
+    """Return a configuration with defaults filled in.
+
+    Raises InvalidInput for a value out of bounds.
+    """
     for path, (least, largest) in _BOUNDS.items():
         section, name = path.split(".")
         value = getattr(getattr(config, section), name)
@@ -100,7 +103,10 @@ class ThresholdAdvisor:
         self._generator = generator
 
     async def of(self, run: run_pb2.Run) -> run_pb2.ValidityAdvice:
-        """Return thresholds fitted to the latest annotations of a run; raise NotReady when they do not suffice."""
+        """Return thresholds fitted to the latest annotations of a run.
+
+        Raises NotReady when they do not suffice.
+        """
         judged = await asyncio.to_thread(self._regions.judged, run)
         for named, word in ((judged.invalid, "invalid"), (judged.valid, "labelled as their sources are")):
             if not named:

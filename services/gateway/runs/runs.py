@@ -51,9 +51,10 @@ class Runs:
         return await self.records.create(run, [(PREPARE, work_pb2.PrepareWork(run=_as_created(run)))])
 
     async def checked(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
-        """Return a complete, checked configuration: defaults, versions and advised thresholds are filled in.
+        """Return a complete, checked configuration.
 
-        Advised thresholds are resolved here because later annotations must not change a run.
+        Defaults, versions and advised thresholds are filled in. Advised thresholds are resolved here because later
+        annotations must not change a run.
         """
         whole = complete(await self._advised(config) if config.validity_from else config)
         await asyncio.to_thread(self._check, whole)
@@ -63,7 +64,10 @@ class Runs:
         return await self.records.get(names.check(name, "runs/*"))
 
     async def get_distilled(self, name: str) -> run_pb2.Run:
-        """Return a run whose regions lie in the store; raise NotReady for any other."""
+        """Return a run whose regions lie in the store.
+
+        Raises NotReady for any other.
+        """
         run = await self.get(name)
         check_distilled(run)
         return run
@@ -94,7 +98,10 @@ class Runs:
         return with_advised_thresholds(config, await self._advice.of(other), other)
 
     def _claim_name(self, run: run_pb2.Run) -> None:
-        """Store the run; adopt an equal record that a gateway left when it died at this point."""
+        """Store the run.
+
+        Adopt an equal record that a gateway left when it died at this point.
+        """
         key = keys.run(run.name)
         if not self._store.exists(key):
             self._store.write_message(key, _as_created(run))
@@ -121,7 +128,10 @@ class Runs:
             self._check_served(oracle, config.validity.oracle_version)
 
     def _check_served(self, model: model_pb2.Model, version: int) -> None:
-        """Classify one image, which shows more than readiness: the version is loaded and takes its declared input."""
+        """Classify one image, which shows more than readiness.
+
+        The version is loaded and takes its declared input.
+        """
         height, width, channels = model.image_shape
         classifier = self._inference.classifier(model, version=version)
         classifier.classify(np.zeros((1, channels, height, width), np.float32))
@@ -135,7 +145,10 @@ class Runs:
 
 
 def fold(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
-    """Apply an event to a run, in place; return the work that follows. Idempotent."""
+    """Apply an event to a run, in place.
+
+    Returns the work that follows. Idempotent.
+    """
     if run.state in ENDED:
         return []
     before = run.state

@@ -20,7 +20,7 @@ from services.corrector.guard.builder import GuardIssuer
 from services.corrector.own_triton import Releases
 from services.corrector.publishing import Publisher, publish
 from services.corrector.service import CorrectorService
-from services.corrector.training import Trainer, follow, train
+from services.corrector.training import Trainer, follow_announced, train
 from services.dependencies import Dependencies, TransportSettings, device_of, limit_threads
 from services.runtime import telemetry
 from services.runtime.queue import CHOOSE, PUBLISH, TRAIN
@@ -78,7 +78,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
     releases: AnyReleases
     if settings.handover:
         releases = ExternalTritonReleases(needs.store, needs.inference, settings.handover)
-        loops.append(releases.keep_noticing)
+        loops.append(releases.watch_versions)
     else:
         releases = Releases(needs.store, needs.inference, settings.triton_repository)
     gate, guards = Gate(needs.store, releases), GuardIssuer(needs.store, releases)
@@ -119,7 +119,7 @@ def _follow(settings: CorrectorSettings, trainer: Trainer, process_group: Torchr
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the first process ends the others when it drains
     while (work := process_group.next_work()) is not None:
-        follow(trainer, work)
+        follow_announced(trainer, work)
     process_group.close()
 
 

@@ -11,10 +11,10 @@ from defuse.v1 import correction_pb2, work_pb2
 
 from services.arrays import Array
 from services.corrector.correction_data import CorrectionData, HeldOutRegion
-from services.corrector.evaluation import difference_of, share_of
+from services.corrector.evaluation import accuracy_change, accuracy_estimate
 from services.corrector.external_triton import AnyReleases
 from services.corrector.gate.comparison import Comparison, Version
-from services.corrector.gate.decision import Gate, joined, region_readings
+from services.corrector.gate.decision import Gate, join_readings, region_readings
 from services.runtime.worker import Job
 from services.statistics.hypothesis_tests import AccuracyDifference, PairedReadings
 from services.storage import keys
@@ -149,9 +149,9 @@ def _choice(
 def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position: int, number: int) -> bytes:
     """Copy the files of the chosen point to the keys of the candidate; return the ONNX file."""
     point = keys.point(correction.name, position, number)
-    file = store.read_bytes(keys.onnx_of(point))
+    file = store.read_bytes(keys.onnx_file(point))
     store.write_bytes(keys.corrected_file(correction.name), file)
-    if store.exists(weights := keys.weights_of(point)):
+    if store.exists(weights := keys.weights_file(point)):
         store.write_bytes(keys.corrected_weights(correction.name), store.read_bytes(weights))
     return file
 
@@ -159,14 +159,14 @@ def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position:
 def _result(comparison: Comparison, materials: CorrectionData) -> correction_pb2.CorrectionResult:
     """Return the results of both versions on the test split, and on held-out images that had no part in the choice."""
     readings = region_readings(comparison, materials)
-    together = joined([read for _, read in readings])
+    together = join_readings([read for _, read in readings])
     return correction_pb2.CorrectionResult(
-        test_before=share_of(comparison.test.before),
-        test_after=share_of(comparison.test.after),
-        test_change=difference_of(comparison.test),
+        test_before=accuracy_estimate(comparison.test.before),
+        test_after=accuracy_estimate(comparison.test.after),
+        test_change=accuracy_change(comparison.test),
         regions=[_region(region, read, comparison, materials) for region, read in readings],
-        regions_before=share_of(together.before),
-        regions_after=share_of(together.after),
+        regions_before=accuracy_estimate(together.before),
+        regions_after=accuracy_estimate(together.after),
     )
 
 
@@ -177,8 +177,8 @@ def _region(
     return correction_pb2.RegionChange(
         region=region.region,
         label=region.label,
-        before=share_of(read.before),
-        after=share_of(read.after),
+        before=accuracy_estimate(read.before),
+        after=accuracy_estimate(read.after),
         exemplars_before=_answers(comparison.before, pictures),
         exemplars_after=_answers(comparison.after, pictures),
     )

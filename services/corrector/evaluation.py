@@ -62,7 +62,7 @@ class Evaluator:
         base = LocalVersion(materials.deployed_file, materials.model)
         self._before = base.reads_stored_correctly(materials.test)
         deciding = [*materials.held_out_regions(deciding=True), *materials.around_regions()]
-        self._images, self._labels = images_of(materials, deciding)
+        self._images, self._labels = region_images(materials, deciding)
 
     def measure(self, file: bytes) -> correction_pb2.Point:
         """Return the results of a version."""
@@ -71,25 +71,25 @@ class Evaluator:
         answers = version.log_probabilities(self._images)
         losses = -answers[np.arange(len(self._labels)), self._labels]
         return correction_pb2.Point(
-            test=share_of(after),
-            test_change=difference_of(PairedReadings(before=self._before, after=after)),
-            regions=share_of(answers.argmax(axis=1) == self._labels),
+            test=accuracy_estimate(after),
+            test_change=accuracy_change(PairedReadings(before=self._before, after=after)),
+            regions=accuracy_estimate(answers.argmax(axis=1) == self._labels),
             regions_loss=float(losses.mean()) if len(losses) else 0.0,
         )
 
 
-def images_of(materials: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
+def region_images(materials: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
     """Return the images (n, c, h, w) of regions' latents, and their labels (n,)."""
     images = [materials.decoded(region.latent) for region in regions]
     labels = [np.full(len(region.latent), region.label_id, np.int64) for region in regions]
     return np.concatenate(images), np.concatenate(labels)
 
 
-def share_of(correct: Array) -> tensor_pb2.Estimate:
+def accuracy_estimate(correct: Array) -> tensor_pb2.Estimate:
     return estimate(int(correct.sum()), len(correct))
 
 
-def difference_of(readings: PairedReadings) -> correction_pb2.PairedDifference:
+def accuracy_change(readings: PairedReadings) -> correction_pb2.PairedDifference:
     """Return the change between two versions over the same images."""
     difference = readings.difference
     low, high = difference.interval()

@@ -22,7 +22,7 @@ from services.corrector.gate.comparison import ServedCandidate, Version
 from services.corrector.own_triton import Releases
 from services.corrector.release_history import NO_DECISION, Decision, Kind, ReleaseHistory
 from services.corrector.signature import read_signature
-from services.corrector.triton_repository import classifier_config, exclusively, guard_config, guarded_config
+from services.corrector.triton_repository import classifier_config, ensemble_config, exclusive_lock, guard_config
 from services.onnx_graph.onnx_files import TOLERANCE
 from services.runtime import telemetry
 from services.storage import keys
@@ -58,7 +58,7 @@ class ExternalTritonReleases:
         """
         if self.history.registered_for(declared, decision.request_id):
             return self.history.catalog.model(declared.name)
-        file = self.history.uploaded(declared, file_digest)
+        file = self.history.uploaded_file(declared, file_digest)
         model = read_signature(declared, file)
         model_id = names.last(model.name)
         version = self._inference.versions(model_id)[-1]
@@ -77,7 +77,7 @@ class ExternalTritonReleases:
         Triton is left unchanged.
         """
         self.notice(correction.model)
-        with exclusively(self._root):
+        with exclusive_lock(self._root):
             return self._published(correction, decision)
 
     def _published(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
@@ -121,12 +121,12 @@ class ExternalTritonReleases:
 
         Returns the guard's version.
         """
-        with exclusively(self._root):
-            guard, guarded = guard_config(model, [1]), guarded_config(model)
+        with exclusive_lock(self._root):
+            guard, guarded = guard_config(model, [1]), ensemble_config(model)
             taken = [int(path.name) for path in (self._root / guard.name).glob("[0-9]*")]
             version = 1 + max(taken, default=0)
             guard.version_policy.specific.versions[:] = [version]
-            with _writing(self._root / guard.name):
+            with _naming_remedy(self._root / guard.name):
                 (self._root / guard.name / str(version)).mkdir(parents=True)
                 (self._root / guard.name / str(version) / "model.onnx").write_bytes(file)
                 (self._root / guarded.name / "1").mkdir(parents=True, exist_ok=True)
@@ -145,10 +145,10 @@ class ExternalTritonReleases:
         Callers who name no version get the newest one that Triton serves. A version that was never handed over is
         ignored.
         """
-        with exclusively(self._root):
+        with exclusive_lock(self._root):
             self._notice(self.history.catalog.model(model_name))
 
-    async def keep_noticing(self) -> None:
+    async def watch_versions(self) -> None:
         """Check all models periodically, without end."""
         while True:
             await asyncio.to_thread(self._notice_all)
@@ -197,7 +197,7 @@ class ExternalTritonReleases:
         model_id = names.last(model.name)
         directory = self._root / model_id
         partial = directory / f".partial-{version}-{uuid.uuid4().hex[:8]}"
-        with _writing(directory, partial):
+        with _naming_remedy(directory, partial):
             partial.mkdir(parents=True)
             (partial / "model.onnx").write_bytes(self._store.read_bytes(keys.model_file(model.name, version)))
             (directory / f"{version}.verdict.json").write_text(verdict)
@@ -210,7 +210,7 @@ class ExternalTritonReleases:
 
 
 @contextmanager
-def _writing(directory: Path, partial: Path | None = None) -> Iterator[None]:
+def _naming_remedy(directory: Path, partial: Path | None = None) -> Iterator[None]:
     """Name the remedy when a directory cannot be written.
 
     A partial one is removed.

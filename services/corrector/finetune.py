@@ -152,7 +152,7 @@ def finetune(
             if together := not math.isfinite(total):  # equal in all processes
                 raise Diverged(f"the loss is {total} at step {step} of {state.steps}")
             on_step(step, state.steps, total)
-            if judged and state.is_to_be_judged():
+            if judged and state.is_evaluation_due():
                 state.judge(held_out_loss(fitting, device))
                 on_checkpoint(state.to_bytes())
     finally:

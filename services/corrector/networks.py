@@ -69,7 +69,7 @@ class TorchModule(nn.Module):
         )
 
 
-def build(function: str, allowed: Sequence[str], weights: Callable[[], bytes]) -> nn.Module:
+def build_from_factory(function: str, allowed: Sequence[str], weights: Callable[[], bytes]) -> nn.Module:
     """Call a factory, `module:function`, and load weights into the module that it returns.
 
     The weights are read only after the factory was found. Raises InvalidInput for a factory that is not allowed or
@@ -135,7 +135,7 @@ Network = OnnxModule | TorchModule
 _COMPARED = 64
 
 
-def deployed(materials: CorrectionData, allowed_factories: Sequence[str]) -> Network:
+def deployed_network(materials: CorrectionData, allowed_factories: Sequence[str]) -> Network:
     """Return the network with the weights of the corrected version.
 
     Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module computes
@@ -143,7 +143,7 @@ def deployed(materials: CorrectionData, allowed_factories: Sequence[str]) -> Net
     """
     wanted = materials.correction.config.torch_factory
     if wanted.function:
-        module = build(wanted.function, allowed_factories, lambda: _weights(materials))
+        module = build_from_factory(wanted.function, allowed_factories, lambda: _weights(materials))
         network = TorchModule(module, materials.model)
         _check_same(network, materials)
         return network

@@ -11,7 +11,7 @@ from defuse.v1 import correction_pb2, model_pb2, release_pb2
 from services.corrector.gate.comparison import ServedCandidate, Version
 from services.corrector.release_history import NO_DECISION, Decision, Kind, ReleaseHistory, candidate_id, gate_id
 from services.corrector.signature import read_signature
-from services.corrector.triton_repository import TritonRepository, exclusively, guard_config, guarded_config
+from services.corrector.triton_repository import TritonRepository, ensemble_config, exclusive_lock, guard_config
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient
@@ -40,10 +40,10 @@ class Releases:
 
         Once for one request.
         """
-        with exclusively(self._root):
+        with exclusive_lock(self._root):
             if self.history.registered_for(declared, decision.request_id):
                 return self.history.catalog.model(declared.name)
-            file = self.history.uploaded(declared, file_digest)
+            file = self.history.uploaded_file(declared, file_digest)
             model = read_signature(declared, file)
             model.create_time.GetCurrentTime()
             self._clear(model)
@@ -56,7 +56,7 @@ class Releases:
 
     def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
         """Serve a correction's file as a new version, beside the present champion."""
-        with exclusively(self._root):
+        with exclusive_lock(self._root):
             if made := self.history.made(correction.model, decision.request_id):
                 return made
             model = self.history.check_publishable(correction)
@@ -74,7 +74,7 @@ class Releases:
 
     def restore_previous(self, model_name: str, decision: Decision) -> release_pb2.Release:
         """Give callers the version that the champion replaced."""
-        with exclusively(self._root):
+        with exclusive_lock(self._root):
             model = self.history.catalog.model(model_name)
             if made := self.history.made(model_name, decision.request_id):
                 return made
@@ -107,7 +107,7 @@ class Releases:
 
         The same file gets the same name. Earlier candidates stay served, up to `_CANDIDATES`, as one may be on trial.
         """
-        with exclusively(self._root):
+        with exclusive_lock(self._root):
             model_id = candidate_id(names.last(model.name))
             version = self.history.candidate_number(model.name, file)
             self._repository.add_version(model_id, version, file)
@@ -118,7 +118,7 @@ class Releases:
 
     def withdraw_candidates(self, model_name: str) -> None:
         """Stop serving all candidates of a model."""
-        with exclusively(self._root):
+        with exclusive_lock(self._root):
             model_id = candidate_id(names.last(self.history.catalog.model(model_name).name))
             if self._repository.versions(model_id):
                 self._repository.withdraw(model_id)
@@ -128,14 +128,14 @@ class Releases:
 
         Returns the guard's version. The previous guard stays loaded for requests under way.
         """
-        with exclusively(self._root):
+        with exclusive_lock(self._root):
             guard = names.guard_model(names.last(model.name))
             before = self._repository.versions(guard)[-1:]
             version = 1 + max(before, default=0)
             self._repository.add_version(guard, version, file)
             self._repository.serve_as(guard_config(model, [*before, version]))
             self._repository.add_ensemble(names.guarded_model(names.last(model.name)))
-            self._repository.serve_as(guarded_config(model))
+            self._repository.serve_as(ensemble_config(model))
         return version
 
     @contextmanager
@@ -146,13 +146,13 @@ class Releases:
         """
         model_id = gate_id(names.last(model.name))
         try:
-            with exclusively(self._root):
+            with exclusive_lock(self._root):
                 self._repository.sweep()
                 self._repository.add_version(model_id, 1, file)
                 self._serve_at_gate(model, model_id)
             yield self._inference.classifier(model, version=1, model_id=model_id)
         finally:
-            with exclusively(self._root):
+            with exclusive_lock(self._root):
                 self._repository.withdraw(model_id)
 
     def _serve_at_gate(self, model: model_pb2.Model, model_id: str) -> None:

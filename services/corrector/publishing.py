@@ -38,7 +38,7 @@ def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_
     return event
 
 
-def finished(store: ArtifactStore, name: str) -> correction_pb2.Correction:
+def succeeded_correction(store: ArtifactStore, name: str) -> correction_pb2.Correction:
     """Return the record of a correction that succeeded.
 
     Raises NotReady for any other.
@@ -54,7 +54,7 @@ def finished(store: ArtifactStore, name: str) -> correction_pb2.Correction:
 
 
 def _published(publisher: Publisher, publication: release_pb2.Publication, job: Job) -> release_pb2.Release:
-    correction = finished(publisher.store, publication.correction)
+    correction = succeeded_correction(publisher.store, publication.correction)
     history, request_id = publisher.releases.history, names.last(publication.name)
     if made := history.made(correction.model, request_id):
         return made

@@ -70,7 +70,7 @@ class ReleaseHistory:
         self.store = store
         self.catalog = Catalog(store)
 
-    def uploaded(self, declared: model_pb2.Model, file_digest: str) -> bytes:
+    def uploaded_file(self, declared: model_pb2.Model, file_digest: str) -> bytes:
         """Return the file of a model to be registered.
 
         Raises when it may not be registered.

@@ -12,7 +12,7 @@ from services.corrector.external_triton import AnyReleases
 from services.corrector.gate.comparison import ServedCandidate
 from services.corrector.gate.decision import Gate
 from services.corrector.guard.builder import GuardIssuer
-from services.corrector.publishing import finished
+from services.corrector.publishing import succeeded_correction
 from services.corrector.release_history import Decision
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -60,7 +60,7 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         return pb.IssueGuardResponse(guard=guard)
 
     def _serve_candidate(self, request: pb.ServeCandidateRequest) -> ServedCandidate:
-        correction = finished(self._store, request.correction)
+        correction = succeeded_correction(self._store, request.correction)
         model = self._releases.history.check_publishable(correction)
         if request.answers_callers:
             self._gate.admit(correction, approver=request.approver, reason=request.reason)

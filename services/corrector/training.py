@@ -17,7 +17,7 @@ from torch import Tensor
 from services.arrays import as_floats
 from services.corrector.correction_data import CorrectionData, RegionData, region_latents
 from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TrainingAbandoned
-from services.corrector.evaluation import Evaluator, images_of
+from services.corrector.evaluation import Evaluator, region_images
 from services.corrector.finetune import (
     Augmentation,
     Diverged,
@@ -28,7 +28,7 @@ from services.corrector.finetune import (
     TrainingMix,
     finetune,
 )
-from services.corrector.networks import Network, TorchModule, deployed, real_inputs
+from services.corrector.networks import Network, TorchModule, deployed_network, real_inputs
 from services.corrector.training_state import Schedule
 from services.onnx_graph.onnx_files import ParityError, export
 from services.runtime.worker import Job
@@ -41,11 +41,11 @@ from services.triton.preprocessing import preprocess
 _FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30
 
 
-def read_fitting(
+def read_finetune_job(
     materials: CorrectionData, wanted: Training, allowed_factories: Sequence[str]
 ) -> tuple[Network, FinetuneJob]:
     """Return the deployed network, and everything that a training of it needs."""
-    network = deployed(materials, allowed_factories)
+    network = deployed_network(materials, allowed_factories)
     if wanted.method == Training.METHOD_LAST_LAYER:
         _train_last_layer_only(network)
     fitting = FinetuneJob(
@@ -101,7 +101,7 @@ def _drawn(materials: CorrectionData, regions: Sequence[RegionData], total: int)
 
 
 def _held_out(materials: CorrectionData) -> TrainingMix:
-    images, labels = images_of(materials, materials.held_out_regions(deciding=True))
+    images, labels = region_images(materials, materials.held_out_regions(deciding=True))
     regions = LabelledDataset(fetch=lambda rows: images[rows], labels=labels)
     return TrainingMix(original=_stored(materials.held_out_original()), regions=regions)
 
@@ -174,11 +174,11 @@ def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Even
     return event
 
 
-def follow(trainer: Trainer, announced: AnnouncedTraining) -> None:
+def follow_announced(trainer: Trainer, announced: AnnouncedTraining) -> None:
     """Take this process's part in a training that the first process announced."""
     work = work_pb2.TrainWork.FromString(announced.work)
     materials = CorrectionData(trainer.store, work.correction)
-    _, fitting = read_fitting(materials, work.correction.trainings[work.training], trainer.factories)
+    _, fitting = read_finetune_job(materials, work.correction.trainings[work.training], trainer.factories)
     with suppress(TrainingAbandoned, Diverged):
         finetune(fitting, device=trainer.device, checkpoint=announced.checkpoint, processes=trainer.processes)
 
@@ -201,7 +201,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
     wanted = work.correction.trainings[work.training]
     materials = CorrectionData(trainer.store, work.correction)
     _say(job, work, 0.0, "drawing images")
-    network, fitting = read_fitting(materials, wanted, trainer.factories)
+    network, fitting = read_finetune_job(materials, wanted, trainer.factories)
     before = _weights_of(network)
     outcome = _finetuned(trainer, fitting, work, job)
     done = Training(
@@ -263,9 +263,9 @@ def _point(materials: CorrectionData, network: Network, evaluator: Evaluator, pr
         file, parity = export(network, real_inputs(materials, largest), sizes)
     except ParityError as error:
         raise Internal(f"{error}; nothing was served", reason="PARITY") from error
-    materials.store.write_bytes(keys.onnx_of(prefix), file)
+    materials.store.write_bytes(keys.onnx_file(prefix), file)
     if isinstance(network, TorchModule):
-        materials.store.write_bytes(keys.weights_of(prefix), network.weights())
+        materials.store.write_bytes(keys.weights_file(prefix), network.weights())
     point = evaluator.measure(file)
     for entry in parity:
         point.parity.add(batch_size=entry.batch_size, max_abs_difference=entry.max_abs_difference)

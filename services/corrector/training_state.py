@@ -109,7 +109,7 @@ class TrainingState:
         self.step += 1
         return total
 
-    def is_to_be_judged(self) -> bool:
+    def is_evaluation_due(self) -> bool:
         """Return whether the held-out loss is due.
 
         Several times in a training, and at its end.

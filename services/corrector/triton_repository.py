@@ -52,7 +52,7 @@ def guard_config(model: model_pb2.Model, versions: Sequence[int]) -> model_confi
     return config
 
 
-def guarded_config(model: model_pb2.Model) -> model_config_pb2.ModelConfig:
+def ensemble_config(model: model_pb2.Model) -> model_config_pb2.ModelConfig:
     """Return the configuration of the ensemble of a model and its guard, in the versions that callers get now."""
     model_id = names.last(model.name)
     config = _entry(model, names.guarded_model(model_id))
@@ -198,7 +198,7 @@ class TritonRepository:
 
 
 @contextmanager
-def exclusively(root: Path) -> Iterator[None]:
+def exclusive_lock(root: Path) -> Iterator[None]:
     """Lock a directory against other writers, in this process and others, while the block runs."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:

@@ -16,7 +16,7 @@ import numpy as np
 from defuse.errors import InvalidInput
 
 from services.arrays import Array
-from services.storage.file_systems import append, scratch_file
+from services.storage.file_systems import append_chunk, scratch_file
 
 SPLITS = ("train", "val", "test")
 ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -103,7 +103,7 @@ class ArchivedArray:
         with scratch_file() as file, self._archive.open(self._name) as member:
             _header(member)
             for chunk in _chunks(member):
-                append(file, chunk)
+                append_chunk(file, chunk)
             return np.memmap(file, self.dtype, mode="r", shape=self.shape, order="F")
 
     def _slices(self) -> Iterator[slice]:

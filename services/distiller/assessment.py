@@ -94,7 +94,7 @@ class RegionAssessor:
         for rank, finding in enumerate(found, start=1):
             name = names.region(names.last(self._run.name), f"{prefix}{rank}")
             store.create_arrays(keys.region_arrays(name), pictures.arrays(finding, self._arrays))
-            regions.append(records.region(name, finding, total, self._arrays, list(self._model.classes)))
+            regions.append(records.region_record(name, finding, total, self._arrays, list(self._model.classes)))
         return regions
 
 

@@ -83,7 +83,7 @@ class NearestImages:
     distance_sd: Array
 
 
-def exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array:
+def choose_exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array:
     """Choose members to show.
 
     The medoid first, then evenly spaced to the farthest one.
@@ -96,7 +96,7 @@ def exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array
     return np.asarray(members[outwards[chosen]])
 
 
-def controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, int]:
+def count_controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, int]:
     """Return the misclassified controls, and the number of controls, about `count` at most.
 
     Controls are unperturbed reconstructions of the real images nearest to a group, with its labels in the proportion of
@@ -123,7 +123,7 @@ def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
     return np.asarray(failures.true_label[few][nearest])
 
 
-def real_inside(group: Group, latents: Array, searched: SearchedImages) -> RealImageCounts:
+def count_real_inside(group: Group, latents: Array, searched: SearchedImages) -> RealImageCounts:
     """Count the searched real images of a group's label that lie inside.
 
     Inside means as near to the mean, in Mahalanobis distance, as 95 % of its failures, latents (m, d).
@@ -136,7 +136,7 @@ def real_inside(group: Group, latents: Array, searched: SearchedImages) -> RealI
     )
 
 
-def nearest(latents: Array, training: TrainingImages, sd_agg: Array, count: int) -> NearestImages:
+def nearest_images(latents: Array, training: TrainingImages, sd_agg: Array, count: int) -> NearestImages:
     """Return the training images nearest to any of latents (n, d)."""
     distance = distances(training.latent / sd_agg, latents / sd_agg).min(axis=1)  # (r,)
     first = np.argsort(distance, kind="stable")[:count]
@@ -158,7 +158,7 @@ def novelty_sd(latents: Array, misclassified: TrainingImages, sd_agg: Array) -> 
     return float(np.median(distances(latents / sd_agg, misclassified.latent / sd_agg).min(axis=1)))
 
 
-def suggestion(
+def suggest_label(
     group: Group, latents: Array, training: TrainingImages, sd_agg: Array, classes: Sequence[str]
 ) -> tuple[str, str]:
     """Return the suggested label of a group, and the reason.
@@ -242,37 +242,37 @@ def find_regions(
     About `controls` controls each. `errors(number, group)` decodes fresh latents of a group; it returns the
     misclassified ones, and the number of decodes.
     """
-    trials = [_tried(number, group, known, errors, controls) for number, group in enumerate(groups)]
+    trials = [_test_group(number, group, known, errors, controls) for number, group in enumerate(groups)]
     found = [
-        _found(group, trial, float(q), float(stable), known)
+        _make_finding(group, trial, float(q), float(stable), known)
         for group, trial, q, stable in zip(groups, trials, q_values(trials), stability, strict=True)
         if q <= false_discovery_rate
     ]
     return sorted(found, key=lambda finding: (-finding.score, -len(finding.group.members)))
 
 
-def _tried(
+def _test_group(
     number: int, group: Group, known: RunEvidence, errors: Callable[[int, Group], tuple[int, int]], most_controls: int
 ) -> ErrorRateTest:
     wrong, decodes = errors(number, group)
-    control_errors, control_count = controls(group, known.around.searched, most_controls)
+    control_errors, control_count = count_controls(group, known.around.searched, most_controls)
     return ErrorRateTest(errors=wrong, decodes=decodes, control_errors=control_errors, controls=control_count)
 
 
-def _found(group: Group, trial: ErrorRateTest, q_value: float, stability: float, known: RunEvidence) -> Finding:
+def _make_finding(group: Group, trial: ErrorRateTest, q_value: float, stability: float, known: RunEvidence) -> Finding:
     latent, training, sd_agg = known.failures.latent, known.around.training, known.around.sd_agg
-    shown = exemplars(latent, group.members, sd_agg, _EXEMPLARS)
+    shown = choose_exemplars(latent, group.members, sd_agg, _EXEMPLARS)
     misclassified = training.misclassified()
-    label, reason = suggestion(group, latent[shown], training, sd_agg, known.classes)
+    label, reason = suggest_label(group, latent[shown], training, sd_agg, known.classes)
     return Finding(
         group=group,
         trial=trial,
         q_value=q_value,
         stability=stability,
         exemplars=shown,
-        real=real_inside(group, latent[group.members], known.around.searched),
-        nearest=nearest(latent[shown[:1]], training, sd_agg, _NEAREST),
-        nearest_misclassified=nearest(latent[shown], misclassified, sd_agg, _NEAREST),
+        real=count_real_inside(group, latent[group.members], known.around.searched),
+        nearest=nearest_images(latent[shown[:1]], training, sd_agg, _NEAREST),
+        nearest_misclassified=nearest_images(latent[shown], misclassified, sd_agg, _NEAREST),
         novelty_sd=novelty_sd(latent[shown], misclassified, sd_agg),
         suggested_label=label,
         suggestion_reason=reason,

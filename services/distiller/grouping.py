@@ -56,7 +56,7 @@ class GroupedFailures:
 
     def residuals(self) -> Array:
         """Return the latents minus the means of their confusions, (m, d)."""
-        return around_means(self.latent, self.confusion())
+        return center_by_label(self.latent, self.confusion())
 
     def confusion(self) -> Array:
         """Return a number for each pair of true and predicted class, (m,)."""
@@ -130,7 +130,7 @@ class Grouper:
         self._aware = config.kind == "error_aware"
         fitted = failures.independent()
         dim = fitted.latent.shape[1]
-        spread = believed_covariance(fitted.residuals() if self._aware else fitted.latent, config.sd_agg)
+        spread = prior_covariance(fitted.residuals() if self._aware else fitted.latent, config.sd_agg)
         self.believed = config.component_width**2 * spread
         self._model = DirichletProcessMixture(
             n_components=min(config.max_components, len(fitted)),
@@ -182,10 +182,10 @@ def group_failures(
     _, labels = np.unique(grouper.labels(failures), return_inverse=True)
     members, held_out_members = _by_label(labels, usable), _by_label(labels, others)
     groups = [
-        described(failures, members[label], held_out_members.get(label, others[:0]), grouper.believed)
+        make_group(failures, members[label], held_out_members.get(label, others[:0]), grouper.believed)
         for label in members
     ]
-    distinct = _merged(groups, failures, grouper.believed, check)
+    distinct = _merge_duplicates(groups, failures, grouper.believed, check)
     supported = [one for one in distinct if len(one.members) >= config.min_support]
     return Grouping(
         groups=sorted(supported, key=lambda one: (-len(one.members), one.true_label, one.predicted_label)),
@@ -203,7 +203,7 @@ def _by_label(labels: Array, rows: Array) -> dict[int, Array]:
     return dict(zip(found.tolist(), np.split(order, begins[1:]), strict=True)) if len(rows) else {}
 
 
-def around_means(x: Array, label: Array) -> Array:
+def center_by_label(x: Array, label: Array) -> Array:
     """Return x (n, d) minus the means of equally labelled rows (n,), (n, d)."""
     x = x.astype(np.float64)
     _, label = np.unique(label, return_inverse=True)
@@ -212,14 +212,14 @@ def around_means(x: Array, label: Array) -> Array:
     return np.asarray(x - (means / np.bincount(label)[:, None])[label])
 
 
-def believed_covariance(x: Array, sd_agg: Array) -> Array:
+def prior_covariance(x: Array, sd_agg: Array) -> Array:
     """Return the covariance (d, d) of x (n, d), made definite."""
     spread = np.atleast_2d(np.cov(x.astype(np.float64).T, bias=True))
     own = _OWN_SHARE * spread.diagonal()
     return np.asarray((1 - _OWN_SHARE) * spread + np.diag(own + (_LEAST_SD * sd_agg) ** 2))
 
 
-def described(failures: GroupedFailures, members: Array, held_out_members: Array, believed: Array) -> Group:
+def make_group(failures: GroupedFailures, members: Array, held_out_members: Array, believed: Array) -> Group:
     """Return members of the failures, positions (n,), as a group with a Gaussian shrunk towards a covariance."""
     gaussian = Gaussian.of(failures.latent[members], believed)
     distance = gaussian.distance_squared(failures.latent[members])
@@ -236,23 +236,25 @@ def described(failures: GroupedFailures, members: Array, held_out_members: Array
     )
 
 
-def _merged(groups: list[Group], failures: GroupedFailures, believed: Array, check: Callable[[], None]) -> list[Group]:
+def _merge_duplicates(
+    groups: list[Group], failures: GroupedFailures, believed: Array, check: Callable[[], None]
+) -> list[Group]:
     """Merge groups that are the same, the most similar first."""
     left, numbers = dict(enumerate(groups)), itertools.count(len(groups))
-    alike = {pair: overlap for j in left for pair, overlap in _alike(left, j) if pair[0] < pair[1]}
+    alike = {pair: overlap for j in left for pair, overlap in _duplicates_of(left, j) if pair[0] < pair[1]}
     while alike:
         check()
         i, j = max(alike, key=lambda pair: (alike[pair], pair))
         one, other, new = left.pop(i), left.pop(j), next(numbers)
         members = np.concatenate([one.members, other.members])
         held_out = np.sort(np.concatenate([one.held_out_members, other.held_out_members]))
-        left[new] = described(failures, members, held_out, believed)
+        left[new] = make_group(failures, members, held_out, believed)
         alike = {pair: overlap for pair, overlap in alike.items() if not {i, j} & set(pair)}
-        alike |= {(min(pair), max(pair)): overlap for pair, overlap in _alike(left, new)}
+        alike |= {(min(pair), max(pair)): overlap for pair, overlap in _duplicates_of(left, new)}
     return list(left.values())
 
 
-def _alike(groups: dict[int, Group], number: int) -> Iterator[tuple[tuple[int, int], float]]:
+def _duplicates_of(groups: dict[int, Group], number: int) -> Iterator[tuple[tuple[int, int], float]]:
     """Yield the groups that equal one group, as pairs with it, and their overlaps."""
     one = groups[number]
     for other_number, other in groups.items():
@@ -271,7 +273,7 @@ _MOST_FAILURES = 10_000
 _STREAM = 1
 
 
-def stability(
+def bootstrap_stability(
     failures: GroupedFailures,
     groups: Sequence[Array],
     config: GroupingConfig,
@@ -308,7 +310,7 @@ def stability_of(
     """Return the stability (g,) of each group over the failures it was fitted to, without `held_out` (m,)."""
     usable = np.flatnonzero(held_out == 0)
     members = [np.searchsorted(usable, np.sort(group.members)) for group in grouping.groups]
-    return stability(failures.take(usable), members, config, bootstraps=bootstraps, check=check)
+    return bootstrap_stability(failures.take(usable), members, config, bootstraps=bootstraps, check=check)
 
 
 def _drawn(source: Array, generator: np.random.Generator) -> Array:

@@ -26,7 +26,7 @@ class GuardModel:
         self.guard: guard_pb2.Guard = self._catalog.guard(guard_name)
         self.run: run_pb2.Run = self._catalog.run(self.guard.run)
         self.model = model
-        self._run_guard = onnx_function(store.read_bytes(keys.onnx_of(guard_name)))
+        self._run_guard = onnx_function(store.read_bytes(keys.onnx_file(guard_name)))
         self._encode = read_encoder(store, self.run.config)
 
     def look(self, images: Array) -> dict[str, Array]:
@@ -84,7 +84,7 @@ def as_logits(scores: Array, model: model_pb2.Model) -> Array:
     return scores
 
 
-def filled(parts: dict[str, Array], rows: Sequence[int] | Array, into: dict[str, Array]) -> dict[str, Array]:
+def scatter_rows(parts: dict[str, Array], rows: Sequence[int] | Array, into: dict[str, Array]) -> dict[str, Array]:
     """Return the arrays `into` with `parts` written to some rows.
 
     Arrays of `parts` alone are zero elsewhere.

@@ -12,7 +12,7 @@ from scipy.stats import beta
 
 from services.arrays import Array
 from services.distiller.assessment import DistillerDependencies
-from services.distiller.guard_model import GuardModel, as_logits, filled, top_predictions, unscored
+from services.distiller.guard_model import GuardModel, as_logits, scatter_rows, top_predictions, unscored
 from services.runtime.worker import Job
 from services.statistics.hypothesis_tests import clopper_pearson
 from services.storage import keys
@@ -103,12 +103,12 @@ class ObservationScorer:
     def _watch(self, work: work_pb2.WatchWork) -> None:
         model = Catalog(self._store).model(work.model)
         arrays = self._store.read_arrays(keys.observed_images(work.batch))
-        seen = _of_scores(arrays, model)
+        seen = _scores_only(arrays, model)
         # A batch that is delivered again may have lost its images, but not its scores.
         if work.guard and "image" in arrays:
             seen = self._of_images(arrays, seen, work.guard, model)
-        if "image" in arrays or not self._store.exists(keys.watched(work.batch)):
-            self._store.write_arrays(keys.watched(work.batch), seen)
+        if "image" in arrays or not self._store.exists(keys.observation_scores(work.batch)):
+            self._store.write_arrays(keys.observation_scores(work.batch), seen)
         if work.latents_alone and "image" in arrays:
             kept = {name: array for name, array in arrays.items() if name != "image"}
             self._store.write_arrays(keys.observed_images(work.batch), kept)
@@ -117,7 +117,7 @@ class ObservationScorer:
     def _take_out_what_was_deleted(self, batch: str) -> None:
         """Remove the scores of observations that were deleted from the record meanwhile."""
         left = {keys.observation_digest(one.id) for one in self._record(batch).observations}
-        for key in (keys.watched(batch), keys.observed_images(batch)):
+        for key in (keys.observation_scores(batch), keys.observed_images(batch)):
             arrays = self._store.read_arrays(key) if self._store.exists(key) else {"id": np.zeros((0, 16), np.uint8)}
             kept = np.array([row.tobytes() in left for row in arrays["id"]], bool)
             if not left:
@@ -127,7 +127,7 @@ class ObservationScorer:
 
     def _record(self, batch: str) -> monitor_pb2.ObservationBatch:
         try:
-            return self._store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+            return self._store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
         except NotFound:
             return monitor_pb2.ObservationBatch()
 
@@ -139,14 +139,14 @@ class ObservationScorer:
             classifier = self._tools.inference.classifier(model, version=model.champion_version)
             self._store.create_arrays(key, reference_profile(guard_model, classifier, reference_images(guard_model)))
         rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) have rows for these alone
-        return filled(guard_model.look(arrays["image"]), rows, seen) if len(rows) else seen
+        return scatter_rows(guard_model.look(arrays["image"]), rows, seen) if len(rows) else seen
 
     def _read(self, guard: str) -> GuardModel:
         model = Catalog(self._store).model("/".join(guard.split("/")[:2]))
         return GuardModel(self._store, guard, model)
 
 
-def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
+def _scores_only(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
     """Return what follows from scores alone, in the rows that have some.
 
     Predicted class -1 in the others.
@@ -158,4 +158,4 @@ def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Ar
     }
     rows = np.flatnonzero(arrays["has_scores"])
     read = top_predictions(as_logits(arrays["scores"][rows], model))
-    return {"id": arrays["id"], **filled(read, rows, {**unscored(count), **unread})}
+    return {"id": arrays["id"], **scatter_rows(read, rows, {**unscored(count), **unread})}

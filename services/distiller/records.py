@@ -86,7 +86,7 @@ def _predicted(classifier: Classifier, images: Array, rows: Array) -> Array:
 _PICTURES_BYTES = 4 << 20
 
 
-def region(
+def region_record(
     name: str, finding: Finding, total: int, failures: dict[str, Array], classes: Sequence[str]
 ) -> region_pb2.Region:
     """Return the record of a region of a run with `total` failures."""

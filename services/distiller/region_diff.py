@@ -116,7 +116,7 @@ def diff_regions(store: ArtifactStore, before: str, after: str) -> region_pb2.Re
     runs = [Catalog(store).run(name) for name in (before, after)]
     _check_comparable(store, *runs)
     here = [_gaussian(store, region) for region in first]
-    there = list(_carried(store, second, here, *runs))
+    there = list(_reencoded(store, second, here, *runs))
     found = match_regions(_places(store, first, here), _places(store, second, there))
     known, kept = {pair.before for pair in found}, {pair.after for pair in found}
     return region_pb2.RegionsDiff(
@@ -151,7 +151,7 @@ def _places(store: ArtifactStore, regions: list[region_pb2.Region], gaussians: l
     ]
 
 
-def _carried(
+def _reencoded(
     store: ArtifactStore,
     regions: list[region_pb2.Region],
     here: list[Gaussian],
@@ -163,7 +163,7 @@ def _carried(
     if shared or not here:  # one latent space, or nothing to compare with
         yield from (_gaussian(store, region) for region in regions)
         return
-    carry = _carry(store, before, after)
+    carry = _reencode(store, before, after)
     believed = np.mean([gaussian.covariance for gaussian in here], axis=0)
     for region in regions:
         latent = store.map_arrays(keys.region_arrays(region.name))["latent"]
@@ -171,7 +171,7 @@ def _carried(
         yield Gaussian.of(carry(np.asarray(latent[few])), believed)
 
 
-def _carry(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> Callable[[Array], Array]:
+def _reencode(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> Callable[[Array], Array]:
     decode, encode = read_decoder(store, after.config), read_encoder(store, before.config)
     return lambda latent: in_batches(lambda part: encode(decode(part)), latent, _BATCH)
 

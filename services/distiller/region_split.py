@@ -16,10 +16,10 @@ from services.distiller.grouping import (
     GroupedFailures,
     Grouping,
     GroupingConfig,
-    around_means,
-    believed_covariance,
-    described,
+    center_by_label,
     group_failures,
+    make_group,
+    prior_covariance,
     stability_of,
 )
 
@@ -54,8 +54,8 @@ def split_group(
     of the true class minus the largest other one. `config` is the run's. `check` may raise to stop.
     """
     usable = np.flatnonzero(held_out == 0)
-    lines = (_position(failures, usable, config.sd_agg), margin)
-    told = [_told(position, failures, held_out, config, bootstraps, check) for position in lines]
+    lines = (_line_positions(failures, usable, config.sd_agg), margin)
+    told = [_parts_on_line(position, failures, held_out, config, bootstraps, check) for position in lines]
     stable = [one for one in told if one and one.stability.mean() >= _LEAST_STABILITY]
     if not stable:
         return None
@@ -63,7 +63,7 @@ def split_group(
     return replace(best, grouping=_in_latents(best.grouping, failures, config.sd_agg))
 
 
-def _told(
+def _parts_on_line(
     position: Array,
     failures: GroupedFailures,
     held_out: Array,
@@ -74,7 +74,7 @@ def _told(
     """Return the coarsest parts that positions (m,) on a line show."""
     usable = np.flatnonzero(held_out == 0)
     line = replace(_own_classes(failures), latent=(position / (position[usable].std() or 1.0))[:, None])
-    for narrow in _narrower(config, line, len(usable)):
+    for narrow in _finer_configs(config, line, len(usable)):
         found = group_failures(line, held_out, narrow, check)
         if len(found.groups) > 1:
             stable = stability_of(found, line, held_out, narrow, bootstraps=bootstraps, check=check)
@@ -82,7 +82,7 @@ def _told(
     return None
 
 
-def _position(failures: GroupedFailures, usable: Array, sd_agg: Array) -> Array:
+def _line_positions(failures: GroupedFailures, usable: Array, sd_agg: Array) -> Array:
     """Return the positions (m,) of failures along the direction of largest spread within confusions."""
     residuals = failures.take(usable).independent().residuals() / sd_agg
     direction = np.linalg.svd(residuals, full_matrices=False)[2][0]  # (d,)
@@ -96,7 +96,7 @@ def _own_classes(failures: GroupedFailures) -> GroupedFailures:
     return replace(failures, true_label=true, predicted_label=predicted)
 
 
-def _narrower(config: GroupingConfig, line: GroupedFailures, usable: int) -> Iterator[GroupingConfig]:
+def _finer_configs(config: GroupingConfig, line: GroupedFailures, usable: int) -> Iterator[GroupingConfig]:
     """Yield ever finer grouping configurations.
 
     Each part is one confusion, also in a plain mixture.
@@ -116,6 +116,6 @@ def _in_latents(found: Grouping, failures: GroupedFailures, sd_agg: Array) -> Gr
     """Return the same groups with Gaussians in latent space, shrunk towards the covariance around their means."""
     together = np.concatenate([part.members for part in found.groups])
     label = np.repeat(np.arange(len(found.groups)), [len(part.members) for part in found.groups])
-    believed = believed_covariance(around_means(failures.latent[together], label), sd_agg)
-    parts = [described(failures, part.members, part.held_out_members, believed) for part in found.groups]
+    believed = prior_covariance(center_by_label(failures.latent[together], label), sd_agg)
+    parts = [make_group(failures, part.members, part.held_out_members, believed) for part in found.groups]
     return replace(found, groups=parts)

@@ -63,7 +63,7 @@ def split_region(tools: DistillerDependencies, name: str) -> Sequence[region_pb2
     A stored split is not made again. Raises NotFound for an unknown region, NotReady when it has no distinct parts that
     are worse than their controls.
     """
-    region, key = Catalog(tools.store).region(name), keys.parts(name)
+    region, key = Catalog(tools.store).region(name), keys.region_parts(name)
     if not tools.store.exists(key):
         # Created once, since two annotators may ask concurrently.
         tools.store.create_bytes(key, _split(tools, region).SerializeToString(deterministic=True))

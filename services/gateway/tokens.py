@@ -38,7 +38,7 @@ class Tokens:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._seen = _stamp(file)
-        self._callers = read(file)
+        self._callers = read_tokens(file)
         # Tokens seen before, so that most calls compute no digest; never more entries than the file has.
         self._known: dict[str, Caller] = {}
         self._looked_at = time.monotonic()
@@ -66,7 +66,7 @@ class Tokens:
             return
         self._seen = now  # also set for an invalid file, which is logged once
         try:
-            self._callers = read(self._file)
+            self._callers = read_tokens(self._file)
         except DefuseError as error:
             telemetry.log().warning("tokens_not_renewed", error=error.message)
             return
@@ -95,7 +95,7 @@ def line_of(name: str, role: str, token: str) -> str:
     return f"{names.check_id('caller', name)} {role} {digest_of(token)}"
 
 
-def read(file: Path) -> dict[str, Caller]:
+def read_tokens(file: Path) -> dict[str, Caller]:
     """Return the callers of a file by digest.
 
     Raises InvalidInput that names an invalid line.

@@ -94,19 +94,19 @@ def onnx_codec(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[
     def decode(z: Codes) -> Array:
         return decoder(as_array(z))[0]
 
-    mu, sigma = _tried("encoder", encode, np.full((2, *image_shape), 0.5, np.float32))
+    mu, sigma = _run_once("encoder", encode, np.full((2, *image_shape), 0.5, np.float32))
     if mu.ndim != 2 or len(mu) != 2 or sigma.shape != mu.shape:
         raise CodecMismatch(
             f"the encoder answers mu {mu.shape} and sigma {sigma.shape} for two images of {image_shape}; both must be "
             "(n, d)"
         )
-    images = _tried("decoder", decode, mu.astype(np.float32))
+    images = _run_once("decoder", decode, mu.astype(np.float32))
     if images.shape != (2, *image_shape):
         raise CodecMismatch(f"the decoder answers {images.shape} for two latents, where {(2, *image_shape)} is needed")
     _check_pixels(images)
     # Gray lies in [0, 1] whatever the decoder's range, so other images are tried, too.
-    others, _ = _tried("encoder", encode, _other_images(image_shape))
-    _check_pixels(_tried("decoder", decode, _other_latents(others)))
+    others, _ = _run_once("encoder", encode, _other_images(image_shape))
+    _check_pixels(_run_once("decoder", decode, _other_latents(others)))
     # A linear decoder's values beyond black and white cannot be stored, so the search never sees them.
     return Codec(
         encode=encode,
@@ -141,7 +141,7 @@ def _check_pixels(images: Array) -> None:
         )
 
 
-def _tried(part: str, function: Callable[[Array], Any], example: Array) -> Any:
+def _run_once(part: str, function: Callable[[Array], Any], example: Array) -> Any:
     try:
         return function(example)
     except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception

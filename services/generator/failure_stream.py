@@ -60,13 +60,13 @@ async def stream_failures(
 
     Raises when the run failed or was cancelled.
     """
-    await _stored(context, run, keys.sources(run.name))
+    await _wait_for_artifact(context, run, keys.sources(run.name))
     size = run.config.search.shard_size
     shards = -(-len((await asyncio.to_thread(context.prepared, run)).index) // size)
     round_, first, offset = begin.round_, begin.shard, begin.offset
     while await _has_round(context, run, round_):
         for shard in range(first, shards):
-            await _stored(context, run, keys.shard_result(run.name, round_, shard))
+            await _wait_for_artifact(context, run, keys.shard_result(run.name, round_, shard))
             for response in await asyncio.to_thread(_responses, context, run, round_, shard, offset):
                 yield response
             offset = 0
@@ -79,12 +79,12 @@ async def _has_round(context: RunContext, run: run_pb2.Run, round_: int) -> bool
     if not is_adaptive(run) or round_ >= run.config.search.rounds:
         return False
     key = keys.plan(run.name, round_)
-    await _stored(context, run, key)
+    await _wait_for_artifact(context, run, key)
     arrays = await asyncio.to_thread(context.store.map_arrays, key)
     return bool(arrays["plan.decodes"].any())
 
 
-async def _stored(context: RunContext, run: run_pb2.Run, key: str) -> None:
+async def _wait_for_artifact(context: RunContext, run: run_pb2.Run, key: str) -> None:
     """Wait until an artifact exists."""
     while not await asyncio.to_thread(context.store.exists, key):
         await asyncio.to_thread(_check_alive, context, run)

@@ -57,7 +57,7 @@ class Failures:
         """Return the failures that a mask, an index or a slice selects."""
         return Failures(**{name: array[keep] for name, array in self.arrays().items()})
 
-    def recording(self, **values: Array) -> "Failures":
+    def with_signals(self, **values: Array) -> "Failures":
         """Return the same failures with measured signals, (m,) each."""
         return replace(self, **{name: value.astype(_TYPES[name]) for name, value in values.items()})
 

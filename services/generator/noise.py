@@ -63,12 +63,12 @@ def _bits(seed: int, *parts: Tensor) -> Tensor:
 
 def _mix(bits: Tensor) -> Tensor:
     """Finalise SplitMix64; multiplication wraps around by intent."""
-    bits = _shifted(bits, 30).bitwise_xor_(bits).mul_(_FIRST_FACTOR)
-    bits = _shifted(bits, 27).bitwise_xor_(bits).mul_(_SECOND_FACTOR)
-    return _shifted(bits, 31).bitwise_xor_(bits)
+    bits = _shift_right(bits, 30).bitwise_xor_(bits).mul_(_FIRST_FACTOR)
+    bits = _shift_right(bits, 27).bitwise_xor_(bits).mul_(_SECOND_FACTOR)
+    return _shift_right(bits, 31).bitwise_xor_(bits)
 
 
-def _shifted(bits: Tensor, by: int) -> Tensor:
+def _shift_right(bits: Tensor, by: int) -> Tensor:
     """Shift right and fill with zeros.
 
     Torch has no unsigned integers and would repeat the sign.
@@ -78,7 +78,7 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
 
 def _unit(bits: Tensor) -> Tensor:
     """Map 64 bits to the open interval (0, 1)."""
-    return _shifted(bits, 11).double().add_(0.5).mul_(2.0**-53)
+    return _shift_right(bits, 11).double().add_(0.5).mul_(2.0**-53)
 
 
 def _signed(bits: int) -> int:

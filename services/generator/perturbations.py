@@ -227,11 +227,11 @@ def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationBatch,
     eps, z = _perturbations(shard.noise_model, shard.sd_agg, mu=mu, source=source, round_=shard.round_, draw=draw)
     if not shard.screen:
         return PerturbationBatch.of(row=wide, draw=draw, eps=eps, z=z), 0
-    chosen, screened_out = _chosen(shard, shard.labels[wide], eps, z, radius_sd(z, mu, shard.sd_agg))
+    chosen, screened_out = _choose_draws(shard, shard.labels[wide], eps, z, radius_sd(z, mu, shard.sd_agg))
     return PerturbationBatch.of(row=wide[chosen], draw=draw[chosen], eps=eps[chosen], z=z[chosen]), screened_out
 
 
-def _chosen(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tensor) -> tuple[Tensor, int]:
+def _choose_draws(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tensor) -> tuple[Tensor, int]:
     """Return the position of each slot's most promising passing draw, ascending, and how many slots have none."""
 
     def passes(tried: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def measure_margins(
 
     batches = models.decoders.prefetch(makers())
     answers = pipeline.classified(batches, models.decode, models.submit, models.decoders)
-    parts = [_read(batch, logits) for batch, logits in answers]
+    parts = [_measure_batch(batch, logits) for batch, logits in answers]
     nothing = {"image_margin": np.zeros(0), "reconstruction_margin": np.zeros(0), "runner_up": np.zeros(0, np.int64)}
     return SourceMargins(**{name: np.concatenate([part[name] for part in [*parts, nothing]]) for name in nothing})
 
@@ -106,7 +106,7 @@ def check_reconstructions(right: int, images: int, *, allowed_loss: float) -> No
         )
 
 
-def _read(batch: _ImageBatch, logits: Array) -> dict[str, Array]:
+def _measure_batch(batch: _ImageBatch, logits: Array) -> dict[str, Array]:
     others = logits.copy()
     others[np.arange(len(logits)), batch.label] = -np.inf
     return {

@@ -55,15 +55,15 @@ def _prepare(context: RunContext, run: run_pb2.Run, job: Job) -> run_pb2.Preflig
         seed=run.config.seed, count=len(searched.labels), limit=run.config.search.max_sources
     )
     sample = index[noise.choose_positions(seed=run.config.seed, count=len(index), limit=_PREFLIGHT_IMAGES)]
-    _say(job, 0.0, "asking the served classifier about labelled images")
+    _report_note(job, 0.0, "asking the served classifier about labelled images")
     right = _read_correctly(context, run, searched, sample)
     check_accuracy(right, len(sample), declared=run.config.preflight.declared_accuracy)
     train = context.images(run, "train")
     pair = _codec(context, run, train, job)
-    _say(job, _TRAINING_SHARE, "describing the training images in latent space")
-    sd_agg, believed = _describe(context, run, pair, train)
+    _report_note(job, _TRAINING_SHARE, "describing the training images in latent space")
+    sd_agg, believed = _store_reference(context, run, pair, train)
     job.check_cancelled()
-    _say(job, 0.95, "asking about unperturbed reconstructions")
+    _report_note(job, 0.95, "asking about unperturbed reconstructions")
     read = measure_margins(
         real_images(searched, sample),
         searched.labels[sample],
@@ -89,14 +89,14 @@ def _read_correctly(context: RunContext, run: run_pb2.Run, images: LabelledImage
     return int((logits.argmax(axis=1) == images.labels[rows]).sum())
 
 
-def _describe(context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
+def _store_reference(context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
     """Store label model and reference.
 
     Returns the latent scale (d,) and the label model's held-out accuracy.
     """
     record_keys = keys.label_model(run.config), keys.reference(run.config)
     if not all(context.store.exists(key) for key in record_keys):
-        believed, reference = _described(context, run, pair, train)
+        believed, reference = _build_reference(context, run, pair, train)
         context.store.create_bytes(record_keys[0], label_model.to_bytes(believed))
         context.store.create_arrays(record_keys[1], reference.arrays())
     # All runs use the stored model, also when two workers trained it at once; the VAE likewise.
@@ -108,7 +108,7 @@ def _describe(context: RunContext, run: run_pb2.Run, pair: Codec, train: Labelle
     return context.store.read_arrays(record_keys[1])["sd_agg"], believed.held_out_accuracy
 
 
-def _described(
+def _build_reference(
     context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages
 ) -> tuple[label_model.LabelModel, Reference]:
     """Train the label model on labelled training images, and build the reference."""
@@ -130,7 +130,7 @@ def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Jo
             _take_pair(context, run, record_keys)
         return context.codec(run.config)
     if not context.store.exists(record_keys[VAE]):
-        context.store.create_bytes(record_keys[VAE], vae.to_bytes(_trained(context, run, train, job)))
+        context.store.create_bytes(record_keys[VAE], vae.to_bytes(_train_vae(context, run, train, job)))
         for key in _checkpoints(context, keys.vae(run.config, CHECKPOINTS)):
             context.store.remove(key)
     # All runs use the stored VAE, also when two workers trained it at once.
@@ -142,7 +142,7 @@ def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Jo
 
 
 def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str]) -> None:
-    context.given_codec(run.config)  # raises for a pair that does not fit
+    context.uploaded_codec(run.config)  # raises for a pair that does not fit
     wanted = run.config.vae
     encoder, decoder = (
         context.store.read_bytes(keys.file(digest)) for digest in (wanted.encoder_digest, wanted.decoder_digest)
@@ -151,7 +151,7 @@ def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str
     context.store.create_bytes(record_keys[DECODER], decoder)
 
 
-def _trained(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
+def _train_vae(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
     """Train the run's VAE, resuming from the last checkpoint of a dead worker."""
     prefix = keys.vae(run.config, CHECKPOINTS)
 
@@ -207,12 +207,12 @@ def vae_config(wanted: run_pb2.VaeConfig, images: tuple[int, ...]) -> vae.VaeCon
 def _report(job: Job) -> Callable[[vae_training.EpochReport], None]:
     def on_epoch(report: vae_training.EpochReport) -> None:
         note = f"training the VAE, epoch {report.epoch} of {report.epochs}, ELBO {report.elbo:.1f}"
-        _say(job, _TRAINING_SHARE * report.epoch / report.epochs, note)
+        _report_note(job, _TRAINING_SHARE * report.epoch / report.epochs, note)
 
     return on_epoch
 
 
-def _say(job: Job, share: float, note: str) -> None:
+def _report_note(job: Job, share: float, note: str) -> None:
     job.progress(share, note, state=run_pb2.Run.STATE_PREPARING)
 
 
@@ -246,7 +246,7 @@ def estimate_cost(context: RunContext, config: run_pb2.RunConfig) -> run_pb2.Cos
 def _codec_or_untrained(context: RunContext, run: run_pb2.Run) -> tuple[Codec, float]:
     """Return the run's codec, or an untrained one of its size, and the seconds that training would take."""
     if run.config.vae.encoder_digest:
-        return context.given_codec(run.config), 0.0
+        return context.uploaded_codec(run.config), 0.0
     if context.store.exists(keys.vae(run.config, DECODER)):
         return context.codec(run.config), 0.0
     train = context.images(run, "train")

@@ -20,7 +20,7 @@ from services.generator.run_context import RunContext, is_adaptive, shard_slice
 from services.generator.search import ShardResult
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.safetensors import group, joined
+from services.storage.safetensors import join_groups, select_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class StoredResult:
     counts: run_pb2.SearchCounts
 
 
-def create_examination(store: ArtifactStore, run: str, shard: int, examined: SourceMargins, mu: Array) -> None:
+def create_margins(store: ArtifactStore, run: str, shard: int, examined: SourceMargins, mu: Array) -> None:
     """Store the margins of a shard's sources, and their posterior means (n, d)."""
     store.create_arrays(keys.shard_sources(run, shard), {"mu": mu, **examined.arrays()})
 
 
-def read_examination(store: ArtifactStore, run: str, shard: int) -> tuple[SourceMargins, Array]:
+def read_margins(store: ArtifactStore, run: str, shard: int) -> tuple[SourceMargins, Array]:
     """Return the margins of a shard's sources, and their posterior means (n, d)."""
     arrays = store.read_arrays(keys.shard_sources(run, shard))
     mu = arrays.pop("mu")
@@ -59,7 +59,7 @@ def create_result(store: ArtifactStore, run: str, round_: int, shard: int, found
         "margin_square_sum": found.margin_square_sum,
     }
     counts = {name: np.array([count]) for name, count in asdict(found.counts).items()}
-    arrays = joined(failures=found.failures.arrays(), tally=tally, sums=found.directions.arrays(), counts=counts)
+    arrays = join_groups(failures=found.failures.arrays(), tally=tally, sums=found.directions.arrays(), counts=counts)
     store.create_arrays(keys.shard_result(run, round_, shard), arrays)
 
 
@@ -67,10 +67,10 @@ def read_result(store: ArtifactStore, run: str, round_: int, shard: int) -> Stor
     """Return the results of a shard in one round."""
     arrays = store.read_arrays(keys.shard_result(run, round_, shard))
     return StoredResult(
-        failures=group(arrays, "failures"),
-        tally=group(arrays, "tally"),
-        sums=DirectionSums(**group(arrays, "sums")),
-        counts=run_pb2.SearchCounts(**{name: count.item() for name, count in group(arrays, "counts").items()}),
+        failures=select_group(arrays, "failures"),
+        tally=select_group(arrays, "tally"),
+        sums=DirectionSums(**select_group(arrays, "sums")),
+        counts=run_pb2.SearchCounts(**{name: count.item() for name, count in select_group(arrays, "counts").items()}),
     )
 
 
@@ -93,18 +93,18 @@ class RoundPlan:
 
     def arrays(self) -> dict[str, Array]:
         plan = {"decodes": self.decodes, "directions": self.directions, "confusions": self.confusions}
-        return joined(plan=plan, tally=self.tally.arrays(), sums=self.sums.arrays())
+        return join_groups(plan=plan, tally=self.tally.arrays(), sums=self.sums.arrays())
 
     @classmethod
     def of(cls, arrays: dict[str, Array]) -> "RoundPlan":
         """Return the plan of arrays that `arrays` returned."""
-        tally, sums = SourceStatistics(**group(arrays, "tally")), DirectionSums(**group(arrays, "sums"))
-        return cls(tally=tally, sums=sums, **group(arrays, "plan"))
+        tally, sums = SourceStatistics(**select_group(arrays, "tally")), DirectionSums(**select_group(arrays, "sums"))
+        return cls(tally=tally, sums=sums, **select_group(arrays, "plan"))
 
 
 def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: int) -> RoundPlan:
     """Plan a round from the results of the previous one, all shards of which are stored."""
-    tally, sums, confusions = _so_far(context, run, round_, shard_count)
+    tally, sums, confusions = _totals(context, run, round_, shard_count)
     wanted = run.config.search
     budget_left = wanted.draws_per_source * int(tally.searchable.sum()) - int(tally.decodes.sum())
     decodes = allocation.allocate(
@@ -143,16 +143,16 @@ def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: in
     )
 
 
-def _so_far(
+def _totals(
     context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[SourceStatistics, DirectionSums, Array]:
     """Return the sums of all earlier rounds, in source order.
 
     By source, by class, and by confusion.
     """
-    latest, sums, confusions = _round(context, run, round_ - 1, shard_count)
+    latest, sums, confusions = _round_totals(context, run, round_ - 1, shard_count)
     if round_ == 1:
-        known = _first(context, run, shard_count, latest)
+        known = _first_round(context, run, shard_count, latest)
     else:
         before = RoundPlan.of(context.store.read_arrays(keys.plan(run.name, round_ - 1)))
         known = {name: array for name, array in before.tally.arrays().items() if name not in _SUMMED}
@@ -163,9 +163,9 @@ def _so_far(
     return SourceStatistics(**latest, **known | alike), sum(sums[1:], start=sums[0]), confusions
 
 
-def _first(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
+def _first_round(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
     """Return the statistics that the first round found once and for all."""
-    examined = [read_examination(context.store, run.name, shard)[0] for shard in range(shard_count)]
+    examined = [read_margins(context.store, run.name, shard)[0] for shard in range(shard_count)]
     return {
         "searchable": np.concatenate([part.searchable for part in examined]),
         "reconstruction_margin": np.concatenate([part.reconstruction_margin for part in examined]),
@@ -175,7 +175,7 @@ def _first(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict
     }
 
 
-def _round(
+def _round_totals(
     context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[dict[str, Array], list[DirectionSums], Array]:
     """Return the results of one round.

@@ -80,14 +80,14 @@ class RunContext:
         """Return a run's codec; raise NotReady while it is not stored."""
         return self._codec(keys.vae(config, ""), config.model)
 
-    def given_codec(self, config: run_pb2.RunConfig) -> Codec:
+    def uploaded_codec(self, config: run_pb2.RunConfig) -> Codec:
         """Return the uploaded codec; raise InvalidInput for invalid files."""
         height, width, channels = self.catalog.model(config.model).image_shape
         encoder, decoder = (
             self.store.read_bytes(keys.file(digest))
             for digest in (config.vae.encoder_digest, config.vae.decoder_digest)
         )
-        return given_pair(encoder, decoder, (channels, height, width))
+        return uploaded_pair(encoder, decoder, (channels, height, width))
 
     def prepared(self, run: run_pb2.Run) -> PreparedRun:
         return self._prepared(run.name)
@@ -147,7 +147,7 @@ class RunContext:
                 "the VAE of this run is not trained yet; wait until it identifies", reason="NO_VAE"
             ) from error
         height, width, channels = self.catalog.model(model).image_shape
-        return given_pair(encoder, decoder, (channels, height, width))
+        return uploaded_pair(encoder, decoder, (channels, height, width))
 
     def _read_prepared(self, run_name: str) -> PreparedRun:
         return PreparedRun(**self.store.map_arrays(keys.sources(run_name)))
@@ -165,7 +165,7 @@ class RunContext:
         )
 
 
-def given_pair(encoder: bytes, decoder: bytes, image_shape: tuple[int, int, int]) -> Codec:
+def uploaded_pair(encoder: bytes, decoder: bytes, image_shape: tuple[int, int, int]) -> Codec:
     """Return a user's ONNX files as a codec.
 
     Raises InvalidInput when they are invalid or do not fit the images.

@@ -123,9 +123,9 @@ def search(
         found.append(_candidates(sources, round_allocation, models, batch, logits, margin))
         check()
     counts.classifications += counts.decodes
-    valid = _valid(Failures.joined(found), checks.latent, counts)
-    confirmed = _confirmed(valid, sources, noise_model, models, checks, counts, check)
-    kept = _within_limit(confirmed, sources, round_allocation, noise_model, counts)
+    valid = _filter_valid(Failures.joined(found), checks.latent, counts)
+    confirmed = _confirm(valid, sources, noise_model, models, checks, counts, check)
+    kept = _limit_per_source(confirmed, sources, round_allocation, noise_model, counts)
     return ShardResult(
         failures=kept,
         counts=counts,
@@ -174,18 +174,18 @@ def _candidates(
     )
 
 
-def _valid(candidates: Failures, checks: Sequence[ValidityCheck], counts: SearchCounters) -> Failures:
+def _filter_valid(candidates: Failures, checks: Sequence[ValidityCheck], counts: SearchCounters) -> Failures:
     """Remove, check by check, candidates that may no longer show their label."""
     counts.candidates = len(candidates.source)
     for check in checks:
         value = check.measure(candidates)
         passed = np.asarray(check.passes(value))
         counts.reject(check.field, int((~passed).sum()))
-        candidates = candidates.recording(**{check.field: value}).take(passed)
+        candidates = candidates.with_signals(**{check.field: value}).take(passed)
     return candidates
 
 
-def _confirmed(
+def _confirm(
     valid: Failures,
     sources: Sources,
     noise_model: NoiseModel,
@@ -203,7 +203,7 @@ def _confirmed(
     makers = (partial(_redecoded, valid.take(part), mu[part], noise_model, models) for part in parts)
     kept = [Failures.none(sources.mu.shape[1])]
     for second in models.decoders.prefetch(makers):
-        kept.append(_agreed(second, checks, counts))
+        kept.append(_filter_confirmed(second, checks, counts))
         check()
     return Failures.joined(kept)
 
@@ -227,7 +227,7 @@ def _redecoded(part: Failures, mu: Array, noise_model: NoiseModel, models: Searc
     )
 
 
-def _agreed(second: _Confirmation, checks: SearchChecks, counts: SearchCounters) -> Failures:
+def _filter_confirmed(second: _Confirmation, checks: SearchChecks, counts: SearchCounters) -> Failures:
     """Remove, reason by reason, failures that the confirmation does not reproduce."""
     part, count, logits = second.part, len(second.part.source), second.answer.result()
     agreed = (logits.argmax(axis=1) == part.predicted_label) & (margins(logits, part.true_label) < -MARGIN_EPSILON)
@@ -244,10 +244,10 @@ def _agreed(second: _Confirmation, checks: SearchChecks, counts: SearchCounters)
     for reason, passed in reasons.items():
         counts.reject(reason, int((kept & ~passed).sum()))
         kept &= passed
-    return part.recording(round_trip_sd=second.round_trip, oracle_margin=oracle_margin).take(kept)
+    return part.with_signals(round_trip_sd=second.round_trip, oracle_margin=oracle_margin).take(kept)
 
 
-def _within_limit(
+def _limit_per_source(
     confirmed: Failures,
     sources: Sources,
     round_allocation: RoundAllocation,

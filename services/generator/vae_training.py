@@ -112,7 +112,7 @@ def train_vae(
                 raise TrainingCancelled(f"VAE training was cancelled in epoch {epoch + 1} of {config.epochs}")
             rate = config.learning_rate * one_cycle((epoch + start / len(images)) / config.epochs)
             batch = to_tensor(images[order[start : start + config.batch_size]], device)  # (b, c, h, w)
-            batch = shifted(batch, config.max_shift, generator)
+            batch = random_shift(batch, config.max_shift, generator)
             totals += _step(vae, optimizer, batch, rate, generator)
         if not np.isfinite(totals).all():
             raise FloatingPointError(f"the loss is {totals} in epoch {epoch + 1}: lower learning_rate {rate:.1e}")
@@ -159,7 +159,7 @@ def reconstruction_loss(parameters: Tensor, images: Tensor, likelihood: str) -> 
     return 0.5 * images[0].numel() * (2 * math.pi * math.e * variance).log()
 
 
-def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
+def random_shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Shift each of images (b, c, h, w) by up to `most` pixels each way, repeating its edge; draws nothing for 0."""
     if not most:
         return images

@@ -246,7 +246,7 @@ class _Move:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judged:
+class _JudgedFailures:
     """All failures, m of them, by signal, and their weights (m,).
 
     The weights of invalid failures sum to 1, and so do those of valid ones.
@@ -293,12 +293,12 @@ def fit_thresholds(
     )
 
 
-def _together(invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[str, Array]]) -> _Judged:
+def _together(invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[str, Array]]) -> _JudgedFailures:
     fields = [signal.field for signal in SIGNALS]
     sizes = [len(region[fields[0]]) for region in (*invalid, *valid)]
     shares = np.repeat(1 / np.array(sizes), sizes)
     is_invalid = np.arange(len(shares)) < sum(sizes[: len(invalid)])
-    return _Judged(
+    return _JudgedFailures(
         # Double precision always has a value between two stored single-precision values.
         values={name: np.concatenate([region[name] for region in (*invalid, *valid)]).astype(float) for name in fields},
         invalid=np.where(is_invalid, shares / len(invalid), 0.0),
@@ -306,7 +306,7 @@ def _together(invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[st
     )
 
 
-def _best(judged: _Judged, kept: Array) -> _Move | None:
+def _best(judged: _JudgedFailures, kept: Array) -> _Move | None:
     moves = [move for signal in SIGNALS if (move := judged.move(signal, kept)) and move.gain >= _LEAST_GAIN]
     return max(moves, key=lambda move: move.gain, default=None)
 

@@ -11,7 +11,7 @@ from services.generator import rounds
 from services.generator.failures import SearchCounters
 from services.generator.perturbations import RoundAllocation
 from services.generator.preflight import SourceMargins, measure_margins
-from services.generator.rounds import RoundPlan, create_examination, create_result, read_examination, read_result
+from services.generator.rounds import RoundPlan, create_margins, create_result, read_margins, read_result
 from services.generator.run_context import RunContext, noise_model_of, real_images, shard_slice
 from services.generator.search import ShardResult, search
 from services.runtime import telemetry
@@ -92,8 +92,8 @@ def _examined(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> tup
             batch_size=run.config.search.batch_size,
             check=job.check_cancelled,
         )
-        create_examination(context.store, run.name, work.shard, examined, mu)
-    return read_examination(context.store, run.name, work.shard)
+        create_margins(context.store, run.name, work.shard, examined, mu)
+    return read_margins(context.store, run.name, work.shard)
 
 
 def _round_allocation(context: RunContext, work: work_pb2.IdentifyWork, examined: SourceMargins) -> RoundAllocation:

@@ -18,11 +18,11 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     niceness, program, *arguments = sys.argv[1:]
-    _give_way(int(niceness))
+    _set_niceness(int(niceness))
     os.execvp(program, [program, *arguments])  # noqa: S606  # that is the point
 
 
-def _give_way(niceness: int) -> None:
+def _set_niceness(niceness: int) -> None:
     """Set the niceness, also where the kernel schedules by session and then within sessions."""
     os.nice(niceness)
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123  # starts sooner

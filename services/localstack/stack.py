@@ -65,7 +65,7 @@ class LocalStack:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        self._lock = _own(self._home)
+        self._lock = _lock_directory(self._home)
         try:
             self._start()
         except BaseException:
@@ -196,7 +196,7 @@ class LocalStack:
         partial.replace(self._state_file)
 
 
-def _own(home: Path) -> IO[str]:
+def _lock_directory(home: Path) -> IO[str]:
     """Lock a directory, so that one stack uses it."""
     home.mkdir(parents=True, exist_ok=True)
     lock = (home / ".lock").open("w")

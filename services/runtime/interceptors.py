@@ -29,7 +29,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return _maker(handler)(wrapped, handler.request_deserializer, handler.response_serializer)
 
 
-def refusal(handler: Any, error: DefuseError) -> Any:
+def rejecting_handler(handler: Any, error: DefuseError) -> Any:
     """Return a handler of the same kind that raises an error."""
 
     async def unary(_: Any, __: Any) -> None:
@@ -42,7 +42,7 @@ def refusal(handler: Any, error: DefuseError) -> Any:
     return _maker(handler)(streaming if handler.response_streaming else unary, handler.request_deserializer)
 
 
-def around(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Any:
+def wrap_handler(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Any:
     """Return a handler whose calls run within `manager(request, context)`, with the request that it yields."""
     inner = getattr(handler, _kind(handler))
 
@@ -110,7 +110,7 @@ async def _responses(answer: Any) -> AsyncIterator[Any]:
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, start: float, error: Exception) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    known = known_error(error)
+    known = to_known_error(error)
     status = rpc_status.to_status(to_status(known))
     _measure(method, status.code.name, start)
     if isinstance(known, Internal):
@@ -120,7 +120,7 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, start
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
-def known_error(error: BaseException) -> DefuseError:
+def to_known_error(error: BaseException) -> DefuseError:
     """Return the error that a caller sees for an exception."""
     if isinstance(error, DefuseError):
         return error
@@ -202,7 +202,7 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
-        return handler and around(handler, self._known)
+        return handler and wrap_handler(handler, self._known)
 
     @asynccontextmanager
     async def _known(self, request: Any, _: Any) -> AsyncIterator[Any]:

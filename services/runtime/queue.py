@@ -106,7 +106,7 @@ class Queue:
         )
 
     async def send(self, stream: str, message: Message) -> None:
-        await self.redis.xadd(stream, fields(message))
+        await self.redis.xadd(stream, entry_fields(message))
 
     async def open(self, streams: Iterable[str]) -> None:
         """Create missing streams and their groups."""
@@ -135,7 +135,7 @@ class Queue:
         """Delete a message whose effect is stored and, in the same transaction, send its follow-up."""
         async with self.redis.pipeline(transaction=True) as pipe:
             if then:
-                pipe.xadd(then[0], fields(then[1]))
+                pipe.xadd(then[0], entry_fields(then[1]))
             _remove(pipe, delivery)
             await pipe.execute()
 
@@ -146,7 +146,7 @@ class Queue:
             letter |= delivery.trace
             pipe.xadd(dead_letters(delivery.stream), letter)
             if then:
-                pipe.xadd(then[0], fields(then[1]))
+                pipe.xadd(then[0], entry_fields(then[1]))
             _remove(pipe, delivery)
             await pipe.execute()
 
@@ -219,9 +219,13 @@ class Queue:
         )
 
 
-def fields(message: Message) -> dict[Any, Any]:
+def entry_fields(message: Message) -> dict[Any, Any]:
     """Return the stream entry of a message."""
-    return {"payload": message.SerializeToString(deterministic=True), "schema": SCHEMA, **tracing.carried()}
+    return {
+        "payload": message.SerializeToString(deterministic=True),
+        "schema": SCHEMA,
+        **tracing.current_trace_context(),
+    }
 
 
 def dead_letters(stream: str) -> str:

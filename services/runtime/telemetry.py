@@ -50,7 +50,7 @@ def configure_logging(service: str, *, level: str, log_format: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
-            lambda _logger, _method, event: {**event, **tracing.ids()},
+            lambda _logger, _method, event: {**event, **tracing.trace_ids()},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -16,7 +16,7 @@ _exporting = False
 
 
 @contextmanager
-def exported(service: str, url: str | None) -> Iterator[None]:
+def export_spans(service: str, url: str | None) -> Iterator[None]:
     """Export the spans of this process while the block runs.
 
     Without a URL, none are created. Raises NotReady when the packages for it are missing.
@@ -53,7 +53,7 @@ def client_interceptors() -> list[Any]:
     return list(instrumented.aio_client_interceptors())  # type: ignore[no-untyped-call]
 
 
-def carried() -> dict[str, str]:
+def current_trace_context() -> dict[str, str]:
     """Return the present context as headers; empty without one."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
@@ -61,7 +61,7 @@ def carried() -> dict[str, str]:
 
 
 @contextmanager
-def message(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterator[None]:
+def message_span(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterator[None]:
     """Handle a message in a span of its own, in the message's context."""
     with _TRACER.start_as_current_span(
         f"handle {stage}", propagate.extract(carrier), kind=SpanKind.CONSUMER, attributes=attributes
@@ -69,7 +69,7 @@ def message(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterat
         yield
 
 
-def note_outcome(outcome: str, *, failed: bool) -> None:
+def set_outcome(outcome: str, *, failed: bool) -> None:
     """Set the outcome of the message on the present span."""
     span = trace.get_current_span()
     span.set_attribute("outcome", outcome)
@@ -77,7 +77,7 @@ def note_outcome(outcome: str, *, failed: bool) -> None:
         span.set_status(Status(StatusCode.ERROR, outcome))
 
 
-def request(name: str, **attributes: Any) -> Span:
+def start_request_span(name: str, **attributes: Any) -> Span:
     """Start a span below the present one, if there is one.
 
     `ended` ends it.
@@ -87,7 +87,7 @@ def request(name: str, **attributes: Any) -> Span:
     return _TRACER.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
 
 
-def ended(span: Span, error: BaseException | None = None) -> None:
+def end_span(span: Span, error: BaseException | None = None) -> None:
     """End a span of `request`."""
     if error:
         span.set_status(Status(StatusCode.ERROR, str(error)))
@@ -95,7 +95,7 @@ def ended(span: Span, error: BaseException | None = None) -> None:
 
 
 @contextmanager
-def ended_if_it_raises(span: Span) -> Iterator[None]:
+def end_span_on_error(span: Span) -> Iterator[None]:
     """End a span of `request` when the block raises.
 
     Otherwise later code ends it.
@@ -103,18 +103,18 @@ def ended_if_it_raises(span: Span) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        ended(span, error)
+        end_span(span, error)
         raise
 
 
-def headers(span: Span) -> dict[str, str]:
+def propagation_headers(span: Span) -> dict[str, str]:
     """Return the headers that make a request part of a span."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier, trace.set_span_in_context(span))
     return carrier
 
 
-def ids() -> dict[str, str]:
+def trace_ids() -> dict[str, str]:
     """Return the ids of the present trace and span, for logs.
 
     Empty without one.

@@ -125,14 +125,14 @@ class Worker:
         about = {"subject": subject, "message": delivery.id, "stream": delivery.stream, **stage.details(work)}
         with (
             structlog.contextvars.bound_contextvars(**about),
-            tracing.message(delivery.stream.rpartition(":")[2], delivery.trace, **about),
+            tracing.message_span(delivery.stream.rpartition(":")[2], delivery.trace, **about),
         ):
             if delivery.count > MAX_DELIVERIES:
-                await self._bury(delivery, subject)
+                await self._dead_letter(delivery, subject)
                 return
             with telemetry.MESSAGE_SECONDS.labels(delivery.stream).time():
                 outcome = await self._handle(stage, work, delivery, subject)
-            tracing.note_outcome(outcome, failed=outcome in {"failed", "raised"})
+            tracing.set_outcome(outcome, failed=outcome in {"failed", "raised"})
             telemetry.MESSAGES.labels(delivery.stream, outcome).inc()
             telemetry.log().info("message_handled", outcome=outcome, delivery=delivery.count)
 
@@ -189,7 +189,7 @@ class Worker:
             with suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), min(1.0, self._queue.claim_after_s / 3))
 
-    async def _bury(self, delivery: Delivery, subject: str) -> None:
+    async def _dead_letter(self, delivery: Delivery, subject: str) -> None:
         error = f"given up after {MAX_DELIVERIES} deliveries; the last error was: {delivery.last_error}"
         telemetry.log().error("dead_letter", error=error)
         telemetry.MESSAGES.labels(delivery.stream, "dead").inc()

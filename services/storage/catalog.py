@@ -22,7 +22,7 @@ from defuse.v1 import (
 from services.arrays import Array
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.safetensors import group
+from services.storage.safetensors import select_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,16 +148,16 @@ class Catalog:
 
         None for other regions.
         """
-        return self._distilled(keys.parts(region_name))
+        return self._distilled(keys.region_parts(region_name))
 
     def failures(self, run_name: str, round_: int, shard: int) -> dict[str, Array]:
         """Return the failures of one shard in one round, as arrays by the contract's field names."""
-        return group(self.store.read_arrays(keys.shard_result(run_name, round_, shard)), "failures")
+        return select_group(self.store.read_arrays(keys.shard_result(run_name, round_, shard)), "failures")
 
     def all_failures(self, run_name: str) -> dict[str, Array]:
         """Return all failures of a finished search, by shard and round."""
         results = [key for key in self.store.keys(f"{run_name}/results") if key.endswith(".safetensors")]
-        found = [group(self.store.read_arrays(key), "failures") for key in results]
+        found = [select_group(self.store.read_arrays(key), "failures") for key in results]
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def region_failures(self, run_name: str, region_names: Sequence[str]) -> Iterator[dict[str, Array]]:
@@ -199,13 +199,13 @@ def check_fit(model: model_pb2.Model, dataset: dataset_pb2.Dataset) -> None:
     label_map(dataset, model)
     if list(model.image_shape) != list(dataset.image_shape):
         raise InvalidInput(
-            f"model {names.last(model.name)!r} takes images of {shape(model.image_shape)}, the data set has "
-            f"{shape(dataset.image_shape)}; bring images of the model's size",
+            f"model {names.last(model.name)!r} takes images of {format_shape(model.image_shape)}, the data set has "
+            f"{format_shape(dataset.image_shape)}; bring images of the model's size",
             reason="IMAGE_SHAPE_MISMATCH",
         )
 
 
-def shape(sizes: Iterable[int]) -> str:
+def format_shape(sizes: Iterable[int]) -> str:
     """Return sizes in the usual notation: 28x28x1."""
     return "x".join(str(size) for size in sizes)
 

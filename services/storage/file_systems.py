@@ -70,7 +70,7 @@ def scratch_file() -> IO[bytes]:
     return tempfile.TemporaryFile(prefix="defuse-", buffering=0)
 
 
-def append(file: IO[bytes], chunk: bytes) -> None:
+def append_chunk(file: IO[bytes], chunk: bytes) -> None:
     """Write a whole chunk; raise StoreFull on a full disk."""
     rest = memoryview(chunk)
     with naming_full_disk(tempfile.gettempdir(), "the data set", remedy="free space there or set TMPDIR"):

@@ -116,7 +116,7 @@ def region_arrays(region_name: str) -> str:
     return f"{region_name}/region.safetensors"
 
 
-def parts(region_name: str) -> str:
+def region_parts(region_name: str) -> str:
     """The parts of a split region."""
     return f"{region_name}/parts.pb"
 
@@ -157,7 +157,7 @@ def observations(model_name: str, hour: str) -> str:
     return f"{observed_hours(model_name)}/{hour}"
 
 
-def reported(batch: str) -> str:
+def batch_record(batch: str) -> str:
     """The observations of a batch without images, an ObservationBatch.
 
     `batch` is its key below `observations`. Written last of a report: a batch exists once this is there.
@@ -196,7 +196,7 @@ def monitor_config(model_name: str) -> str:
     return f"{model_name}/monitor/config.pb"
 
 
-def watched(batch: str) -> str:
+def observation_scores(batch: str) -> str:
     """The scores of a batch: region index, inside, risk, typicality, latent.
 
     Predicted class and confidence. `id` names its rows as in `observed_images`, so that a row can be removed
@@ -228,7 +228,7 @@ def audit_event(moment: datetime, unique: str) -> str:
     return f"{AUDIT}/{moment:%Y-%m-%d}/{moment:%H%M%S.%f}-{unique}.pb"
 
 
-def banked_region(model_name: str, region_name: str, label: str) -> str:
+def regression_images(model_name: str, region_name: str, label: str) -> str:
     """Images of a labelled region, kept in the regression bank of its model."""
     run, region = names.last(names.parent(region_name)), names.last(region_name)
     return f"{model_name}/bank/{run}/{region}-{hashlib.sha256(label.encode()).hexdigest()[:8]}.safetensors"
@@ -236,12 +236,12 @@ def banked_region(model_name: str, region_name: str, label: str) -> str:
 
 def corrected_file(correction_name: str) -> str:
     """The ONNX file of a candidate."""
-    return onnx_of(correction_name)
+    return onnx_file(correction_name)
 
 
 def corrected_weights(correction_name: str) -> str:
     """The state dict of a candidate from a torch factory."""
-    return weights_of(correction_name)
+    return weights_file(correction_name)
 
 
 def training(correction_name: str, position: int) -> str:
@@ -258,9 +258,9 @@ def point(correction_name: str, position: int, number: int) -> str:
     return f"{correction_name}/trainings/{position:03d}/{number:02d}"
 
 
-def onnx_of(prefix: str) -> str:
+def onnx_file(prefix: str) -> str:
     return f"{prefix}/model.onnx"
 
 
-def weights_of(prefix: str) -> str:
+def weights_file(prefix: str) -> str:
     return f"{prefix}/weights.safetensors"

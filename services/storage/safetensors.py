@@ -102,12 +102,12 @@ def _header(arrays: Mapping[str, StreamedArray]) -> bytes:
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def joined(**groups: Arrays) -> dict[str, npt.NDArray[Any]]:
+def join_groups(**groups: Arrays) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of all groups, named `group.name`."""
     return {f"{group}.{name}": np.asarray(array) for group, arrays in groups.items() for name, array in arrays.items()}
 
 
-def group(arrays: Arrays, wanted: str) -> dict[str, npt.NDArray[Any]]:
+def select_group(arrays: Arrays, wanted: str) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of one group by name."""
     prefix = f"{wanted}."
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from services.arrays import Array, as_floats
 from services.triton.in_flight import RequestsInFlight, TransportChoice
 from services.triton.preprocessing import input_shape, no_logits, preprocess
-from services.triton.transport import AUTO, Request, TransportSetting, meaning_of
+from services.triton.transport import AUTO, Request, TransportSetting, to_defuse_error
 
 # Lower bound of probabilities before their logarithm.
 LEAST_PROBABILITY = 1e-12
@@ -77,7 +77,7 @@ class InferenceClient:
         try:
             live = self._client.is_server_live(client_timeout=self._check_timeout_s)
         except InferenceServerException as error:
-            raise meaning_of(error, self.url) from error
+            raise to_defuse_error(error, self.url) from error
         if not live:
             raise Unavailable(f"Triton at {self.url} is starting or stopping", reason="TRITON_UNAVAILABLE")
 
@@ -89,7 +89,7 @@ class InferenceClient:
         try:
             self._client.load_model(model_id, client_timeout=self.timeout_s)
         except InferenceServerException as error:
-            if isinstance(known := meaning_of(error, self.url), Unavailable):
+            if isinstance(known := to_defuse_error(error, self.url), Unavailable):
                 raise known from error
             words = error.message().partition("\n")[0]
             raise NotReady(
@@ -104,7 +104,7 @@ class InferenceClient:
         try:
             self._client.unload_model(model_id, client_timeout=self.timeout_s)
         except InferenceServerException as error:
-            raise meaning_of(error, self.url) from error
+            raise to_defuse_error(error, self.url) from error
 
     def versions(self, model_id: str) -> list[int]:
         """Return the served versions of a model, ascending; raise NotReady without any."""
@@ -121,7 +121,7 @@ class InferenceClient:
         try:
             return getattr(self._client, what)(model_id, client_timeout=self._check_timeout_s)
         except InferenceServerException as error:
-            raise meaning_of(error, self.url) from error
+            raise to_defuse_error(error, self.url) from error
 
     def classifier(self, model: model_pb2.Model, *, version: int, model_id: str | None = None) -> "Classifier":
         """Return a version of a model.

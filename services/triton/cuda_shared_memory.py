@@ -39,7 +39,7 @@ class CudaSharedMemory:
             unregister=lambda name: client.unregister_cuda_shared_memory(name, client_timeout=timeout_s),
         )
 
-    def try_out(self) -> None:
+    def probe(self) -> None:
         self.memory(_TRIAL).release()
 
     def memory(self, buffer_size: BufferSize) -> "CudaMemory":
@@ -109,7 +109,7 @@ class CudaMemory:
         dtype = torch.from_numpy(np.empty(0, request.dtype)).dtype
         return self._region.tensor()[: request.input_bytes].view(dtype).view(request.shape)
 
-    def refer(self, request: Request, tensor: Any, _: Any) -> None:
+    def bind(self, request: Request, tensor: Any, _: Any) -> None:
         import torch
 
         torch.cuda.current_stream(self._region.device).synchronize()  # Triton knows nothing of our streams

@@ -36,8 +36,8 @@ from services.triton.transport import (
     TransportRefused,
     TransportSetting,
     is_away,
-    lacks_region,
-    meaning_of,
+    is_unknown_region,
+    to_defuse_error,
 )
 
 # Measured on two shared cores, medians of interleaved rounds, four requests in flight, gRPC against system shared
@@ -95,7 +95,7 @@ class TransportChoice:
 
     def _try(self, transport: Transport) -> None:
         try:
-            transport.try_out()
+            transport.probe()
         except TransportRefused as refusal:
             self._drop(transport, refusal)
         else:
@@ -182,9 +182,9 @@ class RequestsInFlight:
         try:
             memory = self._memory(slot, request)
             write(memory.accept(images), memory.input(request))
-            span = tracing.request("triton infer", model=request.model_id, version=request.version)
+            span = tracing.start_request_span("triton infer", model=request.model_id, version=request.version)
             sent = SentRequest(slot=slot, memory=memory, request=request, answer=Future(), span=span)
-            with tracing.ended_if_it_raises(span):
+            with tracing.end_span_on_error(span):
                 self._post(sent)
         except BaseException:
             self._free.put(slot)
@@ -239,7 +239,7 @@ class RequestsInFlight:
         request = sent.request
         tensor = triton.InferInput(request.input_name, list(request.shape), request.datatype)
         output = triton.InferRequestedOutput(request.output_name)
-        sent.memory.refer(request, tensor, output)
+        sent.memory.bind(request, tensor, output)
         try:
             self._client.async_infer(
                 request.model_id,
@@ -248,17 +248,17 @@ class RequestsInFlight:
                 callback=partial(self._answered, sent),
                 model_version=str(request.version),
                 client_timeout=self._timeout_s,
-                headers=tracing.headers(sent.span),
+                headers=tracing.propagation_headers(sent.span),
             )
         except InferenceServerException as error:
-            raise meaning_of(error, self._url) from error
+            raise to_defuse_error(error, self._url) from error
 
     def _answered(self, sent: SentRequest, result: Any, error: InferenceServerException | None) -> None:
         """Take an answer in a gRPC thread, which other answers need.
 
         Anything that waits is left to another thread.
         """
-        if error and lacks_region(error):
+        if error and is_unknown_region(error):
             again = threading.Thread(target=self._settle, args=[sent, self._send_again], daemon=True)
             self._settle(sent, lambda _: again.start())
         elif error:
@@ -272,18 +272,18 @@ class RequestsInFlight:
             logits = outcome(sent)
         except Exception as error:  # noqa: BLE001  # whatever it is, somebody waits for it
             self._free.put(sent.slot)
-            tracing.ended(sent.span, error)
+            tracing.end_span(sent.span, error)
             sent.answer.set_exception(error)
         else:
             if logits is not None:
-                tracing.ended(sent.span)
+                tracing.end_span(sent.span)
                 self._free.put(sent.slot)
                 sent.answer.set_result(logits)
 
     def _fail(self, error: InferenceServerException, sent: SentRequest) -> None:
         if is_away(error):
             self._replace_memory(sent, None)
-        raise meaning_of(error, self._url) from error
+        raise to_defuse_error(error, self._url) from error
 
     def _send_again(self, sent: SentRequest) -> None:
         """Send a request again from registered memory, after Triton restarted and forgot its regions."""

@@ -56,7 +56,7 @@ class SystemSharedMemory:
             unregister=lambda name: client.unregister_system_shared_memory(name, client_timeout=timeout_s),
         )
 
-    def try_out(self) -> None:
+    def probe(self) -> None:
         """Register a small region; when that works, remove files of dead processes."""
         self.memory(_TRIAL).release()
         remove_orphans()
@@ -65,7 +65,7 @@ class SystemSharedMemory:
 
     def memory(self, buffer_size: BufferSize) -> "SystemMemory":
         buffer_size = BufferSize(
-            input_bytes=_rounded(buffer_size.input_bytes), output_bytes=_rounded(buffer_size.output_bytes)
+            input_bytes=_rounded_size(buffer_size.input_bytes), output_bytes=_rounded_size(buffer_size.output_bytes)
         )
         size = buffer_size.input_bytes + buffer_size.output_bytes
         try:
@@ -107,7 +107,7 @@ class SystemMemory(HostMemory):
         self._file = file
         self._regions = regions
 
-    def refer(self, request: Request, tensor: Any, output: Any) -> None:
+    def bind(self, request: Request, tensor: Any, output: Any) -> None:
         tensor.set_shared_memory(self._file.name, request.input_bytes)
         if request.output_bytes:
             output.set_shared_memory(self._file.name, request.output_bytes, self.buffer_size.input_bytes)
@@ -185,6 +185,6 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _rounded(size: int) -> int:
+def _rounded_size(size: int) -> int:
     step = 1 << max(_LEAST_STEP_BITS, size.bit_length() - _STEPS_PER_DOUBLING_BITS)
     return -(-size // step) * step

@@ -32,12 +32,12 @@ def is_away(error: InferenceServerException) -> bool:
     return error.status() in _AWAY and _UNLOADED not in error.message()
 
 
-def lacks_region(error: InferenceServerException) -> bool:
+def is_unknown_region(error: InferenceServerException) -> bool:
     """Return whether Triton does not know the request's shared memory, because it restarted."""
     return _NO_REGION in error.message()
 
 
-def meaning_of(error: InferenceServerException, url: str) -> DefuseError:
+def to_defuse_error(error: InferenceServerException, url: str) -> DefuseError:
     """Return our error for a refusal of the Triton at `url`."""
     text = error.message()
     if is_away(error):
@@ -131,7 +131,7 @@ class Memory(Protocol):
         A numpy array or a torch tensor on the memory itself.
         """
 
-    def refer(self, request: Request, tensor: Any, output: Any) -> None:
+    def bind(self, request: Request, tensor: Any, output: Any) -> None:
         """Set the locations of images and answer on tritonclient's input and output."""
 
     def read(self, request: Request, result: Any) -> Array:
@@ -150,7 +150,7 @@ class Transport(Protocol):
     @property
     def name(self) -> str: ...
 
-    def try_out(self) -> None:
+    def probe(self) -> None:
         """Raise TransportRefused when it does not work, Unavailable while Triton does not answer."""
 
     def memory(self, buffer_size: BufferSize) -> Memory:
@@ -186,7 +186,7 @@ class HostMemory:
 class PrivateMemory(HostMemory):
     """Memory of this process, copied into each request."""
 
-    def refer(self, request: Request, tensor: Any, _: Any) -> None:
+    def bind(self, request: Request, tensor: Any, _: Any) -> None:
         tensor.set_data_from_numpy(self.input(request))
 
     def read(self, request: Request, result: Any) -> Array:
@@ -204,7 +204,7 @@ class Grpc:
 
     name = GRPC
 
-    def try_out(self) -> None:
+    def probe(self) -> None:
         """Do nothing: it works if anything does."""
 
     def memory(self, buffer_size: BufferSize) -> PrivateMemory:
@@ -244,7 +244,7 @@ class SharedMemoryRegions:
             self._register(name, *details)
         except InferenceServerException as error:
             if is_away(error):
-                raise meaning_of(error, self._url) from error
+                raise to_defuse_error(error, self._url) from error
             raise TransportRefused(f"Triton at {self._url} does not take it ({error.message()})") from error
 
     def remove(self, name: str, free: Callable[[], None]) -> None:

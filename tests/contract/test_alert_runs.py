@@ -55,7 +55,7 @@ class Place:
         [batch] = batches_in(self.store)
         kept = self.store.read_arrays(keys.observed_images(batch))
         seen = {"id": kept["id"], "index": np.array(indices), "inside": np.array(inside)}
-        self.store.write_arrays(keys.watched(batch), seen)
+        self.store.write_arrays(keys.observation_scores(batch), seen)
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_what_is_stored(house: House) -> None:
     np.testing.assert_array_equal(arrays["image"], images)
     np.testing.assert_array_equal(arrays["scores"], SCORES)
     [batch] = batches_in(house.store)
-    record = house.store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+    record = house.store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
     assert [one.id for one in record.observations] == ["a-0", "a-1"]
     assert {one.version for one in record.observations} == {"3"}
     assert record.observations[0].time.ToJsonString() == "2026-11-26T14:45:01.500Z"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from services.storage.catalog import Catalog
-from services.storage.safetensors import group
+from services.storage.safetensors import select_group
 from services.triton.client import InferenceClient
 from tests.conftest import Stack
 from tests.planted import CLASSES, TRUE, Planted, plant
@@ -70,7 +70,7 @@ def corrected_spot(stack: Stack, planted: Planted, model: str, run: str) -> Any:
 
 def failures(stack: Stack, run: str) -> dict[str, Any]:
     """Return all failures of a run, in the order of sources, rounds and draws, whatever its shards were."""
-    shards = [group(stack.store.read_arrays(key), "failures") for key in stack.store.keys(f"runs/{run}/results")]
+    shards = [select_group(stack.store.read_arrays(key), "failures") for key in stack.store.keys(f"runs/{run}/results")]
     found = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     order = np.lexsort((found["draw"], found["round"], found["source"]))
     return {name: array[order] for name, array in found.items()}

@@ -61,7 +61,7 @@ class Bank:
         Gaussian that carry the label: no correction was trained on either. Fewer than `IMAGES` when few draws carry the
         label; none is repeated.
         """
-        key = keys.banked_region(self._model.name, region_name, label)
+        key = keys.regression_images(self._model.name, region_name, label)
         if not self._store.exists(key):
             self._store.create_arrays(key, {"images": self._drawn(region_name, label)})
         return self._store.read_arrays(key)["images"]
@@ -144,7 +144,7 @@ _TURNS, _LEAST_TURNS, _MOST_S = 60, 8, 15.0
 _WARM_UP = 3
 
 
-def seconds(before: Version, after: Version, images: Array) -> tuple[Array, Array]:
+def measure_latency(before: Version, after: Version, images: Array) -> tuple[Array, Array]:
     """Return the seconds (n,) that the same request takes with each version, in n alternating turns.
 
     Images (m, c, h, w) in [0, 1] are one request. The order changes from turn to turn.
@@ -181,7 +181,7 @@ class Comparison:
         self.before, self.after = before, after
         self._labels = test.labels
         self._images = test.images
-        logits = [_few_at_a_time(version.classify_stored, test.images) for version in (before, after)]
+        logits = [_in_small_requests(version.classify_stored, test.images) for version in (before, after)]
         if wrong := int((~np.isfinite(logits[1])).any(axis=1).sum()):
             raise InvalidInput(
                 f"the candidate's answers for {wrong} of {len(test.labels)} test images are not finite; look for "
@@ -199,7 +199,8 @@ class Comparison:
     def region(self, images: Array, label_id: int) -> PairedReadings:
         """Return the correctness of both versions on images (n, c, h, w) in [0, 1] of one class."""
         before, after = (
-            _few_at_a_time(version.classify, images).argmax(axis=1) == label_id for version in (self.before, self.after)
+            _in_small_requests(version.classify, images).argmax(axis=1) == label_id
+            for version in (self.before, self.after)
         )
         return PairedReadings(before=before, after=after)
 
@@ -246,7 +247,7 @@ class Comparison:
     def _latencies(self) -> Iterator[CheckResult]:
         sizes = self._batch_sizes()
         for size in sorted({sizes[0], sizes[-1]}):
-            yield checks.latency_check(size, *seconds(self.before, self.after, self._request(size)))
+            yield checks.latency_check(size, *measure_latency(self.before, self.after, self._request(size)))
 
     def _batch_sizes(self) -> list[int]:
         fixed = self.model.fixed_batch_size
@@ -257,7 +258,7 @@ class Comparison:
         return as_floats(self._images[np.resize(np.arange(len(self._images)), size)])
 
 
-def _few_at_a_time(ask: Callable[[Array], Array], images: Array) -> Array:
+def _in_small_requests(ask: Callable[[Array], Array], images: Array) -> Array:
     """Return the logits (n, k) of images, n may be 0, in small requests that let others pass."""
     return np.concatenate([ask(images[begin : begin + _FEW]) for begin in range(0, max(1, len(images)), _FEW)])
 

@@ -76,7 +76,7 @@ class Gate:
         if not verdict.passed and not (approver and reason):
             failed = [check for check in verdict.checks if not check.passed]
             raise NotReady(
-                f"{correction.name} does not pass the gate: {'; '.join(map(in_words, failed))} "
+                f"{correction.name} does not pass the gate: {'; '.join(map(describe_check, failed))} "
                 f"(verdict {names.last(verdict.name)}). Correct again, or name who approves it and why",
                 reason="GATE_NOT_PASSED",
             )
@@ -107,10 +107,10 @@ class Gate:
 
         Held-out images, or the bank's when there are none.
         """
-        if len((held_out := joined([read for _, read in region_readings(comparison, materials)])).before):
+        if len((held_out := join_readings([read for _, read in region_readings(comparison, materials)])).before):
             return held_out
         bank = Bank(self._store, comparison.model)
-        return joined(
+        return join_readings(
             [
                 comparison.region(as_floats(bank.images(region.region, region.label)), region.label_id)
                 for region in materials.held_out_regions(deciding=False)
@@ -174,14 +174,14 @@ def region_readings(comparison: Comparison, materials: CorrectionData) -> list[t
     ]
 
 
-def joined(readings: Sequence[PairedReadings]) -> PairedReadings:
+def join_readings(readings: Sequence[PairedReadings]) -> PairedReadings:
     """Concatenate paired readings."""
     return PairedReadings(
         before=np.concatenate([one.before for one in readings]), after=np.concatenate([one.after for one in readings])
     )
 
 
-def in_words(check: gate_pb2.Check) -> str:
+def describe_check(check: gate_pb2.Check) -> str:
     """Return the finding of a check in a few words."""
     kind = gate_pb2.Check.Kind.Name(check.kind).removeprefix("KIND_").lower().replace("_", " ")
     if check.kind == gate_pb2.Check.KIND_FILE:

@@ -247,7 +247,7 @@ class GuardIssuer:
         record.guard_model, record.guarded_model = names.guard_model(model_id), names.guarded_model(model_id)
         record.model_version, record.request_id = model.champion_version, request_id
         record.create_time.GetCurrentTime()
-        self._store.write_bytes(keys.onnx_of(record.name), built.file)
+        self._store.write_bytes(keys.onnx_file(record.name), built.file)
         self._store.write_message(keys.guard(record.name), record)
         return record
 

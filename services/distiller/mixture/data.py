@@ -139,7 +139,7 @@ class Points:
             ],
         )
 
-    def thinned(self, stride: int) -> "Points":
+    def strided(self, stride: int) -> "Points":
         """Return every `stride`-th point; nothing of a memory map is read yet."""
         return replace(self, x=self.x[::stride], categories=[values[::stride] for values in self.categories])
 

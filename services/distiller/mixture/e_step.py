@@ -228,7 +228,7 @@ def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
             yield number, rows
 
 
-def asker(posterior: Posterior) -> Callable[[Chunk], ChunkResponsibilities]:
+def make_evaluator(posterior: Posterior) -> Callable[[Chunk], ChunkResponsibilities]:
     """Return the cheaper of both ways to evaluate the components of a posterior on a chunk."""
     lookup = AliveComponents.of(posterior)
     if posterior.prior.kind == "full" and posterior.prior.dim >= LEAST_DIM:

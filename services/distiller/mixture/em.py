@@ -25,7 +25,7 @@ _LEAST_POINTS = 2.0
 _TRIED, _MOST = 64, 4.0
 
 
-def learned(posterior: Posterior) -> Prior:
+def learn_prior(posterior: Posterior) -> Prior:
     """Return the prior that maximises the bound for a posterior.
 
     Its own prior when there is nothing to learn from.
@@ -79,19 +79,19 @@ def _kept(typical: Tensor, prior: Prior) -> Tensor:
 _MOST_ROUNDS = 10
 
 
-def improve(fit: Fit, state: FitState, generator: torch.Generator) -> None:
+def split_and_merge(fit: Fit, state: FitState, generator: torch.Generator) -> None:
     """Merge and split until neither raises the bound."""
     for _ in range(_MOST_ROUNDS):
         while merge(fit, state):
             pass
-        order(state)
+        sort_components(state)
         for _ in range(TRIAL):
             fit.step(state)
         if not split(fit, state, generator):
             return
 
 
-def order(state: FitState) -> None:
+def sort_components(state: FitState) -> None:
     """Sort components by size, as stick-breaking expects, when that raises the bound."""
     ranks = state.posterior.count.argsort(descending=True, stable=True)
     blocks = [block.take(ranks) for block in state.blocks]
@@ -116,7 +116,7 @@ class EMLoop:
     tol: float
     max_iter: int
 
-    def climb(self, fit: Fit, state: FitState, generator: torch.Generator) -> None:
+    def run(self, fit: Fit, state: FitState, generator: torch.Generator) -> None:
         """Iterate until the bound rises by less than `tol`.
 
         Warn when `max_iter` passes do not suffice.
@@ -124,7 +124,7 @@ class EMLoop:
         if self.moves:
             for _ in range(min(_WARM_UP, self.max_iter)):
                 fit.step(state)
-            improve(fit, state, generator)
+            split_and_merge(fit, state, generator)
         before = state.bound
         while state.iteration < self.max_iter and not state.converged:
             fit.step(state)
@@ -142,8 +142,8 @@ class EMLoop:
 
         Later bounds belong to another model.
         """
-        fit = replace(fit, prior=learned(state.posterior))
+        fit = replace(fit, prior=learn_prior(state.posterior))
         state.converged = False
         fit.update(state)
-        self.climb(fit, state, generator)
+        self.run(fit, state, generator)
         return fit

@@ -115,11 +115,11 @@ class DirichletProcessMixture:
         """
         reducer, ascent = self._reducer(), EMLoop(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
         points = self._points(X, categories, category_sizes, reducer)
-        with reducer.at_work():
+        with reducer.workers():
             best: FitState | None = None
             for number in range(1 if responsibilities is not None else self.n_init):
                 fit, state = self._begin(points, reducer, number, responsibilities, check)
-                ascent.climb(fit, state, self._generator(number))
+                ascent.run(fit, state, self._generator(number))
                 if best is None or state.bound > best.bound:
                     best, chosen = state, fit
             assert best is not None
@@ -316,7 +316,7 @@ class DirichletProcessMixture:
                 joint += table[values]
             return of(joint + posterior.prior.shape.common(chunk.x, posterior.root)).cpu()
 
-        with (reducer := Reducer(self._reducer().threads)).at_work():
+        with (reducer := Reducer(self._reducer().threads)).workers():
             return np.concatenate([part.numpy() for part in reducer.each(ask, points.makers())])
 
     def _matrices(self) -> Array:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.distiller.mixture.data import Points
-from services.distiller.mixture.e_step import asker
+from services.distiller.mixture.e_step import make_evaluator
 from services.distiller.mixture.parallel import Reducer
 from services.distiller.mixture.posterior import Posterior, Prior, Sums
 
@@ -52,7 +52,7 @@ class Fit:
 
     def expect(self, posterior: Posterior, rows: slice | None = None) -> Sums:
         """Return the sums of some or all rows of every process under a posterior."""
-        ask = asker(posterior)
+        ask = make_evaluator(posterior)
         return self.sum_up(lambda chunk: ask(chunk).sums, rows)
 
     def sum_up(self, work: Callable[..., Sums], rows: slice | None = None) -> Sums:

@@ -32,7 +32,7 @@ def initial_sums(fit: Fit, start: Start, generator: torch.Generator) -> list[Sum
     else:
         centres = _far_apart(sample, count, generator)
     for _ in range(_LLOYD_STEPS if start == "kmeans" else 0):
-        centres = _moved(sample, centres)
+        centres = _lloyd_means(sample, centres)
     return [_block(fit, rows, lambda chunk: _one_hot(fit, _nearest(chunk.x, centres))) for rows in fit.blocks]
 
 
@@ -73,8 +73,8 @@ def _random(fit: Fit, generator: torch.Generator) -> Callable[[Chunk], Tensor]:
 
 def _sampled(fit: Fit) -> Tensor:
     """Return points (s, d) taken evenly from those of all processes."""
-    few = fit.points.thinned(max(fit.count // _SAMPLE, 1))
-    return fit.reducer.gathered(few.read(slice(None)).x)
+    few = fit.points.strided(max(fit.count // _SAMPLE, 1))
+    return fit.reducer.gather(few.read(slice(None)).x)
 
 
 def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -98,7 +98,7 @@ def draw_weighted(weight: Tensor, generator: torch.Generator) -> int:
     return int(torch.searchsorted(cumulated, draw * cumulated[-1]).clamp_max(len(weight) - 1))
 
 
-def _moved(x: Tensor, centres: Tensor) -> Tensor:
+def _lloyd_means(x: Tensor, centres: Tensor) -> Tensor:
     """Return the means of the points (s, d) nearest to each centre.
 
     A centre without points stays.

@@ -29,7 +29,7 @@ class Reducer:
         self._group = group
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def workers(self) -> Iterator[None]:
         """Keep torch from starting its own threads while the block runs."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -61,7 +61,7 @@ class Reducer:
             dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
         return [int(number) for number in most]
 
-    def gathered(self, rows: Tensor) -> Tensor:
+    def gather(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes, in the order of their ranks."""
         if self._group is None:
             return rows

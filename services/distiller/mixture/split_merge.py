@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from services.distiller.mixture.data import Chunk
-from services.distiller.mixture.e_step import alive_components, asker
+from services.distiller.mixture.e_step import alive_components, make_evaluator
 from services.distiller.mixture.fit_state import Fit, FitState
 from services.distiller.mixture.posterior import FILLED, SLACK, Posterior, Sums, empty_bound
 from services.distiller.mixture.subclusters import DividedComponent, divided_components
@@ -24,7 +24,7 @@ def merge(fit: Fit, state: FitState) -> bool:
     """Pass over the data once, and merge pairs of components that raise the bound; return whether there were any."""
     pairs = _candidates(state)
     overlaps = torch.zeros(len(fit.blocks), len(pairs), dtype=torch.float64, device=pairs.device)
-    ask = asker(state.posterior)
+    ask = make_evaluator(state.posterior)
     alive = alive_components(state.posterior)
     column = torch.full((fit.prior.components,), -1, device=alive.device)
     column[alive] = torch.arange(len(alive), device=alive.device)
@@ -149,10 +149,10 @@ def split(fit: Fit, state: FitState, generator: torch.Generator) -> bool:
     """
     room = int((state.posterior.count < FILLED).sum())
     found = divided_components(fit, state, generator)[:room] if room else []
-    return any(_stays(fit, state, found[: math.ceil(share * len(found))]) for share in _SHARES if found)
+    return any(_try_splits(fit, state, found[: math.ceil(share * len(found))]) for share in _SHARES if found)
 
 
-def _stays(fit: Fit, state: FitState, divided: list[DividedComponent]) -> bool:
+def _try_splits(fit: Fit, state: FitState, divided: list[DividedComponent]) -> bool:
     """Try some splits.
 
     Keep them when the bound is higher a few iterations later. Return whether they are kept.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from services.distiller.mixture.data import Chunk
-from services.distiller.mixture.e_step import alive_components, asker, normalise_
+from services.distiller.mixture.e_step import alive_components, make_evaluator, normalise_
 from services.distiller.mixture.fit_state import Fit, FitState
 from services.distiller.mixture.init import draw_weighted
 from services.distiller.mixture.parallel import Reducer
@@ -49,7 +49,7 @@ def divided_components(fit: Fit, state: FitState, generator: torch.Generator) ->
     best: dict[int, DividedComponent] = {}
     cuts: list[Cut] = [_longest_axis, *[_far_pair] * _PAIRS]
     for cut in cuts if parents else ():
-        for divided in _ascended(_Inside(parents, state, fit.reducer), cut, generator):
+        for divided in _fit_from_cut(_Inside(parents, state, fit.reducer), cut, generator):
             if divided.gain > (best[divided.component].gain if divided.component in best else -SLACK):
                 best[divided.component] = divided
     return sorted(best.values(), key=lambda divided: -divided.gain)
@@ -69,15 +69,15 @@ class _Parent:
 
 def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
     """Return the components, with their points among a sample taken evenly from all processes."""
-    few = fit.points.thinned(max(fit.count // _SAMPLE, 1))
-    ask, alive = asker(posterior), alive_components(posterior)
+    few = fit.points.strided(max(fit.count // _SAMPLE, 1))
+    ask, alive = make_evaluator(posterior), alive_components(posterior)
 
     def work(chunk: Chunk) -> tuple[Chunk, Tensor]:
         return chunk, alive[ask(chunk).responsibility.argmax(dim=1)]
 
     found = list(fit.reducer.each(work, few.makers()))
     x, labels, *categories = (
-        fit.reducer.gathered(torch.cat(parts))
+        fit.reducer.gather(torch.cat(parts))
         for parts in zip(*((chunk.x, label, *chunk.categories) for chunk, label in found), strict=True)
     )
     parents = []
@@ -152,7 +152,7 @@ class _Inside:
 
         makers = (partial(lambda item: item, item) for item in enumerate(self.parents))
         found = list(self._reducer.each(work, makers))
-        return _beside([sums for sums, _ in found]), torch.stack([entropy for _, entropy in found])
+        return _concatenated([sums for sums, _ in found]), torch.stack([entropy for _, entropy in found])
 
     def _standardised(self, parent: _Parent) -> Tensor:
         posterior, shape = self.state.posterior, self.prior.shape
@@ -161,7 +161,7 @@ class _Inside:
         return (parent.chunk.x - posterior.mean[parent.component]) @ matrix
 
 
-def _ascended(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[DividedComponent]:
+def _fit_from_cut(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[DividedComponent]:
     """Return the sub-clusters of every parent after a few iterations from a cut, where two remain."""
     sums, entropy = inside.begun(cut, generator)
     for _ in range(_ITERATIONS):
@@ -205,7 +205,7 @@ def _tied_gain(first: Sums, second: Sums, posterior: Posterior) -> Tensor:
     return 0.5 * (scatter - prior.dim * volume)
 
 
-def _beside(sums: Sequence[Sums]) -> Sums:
+def _concatenated(sums: Sequence[Sums]) -> Sums:
     """Concatenate the components of several sums."""
     return replace(
         sums[0],

@@ -18,7 +18,7 @@ from defuse.loopback import host_of
 from services.gateway.access import roles
 from services.gateway.access.roles import Caller
 from services.gateway.tokens import Tokens
-from services.runtime.interceptors import Continuation, around, refusal
+from services.runtime.interceptors import Continuation, rejecting_handler, wrap_handler
 
 _HEADER, _SCHEME = "authorization", "bearer"
 
@@ -36,12 +36,12 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         try:
             self._admit(handler_call_details)
         except DefuseError as error:
-            return refusal(handler, error)
+            return rejecting_handler(handler, error)
         return handler
 
     def _admit(self, call: grpc.HandlerCallDetails) -> None:
-        if (role := roles.needed(call.method)) is not None:
-            roles.set_caller(caller_of(self._tokens, _said(call.invocation_metadata or ())))
+        if (role := roles.required_role(call.method)) is not None:
+            roles.set_caller(authenticate(self._tokens, _said(call.invocation_metadata or ())))
             roles.require(role, call.method.rpartition("/")[2])
 
 
@@ -49,7 +49,7 @@ def _said(metadata: Iterable[tuple[str, Any]]) -> str:
     return next((value for key, value in metadata if key == _HEADER), "")
 
 
-def caller_of(tokens: Tokens, said: str) -> Caller:
+def authenticate(tokens: Tokens, said: str) -> Caller:
     """Return the caller of a `Bearer TOKEN` header.
 
     Raises Unauthenticated for any other value or an unknown token.
@@ -85,7 +85,7 @@ class RateLimits:
         self._under_way: Counter[str] = Counter()
 
     @contextmanager
-    def counted(self, who: str) -> Iterator[None]:
+    def admitted(self, who: str) -> Iterator[None]:
         """Count a call while the block runs; raise LimitExceeded beyond the limits."""
         if self._concurrent_calls and self._under_way[who] >= self._concurrent_calls:
             raise LimitExceeded(
@@ -128,17 +128,17 @@ class RateLimitInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_UNCOUNTED) or roles.needed(method) is None:
+        if handler is None or method.startswith(_UNCOUNTED) or roles.required_role(method) is None:
             return handler
-        return around(handler, self._counted)
+        return wrap_handler(handler, self._admitted)
 
     @asynccontextmanager
-    async def _counted(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        with self._limits.counted(name_of_caller(context)):
+    async def _admitted(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        with self._limits.admitted(caller_name(context)):
             yield request
 
 
-def name_of_caller(context: Any) -> str:
+def caller_name(context: Any) -> str:
     """Return the caller's name.
 
     That of its token, else its address without the port.

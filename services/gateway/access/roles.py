@@ -105,7 +105,7 @@ _METHODS: Mapping[str, Role] = {
 }
 
 
-def of_contract(service: ServiceDescriptor) -> dict[str, Role]:
+def contract_roles(service: ServiceDescriptor) -> dict[str, Role]:
     """Return the required role of each offered method of a service, by path, as the contract states it."""
     roles = {method.name: method.GetOptions().Extensions[access_pb2.required_role] for method in service.methods}
     return {f"/{service.full_name}/{name}": role for name, role in roles.items() if role}
@@ -114,7 +114,7 @@ def of_contract(service: ServiceDescriptor) -> dict[str, Role]:
 _GATEWAY = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
 _GENERATOR = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
 _MONITOR = monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"]
-_ROLES = {**of_contract(_GATEWAY), **of_contract(_GENERATOR), **of_contract(_MONITOR), **_METHODS}
+_ROLES = {**contract_roles(_GATEWAY), **contract_roles(_GENERATOR), **contract_roles(_MONITOR), **_METHODS}
 _IDENTIFY = f"/{_GENERATOR.full_name}/Identify"
 # Reports carry their own time and model; one audit event for each batch would outnumber them.
 _REPORT = f"/{_MONITOR.full_name}/Report"
@@ -127,7 +127,7 @@ _LOOKING = {
 
 
 @cache  # only methods that are offered
-def needed(method: str) -> Role | None:
+def required_role(method: str) -> Role | None:
     """Return the least role for a method.
 
     None when no token is needed. Methods without a stated role are for admins.
@@ -138,29 +138,29 @@ def needed(method: str) -> Role | None:
     return None if service in _OPEN else _SERVICES.get(service, _ADMIN)
 
 
-def needed_by(method: str, request: Any) -> Role | None:
+def required_role_of_call(method: str, request: Any) -> Role | None:
     """Return the least role for a call with this request.
 
     A stream that cancels its run needs an operator.
     """
     if method == _IDENTIFY and _cancels(request):
         return _OPERATOR
-    return needed(method)
+    return required_role(method)
 
 
-def changes(method: str, request: Any) -> bool:
+def is_mutation(method: str, request: Any) -> bool:
     """Return whether a call with this request changes something.
 
     Inference and reads do not.
     """
-    role = needed_by(method, request)
+    role = required_role_of_call(method, request)
     return role is not None and role > _VIEWER and method not in _LOOKING
 
 
 @cache  # as in `needed_by`
-def may_change(method: str) -> bool:
+def may_mutate(method: str) -> bool:
     """Return whether a method can change something, for any request."""
-    return method == _IDENTIFY or changes(method, None)
+    return method == _IDENTIFY or is_mutation(method, None)
 
 
 def _cancels(request: bytes) -> bool:

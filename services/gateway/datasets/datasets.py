@@ -9,7 +9,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import dataset_pb2
 
 from services.datasets import SPLITS, ParsedImages, SplitImages, parse_images
-from services.gateway.datasets.urls import fetched
+from services.gateway.datasets.urls import downloaded
 from services.gateway.files.files import Files
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -33,7 +33,7 @@ class Datasets:
         if bool(file_digest) == bool(uri):
             raise InvalidInput("give either the digest of an uploaded file or a URL", reason="BAD_DATASET", field="uri")
         if uri:
-            with fetched(uri, max_bytes=self._max_bytes) as (file, digest):
+            with downloaded(uri, max_bytes=self._max_bytes) as (file, digest):
                 return self._create(file, digest, display_name or uri, seed)
         self._files.size(file_digest)
         with self._store.open(keys.file(file_digest)) as file:

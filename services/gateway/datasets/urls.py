@@ -12,7 +12,7 @@ import fsspec
 from defuse.errors import InvalidInput
 from fsspec.asyn import sync
 
-from services.storage.file_systems import append, naming_missing_package, scratch_file
+from services.storage.file_systems import append_chunk, naming_missing_package, scratch_file
 
 _PROTOCOLS = ("s3", "gs", "az", "http", "https")
 _CHUNK_BYTES = 1024 * 1024
@@ -21,7 +21,7 @@ _SILENCE_S = 60.0
 
 
 @contextmanager
-def fetched(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
+def downloaded(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
     """Give the content of a URL as a seekable file, with its SHA-256 in hexadecimal.
 
     Raises InvalidInput for a URL that cannot be read and for more than `max_bytes`, NotReady when the package for this
@@ -74,7 +74,7 @@ def _copy(file_system: Any, uri: str, target: IO[bytes], max_bytes: int) -> str:
         if size > max_bytes:
             raise InvalidInput(f"{uri!r} is larger than {max_bytes} bytes, the limit", reason="TOO_LARGE", field="uri")
         content.update(chunk)
-        append(target, chunk)
+        append_chunk(target, chunk)
     return content.hexdigest()
 
 

@@ -45,7 +45,7 @@ class Files:
 
         Raises InvalidInput, storing nothing, for another digest.
         """
-        key = keys.file(_checked(digest))
+        key = keys.file(_checked_digest(digest))
         if await asyncio.to_thread(self._store.exists, key):
             return await asyncio.to_thread(self._store.size, key)
         content, size = hashlib.sha256(), 0
@@ -72,13 +72,13 @@ class Files:
 
         Raises NotFound when it is missing.
         """
-        key = keys.file(_checked(digest))
+        key = keys.file(_checked_digest(digest))
         if not self._store.exists(key):
             raise NotFound(f"no file {digest} was uploaded", reason="FILE_NOT_FOUND")
         return self._store.size(key)
 
 
-def _checked(digest: str) -> str:
+def _checked_digest(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise InvalidInput(f"{digest!r} is no SHA-256 in hexadecimal", reason="BAD_DIGEST")
     return digest

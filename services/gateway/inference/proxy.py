@@ -30,7 +30,7 @@ from services.gateway.inference.routing import (
     challenger_of,
     names_outputs,
     read_target,
-    retargeted,
+    with_target,
 )
 from services.gateway.inference.shadow import ShadowComparisons, TrialCounters
 from services.gateway.inference.shared_memory import KINDS, REGISTER, STATUS, UNREGISTER, SharedMemory
@@ -53,13 +53,13 @@ def asks_for_guard(context: Any) -> bool:
     return any(key == METADATA and value == "true" for key, value in context.invocation_metadata() or ())
 
 
-async def guarded(request: bytes, target: Target, infer: Infer, *, champion: bytes, context: Any) -> bytes:
+async def infer_guarded(request: bytes, target: Target, infer: Infer, *, champion: bytes, context: Any) -> bytes:
     """Return the answer of classifier and guard.
 
     Where there is no guard, the classifier's answer to `champion`. Serialized protobuf messages are merged by
     concatenation, so tensors are not decoded here either.
     """
-    wanted = retargeted(request, target, model=names.guarded_model(target.model), version="")
+    wanted = with_target(request, target, model=names.guarded_model(target.model), version="")
     if names_outputs(request):
         wanted = b"".join((wanted, _ASKED_FOR))
     try:
@@ -183,10 +183,10 @@ class InferenceProxy(grpc.GenericRpcHandler):
         self._comparisons = ShadowComparisons(self._infer, tally)
         unary = grpc.unary_unary_rpc_method_handler
         self._handlers: dict[str, Any] = {
-            _path("ModelInfer"): unary(self._answered),
+            _path("ModelInfer"): unary(self._answer_inference),
             _path("ModelStreamInfer"): grpc.stream_stream_rpc_method_handler(streams.answer),
-            **{_path(name): unary(self._told(name)) for name in _SERVER},
-            **{_path(name): unary(self._told_of_model(name)) for name in _MODEL},
+            **{_path(name): unary(self._forward(name)) for name in _SERVER},
+            **{_path(name): unary(self._forward_resolved(name)) for name in _MODEL},
             **{
                 _path(f"{kind}SharedMemory{name}"): unary(self._shared(kind, name))
                 for kind in KINDS
@@ -206,14 +206,14 @@ class InferenceProxy(grpc.GenericRpcHandler):
         answer: bytes = await self._channel.unary_unary(_path(name))(request, timeout=timeout)
         return answer
 
-    def _told(self, name: str) -> Any:
+    def _forward(self, name: str) -> Any:
         @_as_triton
         async def told(request: bytes, context: Any) -> bytes:
             return await self._call(name, request, context.time_remaining())
 
         return told
 
-    def _told_of_model(self, name: str) -> Any:
+    def _forward_resolved(self, name: str) -> Any:
         @_as_triton
         async def told(request: bytes, context: Any) -> bytes:
             return await self._call(name, self._routes.request_as_named(request), context.time_remaining())
@@ -228,27 +228,27 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return shared
 
     @_as_triton
-    async def _answered(self, request: bytes, context: Any) -> bytes:
+    async def _answer_inference(self, request: bytes, context: Any) -> bytes:
         self._memory.check(request, context)
         target = read_target(request)
         route = self._routes.route(target)
-        champion = retargeted(request, target, model=route.model, version=route.version)
+        champion = with_target(request, target, model=route.model, version=route.version)
         if asks_for_guard(context) and target.version in {"", CHAMPION}:
-            return await guarded(request, target, self._asked, champion=champion, context=context)
+            return await infer_guarded(request, target, self._ask_triton, champion=champion, context=context)
         if route.trial is None:
             answer: bytes = await self._infer(champion, timeout=context.time_remaining())
             return answer
         challenger = b""
         if route.drawn:
             model, version = challenger_of(route.trial)
-            challenger = retargeted(request, target, model=model, version=version)
-        return await self._tried(route.trial, champion, challenger, context)
+            challenger = with_target(request, target, model=model, version=version)
+        return await self._answer_in_trial(route.trial, champion, challenger, context)
 
-    async def _asked(self, request: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109  # gRPC's own
+    async def _ask_triton(self, request: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109  # gRPC's own
         answer: bytes = await self._infer(request, timeout=timeout)
         return answer
 
-    async def _tried(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
+    async def _answer_in_trial(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
         """Answer within a trial.
 
         `challenger` is the request to it, or None when it was not drawn.

@@ -61,7 +61,7 @@ def read_target(request: bytes) -> Target:
     return Target(model=model, version=version, id=id_, end=position)
 
 
-def retargeted(request: bytes, target: Target, *, model: str, version: str) -> bytes:
+def with_target(request: bytes, target: Target, *, model: str, version: str) -> bytes:
     """Return the request with another model and version, otherwise unchanged.
 
     The same object when nothing changes.
@@ -194,7 +194,7 @@ class RoutingTable:
         """
         target = read_target(request)
         meant = self.named(target)
-        return retargeted(request, target, model=meant.model, version=meant.version)
+        return with_target(request, target, model=meant.model, version=meant.version)
 
     def named(self, target: Target) -> Route:
         """Resolve a model and version.

@@ -26,7 +26,7 @@ class GeneratorProxy(grpc.GenericRpcHandler):
         self._channel = channel_to(url, tls, receive_bytes=MAX_MESSAGE_BYTES)
         self._handlers = {
             path: self._handler(path, SERVICE.methods_by_name[path.rpartition("/")[2]])
-            for path in roles.of_contract(SERVICE)
+            for path in roles.contract_roles(SERVICE)
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
@@ -49,7 +49,7 @@ class GeneratorProxy(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(unary)
 
         async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-            if role := roles.needed_by(path, request):
+            if role := roles.required_role_of_call(path, request):
                 roles.require(role, f"{method.name} with cancel_run")
             call = self._channel.unary_stream(path)(request, timeout=context.time_remaining())
             try:

@@ -84,5 +84,5 @@ class Models:
 
     def _page(self, cursor: Cursor) -> Page[model_pb2.Model]:
         registered = [key for key in self._store.keys("models") if self._store.exists(keys.model(key))]
-        placed = cursor.behind((names.model(names.last(key)) for key in registered), lambda name: [name])
+        placed = cursor.after_cursor((names.model(names.last(key)) for key in registered), lambda name: [name])
         return cursor.page((place, self._catalog.model(name)) for place, name in placed)

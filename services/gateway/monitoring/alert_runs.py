@@ -54,7 +54,7 @@ class CapturedImages:
         return np.asarray(self.images[self.rows])
 
 
-def captured(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[CapturedImages]:
+def captured_images(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[CapturedImages]:
     """Yield the images of a period that fall in the region of this index, batch by batch."""
     return [
         found
@@ -67,8 +67,8 @@ def captured(store: ArtifactStore, model_name: str, region: int, period: Period)
 
 def _of_batch(store: ArtifactStore, batch: str, region: int, period: Period) -> Iterator[CapturedImages]:
     try:
-        record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
-        seen = store.map_arrays(keys.watched(batch))
+        record = store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
+        seen = store.map_arrays(keys.observation_scores(batch))
         kept = store.map_arrays(keys.observed_images(batch))
     except NotFound:
         return  # not scored yet, not kept, or deleted
@@ -131,7 +131,7 @@ class AlertRuns:
     def _config(self, alert: monitor_pb2.Alert) -> run_pb2.RunConfig:
         """Return the configuration of the guard's run, for other images and the present champion."""
         cause = self._cause(alert)
-        images = captured(self._store, cause.model.name, cause.region, self._period(alert, cause.guard))
+        images = captured_images(self._store, cause.model.name, cause.region, self._period(alert, cause.guard))
         if not images:
             raise NotReady(
                 f"no image is kept of those that caused {names.last(alert.name)!r}; a run needs KEEP_IMAGES, and "
@@ -183,7 +183,7 @@ class AlertRuns:
         name = names.dataset(_digest(base_name, cause, images))
         if self._store.exists(keys.dataset(name)):
             return name
-        made, label = _described(base, cause.model, cause.label)
+        made, label = _describe_like(base, cause.model, cause.label)
         count = sum(len(part.rows) for part in images)
         made.name, made.display_name = name, f"captured in {cause.guard.regions[cause.region].region}"
         for split in made.splits:
@@ -238,7 +238,7 @@ def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> 
     return content.hexdigest()[:16]
 
 
-def _described(base: dataset_pb2.Dataset, model: model_pb2.Model, label: str) -> tuple[dataset_pb2.Dataset, int]:
+def _describe_like(base: dataset_pb2.Dataset, model: model_pb2.Model, label: str) -> tuple[dataset_pb2.Dataset, int]:
     """Return a description like another data set's that has the label, and the label's stored value."""
     made = dataset_pb2.Dataset()
     made.CopyFrom(base)

@@ -108,7 +108,7 @@ class Alerts:
         raised.CopyFrom(alert)
         if not raised.HasField("create_time"):
             raised.create_time.GetCurrentTime()
-        raised.name = raised.name or name_of(model_name, raised, uuid.uuid4().hex[:6])
+        raised.name = raised.name or alert_name(model_name, raised, uuid.uuid4().hex[:6])
         key = keys.alert(raised.name)
         if await asyncio.to_thread(self._store.exists, key):
             return await self.get(raised.name)
@@ -167,6 +167,6 @@ class Alerts:
             await asyncio.sleep(_POLL_S)
 
 
-def name_of(model_name: str, alert: monitor_pb2.Alert, unique: str) -> str:
+def alert_name(model_name: str, alert: monitor_pb2.Alert, unique: str) -> str:
     """Return a name for an alert that sorts by the time of the alert."""
     return f"{model_name}/alerts/{alert.create_time.ToDatetime(UTC):%Y%m%dT%H%M%S.%f}-{unique}"

@@ -19,7 +19,7 @@ from defuse.v1 import monitor_service_pb2 as pb
 from services.arrays import Array
 from services.gateway.monitoring.config import MonitoredModel
 from services.storage import keys
-from services.storage.catalog import shape
+from services.storage.catalog import format_shape
 from services.triton.preprocessing import undo_preprocessing
 
 # Name of the folder of an hour, in UTC.
@@ -122,7 +122,7 @@ def _image_fault(observation: monitor_pb2.Observation, model: model_pb2.Model) -
     if (size := len(getattr(observation, kind))) == wanted:
         return ""
     what = f"inputs ({model.input_datatype})" if kind == "input" else "pictures"
-    sizes = shape(model.image_shape)
+    sizes = format_shape(model.image_shape)
     return f"has an image of {size} bytes; {what} of {sizes} for {names.last(model.name)!r} have {wanted}"
 
 
@@ -178,7 +178,7 @@ def digests(ids: Any) -> Array:
     return np.frombuffer(b"".join(map(keys.observation_digest, ids)), np.uint8).reshape(-1, 16)
 
 
-def without(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, Array] | None:
+def without_rows(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, Array] | None:
     """Return arrays without the rows of these ids.
 
     None when no row is affected.

@@ -22,7 +22,7 @@ from defuse.v1 import model_pb2, monitor_pb2
 
 from services.arrays import Array
 from services.gateway.monitoring.batches import LONGEST_VERSION, MOST_OBSERVATIONS
-from services.storage.catalog import shape
+from services.storage.catalog import format_shape
 from services.triton.preprocessing import input_shape, undo_preprocessing
 
 _STRUCTURED = "application/cloudevents+json"
@@ -43,7 +43,7 @@ class CloudEvent:
     data: Any
 
 
-def parsed(headers: Mapping[str, str], body: bytes) -> CloudEvent:
+def parse_event(headers: Mapping[str, str], body: bytes) -> CloudEvent:
     """Return the event of an HTTP request.
 
     Raises InvalidInput that names the fault.
@@ -121,7 +121,7 @@ _TYPES = {
 _LEAST, _LARGEST = 0, 255
 
 
-def half_of(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2.ObservationBatch]:
+def event_part(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2.ObservationBatch]:
     """Return whether an event is request or response, and its observations.
 
     Raises InvalidInput for any other event.
@@ -142,7 +142,7 @@ def half_of(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2
     return half, batch
 
 
-def joined(
+def merge_parts(
     request: monitor_pb2.ObservationBatch, response: monitor_pb2.ObservationBatch
 ) -> Sequence[monitor_pb2.Observation]:
     """Merge request and response into observations.
@@ -206,7 +206,7 @@ def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Mode
     if not isinstance(said, list) or said[1:] != list(one) or not isinstance(said[0], int) or said[0] < 0:
         raise InvalidInput(
             f"tensor {tensor.get('name')!r} has shape {str(said)[:80]}; of {names.last(model.name)!r} it is "
-            f"n x {shape(one)}",
+            f"n x {format_shape(one)}",
             reason="BAD_PAYLOAD",
         )
     if said[0] > MOST_OBSERVATIONS:
@@ -217,14 +217,10 @@ def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Mode
         )
     try:
         values = np.array(tensor.get("data"), np.float32).reshape(said)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-    ) as error:  # OverflowError comes from integers beyond the range of floats
+    except (TypeError, ValueError, OverflowError) as error:  # OverflowError: integers beyond the range of floats
         raise InvalidInput(
-            f"the data of tensor {tensor.get('name')!r} are not {shape(said)} numbers ({error}); binary data cannot "
-            "be read in JSON",
+            f"the data of tensor {tensor.get('name')!r} are not {format_shape(said)} numbers ({error}); binary data "
+            "cannot be read in JSON",
             reason="BAD_PAYLOAD",
         ) from error
     if not np.isfinite(values).all():

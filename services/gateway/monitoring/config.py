@@ -42,7 +42,7 @@ def complete(config: monitor_pb2.MonitorConfig) -> monitor_pb2.MonitorConfig:
     return whole
 
 
-def read(store: ArtifactStore, model_name: str) -> monitor_pb2.MonitorConfig:
+def read_config(store: ArtifactStore, model_name: str) -> monitor_pb2.MonitorConfig:
     """Return the configuration of a model, or the defaults."""
     try:
         return store.read_message(keys.monitor_config(model_name), monitor_pb2.MonitorConfig)
@@ -143,5 +143,5 @@ class MonitoredModels:
         return MonitoredModel(
             model=model,
             guard=guards[-1].name if guards else "",
-            config=read(self.catalog.store, model.name),
+            config=read_config(self.catalog.store, model.name),
         )

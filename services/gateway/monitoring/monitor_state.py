@@ -50,7 +50,7 @@ def rank_factors(ranks: Array, references: int) -> Array:
     return np.asarray(1 + STAKES * (ranks[:, None] - 0.5) - np.abs(STAKES) * slack)[:, None, :]
 
 
-def accumulated(evidence: Array, factors: Array, told: Array) -> Array:
+def accumulate_evidence(evidence: Array, factors: Array, told: Array) -> Array:
     """Return the evidence (n, k, alternatives) after each of n observations, from the initial evidence (k, a).
 
     Observations with `told` (n,) False leave the evidence unchanged.
@@ -183,16 +183,16 @@ def _paths(
         Kind.KIND_LATENT_DRIFT: (rank_factors(ranks, profile.images), looked_at),
     }
     return {
-        kind: accumulated(
+        kind: accumulate_evidence(
             np.array(getattr(state, _FIELDS[kind])).reshape(factors.shape[1:]),
-            factors * _heard(state, kind, profile)[:, None],
+            factors * _unsilenced(state, kind, profile)[:, None],
             of_which,
         )
         for kind, (factors, of_which) in told.items()
     }
 
 
-def _heard(
+def _unsilenced(
     state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", profile: ReferenceProfile
 ) -> Array:
     """Return 1 for subjects that may raise an alert, 0 for silenced ones, (k,)."""
@@ -219,7 +219,7 @@ def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: Referenc
     for row in np.flatnonzero(arrays["inside"]).tolist():
         hits = state.monitor.hits[int(arrays["index"][row])]
         hits.hits += 1
-        hits.versions[_told_apart(hits.versions, seen.versions[row])] += 1
+        hits.versions[_counted_version(hits.versions, seen.versions[row])] += 1
     read = arrays["predicted"] >= 0
     classes = np.bincount(arrays["predicted"][read], minlength=len(profile.classes))
     state.predicted[:] = (np.array(state.predicted) + classes).tolist()
@@ -229,15 +229,15 @@ def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: Referenc
     ranks = profile.ranks(arrays["typicality"][arrays["index"] >= 0])
     state.ranked += len(ranks)
     state.rank_sum += float(ranks.sum())
-    _tell(state, profile)
+    _update_rates(state, profile)
 
 
 def _count_versions(state: monitor_pb2.MonitorState, versions: Sequence[str]) -> None:
     for version, number in Counter(versions).items():
-        state.monitor.versions[_told_apart(state.monitor.versions, version)] += number
+        state.monitor.versions[_counted_version(state.monitor.versions, version)] += number
 
 
-def _told_apart(counts: Mapping[str, int], version: str) -> str:
+def _counted_version(counts: Mapping[str, int], version: str) -> str:
     """Return the name under which a version is counted.
 
     Reporters choose names, so their number is bounded.
@@ -245,7 +245,7 @@ def _told_apart(counts: Mapping[str, int], version: str) -> str:
     return version if version in counts or len(counts) < _MOST_VERSIONS else OTHER_VERSIONS
 
 
-def _tell(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
+def _update_rates(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
     """Update the monitor's rates from the counts."""
     monitor, predicted = state.monitor, np.array(state.predicted)
     if total := predicted.sum():

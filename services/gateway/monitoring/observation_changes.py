@@ -23,14 +23,14 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
 
-def counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
+def truth_counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
     """Return (right, known) counts of a batch over observations with truth and prediction.
 
     None without any.
     """
     truths = _truths(store, batch)
     try:
-        seen = store.read_arrays(keys.watched(batch)) if truths else {}
+        seen = store.read_arrays(keys.observation_scores(batch)) if truths else {}
     except NotFound:
         return ""
     right = [
@@ -41,7 +41,7 @@ def counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
     return f"{sum(right)} {len(right)}" if right else ""
 
 
-def total(told: Iterable[bytes]) -> tuple[int, int]:
+def total_counts(told: Iterable[bytes]) -> tuple[int, int]:
     """Return the sums of right and known counts over batches."""
     right, of = 0, 0
     for one in told:
@@ -56,7 +56,7 @@ def _truths(store: ArtifactStore, batch: str) -> dict[bytes, str]:
     The latest statement counts.
     """
     try:
-        record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+        record = store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
     except NotFound:
         return {}
     said = [
@@ -98,7 +98,7 @@ class GroundTruth:
         return attached
 
     def _keep(self, batch: str, said: list[monitor_pb2.Observation]) -> int:
-        if not said or not self._store.exists(keys.reported(batch)):
+        if not said or not self._store.exists(keys.batch_record(batch)):
             return 0
         message = monitor_pb2.ObservationBatch(observations=said)
         before = self._store.keys(keys.truths(batch))
@@ -178,14 +178,14 @@ class Deletions:
         self._keep_rows(keys.observed_images(batch), gone)
         for key in self._store.keys(keys.truths(batch)):
             self._keep_said(key, ids)
-        self._keep_rows(keys.watched(batch), gone)
+        self._keep_rows(keys.observation_scores(batch), gone)
 
     def _keep_record(self, batch: str, ids: Collection[str]) -> bool:
         """Rewrite the record without these observations.
 
         Returns whether others remain, or a record may still be written.
         """
-        key = keys.reported(batch)
+        key = keys.batch_record(batch)
         if not self._store.exists(key):
             return True
         left = _without(self._store.read_message(key, monitor_pb2.ObservationBatch), ids)
@@ -200,7 +200,7 @@ class Deletions:
             arrays = self._store.read_arrays(key)
         except NotFound:
             return  # not scored yet, or images are not kept
-        if (kept := batches.without(arrays, gone)) is not None:
+        if (kept := batches.without_rows(arrays, gone)) is not None:
             self._store.write_arrays(key, kept)
 
     def _keep_said(self, key: str, ids: Collection[str]) -> None:
@@ -238,18 +238,18 @@ class Retention:
         """Delete the hours of all models that are past their retention."""
         for model_name in self._store.keys("models"):
             if hours := self._store.keys(keys.observed_hours(model_name)):
-                kept = config.retention(config.read(self._store, model_name))
-                for hour in past(hours, kept, now):
+                kept = config.retention(config.read_config(self._store, model_name))
+                for hour in expired_hours(hours, kept, now):
                     self._remove(hour)
 
     def _remove(self, hour: str) -> None:
         for batch in self._store.keys(hour):
-            self._store.remove(keys.reported(batch))  # first, so that the hour is seen whole or not at all
+            self._store.remove(keys.batch_record(batch))  # first, so that the hour is seen whole or not at all
         self._store.remove_below(hour)
         telemetry.log().info("observations_expired", hour=hour)
 
 
-def past(hours: Iterable[str], kept: timedelta, now: datetime) -> Iterator[str]:
+def expired_hours(hours: Iterable[str], kept: timedelta, now: datetime) -> Iterator[str]:
     """Yield the keys of hours that ended longer ago than the retention."""
     for hour in hours:
         with suppress(ValueError):  # not the folder of an hour

@@ -15,7 +15,7 @@ from defuse import names
 from defuse.errors import Conflict
 from google.protobuf.message import Message
 
-from services.runtime.queue import KEY, WATCH, Queue, fields
+from services.runtime.queue import KEY, WATCH, Queue, entry_fields
 from services.storage import keys
 
 # Longer than storing a batch takes: after this time, claims of a dead gateway lapse.
@@ -93,7 +93,7 @@ class ObservationIndex:
                 f"batch {names.last(batch)!r} is being stored elsewhere; ask again", reason="BATCH_UNDER_WAY"
             )
 
-    async def hand_on(self, batch: str, work: Message, kept: timedelta) -> None:
+    async def enqueue_once(self, batch: str, work: Message, kept: timedelta) -> None:
         """Enqueue the work of a stored batch, once."""
         marker = f"{KEY}observed:handed-on:{batch}"
         while True:
@@ -104,7 +104,7 @@ class ObservationIndex:
                     pipe.multi()
                     if not sent:
                         pipe.set(marker, "1", ex=kept + _LONGER)
-                        pipe.xadd(WATCH, fields(work))
+                        pipe.xadd(WATCH, entry_fields(work))
                     pipe.zrem(_UNFINISHED, batch)
                     await pipe.execute()
                 except redis.exceptions.WatchError:

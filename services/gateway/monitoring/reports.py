@@ -93,7 +93,7 @@ class BatchReports:
         return before if place == here and await self._has(before) else place
 
     async def _has(self, place: str) -> bool:
-        return await asyncio.to_thread(self._store.exists, keys.reported(place))
+        return await asyncio.to_thread(self._store.exists, keys.batch_record(place))
 
     async def _check_same(self, batch: ReceivedBatch, place: str, model_name: str) -> None:
         """Raise AlreadyExists when a stored batch differs from the batch that is reported under its id."""
@@ -129,7 +129,7 @@ class BatchReports:
         await asyncio.to_thread(self._store.write_arrays, keys.observed_images(place), arrays)
         await self._index.check(place, token)
         record = batches.record_of(observations)
-        await asyncio.to_thread(self._store.write_message, keys.reported(place), record)
+        await asyncio.to_thread(self._store.write_message, keys.batch_record(place), record)
         telemetry.OBSERVATIONS.labels(subject.model.name, "stored").inc(len(observations))
         return True
 
@@ -152,7 +152,7 @@ class BatchReports:
         Empty when all were deleted.
         """
         with suppress(NotFound):
-            record = self._store.read_message(keys.reported(place), monitor_pb2.ObservationBatch)
+            record = self._store.read_message(keys.batch_record(place), monitor_pb2.ObservationBatch)
             return [observation.id for observation in record.observations]
         return []
 
@@ -163,7 +163,7 @@ class BatchReports:
             guard=subject.guard,
             latents_alone=subject.config.keep == monitor_pb2.MonitorConfig.KEEP_LATENTS,
         )
-        await self._index.hand_on(place, work, config.retention(subject.config))
+        await self._index.enqueue_once(place, work, config.retention(subject.config))
 
 
 def _place(subject: MonitoredModel, moment: datetime, batch_id: str) -> str:

@@ -105,7 +105,7 @@ class Monitoring:
         self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs, limits: RateLimits
     ) -> None:
         subjects = MonitoredModels(Catalog(store))
-        index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
+        index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.batch_record(batch)))
         webhooks = Webhooks()
         self.alerts = Alerts(queue, store, subjects, webhooks)
         self.alert_runs = AlertRuns(store, self.alerts, runs)

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.records.paging import Cursor, Page, Placed, Position
-from services.gateway.releases.releases import ReleaseOperations, fault
+from services.gateway.releases.releases import ReleaseOperations, error_of
 from services.gateway.runs.runs import Runs
 from services.runtime.queue import KEY, Queue
 
@@ -61,7 +61,7 @@ def of_publication(publication: release_pb2.Publication) -> Operation:
     state = _PUBLICATION_STATES.get(publication.state, _Metadata.STATE_RUNNING)
     name = names.publication_operation(publication.name)
     operation = _operation(name, publication, state, target=names.parent(publication.name), verb="release")
-    return _ended(operation, state, publication.release, fault(publication))
+    return _ended(operation, state, publication.release, error_of(publication))
 
 
 def _operation(name: str, record: Any, state: State, *, target: str, verb: str) -> Operation:

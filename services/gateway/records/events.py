@@ -97,7 +97,7 @@ def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager
     kind = event.WhichOneof("kind")
     if kind in {None, "progress"}:
         return nullcontext()
-    return tracing.message("event", delivery.trace, subject=event.subject, kind=kind)
+    return tracing.message_span("event", delivery.trace, subject=event.subject, kind=kind)
 
 
 def _collection(event: work_pb2.Event) -> str:

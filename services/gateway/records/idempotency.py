@@ -96,13 +96,11 @@ class IdempotentRequests:
             if answer := _answer(await self._known(claim, digest), kind):
                 return answer
             if await self._redis.set(claim.held_key, claim.holder, nx=True, px=round(1000 * LEASE_S)):
-                async with self._holding(claim):
-                    return await self._carried_out(claim, digest, kind, carry_out)
+                async with self._renew_lease(claim):
+                    return await self._execute(claim, digest, kind, carry_out)
             await asyncio.sleep(_POLL_S)  # another gateway carries it out
 
-    async def _carried_out(
-        self, claim: Claim, digest: bytes, kind: type[A], carry_out: Callable[[], Awaitable[A]]
-    ) -> A:
+    async def _execute(self, claim: Claim, digest: bytes, kind: type[A], carry_out: Callable[[], Awaitable[A]]) -> A:
         known = await self._known(claim, digest)
         answer = _answer(known, kind) or _of_record(known, kind)
         await self._keep(claim, "request", digest)
@@ -142,7 +140,7 @@ class IdempotentRequests:
             await self._redis.delete(claim.key)
 
     @asynccontextmanager
-    async def _holding(self, claim: Claim) -> AsyncIterator[None]:
+    async def _renew_lease(self, claim: Claim) -> AsyncIterator[None]:
         """Renew the lease of a request while the block runs, and release it afterwards."""
         living = asyncio.create_task(self._live(claim))
         try:

@@ -94,10 +94,10 @@ class Cursor:
 
         An entry's number is its position.
         """
-        numbers = self.behind(range(len(entries)), lambda number: [number])
+        numbers = self.after_cursor(range(len(entries)), lambda number: [number])
         return self.page((position, entries[number]) for position, number in numbers)
 
-    def behind(self, entries: Iterable[T], position: Callable[[T], Position]) -> list[tuple[Position, T]]:
+    def after_cursor(self, entries: Iterable[T], position: Callable[[T], Position]) -> list[tuple[Position, T]]:
         """Return the entries after the previous page, sorted by position."""
         placed = sorted(((list(position(entry)), entry) for entry in entries), key=lambda pair: pair[0])
         return [pair for pair in placed if pair[0] > list(self.after)]

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from services.gateway.records.idempotency import claimed
 from services.gateway.records.paging import Placed, Position
-from services.runtime.queue import KEY, Queue, fields
+from services.runtime.queue import KEY, Queue, entry_fields
 
 # How soon a watcher sees a change. Polling works across gateways and reconnects, where a notification could be lost.
 _POLL_S = 0.2
@@ -64,7 +64,7 @@ class RecordStore(Generic[R]):
                     if claim:
                         claim.note(pipe, record)
                     for stream, message in works:
-                        pipe.xadd(stream, fields(message))
+                        pipe.xadd(stream, entry_fields(message))
                     await pipe.execute()
                 except redis.exceptions.WatchError:
                     continue
@@ -89,7 +89,7 @@ class RecordStore(Generic[R]):
         self, parent: str, position: Position, *, newest_first: bool = False
     ) -> AsyncGenerator[Placed[R], None]:
         """Yield the records of a parent after a position, each with its own position; all of them for an empty one."""
-        while records := await self._behind(parent, position, newest_first=newest_first):
+        while records := await self._read_after(parent, position, newest_first=newest_first):
             for placed in records:
                 yield placed
             position, _ = records[-1]
@@ -110,7 +110,7 @@ class RecordStore(Generic[R]):
                     pipe.multi()
                     pipe.set(key, record.SerializeToString())
                     for stream, message in works:
-                        pipe.xadd(stream, fields(message))
+                        pipe.xadd(stream, entry_fields(message))
                     if holds:
                         pipe.delete(releasing)
                     await pipe.execute()
@@ -141,7 +141,7 @@ class RecordStore(Generic[R]):
                 f"{holder.decode()} is under way; wait until it has ended", reason=f"{self._noun.upper()}_UNDER_WAY"
             )
 
-    async def _behind(self, parent: str, position: Position, *, newest_first: bool) -> Sequence[Placed[R]]:
+    async def _read_after(self, parent: str, position: Position, *, newest_first: bool) -> Sequence[Placed[R]]:
         redis_ = self._queue.redis
         ranged, begin, end = redis_.zrangebyscore, "-inf", "+inf"
         if newest_first:

@@ -72,7 +72,7 @@ class Regions:
     def page(self, run: run_pb2.Run, cursor: Cursor) -> tuple[Page[region_pb2.Region], region_pb2.GroupCounts]:
         """Return one page of the regions of a run, largest score first, and the counts of all its groups."""
         found = self.distillation(run)
-        placed = cursor.behind(found.regions, lambda region: [-region.score, region.name])
+        placed = cursor.after_cursor(found.regions, lambda region: [-region.score, region.name])
         return cursor.page(placed), found.counts
 
     def get(self, name: str) -> region_pb2.Region:

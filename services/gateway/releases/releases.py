@@ -41,11 +41,11 @@ class ReleaseOperations:
         The same request waits for the same publication. Raises the corrector's refusal, and Conflict while another
         release of the model is under way.
         """
-        publication = await self._begun(request)
+        publication = await self._find_or_create(request)
         async for latest in self.records.watch(publication.name):
             publication = latest
         if publication.state != Publication.STATE_SUCCEEDED:
-            raise fault(publication)
+            raise error_of(publication)
         return publication.release
 
     async def get(self, name: str) -> release_pb2.Publication:
@@ -92,7 +92,7 @@ class ReleaseOperations:
         except (Unavailable, DeadlineExceeded) as error:
             telemetry.log().warning("candidates_stay", model=model, error=error.message)
 
-    async def _begun(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Publication:
+    async def _find_or_create(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Publication:
         correction = await self._corrections.get(request.name)
         publication = Publication(
             name=names.publication(names.last(correction.model), request.request_id or str(uuid.uuid4())),
@@ -149,7 +149,7 @@ def fold(publication: release_pb2.Publication, event: work_pb2.Event) -> Sequenc
     return []
 
 
-def fault(publication: release_pb2.Publication) -> DefuseError:
+def error_of(publication: release_pb2.Publication) -> DefuseError:
     """Return the error that a publication failed with."""
     classes = {code.value[0]: cls for cls, code in CODES.items()}
     return classes.get(publication.error_code, Internal)(publication.error, reason=publication.error_reason)

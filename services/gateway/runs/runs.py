@@ -17,7 +17,7 @@ from services.runtime.queue import DISTILL, IDENTIFY, PLAN, PREPARE, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.catalog import Catalog, check_fit, shape
+from services.storage.catalog import Catalog, check_fit, format_shape
 from services.triton.client import InferenceClient
 
 ENDED = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
@@ -180,8 +180,8 @@ def _check_oracle(oracle: model_pb2.Model, model: model_pb2.Model) -> None:
     if list(oracle.classes) != list(model.classes) or list(oracle.image_shape) != list(model.image_shape):
         raise InvalidInput(
             f"oracle {names.last(oracle.name)!r} reads {len(oracle.classes)} classes in images of "
-            f"{shape(oracle.image_shape)}, the model {len(model.classes)} in {shape(model.image_shape)}; classes, in "
-            "their order, and images must be the same",
+            f"{format_shape(oracle.image_shape)}, the model {len(model.classes)} in {format_shape(model.image_shape)}; "
+            "classes, in their order, and images must be the same",
             reason="UNFIT_ORACLE",
         )
 

@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> ArtifactStore:
     annotate(store, REGIONS[0], CLASSES[0])
     built = GuardBuilder(store, Catalog(store).run(RUN)).build(0.2)
     built.record.name = GUARD
-    store.write_bytes(keys.onnx_of(GUARD), built.file)
+    store.write_bytes(keys.onnx_file(GUARD), built.file)
     store.write_message(keys.guard(GUARD), built.record)
     return store
 
@@ -71,7 +71,7 @@ def report(store: ArtifactStore, images: Array, scores: Array, *, has_image: Arr
 
 def record(store: ArtifactStore, ids: list[str]) -> None:
     observations = [monitor_pb2.Observation(id=one) for one in ids]
-    store.write_message(keys.reported(BATCH), monitor_pb2.ObservationBatch(observations=observations))
+    store.write_message(keys.batch_record(BATCH), monitor_pb2.ObservationBatch(observations=observations))
 
 
 def watched(store: ArtifactStore, *, guard: str = GUARD, latents_alone: bool = False) -> dict[str, Array]:
@@ -79,7 +79,7 @@ def watched(store: ArtifactStore, *, guard: str = GUARD, latents_alone: bool = F
     work = work_pb2.WatchWork(model=MODEL, batch=BATCH, guard=guard, latents_alone=latents_alone)
     event = watcher.watch(work, Job(MODEL, lambda _: None))
     assert (event.subject, event.watched.batch, event.watched.guard) == (MODEL, BATCH, guard)
-    return store.read_arrays(keys.watched(BATCH))
+    return store.read_arrays(keys.observation_scores(BATCH))
 
 
 def test_images_are_looked_for_in_the_regions(store: ArtifactStore) -> None:
@@ -140,7 +140,7 @@ def test_a_batch_that_was_deleted_meanwhile(store: ArtifactStore) -> None:
     watcher = ObservationScorer(DistillerDependencies(store=store, inference=LocalInference(store)))  # type: ignore[arg-type]
     event = watcher.watch(work_pb2.WatchWork(model=MODEL, batch=BATCH, guard=GUARD), Job(MODEL, lambda _: None))
     assert event.watched.batch == BATCH
-    assert not store.exists(keys.watched(BATCH))
+    assert not store.exists(keys.observation_scores(BATCH))
 
 
 def test_what_calm_looks_like(store: ArtifactStore) -> None:

@@ -12,7 +12,7 @@ from defuse.v1 import access_pb2
 
 from services.gateway import tokens
 from services.gateway.access.roles import Caller
-from services.gateway.tokens import Tokens, line_of, new_token, read
+from services.gateway.tokens import Tokens, line_of, new_token, read_tokens
 from tests.conftest import ROOT
 
 ANN = Caller(name="ann", role=access_pb2.ROLE_ANNOTATOR)
@@ -75,7 +75,7 @@ def test_a_line_that_is_no_use_is_named(file: Path, line: str, why: str) -> None
     """By file and number, with what it should be."""
     file.write_text(f"{file.read_text()}{line}\n")
     with pytest.raises(InvalidInput, match=rf"{file}, line 4: .*{re.escape(why)}"):
-        read(file)
+        read_tokens(file)
 
 
 def test_no_two_tokens_are_alike() -> None:

@@ -48,7 +48,7 @@ def new_run(workshop: Workshop, run_id: str, **vae: Any) -> run_pb2.Run:
 def trained(workshop: Workshop, run: run_pb2.Run, job: Job | None = None) -> bytes:
     """Train a run's VAE as a worker would; return its file."""
     train = workshop.context.images(run, "train")
-    return to_bytes(preparation._trained(workshop.context, run, train, job or workshop.job(run)))
+    return to_bytes(preparation._train_vae(workshop.context, run, train, job or workshop.job(run)))
 
 
 def dying_job(workshop: Workshop, run: run_pb2.Run, epochs: int) -> Job:

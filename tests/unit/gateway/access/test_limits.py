@@ -23,7 +23,7 @@ from tests.conftest import eventually
 
 def allowed(counts: RateLimits, who: str) -> bool:
     try:
-        with counts.counted(who):
+        with counts.admitted(who):
             return True
     except LimitExceeded:
         return False
@@ -47,7 +47,7 @@ def test_who_waits_as_long_as_is_said_is_answered() -> None:
         pytest.raises(LimitExceeded, match=r"ann calls more than 4 times a second; wait 0\.2") as refused,
         ExitStack() as s,
     ):
-        s.enter_context(counts.counted("ann"))
+        s.enter_context(counts.admitted("ann"))
     wait_s = refused.value.retry_after_s
     assert wait_s is not None
     assert 0 < wait_s <= 0.25
@@ -59,8 +59,8 @@ def test_who_waits_as_long_as_is_said_is_answered() -> None:
 def test_calls_at_the_same_time() -> None:
     """As many as the limit may be under way; each that ends makes room for another."""
     counts = RateLimits(calls_per_s=0, concurrent_calls=2)
-    with counts.counted("ann"):
-        with counts.counted("ann"):
+    with counts.admitted("ann"):
+        with counts.admitted("ann"):
             assert not allowed(counts, "ann")
             assert allowed(counts, "bob")
         assert allowed(counts, "ann")
@@ -70,7 +70,7 @@ def test_without_limits() -> None:
     counts = RateLimits(calls_per_s=0, concurrent_calls=0)
     with ExitStack() as stack:
         for _ in range(1000):
-            stack.enter_context(counts.counted("ann"))
+            stack.enter_context(counts.admitted("ann"))
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,4 +205,4 @@ def test_inference_does_not_count(tokens: Path) -> None:
 def test_a_caller_without_a_token_is_its_host(peer: str, host: str) -> None:
     """Whatever port a call comes from: another connection is no other caller."""
     context: Any = type("Context", (), {"peer": lambda _: peer})()
-    assert interceptors.name_of_caller(context) == host
+    assert interceptors.caller_name(context) == host

@@ -66,7 +66,7 @@ def test_a_data_set_of_a_url(store: ArtifactStore, site: str, tmp_path: Path) ->
     assert len(train) == COUNT * 3 // 5
     assert {image.tobytes() for image in train} <= {image.tobytes() for image in served}
     file = (tmp_path / "site/images.npz").read_bytes()
-    with urls.fetched(uri, max_bytes=LIMIT) as (found, digest):
+    with urls.downloaded(uri, max_bytes=LIMIT) as (found, digest):
         assert found.read() == file
     store.write_bytes(keys.file(digest), file)
     datasets = Datasets(store, Files(store, max_bytes=LIMIT), max_bytes=LIMIT)

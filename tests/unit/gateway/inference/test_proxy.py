@@ -157,13 +157,13 @@ def through_the_door(redis_url: str, store: ArtifactStore) -> Serve:
             tally, routes = TrialCounters(trials), RoutingTable(trials)
             if trial is not None:
                 routes.show([await trials.start(trial)], since=math.inf)
-            behind, front = grpc.aio.server(), grpc.aio.server(interceptors=[ErrorInterceptor()])
-            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton or Triton(), behind)
-            port = free_port() if absent else behind.add_insecure_port("127.0.0.1:0")
+            after_cursor, front = grpc.aio.server(), grpc.aio.server(interceptors=[ErrorInterceptor()])
+            service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton or Triton(), after_cursor)
+            port = free_port() if absent else after_cursor.add_insecure_port("127.0.0.1:0")
             passage = InferenceProxy(f"127.0.0.1:{port}", TlsFiles(), routes, tally, shared_memory=True)
             front.add_generic_rpc_handlers((passage,))
             door = f"127.0.0.1:{front.add_insecure_port('127.0.0.1:0')}"
-            for server in (front,) if absent else (behind, front):
+            for server in (front,) if absent else (after_cursor, front):
                 await server.start()
             try:
                 async with (
@@ -176,7 +176,7 @@ def through_the_door(redis_url: str, store: ArtifactStore) -> Serve:
             finally:
                 await passage.close()
                 await front.stop(None)
-                await behind.stop(None)
+                await after_cursor.stop(None)
 
         return with_trials(redis_url, store, story, finished())
 

@@ -53,13 +53,13 @@ def through_the_door(ask: Ask, generator: Generator | None = None, *, absent: bo
     """Serve a generator and a gateway that passes calls to it; return what `ask`, given the gateway, returns."""
 
     async def run() -> Any:
-        behind, front = (grpc.aio.server(interceptors=[ErrorInterceptor()]) for _ in range(2))
-        port = free_port() if absent else behind.add_insecure_port("127.0.0.1:0")
+        after_cursor, front = (grpc.aio.server(interceptors=[ErrorInterceptor()]) for _ in range(2))
+        port = free_port() if absent else after_cursor.add_insecure_port("127.0.0.1:0")
         passage = GeneratorProxy(f"127.0.0.1:{port}", TlsFiles())
-        pb_grpc.add_GeneratorServiceServicer_to_server(generator or Generator(), behind)
+        pb_grpc.add_GeneratorServiceServicer_to_server(generator or Generator(), after_cursor)
         front.add_generic_rpc_handlers((passage,))
         door = front.add_insecure_port("127.0.0.1:0")
-        for server in (front,) if absent else (behind, front):
+        for server in (front,) if absent else (after_cursor, front):
             await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{door}") as channel:
@@ -67,7 +67,7 @@ def through_the_door(ask: Ask, generator: Generator | None = None, *, absent: bo
         finally:
             await passage.close()
             await front.stop(None)
-            await behind.stop(None)
+            await after_cursor.stop(None)
 
     return asyncio.run(run())
 

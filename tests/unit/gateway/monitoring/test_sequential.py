@@ -9,7 +9,7 @@ CALM = np.array([0.02, 0.1])
 
 
 def accumulated(evidence: Array, factors: Array) -> Array:
-    return monitor_state.accumulated(evidence, factors, np.ones(len(factors), bool))
+    return monitor_state.accumulate_evidence(evidence, factors, np.ones(len(factors), bool))
 
 
 def hits(rates: list[float], count: int, seed: int = 0) -> Array:
@@ -66,5 +66,5 @@ def test_lower_ranks_are_found() -> None:
 def test_what_nothing_is_told_of_changes_nothing() -> None:
     """Evidence stays as it was, also where it would have grown."""
     factors = rate_factors(np.ones((10, 2)), CALM)
-    path = monitor_state.accumulated(np.ones((2, 5)), factors, np.arange(10) < 3)
+    path = monitor_state.accumulate_evidence(np.ones((2, 5)), factors, np.arange(10) < 3)
     np.testing.assert_array_equal(path[3:], np.broadcast_to(path[2], (7, 2, 5)))

@@ -84,13 +84,13 @@ def build_from_factory(function: str, allowed: Sequence[str], weights: Callable[
         found = module.load_state_dict(safetensors.torch.load(weights()), strict=False)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise InvalidInput(
-            f"the weights do not fit what {function} builds ({str(error).splitlines()[-1].strip()[:300]}); upload a "
+            f"the weights do not fit the module of {function} ({str(error).splitlines()[-1].strip()[:300]}); upload a "
             "safetensors file of its state dict",
             reason="UNFIT_WEIGHTS",
         ) from error
     if found.missing_keys or found.unexpected_keys:
         raise InvalidInput(
-            f"the weights do not fit what {function} builds: missing {found.missing_keys[:5]}, unknown "
+            f"the weights do not fit the module of {function}: missing {found.missing_keys[:5]}, unknown "
             f"{found.unexpected_keys[:5]}; upload a safetensors file of its state dict",
             reason="UNFIT_WEIGHTS",
         )
@@ -196,8 +196,8 @@ def _check_same(network: TorchModule, materials: CorrectionData) -> None:
     difference, bound = largest_difference(materials.deployed_file, inputs, outputs)
     if not difference <= bound:
         raise InvalidInput(
-            f"what {materials.correction.config.torch_factory.function} builds differs by {difference:.3g} from "
-            f"version {materials.correction.base_version}, as it is served, on real images; bring its very weights, "
-            "and leave preprocessing where the model declares it",
+            f"the module of {materials.correction.config.torch_factory.function} differs by {difference:.3g} from "
+            f"version {materials.correction.base_version}, as served, on real images; upload its exact weights, and "
+            "leave preprocessing to the model's declaration",
             reason="FACTORY_MISMATCH",
         )

@@ -37,7 +37,7 @@ def check_model_id(model_id: str) -> None:
     if model_id.endswith(_KEPT_ENDINGS) or AT_GATE in model_id:
         raise InvalidInput(
             f"model name {model_id!r} ends with one of {', '.join(map(repr, _KEPT_ENDINGS))} or has {AT_GATE!r} in it; "
-            "these are kept for what belongs to a model: choose another",
+            "these are reserved for names that belong to a model; choose another",
             reason="INVALID_ID",
         )
 

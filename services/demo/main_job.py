@@ -199,7 +199,7 @@ def _release(client: Client, run: Run, correction: Correction, display: Display)
     verdict = correction.verdict
     if verdict and not verdict.passed:
         failed = ", ".join(f"{check.kind} {check.subject}".strip() for check in verdict.failed)
-        display.say(f"not released: the candidate does not pass the gate ({failed}); the report says more")
+        display.say(f"not released: the candidate does not pass the gate ({failed}); see the report")
         return None
     release = client.release(run.id, correction.id, reason="demo")
     display.say(f"passed the gate and released: callers of {release.model} get version {release.version} now")

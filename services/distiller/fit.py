@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
         default=1,
         help="updates in one pass over the data: more take fewer passes, but then a result depends on the processes",
     )
-    parser.add_argument("--learn-prior", action="store_true", help="learn what a component looks like")
+    parser.add_argument("--learn-prior", action="store_true", help="learn the expected shape of a component")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser.parse_args()

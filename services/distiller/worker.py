@@ -43,7 +43,7 @@ def _distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job)
     report_progress(job, 0.05, f"grouping {len(assessor.failures)} failures")
     config = assessor.config()
     grouping = group_failures(assessor.failures, arrays["held_out"], config, job.check_cancelled)
-    report_progress(job, 0.3, "grouping again what is drawn anew")
+    report_progress(job, 0.3, "grouping bootstrap samples")
     stable = stability_of(
         grouping,
         assessor.failures,
@@ -85,8 +85,8 @@ def _split(tools: DistillerDependencies, region: region_pb2.Region) -> region_pb
     )
     if parts is None:
         raise NotReady(
-            f"nothing tells parts of region {region_id!r}: neither where its {region.size} failures lie nor how sure "
-            "the classifier is of them; call it invalid or unsure",
+            f"region {region_id!r} has no distinct parts, neither by the latents of its {region.size} failures nor by "
+            "the classifier's margins; annotate it as invalid or unsure",
             reason="NOT_SEPARABLE",
         )
     found = assessor.findings(parts.grouping.groups, parts.stability, shard_count=shard_count(tools.store, run))

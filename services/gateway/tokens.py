@@ -142,8 +142,8 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
 def main() -> None:
     """Add a token's digest to a file, and print the token, which is not stored."""
     parser = argparse.ArgumentParser(prog="python -m services.gateway.tokens", description=main.__doc__)
-    parser.add_argument("file", type=Path, help="what DEFUSE_TOKENS_FILE names; made where it is missing")
-    parser.add_argument("name", help="whose token it is")
+    parser.add_argument("file", type=Path, help="the file of DEFUSE_TOKENS_FILE; created when it is missing")
+    parser.add_argument("name", help="name of the caller")
     parser.add_argument("role", choices=ROLES)
     asked = parser.parse_args()
     token = new_token()

@@ -128,7 +128,7 @@ def _install(environment: Path, requirements: Path, say: Callable[[str], None]) 
     if process.returncode:
         shutil.rmtree(environment, ignore_errors=True)
         tail = "\n".join(lines[-5:])
-        raise NotReady(f"Triton could not be installed; pip said:\n{tail}", reason="TRITON_INSTALL_FAILED")
+        raise NotReady(f"Triton could not be installed; output of pip:\n{tail}", reason="TRITON_INSTALL_FAILED")
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class StackSettings(BaseSettings):
 
     home: Path = Field(Path.home() / ".defuse", description="Directory of the stack's data and logs.")
     cache: Path = Field(
-        Path.home() / ".cache" / "defuse", description="Directory of what is installed or trained once and used again."
+        Path.home() / ".cache" / "defuse", description="Directory of cached installations and trained models."
     )
     redis_url: str | None = Field(None, description="A Redis server to use instead of starting one.")
     triton_url: str | None = Field(None, description="HOST:PORT of a Triton server to use instead of starting one.")

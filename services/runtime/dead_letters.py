@@ -33,7 +33,7 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m services.runtime.dead_letters", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["list", "replay"], default="list")
-    parser.add_argument("stream", nargs="?", choices=_STAGES, help="whose dead letters are put back")
+    parser.add_argument("stream", nargs="?", choices=_STAGES, help="stream whose dead letters are replayed")
     arguments = parser.parse_args()
     if (arguments.what == "replay") is not bool(arguments.stream):
         parser.error("replay takes a stream, list takes none")

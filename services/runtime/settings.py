@@ -51,12 +51,12 @@ class Settings(BaseSettings):
     tls_key: FilePath | None = Field(None, description="Private key (PEM) of the certificate.")
     tls_authority: FilePath | None = Field(
         None,
-        description="Certificates (PEM) of whom to trust; with it callers must show a certificate of theirs (mTLS).",
+        description="Trusted certificates (PEM); callers must then show a certificate signed by one of them (mTLS).",
     )
     allow_anonymous: bool = Field(
         False,
-        description="Listen beyond this host (`DEFUSE_HOST`) for callers who show neither certificate nor token: on a "
-        "private network, whose users may do everything.",
+        description="Listen beyond this host (`DEFUSE_HOST`) without authentication: for private networks, where every "
+        "user may do everything.",
     )
     otlp_url: str | None = Field(
         None,
@@ -81,9 +81,9 @@ class Settings(BaseSettings):
     def _closed_to_strangers(self) -> Self:
         if not (is_loopback(self.host) or self.knows_callers or self.allow_anonymous):
             raise ValueError(
-                f"{PREFIX}HOST: whoever reaches {self.host} could do everything; demand certificates "
+                f"{PREFIX}HOST: anyone who reaches {self.host} could do everything; require certificates "
                 f"({PREFIX}TLS_AUTHORITY) or, at the gateway, tokens ({PREFIX}TOKENS_FILE), listen on 127.0.0.1, or "
-                f"say that the network is private ({PREFIX}ALLOW_ANONYMOUS=true)"
+                f"declare the network private ({PREFIX}ALLOW_ANONYMOUS=true)"
             )
         return self
 

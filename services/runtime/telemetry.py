@@ -25,22 +25,20 @@ OLDEST = prometheus_client.Gauge(
     "defuse_queue_oldest_seconds", "Age of the oldest message not yet acknowledged; 0 without one.", ["stream"]
 )
 DEPENDENCY_UP = prometheus_client.Gauge(
-    "defuse_dependency_up", "1 while what the service needs answers, else 0.", ["dependency"]
+    "defuse_dependency_up", "1 while the dependency answers, else 0.", ["dependency"]
 )
 DEAD = prometheus_client.Gauge("defuse_queue_dead", "Messages given up after their last delivery.", ["stream"])
 DECODES = prometheus_client.Counter("defuse_decodes_total", "Perturbations decoded and classified.")
 FAILURES = prometheus_client.Counter("defuse_failures_total", "Failures stored.")
 TRIALS = prometheus_client.Counter("defuse_trials_total", "What trials on live requests have seen.", ["trial", "seen"])
 OBSERVATIONS = prometheus_client.Counter(
-    "defuse_observations_total", "Observations that were reported, by what became of them.", ["model", "outcome"]
+    "defuse_observations_total", "Reported observations, by outcome.", ["model", "outcome"]
 )
 REGION_HITS = prometheus_client.Counter(
     "defuse_region_hits_total", "Observed images inside of a known region.", ["model", "region"]
 )
 ALERTS = prometheus_client.Counter("defuse_alerts_total", "Alerts that were raised.", ["model", "kind"])
-WEBHOOKS = prometheus_client.Counter(
-    "defuse_webhooks_total", "Alerts that webhooks were to get, by what became of them.", ["outcome"]
-)
+WEBHOOKS = prometheus_client.Counter("defuse_webhooks_total", "Alerts for webhooks, by outcome.", ["outcome"])
 UPLOADED_BYTES = prometheus_client.Counter("defuse_uploaded_bytes_total", "Bytes of files received from clients.")
 
 

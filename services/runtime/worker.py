@@ -209,9 +209,8 @@ async def report_queue_metrics(queue: Queue, streams: Collection[str]) -> None:
     """Update the metrics of streams until the task is cancelled."""
     while True:
         for stream in streams:
-            with suppress(
-                *REDIS_AWAY, redis.exceptions.ResponseError
-            ):  # away, or without the group that is about to be created
+            with suppress(*REDIS_AWAY, redis.exceptions.ResponseError):
+                # Suppressed: Redis is away, or the group is about to be created.
                 state = await queue.state(stream)
                 telemetry.BACKLOG.labels(stream).set(state.backlog)
                 telemetry.PENDING.labels(stream).set(state.pending)

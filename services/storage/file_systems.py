@@ -39,7 +39,7 @@ def naming_missing_package(url: str) -> Iterator[None]:
         yield
     except ImportError as error:
         extra = _EXTRAS.get(url.partition("://")[0])
-        remedy = f"pip install 'defuse-ml[{extra}]'" if extra else "install what it names"
+        remedy = f"pip install 'defuse-ml[{extra}]'" if extra else "install that package"
         raise NotReady(
             f"{url!r} needs a package that this service does not have ({error}); {remedy} and start the service again",
             reason="PACKAGE_MISSING",
@@ -51,7 +51,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def naming_full_disk(where: str, what: str, *, remedy: str = "free space there and the work goes on") -> Iterator[None]:
+def naming_full_disk(
+    where: str, what: str, *, remedy: str = "free space there; the work then continues"
+) -> Iterator[None]:
     """Turn the error of a full disk into StoreFull that names the place, the content and the remedy."""
     try:
         yield

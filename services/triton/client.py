@@ -93,12 +93,10 @@ class InferenceClient:
                 raise known from error
             words = error.message().partition("\n")[0]
             raise NotReady(
-                f"Triton at {self.url} cannot load {model_id} ({words}); its log says more", reason="MODEL_NOT_READY"
+                f"Triton at {self.url} cannot load {model_id} ({words}); see its log", reason="MODEL_NOT_READY"
             ) from error
         if not self._client.is_model_ready(model_id, client_timeout=self._check_timeout_s):
-            raise NotReady(
-                f"Triton loaded {model_id} but does not serve it; its log says why", reason="MODEL_NOT_READY"
-            )
+            raise NotReady(f"Triton loaded {model_id} but does not serve it; see its log", reason="MODEL_NOT_READY")
 
     def unload(self, model_id: str) -> None:
         try:

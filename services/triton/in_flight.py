@@ -290,7 +290,7 @@ class RequestsInFlight:
         self._check_open()
         if not sent.resends:
             raise Unavailable(
-                f"Triton at {self._url} forgot its shared memory {_RESENDS} times during one request; its log says why "
+                f"Triton at {self._url} forgot its shared memory {_RESENDS} times during one request; see its log "
                 "it is started again and again",
                 reason="TRITON_UNAVAILABLE",
             )

@@ -35,9 +35,8 @@ def merge(fit: Fit, state: FitState) -> bool:
 
     for number, rows in enumerate(fit.blocks):
         total = fit.no_sums()
-        for sums, lost in fit.reducer.each(
-            work, fit.points.makers(rows)
-        ):  # added one by one, as there may be many chunks
+        for sums, lost in fit.reducer.each(work, fit.points.makers(rows)):
+            # Added one by one, as there may be many chunks.
             total = total + sums
             overlaps[number] += lost
         *parts, overlaps[number] = fit.reducer.total([*total.parts(), overlaps[number]])

@@ -133,7 +133,7 @@ def _scores_fault(observation: monitor_pb2.Observation, model: model_pb2.Model) 
             "one for each class"
         )
     if not np.isfinite(np.array(observation.scores)).all():
-        return "has scores that are no finite numbers; send what the classifier answered"
+        return "has scores that are no finite numbers; send the classifier's answer"
     return ""
 
 
@@ -212,7 +212,7 @@ def _restored(observation: monitor_pb2.Observation, model: model_pb2.Model) -> A
     values = np.frombuffer(observation.input, _DTYPES[model.input_datatype]).reshape(shape)
     if not np.isfinite(values).all():
         raise InvalidInput(
-            f"observation {observation.id!r} has an input that is no finite number; send what the classifier got",
+            f"observation {observation.id!r} has an input that is no finite number; send the classifier's input",
             reason="BAD_OBSERVATION",
             metadata={"id": observation.id},
         )

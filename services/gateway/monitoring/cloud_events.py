@@ -98,7 +98,9 @@ def _time(text: Any) -> datetime | None:
     except (TypeError, ValueError):
         moment = None
     if moment is None or moment.tzinfo is None:
-        raise InvalidInput(f"the event has time {str(text)[:40]!r}; send it as RFC 3339 says", reason="BAD_EVENT")
+        raise InvalidInput(
+            f"the event has time {str(text)[:40]!r}; send it in the format of RFC 3339", reason="BAD_EVENT"
+        )
     return moment
 
 
@@ -107,7 +109,7 @@ def _json(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(
-            f"the event's data are no JSON ({error}); send what the Open Inference Protocol has in JSON",
+            f"the event's data are no JSON ({error}); send the JSON of the Open Inference Protocol",
             reason="BAD_EVENT",
         ) from error
 

@@ -19,10 +19,10 @@ from defuse.v1 import guard_pb2, monitor_pb2, tensor_pb2
 from services.arrays import Array
 
 ODDS_RATIOS = np.array([1.5, 2.0, 4.0, 8.0, 20.0])
-"""How much larger a rate may have become: alternatives, each with a detector of its own."""
+"""Alternatives of an increased rate, each with a detector of its own."""
 
 STAKES = np.array([-1.2, -0.6, -0.3, 0.3, 0.6, 1.2])
-"""What is bet on a mean rank above or below one half: alternatives again."""
+"""Stakes on a mean rank above or below one half: alternatives, too."""
 
 # Upper bound of evidence: infinity could never decrease.
 _MOST = 1e300

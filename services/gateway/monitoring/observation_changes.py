@@ -120,7 +120,7 @@ def _check(truths: Mapping[str, str], model: model_pb2.Model) -> None:
     for one, truth in truths.items():
         if truth not in known:
             raise InvalidInput(
-                f"observation {one[:128]!r} is said to show {truth[:80]!r}, which is no class of "
+                f"observation {one[:128]!r} has the true class {truth[:80]!r}, which is not a class of "
                 f"{names.last(model.name)!r}; its classes are {', '.join(model.classes[:20])}",
                 reason="UNKNOWN_CLASS",
                 field="truths",

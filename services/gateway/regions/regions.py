@@ -215,6 +215,6 @@ class Annotator:
         except (Unavailable, DeadlineExceeded) as error:
             raise type(error)(
                 f"region {names.last(name)!r} is annotated as mixed, but not split yet ({error.message}); annotate it "
-                "once more when the distiller answers",
+                "again when the distiller answers",
                 reason=error.reason,
             ) from error

@@ -62,7 +62,7 @@ class ReleaseOperations:
         publication = await self.get(name)
         if publication.state not in ENDED:
             raise NotReady(
-                f"the release of {publication.correction} cannot be stopped half-way; wait until it has ended, and "
+                f"the release of {publication.correction} cannot be cancelled; wait until it has ended, and "
                 "take it back with `defuse rollback`",
                 reason="NOT_CANCELLABLE",
             )

@@ -111,8 +111,8 @@ class ThresholdAdvisor:
         for named, word in ((judged.invalid, "invalid"), (judged.valid, "labelled as their sources are")):
             if not named:
                 raise NotReady(
-                    f"no region of run {names.last(run.name)!r} is {word}; thresholds are learned from what sets "
-                    "invalid regions apart from labelled ones: annotate at least one of each",
+                    f"no region of run {names.last(run.name)!r} is {word}; thresholds are fitted to invalid "
+                    "and labelled regions; annotate at least one of each",
                     reason="NOTHING_TO_LEARN",
                 )
         wanted = generator_service_pb2.LearnValidityRequest(

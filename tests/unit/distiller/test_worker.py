@@ -103,7 +103,7 @@ def test_a_part_can_be_split_again(tools: DistillerDependencies) -> None:
 def test_what_cannot_be_told_apart(tools: DistillerDependencies) -> None:
     """A region without parts says so and what to do with it, and nothing is stored."""
     whole = mixed(tools, "r14", of=[ANTS], failures=3)
-    with pytest.raises(NotReady, match=r"nothing tells parts of region 'r14'.*3 failures.*invalid or unsure") as caught:
+    with pytest.raises(NotReady, match=r"region 'r14' has no distinct parts.*3 failures.*invalid or unsure") as caught:
         split_region(tools, whole)
     assert caught.value.reason == "NOT_SEPARABLE"
     assert not tools.store.exists(keys.region_parts(whole))

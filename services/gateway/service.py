@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from defuse import VERSION, tensors
+from defuse import tensors
 from defuse.v1 import (
     correction_pb2,
     corrector_service_pb2_grpc,
@@ -23,6 +23,7 @@ from defuse.v1 import (
 from defuse.v1 import (
     gateway_service_pb2_grpc as pb_grpc,
 )
+from defuse.version import VERSION
 
 from services.gateway.access.roles import sign_request
 from services.gateway.audit.journal import AuditLog

@@ -176,8 +176,8 @@ class _Gains:
 
 def _gains(rate: Array, failures: Array, confusion_failures: Array, limit: int, most: int) -> _Gains:
     earlier = np.arange(most)[None, :]  # (1, j)
-    room = (limit - failures)[:, None]  # (n, 1)
-    still_counts = binom.cdf(room - 1, earlier, rate[:, None])  # (n, j)
+    capacity = (limit - failures)[:, None]  # (n, 1)
+    still_counts = binom.cdf(capacity - 1, earlier, rate[:, None])  # (n, j)
     is_first = np.where(failures[:, None] == 0, (1 - rate[:, None]) ** earlier, 0.0)
     sources = rate[:, None] * is_first
     rarity = 1 + _RARITY / (1 + confusion_failures)

@@ -146,8 +146,8 @@ def split(fit: Fit, state: FitState, generator: torch.Generator) -> bool:
 
     Returns whether any split is kept.
     """
-    room = int((state.posterior.count < FILLED).sum())
-    found = divided_components(fit, state, generator)[:room] if room else []
+    spare = int((state.posterior.count < FILLED).sum())
+    found = divided_components(fit, state, generator)[:spare] if spare else []
     return any(_try_splits(fit, state, found[: math.ceil(share * len(found))]) for share in _SHARES if found)
 
 

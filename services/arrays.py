@@ -22,7 +22,7 @@ def as_stored(images: Array) -> Array:
 
 
 def read_safetensors_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file, and its size in bytes, where the data begin.
+    """Return the header of a safetensors file, and its size in bytes.
 
     https://huggingface.co/docs/safetensors. The library reads headers of named files only, without the offsets that
     mapping needs. Raises ValueError for any other file.

@@ -23,7 +23,10 @@ _OWN: dict[str, type[BaseSettings]] = {
 
 
 def settings_table() -> str:
-    """Return the settings of every service as a Markdown table, those of all services first."""
+    """Return the settings of every service as a Markdown table.
+
+    Those of all services come first.
+    """
     rows = [_row(name, "every service", Settings) for name in Settings.model_fields]
     for owner, cls in _OWN.items():
         rows += [_row(name, owner, cls) for name in cls.model_fields if _is_own(name, cls)]
@@ -31,7 +34,7 @@ def settings_table() -> str:
 
 
 def _is_own(name: str, cls: type[BaseSettings]) -> bool:
-    """Return whether a setting belongs to the service, or has another default there."""
+    """Return whether a setting, or its default, is the service's own."""
     common = Settings.model_fields.get(name)
     return common is None or common.default != cls.model_fields[name].default
 

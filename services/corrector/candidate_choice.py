@@ -30,7 +30,7 @@ RULE = (
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPoint:
-    """A point's accuracy on the deciding region images, and its change on the test images."""
+    """A point's accuracy on deciding region images, and on test images."""
 
     region_accuracy: float
     # Upper end of its interval.
@@ -40,7 +40,7 @@ class MeasuredPoint:
     test_change: AccuracyDifference
 
     def is_non_inferior(self, margin: float) -> bool:
-        """Return whether a loss of test accuracy beyond the margin is excluded with confidence."""
+        """Return whether a loss of test accuracy beyond the margin is excluded."""
         return self.test_change.interval()[0] > -margin
 
 
@@ -147,7 +147,10 @@ def _choice(
 
 
 def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position: int, number: int) -> bytes:
-    """Copy the files of the chosen point to the keys of the candidate; return the ONNX file."""
+    """Copy the chosen point's files to the candidate's keys.
+
+    Returns the ONNX file.
+    """
     point = keys.point(correction.name, position, number)
     file = store.read_bytes(keys.onnx_file(point))
     store.write_bytes(keys.corrected_file(correction.name), file)
@@ -157,7 +160,10 @@ def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position:
 
 
 def _result(comparison: Comparison, materials: CorrectionData) -> correction_pb2.CorrectionResult:
-    """Return the results of both versions on the test split, and on held-out images that had no part in the choice."""
+    """Return both versions' results on images without a part in the choice.
+
+    These are the test split and held-out region images.
+    """
     readings = region_readings(comparison, materials)
     together = join_readings([read for _, read in readings])
     return correction_pb2.CorrectionResult(

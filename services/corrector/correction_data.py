@@ -57,9 +57,10 @@ def fresh_latents(
     *,
     spread: float = 1.0,
 ) -> Array:
-    """Draw at most `count` latents (n, d) from a region's Gaussian that carry its label.
+    """Draw latents (n, d) of a region's Gaussian that carry its label.
 
-    `carried` tests latents, (n,) bool. `spread` scales the region's covariance: wider draws carry the label less often.
+    There are at most `count` of them. `carried` tests latents, (n,) bool. `spread` scales the region's covariance:
+    wider draws carry the label less often.
     """
     if not region.covariance.any():
         return region.latent[:0]
@@ -70,10 +71,11 @@ def fresh_latents(
 def sample_region(
     region: RegionData, count: int, carried: Callable[[Array], Array], generator: np.random.Generator
 ) -> Array:
-    """Draw latents (count, d) of a region that carry its label, as `carried` tests them, (n,) bool.
+    """Draw latents (count, d) of a region that carry its label.
 
-    Failures of the region fill up missing ones. They are not preferred: they lie where the search found them, next to
-    the boundary and around few sources, and teach less about the region (docs/explanation/method.md).
+    `carried` tests latents, (n,) bool. Failures of the region fill up missing ones. They are not preferred: they lie
+    where the search found them, next to the boundary and around few sources, and teach less about the region
+    (docs/explanation/method.md).
     """
     fresh = fresh_latents(region, count, carried, generator)
     order = generator.permutation(len(region.latent))
@@ -89,11 +91,10 @@ def region_latents(
     min_label_probability: float,
     seed: int,
 ) -> tuple[Array, Array]:
-    """Return latents (n, d) and labels (n,), equally many of each region, so that small regions count as much as large
-    ones.
+    """Return latents (n, d) and labels (n,), equally many of each region.
 
-    Draws that do not carry the region's label with `min_label_probability`, by the label model `believed`, are
-    replaced. There is at least one region.
+    Small regions thus count as much as large ones. Draws that do not carry the region's label with
+    `min_label_probability`, by the label model `believed`, are replaced. There is at least one region.
     """
     generator = np.random.default_rng(seed)
 
@@ -132,7 +133,7 @@ class HeldOutRegion:
 
 
 class CorrectionData:
-    """Reads what the trainings of a correction, and the choice among them, need."""
+    """Reads the data of a correction's trainings and choice."""
 
     def __init__(self, store: ArtifactStore, correction: correction_pb2.Correction) -> None:
         self.store = store

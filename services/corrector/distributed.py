@@ -107,14 +107,20 @@ class TorchrunGroup:
         dist.all_reduce(torch.cat([flat, flat.new_tensor([0.0, 1.0])]))
 
     def close(self) -> None:
-        """Leave together: the first to leave would destroy what threads of others use, and they would abort."""
+        """Leave together.
+
+        The first process to leave would destroy what threads of the others use, and they would abort.
+        """
         with suppress(RuntimeError):  # a dead process delays nobody
             dist.barrier()
         dist.destroy_process_group()
 
 
 def torchrun_group(device: torch.device) -> tuple[TorchrunGroup | None, torch.device]:
-    """Return the processes of torchrun, None outside it, and the device of this one."""
+    """Return the processes of torchrun, and this process's device.
+
+    Outside torchrun the first is None.
+    """
     if "RANK" not in os.environ:
         return None, device
     if device.type == "cuda":

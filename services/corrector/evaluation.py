@@ -1,4 +1,4 @@
-"""Evaluation of versions that are never served, with ONNX Runtime in this process."""
+"""Evaluation of unserved versions, with ONNX Runtime in this process."""
 
 import numpy as np
 from defuse.v1 import correction_pb2, model_pb2, tensor_pb2
@@ -55,7 +55,7 @@ class LocalVersion:
 
 
 class Evaluator:
-    """Measures points on the test split, beside the base version, and on the deciding region images."""
+    """Measures points on the test split and on deciding region images."""
 
     def __init__(self, materials: CorrectionData) -> None:
         self._materials = materials

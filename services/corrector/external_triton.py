@@ -106,7 +106,7 @@ class ExternalTritonReleases:
         )
 
     def version(self, model: model_pb2.Model, version: int) -> Version:
-        """Return a version that runs in this process, as the candidate beside it does."""
+        """Return a version that runs in this process, like the candidate."""
         return LocalVersion(self._store.read_bytes(keys.model_file(model.name, version)), model)
 
     def serve_candidate(self, model: model_pb2.Model, file: bytes) -> ServedCandidate:
@@ -140,7 +140,7 @@ class ExternalTritonReleases:
         yield LocalVersion(file, model)
 
     def notice(self, model_name: str) -> None:
-        """Record a change of the version that callers get, when Triton's operator made it.
+        """Record a change of version that Triton's operator made.
 
         Callers who name no version get the newest one that Triton serves. A version that was never handed over is
         ignored.

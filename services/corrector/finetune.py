@@ -43,7 +43,10 @@ class Augmentation:
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False).numpy()
 
     def _maps(self, draws: Array, height: int, width: int) -> Array:
-        """Return the affine maps (n, 2, 3) from the new image to the old, in [-1, 1] from border to border."""
+        """Return affine maps (n, 2, 3) from the new image to the old.
+
+        Coordinates are in [-1, 1] from border to border.
+        """
         either_way = 2 * draws - 1
         angle = np.deg2rad(self.max_rotation_degrees) * either_way[:, 2]
         mirror = np.where(self.horizontal_flip & (draws[:, 3] < 0.5), -1.0, 1.0)
@@ -81,7 +84,7 @@ class TrainingMix:
     regions: LabelledDataset
 
     def weighted(self, region_weight: float) -> list[tuple[LabelledDataset, float]]:
-        """Return the data sets with a weight in the loss, and their weights."""
+        """Return the weighted data sets, and their weights in the loss."""
         parts = [(self.original, 1 - region_weight), (self.regions, region_weight)]
         return [(data, weight) for data, weight in parts if weight]
 
@@ -97,7 +100,7 @@ class InputMap:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOutcome:
-    """The number of steps of a training, and the step of its best weights."""
+    """The steps of a training, and the step of its best weights."""
 
     steps: int
     best_step: int

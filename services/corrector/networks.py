@@ -49,7 +49,7 @@ class TorchModule(nn.Module):
         return outputs
 
     def to_onnx(self) -> onnx.ModelProto:
-        """Export the module with the names and the batch size of the served model."""
+        """Export the module with the served model's names and batch size."""
         model = self._model
         height, width, channels = model.image_shape
         file = to_onnx(
@@ -70,7 +70,7 @@ class TorchModule(nn.Module):
 
 
 def build_from_factory(function: str, allowed: Sequence[str], weights: Callable[[], bytes]) -> nn.Module:
-    """Call a factory, `module:function`, and load weights into the module that it returns.
+    """Call a factory, `module:function`, and load weights into its module.
 
     The weights are read only after the factory was found. Raises InvalidInput for a factory that is not allowed or
     fails, and for weights that do not fit.
@@ -121,7 +121,10 @@ def _factory(function: str, allowed: Sequence[str]) -> Callable[[], Any]:
 
 
 def _last_layer(network: nn.Module) -> frozenset[str]:
-    """Return the parameters of the last module, in definition order, that has a matrix."""
+    """Return the parameters of the last module with a matrix.
+
+    Modules are in the order of definition.
+    """
     found: frozenset[str] = frozenset()
     for path, module in network.named_modules():
         own = list(module.named_parameters(recurse=False))
@@ -165,7 +168,7 @@ def deployed_network(materials: CorrectionData, allowed_factories: Sequence[str]
 
 
 def real_inputs(materials: CorrectionData, count: int) -> Array:
-    """Return `count` inputs of the classifier from training images, repeated when there are fewer."""
+    """Return `count` classifier inputs from training images, repeated if needed."""
     images = materials.train.images
     return np.asarray(preprocess(as_floats(images[np.resize(np.arange(len(images)), count)]), materials.model))
 

@@ -28,7 +28,7 @@ def candidate_id(model_id: str) -> str:
 
 
 def gate_id(model_id: str) -> str:
-    """Return a temporary name under which a file is served for the gate."""
+    """Return a temporary name for a file at the gate."""
     return f"{model_id}{AT_GATE}{uuid.uuid4().hex[:8]}"
 
 
@@ -123,7 +123,10 @@ class ReleaseHistory:
         return [self.store.read_message(key, model_pb2.ModelVersion) for key in written if self.store.exists(key)]
 
     def version_of(self, model: model_pb2.Model, correction: correction_pb2.Correction) -> int:
-        """Return the version of a correction, writing it when a process died before it did."""
+        """Return the version of a correction.
+
+        It is written now when a process died before it did.
+        """
         versions = self.versions(model.name)
         for version in versions:
             if version.correction == correction.name:

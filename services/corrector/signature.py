@@ -43,7 +43,7 @@ def read_signature(declared: model_pb2.Model, file: bytes) -> model_pb2.Model:
 
 
 def check_same_signature(model: model_pb2.Model, file: bytes) -> None:
-    """Raise InvalidInput unless a file has the inputs and outputs that the model's callers use."""
+    """Raise InvalidInput for inputs and outputs that differ from the model's."""
     found = read_signature(model, file)
     for field, noticed in _NOTICED.items():
         if getattr(found, field) != getattr(model, field):
@@ -134,7 +134,7 @@ def _read_input_shape(model: model_pb2.Model, dims: list[int]) -> None:
 
 
 def _read_output(model: model_pb2.Model, graph: onnx.GraphProto, file: bytes) -> None:
-    """Run the graph once, since actual outputs are more reliable than declared ones."""
+    """Run the graph once: actual outputs are more reliable than declared ones."""
     batch = model.fixed_batch_size or 2
     height, width, channels = model.image_shape
     channels_first = model.preprocessing.layout == model_pb2.Preprocessing.LAYOUT_NCHW

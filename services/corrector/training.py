@@ -184,7 +184,10 @@ def follow_announced(trainer: Trainer, announced: AnnouncedTraining) -> None:
 
 
 def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
-    """Train; a method that does not apply returns the reason, and the other trainings continue."""
+    """Train.
+
+    A method that does not apply returns the reason, and the other trainings continue.
+    """
     wanted = work.correction.trainings[work.training]
     try:
         return _train(trainer, work, job)
@@ -224,7 +227,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
 
 
 def _finetuned(trainer: Trainer, fitting: FinetuneJob, work: work_pb2.TrainWork, job: Job) -> FinetuneOutcome:
-    """Train from the last checkpoint of a dead worker, together with the other processes."""
+    """Train from a dead worker's last checkpoint, with the other processes."""
     key = keys.checkpoint(work.correction.name, work.training)
     checkpoint = trainer.store.read_bytes(key) if trainer.store.exists(key) else None
 
@@ -249,7 +252,7 @@ def _weights_of(network: Network) -> dict[str, Tensor]:
 
 
 def _interpolate(network: Network, before: dict[str, Tensor], after: dict[str, Tensor], share: float) -> None:
-    """Set the network to the weights on the line from before (0) to after (1)."""
+    """Set the network to weights between before (0) and after (1)."""
     line = {name: torch.lerp(before[name], after[name], share) for name in after}
     network.load_state_dict(line, strict=False)
 

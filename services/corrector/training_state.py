@@ -59,7 +59,7 @@ class Schedule:
         return self.epochs or max(MIN_EPOCHS, -(-MIN_STEPS * self.whole_batch // count))
 
     def rate_at(self, progress: float) -> float:
-        """Return the learning rate at a share of all steps, in [0, 1]."""
+        """Return the learning rate at a share of all steps."""
         if progress < _WARMUP:
             return self.learning_rate * progress / _WARMUP
         return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP)))
@@ -83,9 +83,9 @@ class TrainingState:
         self._best_step, self._best_loss = 0, math.inf
 
     def batches(self) -> Iterator[tuple[int, Array]]:
-        """Yield each further step and its rows, in full batches, until the end or early stopping.
+        """Yield each further step and its rows, until early stopping.
 
-        The last batch of an epoch is filled up with rows of the same epoch.
+        Batches are full. The last batch of an epoch is filled up with rows of the same epoch.
         """
         generator, size = np.random.default_rng([self._schedule.seed, 0]), self._schedule.whole_batch
         step = 0
@@ -125,7 +125,10 @@ class TrainingState:
             self._failed += 1
 
     def take_best(self) -> int:
-        """Set the network to the best weights, or the present ones when none were evaluated; return their step."""
+        """Set the network to the best weights and return their step.
+
+        Without an evaluation, the present weights stay.
+        """
         if self._best:
             self._network.load_state_dict(self._best, strict=False)
         return self._best_step or self.step

@@ -53,7 +53,10 @@ def guard_config(model: model_pb2.Model, versions: Sequence[int]) -> model_confi
 
 
 def ensemble_config(model: model_pb2.Model) -> model_config_pb2.ModelConfig:
-    """Return the configuration of the ensemble of a model and its guard, in the versions that callers get now."""
+    """Return the configuration of the ensemble of model and guard.
+
+    The ensemble uses the versions that callers get now.
+    """
     model_id = names.last(model.name)
     config = _entry(model, names.guarded_model(model_id))
     config.platform = "ensemble"
@@ -113,7 +116,7 @@ def _run_by_onnx_runtime(config: model_config_pb2.ModelConfig, model: model_pb2.
 
 
 def _warm_up(config: model_config_pb2.ModelConfig) -> None:
-    """Have Triton warm a version up with the smallest and the largest batch."""
+    """Have Triton warm up with the smallest and the largest batch."""
     for size in sorted({min(1, config.max_batch_size), config.max_batch_size}):
         warm_up = config.model_warmup.add(name=f"batch {size}", batch_size=size, count=1)
         for entry in config.input:
@@ -179,7 +182,10 @@ class TritonRepository:
         return sorted(text_format.Parse(text, model_config_pb2.ModelConfig()).version_policy.specific.versions)
 
     def withdraw(self, model_id: str) -> None:
-        """Stop serving a model and remove its directory, even when Triton does not answer."""
+        """Stop serving a model and remove its directory.
+
+        The directory goes even when Triton does not answer.
+        """
         try:
             self._inference.unload(model_id)
         finally:
@@ -199,7 +205,10 @@ class TritonRepository:
 
 @contextmanager
 def exclusive_lock(root: Path) -> Iterator[None]:
-    """Lock a directory against other writers, in this process and others, while the block runs."""
+    """Lock a directory against other writers while the block runs.
+
+    Writers are in this process and in others.
+    """
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Splits from a zip of class folders, with or without split folders above them."""
+"""Splits from a zip of class folders, optionally below split folders."""
 
 import io
 import math
@@ -21,7 +21,7 @@ _MODES = _GRAY | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB
 
 
 def read_folders(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], list[str]]:
-    """Return the splits of the folders, and the classes in the order of their labels."""
+    """Return the splits of the folders, and the classes by label."""
     files = _image_files(archive)
     classes = _declared_classes(archive) or sorted({folder for _, folder, _ in files})
     unknown = sorted({folder for _, folder, _ in files} - set(classes))
@@ -114,7 +114,10 @@ def _picture(archive: zipfile.ZipFile, name: str) -> Image.Image:
 
 
 def _kind(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[tuple[int, int], str]:
-    """Return the common width and height of all images, and their mode, gray only when all are gray."""
+    """Return the common size of all images, and their mode.
+
+    Size is width and height; the mode is gray only when all are gray.
+    """
     first, modes = _picture(archive, names[0]), set()
     for name in names:
         picture = _picture(archive, name)

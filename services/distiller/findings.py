@@ -1,4 +1,4 @@
-"""Findings: groups of failures that are worse than their controls, with the evidence of real images."""
+"""Findings: groups of failures that are worse than their controls."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +20,10 @@ _VOTES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SearchedImages:
-    """The real images that the run searched, s of them, with the served classifier's answers."""
+    """The searched real images, with the served classifier's answers.
+
+    There are s of them.
+    """
 
     latent: Array  # (s, d) posterior means
     label: Array  # (s,) class ids
@@ -97,10 +100,11 @@ def choose_exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -
 
 
 def count_controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, int]:
-    """Return the misclassified controls, and the number of controls, about `count` at most.
+    """Return the misclassified controls, and the number of controls.
 
-    Controls are unperturbed reconstructions of the real images nearest to a group, with its labels in the proportion of
-    its failures. Images that the classifier misreads as they are, are left out: the decoder is not at fault there.
+    There are about `count` at most. Controls are unperturbed reconstructions of the real images nearest to a group,
+    with its labels in the proportion of its failures. Images that the classifier misreads as they are, are left out:
+    the decoder is not at fault there.
     """
     wrong, total = 0, 0
     for label, share in group.labels().items():
@@ -181,7 +185,10 @@ def suggest_label(
 
 
 def distances(a: Array, b: Array) -> Array:
-    """Return the distances of a (n, d) and b (m, d), divided by the root of d, (n, m)."""
+    """Return the distances (n, m) of a (n, d) and b (m, d).
+
+    They are divided by the root of d.
+    """
     # Centred: far from the origin, differences of large squares lose all digits.
     centre = b.mean(axis=0, dtype=np.float64) if len(b) else 0.0
     a, b = a - centre, b - centre
@@ -195,7 +202,7 @@ _EXEMPLARS, _NEAREST = 16, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A group with the outcome of its test and the evidence of real images."""
+    """A group with its test and the evidence of real images."""
 
     group: Group
     trial: ErrorRateTest

@@ -91,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """All groups with enough support, largest first, and the counts of the others."""
+    """All supported groups, largest first, and the counts of the others."""
 
     groups: list[Group]
     failures: int
@@ -220,7 +220,10 @@ def prior_covariance(x: Array, sd_agg: Array) -> Array:
 
 
 def make_group(failures: GroupedFailures, members: Array, held_out_members: Array, believed: Array) -> Group:
-    """Return members of the failures, positions (n,), as a group with a Gaussian shrunk towards a covariance."""
+    """Return members of the failures, positions (n,), as a group.
+
+    Its Gaussian is shrunk towards a covariance (d, d).
+    """
     gaussian = Gaussian.of(failures.latent[members], believed)
     distance = gaussian.distance_squared(failures.latent[members])
     confusions = zip(failures.true_label[members].tolist(), failures.predicted_label[members].tolist(), strict=True)

@@ -60,7 +60,10 @@ class GuardModel:
 
 
 def unscored(count: int) -> dict[str, Array]:
-    """Return the scores of images that could not be scored, as `GuardModel.look` returns them, without latents."""
+    """Return the scores of images that could not be scored.
+
+    They have the form of `GuardModel.look`, without latents.
+    """
     return {
         "index": np.full(count, -1, np.int64),
         "inside": np.zeros(count, np.uint8),

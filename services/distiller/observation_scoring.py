@@ -29,13 +29,13 @@ _ABOVE = 0.01
 
 
 def reference_profile(guard_model: GuardModel, classifier: Classifier, data: LabelledImages) -> dict[str, Array]:
-    """Return the reference profile of m labelled images, from a guard and a version of its model.
+    """Return the reference profile of m labelled images.
 
-    images (1,): m. hits (k,): images inside each region; hits_low and hits_high (k,), ends of the share's 95 %
-    interval; hits_bound (k,), which the true shares exceed with probability 0.01 at most. predicted (c,) and
-    predicted_bound (c,): the same for the predicted classes. typicality (m,), ascending. correct (1,): correctly
-    classified images; confidence (1,): the value that as many exceed (Garg et al., 2022). error_rate (k,): of the
-    regions, by the searched version, searched_version (1,); recall (1,): the guard's.
+    It comes from a guard and a version of its model. images (1,): m. hits (k,): images inside each region; hits_low and
+    hits_high (k,), ends of the share's 95 % interval; hits_bound (k,), which the true shares exceed with probability
+    0.01 at most. predicted (c,) and predicted_bound (c,): the same for the predicted classes. typicality (m,),
+    ascending. correct (1,): correctly classified images; confidence (1,): the value that as many exceed (Garg et al.,
+    2022). error_rate (k,): of the regions, by the searched version, searched_version (1,); recall (1,): the guard's.
     """
     seen, read = guard_model.look(data.images), top_predictions(classifier.classify_stored(data.images))
     count = len(data.labels)

@@ -48,7 +48,7 @@ def shard_count(store: ArtifactStore, run: run_pb2.Run) -> int:
 
 
 def read_failures(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str, Array]:
-    """Return the failures of a run as arrays, sorted by source, round and draw."""
+    """Return the failures of a run, sorted by source, round and draw."""
     reader = Catalog(store)
     shards = [
         reader.failures(work.run.name, round_, shard)
@@ -164,5 +164,8 @@ class PictureRenderer:
         }
 
     def _few(self) -> int:
-        """Return the number of images of each of four kinds, which are sent in one message."""
+        """Return the number of images of each kind.
+
+        There are four kinds, which are sent in one message.
+        """
         return max(1, _PICTURES_BYTES // (4 * int(np.prod(self.train.shape[1:]))))

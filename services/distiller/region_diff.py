@@ -28,7 +28,10 @@ _CONFIDENCE = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class RegionPlace:
-    """A region's Gaussian, the names of its true and predicted class, and its number of sources."""
+    """A region's Gaussian, its confusion by name, and its sources.
+
+    Sources are given by their number.
+    """
 
     confusion: tuple[str, str]
     gaussian: Gaussian
@@ -37,7 +40,10 @@ class RegionPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedRegions:
-    """Positions of a region before and after, its shift, and whether the shift exceeds chance."""
+    """Positions of a region before and after, and its shift.
+
+    Also whether the shift exceeds chance.
+    """
 
     before: int
     after: int
@@ -70,7 +76,10 @@ def _one_to_one(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> 
 def _parts(
     before: Sequence[RegionPlace], after: Sequence[RegionPlace], paired: set[int], paired_after: set[int]
 ) -> Iterator[tuple[int, int]]:
-    """Yield the remaining regions with the region of the other run that they are part of."""
+    """Yield remaining regions that are part of another run's region.
+
+    Each comes with that region.
+    """
     overlap = np.array([[_overlap(one, other) for other in after] for one in before]).reshape(len(before), len(after))
     if not overlap.size:
         return
@@ -97,7 +106,10 @@ def _limit_sd(one: RegionPlace, other: RegionPlace) -> float:
 
 
 def _chance_sd(one: RegionPlace, other: RegionPlace) -> float:
-    """Return the distance of the means of one region, found twice, that chance explains (99 %, Hotelling's test)."""
+    """Return the distance of means that chance explains.
+
+    Of one region found twice (99 %, Hotelling's test).
+    """
     noise = 1 / one.sources + 1 / other.sources
     return float(np.sqrt(noise * chi2.ppf(_CONFIDENCE, len(one.gaussian.mean))))
 
@@ -107,10 +119,10 @@ _MOST_CARRIED, _BATCH = 2_000, 256
 
 
 def diff_regions(store: ArtifactStore, before: str, after: str) -> region_pb2.RegionsDiff:
-    """Return which regions of the second of two distilled runs are new, gone or moved.
+    """Return which regions of the second run are new, gone or moved.
 
-    When the runs have different VAEs, the second run's failures are decoded, and encoded into the first run's latent
-    space. Raises InvalidInput when their images differ in shape or their models in classes.
+    Both runs are distilled. When the runs have different VAEs, the second run's failures are decoded, and encoded into
+    the first run's latent space. Raises InvalidInput when their images differ in shape or their models in classes.
     """
     first, second = (_regions(store, name) for name in (before, after))
     runs = [Catalog(store).run(name) for name in (before, after)]
@@ -158,7 +170,7 @@ def _reencoded(
     before: run_pb2.Run,
     after: run_pb2.Run,
 ) -> Iterator[Gaussian]:
-    """Yield the Gaussians of the second run's regions in the latent space of the first run."""
+    """Yield the second run's Gaussians in the first run's latent space."""
     shared = keys.vae(before.config, "") == keys.vae(after.config, "")
     if shared or not here:  # one latent space, or nothing to compare with
         yield from (_gaussian(store, region) for region in regions)

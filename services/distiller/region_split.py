@@ -1,9 +1,9 @@
-"""The split of a mixed region into parts, by components on a line that are expected to be narrow.
+"""The split of a mixed region into parts, on a line.
 
-In all latent dimensions, a region of a few hundred failures falls into arbitrary pieces once components are expected to
-be narrower than the region. Two places show along the direction of largest spread; when there is one place, the
-classifier's margin still separates failures at the border of two classes from others. The line with the more stable
-parts is used.
+Components on the line are expected to be narrow. In all latent dimensions, a region of a few hundred failures falls
+into arbitrary pieces once components are expected to be narrower than the region. Two places show along the direction
+of largest spread; when there is one place, the classifier's margin still separates failures at the border of two
+classes from others. The line with the more stable parts is used.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ _LEAST_STABILITY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSplit:
-    """Parts of a region as groups of its failures, with the stability of each."""
+    """Parts of a region as groups, with the stability of each."""
 
     grouping: Grouping
     stability: Array
@@ -83,7 +83,10 @@ def _parts_on_line(
 
 
 def _line_positions(failures: GroupedFailures, usable: Array, sd_agg: Array) -> Array:
-    """Return the positions (m,) of failures along the direction of largest spread within confusions."""
+    """Return the positions (m,) of failures along a line.
+
+    The line is the direction of largest spread within confusions.
+    """
     residuals = failures.take(usable).independent().residuals() / sd_agg
     direction = np.linalg.svd(residuals, full_matrices=False)[2][0]  # (d,)
     return np.asarray(failures.latent / sd_agg @ direction)
@@ -113,7 +116,10 @@ def _finer_configs(config: GroupingConfig, line: GroupedFailures, usable: int) -
 
 
 def _in_latents(found: Grouping, failures: GroupedFailures, sd_agg: Array) -> Grouping:
-    """Return the same groups with Gaussians in latent space, shrunk towards the covariance around their means."""
+    """Return the same groups with Gaussians in latent space.
+
+    They are shrunk towards the covariance around their means.
+    """
     together = np.concatenate([part.members for part in found.groups])
     label = np.repeat(np.arange(len(found.groups)), [len(part.members) for part in found.groups])
     believed = prior_covariance(center_by_label(failures.latent[together], label), sd_agg)

@@ -140,7 +140,10 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
 
 
 def main() -> None:
-    """Add a token's digest to a file, and print the token, which is not stored."""
+    """Add a token's digest to a file, and print the token.
+
+    The token itself is not stored.
+    """
     parser = argparse.ArgumentParser(prog="python -m services.gateway.tokens", description=main.__doc__)
     parser.add_argument("file", type=Path, help="the file of DEFUSE_TOKENS_FILE; created when it is missing")
     parser.add_argument("name", help="name of the caller")

@@ -1,8 +1,9 @@
-"""Allocation of decodes to the sources and directions where failures are, without losing breadth.
+"""Allocation of decodes to sources and directions with failures.
 
-The search goes in rounds. After each round, the failure rate of every source is estimated from its margins and its
-failures, and the next round's decodes are assigned one by one where they are worth most. All functions depend only on
-the results of all sources, in source order, so the result does not depend on how the work was shared.
+The breadth of the search is kept. The search goes in rounds. After each round, the failure rate of every source is
+estimated from its margins and its failures, and the next round's decodes are assigned one by one where they are worth
+most. All functions depend only on the results of all sources, in source order, so the result does not depend on how the
+work was shared.
 """
 
 import math
@@ -64,11 +65,11 @@ def uniform_allocation(searchable: Array, decodes_per_source: int) -> Array:
 
 
 def allocate(tally: SourceStatistics, *, decodes: int, limit: int, uniform_decodes: int) -> Array:
-    """Return the number of decodes (n,) of each source in the next round, `decodes` in all at most.
+    """Return the number of decodes (n,) of each source next round.
 
-    A decode is worth its expected new failures, of which at most `limit` of a source count, plus a weight times its
-    expected new sources. The weight is the least one that keeps the breadth: failures come from as many different
-    sources, for their number, as a uniform search of `uniform_decodes` a source would find.
+    They are `decodes` in all at most. A decode is worth its expected new failures, of which at most `limit` of a source
+    count, plus a weight times its expected new sources. The weight is the least one that keeps the breadth: failures
+    come from as many different sources, for their number, as a uniform search of `uniform_decodes` a source would find.
     """
     rate = failure_rates(tally)
     open_ = tally.searchable & (tally.failures < limit)
@@ -107,7 +108,10 @@ def failure_rates(tally: SourceStatistics) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionSums:
-    """Sums over decodes, by class (k, ...), of the step x (d) in latent sds and of the change y of the margin."""
+    """Sums over decodes, by class (k, ...), for directions.
+
+    They are of the step x (d) in latent sds and of the change y of the margin.
+    """
 
     count: Array  # (k,)
     x: Array  # (k, d)
@@ -152,7 +156,10 @@ def _line(x: Array, y: Array, weight: Array) -> Any:
 
 
 def _variances(tally: SourceStatistics, mean: Array, expected: Array, drawn: Array) -> tuple[float, float]:
-    """Return the variance of margins within a source, and of the sources' means around the line."""
+    """Return the variances of margins within and between sources.
+
+    Between means: of the sources' means around the line.
+    """
     count = tally.decodes[drawn]
     residual = float(np.average((mean - expected)[drawn] ** 2, weights=count))
     freedom = int((count - 1).sum())
@@ -185,10 +192,11 @@ def _gains(rate: Array, failures: Array, confusion_failures: Array, limit: int, 
 
 
 def uniform_breadth(tally: SourceStatistics, *, decodes: int, limit: int) -> float:
-    """Return how many different sources for each failure a uniform search of `decodes` a source would find.
+    """Return the uniform search's number of sources for each failure.
 
-    Estimated from the first round, which prefers no source: its failure rate as a falling function of the
-    reconstruction's margin. Differences between sources of one margin are ignored, which errs on the side of breadth.
+    It would make `decodes` decodes a source. Estimated from the first round, which prefers no source: its failure rate
+    as a falling function of the reconstruction's margin. Differences between sources of one margin are ignored, which
+    errs on the side of breadth.
     """
     drawn = tally.searchable & (tally.first_decodes > 0)
     if not tally.first_failures[drawn].any():
@@ -202,7 +210,10 @@ def uniform_breadth(tally: SourceStatistics, *, decodes: int, limit: int) -> flo
 
 
 def _with_breadth(gains: _Gains, tally: SourceStatistics, breadth: float, decodes: int) -> Array:
-    """Choose the most valuable decodes, with the least weight on new sources that keeps the breadth."""
+    """Choose the most valuable decodes that keep the breadth.
+
+    The weight on new sources is the least possible one.
+    """
     found, sources = float(tally.failures.sum()), float((tally.failures > 0).sum())
 
     def broad(chosen: Array) -> bool:
@@ -220,7 +231,10 @@ def _with_breadth(gains: _Gains, tally: SourceStatistics, breadth: float, decode
 
 
 def _most_worth(gains: _Gains, weight: float, decodes: int) -> Array:
-    """Return a mask (n, j) of the `decodes` most valuable entries, ties in source order; worth falls with j."""
+    """Return a mask (n, j) of the `decodes` most valuable entries.
+
+    Ties are in source order; worth falls with j.
+    """
     worth = (gains.failures + weight * gains.breadth).ravel()
     chosen = worth > 0
     if chosen.sum() > decodes:

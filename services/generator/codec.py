@@ -1,4 +1,7 @@
-"""Codecs: images to latents and back, by our VAE or by a user's pair of ONNX files."""
+"""Codecs: images to latents and back.
+
+A codec is our VAE, or a user's pair of ONNX files.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,9 +56,10 @@ class Codec:
 
 
 def aggregate_sd(mu: Array) -> Array:
-    """Return the sd of posterior means (n, d) over images, by dimension (d,), at least SD_FLOOR.
+    """Return the sd of posterior means (n, d), by dimension (d,).
 
-    Dead dimensions stay at the floor: a step there changes nothing that the decoder reads, and division is safe.
+    It is over images, and at least SD_FLOOR. Dead dimensions stay at the floor: a step there changes nothing that the
+    decoder reads, and division is safe.
     """
     return np.asarray(np.maximum(np.std(mu, axis=0, dtype=np.float64), SD_FLOOR), np.float32)
 
@@ -117,7 +121,7 @@ def onnx_codec(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[
 
 
 def as_array(values: Array | torch.Tensor) -> Array:
-    """Return an array, or a tensor on any device, as an array on the host."""
+    """Return an array or a tensor as an array on the host."""
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
@@ -128,7 +132,10 @@ def _other_images(image_shape: tuple[int, int, int]) -> Array:
 
 
 def _other_latents(mu: Array) -> Array:
-    """Return latents of images (n, d), zero, and draws around them in their own scale, which no convention fixes."""
+    """Return latents of images (n, d), zero, and draws around them.
+
+    Draws are in their own scale, which no convention fixes.
+    """
     draws = mu.mean(axis=0) + mu.std(axis=0) * np.random.default_rng(0).standard_normal(mu.shape)
     return np.concatenate([mu, np.zeros_like(mu[:1]), draws]).astype(np.float32)
 

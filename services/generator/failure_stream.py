@@ -103,7 +103,10 @@ def _check_alive(context: RunContext, run: run_pb2.Run) -> None:
 def _responses(
     context: RunContext, run: run_pb2.Run, round_: int, shard: int, offset: int
 ) -> list[pb.IdentifyResponse]:
-    """Return the results of a shard in one round after `offset`, split into messages of bounded size."""
+    """Return a shard's results after `offset`, in bounded messages.
+
+    They are those of one round.
+    """
     arrays = context.catalog.failures(run.name, round_, shard)
     count, dim = arrays["latent"].shape
     size = max(1, _RESPONSE_BYTES // (4 * dim + _FAILURE_BYTES + len(run.name)))

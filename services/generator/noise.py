@@ -1,7 +1,8 @@
-"""Noise as a pure function of (seed, source, round, draw), so that it does not depend on how work is shared.
+"""Noise as a pure function of (seed, source, round, draw).
 
-Counter-based: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the identity, then the quantile function of the
-distribution. Computed on the device of its arguments: the bits are equal on every device, the values up to rounding.
+It does not depend on how work is shared. Counter-based: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the
+identity, then the quantile function of the distribution. Computed on the device of its arguments: the bits are equal on
+every device, the values up to rounding.
 """
 
 import numpy as np
@@ -40,7 +41,10 @@ def is_held_out(*, seed: int, source: Array, fraction: float) -> Array:
 
 
 def choose_positions(*, seed: int, count: int, limit: int) -> Array:
-    """Return the positions of at most `limit` of `count` items, ascending, drawn by seed; 0 means all."""
+    """Return positions of at most `limit` of `count` items, by seed.
+
+    They are ascending; 0 means all.
+    """
     if not 0 < limit < count:
         return np.arange(count, dtype=np.int64)
     bits = _bits(seed ^ 0x534F5552, torch.arange(count)).numpy().view(np.uint64)
@@ -54,7 +58,10 @@ def _uniform(seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> 
 
 
 def _bits(seed: int, *parts: Tensor) -> Tensor:
-    """Hash a seed and integers (n,) to 64 uniform bits each, (n,) int64, on their device."""
+    """Hash a seed and integers (n,) to 64 bits each.
+
+    Uniform, (n,) int64, on their device.
+    """
     state = _mix(torch.full((1,), _signed(seed), device=parts[0].device) + _GOLDEN)  # (1,)
     for part in parts:
         state = _mix((state ^ part) + _GOLDEN)

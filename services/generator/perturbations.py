@@ -65,7 +65,7 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundAllocation:
-    """The plan of one shard in one round, as arrays over its n sources."""
+    """The plan of one shard and round, as arrays over sources."""
 
     round_: int
     # (n,) perturbations to decode
@@ -135,7 +135,10 @@ def perturbations(
     draw: Array,
     device: torch.device = CPU,
 ) -> tuple[Tensor, Tensor]:
-    """Return noise and latents, both (n, d) on the device, of perturbations given by their identities."""
+    """Return noise and latents (n, d) of perturbations, by their identities.
+
+    Both are on the device.
+    """
     return _perturbations(
         noise_model,
         _on(device, sd_agg),
@@ -154,11 +157,11 @@ def draw_perturbations(
     screening: Screening | None,
     device: torch.device,
 ) -> Iterator[Callable[[], tuple[PerturbationBatch, int]]]:
-    """Yield tasks that draw the perturbations to decode, in source order, and count those that were screened out.
+    """Yield tasks that draw the perturbations to decode.
 
-    Each decode has a slot of draws of its own: one draw, or several when the plan has a direction, of which the most
-    promising valid one is decoded. A slot without a valid draw is not decoded, so tasks return different numbers of
-    draws.
+    They are in source order, and count the draws that were screened out. Each decode has a slot of draws of its own:
+    one draw, or several when the plan has a direction, of which the most promising valid one is decoded. A slot without
+    a valid draw is not decoded, so tasks return different numbers of draws.
     """
     rows = np.repeat(np.arange(len(sources.index)), round_allocation.decodes)  # (slots,)
     slots = np.arange(len(rows)) - np.repeat(
@@ -195,11 +198,11 @@ def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[Perturb
 
 
 def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, asked_at_once: int) -> tuple[Tensor, int]:
-    """Return the first passing entry of each row of `order` (slots, k), ascending in rows, and the number of failed
-    rows.
+    """Return the first passing entry of each row.
 
-    Rows without a passing entry are left out. `passes` tests entries (m,); it is called for `asked_at_once` columns at
-    a time, for later ones only in rows without an earlier passing entry.
+    Rows of `order` are (slots, k); results are ascending in rows, with the number of failed rows. Rows without a
+    passing entry are left out. `passes` tests entries (m,); it is called for `asked_at_once` columns at a time, for
+    later ones only in rows without an earlier passing entry.
     """
     width = order.shape[1]
     failed = torch.zeros(len(order), dtype=torch.int64, device=order.device)  # (slots,) entries before the one to take
@@ -232,7 +235,10 @@ def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationBatch,
 
 
 def _choose_draws(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tensor) -> tuple[Tensor, int]:
-    """Return the position of each slot's most promising passing draw, ascending, and how many slots have none."""
+    """Return each slot's most promising passing draw, ascending.
+
+    Also returns how many slots have none.
+    """
 
     def passes(tried: Tensor) -> Tensor:
         if shard.screening is None:

@@ -26,7 +26,7 @@ class Pending(Protocol):
 
 
 class LatentBatch(Protocol):
-    """A batch of latents, with any data that the caller needs beside the answer."""
+    """A batch of latents, with any data of the caller."""
 
     @property
     def z(self) -> Codes: ...
@@ -37,11 +37,11 @@ T = TypeVar("T")
 
 
 class DecoderPool:
-    """Threads that draw, decode and send batches in parallel, each batch in one thread.
+    """Threads that draw, decode and send batches in parallel.
 
-    Parallel batches are faster than parallel layers: threads that share a batch wait for each other at every layer, and
-    on cores shared with the classifier the slowest thread is late (11,100 decoded and classified images a second
-    against 9,800, with two threads on two cores that Triton shares).
+    Each batch stays in one thread. Parallel batches are faster than parallel layers: threads that share a batch wait
+    for each other at every layer, and on cores shared with the classifier the slowest thread is late (11,100 decoded
+    and classified images a second against 9,800, with two threads on two cores that Triton shares).
     """
 
     def __init__(self, count: int, *, at_start: Callable[[], None] = lambda: None) -> None:
@@ -49,7 +49,10 @@ class DecoderPool:
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="decoder", initializer=at_start)
 
     def submit(self, make: Callable[[], T]) -> "Future[T]":
-        """Run a task in one of the threads, in the caller's context, so that its spans join the caller's trace."""
+        """Run a task in a thread, in the caller's context.
+
+        Its spans thus join the caller's trace.
+        """
         return self.pool.submit(contextvars.copy_context().run, make)
 
     def prefetch(self, makers: Iterable[Callable[[], T]]) -> Iterator[T]:
@@ -76,5 +79,8 @@ def _sent(batch: B, decode: Callable[[Codes], Images], submit: Callable[[Images]
 
 
 def rounded(images: Images) -> Images:
-    """Return images (n, c, h, w) in [0, 1] rounded to the eight bits of stored images, on their device."""
+    """Return images (n, c, h, w) rounded to eight bits.
+
+    They are in [0, 1], and stay on their device.
+    """
     return (images * 255).round() / 255

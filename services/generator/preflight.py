@@ -1,4 +1,4 @@
-"""The preflight: the classifier's accuracy on real images and on their unperturbed reconstructions."""
+"""The preflight: accuracy on real images and on their reconstructions."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields

@@ -35,7 +35,7 @@ _TRAINING_SHARE = 0.9  # of the progress of `prepare`
 
 
 def prepare(context: RunContext, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
-    """Run the preflight, train or take the VAE, and store what the search needs."""
+    """Run the preflight, obtain the VAE, and store the search's inputs."""
     run = work.run
     context.use_all_threads()
     if not context.store.exists(keys.preflight(run.name)):
@@ -123,7 +123,10 @@ def _build_reference(
 
 
 def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
-    """Return the run's codec, uploaded or trained, once for all runs that share it."""
+    """Return the run's codec, uploaded or trained.
+
+    It is made once for all runs that share it.
+    """
     record_keys = {part: keys.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
     if run.config.vae.encoder_digest:
         if not context.store.exists(record_keys[DECODER]):
@@ -152,7 +155,7 @@ def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str
 
 
 def _train_vae(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
-    """Train the run's VAE, resuming from the last checkpoint of a dead worker."""
+    """Train the run's VAE, from a dead worker's last checkpoint."""
     prefix = keys.vae(run.config, CHECKPOINTS)
 
     def on_checkpoint(epoch: int, checkpoint: bytes) -> None:
@@ -244,7 +247,10 @@ def estimate_cost(context: RunContext, config: run_pb2.RunConfig) -> run_pb2.Cos
 
 
 def _codec_or_untrained(context: RunContext, run: run_pb2.Run) -> tuple[Codec, float]:
-    """Return the run's codec, or an untrained one of its size, and the seconds that training would take."""
+    """Return the run's codec and the seconds of its training.
+
+    An untrained codec of the same size stands for a missing one.
+    """
     if run.config.vae.encoder_digest:
         return context.uploaded_codec(run.config), 0.0
     if context.store.exists(keys.vae(run.config, DECODER)):

@@ -80,7 +80,10 @@ _SUMMED = ("decodes", "failures", "margin_sum", "margin_square_sum")
 
 @dataclass(frozen=True, kw_only=True)
 class RoundPlan:
-    """The plan of one round, as arrays over its n sources, and the data behind it."""
+    """The plan of one round, and the data behind it.
+
+    Arrays are over its n sources.
+    """
 
     # (n,) perturbations to decode
     decodes: Array
@@ -103,7 +106,7 @@ class RoundPlan:
 
 
 def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: int) -> RoundPlan:
-    """Plan a round from the results of the previous one, all shards of which are stored."""
+    """Plan a round from the previous one's stored results."""
     tally, sums, confusions = _totals(context, run, round_, shard_count)
     wanted = run.config.search
     budget_left = wanted.draws_per_source * int(tally.searchable.sum()) - int(tally.decodes.sum())
@@ -117,7 +120,10 @@ def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: i
 
 
 def first_allocation(run: run_pb2.Run, examined: SourceMargins) -> RoundAllocation:
-    """Return the first round's allocation for the sources of a shard, which prefers none of them."""
+    """Return the first round's allocation for a shard.
+
+    It prefers no source.
+    """
     adaptive = is_adaptive(run)
     return RoundAllocation(
         round_=0,

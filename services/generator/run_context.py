@@ -73,7 +73,7 @@ class RunContext:
         return self.inference.classifier(self.model(run), version=run.config.model_version)
 
     def images(self, run: run_pb2.Run, split: str) -> LabelledImages:
-        """Return a split of the run's data set, with labels as class ids of its model."""
+        """Return a split, with labels as the model's class ids."""
         return self._images(run.config.dataset, split, run.config.model)
 
     def codec(self, config: run_pb2.RunConfig) -> Codec:
@@ -119,7 +119,7 @@ class RunContext:
         torch.set_num_threads(self.threads)
 
     def checks(self, run: run_pb2.Run) -> SearchChecks:
-        """Return the checks that make a misclassified perturbation of this run a failure."""
+        """Return the checks that make a misclassified perturbation a failure."""
         record_keys = keys.label_model(run.config), keys.reference(run.config)
         return self._checks(*record_keys, run.config.validity.SerializeToString(deterministic=True))
 

@@ -57,7 +57,7 @@ class SearchModels:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchChecks:
-    """The checks that make a misclassified perturbation a failure, in the order of the rejection reasons."""
+    """The checks of a failure, in the order of rejection reasons."""
 
     # Checks of the latent alone.
     latent: Sequence[ValidityCheck]
@@ -254,7 +254,10 @@ def _limit_per_source(
     noise_model: NoiseModel,
     counts: SearchCounters,
 ) -> Failures:
-    """Remove all but the first failures of each source, counting those of earlier rounds."""
+    """Remove all but the first failures of each source.
+
+    Failures of earlier rounds count.
+    """
     earlier = round_allocation.found[np.searchsorted(sources.index, confirmed.source)]
     kept = confirmed.take(earlier + _rank_within(confirmed.source) < noise_model.max_failures_per_source)
     counts.rejected_by_source_limit = len(confirmed.source) - len(kept.source)
@@ -263,7 +266,10 @@ def _limit_per_source(
 
 
 def _rank_within(group: Array) -> Array:
-    """Return the number of earlier entries of the same group for each entry; groups are contiguous."""
+    """Return each entry's number of predecessors in its group.
+
+    Groups are contiguous.
+    """
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]]) if len(group) else np.zeros(0, int)
     lengths = np.diff(np.r_[starts, len(group)])
     return np.arange(len(group)) - np.repeat(starts, lengths)

@@ -27,7 +27,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GeneratorService(pb_grpc.GeneratorServiceServicer):
-    """The failure stream, thresholds fitted to annotations, and the VAE as a service."""
+    """The failure stream, fitted thresholds, and the VAE as a service."""
 
     def __init__(self, context: RunContext, queue: Queue) -> None:
         self._context = context

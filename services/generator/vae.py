@@ -80,7 +80,7 @@ class VaeConfig:
 
     @property
     def levels(self) -> int:
-        """Number of times the image is halved, so that the deepest grid has at most 8 pixels a side."""
+        """Number of halvings, to at most 8 pixels a side."""
         return max(2, math.ceil(math.log2(max(self.image_shape[1:]) / 8)))
 
 
@@ -107,10 +107,10 @@ def _check_shape(image_shape: tuple[int, int, int]) -> None:
 
 
 class Vae(nn.Module):
-    """Encoder q(z|x) = N(mu, diag(sigma^2)) and decoder p(x|z) around the decoded image, with prior N(0, I).
+    """A VAE: encoder q(z|x), and decoder p(x|z) around the decoded image.
 
-    Images are padded to a multiple of 2^levels by repeating the last row and column, and cropped on output. `new_vae`
-    gives seeded weights; the constructor alone gives torch's own.
+    q(z|x) = N(mu, diag(sigma^2)); the prior is N(0, I). Images are padded to a multiple of 2^levels by repeating the
+    last row and column, and cropped on output. `new_vae` gives seeded weights; the constructor alone gives torch's own.
     """
 
     def __init__(self, config: VaeConfig) -> None:
@@ -153,10 +153,11 @@ class Vae(nn.Module):
 
 
 def gaussian_means(parameters: Tensor) -> Tensor:
-    """Return the means of Gaussian pixels, which may lie outside [0, 1] until they are decoded.
+    """Return the means of Gaussian pixels.
 
-    Linear: a sigmoid under a squared error has no gradient where it is wrong by the whole range, and half-trained
-    weights stay there. A quarter is its slope at gray, so that new weights begin alike with either likelihood.
+    They may lie outside [0, 1] until they are decoded. Linear: a sigmoid under a squared error has no gradient where it
+    is wrong by the whole range, and half-trained weights stay there. A quarter is its slope at gray, so that new
+    weights begin alike with either likelihood.
     """
     return 0.5 + 0.25 * parameters
 
@@ -232,7 +233,10 @@ def to_bytes(vae: Vae) -> bytes:
 
 
 def from_bytes(data: bytes) -> Vae:
-    """Return the Vae of a file of `to_bytes`, on the CPU, in eval mode; raise ValueError for any other file."""
+    """Return the Vae of a file of `to_bytes`.
+
+    On the CPU, in eval mode. Raises ValueError for any other file.
+    """
     try:
         header, _ = read_safetensors_header(io.BytesIO(data))
         fields = json.loads(header["__metadata__"]["vae"])

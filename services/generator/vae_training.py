@@ -123,7 +123,10 @@ def train_vae(
 
 
 def seconds_per_image(images: npt.NDArray[np.uint8], config: VaeConfig, *, device: torch.device | str) -> float:
-    """Measure one training step on batches of `images`, after a first uncounted one."""
+    """Measure one training step on batches of `images`.
+
+    A first step is not counted.
+    """
     training = _Training(config, 0, device)
     batches = [images[i : i + config.batch_size] for i in range(0, len(images), config.batch_size)]
     begin, counted = time.perf_counter(), 0
@@ -160,7 +163,10 @@ def reconstruction_loss(parameters: Tensor, images: Tensor, likelihood: str) -> 
 
 
 def random_shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Shift each of images (b, c, h, w) by up to `most` pixels each way, repeating its edge; draws nothing for 0."""
+    """Shift images (b, c, h, w) by up to `most` pixels each way.
+
+    Edges are repeated; 0 draws nothing.
+    """
     if not most:
         return images
     offsets = torch.randint(2 * most + 1, (2, len(images)), generator=generator)  # (2, b), on the CPU as all draws

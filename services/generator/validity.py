@@ -1,8 +1,8 @@
-"""Validity: whether a perturbation still shows its label, by signals that need no person; thresholds fitted to
-annotations.
+"""Validity: whether a perturbation still shows its label.
 
-A VAE blurs, and a step can cross a true class boundary: an unreadable decoded image is no failure of the classifier.
-The signals come from labelled training images alone; none of them has seen the classifier under test.
+Signals need no person; thresholds can be fitted to annotations. A VAE blurs, and a step can cross a true class
+boundary: an unreadable decoded image is no failure of the classifier. The signals come from labelled training images
+alone; none of them has seen the classifier under test.
 
 Fitting is greedy: each step moves the threshold that most increases the share of rejected invalid failures minus that
 of valid ones. Regions count equally, whatever their size: failures of one region are not independent evidence.
@@ -91,12 +91,18 @@ class Reference:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def typicality(self, z: Array) -> Array:
-        """Return the share of training images that are less typical than each latent z (n, d), (n,)."""
+        """Return the typicality (n,) of each latent z (n, d).
+
+        It is the share of training images that are less typical.
+        """
         density = _log_density(z / self.sd_agg, self.log_share, self.mean, self.whitening)
         return np.asarray(np.searchsorted(self.log_density, density) / len(self.log_density))
 
     def neighbour_agreement(self, z: Array, label: Array, device: torch.device) -> Array:
-        """Return the share of the nearest training images of z (n, d) that carry its label (n,), (n,)."""
+        """Return each latent's neighbour agreement (n,).
+
+        It is the share of the nearest training images of z (n, d) that carry its label (n,).
+        """
         if not len(z):
             return np.zeros(0)
         centre, centred = self._centred
@@ -172,9 +178,10 @@ def latent_checks(
 def screening(
     thresholds: Thresholds, *, label_probability: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return a function that tells which latents (n, d), with labels and radii (n,), are worth decoding.
+    """Return a function that tells which latents are worth decoding.
 
-    The label model is the one signal that is both cheap and decisive.
+    Its arguments are latents (n, d), labels and radii (n,). The label model is the one signal that is both cheap and
+    decisive.
     """
 
     def passes(z: Tensor, label: Tensor, radius: Tensor) -> Tensor:
@@ -185,17 +192,26 @@ def screening(
 
 
 def _posterior(x: Array, noise: Array, least: Array, pooled: Array) -> tuple[Array, Array]:
-    """Return mean and covariance of the posteriors of one class, shrunk towards the pooled covariance."""
+    """Return mean and covariance of one class's posteriors.
+
+    The covariance is shrunk towards the pooled one.
+    """
     return x.mean(axis=0), shrunk_covariance(len(x) * _covariance(x, noise, least), len(x), pooled)
 
 
 def _covariance(x: Array, noise: Array, least: Array) -> Array:
-    """Return the covariance (d, d) of posteriors with means x and sds `noise` (n, d), and a least variance (d,)."""
+    """Return the covariance (d, d) of posteriors.
+
+    They have means x and sds `noise` (n, d); a least variance (d,) is added.
+    """
     return np.asarray(np.cov(x.T, bias=True).reshape(x.shape[1], -1) + np.diag((noise**2).mean(axis=0) + least))
 
 
 def _log_density(x: Array, log_share: Array, mean: Array, whitening: Array) -> Array:
-    """Return the log density (n,) of x (n, d) under the mixture of the classes' Gaussians, up to a constant."""
+    """Return the log density (n,) of x (n, d) under the mixture.
+
+    The mixture is of the classes' Gaussians; a constant is left out.
+    """
     parts = []
     for share, centre, root in zip(log_share, mean, whitening, strict=True):
         distance = (((x - centre) @ root.T) ** 2).sum(axis=1)  # (n,)
@@ -213,7 +229,10 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """A field of failures, its threshold, and whether that is a lower or an upper bound."""
+    """A field of failures, and the kind of its bound.
+
+    A threshold is a lower or an upper bound.
+    """
 
     field: str
     threshold: str
@@ -231,7 +250,10 @@ SIGNALS = (
 
 @dataclass(frozen=True, kw_only=True)
 class FittedThresholds:
-    """Thresholds, and the weighted shares of invalid and valid failures that they would have rejected."""
+    """Thresholds, with their weighted shares of rejected failures.
+
+    Shares are of invalid and of valid failures.
+    """
 
     thresholds: Thresholds
     invalid_rejected: float
@@ -257,7 +279,10 @@ class _JudgedFailures:
     valid: Array
 
     def move(self, signal: Signal, kept: Array) -> _Move | None:
-        """Return the best move of one threshold, given which failures (m,) the others keep."""
+        """Return the best move of one threshold.
+
+        The others keep given failures (m,).
+        """
         rows = np.flatnonzero(kept)
         # Sorted so that rejected failures come first, for either kind of bound.
         strictness = self.values[signal.field][rows] * (1.0 if signal.at_least else -1.0)
@@ -277,9 +302,10 @@ class _JudgedFailures:
 def fit_thresholds(
     invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[str, Array]], had: Thresholds
 ) -> FittedThresholds:
-    """Return thresholds, none looser than those of the search, and the shares that they would have rejected.
+    """Return fitted thresholds, and the shares that they would have rejected.
 
-    Regions are given by the signals of their failures, (m,) each; there is at least one region of either kind.
+    No threshold is looser than the search's. Regions are given by the signals of their failures, (m,) each; there is at
+    least one region of either kind.
     """
     judged, thresholds = _together(invalid, valid), had
     kept = np.ones(len(judged.valid), bool)

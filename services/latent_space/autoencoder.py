@@ -1,4 +1,7 @@
-"""Encoder, decoder and label model of a run, read from the store as functions of arrays."""
+"""Encoder, decoder and label model of a run, as array functions.
+
+They are read from the store.
+"""
 
 from collections.abc import Callable
 

@@ -67,11 +67,11 @@ def train_label_model(
     seed: int,
     device: torch.device | str,
 ) -> LabelModel:
-    """Fit a LabelModel to draws mu + sigma * eps of (n, d) posteriors with labels (n,) in 0..n_classes-1.
+    """Fit a LabelModel to draws from posteriors.
 
-    Logits are adjusted by the log class frequencies in training (Menon et al. 2021, arXiv:2007.07314), so that a rare
-    label is not considered unlikely for being rare; a label without images gets probability 0. Raises ValueError for
-    shapes or labels that do not fit.
+    Draws are mu + sigma * eps of (n, d) posteriors with labels (n,) in 0..n_classes-1. Logits are adjusted by the log
+    class frequencies in training (Menon et al. 2021, arXiv:2007.07314), so that a rare label is not considered unlikely
+    for being rare; a label without images gets probability 0. Raises ValueError for shapes or labels that do not fit.
     """
     _check(mu, sigma, labels, n_classes)
     generator = torch.Generator().manual_seed(seed)
@@ -85,7 +85,10 @@ def train_label_model(
 
 
 def probability_of(model: LabelModel, z: A, labels: A) -> A:
-    """Return the probability (n,) that each latent z (n, d) has its label (n,), in the type of z."""
+    """Return the probability (n,) that each latent has its label.
+
+    Latents z are (n, d), labels (n,); the result has the type of z.
+    """
     if isinstance(z, Tensor):
         return _probabilities(model, z).gather(1, labels[:, None])[:, 0]
     device = model.mean.device
@@ -95,9 +98,10 @@ def probability_of(model: LabelModel, z: A, labels: A) -> A:
 
 
 def draw_carrying(draw: Callable[[int], Array], count: int, carries: Callable[[Array], Array]) -> Array:
-    """Draw at most `count` latents (n, d) that carry their label, from `MOST_DRAWS` times as many draws.
+    """Draw at most `count` latents (n, d) that carry their label.
 
-    `draw(m)` returns latents (m, d); `carries` returns which of latents (m, d) carry their label, (m,) bool.
+    They are chosen from `MOST_DRAWS` times as many draws. `draw(m)` returns latents (m, d); `carries` returns which of
+    latents (m, d) carry their label, (m,) bool.
     """
     z = draw(MOST_DRAWS * count)
     return np.asarray(z[carries(z)][:count])
@@ -111,7 +115,10 @@ def to_bytes(model: LabelModel) -> bytes:
 
 
 def from_bytes(data: bytes) -> LabelModel:
-    """Return the model of a file of `to_bytes`, on the CPU, in eval mode; raise ValueError for any other file."""
+    """Return the model of a file of `to_bytes`.
+
+    On the CPU, in eval mode. Raises ValueError for any other file.
+    """
     try:
         header, _ = read_safetensors_header(io.BytesIO(data))
         fields = json.loads(header["__metadata__"]["label_model"])
@@ -147,7 +154,7 @@ def _held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> np
 
 
 def _new_model(mu: Tensor, sigma: Tensor, n_classes: int, generator: torch.Generator) -> LabelModel:
-    """Return a model with random weights that standardises by the sd of the draws.
+    """Return a random model, standardised by the sd of the draws.
 
     The sd of mu alone would amplify the noise of dead dimensions, where mu is constant and sigma is one.
     """

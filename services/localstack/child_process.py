@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, are awaited until ready, and restarted when they die."""
+"""Child processes that end with their parent and restart when dead."""
 
 import os
 import signal
@@ -83,7 +83,10 @@ class ChildProcess:
         self.process.wait()
 
     def _end_group(self) -> None:
-        """Kill what is left of the process's group, such as stubs of a killed server."""
+        """Kill what is left of the process's group.
+
+        For instance stubs of a killed server.
+        """
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _set_niceness(niceness: int) -> None:
-    """Set the niceness, also where the kernel schedules by session and then within sessions."""
+    """Set the niceness, for the process and its scheduling session."""
     os.nice(niceness)
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123  # starts sooner
         group.write(str(os.nice(0)))

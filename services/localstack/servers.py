@@ -174,7 +174,7 @@ def start_redis(directory: Path, *, log: Path) -> Server:
 
 
 def start_triton(wheel: TritonWheel, *, repository: Path, backends: Path, log: Path) -> Server:
-    """Start Triton on a model repository, with a backend directory of its own."""
+    """Start Triton on a model repository, with its own backends."""
     repository.mkdir(parents=True, exist_ok=True)
     wheel.write_backends(backends)
     grpc_port, http_port, metrics_port = free_port(), free_port(), free_port()

@@ -48,7 +48,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """The implementation of an operator, and which of its inputs may be trained.
+    """The implementation of an operator, and its trainable inputs.
 
     `fixed` inputs are never trained: shapes, bounds, statistics. `weights` are trained whatever their size. A constant
     in any other slot is trained when it has more than one element. A `view` returns its first input, rearranged. `only`
@@ -123,7 +123,7 @@ class Graph:
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """The initializers and Constant tensors of a model by value name, as references into it."""
+    """Return references to initializers and Constant tensors, by value name."""
     for initializer in model.graph.initializer:
         yield initializer.name, initializer
     for node in model.graph.node:

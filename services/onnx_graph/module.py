@@ -1,4 +1,7 @@
-"""An ONNX image classifier as a torch module, with the deployed weights as its parameters."""
+"""An ONNX image classifier as a torch module.
+
+The deployed weights are its parameters.
+"""
 
 import re
 from collections import defaultdict
@@ -87,7 +90,10 @@ def _trains(tensor: Tensor, uses: set[_Use]) -> bool:
 
 
 def _idle_affines(graph: Graph) -> set[str]:
-    """Return the ones and zeros with which exporters write a normalisation without affine parameters."""
+    """Return the ones and zeros of a normalisation without affine parameters.
+
+    Exporters write them.
+    """
     normalisations = (node for node in graph.nodes if node.op_type in {"InstanceNormalization", "GroupNormalization"})
     names = {name for node in normalisations for name in node.inputs[1:] if name in graph.constants}
     return {name for name in names if bool((graph.constants[name] == graph.constants[name].reshape(-1)[0]).all())}
@@ -226,7 +232,7 @@ def _run(node: Node, values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _on_one_device(inputs: Sequence[Tensor | None], fixed: Sequence[int]) -> list[Tensor | None]:
-    """Move shape arithmetic, which runs on the CPU, to the device of its features."""
+    """Move shape arithmetic from the CPU to its features' device."""
     operands = [x for slot, x in enumerate(inputs) if slot not in fixed and x is not None]
     device = next((x.device for x in operands if x.device.type != "cpu"), None)
     if device is None:

@@ -1,4 +1,4 @@
-"""ONNX files: exported from torch modules, run by ONNX Runtime, and compared with their module."""
+"""ONNX files: export from torch, ONNX Runtime, and parity."""
 
 import logging
 import warnings
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 def onnx_function(model: bytes) -> Callable[..., list[Array]]:
-    """Return the graph as a function of its inputs in order, with a list of outputs.
+    """Return the graph as a function of its inputs.
 
-    Uses the GPU when this build of ONNX Runtime has one. Raises onnxruntime's errors for an invalid file.
+    Inputs are in order; the result is a list of outputs. Uses the GPU when this build of ONNX Runtime has one. Raises
+    onnxruntime's errors for an invalid file.
     """
     onnxruntime.set_default_logger_severity(3)
     session = onnxruntime.InferenceSession(model, providers=onnxruntime.get_available_providers())
@@ -36,7 +37,10 @@ def onnx_function(model: bytes) -> Callable[..., list[Array]]:
 
 
 def in_batches(function: Callable[[Array], Array], inputs: Array, batch_size: int) -> Array:
-    """Apply a function to slices along the first axis and concatenate the results; bounds the memory of one call."""
+    """Apply a function to slices and concatenate the results.
+
+    Slices are along the first axis; this bounds the memory of one call.
+    """
     parts = [function(inputs[begin : begin + batch_size]) for begin in range(0, len(inputs), batch_size)]
     return np.concatenate(parts)
 
@@ -53,7 +57,10 @@ def to_onnx(
     batch_size: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> bytes:
-    """Return a module of one input (n, *example_shape) as an ONNX file, for any n or for one batch size alone."""
+    """Return a module of one input as an ONNX file.
+
+    The input is (n, *example_shape), for any n or for one batch size alone.
+    """
     device = next(module.parameters()).device
     # A batch size of one would become a constant.
     example = torch.zeros(batch_size or 2, *example_shape, device=device, dtype=dtype)
@@ -131,6 +138,9 @@ def export(network: Exportable, inputs: Array, batch_sizes: Sequence[int]) -> tu
 
 
 def largest_difference(file: bytes, inputs: Array, outputs: Array) -> tuple[float, float]:
-    """Return the largest difference of ONNX Runtime's outputs from the given ones, and the bound of rounding."""
+    """Return the largest difference of outputs, and rounding's bound.
+
+    The difference is between ONNX Runtime's outputs and the given ones.
+    """
     difference = float(np.abs(onnx_function(file)(inputs)[0] - outputs).max())
     return difference, TOLERANCE * max(1.0, float(np.abs(outputs).max()))

@@ -1,4 +1,4 @@
-"""The supported ONNX operators of a deployed image classifier, and the refusal of all others."""
+"""The supported ONNX operators, and the refusal of others."""
 
 from typing import Final
 
@@ -21,7 +21,7 @@ class UnsupportedOperator(ValueError):
 
 
 def check(node: Node) -> None:
-    """Raise UnsupportedOperator for a node whose operator, attributes or outputs are not implemented."""
+    """Raise UnsupportedOperator for an unsupported operator, attribute or output."""
     if node.op_type in _CONTROL_FLOW:
         raise UnsupportedOperator(
             f"{node} is control flow; only straight graphs can be trained, export the model without it. {_supported()}"

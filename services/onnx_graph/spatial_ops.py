@@ -117,7 +117,10 @@ def _crop(node: Node, full: _Window, size: Sequence[int], got: Sequence[int]) ->
 
 
 def _overhang(node: Node, size: Sequence[int], window: _Window) -> list[int]:
-    """How far the last window of a pool in ceil_mode reaches beyond the padding. A window starts inside the image."""
+    """Return the overhang of a ceil_mode pool's last window.
+
+    It reaches beyond the padding; a window starts inside the image.
+    """
     if not node.get("ceil_mode", 0):
         return [0] * len(size)
     overhangs = []

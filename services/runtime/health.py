@@ -22,9 +22,10 @@ def is_healthy(address: str, tls: TlsFiles) -> bool:
 
 
 def main() -> None:
-    """Exit with status 0 when the service at `DEFUSE_PORT` of this host serves, with 1 otherwise.
+    """Exit with status 0 when this host's service serves, else 1.
 
-    Reads variables only, without the settings classes, because it is started every few seconds.
+    The service listens at `DEFUSE_PORT`. Reads variables only, without the settings classes, because it is started
+    every few seconds.
     """
     tls = TlsFiles.of_environment()
     scheme = SCHEME if tls.certificate else ""

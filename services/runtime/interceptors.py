@@ -1,4 +1,4 @@
-"""Server interceptors: errors become statuses, calls get a deadline, metrics and a log line, and a stop drains them."""
+"""Server interceptors: errors, deadlines, metrics, logging and draining."""
 
 import asyncio
 import functools
@@ -43,7 +43,10 @@ def rejecting_handler(handler: Any, error: DefuseError) -> Any:
 
 
 def wrap_handler(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Any:
-    """Return a handler whose calls run within `manager(request, context)`, with the request that it yields."""
+    """Return a handler whose calls run within a context manager.
+
+    `manager(request, context)` yields the request.
+    """
     inner = getattr(handler, _kind(handler))
 
     async def unary(request: Any, context: Any) -> Any:
@@ -180,7 +183,7 @@ _ANSWER_S = 1.0
 
 
 class DrainInterceptor(grpc.aio.ServerInterceptor):
-    """Tracks calls under way, and stops a server so that no call ends as CANCELLED.
+    """Tracks calls, and stops a server without any CANCELLED call.
 
     gRPC itself ends them as CANCELLED, which callers take for an intended cancellation; after UNAVAILABLE they retry.
     """
@@ -191,7 +194,10 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
         self._over = False
 
     async def stop(self, server: grpc.aio.Server, drain_s: float) -> None:
-        """Reject new calls, give those under way some seconds, and end the rest as UNAVAILABLE."""
+        """Reject new calls, and end those under way after some seconds.
+
+        They end as UNAVAILABLE.
+        """
         stopping = asyncio.create_task(server.stop(drain_s + _ANSWER_S))
         await asyncio.wait([stopping], timeout=drain_s)
         self._over = True

@@ -68,7 +68,10 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamState:
-    """Counts of unfinished, claimed and dead messages of a stream, and the age of the oldest."""
+    """Counts of a stream's messages, and the age of the oldest.
+
+    Unfinished, claimed and dead messages are counted.
+    """
 
     backlog: int
     pending: int
@@ -132,7 +135,10 @@ class Queue:
         await self.redis.xclaim(delivery.stream, GROUP, self.consumer, 0, [delivery.id], justid=True)
 
     async def acknowledge(self, delivery: Delivery, *, then: tuple[str, Message] | None = None) -> None:
-        """Delete a message whose effect is stored and, in the same transaction, send its follow-up."""
+        """Delete a message whose effect is stored, and send its follow-up.
+
+        Both happen in one transaction.
+        """
         async with self.redis.pipeline(transaction=True) as pipe:
             if then:
                 pipe.xadd(then[0], entry_fields(then[1]))
@@ -140,7 +146,10 @@ class Queue:
             await pipe.execute()
 
     async def give_up(self, delivery: Delivery, error: str, *, then: tuple[str, Message] | None = None) -> None:
-        """Move a message to the dead letters of its stream and, in the same transaction, send its follow-up."""
+        """Move a message to the dead letters, and send its follow-up.
+
+        Both happen in one transaction.
+        """
         async with self.redis.pipeline(transaction=True) as pipe:
             letter = {"payload": delivery.payload, "schema": delivery.schema, "error": error, "id": delivery.id}
             letter |= delivery.trace

@@ -68,7 +68,10 @@ def serve(name: str, settings: S, build: Callable[[S], Service]) -> None:
 
 
 def _allow_connections() -> None:
-    """Raise this process's limit of open files, and so of connections, to the system's."""
+    """Raise this process's limit of open files to the system's.
+
+    Each connection is an open file.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -60,7 +60,10 @@ def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguratio
 
 
 def _check(files: TlsFiles) -> None:
-    """Raise InvalidInput when key and certificate do not match, or the authority is invalid; gRPC would not say why."""
+    """Raise InvalidInput for mismatched or invalid certificate files.
+
+    gRPC would not say why.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(str(files.certificate), str(files.key))
@@ -90,7 +93,10 @@ UNLIMITED = -1
 
 
 def channel_to(address: str, tls: TlsFiles, *, receive_bytes: int) -> Any:
-    """Return an asyncio channel to HOST:PORT or grpcs://HOST:PORT that accepts answers of this many bytes."""
+    """Return an asyncio channel to HOST:PORT or grpcs://HOST:PORT.
+
+    It accepts answers of this many bytes.
+    """
     options = [("grpc.max_receive_message_length", receive_bytes), ("grpc.max_send_message_length", UNLIMITED)]
     return open_channel(grpc.aio, address, tls, options=options, interceptors=tracing.client_interceptors())
 

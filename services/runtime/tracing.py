@@ -1,4 +1,4 @@
-"""Traces: a span for each call, message and request to Triton, in the propagated context.
+"""Traces: spans of calls, messages and requests to Triton.
 
 The context is W3C Trace Context. Spans are created and propagated only while an exporter is configured.
 """
@@ -62,7 +62,7 @@ def current_trace_context() -> dict[str, str]:
 
 @contextmanager
 def message_span(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterator[None]:
-    """Handle a message in a span of its own, in the message's context."""
+    """Handle a message in its own span and trace context."""
     with _TRACER.start_as_current_span(
         f"handle {stage}", propagate.extract(carrier), kind=SpanKind.CONSUMER, attributes=attributes
     ):

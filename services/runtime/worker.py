@@ -1,4 +1,6 @@
-"""The worker: turns messages into stored effects, one heavy job at a time, off the event loop.
+"""The worker: turns messages into stored effects.
+
+It does one heavy job at a time, off the event loop.
 
 The exception of a handler decides what happens to its message:
 - Unavailable, StoreFull: an operator must act; the worker reports it, waits, and retries;

@@ -45,7 +45,7 @@ class ErrorRateTest:
 
     @property
     def p_value(self) -> float:
-        """Return the probability of as many errors if decodes were no worse than controls (Fisher's exact test).
+        """Return the p-value of Fisher's exact test against the controls.
 
         It is 1 when there is nothing to compare with.
         """
@@ -91,7 +91,7 @@ class AccuracyDifference:
         return self._bound(-1.0, quantile), self._bound(1.0, -quantile)
 
     def p_value(self) -> float:
-        """Return the probability of a difference as large if both versions were equal (McNemar, exact, two-sided)."""
+        """Return the two-sided p-value of McNemar's exact test."""
         changed = self.gained + self.lost
         return min(1.0, 2 * float(binom.cdf(min(self.gained, self.lost), changed, 0.5))) if changed else 1.0
 
@@ -101,14 +101,20 @@ class AccuracyDifference:
         return float(binom.cdf(self.gained, changed, 0.5)) if changed else 1.0
 
     def _bound(self, outermost: float, quantile: float) -> float:
-        """Return the difference, between the outermost and the measured one, whose score is the quantile."""
+        """Return the difference whose score is the quantile.
+
+        It lies between the outermost and the measured one.
+        """
         if self.value == outermost:
             return outermost
         end = outermost * _NEARLY_1  # at the extreme the score is infinite
         return float(brentq(lambda delta: self._score(delta) - quantile, *sorted((end, self.value))))
 
     def _score(self, delta: float) -> float:
-        """Return the distance from a supposed difference in standard errors (Tango's equation 5)."""
+        """Return Tango's score of a supposed difference (equation 5).
+
+        It is the distance in standard errors.
+        """
         n, gained, lost = self.trials, self.gained, self.lost
         b = -gained - lost + (2 * n - gained + lost) * delta
         c = -lost * delta * (1 - delta)

@@ -159,9 +159,10 @@ class ArtifactStore:
         return arrays
 
     def map_arrays(self, key: str) -> dict[str, npt.NDArray[Any]]:
-        """Return arrays whose rows are read from disk on use, which bounds memory for any size.
+        """Return arrays whose rows are read from disk on use.
 
-        An artifact of a remote store is copied to this disk first; the most recently used copies are kept.
+        This bounds memory for any size. An artifact of a remote store is copied to this disk first; the most recently
+        used copies are kept.
         """
         with self._finding(key), self._on_this_disk(key) as file:
             return mapped_arrays(file, whose=f"{key} in {self.url}")

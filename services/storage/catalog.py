@@ -151,7 +151,10 @@ class Catalog:
         return self._distilled(keys.region_parts(region_name))
 
     def failures(self, run_name: str, round_: int, shard: int) -> dict[str, Array]:
-        """Return the failures of one shard in one round, as arrays by the contract's field names."""
+        """Return one shard's failures in one round, as arrays.
+
+        Names are the contract's fields.
+        """
         return select_group(self.store.read_arrays(keys.shard_result(run_name, round_, shard)), "failures")
 
     def all_failures(self, run_name: str) -> dict[str, Array]:
@@ -161,7 +164,10 @@ class Catalog:
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def region_failures(self, run_name: str, region_names: Sequence[str]) -> Iterator[dict[str, Array]]:
-        """Yield the failures of each region, including held-out ones, sorted by source, round and draw."""
+        """Yield the failures of each region, held-out ones included.
+
+        They are sorted by source, round and draw.
+        """
         found = self.all_failures(run_name)
         # A region's file has the latents alone, which identify failures.
         row_of = {latent.tobytes(): row for row, latent in enumerate(found["latent"])}
@@ -195,7 +201,7 @@ class Catalog:
 
 
 def check_fit(model: model_pb2.Model, dataset: dataset_pb2.Dataset) -> None:
-    """Raise InvalidInput unless a data set has the images and labels of a model."""
+    """Raise InvalidInput unless a data set fits a model."""
     label_map(dataset, model)
     if list(model.image_shape) != list(dataset.image_shape):
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""File systems: full disks, temporary files, optional packages, and local copies of remote artifacts.
+"""File systems: full disks, temporary files, packages, local copies.
 
 fsspec's `filecache` is not used for the copies: it bounds the age of its files, not their bytes, so a long run would
 fill the disk.
@@ -34,7 +34,7 @@ _EXTRAS = {
 
 @contextmanager
 def naming_missing_package(url: str) -> Iterator[None]:
-    """Turn an import error of a missing package into NotReady that names the extra to install."""
+    """Turn a missing package into NotReady that names the extra."""
     try:
         yield
     except ImportError as error:

@@ -68,7 +68,10 @@ def shard_sources(run_name: str, shard: int) -> str:
 
 
 def vae(config: run_pb2.RunConfig, part: str) -> str:
-    """A part of a run's VAE, shared by runs with the same data and the same VAE configuration."""
+    """A part of a run's VAE.
+
+    Runs with the same data and the same VAE configuration share it.
+    """
     identity = config.dataset.encode() + b"|" + config.vae.SerializeToString(deterministic=True)
     return f"vaes/{hashlib.sha256(identity).hexdigest()[:16]}/{part}"
 
@@ -166,7 +169,7 @@ def batch_record(batch: str) -> str:
 
 
 def observed_images(batch: str) -> str:
-    """Images and scores of a batch of n, in the order of the report.
+    """Images and scores of a batch, in the report's order.
 
     `id` (n, 16) uint8 names the rows by `observation_digest`; `has_image` (n,) bool, `image` (m, h, w, c) uint8 for the
     m rows with an image; `has_scores` (n,) bool, `scores` (n, k) float32, zeros in rows without scores.
@@ -187,7 +190,7 @@ def truth(batch: str, moment: datetime, unique: str) -> str:
 
 
 def observation_digest(observation_id: str) -> bytes:
-    """Return the 16 bytes that name the row of an observation in the arrays of its batch."""
+    """Return the 16 bytes that name an observation's row."""
     return hashlib.sha256(observation_id.encode()).digest()[:16]
 
 
@@ -229,7 +232,7 @@ def audit_event(moment: datetime, unique: str) -> str:
 
 
 def regression_images(model_name: str, region_name: str, label: str) -> str:
-    """Images of a labelled region, kept in the regression bank of its model."""
+    """Images of a labelled region in its model's regression bank."""
     run, region = names.last(names.parent(region_name)), names.last(region_name)
     return f"{model_name}/bank/{run}/{region}-{hashlib.sha256(label.encode()).hexdigest()[:8]}.safetensors"
 

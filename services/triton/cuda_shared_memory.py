@@ -95,7 +95,10 @@ class CudaMemory:
         self._regions = regions
 
     def accept(self, images: Any) -> Any:
-        """Return images as a torch tensor on the device, through DLPack unless they are an array."""
+        """Return images as a torch tensor on the device.
+
+        Other libraries' images come through DLPack.
+        """
         import torch
         from torch.utils import dlpack
 

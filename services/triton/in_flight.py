@@ -130,14 +130,17 @@ _RESENDS = 3
 
 
 class Slot:
-    """A slot of the in-flight window, and the memory that its requests reuse."""
+    """A slot of the in-flight window, with reused memory."""
 
     def __init__(self) -> None:
         self._memory: Memory | None = None
         self._lock = threading.Lock()
 
     def swap(self, memory: Memory | None) -> Memory | None:
-        """Replace the memory and return the previous one, to one caller only, which may be `close`."""
+        """Replace the memory, and return the previous one to one caller.
+
+        That caller may be `close`.
+        """
         with self._lock:
             before, self._memory = self._memory, memory
         return before
@@ -267,7 +270,7 @@ class RequestsInFlight:
             self._settle(sent, lambda _: sent.memory.read(sent.request, result))
 
     def _settle(self, sent: SentRequest, outcome: Callable[[SentRequest], Array | None]) -> None:
-        """Free the slot and settle the answer, unless there is no outcome yet."""
+        """Free the slot and settle the answer, given an outcome."""
         try:
             logits = outcome(sent)
         except Exception as error:  # noqa: BLE001  # whatever it is, somebody waits for it
@@ -286,7 +289,7 @@ class RequestsInFlight:
         raise to_defuse_error(error, self._url) from error
 
     def _send_again(self, sent: SentRequest) -> None:
-        """Send a request again from registered memory, after Triton restarted and forgot its regions."""
+        """Send a request again, after Triton restarted and forgot its regions."""
         self._check_open()
         if not sent.resends:
             raise Unavailable(
@@ -301,6 +304,6 @@ class RequestsInFlight:
 
     @staticmethod
     def _replace_memory(sent: SentRequest, memory: Memory | None) -> None:
-        """Retire a slot's memory that Triton may still use for an abandoned request."""
+        """Retire memory that Triton may still use for an abandoned request."""
         if before := sent.slot.swap(memory):
             before.abandon()

@@ -131,7 +131,7 @@ class SystemMemory(HostMemory):
 
 
 class RegionFile:
-    """A file in /dev/shm under a unique name, locked as long as its process lives.
+    """A uniquely named file in /dev/shm, locked by its process.
 
     Names are never reused: Triton remembers the closed descriptor of a key that it has mapped.
     """

@@ -33,7 +33,7 @@ def is_away(error: InferenceServerException) -> bool:
 
 
 def is_unknown_region(error: InferenceServerException) -> bool:
-    """Return whether Triton does not know the request's shared memory, because it restarted."""
+    """Return whether Triton lost the request's shared memory by restarting."""
     return _NO_REGION in error.message()
 
 
@@ -76,7 +76,7 @@ class TransportRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class BufferSize:
-    """Bytes of input and output that a request needs, or that a memory has."""
+    """Bytes of input and output that a request needs."""
 
     input_bytes: int
     output_bytes: int
@@ -151,7 +151,7 @@ class Transport(Protocol):
     def name(self) -> str: ...
 
     def probe(self) -> None:
-        """Raise TransportRefused when it does not work, Unavailable while Triton does not answer."""
+        """Raise TransportRefused when unusable, Unavailable while Triton is away."""
 
     def memory(self, buffer_size: BufferSize) -> Memory:
         """Return memory for a request; raise as `try_out` does."""

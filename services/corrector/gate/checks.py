@@ -68,7 +68,7 @@ def file_check(fault: str) -> CheckResult:
 
 
 def accuracy_check(readings: PairedReadings, margin: float = TEST_MARGIN) -> CheckResult:
-    """Check whether the accuracy on the test split is non-inferior by a margin."""
+    """Check whether the test accuracy is non-inferior by a margin."""
     difference = readings.difference
     low, _ = difference.interval()
     return _change(
@@ -96,7 +96,10 @@ def region_checks(regions: Mapping[str, PairedReadings]) -> list[CheckResult]:
 
 
 def gain_check(readings: PairedReadings) -> CheckResult:
-    """Check whether the corrected regions are classified better, on held-out images that had no part in the choice."""
+    """Check whether the corrected regions are classified better.
+
+    The images are held out, and had no part in the choice.
+    """
     difference = readings.difference
     low, _ = difference.interval()
     return _change(
@@ -112,7 +115,7 @@ def gain_check(readings: PairedReadings) -> CheckResult:
 
 
 def calibration_check(before: Array, after: Array, labels: Array) -> CheckResult:
-    """Check whether the candidate is more miscalibrated than the base version, beyond chance.
+    """Check whether the candidate is more miscalibrated, beyond chance.
 
     Log-probabilities (n, k) and labels (n,). The figure is the increase of the part of the mean log loss that one
     temperature for all images would remove (Guo et al., ICML 2017); it does not depend on accuracy.
@@ -202,7 +205,10 @@ def _change(
 
 
 def _holm(p_values: Sequence[float]) -> list[bool]:
-    """Return which hypotheses are rejected, with a bounded probability of any false rejection (Holm 1979)."""
+    """Return which hypotheses are rejected (Holm 1979).
+
+    The probability of any false rejection is bounded.
+    """
     rejected = [False] * len(p_values)
     for rank, position in enumerate(np.argsort(p_values, kind="stable")):
         if p_values[position] > _FALSE_ALARMS / (len(p_values) - rank):

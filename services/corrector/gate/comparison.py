@@ -1,4 +1,4 @@
-"""A candidate compared with the champion, on everything known of their model and on the regression bank."""
+"""A candidate compared with the champion, and the regression bank."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -145,9 +145,10 @@ _WARM_UP = 3
 
 
 def measure_latency(before: Version, after: Version, images: Array) -> tuple[Array, Array]:
-    """Return the seconds (n,) that the same request takes with each version, in n alternating turns.
+    """Return the seconds (n,) that a request takes with each version.
 
-    Images (m, c, h, w) in [0, 1] are one request. The order changes from turn to turn.
+    The versions alternate in n turns. Images (m, c, h, w) in [0, 1] are one request. The order changes from turn to
+    turn.
     """
     versions = (before, after)
     for version in versions * _WARM_UP:
@@ -197,7 +198,10 @@ class Comparison:
         return PairedReadings(before=before, after=after)
 
     def region(self, images: Array, label_id: int) -> PairedReadings:
-        """Return the correctness of both versions on images (n, c, h, w) in [0, 1] of one class."""
+        """Return both versions' correctness on images of one class.
+
+        Images (n, c, h, w) are in [0, 1].
+        """
         before, after = (
             _in_small_requests(version.classify, images).argmax(axis=1) == label_id
             for version in (self.before, self.after)

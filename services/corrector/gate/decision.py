@@ -92,7 +92,7 @@ class Gate:
         return self._keep(_subject(materials, file), found, bank.regions())
 
     def _newest(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict | None:
-        """Return the newest verdict on a correction against the present champion, on all regions labelled now."""
+        """Return the newest verdict against the champion on all labelled regions."""
         model = self._catalog.model(correction.model)
         bank = Bank(self._store, model).regions()
         for key in reversed(self._store.keys(f"{model.name}/verdicts")):
@@ -167,7 +167,10 @@ class Gate:
 
 
 def region_readings(comparison: Comparison, materials: CorrectionData) -> list[tuple[HeldOutRegion, PairedReadings]]:
-    """Return the correctness of both versions on each corrected region's held-out images, without deciding ones."""
+    """Return both versions' correctness on each corrected region's held-out images.
+
+    Images that decided are left out.
+    """
     return [
         (region, comparison.region(materials.decoded(region.latent), region.label_id))
         for region in materials.held_out_regions(deciding=False)

@@ -126,7 +126,7 @@ class GuardBuilder:
         )
 
     def _encoded(self, region: correction_pb2.LabelledRegion, arrays: dict[str, Array]) -> Array:
-        """Return the posterior means (n, d) of a region's images, as the encoder sees them in production.
+        """Return posterior means (n, d) of a region's images.
 
         They differ from the latents behind the images: decoding and encoding draws them together.
         """
@@ -146,7 +146,10 @@ class GuardBuilder:
         return as_floats(as_stored(read_decoder(self._store, self._run.config)(latent)))
 
     def _clean_held_out(self) -> Array:
-        """Return searched images (n, h, w, c) that no region was fitted around and the version classifies correctly."""
+        """Return correctly classified images that no region was fitted around.
+
+        Searched images (n, h, w, c).
+        """
         sources = self._store.read_arrays(keys.sources(self._run.name))
         held_out = self._few(sources["index"][sources["held_out"] == 1])
         split = self._split(keys.SEARCHED_SPLIT)
@@ -198,10 +201,11 @@ class GuardBuilder:
 
 
 def conformal_threshold(risk: Array, false_alarm_rate: float) -> float:
-    """Return the threshold that a new image like the given ones (n,) exceeds with at most the given probability.
+    """Return a threshold that new images exceed with a bounded probability.
 
-    Split conformal prediction (Vovk, Gammerman and Shafer, 2005): the ceil((1 - rate) (n + 1))-th smallest risk,
-    rounded up to the next float, since the threshold itself counts as inside. Raises NotReady for too few images.
+    The new images are like those of the given risks (n,). Split conformal prediction (Vovk, Gammerman and Shafer,
+    2005): the ceil((1 - rate) (n + 1))-th smallest risk, rounded up to the next float, since the threshold itself
+    counts as inside. Raises NotReady for too few images.
     """
     rank = math.ceil((1 - false_alarm_rate) * (len(risk) + 1))
     if rank > len(risk):
@@ -235,9 +239,9 @@ class GuardIssuer:
         return self.issue(request.run, request.false_alarm_rate, request_id=request.request_id)
 
     def issue(self, run_name: str, false_alarm_rate: float = 0.0, *, request_id: str = "") -> guard_pb2.Guard:
-        """Build a guard of a run's labelled regions and serve it beside its model; a rate of 0 takes the default.
+        """Build a guard of a run's labelled regions and serve it.
 
-        Raises as `GuardBuilder.build` does, NotFound for an unknown run.
+        A rate of 0 takes the default. Raises as `GuardBuilder.build` does, NotFound for an unknown run.
         """
         builder = GuardBuilder(self._store, self._catalog.run(run_name))
         built, model = builder.build(false_alarm_rate or FALSE_ALARM_RATE), builder.model

@@ -79,7 +79,10 @@ _ENCODER = "encoder_"
 
 @dataclass(frozen=True, kw_only=True)
 class GuardMixtures:
-    """The mixtures behind a guard, over latents in units of `scale`, and the typicality of real images."""
+    """The latent mixtures behind a guard, and typicality.
+
+    Latents are in units of `scale`.
+    """
 
     # Names of the k regions, in the order of the mixture's components.
     names: Sequence[str]
@@ -123,7 +126,7 @@ def guard_graph(encoder: bytes, model: model_pb2.Model, known: GuardMixtures, *,
 
 
 def _encoder(file: bytes) -> onnx.ModelProto:
-    """Return the encoder with unique names, at an opset that the head supports."""
+    """Return the encoder with unique names, at a supported opset."""
     model = onnx.load_model_from_string(file)
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     if opset < _LEAST_OPSET:
@@ -213,8 +216,9 @@ def _head(write: _Writer, mu: str, known: GuardMixtures, threshold: float) -> No
 
 
 def _log_density(write: _Writer, x: str, mixture: GaussianMixtures, centre: Array) -> tuple[str, str]:
-    """Write the log density (n, 1) of points x (n, d) around a centre, without `(2 pi)^(-d/2)`, and the likeliest
-    component (n, 1).
+    """Write the log density (n, 1) of points, and the likeliest component.
+
+    Points x (n, d) are relative to a centre; `(2 pi)^(-d/2)` is left out; the component is (n, 1).
     """
     components, dim = mixture.mean.shape
     towards = mixture.whitening.transpose(2, 0, 1).reshape(dim, components * dim)

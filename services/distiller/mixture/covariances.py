@@ -18,7 +18,7 @@ CovarianceType = Literal["full", "tied", "diag", "spherical"]
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Weighted sums over the points of K components, in the coordinates of the fit."""
+    """Weighted sums over the points of K components, in fit coordinates."""
 
     count: Tensor  # (K,)
     mean: Tensor  # (K, d)
@@ -36,7 +36,10 @@ class Shape(Protocol):
         """Return features (n, f) of points x (n, d)."""
 
     def moments(self, sums: Tensor, scatter: Tensor, count: Tensor, /) -> Moments:
-        """Return moments from sums of features (K, f), the scatter of all points (d, d) if tied, and counts (K,)."""
+        """Return moments from sums of features (K, f) and counts (K,).
+
+        Tied covariances also need the scatter of all points (d, d).
+        """
 
     def expand(self, covariance: Tensor) -> Tensor:
         """Return covariances, or matrices of their shape, as (K, d, d) or (d, d)."""
@@ -45,13 +48,19 @@ class Shape(Protocol):
         """Return the products (K, ...) of differences (K, d) with themselves, times weights (K,)."""
 
     def precision_root(self, covariance: Tensor) -> Tensor:
-        """Return the root U of the precision, U U^T = covariance^-1, in the covariance's shape."""
+        """Return the root U of the precision, in the covariance's shape.
+
+        U U^T = covariance^-1.
+        """
 
     def log_determinant(self, root: Tensor) -> Tensor:
         """Return the log determinants (K,) or () of roots."""
 
     def coefficients(self, mean: Tensor, root: Tensor) -> Tensor:
-        """Return the coefficients (f, K) of features in -1/2 (x - m)^T P (x - m), without common terms."""
+        """Return the coefficients (f, K) of features in the log density.
+
+        They give -1/2 (x - m)^T P (x - m), without common terms.
+        """
 
     def common(self, x: Tensor, root: Tensor) -> Tensor:
         """Return the terms (n, 1) that `coefficients` leaves out as equal for all components.

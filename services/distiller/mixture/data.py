@@ -34,7 +34,10 @@ class Coordinates:
 
     @classmethod
     def of(cls, mean: Tensor, covariance: Tensor, kind: CovarianceType) -> "Coordinates":
-        """Return coordinates in which data of this mean (d,) and definite covariance (d, d) have unit size."""
+        """Return coordinates in which data have unit size.
+
+        The data have this mean (d,) and definite covariance (d, d).
+        """
         dim = len(mean)
         eye = torch.eye(dim, dtype=mean.dtype, device=mean.device)
         if kind in ("full", "tied"):
@@ -54,7 +57,10 @@ class Coordinates:
 
     @property
     def log_determinant(self) -> float:
-        """Log volume of the unit cube's image, which is the difference between log densities in both units."""
+        """Log volume of the unit cube's image.
+
+        It is the difference between log densities in both units.
+        """
         return float(torch.linalg.slogdet(self.matrix)[1])
 
     def enter(self, x: Tensor) -> Tensor:
@@ -89,7 +95,10 @@ def definite(covariance: Tensor) -> Tensor:
 
 
 class Rows(Protocol):
-    """An object that is sliced by row, also with strides, like an array (n, d): numpy's, a memory map, a tensor."""
+    """An object that is sliced by row, like an array (n, d).
+
+    Slices may have strides: numpy arrays, memory maps and tensors.
+    """
 
     @property
     def shape(self) -> Any: ...
@@ -99,7 +108,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some points in the coordinates of a fit, with their values of the categorical factors."""
+    """Points in fit coordinates, with values of the categorical factors."""
 
     x: Tensor  # (b, d)
     categories: Sequence[Tensor]  # (b,) each, int64
@@ -124,7 +133,10 @@ class Points:
         return int(self.x.shape[1])
 
     def makers(self, rows: slice | None = None) -> Iterator[Callable[[], Chunk]]:
-        """Yield functions that read the chunks of some or all rows, in order, so that threads can read in parallel."""
+        """Yield functions that read the chunks of some or all rows.
+
+        They are in order, so that threads can read in parallel.
+        """
         begin, end, _ = (rows or slice(None)).indices(len(self))
         for first in range(begin, end, self.chunk_size):
             part = slice(first, min(first + self.chunk_size, end))
@@ -144,14 +156,17 @@ class Points:
         return replace(self, x=self.x[::stride], categories=[values[::stride] for values in self.categories])
 
     def blocks(self, count: int) -> list[slice]:
-        """Split the points into at most `count` consecutive, non-empty parts of nearly equal size."""
+        """Split the points into at most `count` parts of equal size.
+
+        Parts are consecutive, not empty, and nearly equal.
+        """
         edges = np.linspace(0, len(self), min(count, max(len(self), 1)) + 1).round().astype(int)
         return [slice(int(a), int(b)) for a, b in pairwise(edges) if a < b]
 
     def moments(self, reducer: Reducer) -> tuple[Tensor, Tensor]:
-        """Return the mean (d,) and the unbiased covariance (d, d) of the points of all processes, in two passes.
+        """Return the mean (d,) and the unbiased covariance (d, d).
 
-        Raises ValueError for values that are not finite.
+        Both are over the points of all processes, in two passes. Raises ValueError for values that are not finite.
         """
         count, first = self._added(reducer, lambda x: (torch.ones_like(x[:, 0]).sum(), x.sum(dim=0)))
         mean = first / count

@@ -1,4 +1,4 @@
-"""The E-step: responsibilities of all components, or of near components only for points of many dimensions.
+"""The E-step: responsibilities of all components, or of near ones only.
 
 `ask_all` evaluates every component for every point, in two matrix products. In many dimensions, most components are so
 far from a point that their share of it vanishes in floating point; `Screening` finds those from a few dimensions. The
@@ -45,7 +45,10 @@ class AliveComponents:
         )
 
     def log_joint(self, features: Tensor, categories: Sequence[Tensor]) -> Tensor:
-        """Return E[log pi + log p(point)] of every point and alive component, (b, a), without common terms."""
+        """Return E[log pi + log p(point)] of points and alive components.
+
+        (b, a), without common terms.
+        """
         joint = features @ self.coefficients
         for table, values in zip(self.log_categories, categories, strict=True):
             joint += table[values]
@@ -95,9 +98,10 @@ def normalise_(joint: Tensor) -> Tensor:
 def _summed(
     chunk: Chunk, features: Tensor, responsibility: Tensor, normaliser: Tensor, lookup: AliveComponents
 ) -> Sums:
-    """Return the sums of a chunk, from responsibilities (b, a) and the log sums (b,) behind them.
+    """Return the sums of a chunk, from its responsibilities.
 
-    -sum r log r equals the log sums minus responsibilities times log joints, which are linear in the sums.
+    Responsibilities are (b, a), and the log sums behind them (b,). -sum r log r equals the log sums minus
+    responsibilities times log joints, which are linear in the sums.
     """
     prior = lookup.posterior.prior
     found = responsibility.T @ features  # (a, f)
@@ -167,7 +171,10 @@ class Screening:
         return ChunkResponsibilities(responsibility=joint, normaliser=normaliser, sums=sums)
 
     def _best(self, chunk: Chunk, at_most: Tensor) -> Tensor:
-        """Return each point's log joint (b,) with its most promising component, below which negligible ones are cut."""
+        """Return a lower bound (b,) of each point's best log joint.
+
+        It is the log joint with the most promising component; far lower ones are negligible.
+        """
         promising = at_most.argmax(dim=1)
         best = at_most.new_empty(len(at_most))
         order = promising.argsort()
@@ -220,7 +227,7 @@ class Screening:
 
 
 def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield each component that is near any point, with the rows of those points."""
+    """Yield each component that is near any point, with those rows."""
     component, row = near.T.nonzero(as_tuple=True)
     counts = torch.bincount(component, minlength=near.shape[1]).tolist()
     for number, rows in enumerate(torch.split(row, counts)):
@@ -229,7 +236,7 @@ def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def make_evaluator(posterior: Posterior) -> Callable[[Chunk], ChunkResponsibilities]:
-    """Return the cheaper of both ways to evaluate the components of a posterior on a chunk."""
+    """Return the cheaper way to evaluate a posterior on a chunk."""
     lookup = AliveComponents.of(posterior)
     if posterior.prior.kind == "full" and posterior.prior.dim >= LEAST_DIM:
         return Screening.of(lookup).ask

@@ -49,9 +49,10 @@ def learn_prior(posterior: Posterior) -> Prior:
 
 
 def _degrees_of_freedom(posterior: Posterior, filled: Tensor, typical_log_determinant: float) -> float:
-    """Return the nu of highest expected log Wishart density of the components' precisions, with a fitted scale.
+    """Return the nu of highest expected log Wishart density.
 
-    Wishart(nu, W) with nu W = P, the mean of all expected precisions.
+    The density is of the components' precisions, with a fitted scale. Wishart(nu, W) with nu W = P, the mean of all
+    expected precisions.
     """
     dim, degrees = posterior.prior.dim, posterior.degrees_of_freedom[filled]
     tried = dim - 1 + torch.logspace(0, math.log10(_MOST * dim + 1), _TRIED, dtype=torch.float64, device=degrees.device)
@@ -68,7 +69,10 @@ def _summed_digamma(degrees: Tensor, dim: int) -> Tensor:
 
 
 def _kept(typical: Tensor, prior: Prior) -> Tensor:
-    """Return the inverse of the typical precision (d, d), in the shape of the covariance type."""
+    """Return the inverse of the typical precision (d, d).
+
+    It has the shape of the covariance type.
+    """
     if prior.kind == "full":
         inverse: Tensor = torch.linalg.inv(typical)
         return (inverse + inverse.mT) / 2

@@ -29,10 +29,10 @@ _CHUNK_ON_GPU = 65_536
 
 
 class DirichletProcessMixture:
-    """A Dirichlet-process mixture of Gaussians, optionally with categorical factors, fitted by variational Bayes.
+    """A Dirichlet-process mixture of Gaussians, fitted by variational Bayes.
 
-    Parameters shared with scikit-learn's BayesianGaussianMixture have the same meaning, and with `moves=False,
-    blocks=1` every iteration gives the same result as there. New parameters:
+    It may have categorical factors. Parameters shared with scikit-learn's BayesianGaussianMixture have the same
+    meaning, and with `moves=False, blocks=1` every iteration gives the same result as there. New parameters:
 
     `category_concentration` is that of the Dirichlet prior of each categorical factor: below 1, components that mix
     values are unlikely. `moves` merges, splits and sorts components, which finds a higher bound. `learn_prior` learns
@@ -106,12 +106,12 @@ class DirichletProcessMixture:
         responsibilities: Array | None = None,
         check: Callable[[float], None] = lambda _: None,
     ) -> "DirichletProcessMixture":
-        """Fit points (n, d): an array or an object sliced like one, such as a memory map of any length.
+        """Fit points (n, d).
 
-        `categories` are arrays (n,) of class ids, one for each factor; `category_sizes` is the number of classes of
-        each, when there may be more than occur here. `responsibilities` (n, K) are the start, in place of
-        `init_params`. `check` is called with the bound after every pass over the data, and may raise to stop. Raises
-        ValueError for invalid data or parameters.
+        An array or an object sliced like one, such as a memory map of any length. `categories` are arrays (n,) of class
+        ids, one for each factor; `category_sizes` is the number of classes of each, when there may be more than occur
+        here. `responsibilities` (n, K) are the start, in place of `init_params`. `check` is called with the bound after
+        every pass over the data, and may raise to stop. Raises ValueError for invalid data or parameters.
         """
         reducer, ascent = self._reducer(), EMLoop(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
         points = self._points(X, categories, category_sizes, reducer)
@@ -290,7 +290,10 @@ class DirichletProcessMixture:
         self.converged_, self.n_features_in_ = state.converged, dim
 
     def _asked(self, X: Rows, categories: Sequence[Array], of: Callable[[Tensor], Tensor]) -> Array:
-        """Return a function of the expected log joints (b, K) of every chunk, for all points (n, ...)."""
+        """Return a function of every chunk's log joints, for all points.
+
+        The expected log joints are (b, K), the result (n, ...).
+        """
         if not hasattr(self, "_posterior"):
             raise NotFittedError("this mixture is not fitted yet: call fit first")
         if len(X.shape) != 2 or X.shape[1] != self.n_features_in_:

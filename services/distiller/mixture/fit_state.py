@@ -33,7 +33,7 @@ class FitState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The data of a fit, and the threads and processes that compute it."""
+    """The data of a fit, and the threads and processes that compute."""
 
     points: Points
     prior: Prior
@@ -45,18 +45,21 @@ class Fit:
     check: Callable[[float], None]
 
     def begin(self, blocks: list[Sums]) -> FitState:
-        """Return the state that follows from the sums of initial responsibilities, block by block."""
+        """Return the state after initial responsibilities, given by block sums."""
         total = Sums.total(blocks)
         posterior = Posterior.of(total, self.prior)
         return FitState(posterior=posterior, blocks=blocks, bound=posterior.bound(total))
 
     def expect(self, posterior: Posterior, rows: slice | None = None) -> Sums:
-        """Return the sums of some or all rows of every process under a posterior."""
+        """Return the sums of rows of every process under a posterior.
+
+        Without `rows`, those of all rows.
+        """
         ask = make_evaluator(posterior)
         return self.sum_up(lambda chunk: ask(chunk).sums, rows)
 
     def sum_up(self, work: Callable[..., Sums], rows: slice | None = None) -> Sums:
-        """Return the total of `work` over the chunks of some rows, over all processes."""
+        """Return the total of `work` over chunks and processes."""
         total = Sums.total(self.reducer.each(work, self.points.makers(rows)))
         return total.of(self.reducer.total(total.parts()))
 

@@ -92,7 +92,10 @@ def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_weighted(weight: Tensor, generator: torch.Generator) -> int:
-    """Draw a position with probability proportional to weights (n,), by a CPU generator on any device."""
+    """Draw a position with probability proportional to weights (n,).
+
+    The generator is on the CPU, for any device.
+    """
     draw = torch.rand(1, generator=generator, dtype=torch.float64).to(weight.device)
     cumulated = weight.cumsum(0)
     return int(torch.searchsorted(cumulated, draw * cumulated[-1]).clamp_max(len(weight) - 1))

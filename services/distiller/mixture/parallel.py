@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class Reducer:
-    """Threads that take one chunk each, and processes of a torch.distributed group, which hold rows each.
+    """Threads for chunks, and torch.distributed processes for rows.
 
     One chunk for each thread is faster than threads that share a product, which wait for each other at every one; on
     shared cores the slowest is late. Results are added in the order of the chunks, so the number of threads changes no
@@ -41,7 +41,10 @@ class Reducer:
             torch.set_num_threads(before)
 
     def each(self, work: Callable[[C], R], chunks: Iterable[Callable[[], C]]) -> Iterator[R]:
-        """Yield the result of `work` for every chunk, in order, a few chunks ahead."""
+        """Yield the result of `work` for every chunk, in order.
+
+        Threads work a few chunks ahead.
+        """
         tasks = (partial(_worked, work, chunk) for chunk in chunks)
         return prefetch(tasks, self._pool.submit, ahead=self.threads)
 

@@ -1,8 +1,8 @@
-"""The variational posterior of a Dirichlet-process mixture, a function of sums over the data, and its bound.
+"""The variational posterior of a Dirichlet-process mixture, and its bound.
 
-Blei and Jordan, Variational inference for Dirichlet process mixtures (Bayesian Analysis 2006), with the
-Gaussian-Wishart components of Bishop, Pattern Recognition and Machine Learning (2006), 10.2; constants are dropped from
-the bound as in scikit-learn, so that both can be compared.
+Both are functions of sums over the data. Blei and Jordan, Variational inference for Dirichlet process mixtures
+(Bayesian Analysis 2006), with the Gaussian-Wishart components of Bishop, Pattern Recognition and Machine Learning
+(2006), 10.2; constants are dropped from the bound as in scikit-learn, so that both can be compared.
 """
 
 import math
@@ -168,7 +168,10 @@ class Posterior:
         return weights / weights.sum()
 
     def constant(self) -> Tensor:
-        """Return the part of a point's expected log density that depends on the component alone, (K,)."""
+        """Return the constant part (K,) of a point's expected log density.
+
+        It depends on the component alone.
+        """
         dim, degrees = self.prior.dim, self.degrees_of_freedom
         divided = 0.5 * (degrees[..., None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
         log_lambda = dim * math.log(2.0) + torch.digamma(divided).sum(dim=-1)
@@ -191,7 +194,10 @@ class Posterior:
         return categories - log_wishart_norm(self) - 0.5 * self.prior.dim * self.mean_precision.log()
 
     def bound(self, sums: Sums) -> float:
-        """Return the lower bound of the log evidence, up to a constant, for the sums behind this posterior."""
+        """Return the lower bound of the log evidence, up to a constant.
+
+        It is for the sums behind this posterior.
+        """
         first, second = self.concentration
         if self.prior.process:
             weights = _log_beta(first, second).sum()
@@ -231,7 +237,10 @@ def _log_category(count: Tensor, prior: Prior) -> Tensor:
 
 
 def _log_dirichlet(count: Tensor, prior: Prior) -> Tensor:
-    """Return each component's contribution (K,) of the counts (c, K) of one factor to the bound; 0 without any."""
+    """Return each component's share (K,) of one factor's bound.
+
+    Counts are (c, K); 0 without any.
+    """
     size, gamma = len(count), prior.category_concentration
     raised = (torch.lgamma(gamma + count) - math.lgamma(gamma)).sum(dim=0)
     return raised - torch.lgamma(size * gamma + count.sum(dim=0)) + math.lgamma(size * gamma)

@@ -21,7 +21,10 @@ _NEIGHBOURS = 6
 
 
 def merge(fit: Fit, state: FitState) -> bool:
-    """Pass over the data once, and merge pairs of components that raise the bound; return whether there were any."""
+    """Pass over the data once, and merge pairs that raise the bound.
+
+    Returns whether there were any.
+    """
     pairs = _candidates(state)
     overlaps = torch.zeros(len(fit.blocks), len(pairs), dtype=torch.float64, device=pairs.device)
     ask = make_evaluator(state.posterior)

@@ -68,7 +68,10 @@ class _Parent:
 
 
 def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
-    """Return the components, with their points among a sample taken evenly from all processes."""
+    """Return the components, with their points among a sample.
+
+    The sample is taken evenly from all processes.
+    """
     few = fit.points.strided(max(fit.count // _SAMPLE, 1))
     ask, alive = make_evaluator(posterior), alive_components(posterior)
 
@@ -117,7 +120,7 @@ class _Inside:
         return self._summed(share)
 
     def expected(self, posterior: Posterior) -> tuple[Sums, Tensor]:
-        """Return the result of `_summed` for responsibilities under a posterior of all sub-clusters."""
+        """Return the result of `_summed` for a posterior of all sub-clusters."""
         coefficients = posterior.coefficients()
 
         def share(parent: _Parent, features: Tensor, pair: slice) -> Tensor:
@@ -130,9 +133,10 @@ class _Inside:
         return self._summed(share)
 
     def _summed(self, share_of: Callable[[_Parent, Tensor, slice], Tensor]) -> tuple[Sums, Tensor]:
-        """Return the sums of all sub-clusters, and the entropy of every parent's responsibilities, (p,).
+        """Return the sums of all sub-clusters, and the entropies (p,).
 
-        `share_of` maps a parent, its features (m, f) and the position of its sub-clusters to responsibilities (m, 2).
+        The entropies are of every parent's responsibilities. `share_of` maps a parent, its features (m, f) and the
+        position of its sub-clusters to responsibilities (m, 2).
         """
 
         def work(numbered: tuple[int, _Parent]) -> tuple[Sums, Tensor]:
@@ -162,7 +166,10 @@ class _Inside:
 
 
 def _fit_from_cut(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[DividedComponent]:
-    """Return the sub-clusters of every parent after a few iterations from a cut, where two remain."""
+    """Return every parent's sub-clusters a few iterations after a cut.
+
+    Only parents with two remaining sub-clusters have any.
+    """
     sums, entropy = inside.begun(cut, generator)
     for _ in range(_ITERATIONS):
         sums, entropy = inside.expected(Posterior.of(sums, inside.prior))
@@ -179,7 +186,10 @@ def _fit_from_cut(inside: _Inside, cut: Cut, generator: torch.Generator) -> list
 
 
 def _gain(children: Sums, prior: Prior) -> Tensor:
-    """Return the approximate change of the bound (p,) when sub-clusters replace their parents, without the entropy."""
+    """Return the approximate change (p,) of the bound by splits.
+
+    The entropy is left out.
+    """
     first, second = (children.take(torch.arange(begin, len(children.count), 2)) for begin in (0, 1))
     whole = first.of([a + b for a, b in zip(first.parts(), second.parts(), strict=True)])
     counts = torch.stack([first.count, second.count])

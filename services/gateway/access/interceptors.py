@@ -120,7 +120,10 @@ class RateLimits:
 
 
 class RateLimitInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls beyond the rate limits of their caller, before authentication, so that rejected calls count."""
+    """Refuses calls beyond the rate limits of their caller.
+
+    It runs before authentication, so that rejected calls count.
+    """
 
     def __init__(self, limits: RateLimits) -> None:
         self._limits = limits

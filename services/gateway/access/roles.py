@@ -106,7 +106,10 @@ _METHODS: Mapping[str, Role] = {
 
 
 def contract_roles(service: ServiceDescriptor) -> dict[str, Role]:
-    """Return the required role of each offered method of a service, by path, as the contract states it."""
+    """Return the required role of each offered method, by path.
+
+    The contract states it.
+    """
     roles = {method.name: method.GetOptions().Extensions[access_pb2.required_role] for method in service.methods}
     return {f"/{service.full_name}/{name}": role for name, role in roles.items() if role}
 

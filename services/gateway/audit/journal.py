@@ -72,7 +72,7 @@ _MOST_NAMES = 20
 
 
 class AuditInterceptor(grpc.aio.ServerInterceptor):
-    """Records each mutating call after it has ended and before it is answered."""
+    """Records each mutating call between its end and its answer."""
 
     def __init__(self, journal: AuditLog) -> None:
         self._journal = journal
@@ -161,7 +161,7 @@ def _event(method: str, names: list[str], context: Any, error: BaseException | N
 
 
 def _outcome(context: Any, error: BaseException | None) -> tuple[str, str]:
-    """Return the status code of a call, and the reason of its error."""
+    """Return the status code and the error's reason of a call."""
     if error is None:
         return "OK", ""
     if isinstance(error, asyncio.CancelledError | GeneratorExit):

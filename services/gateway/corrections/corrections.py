@@ -42,7 +42,7 @@ class Corrections:
         )
 
     async def create(self, run_name: str, config: correction_pb2.CorrectionConfig) -> correction_pb2.Correction:
-        """Start a correction of the champion, with the labelled regions of a run."""
+        """Start a correction of the champion with a run's labelled regions."""
         whole = complete(config)
         run = await self._runs.get(run_name)
         check_distilled(run)
@@ -184,5 +184,5 @@ def _ended(training: correction_pb2.Training) -> bool:
 
 
 def _model_key(correction: correction_pb2.Correction) -> str:
-    """Return the Redis key of the one correction of a model that is under way."""
+    """Return the Redis key of a model's correction under way."""
     return f"{KEY}correcting:{correction.model}"

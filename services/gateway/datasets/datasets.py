@@ -1,4 +1,4 @@
-"""Data sets: created from a file or a URL, and identified by content and seed."""
+"""Data sets from files and URLs, identified by content and seed."""
 
 import hashlib
 from typing import IO

@@ -22,10 +22,10 @@ _SILENCE_S = 60.0
 
 @contextmanager
 def downloaded(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
-    """Give the content of a URL as a seekable file, with its SHA-256 in hexadecimal.
+    """Give a URL's content as a seekable file, with its SHA-256.
 
-    Raises InvalidInput for a URL that cannot be read and for more than `max_bytes`, NotReady when the package for this
-    kind of URL is not installed, StoreFull when the temporary file does not fit on the disk.
+    The digest is hexadecimal. Raises InvalidInput for a URL that cannot be read and for more than `max_bytes`, NotReady
+    when the package for this kind of URL is not installed, StoreFull when the temporary file does not fit on the disk.
     """
     protocol = _protocol(uri)
     with scratch_file() as target:

@@ -83,7 +83,7 @@ class StreamProxy:
         self._memory = memory
 
     async def answer(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """Yield the answers to a stream of requests until both sides have ended it."""
+        """Yield a stream's answers until both sides have ended it."""
         call = self._method(timeout=context.time_remaining())
         answers: asyncio.Queue[bytes | None] = asyncio.Queue(_WAITING)
         tasks = [
@@ -261,7 +261,10 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return answer
 
     async def _canary(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
-        """Answer by the challenger, within half of the caller's deadline, and by the champion when it fails."""
+        """Answer by the challenger, or by the champion when it fails.
+
+        The challenger has half of the caller's deadline.
+        """
         left = context.time_remaining()
         try:
             return await self._timed(challenger, trial, "challenger", left and left / 2)

@@ -175,7 +175,10 @@ class RoutingTable:
             await asyncio.sleep(REFRESH_S)
 
     def show(self, running: Iterable[trial_pb2.Trial], *, since: float | None = None) -> None:
-        """Replace the trials under way, as of now or of a given time."""
+        """Replace the trials under way, as of a given time.
+
+        By default, as of now.
+        """
         self._known_at = time.monotonic() if since is None else since
         self._running = {names.last(names.parent(trial.name)): trial for trial in running}
 
@@ -227,5 +230,8 @@ def challenger_of(trial: trial_pb2.Trial) -> tuple[str, str]:
 
 
 def _draw(request_id: str) -> float:
-    """Return a number in [0, 1) that depends on the request id alone, so that a retry takes the same route."""
+    """Return a number in [0, 1) that depends on the id alone.
+
+    A retry therefore takes the same route.
+    """
     return zlib.crc32(request_id.encode()) / 2**32 if request_id else random.random()  # noqa: S311  # no secret

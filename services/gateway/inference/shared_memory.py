@@ -1,4 +1,4 @@
-"""Shared memory between callers of this host and Triton, registered through the gateway.
+"""Shared memory between local callers and Triton, registered through the gateway.
 
 All callers share one name space of regions, and Triton opens any shared-memory file that it is told of. Shared memory
 is therefore off by default, open to callers of this host only, and never to the services' own regions.
@@ -46,7 +46,7 @@ class SharedMemory:
         return _without_ours(kind, answer) if name == STATUS else answer
 
     def check(self, request: bytes, context: Any) -> None:
-        """Raise PermissionDenied when an inference request refers to memory that the caller may not use."""
+        """Raise PermissionDenied for a request that refers to forbidden memory."""
         if not may_refer_to_memory(request):
             return
         asked: Any = _parsed("ModelInferRequest", request)
@@ -103,7 +103,7 @@ def _parsed(kind: str, data: bytes) -> Message:
 
 
 def _check_theirs(request: Any) -> None:
-    """Raise PermissionDenied for a region, or the file of one, that belongs to the services."""
+    """Raise PermissionDenied for the services' own regions and their files."""
     _check_name(request.name)
     _check_name(getattr(request, "key", "").lstrip("/"))
 

@@ -73,7 +73,7 @@ class Models:
         return await asyncio.to_thread(self._catalog.verdict, name)
 
     async def roll_back(self, request: pb.RollbackModelRequest) -> release_pb2.Release:
-        """Give callers the previous version, and retire the candidates of the one that goes."""
+        """Give callers the previous version, and retire present candidates."""
         restore = corrector_service_pb2.RestorePreviousRequest(
             model=request.model, actor=request.actor, reason=request.reason, request_id=request.request_id
         )

@@ -1,4 +1,4 @@
-"""Alert runs: searches on the captured images of a region that an alert is about."""
+"""Alert runs: searches on captured images of an alert's region."""
 
 import asyncio
 import hashlib
@@ -35,7 +35,10 @@ class Period:
         return self.since < moment <= self.until
 
     def may_hold(self, hour: str) -> bool:
-        """Return whether observations of an hour can have been answered and scored in this period."""
+        """Return whether observations of an hour may belong to this period.
+
+        They must have been answered and scored in it.
+        """
         return self.since.strftime(HOUR) <= names.last(hour) <= self.until.strftime(HOUR)
 
 
@@ -55,7 +58,10 @@ class CapturedImages:
 
 
 def captured_images(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[CapturedImages]:
-    """Yield the images of a period that fall in the region of this index, batch by batch."""
+    """Yield the images of a period in one region, by batch.
+
+    The region is given by its index.
+    """
     return [
         found
         for hour in store.keys(keys.observed_hours(model_name))
@@ -129,7 +135,10 @@ class AlertRuns:
         return run
 
     def _config(self, alert: monitor_pb2.Alert) -> run_pb2.RunConfig:
-        """Return the configuration of the guard's run, for other images and the present champion."""
+        """Return the guard's run configuration for other images.
+
+        The present champion is searched.
+        """
         cause = self._cause(alert)
         images = captured_images(self._store, cause.model.name, cause.region, self._period(alert, cause.guard))
         if not images:
@@ -178,7 +187,10 @@ class AlertRuns:
         return Period(since=max(begins), until=alert.create_time.ToDatetime(UTC))
 
     def _dataset(self, base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
-        """Return the name of a data set whose searched split are these images; create it on the first call."""
+        """Return the name of a data set with these searched images.
+
+        It is created on the first call.
+        """
         base = self._catalog.dataset(base_name)
         name = names.dataset(_digest(base_name, cause, images))
         if self._store.exists(keys.dataset(name)):
@@ -202,7 +214,7 @@ class AlertRuns:
         return name
 
     def _give_vae(self, before: run_pb2.RunConfig, vae: run_pb2.VaeConfig) -> None:
-        """Give a run the VAE of another run, as if a user had uploaded both halves."""
+        """Give a run another run's VAE, as if a user had uploaded it."""
         if vae.encoder_digest:
             return
         for field, part in _VAE_PARTS.items():
@@ -239,7 +251,10 @@ def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> 
 
 
 def _describe_like(base: dataset_pb2.Dataset, model: model_pb2.Model, label: str) -> tuple[dataset_pb2.Dataset, int]:
-    """Return a description like another data set's that has the label, and the label's stored value."""
+    """Return a data set's description with another label.
+
+    Also returns the stored value of the label.
+    """
     made = dataset_pb2.Dataset()
     made.CopyFrom(base)
     made.create_time.GetCurrentTime()

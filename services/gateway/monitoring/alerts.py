@@ -1,4 +1,4 @@
-"""Alerts: kept in the store, streamed to watchers at every gateway, posted to webhooks."""
+"""Alerts: stored, streamed to watchers, posted to webhooks."""
 
 import asyncio
 import uuid
@@ -168,5 +168,5 @@ class Alerts:
 
 
 def alert_name(model_name: str, alert: monitor_pb2.Alert, unique: str) -> str:
-    """Return a name for an alert that sorts by the time of the alert."""
+    """Return an alert's name, which sorts by time."""
     return f"{model_name}/alerts/{alert.create_time.ToDatetime(UTC):%Y%m%dT%H%M%S.%f}-{unique}"

@@ -81,7 +81,7 @@ def _check_size(count: int, size: int) -> None:
 
 
 def check_batch(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> None:
-    """Raise InvalidInput that names the first observation which does not fit the model."""
+    """Raise InvalidInput that names the first invalid observation."""
     seen: set[str] = set()
     for number, observation in enumerate(observations):
         fault = _fault(observation, model)

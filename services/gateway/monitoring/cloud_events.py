@@ -188,7 +188,7 @@ def _scores(data: Mapping[str, Any], model: model_pb2.Model) -> list[monitor_pb2
 
 
 def _tensor(data: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
-    """Return the tensor of a name, or the only tensor whatever its name."""
+    """Return the tensor of a name, or the only tensor."""
     tensors = data.get(side)
     if not isinstance(tensors, list) or not all(isinstance(one, dict) for one in tensors):
         raise InvalidInput(

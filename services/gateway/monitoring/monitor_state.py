@@ -91,7 +91,10 @@ class ScoredBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceProfile:
-    """Statistics of a guard's reference images, as the distiller stores them, and the names behind their columns."""
+    """Statistics of a guard's reference images, and their column names.
+
+    The distiller stores them.
+    """
 
     guard: guard_pb2.Guard
     classes: Sequence[str]
@@ -195,7 +198,10 @@ def _paths(
 def _unsilenced(
     state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", profile: ReferenceProfile
 ) -> Array:
-    """Return 1 for subjects that may raise an alert, 0 for silenced ones, (k,)."""
+    """Return 1 for subjects that may raise an alert, else 0.
+
+    Silenced subjects may not; (k,).
+    """
     silent = [state.silent_until.get(f"{kind} {subject}", 0) > state.total for subject in _subjects(kind, profile)]
     return 1.0 - np.array(silent)
 

@@ -35,7 +35,7 @@ State = monitor_pb2.MonitorState
 
 @dataclass(frozen=True, kw_only=True)
 class _ScoredFold:
-    """A scored batch, with the reference profile of the guard that scored it."""
+    """A scored batch, with its guard's reference profile."""
 
     batch: str
     seen: ScoredBatch

@@ -87,7 +87,10 @@ class ObservationIndex:
         return token, [ids[row] for row in own]
 
     async def check(self, batch: str, token: str) -> None:
-        """Raise Conflict when storing took so long that another gateway may have claimed the same observations."""
+        """Raise Conflict when the claim of a storing gateway has lapsed.
+
+        Another gateway may have claimed the same observations.
+        """
         if await self._redis.get(_lease_key(batch)) != token.encode():
             raise Conflict(
                 f"batch {names.last(batch)!r} is being stored elsewhere; ask again", reason="BATCH_UNDER_WAY"
@@ -112,12 +115,12 @@ class ObservationIndex:
                 return
 
     async def abandoned(self) -> Sequence[str]:
-        """Return the batches whose storing began long ago and which were never handed on."""
+        """Return batches whose storing began long ago and never ended."""
         found = await self._redis.zrangebyscore(_UNFINISHED, "-inf", time.time() - LEASE_S)
         return [batch.decode() for batch in found]
 
     async def forget(self, batch: str) -> None:
-        """Drop a batch that was never stored, so that it can be reported again."""
+        """Drop an unstored batch, so that it can be reported again."""
         await self._redis.zrem(_UNFINISHED, batch)
 
     async def find(self, model_name: str, ids: Sequence[str], *, deleted: bool = False) -> dict[str, list[str]]:
@@ -136,7 +139,10 @@ class ObservationIndex:
         return found
 
     async def mark_deleted(self, batch: str, ids: Sequence[str], kept: timedelta) -> None:
-        """Mark observations of a batch as deleted, so that no late report restores them."""
+        """Mark observations of a batch as deleted.
+
+        No late report restores them.
+        """
         async with self._redis.pipeline(transaction=True) as pipe:
             for one in ids:
                 pipe.set(_id_key(batch, one), f"{_DELETED}{batch}", ex=kept + _LONGER)

@@ -58,7 +58,7 @@ class BatchReports:
         return await self._finish(subject, place)
 
     async def run(self) -> None:
-        """Hand on batches of gateways that died before they did, until the task is cancelled."""
+        """Hand on batches of dead gateways, until the task is cancelled."""
         while True:
             try:
                 await self.finish_abandoned()
@@ -96,7 +96,7 @@ class BatchReports:
         return await asyncio.to_thread(self._store.exists, keys.batch_record(place))
 
     async def _check_same(self, batch: ReceivedBatch, place: str, model_name: str) -> None:
-        """Raise AlreadyExists when a stored batch differs from the batch that is reported under its id."""
+        """Raise AlreadyExists when a batch id was used for another batch."""
         stored, said = set(await asyncio.to_thread(self._ids, place)), {one.id for one in batch.observations}
         found = await self._index.find(model_name, list(said), deleted=True)
         # Reported observations that are missing belong to another batch, or were deleted: the index knows their owner.

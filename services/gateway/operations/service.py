@@ -132,9 +132,10 @@ class Operations:
             raise _unknown(name) from error
 
     async def list(self, parent: str, wanted: str, cursor: Cursor) -> Page[Operation]:
-        """Return one page of the operations of a run, of all runs or of a model, filtered.
+        """Return one page of filtered operations.
 
-        Runs come newest first, each with its search before its corrections; corrections and releases come oldest first.
+        They are those of a run, of all runs or of a model. Runs come newest first, each with its search before its
+        corrections; corrections and releases come oldest first.
         """
         if parent in _EVERYWHERE:
             found = self._of_all(cursor.after)
@@ -145,7 +146,10 @@ class Operations:
         return await cursor.page_of(self._filtered(found, _filter(wanted)))
 
     async def wait(self, name: str, timeout_s: float | None) -> Operation:
-        """Return an operation once it has ended, or after `timeout_s` seconds in its present state."""
+        """Return an operation once it has ended, or after `timeout_s`.
+
+        It is returned in its present state; the timeout is in seconds.
+        """
         end = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         operation, source = await self.get(name), await self._source(name)
         with suppress(TimeoutError):

@@ -65,7 +65,10 @@ class EventConsumer:
         await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery))
 
     async def _when_possible(self, act: Fold, event: work_pb2.Event, delivery: Delivery) -> None:
-        """Store or fold an event, and retry while the store is full or away, or Redis is away."""
+        """Store or fold an event, and retry while a dependency is away.
+
+        Redis is away, or the store is away or full.
+        """
         while True:
             try:
                 await retry_while_redis_is_away(lambda: act(event))
@@ -113,7 +116,7 @@ def _event_key(event: work_pb2.Event) -> str | None:
 
 
 def _occurrence(event: work_pb2.Event) -> str:
-    """Return the part of an event's key that distinguishes events of the same kind."""
+    """Return a key part that distinguishes events of one kind."""
     if event.HasField("shard_identified"):
         return f"-{event.shard_identified.round:03d}-{event.shard_identified.shard:05d}"
     if event.HasField("round_planned"):

@@ -52,12 +52,15 @@ class Claim:
         return f"{self.key}:held"
 
     async def check(self, redis: Any) -> None:
-        """Raise Conflict when this gateway was silent for so long that another one took the request over."""
+        """Raise Conflict when another gateway took the request over.
+
+        It does so after a long silence of this one.
+        """
         if await redis.get(self.held_key) != self.holder.encode():
             raise Conflict(f"request {self.request_id!r} is carried out elsewhere; ask again", reason="REQUEST_TAKEN")
 
     def note(self, pipe: Any, record: Message) -> None:
-        """Add the mark that this request created a record to the transaction that writes it."""
+        """Add the mark of this request to a record's transaction."""
         made = Any_()
         made.Pack(record)
         pipe.hset(self.key, "made", made.SerializeToString())
@@ -141,7 +144,7 @@ class IdempotentRequests:
 
     @asynccontextmanager
     async def _renew_lease(self, claim: Claim) -> AsyncIterator[None]:
-        """Renew the lease of a request while the block runs, and release it afterwards."""
+        """Renew a request's lease while the block runs, then release it."""
         living = asyncio.create_task(self._live(claim))
         try:
             yield
@@ -169,7 +172,7 @@ def _answer(known: dict[bytes, bytes], kind: type[A]) -> A | None:
 
 
 def _of_record(known: dict[bytes, bytes], kind: type[A]) -> A | None:
-    """Return the answer of a request whose gateway died after writing the record, when the record is the answer."""
+    """Return a dead gateway's answer when the written record is it."""
     made = Any_.FromString(known.get(b"made", b""))
     fields: Any = kind.DESCRIPTOR.fields
     for field in fields:

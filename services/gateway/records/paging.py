@@ -80,7 +80,10 @@ class Cursor:
         return Page(entries=entries, next_page_token="")
 
     async def page_of(self, placed: AsyncGenerator[Placed[M], None]) -> Page[M]:
-        """Return one page of entries that are read one by one, reading no more than needed."""
+        """Return one page of a stream of entries.
+
+        No more entries are read than needed.
+        """
         found: list[Placed[M]] = []
         async with aclosing(placed) as entries:
             async for entry in entries:

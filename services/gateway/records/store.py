@@ -88,7 +88,10 @@ class RecordStore(Generic[R]):
     async def after(
         self, parent: str, position: Position, *, newest_first: bool = False
     ) -> AsyncGenerator[Placed[R], None]:
-        """Yield the records of a parent after a position, each with its own position; all of them for an empty one."""
+        """Yield the records of a parent after a position.
+
+        Each comes with its own position; an empty position yields all.
+        """
         while records := await self._read_after(parent, position, newest_first=newest_first):
             for placed in records:
                 yield placed

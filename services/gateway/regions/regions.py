@@ -49,7 +49,7 @@ class AnnotationImages:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRegions:
-    """Names of regions annotated as invalid, and of regions labelled as their sources are."""
+    """Names of regions annotated as invalid, and as their sources' label."""
 
     invalid: Sequence[str]
     valid: Sequence[str]
@@ -63,14 +63,17 @@ class Regions:
         self._catalog = Catalog(store)
 
     def distillation(self, run: run_pb2.Run) -> region_pb2.Distillation:
-        """Return the annotated regions of a run, with parts of mixed ones, largest score first."""
+        """Return a run's annotated regions, with parts, by descending score."""
         found = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         del found.regions[:]
         found.regions.extend(self._catalog.regions(run.name))
         return found
 
     def page(self, run: run_pb2.Run, cursor: Cursor) -> tuple[Page[region_pb2.Region], region_pb2.GroupCounts]:
-        """Return one page of the regions of a run, largest score first, and the counts of all its groups."""
+        """Return one page of a run's regions, and its group counts.
+
+        Regions come by descending score.
+        """
         found = self.distillation(run)
         placed = cursor.after_cursor(found.regions, lambda region: [-region.score, region.name])
         return cursor.page(placed), found.counts
@@ -92,10 +95,10 @@ class Regions:
         )
 
     def export(self, run: run_pb2.Run) -> bytes:
-        """Return a safetensors file with the arrays of all regions, and their records as JSON metadata.
+        """Return a safetensors file with all regions' arrays and records.
 
-        Annotations, and the parts that follow from them, are left out: the file is the same at every call, so that a
-        broken download can be resumed.
+        Records are JSON metadata. Annotations, and the parts that follow from them, are left out: the file is the same
+        at every call, so that a broken download can be resumed.
         """
         distillation = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         arrays = {
@@ -141,9 +144,10 @@ class Regions:
         ]
 
     def judged(self, run: run_pb2.Run) -> JudgedRegions:
-        """Return the regions whose latest annotation says whether their failures show their label.
+        """Return the regions whose annotation tells whether failures are valid.
 
-        A region with another label than its sources counts as neither: its images are valid, but not of their label.
+        Failures are valid when they show their label. A region with another label than its sources counts as neither:
+        its images are valid, but not of their label.
         """
         regions = self.distillation(run).regions
         return JudgedRegions(

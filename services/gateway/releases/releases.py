@@ -156,7 +156,7 @@ def error_of(publication: release_pb2.Publication) -> DefuseError:
 
 
 def _model_key(model: str) -> str:
-    """Return the Redis key of the one release of a model that is under way."""
+    """Return the Redis key of a model's release under way."""
     return f"{KEY}publishing:{model}"
 
 

@@ -1,4 +1,7 @@
-"""Runs: the configuration is checked once, the state is a fold over the events of the stages."""
+"""Runs: the state is a fold over the events of the stages.
+
+The configuration is checked once.
+"""
 
 import asyncio
 import math
@@ -37,7 +40,7 @@ class Runs:
         self.records: RecordStore[run_pb2.Run] = RecordStore(queue, run_pb2.Run, "runs", lambda run: run.state in ENDED)
 
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
-        """Start a run, after checking its configuration against model, data and served classifier."""
+        """Start a run, after checking configuration, data and served classifier."""
         name = names.run(names.check_id("run", run_id, field="run_id"))
         run = run_pb2.Run(
             name=name,

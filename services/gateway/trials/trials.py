@@ -31,7 +31,7 @@ Serve = Callable[[trial_pb2.Trial], Awaitable[tuple[str, int]]]
 
 
 class Trials:
-    """All trials; stored when they begin and end, and kept in Redis in between."""
+    """All trials; stored at begin and end, in Redis in between."""
 
     def __init__(self, queue: Queue, catalog_: Catalog, corrections: Corrections, serve: Serve) -> None:
         self._redis = queue.redis

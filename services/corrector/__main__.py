@@ -55,7 +55,7 @@ class CorrectorSettings(TransportSettings):
 
 
 def main() -> None:
-    """Serve; under torchrun the first process serves and the others train with it."""
+    """Serve; under torchrun, the first process serves and the others train."""
     settings = CorrectorSettings.load()
     limit_threads(settings.threads)
     process_group, device = torchrun_group(device_of(settings.device))

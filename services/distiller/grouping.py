@@ -258,7 +258,10 @@ def _merge_duplicates(
 
 
 def _duplicates_of(groups: dict[int, Group], number: int) -> Iterator[tuple[tuple[int, int], float]]:
-    """Yield the groups that equal one group, as pairs with it, and their overlaps."""
+    """Yield the groups that equal one group, and their overlaps.
+
+    Each is given as a pair with that group.
+    """
     one = groups[number]
     for other_number, other in groups.items():
         if other_number != number and (one.true_label, one.predicted_label) == (
@@ -310,20 +313,23 @@ def stability_of(
     bootstraps: int,
     check: Callable[[], None] = lambda: None,
 ) -> Array:
-    """Return the stability (g,) of each group over the failures it was fitted to, without `held_out` (m,)."""
+    """Return the stability (g,) of each group over its fitted failures.
+
+    Failures that are `held_out` (m,) were not fitted.
+    """
     usable = np.flatnonzero(held_out == 0)
     members = [np.searchsorted(usable, np.sort(group.members)) for group in grouping.groups]
     return bootstrap_stability(failures.take(usable), members, config, bootstraps=bootstraps, check=check)
 
 
 def _drawn(source: Array, generator: np.random.Generator) -> Array:
-    """Return the positions of the failures of sources that are drawn with replacement."""
+    """Return the positions of resampled sources' failures."""
     sources = np.unique(source)
     few = max(1, round(len(sources) * min(1.0, _MOST_FAILURES / len(source))))
     return np.flatnonzero(np.isin(source, generator.choice(sources, few)))
 
 
 def _most_alike(members: Array, labels: Array, sizes: Array) -> float:
-    """Return the largest Jaccard index of members with the failures of one label."""
+    """Return the largest Jaccard index of members with any label's failures."""
     found, shared = np.unique(labels[members], return_counts=True)
     return float((shared / (len(members) + sizes[found] - shared)).max())

@@ -192,10 +192,7 @@ def screening(
 
 
 def _posterior(x: Array, noise: Array, least: Array, pooled: Array) -> tuple[Array, Array]:
-    """Return mean and covariance of one class's posteriors.
-
-    The covariance is shrunk towards the pooled one.
-    """
+    """Return mean and covariance of one class's posteriors, shrunk to the pooled."""
     return x.mean(axis=0), shrunk_covariance(len(x) * _covariance(x, noise, least), len(x), pooled)
 
 
@@ -229,10 +226,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """A field of failures, and the kind of its bound.
-
-    A threshold is a lower or an upper bound.
-    """
+    """A field of failures, and whether its bound is lower or upper."""
 
     field: str
     threshold: str

@@ -222,7 +222,7 @@ async def report_queue_metrics(queue: Queue, streams: Collection[str]) -> None:
 
 
 def cancel_key(subject: str) -> str:
-    """Return the Redis key that cancels a run or correction while it exists."""
+    """Return the Redis key that cancels a run or correction."""
     return f"{KEY}cancelled:{subject}"
 
 

@@ -54,7 +54,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def naming_full_disk(
     where: str, what: str, *, remedy: str = "free space there; the work then continues"
 ) -> Iterator[None]:
-    """Turn the error of a full disk into StoreFull that names the place, the content and the remedy."""
+    """Turn a full disk into StoreFull.
+
+    The error names the place, the content and the remedy.
+    """
     try:
         yield
     except OSError as error:
@@ -81,9 +84,10 @@ def append_chunk(file: IO[bytes], chunk: bytes) -> None:
 
 
 class LocalCopies:
-    """Keeps the most recently used copies, at most `max_bytes` or one, in a temporary directory.
+    """Keeps the most recently used copies in a temporary directory.
 
-    Safe to use from several threads. Two concurrent requests for the same artifact may both fetch it.
+    At most `max_bytes`, or one copy. Safe to use from several threads. Two concurrent requests for the same artifact
+    may both fetch it.
     """
 
     def __init__(self, *, max_bytes: int) -> None:

@@ -159,10 +159,11 @@ class Classifier:
         self._client = client
 
     def submit(self, images: Any) -> "PendingLogits":
-        """Send images (n, c, h, w) in [0, 1], in as many requests as the model's batch size needs.
+        """Send images (n, c, h, w) in [0, 1].
 
-        Images are a numpy array or an object with DLPack support, such as a torch tensor on a CUDA device; they may be
-        changed once this returns. Waits while too many requests are in flight, from any caller.
+        They go in as many requests as the model's batch size needs. Images are a numpy array or an object with DLPack
+        support, such as a torch tensor on a CUDA device; they may be changed once this returns. Waits while too many
+        requests are in flight, from any caller.
         """
         limit = self.model.fixed_batch_size or self.model.max_batch_size
         parts = [self._request(images[begin : begin + limit]) for begin in range(0, len(images), limit)]

@@ -263,7 +263,10 @@ class Comparison:
 
 
 def _in_small_requests(ask: Callable[[Array], Array], images: Array) -> Array:
-    """Return the logits (n, k) of images, n may be 0, in small requests that let others pass."""
+    """Return the logits (n, k) of images, classified in small requests.
+
+    n may be 0; other requests pass in between.
+    """
     return np.concatenate([ask(images[begin : begin + _FEW]) for begin in range(0, max(1, len(images)), _FEW)])
 
 

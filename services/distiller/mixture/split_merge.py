@@ -73,7 +73,10 @@ def _candidates(state: FitState) -> Tensor:
 
 
 def _gain(sums: Sums, pairs: Tensor, posterior: Posterior) -> Tensor:
-    """Return the approximate change of the bound when pairs (p, 2) without shared points are merged, (p,)."""
+    """Return the approximate change (p,) of the bound by merging pairs.
+
+    Pairs (p, 2) share no point.
+    """
     both = sums.take(pairs[:, 0])
     other = sums.take(pairs[:, 1])
     merged = replace(
@@ -99,7 +102,10 @@ def _overlap(responsibility: Tensor, columns: Tensor) -> Tensor:
 
 
 def _merge_greedily(state: FitState, pairs: Tensor, overlaps: Tensor) -> bool:
-    """Merge pairs, the most rewarding first, each component once, as long as the bound rises."""
+    """Merge pairs, the most rewarding first, while the bound rises.
+
+    Each component is merged once.
+    """
     prior = state.posterior.prior
     total = state.sums
     posterior = Posterior.of(total, prior)
@@ -175,7 +181,10 @@ def _try_splits(fit: Fit, state: FitState, divided: list[DividedComponent]) -> b
 
 
 def _divided(sums: Sums, found: list[DividedComponent]) -> Sums:
-    """Return sums in which one sub-cluster replaces its component and the other an empty component."""
+    """Return sums in which sub-clusters replace their components.
+
+    One replaces its component, the other an empty component.
+    """
     features, categories = sums.features.clone(), [category.clone() for category in sums.categories]
     empty = (sums.count < FILLED).nonzero()[:, 0].tolist()
     for divided, other in zip(found, empty, strict=False):

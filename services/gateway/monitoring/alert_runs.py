@@ -214,7 +214,7 @@ class AlertRuns:
         return name
 
     def _give_vae(self, before: run_pb2.RunConfig, vae: run_pb2.VaeConfig) -> None:
-        """Give a run another run's VAE, as if a user had uploaded it."""
+        """Give a run another run's VAE, as if uploaded by a user."""
         if vae.encoder_digest:
             return
         for field, part in _VAE_PARTS.items():

@@ -11,15 +11,26 @@ INSTALLED := $(VENV)/installed
 demo: $(INSTALLED)
 	$(BIN)/python -m services.demo $(DATA) --report demo-report
 
-test: lint unit contract scenario
+# Everything that needs nothing but pip: all parts run to the end, whatever fails, and a summary names their results.
+test: $(INSTALLED)
+	$(BIN)/python -m tests.suites
 
-lint: $(INSTALLED)
+LINTERS := lint-format lint-style lint-types lint-imports lint-dockerfile lint-protos lint-released
+.PHONY: $(LINTERS)
+lint: $(LINTERS)
+lint-format: $(INSTALLED)
 	$(BIN)/ruff format --check .
+lint-style: $(INSTALLED)
 	$(BIN)/ruff check .
+lint-types: $(INSTALLED)
 	$(BIN)/mypy
+lint-imports: $(INSTALLED)
 	$(BIN)/lint-imports
+lint-dockerfile: $(INSTALLED)
 	$(BIN)/hadolint deploy/Dockerfile
+lint-protos: $(INSTALLED)
 	cd protos && ../$(BIN)/buf lint
+lint-released: $(INSTALLED)
 	cd protos && ../$(BIN)/buf breaking --against released.binpb
 
 # With each release: the contract that the next one may only add to, until the package is `defuse.v2`.

@@ -1,0 +1,108 @@
+"""The parts of `make test`: all run to the end, whatever fails, and a summary names the result of each."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# How far the parts in the background give way to the one in the foreground, which mostly waits for servers.
+_NICENESS = 10
+_LEFT_OUT = (
+    "tests/more, which needs Debian packages: `make test-more`",
+    "a CUDA device, where this machine has none: the same `make test` on a machine with one",
+    "images and Compose on a Docker engine: `docker compose up --detach --wait && docker compose run --rm demo`",
+)
+
+
+@dataclass(kw_only=True)
+class Part:
+    """One target of the Makefile, and its result."""
+
+    name: str
+    report: Path
+    status: int | None = None
+    seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    skips: Counter[str] = field(default_factory=Counter)
+
+    def run(self, *, log: Path | None = None) -> None:
+        """Run the target; in the background if it has a log to write to."""
+        options = f"{os.environ.get('PYTEST', '')} --junitxml={self.report}".strip()
+        command = ["make", "--no-print-directory", "--keep-going", self.name, f"PYTEST={options}"]
+        begin = time.monotonic()
+        if log:
+            with log.open("w") as file:
+                self.status = subprocess.call(["nice", "-n", str(_NICENESS), *command], stdout=file, stderr=file)
+        else:
+            self.status = subprocess.call(command)
+        self.seconds = time.monotonic() - begin
+        self._read_report()
+
+    def _read_report(self) -> None:
+        if not self.report.exists():
+            return
+        for case in ET.parse(self.report).getroot().iter("testcase"):
+            outcomes = {child.tag: child for child in case if child.tag in {"failure", "error", "skipped"}}
+            for tag in outcomes or {"passed": None}:
+                self.counts[tag] += 1
+            if {"failure", "error"} & set(outcomes):
+                self.failures.append(f"{case.get('classname')}::{case.get('name')}")
+            if "skipped" in outcomes:
+                self.skips[outcomes["skipped"].get("message") or ""] += 1
+
+    @property
+    def line(self) -> str:
+        counts = ", ".join(f"{self.counts[tag]} {tag}" for tag in ("failure", "error", "passed", "skipped"))
+        result = "passed" if self.status == 0 else "FAILED"
+        return f"{self.name:10}{result:8}{self.seconds:6.0f} s  {counts if self.counts else ''}".rstrip()
+
+
+def main() -> int:
+    """Run linters and unit tests beside the contract tests, then the scenarios; return the exit status."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        parts = [Part(name=name, report=directory / f"{name}.xml") for name in ("lint", "unit", "contract", "scenario")]
+        *background, contract, scenario = parts
+        logs = {part.name: directory / f"{part.name}.log" for part in background}
+        thread = threading.Thread(target=lambda: [part.run(log=logs[part.name]) for part in background])
+        thread.start()
+        contract.run()
+        thread.join()
+        for part in background:
+            _say(f"\n==== {part.name} ====\n{logs[part.name].read_text(errors='replace')}")
+        scenario.run()
+        _say(_summary(parts, time.monotonic() - begin))
+    return int(any(part.status != 0 for part in parts))
+
+
+def _summary(parts: Sequence[Part], seconds: float) -> str:
+    skips = [f"{part.name}: {count} skipped: {why}" for part in parts for why, count in part.skips.items()]
+    return "\n".join(
+        [
+            "\n==== summary ====",
+            *(part.line for part in parts),
+            f"{'all':10}{'passed' if all(part.status == 0 for part in parts) else 'FAILED':8}{seconds:6.0f} s",
+            *(f"FAILED {failure}" for part in parts for failure in part.failures),
+            *(f"FAILED {part.name}, see its output above" for part in parts if part.status and not part.failures),
+            "\nNot run:",
+            *(f"- {one}" for one in (*skips, *_LEFT_OUT)),
+        ]
+    )
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,11 +24,10 @@ from services.runtime.stack import StackSettings
 from services.runtime.system_shared_memory import DIRECTORY
 from services.runtime.transport import GRPC
 from services.runtime.triton_wheel import ensure_triton
-from tests.conftest import eventually
+from tests.conftest import PATIENCE_S, eventually
 from tests.onnx_files import build_onnx_classifier, declare
 
 Array = npt.NDArray[Any]
-READY_S = 120.0
 # Between answers to one image in different batches: on a GPU ONNX Runtime multiplies in TF32, of ten bits.
 _ROUNDING = 2e-2 if torch.cuda.is_available() else 1e-5
 TOLERANCE: dict[str, Any] = {"rtol": _ROUNDING, "atol": _ROUNDING}
@@ -77,7 +76,7 @@ class Served:
 
     def restart(self) -> None:
         self.server.child.restart()
-        self.server.child.wait_ready(time.monotonic() + READY_S)
+        self.server.child.wait_ready(time.monotonic() + PATIENCE_S)
 
     def put(self, name: str, file: bytes, classes: Sequence[str]) -> model_pb2.Model:
         """Serve a file as version 1."""
@@ -98,7 +97,7 @@ def running_triton(root: Path) -> Iterator[Server]:
     wheel = ensure_triton(StackSettings().cache.expanduser(), print)
     server = start_triton(wheel, repository=root / "models", backends=root / "backends", log=root / "triton.log")
     try:
-        server.child.wait_ready(time.monotonic() + READY_S)
+        server.child.wait_ready(time.monotonic() + PATIENCE_S)
         yield server
     finally:
         server.child.stop(grace_s=30)

@@ -21,7 +21,6 @@ _LOG_TAIL = 15
 _PORTS = range(15_000, 30_000)
 # Where the search begins depends on the process, so that those that start together seldom ask for the same port.
 _PORTS_OF_PROCESS = 64
-_RESERVATIONS: list[socket.socket] = []
 
 
 @dataclass(kw_only=True)
@@ -96,7 +95,7 @@ class Child:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and keep it from other callers until this process ends."""
+    """Return a port that nobody listens on, and keep it from other callers as long as this process lives."""
     count = len(_PORTS)
     for number in range(count):
         port = _PORTS[(os.getpid() * _PORTS_OF_PROCESS + number) % count]
@@ -108,6 +107,6 @@ def free_port() -> int:
         except OSError:
             reservation.close()
             continue
-        _RESERVATIONS.append(reservation)
+        reservation.detach()
         return port
     raise Unavailable(f"none of the ports {_PORTS.start} to {_PORTS.stop - 1} is free")

@@ -13,6 +13,8 @@ from tests.conftest import Stack
 from tests.planted import CLASSES, TRUE, Planted, plant
 
 MODEL = "planted"
+# How long a run or a correction is awaited, on a machine that has other things to do.
+WAIT_S = 900.0
 # Small enough for two cores: the spot is wide, so a rough VAE finds it.
 SEARCH = ("--vae-epochs", "8", "--draws", "20")
 # About the longest first, and many short tests at the end: a worker takes its next file when two tests are left of what

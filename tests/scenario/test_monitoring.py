@@ -10,7 +10,7 @@ from defuse import Alert, Client, hooks
 
 from tests.conftest import Stack, eventually
 from tests.planted import TRUE, Planted
-from tests.scenario.conftest import SEARCH, register
+from tests.scenario.conftest import SEARCH, WAIT_S, register
 
 MODEL, RUN = "watched", "watched"
 RUN_LENGTH = 4_000
@@ -68,7 +68,7 @@ def test_traffic_that_drifts_into_a_known_region(stack: Stack, planted: Planted,
         [alert] = about_regions(client)
         assert alert.subject == f"runs/{RUN}/regions/r1"
         eventually(lambda: about_regions(client)[0].run)
-        run = client.wait_for_run(about_regions(client)[0].run, timeout_s=300)
+        run = client.wait_for_run(about_regions(client)[0].run, timeout_s=WAIT_S)
     counts = monitor.counts
     assert (counts.stored, counts.waiting, sum(counts.dropped.values())) == (CALM + 300, 0, 0)
     assert run.state == "succeeded", run.error

@@ -420,7 +420,7 @@ def test_a_challenger_that_takes_too_long_is_answered_by_the_champion(through_th
     triton.waiting = {CANDIDATE}
 
     async def ask(door: Door) -> Any:
-        return (await door.infer(client_timeout=4)).as_numpy("scores"), await door.counts(challenger_errors=1)
+        return (await door.infer(client_timeout=10)).as_numpy("scores"), await door.counts(challenger_errors=1)
 
     scores, counts = through_the_door(ask, triton, wanted(CANARY, share=1))
     np.testing.assert_array_equal(scores, SCORES["tiny"])
@@ -532,7 +532,7 @@ def test_scores_that_are_not_in_the_answer(through_the_door: Serve, raw: Sequenc
 
     async def ask(door: Door) -> Any:
         answer = (await door.infer()).get_response()
-        return answer, await asyncio.wait_for(door.counts(dropped=1), 5)
+        return answer, await door.counts(dropped=1)
 
     answer, counts = through_the_door(ask, triton, wanted(SHADOW, share=1))
     assert (list(answer.raw_output_contents), answer.outputs[0].datatype) == (list(raw), datatype)
@@ -548,7 +548,7 @@ def test_the_shadow_leaves_the_callers_memory_alone(through_the_door: Serve) -> 
         scores = InferRequestedOutput("scores")
         scores.set_shared_memory("callers", SCORES["tiny"].nbytes)
         await door.infer(outputs=[scores])
-        await asyncio.wait_for(door.counts(champion_requests=1, challenger_requests=0, dropped=1), 5)
+        await door.counts(champion_requests=1, challenger_requests=0, dropped=1)
 
     through_the_door(ask, triton, wanted(SHADOW, share=1))
     assert triton.asked == [("tiny", "")]

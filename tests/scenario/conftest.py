@@ -1,10 +1,14 @@
 """What the scenarios share: one planted classifier, served and searched once."""
 
+import fcntl
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from services.runtime.catalog import Catalog
 from services.runtime.groups import group
@@ -33,7 +37,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    return plant(tmp_path_factory.mktemp("planted"))
+    """Give what was planted, by whichever process of the session needed it first."""
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent
+    file = directory / "planted.pickle"
+    with (directory / "planted.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            (directory / "planted").mkdir(exist_ok=True)
+            file.write_bytes(pickle.dumps(_planted_on_all_cores(directory / "planted")))
+    found: Planted = pickle.loads(file.read_bytes())
+    return found
+
+
+def _planted_on_all_cores(directory: Path) -> Planted:
+    """Train while other processes of the session wait for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        return plant(directory)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

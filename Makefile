@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint released-contract unit contract scenario format clean
+.PHONY: demo test test-more lint released-contract unit contract scenario format clean
 
 # The main job on real images and real servers. DATA: class folders or an .npz; by default 5,000 handwritten digits.
 demo: $(INSTALLED)
@@ -14,6 +14,27 @@ demo: $(INSTALLED)
 # Everything that needs nothing but pip: all parts run to the end, whatever fails, and a summary names their results.
 test: $(INSTALLED)
 	$(BIN)/python -m tests.suites
+
+# Tests that need Debian packages or Node, and those that `make test` skips where openssl is missing. What is missing is
+# installed first; Prometheus is unpacked alone, so that no server starts.
+MORE := $(VENV)/more
+APT := $(if $(filter-out 0,$(shell id -u)),sudo )apt-get
+test-more: $(MORE)/installed
+	@failed=0; \
+	$(BIN)/python -m pytest tests/more -n 2 --dist loadfile $(PYTEST) || failed=1; \
+	$(BIN)/python -m pytest tests/contract -m openssl -n 2 --dist loadfile $(PYTEST) || failed=1; \
+	echo "Not run: what needs a CUDA device (make test, on a machine with one); images and Compose on a Docker engine" \
+	  "(docker compose up --detach --wait && docker compose run --rm demo)."; \
+	exit $$failed
+
+$(MORE)/installed: $(INSTALLED) tests/more/package.json tests/more/package-lock.json
+	which openssl node npm || { $(APT) update && $(APT) install --yes --no-install-recommends openssl nodejs npm; }
+	rm -rf $(MORE) && mkdir -p $(MORE)/node $(MORE)/debian
+	cd $(MORE)/debian && { apt-get download prometheus || { $(APT) update && apt-get download prometheus; }; }
+	dpkg-deb --extract $(MORE)/debian/prometheus_*.deb $(MORE)
+	cp tests/more/package.json tests/more/package-lock.json $(MORE)/node
+	cd $(MORE)/node && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
 
 LINTERS := lint-format lint-style lint-types lint-imports lint-dockerfile lint-protos lint-released
 .PHONY: $(LINTERS)

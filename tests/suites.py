@@ -15,7 +15,7 @@ from pathlib import Path
 # How far the parts in the background give way to the one in the foreground, which mostly waits for servers.
 _NICENESS = 10
 _LEFT_OUT = (
-    "tests/more, which needs Debian packages: `make test-more`",
+    "tests/more, which needs Debian packages and Node: `make test-more`",
     "a CUDA device, where this machine has none: the same `make test` on a machine with one",
     "images and Compose on a Docker engine: `docker compose up --detach --wait && docker compose run --rm demo`",
 )

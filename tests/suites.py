@@ -14,6 +14,8 @@ from pathlib import Path
 
 # How far the parts in the background give way to the one in the foreground, which mostly waits for servers.
 _NICENESS = 10
+# Elements of a report, and what they are called in the summary.
+_WORDS = {"failure": "failed", "error": "errors", "passed": "passed", "skipped": "skipped"}
 _LEFT_OUT = (
     "tests/more, which needs Debian packages and Node: `make test-more`",
     "a CUDA device, where this machine has none: the same `make test` on a machine with one",
@@ -60,9 +62,9 @@ class Part:
 
     @property
     def line(self) -> str:
-        counts = ", ".join(f"{self.counts[tag]} {tag}" for tag in ("failure", "error", "passed", "skipped"))
+        counts = ", ".join(f"{self.counts[tag]} {word}" for tag, word in _WORDS.items() if self.counts[tag])
         result = "passed" if self.status == 0 else "FAILED"
-        return f"{self.name:10}{result:8}{self.seconds:6.0f} s  {counts if self.counts else ''}".rstrip()
+        return f"{self.name:10}{result:8}{self.seconds:6.0f} s  {counts}".rstrip()
 
 
 def main() -> int:

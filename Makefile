@@ -11,12 +11,12 @@ INSTALLED := $(VENV)/installed
 demo: $(INSTALLED)
 	$(BIN)/python -m services.demo $(DATA) --report demo-report
 
-# Everything that needs nothing but pip: all parts run to the end, whatever fails, and a summary names their results.
+# All tests that need nothing but pip. Every part runs to the end, and a summary names the results.
 test: $(INSTALLED)
 	$(BIN)/python -m tests.suites
 
-# Tests that need Debian packages or Node, and those that `make test` skips where openssl is missing. What is missing is
-# installed first; Prometheus is unpacked alone, so that no server starts.
+# Tests that need Debian packages or Node, and those that `make test` skips where openssl is missing. Missing tools are
+# installed first; Prometheus is only unpacked, so that no server starts.
 MORE := $(VENV)/more
 APT := $(if $(filter-out 0,$(shell id -u)),sudo )apt-get
 test-more: $(MORE)/installed

@@ -25,8 +25,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Suites run side by side: threads of several processes that wait for each other on the same cores stand still.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.pop("COLUMNS", None)  # the width of the terminal that they were started from
-# How long anything is awaited, on a machine that has other things to do: only a test that fails takes so long.
-PATIENCE_S = 300.0
+# Bound of every wait, generous for a busy machine; only a failing test reaches it.
+TIMEOUT_S = 300.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -89,7 +89,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("redis")
     server = start_redis(directory, log=directory / "redis.log")
     try:
-        server.child.wait_ready(time.monotonic() + PATIENCE_S)
+        server.child.wait_ready(time.monotonic() + TIMEOUT_S)
         yield f"redis://{server.address}/0"
     finally:
         server.child.stop(grace_s=5)
@@ -146,12 +146,12 @@ class running_stack:  # noqa: N801  # used as a `with` statement
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait(PATIENCE_S)
+        self.process.wait(TIMEOUT_S)
         self._log.close()
 
 
 def eventually(
-    condition: Callable[[], object], *, within_s: float = PATIENCE_S, alive: "subprocess.Popen[bytes] | None" = None
+    condition: Callable[[], object], *, within_s: float = TIMEOUT_S, alive: "subprocess.Popen[bytes] | None" = None
 ) -> None:
     """Wait until a condition holds; fail when it does not in time, or a process that it needs has ended."""
     deadline = time.monotonic() + within_s

@@ -24,7 +24,7 @@ from services.runtime.stack import StackSettings
 from services.runtime.system_shared_memory import DIRECTORY
 from services.runtime.transport import GRPC
 from services.runtime.triton_wheel import ensure_triton
-from tests.conftest import PATIENCE_S, eventually
+from tests.conftest import TIMEOUT_S, eventually
 from tests.onnx_files import build_onnx_classifier, declare
 
 Array = npt.NDArray[Any]
@@ -76,7 +76,7 @@ class Served:
 
     def restart(self) -> None:
         self.server.child.restart()
-        self.server.child.wait_ready(time.monotonic() + PATIENCE_S)
+        self.server.child.wait_ready(time.monotonic() + TIMEOUT_S)
 
     def put(self, name: str, file: bytes, classes: Sequence[str]) -> model_pb2.Model:
         """Serve a file as version 1."""
@@ -97,7 +97,7 @@ def running_triton(root: Path) -> Iterator[Server]:
     wheel = ensure_triton(StackSettings().cache.expanduser(), print)
     server = start_triton(wheel, repository=root / "models", backends=root / "backends", log=root / "triton.log")
     try:
-        server.child.wait_ready(time.monotonic() + PATIENCE_S)
+        server.child.wait_ready(time.monotonic() + TIMEOUT_S)
         yield server
     finally:
         server.child.stop(grace_s=30)

@@ -1,4 +1,4 @@
-"""The parts of `make test`: all run to the end, whatever fails, and a summary names the result of each."""
+"""Run the parts of `make test` to the end, and print a summary of their results."""
 
 import os
 import subprocess
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# How far the parts in the background give way to the scenarios, which take longest and often wait for servers.
+# Niceness of the parts in the background: the scenarios take longest and have priority.
 _NICENESS = 5
-# Elements of a report, and what they are called in the summary.
+# Elements of a report, and their words in the summary.
 _WORDS = {"failure": "failed", "error": "errors", "passed": "passed", "skipped": "skipped"}
 _LEFT_OUT = (
     "tests/more, which needs Debian packages and Node: `make test-more`",
@@ -51,7 +51,7 @@ class Part:
     def _read_report(self) -> None:
         try:
             cases = list(ET.parse(self.report).getroot().iter("testcase"))
-        except (OSError, ET.ParseError):  # not a run of pytest, or one that broke off
+        except (OSError, ET.ParseError):  # not a run of pytest, or an interrupted one
             return
         for case in cases:
             outcomes = {child.tag: child for child in case if child.tag in {"failure", "error", "skipped"}}
@@ -81,13 +81,13 @@ def main() -> int:
             for part in background:
                 log = directory / f"{part.name}.log"
                 part.run(log=log)
-                _say(f"\n==== {part.name} ====\n{log.read_text(errors='replace')}")
+                _print(f"\n==== {part.name} ====\n{log.read_text(errors='replace')}")
 
         thread = threading.Thread(target=run_background)
         thread.start()
         scenario.run()
         thread.join()
-        _say(_summary(parts, time.monotonic() - begin))
+        _print(_summary(parts, time.monotonic() - begin))
     return int(any(part.status != 0 for part in parts))
 
 
@@ -106,7 +106,7 @@ def _summary(parts: Sequence[Part], seconds: float) -> str:
     )
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

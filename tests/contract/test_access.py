@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def write(file: Path, text: str) -> None:
-    """Replace a file at once: whoever reads it finds all of the old or of the new text."""
+    """Replace a file atomically: a reader finds the old text or the new text."""
     new = file.with_suffix(".new")
     new.write_text(text)
     new.replace(file)

@@ -98,7 +98,7 @@ def test_waiting_is_bounded(door: Door, stub: Any, bound: str) -> None:
 
 
 def answered(stub: Any, request: pb.WaitOperationRequest, *, timeout_s: float) -> Any:
-    """Wait for an operation, again where a busy machine missed the deadline: the answer leaves half a second before."""
+    """Wait for an operation; repeat the call where a busy machine missed the half second before the deadline."""
     for _ in range(5):
         try:
             return stub.WaitOperation(request, timeout=timeout_s)

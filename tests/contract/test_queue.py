@@ -63,7 +63,7 @@ async def next_of(queue: Queue, stream: str = PREPARE) -> Delivery:
 
 
 async def grow_idle(queue: Queue, held: Delivery, seconds: float) -> None:
-    """Let Redis take the last sign of life about a message to be so long ago."""
+    """Set the idle time of a delivered message in Redis."""
     idle = round(1000 * seconds)
     await queue.redis.xclaim(held.stream, GROUP, queue.consumer, 0, [held.id], idle=idle, justid=True)
 

@@ -19,8 +19,8 @@ PACKAGES = ROOT / ".venv" / "more" / "node" / "node_modules"
 PROTOS = [ROOT / "protos", Path(sysconfig.get_path("purelib"))]  # ours, and Google's
 
 
-def test_an_operation_is_waited_for(redis_url: str, tmp_path: Path) -> None:
-    """The public door answers, refuses with a status, and tells of the end of a search."""
+def test_node_waits_for_an_operation(redis_url: str, tmp_path: Path) -> None:
+    """The gateway answers, refuses with a status, and reports the end of a search."""
     node = shutil.which("node")
     assert node, "Node is missing: `make test-more` installs it"
     assert PACKAGES.is_dir(), "packages of Node are missing: `make test-more` installs them"

@@ -1,4 +1,4 @@
-"""What Prometheus itself says of its configuration, of the alerts and of the metrics, by `promtool`."""
+"""Checks of the configuration, the alerts and the metrics by Prometheus's own `promtool`."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from tests.conftest import ROOT
 
 DIRECTORY = ROOT / "deploy" / "prometheus"
 SERVICES = ("generator", "distiller", "corrector", "gateway")
-# Every service answers.
-CALM = {f'up{{job="defuse", service="{service}"}}': "1x60" for service in SERVICES}
-# What is wrong, and labels and summary of the alert that says so; the series have a sample a minute for an hour.
-WRONG: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
+# Series of services that answer.
+HEALTHY = {f'up{{job="defuse", service="{service}"}}': "1x60" for service in SERVICES}
+# For each alert: series that raise it, with a sample a minute for an hour, its labels, and its summary.
+CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "DefuseServiceDown": (
         {'up{job="defuse", service="corrector"}': "0x60"},
         {"job": "defuse", "service": "corrector"},
@@ -64,7 +64,7 @@ WRONG: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
 
 
 def promtool(*arguments: str | Path, given: bytes = b"") -> str:
-    """Run promtool, which must accept what it is given; return what it says."""
+    """Run promtool, which must succeed; return its output."""
     program = shutil.which("promtool", path=f"{ROOT}/.venv/more/usr/bin{os.pathsep}{os.environ['PATH']}")
     assert program, "promtool is missing: `make test-more` fetches it"
     done = subprocess.run([program, *arguments], input=given, capture_output=True, check=False)
@@ -73,25 +73,25 @@ def promtool(*arguments: str | Path, given: bytes = b"") -> str:
     return said
 
 
-def test_prometheus_takes_its_configuration() -> None:
+def test_configuration_is_valid() -> None:
     """The configuration and the rules that it names are valid."""
-    assert f"{len(WRONG)} rules found" in promtool("check", "config", DIRECTORY / "prometheus.yaml")
+    assert f"{len(CASES)} rules found" in promtool("check", "config", DIRECTORY / "prometheus.yaml")
 
 
 def expected(name: str, *, raised: bool) -> Any:
-    _, labels, summary = WRONG[name]
+    _, labels, summary = CASES[name]
     alert = {"exp_labels": labels, "exp_annotations": {"summary": summary}}
     return {"eval_time": "50m", "alertname": name, "exp_alerts": [alert] if raised else []}
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_an_alert_says_what_is_wrong(name: str, tmp_path: Path) -> None:
-    """It is raised, with labels and words, and no other one is."""
-    series = {**CALM, **WRONG[name][0]}
+@pytest.mark.parametrize("name", CASES)
+def test_each_alert_fires_alone(name: str, tmp_path: Path) -> None:
+    """Its series raise it, with labels and summary, and raise no other alert."""
+    series = {**HEALTHY, **CASES[name][0]}
     test = {
         "interval": "1m",
         "input_series": [{"series": one, "values": values} for one, values in series.items()],
-        "alert_rule_test": [expected(other, raised=other == name) for other in WRONG],
+        "alert_rule_test": [expected(other, raised=other == name) for other in CASES],
     }
     file = tmp_path / "test.yaml"
     # JSON is YAML.
@@ -99,13 +99,13 @@ def test_an_alert_says_what_is_wrong(name: str, tmp_path: Path) -> None:
     promtool("test", "rules", file)
 
 
-def test_every_alert_is_tried() -> None:
+def test_every_alert_has_a_case() -> None:
     rules = yaml.safe_load((DIRECTORY / "alerts.yaml").read_text())["groups"][0]["rules"]
-    assert [rule["alert"] for rule in rules] == list(WRONG)
+    assert [rule["alert"] for rule in rules] == list(CASES)
 
 
-def test_metrics_are_named_as_prometheus_wants() -> None:
-    """What a service shows can be read, and its names and help texts are in order."""
+def test_metrics_pass_promtool() -> None:
+    """Prometheus can read the metrics of a service; names and help texts are in order."""
     telemetry.RPC_SECONDS.labels("/x/GetRun", "OK").observe(1)
     metrics = prometheus_client.generate_latest()
     assert b"defuse_rpc_seconds_bucket" in metrics

@@ -1,4 +1,4 @@
-// Waits for an operation with no client but gRPC's own for Node; prints what it got as JSON, a line each.
+// Waits for an operation with gRPC's own client for Node; prints each answer as a line of JSON.
 const grpc = require("@grpc/grpc-js");
 const loader = require("@grpc/proto-loader");
 

@@ -17,8 +17,8 @@ from tests.conftest import Stack
 from tests.planted import CLASSES, TRUE, Planted, plant
 
 MODEL = "planted"
-# How long a run or a correction is awaited, on a machine that has other things to do.
-WAIT_S = 900.0
+# Bound of the wait for a run or a correction, generous for a busy machine.
+RUN_TIMEOUT_S = 900.0
 # Small enough for two cores: the spot is wide, so a rough VAE finds it.
 SEARCH = ("--vae-epochs", "8", "--draws", "20")
 # About the longest first, and many short tests at the end: a worker takes its next file when two tests are left of what
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """Give what was planted, by whichever process of the session needed it first."""
+    """Plant the classifier once a session; other processes wait for the first and read its result."""
     directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         directory = directory.parent
@@ -52,7 +52,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 
 def _planted_on_all_cores(directory: Path) -> Planted:
-    """Train while other processes of the session wait for it."""
+    """Train on all cores: other processes of the session wait meanwhile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     try:

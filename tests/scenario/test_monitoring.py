@@ -10,10 +10,10 @@ from defuse import Alert, Client, hooks
 
 from tests.conftest import Stack, eventually
 from tests.planted import TRUE, Planted
-from tests.scenario.conftest import SEARCH, WAIT_S, register
+from tests.scenario.conftest import RUN_TIMEOUT_S, SEARCH, register
 
 MODEL, RUN = "watched", "watched"
-# A false alarm in all of the calm traffic is as likely as 1 in 250 at most, whatever was learned.
+# A false alarm during the calm traffic has a probability of at most 1 / 250, for any trained guard.
 RUN_LENGTH = 50_000
 CALM = RUN_LENGTH // 250
 
@@ -69,7 +69,7 @@ def test_traffic_that_drifts_into_a_known_region(stack: Stack, planted: Planted,
         [alert] = about_regions(client)
         assert alert.subject == f"runs/{RUN}/regions/r1"
         eventually(lambda: about_regions(client)[0].run)
-        run = client.wait_for_run(about_regions(client)[0].run, timeout_s=WAIT_S)
+        run = client.wait_for_run(about_regions(client)[0].run, timeout_s=RUN_TIMEOUT_S)
     counts = monitor.counts
     assert (counts.stored, counts.waiting, sum(counts.dropped.values())) == (CALM + 300, 0, 0)
     assert run.state == "succeeded", run.error

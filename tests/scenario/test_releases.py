@@ -18,7 +18,7 @@ import tritonclient.grpc as triton
 from onnx import numpy_helper
 
 from services.runtime.processes import free_port
-from tests.conftest import PATIENCE_S, ROOT, Stack, eventually
+from tests.conftest import ROOT, TIMEOUT_S, Stack, eventually
 from tests.planted import CLASSES, TRUE, Planted
 from tests.scenario.conftest import corrected_spot, register
 
@@ -51,7 +51,7 @@ def another_gateway(stack: Stack, log: IO[str]) -> Iterator[str]:
     with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log, stdout=log) as process:
         try:
             with grpc.insecure_channel(address) as channel:
-                grpc.channel_ready_future(channel).result(PATIENCE_S)
+                grpc.channel_ready_future(channel).result(TIMEOUT_S)
             yield address
         finally:
             process.terminate()

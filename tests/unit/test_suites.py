@@ -1,4 +1,4 @@
-"""What `make test` says at its end, of targets that are planted."""
+"""The summary of `make test`, on planted targets."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ exit $status
     ("failing", "broken"), [("nothing", "nothing"), ("unit", "lint"), ("contract", "scenario"), ("scenario", "unit")]
 )
 def test_every_part_is_run_and_named(tmp_path: Path, failing: str, broken: str) -> None:
-    """Whatever fails, the others are run; the summary has each result, what failed, and what was left out."""
+    """A failing part stops no other; the summary has each result, failed tests and skipped ones."""
     program = tmp_path / "make"
     program.write_text(MAKE)
     program.chmod(0o700)

@@ -161,7 +161,7 @@ def test_a_gateway_that_dies_before_the_record(redis_url: str) -> None:
 
 def test_a_slow_request_stays_in_its_hands(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes, nobody else begins with it while its gateway lives."""
-    monkeypatch.setattr(requests, "LEASE_S", 3.0)  # renewed five times as often: a busy machine may take its time
+    monkeypatch.setattr(requests, "LEASE_S", 3.0)  # renewed every 0.6 s: a busy machine may miss some
 
     async def story(house: House) -> None:
         house.then = lambda: asyncio.sleep(4)

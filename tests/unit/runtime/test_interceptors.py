@@ -44,7 +44,7 @@ def raising(error: BaseException) -> dict[str, Method]:
 
 
 async def read(request: Any) -> None:
-    """Read a stream of requests to its end: where a call ends while gRPC's aio client writes, that is its error."""
+    """Read a stream of requests to its end: gRPC's aio client reports INTERNAL for a call that ends during a write."""
     if hasattr(request, "__aiter__"):
         async for _ in request:
             pass

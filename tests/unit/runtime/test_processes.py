@@ -54,7 +54,7 @@ print(child.pid, flush=True)
 time.sleep(600)
 """
 
-# Asks for ports where the process of the test does.
+# Searches for ports where the process of the test does.
 TWENTY_PORTS = """
 import os
 from services.runtime.processes import free_port
@@ -215,7 +215,7 @@ def test_restart_leaves_nothing_of_the_first(make: Make, tmp_path: Path) -> None
 
 
 def test_free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each can be listened on, is given to one caller of all processes, and is none that the system gives away."""
+    """No two processes get the same port, and none is in the range of the system's own."""
     monkeypatch.setattr(os, "getpid", lambda: 7)
     here = [free_port() for _ in range(20)]
     there = subprocess.run([sys.executable, "-c", TWENTY_PORTS], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -228,7 +228,7 @@ def test_free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_port_that_is_taken_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port on which somebody listens is passed over, whoever that is."""
+    """A port with a listener is passed over."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = server.getsockname()[1]
         monkeypatch.setattr(processes, "_PORTS", range(taken, taken + 1))

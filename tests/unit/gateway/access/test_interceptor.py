@@ -117,7 +117,7 @@ def test_nobody_comes_in_without_a_token(behind_the_doorkeeper: Any, metadata: A
         gateway = stub(channel)
         return [
             await refused(gateway.GetVersion(pb.GetVersionRequest(), metadata=metadata)),
-            # Nothing is written: where a call ends while gRPC's aio client writes, that is its error.
+            # Without messages: gRPC's aio client reports INTERNAL for a call that ends during a write.
             await refused(gateway.UploadFile(iter([]), metadata=metadata)),
             await refused(anext(aiter(gateway.WatchRun(pb.WatchRunRequest(), metadata=metadata)))),
         ]

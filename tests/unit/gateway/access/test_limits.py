@@ -47,7 +47,7 @@ def test_a_seconds_worth_at_once(rate: float, at_once: int) -> None:
 
 
 def test_the_burst_is_the_same_at_any_time(clock: Any) -> None:
-    """The sums with the clock's reading are rounded; that refuses no call of the burst, and allows none after it."""
+    """Rounded sums with the clock's reading refuse no call of the burst, and allow none after it."""
     for number in range(1000):
         clock.now = 1000 + number / 7
         for rate, at_once in ((0.01, 1), (5.0, 5)):

@@ -27,7 +27,7 @@ class Taking:
         self._now += 1
         self.at_once = max(self.at_once, self._now)
         await self._together.wait()
-        await asyncio.sleep(0.05)  # more would come in now, if they could
+        await asyncio.sleep(0.05)  # without the limit, others would enter now
         self._now -= 1
         self.taken += 1
 

@@ -16,6 +16,11 @@ from defuse.errors import Unavailable
 _PARENT_DEATH = str(Path(__file__).with_name("parent_death.py"))
 _POLL_S = 0.1
 _LOG_TAIL = 15
+# Below the ports that Linux gives to connections by itself: one of those could be gone before a server listens on it,
+# or while the server is started again.
+_PORTS = range(15_000, 30_000)
+# Where the search begins depends on the process, so that those that start together seldom ask for the same port.
+_PORTS_OF_PROCESS = 64
 
 
 @dataclass(kw_only=True)
@@ -96,8 +101,18 @@ class ChildProcess:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a port that nobody listens on, and keep it from other callers as long as this process lives."""
+    count = len(_PORTS)
+    for number in range(count):
+        port = _PORTS[(os.getpid() * _PORTS_OF_PROCESS + number) % count]
+        reservation = socket.socket(socket.AF_UNIX)
+        try:
+            reservation.bind(f"\0defuse-port-{port}")  # abstract: of this network alone, gone with the process
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+            continue
+        reservation.detach()
         return port
+    raise Unavailable(f"none of the ports {_PORTS.start} to {_PORTS.stop - 1} is free")

@@ -1,6 +1,5 @@
 """CloudEvents of inference, sent to a real gateway over HTTP."""
 
-import shutil
 import ssl
 import subprocess
 import urllib.error
@@ -181,7 +180,7 @@ def test_events_that_are_refused_count(redis_url: str, tmp_path: Path) -> None:
             client.version()
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="makes certificates with openssl")
+@pytest.mark.openssl
 def test_with_certificates(redis_url: str, tmp_path: Path) -> None:
     """Where the gateway has one it speaks TLS, and where it trusts an authority its callers show theirs."""
     subprocess.run([ROOT / "deploy" / "make-certificates.sh", tmp_path / "made"], check=True, capture_output=True)

@@ -72,6 +72,8 @@ _UNCOUNTED = "/inference."
 _MOST_CALLERS = 10_000
 # Largest burst after a pause, in seconds of the rate.
 _BURST_S = 1.0
+# A shorter wait is a rounding error of sums with the clock's reading.
+_ROUNDING_S = 1e-6
 
 
 class RateLimits:
@@ -107,7 +109,7 @@ class RateLimits:
         now, token_s = time.monotonic(), 1 / self._calls_per_s
         full_at = max(self._full_at.get(who, now), now) + token_s
         wait_s = full_at - now - max(_BURST_S, token_s)
-        if wait_s > 0:
+        if wait_s > _ROUNDING_S:
             raise LimitExceeded(
                 f"{who} calls more than {self._calls_per_s:g} times a second; wait {wait_s:.2g} s",
                 metadata={"limit": "DEFUSE_MAX_CALLS_PER_S"},

@@ -117,7 +117,8 @@ def test_nobody_comes_in_without_a_token(behind_the_doorkeeper: Any, metadata: A
         gateway = stub(channel)
         return [
             await refused(gateway.GetVersion(pb.GetVersionRequest(), metadata=metadata)),
-            await refused(gateway.UploadFile(iter([pb.UploadFileRequest()]), metadata=metadata)),
+            # Without messages: gRPC's aio client reports INTERNAL for a call that ends during a write.
+            await refused(gateway.UploadFile(iter([]), metadata=metadata)),
             await refused(anext(aiter(gateway.WatchRun(pb.WatchRunRequest(), metadata=metadata)))),
         ]
 

@@ -91,8 +91,8 @@ def _delay(known: ReferenceProfile, usual: _Pool, moved: _Pool, share: float, st
     generator = np.random.default_rng(round(1000 * share))
 
     def delay() -> int:
-        calm_rows = generator.integers(len(usual.correct), size=_BEFORE)
-        batches = [usual.draw(part) for part in _parts(calm_rows)]
+        unchanged_rows = generator.integers(len(usual.correct), size=_BEFORE)
+        batches = [usual.draw(part) for part in _parts(unchanged_rows)]
         while sum(len(batch.versions) for batch in batches) < _BEFORE + _LONGEST:
             batches.append(_mixed(usual, moved, share, generator))
         found = _until_alert(known, iter(batches), _RUN_LENGTH)

@@ -57,17 +57,17 @@ def house(redis_url: str, tmp_path: Path) -> Iterator[House]:
         yield House(urls=urls, store=door.store, model=plant_model(door.store), redis_url=redis_url)
 
 
-def test_halves_in_every_mode_and_order(house: House) -> None:
+def test_parts_in_every_mode_and_order(house: House) -> None:
     """A request of n images and its response become n observations, whichever comes first, and where."""
     images = pictures(2)
     for number, mode in enumerate((binary, structured, structured_in_base64)):
-        halves: list[tuple[str, Any]] = [
+        parts: list[tuple[str, Any]] = [
             ("request", request_of(images, house.model)),
             ("response", response_of(SCORES)),
         ]
         for order, first in enumerate((0, 1)):
             event_id = f"{number}{order}"
-            for to, (half, data) in enumerate((halves[first], halves[1 - first])):
+            for to, (half, data) in enumerate((parts[first], parts[1 - first])):
                 assert house.send(event_id, half, data, mode=mode, to=to) == (202, None)
     wanted = sorted(f"{mode}{order}-{row}" for mode in range(3) for order in range(2) for row in range(2))
     eventually(lambda: sorted(stored_ids(house.store)) == wanted)
@@ -98,8 +98,8 @@ def test_a_half_outlives_its_gateway(redis_url: str, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}/v1/models/tiny:observe"
     model = plant_model(ArtifactStore(f"file://{tmp_path}/store"))
-    halves = {"request": request_of(pictures(2), model), "response": response_of(SCORES)}
-    for half, data in halves.items():
+    parts = {"request": request_of(pictures(2), model), "response": response_of(SCORES)}
+    for half, data in parts.items():
         with running_gateway(tmp_path, redis_url, DEFUSE_HTTP_PORT=str(port)) as door:
             assert post(url, *binary(attributes("a", half), data)) == (202, None)
             if half == "response":

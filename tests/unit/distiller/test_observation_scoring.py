@@ -143,25 +143,25 @@ def test_a_batch_that_was_deleted_meanwhile(store: ArtifactStore) -> None:
     assert not store.exists(keys.observation_scores(BATCH))
 
 
-def test_what_calm_looks_like(store: ArtifactStore) -> None:
+def test_the_reference_profile(store: ArtifactStore) -> None:
     """Counts are those of the test split, bounds above them, and as many are sure as are right."""
     report(store, pictures(store, 0), np.zeros((20, 3)))
     watched(store)
-    calm = store.read_arrays(keys.guard_reference(GUARD))
+    profile = store.read_arrays(keys.guard_reference(GUARD))
     model, test = Catalog(store).model(MODEL), Catalog(store).split(DATASET, "test", Catalog(store).model(MODEL))
     version = LocalInference(store).classifier(model, version=1)
     answers = version.classify_stored(test.images)
-    assert int(calm["images"][0]) == ROWS["test"]
-    assert int(calm["correct"][0]) == int((answers.argmax(axis=1) == test.labels).sum())
-    np.testing.assert_array_equal(calm["predicted"], np.bincount(answers.argmax(axis=1), minlength=3))
+    assert int(profile["images"][0]) == ROWS["test"]
+    assert int(profile["correct"][0]) == int((answers.argmax(axis=1) == test.labels).sum())
+    np.testing.assert_array_equal(profile["predicted"], np.bincount(answers.argmax(axis=1), minlength=3))
     shares = np.exp(answers) / np.exp(answers).sum(axis=1, keepdims=True)
-    assert int((shares.max(axis=1) > calm["confidence"][0]).sum()) == int(calm["correct"][0])
+    assert int((shares.max(axis=1) > profile["confidence"][0]).sum()) == int(profile["correct"][0])
     guard = Catalog(store).guard(GUARD)
     assert [one.region for one in guard.regions] == [REGIONS[0]]
-    assert calm["hits"].sum() <= guard.measured_false_alarm_rate.successes + guard.misread_recall.successes
+    assert profile["hits"].sum() <= guard.measured_false_alarm_rate.successes + guard.misread_recall.successes
     # At the bound so few hits would be a rare thing.
-    assert binom.cdf(calm["hits"], ROWS["test"], calm["hits_bound"]) == pytest.approx([0.01])
-    assert (np.diff(calm["typicality"]) >= 0).all()
+    assert binom.cdf(profile["hits"], ROWS["test"], profile["hits_bound"]) == pytest.approx([0.01])
+    assert (np.diff(profile["typicality"]) >= 0).all()
 
 
 def test_the_regions_of_a_guard_are_counted_from_zero(store: ArtifactStore) -> None:

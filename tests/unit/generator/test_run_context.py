@@ -74,7 +74,7 @@ def test_sources_of_a_shard(workshop: Workshop) -> None:
     assert sources.mu is mu
 
 
-def test_the_law_is_the_configuration(workshop: Workshop) -> None:
+def test_the_noise_model_is_the_configuration(workshop: Workshop) -> None:
     """Seed, radius, limit, batch size and noise of a run make its law."""
     search = {"radius_sd": 0.7, "max_failures_per_source": 9, "batch_size": 33}
     run = workshop.new_run("law", seed=2**64 - 1, search=search)

@@ -162,8 +162,8 @@ def through_the_door(redis_url: str, store: ArtifactStore) -> Serve:
             after_cursor, front = grpc.aio.server(), grpc.aio.server(interceptors=[ErrorInterceptor()])
             service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton or Triton(), after_cursor)
             port = free_port() if absent else after_cursor.add_insecure_port("127.0.0.1:0")
-            passage = InferenceProxy(f"127.0.0.1:{port}", TlsFiles(), routes, tally, shared_memory=True)
-            front.add_generic_rpc_handlers((passage,))
+            proxy = InferenceProxy(f"127.0.0.1:{port}", TlsFiles(), routes, tally, shared_memory=True)
+            front.add_generic_rpc_handlers((proxy,))
             door = f"127.0.0.1:{front.add_insecure_port('127.0.0.1:0')}"
             for server in (front,) if absent else (after_cursor, front):
                 await server.start()
@@ -176,7 +176,7 @@ def through_the_door(redis_url: str, store: ArtifactStore) -> Serve:
                     found = Door(client=client, direct=direct, channel=channel, trials=trials, tally=tally)
                     return await asyncio.wait_for(ask(found), TEST_TIMEOUT_S)
             finally:
-                await passage.close()
+                await proxy.close()
                 await front.stop(None)
                 await after_cursor.stop(None)
 

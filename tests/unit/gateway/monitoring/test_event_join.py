@@ -9,7 +9,7 @@ import pytest
 from defuse.errors import InvalidInput
 from prometheus_client import REGISTRY
 
-from services.gateway.monitoring import event_join as halves_
+from services.gateway.monitoring import event_join as parts_
 from services.gateway.monitoring.cloud_events import CloudEvent, event_part
 from services.gateway.monitoring.config import MonitoredModels
 from services.gateway.monitoring.event_join import EventJoiner, PendingEvents
@@ -46,7 +46,7 @@ class House:
     async def wait_for_long(self) -> None:
         """Let so much time pass that what waits has waited for too long."""
         for key in await self.redis.zrange(f"{KEY}events:waiting", 0, -1):
-            await self.redis.zadd(f"{KEY}events:waiting", {key: time.time() - halves_.LONGEST_WAIT_S - 1})
+            await self.redis.zadd(f"{KEY}events:waiting", {key: time.time() - parts_.LONGEST_WAIT_S - 1})
 
 
 def told(url: str, store: ArtifactStore, story: Callable[[House], Awaitable[None]]) -> None:
@@ -103,7 +103,7 @@ def test_a_pair_whose_gateway_died(redis_url: str, store: ArtifactStore) -> None
     told(redis_url, store, story)
 
 
-def test_halves_that_do_not_fit(redis_url: str, store: ArtifactStore) -> None:
+def test_parts_that_do_not_fit(redis_url: str, store: ArtifactStore) -> None:
     """They are counted, and what came with them is stored, all at once."""
 
     async def story(house: House) -> None:
@@ -174,7 +174,7 @@ def test_too_many_wait(redis_url: str, store: ArtifactStore) -> None:
     told(redis_url, store, story)
 
 
-def test_scores_that_wait_take_room_too(redis_url: str, store: ArtifactStore) -> None:
+def test_waiting_scores_take_space_too(redis_url: str, store: ArtifactStore) -> None:
     """Responses whose requests do not come count as what they are, in bytes."""
 
     async def story(house: House) -> None:

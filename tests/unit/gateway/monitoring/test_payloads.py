@@ -26,11 +26,11 @@ def event(half: str, data: Any) -> CloudEvent:
 def test_a_request_and_its_response(model: model_pb2.Model) -> None:
     """Each image with its scores."""
     images = pictures(2)
-    halves = dict(
+    parts = dict(
         event_part(event(half, data), model)
         for half, data in (("request", request_of(images, model)), ("response", response_of([[1, 2, 3], [4, 5, 6]])))
     )
-    found = merge_parts(halves["request"], halves["response"])
+    found = merge_parts(parts["request"], parts["response"])
     assert [one.id for one in found] == ["a-0", "a-1"]
     assert [one.picture for one in found] == [image.tobytes() for image in images]
     assert [list(one.scores) for one in found] == [[1, 2, 3], [4, 5, 6]]

@@ -15,7 +15,7 @@ import torch
 from defuse import names
 from defuse.v1 import dataset_pb2, model_pb2, run_pb2, work_pb2
 
-from services.corrector.releases.own_triton import Releases
+from services.corrector.own_triton import Releases
 from services.datasets import SPLITS, parse_images
 from services.demo import classifier
 from services.gateway.runs.config import complete

@@ -1,4 +1,4 @@
-"""`python -m services`: the local stack, until ctrl-C."""
+"""`python -m services`: run the local stack until ctrl-C."""
 
 import signal
 import sys
@@ -13,7 +13,7 @@ from services.runtime.settings import report_and_exit
 
 
 def main() -> None:
-    """Start everything, print where it listens, and run until SIGINT or SIGTERM."""
+    """Start all processes, print their addresses, and run until SIGINT or SIGTERM."""
     try:
         settings = StackSettings()
     except ValidationError as error:

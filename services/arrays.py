@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-# Bytes of the length that a safetensors file begins with.
+# Bytes of the length field at the begin of a safetensors file.
 HEADER_LENGTH_BYTES = 8
 
 
@@ -22,9 +22,9 @@ def as_stored(images: Array) -> Array:
 
 
 def read_safetensors_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file, and its size in bytes, at which the data begin.
+    """Return the header of a safetensors file, and its size in bytes.
 
-    https://huggingface.co/docs/safetensors. The library reads headers of named files only, and tells no offsets, which
+    https://huggingface.co/docs/safetensors. The library reads headers of named files only, without the offsets that
     mapping needs. Raises ValueError for any other file.
     """
     size = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")

@@ -1,9 +1,12 @@
-"""The dependencies of a service, made from its settings: queue, Triton client and artifact store."""
+"""The dependencies of a service, made from its settings.
+
+Queue, Triton client, artifact store, torch device.
+"""
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field
 
@@ -14,10 +17,14 @@ from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient
 from services.triton.transport import AUTO, GRPC, TransportSetting
 
+# The gateway has no torch.
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dependencies:
-    """Redis, Triton and the artifact store. Making them opens no connection."""
+    """Redis, Triton and the artifact store. The constructor opens no connection."""
 
     queue: Queue
     inference: InferenceClient
@@ -31,7 +38,7 @@ class Dependencies:
             check_timeout_s=timeout_s,
             in_flight=in_flight,
             tls=settings.tls,
-            # Who has no such setting sends no images.
+            # A service without this setting sends no images.
             transport=settings.triton_transport if isinstance(settings, TransportSettings) else GRPC,
         )
         return cls(
@@ -42,7 +49,7 @@ class Dependencies:
 
     @property
     def checks(self) -> Mapping[str, Check]:
-        """What health asks."""
+        """The health checks of all dependencies."""
         return {
             "redis": self.queue.check,
             "triton": lambda: asyncio.to_thread(self.inference.check),
@@ -51,10 +58,33 @@ class Dependencies:
 
 
 class TransportSettings(Settings):
-    """What a service that classifies needs beyond every service's settings."""
+    """Settings of services that classify, beside those of every service."""
 
     triton_transport: TransportSetting = Field(
         AUTO,
         description="How images reach Triton: `grpc`, `system-shared-memory` (one host, one /dev/shm) or "
         "`cuda-shared-memory` (one GPU); `auto` takes the fastest that works.",
     )
+
+
+def device_of(setting: str) -> "torch.device":
+    """Return the torch device of a setting.
+
+    `auto` is `cuda` when there is one, else `cpu`.
+    """
+    import torch
+
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(setting)
+
+
+def limit_threads(count: int) -> None:
+    """Limit torch to a number of threads.
+
+    0 leaves the choice to torch.
+    """
+    import torch
+
+    if count:
+        torch.set_num_threads(count)

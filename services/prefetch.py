@@ -1,4 +1,4 @@
-"""Results of tasks that run a few ahead of their reader."""
+"""Prefetching: tasks run a few ahead of the reader of their results."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,10 @@ T = TypeVar("T")
 def prefetch(
     tasks: Iterable[Callable[[], T]], submit: Callable[[Callable[[], T]], "Future[T]"], *, ahead: int
 ) -> Iterator[T]:
-    """Yield the result of each task, in order; `submit` starts tasks, at most `ahead` before the one that is read."""
+    """Yield the result of each task, in order.
+
+    `submit` starts tasks, at most `ahead` before the one that is read.
+    """
     waiting: deque[Future[T]] = deque()
     try:
         for task in tasks:

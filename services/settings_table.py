@@ -7,17 +7,17 @@ from typing import Any
 
 from pydantic_settings import BaseSettings
 
-from services.corrector.settings import CorrectorSettings
-from services.distiller.settings import DistillerSettings
+from services.corrector.__main__ import CorrectorSettings
+from services.dependencies import TransportSettings
 from services.gateway.settings import GatewaySettings
-from services.generator.settings import GeneratorSettings
+from services.generator.__main__ import GeneratorSettings
 from services.localstack.stack import StackSettings
 from services.runtime.settings import PREFIX, Settings
 
 _WIDTH = 120
 _OWN: dict[str, type[BaseSettings]] = {
     "Generator": GeneratorSettings,
-    "Distiller": DistillerSettings,
+    "Distiller": TransportSettings,
     "Corrector": CorrectorSettings,
     "Gateway": GatewaySettings,
     "The local stack": StackSettings,
@@ -25,7 +25,10 @@ _OWN: dict[str, type[BaseSettings]] = {
 
 
 def settings_table() -> str:
-    """Return the settings of every service as Markdown lists, the settings of all services first."""
+    """Return the settings of every service as Markdown lists.
+
+    Those of all services come first.
+    """
     parts = [_section("Every service", Settings, list(Settings.model_fields))]
     for title, cls in _OWN.items():
         parts.append(_section(title, cls, [name for name in cls.model_fields if _is_own(name, cls)]))
@@ -37,7 +40,7 @@ def _section(title: str, cls: type[BaseSettings], names: list[str]) -> str:
 
 
 def _is_own(name: str, cls: type[BaseSettings]) -> bool:
-    """Say whether a setting is the service's own, or has another default there."""
+    """Return whether a setting, or its default, is the service's own."""
     common = Settings.model_fields.get(name)
     return common is None or common.default != cls.model_fields[name].default
 

@@ -90,7 +90,7 @@ def running_gateway(root: Path, redis_url: str, *, address: str = "", **variable
         "DEFUSE_STORE_URL": f"file://{root}/store",
         **variables,
     }
-    log = root / "gateway.log"
+    log = root / f"gateway-{environment['DEFUSE_PORT']}.log"  # several gateways may share a store
     command = [sys.executable, "-m", "services.gateway"]
     with log.open("w") as file, subprocess.Popen(command, env=environment, cwd=ROOT, stderr=file) as process:
         try:

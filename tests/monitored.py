@@ -78,13 +78,13 @@ def monitor_stub(address: str) -> Iterator[Any]:
 def batches_in(store: ArtifactStore, model: str = MODEL) -> list[str]:
     """Return the keys of all batches that exist."""
     hours = store.keys(keys.observed_hours(model))
-    return [batch for hour in hours for batch in store.keys(hour) if store.exists(keys.reported(batch))]
+    return [batch for hour in hours for batch in store.keys(hour) if store.exists(keys.batch_record(batch))]
 
 
 def stored_ids(store: ArtifactStore, model: str = MODEL) -> list[str]:
     """Return the id of each observation that is stored, as often as it is."""
     records = [
-        store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch) for batch in batches_in(store, model)
+        store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch) for batch in batches_in(store, model)
     ]
     return [one.id for record in records for one in record.observations]
 

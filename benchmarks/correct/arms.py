@@ -71,7 +71,7 @@ def corrected(
             else _word(training),
             region_weight=training.region_weight,
             share=point.share,
-            file=stand.store.read_bytes(keys.onnx_of(keys.point(correction.name, position, number))),
+            file=stand.store.read_bytes(keys.onnx_file(keys.point(correction.name, position, number))),
             chosen=(training.method, training.region_weight, point.share)
             == (choice.method, choice.region_weight, choice.share),
         )

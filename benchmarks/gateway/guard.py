@@ -9,7 +9,7 @@ from scipy.stats import betabinom
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
 from services.arrays import as_floats
-from services.onnx_graph.sessions import in_batches, onnx_function
+from services.onnx_graph.onnx_files import in_batches, onnx_function
 from services.storage import keys
 from services.triton.preprocessing import preprocess
 
@@ -36,7 +36,7 @@ def figures(stand: Stand, whole: Data, world: Guarded) -> dict[str, Any]:
 def _inside(stand: Stand, whole: Data, world: Guarded) -> Array:
     """Say of the real images of the spots, which no part of the system has seen, whether they are inside, (n,)."""
     images = whole.images["test"][world.spots.contain(whole.images["test"], whole.labels["test"])]
-    run, place = onnx_function(stand.store.read_bytes(keys.onnx_of(world.guard.name))), OUTPUTS.index(INSIDE)
+    run, place = onnx_function(stand.store.read_bytes(keys.onnx_file(world.guard.name))), OUTPUTS.index(INSIDE)
     return in_batches(lambda part: run(preprocess(part, world.model))[place][:, 0], as_floats(images), 256)
 
 

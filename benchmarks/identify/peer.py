@@ -11,7 +11,7 @@ import torch
 from benchmarks.identify import released
 from benchmarks.identify.bench import CAP, Bench
 from benchmarks.stand import Array, Search
-from services.generator.rounds import read_examination
+from services.generator.rounds import read_margins
 from services.storage.keys import SEARCHED_SPLIT
 
 
@@ -60,7 +60,7 @@ def _sources(bench: Bench, search: Search) -> tuple[Array, Array]:
     """Return the posterior means and labels of the sources that a search may search around."""
     index = np.array(bench.stand.bench.prepared(search.run).index)
     labels = bench.stand.bench.images(search.run, SEARCHED_SPLIT).labels[index]
-    parts = [read_examination(bench.stand.store, search.run.name, shard) for shard in range(search.shards)]
+    parts = [read_margins(bench.stand.store, search.run.name, shard) for shard in range(search.shards)]
     searchable = np.concatenate([examined.searchable for examined, _ in parts])
     mu = np.concatenate([mu for _, mu in parts])
     return mu[searchable], labels[searchable]

@@ -10,7 +10,7 @@ from defuse.v1 import monitor_pb2
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
 from services.distiller.guard_model import GuardModel, top_predictions
-from services.distiller.reference_profile import reference_profile
+from services.distiller.observation_scoring import reference_profile
 from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, fold, restart
 from services.storage.catalog import LabelledImages
 from services.triton.client import Classifier
@@ -91,8 +91,8 @@ def _delay(known: ReferenceProfile, usual: _Pool, moved: _Pool, share: float, st
     generator = np.random.default_rng(round(1000 * share))
 
     def delay() -> int:
-        calm_rows = generator.integers(len(usual.correct), size=_BEFORE)
-        batches = [usual.draw(part) for part in _parts(calm_rows)]
+        unchanged_rows = generator.integers(len(usual.correct), size=_BEFORE)
+        batches = [usual.draw(part) for part in _parts(unchanged_rows)]
         while sum(len(batch.versions) for batch in batches) < _BEFORE + _LONGEST:
             batches.append(_mixed(usual, moved, share, generator))
         found = _until_alert(known, iter(batches), _RUN_LENGTH)

@@ -79,10 +79,10 @@ class Gateway:
         store = self.store
         hours = store.keys(keys.observed_hours(names.model(MODEL)))
         records = [
-            store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+            store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
             for hour in hours
             for batch in store.keys(hour)
-            if store.exists(keys.reported(batch))
+            if store.exists(keys.batch_record(batch))
         ]
         return [observation.id for record in records for observation in record.observations]
 

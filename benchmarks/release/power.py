@@ -12,8 +12,8 @@ from benchmarks.correct.arms import corrected
 from benchmarks.labelled import Labelled
 from benchmarks.release import worse
 from benchmarks.stand import Data, Stand
-from services.corrector.gate.decision import Gate, in_words
-from services.corrector.releases.history import Decision
+from services.corrector.gate.decision import Gate, describe_check
+from services.corrector.release_history import Decision
 from services.storage import keys
 
 # Of the trainings: a sweep's point that suits these networks, for two epochs.
@@ -45,7 +45,7 @@ def _stops(gate: Gate, arena: "Arena", way: str, file: bytes) -> bool:
     digest = hashlib.sha256(file).hexdigest()
     arena.stand.store.write_bytes(keys.file(digest), file)
     verdict = gate.judge_file(arena.model.name, digest, arena.dataset)
-    failed = "; ".join(in_words(check) for check in verdict.checks if not check.passed)
+    failed = "; ".join(describe_check(check) for check in verdict.checks if not check.passed)
     print(f"{way}: {failed or 'passed'}", flush=True)
     return not verdict.passed
 

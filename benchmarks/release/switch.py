@@ -151,16 +151,16 @@ def _figures(
 def _of_door(load: Load, timeline: Timeline, turns: Sequence[Turn], begin: float, gate: Span) -> dict[str, Any]:
     """Return the figures of a door; percentiles and their ratios are taken in each turn, of which the median counts."""
     at_gate, before_gate = _p99_ms(load, [gate]), _p99_ms(load, [(begin, gate[0])])
-    calm, switch, guard = zip(*(_latencies(load, timeline, turn) for turn in turns), strict=True)
-    switch_ratios = [during / before for during, before in zip(switch, calm, strict=True)]
+    undisturbed, switch, guard = zip(*(_latencies(load, timeline, turn) for turn in turns), strict=True)
+    switch_ratios = [during / before for during, before in zip(switch, undisturbed, strict=True)]
     pooled = _p99_ms(load, [(start, done + _AFTER_S) for start, done in timeline.changes])
-    guard_ratios = [during / before for during, before in zip(guard, calm, strict=True)]
+    guard_ratios = [during / before for during, before in zip(guard, undisturbed, strict=True)]
     return {
         "requests": len(load.answers),
         "failed": len(load.failed),
         "wrong_version": sum(not timeline.permits(answer) for answer in load.answers if not answer.error),
         "answered_by": _counted(load),
-        "p99_calm_ms": round(statistics.median(calm), 2),
+        "p99_calm_ms": round(statistics.median(undisturbed), 2),
         "p99_switch_ms": round(statistics.median(switch), 2),
         "p99_guard_ms": round(statistics.median(guard), 2),
         "p99_gate_ms": round(at_gate, 2),
@@ -178,8 +178,8 @@ def _latencies(load: Load, timeline: Timeline, turn: Turn) -> tuple[float, float
     changes = [(begin, done + _AFTER_S) for begin, done in timeline.changes if start <= begin < end]
     guard = (turn.guard[0], turn.guard[1] + _AFTER_S)
     busy = sorted([*changes, guard])
-    calm = list(zip([start, *(done for _, done in busy)], [*(begin for begin, _ in busy), end], strict=True))
-    return _p99_ms(load, calm), _p99_ms(load, changes), _p99_ms(load, [turn.guard])
+    undisturbed = list(zip([start, *(done for _, done in busy)], [*(begin for begin, _ in busy), end], strict=True))
+    return _p99_ms(load, undisturbed), _p99_ms(load, changes), _p99_ms(load, [turn.guard])
 
 
 def _counted(load: Load) -> dict[str, int]:

@@ -9,7 +9,7 @@ from defuse.v1 import correction_pb2
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Stand
-from services.corrector.gate.regression_bank import Bank
+from services.corrector.gate.comparison import Bank
 from services.gateway.records.store import RecordStore
 from services.localstack.stack import LocalStack
 from services.runtime.queue import Queue

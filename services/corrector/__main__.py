@@ -1,35 +1,61 @@
 """`python -m services.corrector`: annotated regions -> weights -> ONNX -> Triton version.
 
 Under torchrun all processes share each training, a GPU each: `torchrun --nproc-per-node 4 -m services.corrector`. The
-first one is the service, the others follow it.
+first process is the service; the others follow it.
 """
 
 import functools
 import signal
+from pathlib import Path
 from typing import Any
 
 from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, work_pb2
+from pydantic import Field
 
 from services.corrector.candidate_choice import CandidateChooser, choose_candidate
 from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TorchrunGroup, torchrun_group
+from services.corrector.external_triton import AnyReleases, ExternalTritonReleases
 from services.corrector.gate.decision import Gate
 from services.corrector.guard.builder import GuardIssuer
-from services.corrector.releases.external_triton import AnyReleases, ExternalTritonReleases
-from services.corrector.releases.own_triton import Releases
-from services.corrector.releases.publishing import Publisher, publish
+from services.corrector.own_triton import Releases
+from services.corrector.publishing import Publisher, publish
 from services.corrector.service import CorrectorService
-from services.corrector.settings import CorrectorSettings
-from services.corrector.training import Trainer, follow, train
-from services.dependencies import Dependencies
+from services.corrector.training import Trainer, follow_announced, train
+from services.dependencies import Dependencies, TransportSettings, device_of, limit_threads
 from services.runtime import telemetry
-from services.runtime.devices import device_of, limit_threads
 from services.runtime.queue import CHOOSE, PUBLISH, TRAIN
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker
 
 
+class CorrectorSettings(TransportSettings):
+    """Settings of the corrector, beside those of every service."""
+
+    triton_repository: Path = Field(
+        Path("/var/lib/defuse/models"), description="Triton's model repository; the corrector is its one writer."
+    )
+    handover: Path | None = Field(
+        None,
+        description="Directory for handed-over releases of an external Triton; unset where it is ours to write.",
+    )
+    device: str = Field(
+        "auto", pattern="^(auto|cpu|cuda(:[0-9]+)?)$", description="`cuda` if there is one, else `cpu`."
+    )
+    threads: int = Field(0, ge=0, description="Threads of torch on the CPU; 0 leaves the choice to torch.")
+    torch_factories: str = Field(
+        "",
+        description="Modules, or `module:function`s, separated by commas, that a correction may name as torch factory: "
+        "they run as code in the corrector.",
+    )
+
+    @property
+    def factories(self) -> list[str]:
+        """The entries of `torch_factories`."""
+        return [entry.strip() for entry in self.torch_factories.split(",") if entry.strip()]
+
+
 def main() -> None:
-    """Serve; under torchrun the first process serves and the others train with it."""
+    """Serve; under torchrun, the first process serves and the others train."""
     settings = CorrectorSettings.load()
     limit_threads(settings.threads)
     process_group, device = torchrun_group(device_of(settings.device))
@@ -51,7 +77,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
     releases: AnyReleases
     if settings.handover:
         releases = ExternalTritonReleases(needs.store, needs.inference, settings.handover)
-        loops.append(releases.keep_noticing)
+        loops.append(releases.watch_versions)
     else:
         releases = Releases(needs.store, needs.inference, settings.triton_repository)
     gate, guards = Gate(needs.store, releases), GuardIssuer(needs.store, releases)
@@ -81,7 +107,7 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
             CorrectorService(needs.store, releases, gate, guards), server
         ),
         checks=needs.checks,
-        # A release does not wait for a training to end.
+        # Releases do not wait for trainings.
         loops=[*Worker(needs.queue, stages).loops, *Worker(needs.queue, {PUBLISH: publishing}).loops, *loops],
         close=needs.queue.close,
     )
@@ -90,9 +116,9 @@ def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies
 def _follow(settings: CorrectorSettings, trainer: Trainer, process_group: TorchrunGroup) -> None:
     telemetry.configure_logging("corrector", level=settings.log_level, log_format=settings.log_format)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the first process, which drains, says when to end
+        signal.signal(number, signal.SIG_IGN)  # the first process ends the others when it drains
     while (work := process_group.next_work()) is not None:
-        follow(trainer, work)
+        follow_announced(trainer, work)
     process_group.close()
 
 

@@ -1,4 +1,7 @@
-"""The choice stage of a correction: the chosen weights are served as the candidate and measured."""
+"""The choice stage of a correction.
+
+The chosen weights are served as the candidate and measured.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +11,12 @@ from defuse.v1 import correction_pb2, work_pb2
 
 from services.arrays import Array
 from services.corrector.correction_data import CorrectionData, HeldOutRegion
-from services.corrector.evaluation import difference_of, share_of
+from services.corrector.evaluation import accuracy_change, accuracy_estimate
+from services.corrector.external_triton import AnyReleases
 from services.corrector.gate.comparison import Comparison, Version
-from services.corrector.gate.decision import Gate, joined, region_readings
-from services.corrector.releases.external_triton import AnyReleases
+from services.corrector.gate.decision import Gate, join_readings, region_readings
 from services.runtime.worker import Job
-from services.statistics.paired_tests import AccuracyDifference, PairedReadings
+from services.statistics.hypothesis_tests import AccuracyDifference, PairedReadings
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
@@ -27,7 +30,7 @@ RULE = (
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPoint:
-    """What is known of one point: how it reads the region images that decide, and the change on the test images."""
+    """A point's accuracy on deciding region images, and on test images."""
 
     region_accuracy: float
     # Upper end of its interval.
@@ -37,22 +40,22 @@ class MeasuredPoint:
     test_change: AccuracyDifference
 
     def is_non_inferior(self, margin: float) -> bool:
-        """Say whether the test accuracy has fallen by less than the margin, for certain."""
+        """Return whether a loss of test accuracy beyond the margin is excluded."""
         return self.test_change.interval()[0] > -margin
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenPoint:
-    """Position of the point, and whether the rule was kept or none could keep it."""
+    """Position of the chosen point, and whether it satisfies the rule."""
 
     position: int
     non_inferior: bool
 
 
 def choose(points: Sequence[MeasuredPoint], margin: float) -> ChosenPoint:
-    """Apply `RULE` to one point or more; of equals the first is taken.
+    """Apply `RULE` to the points; the first of equal ones is chosen.
 
-    Accuracy alone cannot tell points that are nearly alike.
+    Losses break ties of accuracy between nearly equal points.
     """
     accepted = [position for position, point in enumerate(points) if point.is_non_inferior(margin)]
     if not accepted:
@@ -65,7 +68,7 @@ def choose(points: Sequence[MeasuredPoint], margin: float) -> ChosenPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateChooser:
-    """What the stage reads from, asks, and serves candidates with."""
+    """What the stage reads from, calls, and serves candidates with."""
 
     store: ArtifactStore
     releases: AnyReleases
@@ -73,7 +76,7 @@ class CandidateChooser:
 
 
 def choose_candidate(chooser: CandidateChooser, work: work_pb2.ChooseWork, job: Job) -> work_pb2.Event:
-    """Choose, serve and measure; a correction that is stored already is not made again."""
+    """Choose, serve and measure; a stored correction is not made again."""
     key = keys.correction(work.correction.name)
     if not chooser.store.exists(key):
         correction = correction_pb2.Correction()
@@ -144,26 +147,32 @@ def _choice(
 
 
 def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position: int, number: int) -> bytes:
-    """Give the files of the chosen point the names that a release looks for; return the ONNX file."""
+    """Copy the chosen point's files to the candidate's keys.
+
+    Returns the ONNX file.
+    """
     point = keys.point(correction.name, position, number)
-    file = store.read_bytes(keys.onnx_of(point))
+    file = store.read_bytes(keys.onnx_file(point))
     store.write_bytes(keys.corrected_file(correction.name), file)
-    if store.exists(weights := keys.weights_of(point)):
+    if store.exists(weights := keys.weights_file(point)):
         store.write_bytes(keys.corrected_weights(correction.name), store.read_bytes(weights))
     return file
 
 
 def _result(comparison: Comparison, materials: CorrectionData) -> correction_pb2.CorrectionResult:
-    """Return what both versions read: of the test split, and of the held-out images that decided on nothing."""
+    """Return both versions' results on images without a part in the choice.
+
+    These are the test split and held-out region images.
+    """
     readings = region_readings(comparison, materials)
-    together = joined([read for _, read in readings])
+    together = join_readings([read for _, read in readings])
     return correction_pb2.CorrectionResult(
-        test_before=share_of(comparison.test.before),
-        test_after=share_of(comparison.test.after),
-        test_change=difference_of(comparison.test),
+        test_before=accuracy_estimate(comparison.test.before),
+        test_after=accuracy_estimate(comparison.test.after),
+        test_change=accuracy_change(comparison.test),
         regions=[_region(region, read, comparison, materials) for region, read in readings],
-        regions_before=share_of(together.before),
-        regions_after=share_of(together.after),
+        regions_before=accuracy_estimate(together.before),
+        regions_after=accuracy_estimate(together.after),
     )
 
 
@@ -174,13 +183,13 @@ def _region(
     return correction_pb2.RegionChange(
         region=region.region,
         label=region.label,
-        before=share_of(read.before),
-        after=share_of(read.after),
+        before=accuracy_estimate(read.before),
+        after=accuracy_estimate(read.after),
         exemplars_before=_answers(comparison.before, pictures),
         exemplars_after=_answers(comparison.after, pictures),
     )
 
 
 def _answers(version: Version, pictures: Array) -> list[str]:
-    """Return the class names that a version answers for stored images."""
+    """Return the class names that a version predicts for stored images."""
     return [version.model.classes[answer] for answer in version.classify_stored(pictures).argmax(axis=1)]

@@ -1,4 +1,7 @@
-"""The data of a correction, read from the store: images, labels, regions, and the images that decide the choice."""
+"""The data of a correction, read from the store.
+
+Images, labels, regions, and the images that decide the choice.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,28 +23,28 @@ from services.storage.catalog import Catalog, LabelledImages
 
 @dataclass(frozen=True, kw_only=True)
 class RegionData:
-    """A labelled region: its failures that correction may use, and its Gaussian."""
+    """A labelled region: the failures that correction may use, and its Gaussian."""
 
     # (m, d)
     latent: Array
     # (d,) and (d, d)
     mean: Array
     covariance: Array
-    # Class id that the annotator gave.
+    # Class id of the annotation.
     label: int
 
     @classmethod
     def single(cls, latent: Array, label: int) -> Self:
-        """Return one failure (d,), labelled by itself: there is nothing around it to draw from."""
+        """Return one failure (d,) with its own label, without a distribution around it."""
         return cls(latent=latent[None], mean=latent, covariance=np.zeros((len(latent), len(latent))), label=label)
 
 
 def carries_label(
     believed: Callable[[Array], Array], label: int, min_label_probability: float
 ) -> Callable[[Array], Array]:
-    """Return what says of latents (n, d) whether they carry a label, (n,).
+    """Return a function that tells which latents (n, d) carry a label, (n,) bool.
 
-    `believed` tells labels from latents: (n, d) to probabilities (n, k).
+    `believed` is the label model: latents (n, d) to probabilities (n, k).
     """
     return lambda z: np.asarray(believed(z)[:, label] >= min_label_probability)
 
@@ -54,10 +57,10 @@ def fresh_latents(
     *,
     spread: float = 1.0,
 ) -> Array:
-    """Draw latents (n, d), `count` at most, from a region's Gaussian that still carry its label.
+    """Draw latents (n, d) of a region's Gaussian that carry its label.
 
-    `carried` says so of latents, (n,). `spread` is how many times as large as the region's the covariance is: fewer
-    carry the label further out.
+    There are at most `count` of them. `carried` tests latents, (n,) bool. `spread` scales the region's covariance:
+    wider draws carry the label less often.
     """
     if not region.covariance.any():
         return region.latent[:0]
@@ -68,10 +71,10 @@ def fresh_latents(
 def sample_region(
     region: RegionData, count: int, carried: Callable[[Array], Array], generator: np.random.Generator
 ) -> Array:
-    """Draw latents (count, d) of a region, fresh ones that still carry its label, as `carried` says of latents, (n,).
+    """Draw latents (count, d) of a region that carry its label.
 
-    Where there are too few of these, the region's failures fill up. They do not come first: they are the images that
-    the search came upon, next to the boundary and around few sources, and teach less of the region
+    `carried` tests latents, (n,) bool. Failures of the region fill up missing ones. They are not preferred: they lie
+    where the search found them, next to the boundary and around few sources, and teach less about the region
     (docs/explanation/method.md).
     """
     fresh = fresh_latents(region, count, carried, generator)
@@ -88,10 +91,10 @@ def region_latents(
     min_label_probability: float,
     seed: int,
 ) -> tuple[Array, Array]:
-    """Return latents (n, d) and labels (n,): as many of each region, so that a small one counts as much as a large one.
+    """Return latents (n, d) and labels (n,), equally many of each region.
 
-    What no longer carries the region's label with `min_label_probability`, as `believed` has it, is drawn again. There
-    is at least one region.
+    Small regions thus count as much as large ones. Draws that do not carry the region's label with
+    `min_label_probability`, by the label model `believed`, are replaced. There is at least one region.
     """
     generator = np.random.default_rng(seed)
 
@@ -103,21 +106,24 @@ def region_latents(
     return np.concatenate([drawn(region) for region in regions]), labels
 
 
-# Images that early stopping asks about: enough to tell losses apart, little beside an epoch.
+# Images for early stopping: enough to compare losses, few beside an epoch.
 _HELD_OUT_IMAGES = 2_000
-# Latents around a region that decide: so many, fewer of each where there are many regions, but some.
+# Deciding latents around a region; fewer of each for many regions, with a lower bound.
 _AROUND, _AROUND_IN_ALL, _LEAST_AROUND = 256, 4_096, 32
-# How many times as large as the region's their covariance is.
+# Factor of their covariance over the region's.
 _SPREAD = 2.0
-# Sets their draws apart from others of the same seed.
+# Separates these draws from others of the same seed.
 _AROUND_STREAM = 0x41524F55
-# Sets the division of held-out sources apart from other draws of the same seed.
+# Separates the split of held-out sources from other draws of the same seed.
 _SPLIT_STREAM = 0x48414C56
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutRegion:
-    """Held-out images of one labelled region: failures around sources that correction does not learn from."""
+    """Held-out images of one labelled region.
+
+    Failures around sources that correction does not learn from.
+    """
 
     region: str
     label: str
@@ -127,7 +133,7 @@ class HeldOutRegion:
 
 
 class CorrectionData:
-    """Reads what the trainings of a correction, and the choice among them, need."""
+    """Reads the data of a correction's trainings and choice."""
 
     def __init__(self, store: ArtifactStore, correction: correction_pb2.Correction) -> None:
         self.store = store
@@ -138,7 +144,7 @@ class CorrectionData:
 
     @property
     def deployed_file(self) -> bytes:
-        """The ONNX file of the version that is corrected."""
+        """The ONNX file of the corrected version."""
         return self.store.read_bytes(keys.model_file(self.model.name, self.correction.base_version))
 
     @cached_property
@@ -155,11 +161,11 @@ class CorrectionData:
 
     @cached_property
     def believed(self) -> Callable[[Array], Array]:
-        """What tells labels from latents: (n, d) to (n, k)."""
+        """The label model: latents (n, d) to probabilities (n, k)."""
         return read_label_model(self.store, self.run.config)
 
     def regions(self) -> list[RegionData]:
-        """Return what is known of each labelled region."""
+        """Return the data of each labelled region."""
         return [
             RegionData(
                 latent=arrays["latent"],
@@ -171,7 +177,7 @@ class CorrectionData:
         ]
 
     def single_failures(self, count: int) -> list[RegionData]:
-        """Return failures of the run, drawn at random and each labelled by itself as its source is."""
+        """Return randomly drawn failures of the run, each labelled as its source."""
         failures = self._catalog.all_failures(self.run.name)
         usable = np.flatnonzero(failures["held_out"] == 0)
         generator = np.random.default_rng(self.correction.config.seed)
@@ -179,7 +185,10 @@ class CorrectionData:
         return [RegionData.single(failures["latent"][row], int(failures["true_label"][row])) for row in chosen]
 
     def held_out_original(self) -> LabelledImages:
-        """Return real images that neither training nor any region's failures come from; they decide on stopping."""
+        """Return real images that neither training nor regions use.
+
+        Early stopping uses them.
+        """
         split = self._split(keys.SEARCHED_SPLIT)
         seen = np.concatenate([arrays["source"] for _, arrays in self._region_arrays()])
         unseen = np.setdiff1d(np.arange(len(split.labels)), seen)
@@ -188,9 +197,10 @@ class CorrectionData:
         return LabelledImages(images=split.images[rows], labels=split.labels[rows])
 
     def held_out_regions(self, *, deciding: bool) -> list[HeldOutRegion]:
-        """Return the held-out failures of each region: one half decides on stopping and choice, the other on nothing.
+        """Return the held-out failures of each region.
 
-        Halves are of sources, the same ones in every correction of a run: what was used to decide is never reported.
+        One half for stopping and choice, the other for the report. The split is by source, and equal in all corrections
+        of a run: no image that decided is ever reported.
         """
         count = len(self._split(keys.SEARCHED_SPLIT).labels)
         decides = np.random.default_rng([self.run.config.seed, _SPLIT_STREAM]).random(count) < 0.5
@@ -205,10 +215,10 @@ class CorrectionData:
         ]
 
     def around_regions(self) -> list[HeldOutRegion]:
-        """Return fresh latents around each region, wider than those that corrections learn from; they decide, too.
+        """Return fresh latents around each region, wider than the training data.
 
-        Held-out failures lie next to the boundary that any correction moves first; how far it reaches into the region
-        shows beyond them. Only latents that still carry the region's label are among them.
+        They take part in the choice. Held-out failures lie next to the boundary, which any correction moves first;
+        these latents show how far it reaches into the region. All of them carry the region's label.
         """
         count = max(_LEAST_AROUND, min(_AROUND, _AROUND_IN_ALL // len(self.correction.regions)))
         generator = np.random.default_rng([self.run.config.seed, _AROUND_STREAM])
@@ -224,11 +234,11 @@ class CorrectionData:
         ]
 
     def pictures(self, region: str) -> Array:
-        """Return the stored images (n, h, w, c) that an annotator sees of a region."""
+        """Return the stored images (n, h, w, c) of a region that annotators see."""
         return self.store.read_arrays(keys.region_arrays(region))["exemplars"]
 
     def decoded(self, latent: Array) -> Array:
-        """Return the images (n, c, h, w) in [0, 1] of latents (n, d), also of none."""
+        """Return the images (n, c, h, w) in [0, 1] of latents (n, d); n may be 0."""
         height, width, channels = self.model.image_shape
         return self.decode(latent) if len(latent) else np.zeros((0, channels, height, width), np.float32)
 

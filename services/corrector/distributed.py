@@ -1,4 +1,7 @@
-"""One training by several processes, a device each: every batch is shared, gradients are summed."""
+"""Training in several processes, one device each.
+
+Batches are shared, gradients are summed.
+"""
 
 import os
 from collections.abc import Collection
@@ -10,38 +13,47 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Followers wait for work as long as there is none.
+# Followers wait for work without a limit.
 _PATIENCE = timedelta(days=3650)
 
 
 class TrainingAbandoned(Exception):
-    """The first process has ended the training: it was stopped, or the loss on held-out sources fell no more."""
+    """The first process ended the training.
+
+    It was cancelled, or the held-out loss stopped falling.
+    """
 
 
 class ProcessGroup(Protocol):
-    """The processes that share a training. The first one, of rank 0, decides."""
+    """The processes that share a training.
+
+    The first one, of rank 0, decides.
+    """
 
     rank: int
     size: int
 
     def announce(self, work: Any) -> None:
-        """Tell the others, from the first process, what is trained next; None ends them."""
+        """Send the next training from the first process to the others.
+
+        None ends them.
+        """
         ...
 
     def sum_gradients(self, weights: Collection[Tensor], loss: Tensor) -> float:
-        """Replace the gradients by their sums over all processes; return the sum of the losses.
+        """Replace the gradients by their sums over all processes.
 
-        Raises Abandoned where the first process has ended the training.
+        Returns the sum of the losses. Raises TrainingAbandoned when the first process has ended the training.
         """
         ...
 
     def abandon(self, weights: Collection[Tensor]) -> None:
-        """End the training of the others, from the first process, at their next step."""
+        """End the training of the other processes, at their next step."""
         ...
 
 
 class SingleProcess:
-    """No other process."""
+    """One process alone."""
 
     rank, size = 0, 1
 
@@ -59,7 +71,10 @@ SINGLE_PROCESS = SingleProcess()
 
 
 class TorchrunGroup:
-    """The processes that torchrun started. A step is one collective, so that nobody waits for another kind."""
+    """The processes of torchrun.
+
+    A step is one collective call, so processes never wait in different ones.
+    """
 
     def __init__(self, device: torch.device) -> None:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -70,13 +85,13 @@ class TorchrunGroup:
         dist.broadcast_object_list([work], src=0, device=torch.device("cpu"))
 
     def next_work(self) -> Any:
-        """Return what the first process announces next."""
+        """Return the next announcement of the first process."""
         received = [None]
         dist.broadcast_object_list(received, src=0, device=torch.device("cpu"))
         return received[0]
 
     def sum_gradients(self, weights: Collection[Tensor], loss: Tensor) -> float:
-        # A weight that the loss does not reach has its place all the same: `abandon` sends as many numbers.
+        # A weight without a gradient sends zeros, since `abandon` sends as many numbers.
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1), loss.new_zeros(1)])
         dist.all_reduce(flat)
@@ -92,14 +107,20 @@ class TorchrunGroup:
         dist.all_reduce(torch.cat([flat, flat.new_tensor([0.0, 1.0])]))
 
     def close(self) -> None:
-        """Leave together: who goes first takes away what threads of the others still use, and they abort."""
-        with suppress(RuntimeError):  # one that died keeps nobody waiting
+        """Leave together.
+
+        The first process to leave would destroy what threads of the others use, and they would abort.
+        """
+        with suppress(RuntimeError):  # a dead process delays nobody
             dist.barrier()
         dist.destroy_process_group()
 
 
 def torchrun_group(device: torch.device) -> tuple[TorchrunGroup | None, torch.device]:
-    """Return the processes that torchrun started, none outside it, and the device of this one."""
+    """Return the processes of torchrun, and this process's device.
+
+    Outside torchrun the first is None.
+    """
     if "RANK" not in os.environ:
         return None, device
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a version reads correctly, with ONNX Runtime in this process: for the points that are never served."""
+"""Evaluation of unserved versions, with ONNX Runtime in this process."""
 
 import numpy as np
 from defuse.v1 import correction_pb2, model_pb2, tensor_pb2
@@ -6,10 +6,9 @@ from scipy.special import log_softmax
 
 from services.arrays import Array, as_floats
 from services.corrector.correction_data import CorrectionData, HeldOutRegion
-from services.onnx_graph.sessions import onnx_function
-from services.statistics.paired_tests import PairedReadings
-from services.storage.catalog import LabelledImages
-from services.storage.estimates import estimate
+from services.onnx_graph.onnx_files import onnx_function
+from services.statistics.hypothesis_tests import PairedReadings
+from services.storage.catalog import LabelledImages, estimate
 from services.triton.client import LEAST_PROBABILITY
 from services.triton.preprocessing import no_logits, preprocess
 
@@ -17,7 +16,7 @@ _BATCH = 256
 
 
 class LocalVersion:
-    """A version of a classifier, run here."""
+    """A version of a classifier, run in this process."""
 
     served = False
 
@@ -25,7 +24,7 @@ class LocalVersion:
         self._run, self.model = onnx_function(file), model
 
     def classify(self, images: Array) -> Array:
-        """Return the logits (n, k) of images (n, c, h, w) in [0, 1], as `inference.Classifier` does."""
+        """Return the logits (n, k) of images (n, c, h, w) in [0, 1], as `triton.client.Classifier` does."""
         size = self.model.fixed_batch_size or _BATCH
         parts = [self._answers(images[begin : begin + size]) for begin in range(0, len(images), size)]
         outputs = np.concatenate([no_logits(self.model), *parts])
@@ -34,7 +33,7 @@ class LocalVersion:
         return np.asarray(outputs, np.float32)
 
     def classify_stored(self, images: Array) -> Array:
-        """Return the logits (n, k) of stored images (n, h, w, c) uint8; bounds the memory of one call."""
+        """Return the logits (n, k) of stored images (n, h, w, c) uint8, in bounded batches."""
         parts = [self.classify(as_floats(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
         return np.concatenate([no_logits(self.model), *parts])
 
@@ -43,11 +42,11 @@ class LocalVersion:
         return np.asarray(log_softmax(self.classify(images), axis=1))
 
     def reads_stored_correctly(self, data: LabelledImages) -> Array:
-        """Say for stored images whether they are read as their labels, (n,)."""
+        """Return whether stored images are classified as their labels, (n,) bool."""
         return np.asarray(self.classify_stored(data.images).argmax(axis=1) == data.labels)
 
     def outputs(self, inputs: Array) -> Array:
-        """Return what the graph gives for its inputs, already preprocessed: (n, k)."""
+        """Return the graph's outputs (n, k) for preprocessed inputs."""
         return self._run(inputs)[0]
 
     def _answers(self, images: Array) -> Array:
@@ -56,42 +55,42 @@ class LocalVersion:
 
 
 class Evaluator:
-    """Measures points: on the test split, beside the base version, and on the region images that decide."""
+    """Measures points on the test split and on deciding region images."""
 
     def __init__(self, materials: CorrectionData) -> None:
         self._materials = materials
         base = LocalVersion(materials.deployed_file, materials.model)
         self._before = base.reads_stored_correctly(materials.test)
         deciding = [*materials.held_out_regions(deciding=True), *materials.around_regions()]
-        self._images, self._labels = images_of(materials, deciding)
+        self._images, self._labels = region_images(materials, deciding)
 
     def measure(self, file: bytes) -> correction_pb2.Point:
-        """Return the figures of a version."""
+        """Return the results of a version."""
         version = LocalVersion(file, self._materials.model)
         after = version.reads_stored_correctly(self._materials.test)
         answers = version.log_probabilities(self._images)
         losses = -answers[np.arange(len(self._labels)), self._labels]
         return correction_pb2.Point(
-            test=share_of(after),
-            test_change=difference_of(PairedReadings(before=self._before, after=after)),
-            regions=share_of(answers.argmax(axis=1) == self._labels),
+            test=accuracy_estimate(after),
+            test_change=accuracy_change(PairedReadings(before=self._before, after=after)),
+            regions=accuracy_estimate(answers.argmax(axis=1) == self._labels),
             regions_loss=float(losses.mean()) if len(losses) else 0.0,
         )
 
 
-def images_of(materials: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
-    """Return the images (n, c, h, w) of latents of regions, and their labels (n,)."""
+def region_images(materials: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
+    """Return the images (n, c, h, w) of regions' latents, and their labels (n,)."""
     images = [materials.decoded(region.latent) for region in regions]
     labels = [np.full(len(region.latent), region.label_id, np.int64) for region in regions]
     return np.concatenate(images), np.concatenate(labels)
 
 
-def share_of(correct: Array) -> tensor_pb2.Estimate:
+def accuracy_estimate(correct: Array) -> tensor_pb2.Estimate:
     return estimate(int(correct.sum()), len(correct))
 
 
-def difference_of(readings: PairedReadings) -> correction_pb2.PairedDifference:
-    """Return what changed between two versions over the same images."""
+def accuracy_change(readings: PairedReadings) -> correction_pb2.PairedDifference:
+    """Return the change between two versions over the same images."""
     difference = readings.difference
     low, high = difference.interval()
     return correction_pb2.PairedDifference(

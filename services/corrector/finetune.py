@@ -1,4 +1,7 @@
-"""Fine-tuning of deployed weights: loss = (1 - lambda) CE(original) + lambda CE(regions), on augmented images."""
+"""Fine-tuning of deployed weights.
+
+Loss = (1 - lambda) CE(original) + lambda CE(regions), on augmented images.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,23 +16,26 @@ from services.arrays import Array
 from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup
 from services.corrector.training_state import Schedule, TrainingState
 
-# Uniform numbers that an image takes: shift right, shift down, rotation, flip.
+# Uniform numbers for each image: shift right, shift down, rotation, flip.
 DRAWS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What images may undergo. What moves into view from outside repeats the border."""
+    """The allowed changes of a training image.
 
-    # Share of the image's side, either way.
+    Pixels that move in from outside repeat the border.
+    """
+
+    # Share of the image's side, in both directions.
     max_shift: float = 0.0
-    # Either way.
+    # In both directions.
     max_rotation_degrees: float = 0.0
     # Of half of the images.
     horizontal_flip: bool = False
 
     def __call__(self, images: Array, draws: Array) -> Array:
-        """Return images (n, c, h, w), changed as uniform draws (n, 4) have it."""
+        """Return images (n, c, h, w), changed by uniform draws (n, 4)."""
         if not (self.max_shift or self.max_rotation_degrees or self.horizontal_flip):
             return images
         x = torch.from_numpy(np.asarray(images, np.float32))
@@ -37,7 +43,10 @@ class Augmentation:
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False).numpy()
 
     def _maps(self, draws: Array, height: int, width: int) -> Array:
-        """Return the affine maps (n, 2, 3) from the new image to the old, in [-1, 1] from border to border."""
+        """Return affine maps (n, 2, 3) from the new image to the old.
+
+        Coordinates are in [-1, 1] from border to border.
+        """
         either_way = 2 * draws - 1
         angle = np.deg2rad(self.max_rotation_degrees) * either_way[:, 2]
         mirror = np.where(self.horizontal_flip & (draws[:, 3] < 0.5), -1.0, 1.0)
@@ -54,7 +63,10 @@ _EVALUATED_AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledDataset:
-    """A data set that is read in batches: rows, by position, as images (n, c, h, w) in [0, 1]."""
+    """A data set that is read in batches.
+
+    Rows by position, as images (n, c, h, w) in [0, 1].
+    """
 
     fetch: Callable[[Array], Array]
     # (m,) class ids
@@ -66,36 +78,36 @@ class LabelledDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingMix:
-    """Original data and region data. Where lambda is 0 the regions are not read."""
+    """Original data and region data. With lambda 0, regions are not read."""
 
     original: LabelledDataset
     regions: LabelledDataset
 
     def weighted(self, region_weight: float) -> list[tuple[LabelledDataset, float]]:
-        """Return the data sets that count, with their weights in the loss."""
+        """Return the weighted data sets, and their weights in the loss."""
         parts = [(self.original, 1 - region_weight), (self.regions, region_weight)]
         return [(data, weight) for data, weight in parts if weight]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputMap:
-    """From images (n, c, h, w) in [0, 1] to what the network takes."""
+    """The map from images (n, c, h, w) in [0, 1] to the network's inputs."""
 
     prepare: Callable[[Array], Array]
-    # Before `prepare`, in training only: the images, with uniform draws (n, `augmentation.DRAWS`).
+    # In training only, before `prepare`: images, with uniform draws (n, `DRAWS`).
     augment: Callable[[Array, Array], Array] = lambda images, _draws: images
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOutcome:
-    """How a training went: its steps, and the one whose weights the network has now."""
+    """The steps of a training, and the step of its best weights."""
 
     steps: int
     best_step: int
 
 
 class Diverged(ArithmeticError):
-    """The loss is no number any more."""
+    """The loss is no longer finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +116,7 @@ class FinetuneJob:
 
     network: nn.Module
     data: TrainingMix
-    # Tells when to stop.
+    # Held-out data for early stopping.
     held_out: TrainingMix
     inputs: InputMap
     schedule: Schedule
@@ -119,16 +131,17 @@ def finetune(
     on_checkpoint: Callable[[bytes], None] = lambda _checkpoint: None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> FinetuneOutcome:
-    """Train the network in place; it ends with the weights that had the lowest loss on the held-out data.
+    """Train the network in place.
 
-    It ends early once that loss has not fallen several times in a row; where there is nothing held out to tell, it goes
-    to the end. Every draw comes from the schedule's seed: same seed, same weights on one machine with as many threads.
-    `on_step(step, steps, loss)` is called after every step and may raise to stop. `on_checkpoint` is given a file
-    whenever the held-out loss was asked for; the last of them, as `checkpoint`, goes on to the same weights.
+    It ends with the weights of the lowest held-out loss. Training stops early once that loss has not fallen several
+    times in a row; without held-out data it runs to the end. Every draw comes from the schedule's seed: equal seeds
+    give equal weights on one machine with the same number of threads. `on_step(step, steps, loss)` is called after
+    every step and may raise to stop. `on_checkpoint` gets a checkpoint whenever the held-out loss was evaluated; the
+    last one, as `checkpoint`, continues to the same weights.
 
-    Raises Diverged where the loss becomes infinite or no number. Of several `processes` each takes its part of every
-    batch, and what comes out is that of one, to rounding. The first one alone judges, and may end the training of the
-    others, which is `processes.Abandoned` to them.
+    Raises Diverged when the loss is not finite. Several `processes` share every batch, with the result of one process
+    up to rounding. The first process alone evaluates, and may end the training of the others, which raises
+    TrainingAbandoned there.
     """
     network, weight = fitting.network.to(device), fitting.schedule.region_weight
     state = TrainingState(network, fitting.schedule, len(fitting.data.original))
@@ -139,10 +152,10 @@ def finetune(
     try:
         for step, rows in state.batches():
             total = state.descend(_loss_of_batch(fitting, step, rows, device, processes), processes)
-            if together := not math.isfinite(total):  # all processes know
+            if together := not math.isfinite(total):  # equal in all processes
                 raise Diverged(f"the loss is {total} at step {step} of {state.steps}")
             on_step(step, state.steps, total)
-            if judged and state.is_to_be_judged():
+            if judged and state.is_evaluation_due():
                 state.judge(held_out_loss(fitting, device))
                 on_checkpoint(state.to_bytes())
     finally:
@@ -174,18 +187,19 @@ def _slices(count: int) -> Iterator[Array]:
 def _loss_of_batch(
     fitting: FinetuneJob, step: int, rows: Array, device: torch.device, processes: ProcessGroup
 ) -> Tensor:
-    """Return this process's part of the mixed loss of a batch: the parts of all processes sum up to it.
+    """Return this process's part of the mixed loss of a batch.
 
-    Images of both kinds go through the network together: one large pass is faster than two.
+    The parts of all processes add up to it. Original and region images share one pass through the network, which is
+    faster than two.
     """
     inputs, schedule = fitting.inputs, fitting.schedule
     mine = _part_of(len(rows), schedule.unit, processes)
-    if not len(mine):  # more processes than units: this one has gradients of zero to add
+    if not len(mine):  # more processes than units: this one contributes zero gradients
         return torch.stack([weight.sum() for weight in fitting.network.parameters()]).sum() * 0
     images, labels, weights = [], [], []
     for kind, (part, weight) in enumerate(fitting.data.weighted(schedule.region_weight)):
         generator = np.random.default_rng([schedule.seed, 1, step, kind])
-        # Original data goes epoch by epoch; regions are drawn with replacement, as there are far fewer images of them.
+        # Original data go epoch by epoch; regions are drawn with replacement, as they have far fewer images.
         chosen = rows if part is fitting.data.original else generator.integers(len(part), size=len(rows))
         draws = generator.random((len(rows), DRAWS))
         images.append(inputs.prepare(inputs.augment(part.fetch(chosen[mine]), draws[mine])))
@@ -196,12 +210,12 @@ def _loss_of_batch(
 
 
 def _part_of(count: int, unit: int, processes: ProcessGroup) -> Array:
-    """Return the positions of a batch that are this process's, in whole units."""
+    """Return this process's positions of a batch, in whole units."""
     return np.arange(count).reshape(-1, unit)[processes.rank :: processes.size].reshape(-1)
 
 
 def _cross_entropies(fitting: FinetuneJob, images: Array, labels: Array, device: torch.device) -> Tensor:
-    """Return the cross entropy of each input of the network, (n,)."""
+    """Return the cross entropy of each input, (n,)."""
     schedule = fitting.schedule
     filled = np.resize(np.arange(len(images)), -(-len(images) // schedule.unit) * schedule.unit)
     x = torch.from_numpy(images[filled]).to(device)

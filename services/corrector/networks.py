@@ -1,4 +1,7 @@
-"""The network that is corrected: the served ONNX graph, or a torch module that computes the same."""
+"""The network that is corrected.
+
+The served ONNX graph, or a torch module that computes the same.
+"""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -16,17 +19,18 @@ from torch import Tensor, nn
 
 from services.arrays import Array, as_floats
 from services.corrector.correction_data import CorrectionData
-from services.onnx_graph.export import largest_difference, to_onnx
 from services.onnx_graph.module import OnnxModule
+from services.onnx_graph.onnx_files import largest_difference, to_onnx
 from services.onnx_graph.operators import UnsupportedOperator
 from services.storage import keys
 from services.triton.preprocessing import input_shape, preprocess
 
 
 class TorchModule(nn.Module):
-    """A module as it is served: in inference mode, exported under the names that callers know.
+    """A torch module as it is served.
 
-    BatchNorm keeps its statistics and Dropout does nothing, whatever the mode of the module, as in an ONNX file.
+    In inference mode, exported with the deployed names. BatchNorm keeps its statistics and Dropout does nothing,
+    whatever the module's mode, as in an ONNX file.
     """
 
     def __init__(self, module: nn.Module, model: model_pb2.Model) -> None:
@@ -45,7 +49,7 @@ class TorchModule(nn.Module):
         return outputs
 
     def to_onnx(self) -> onnx.ModelProto:
-        """Export the module, under the names and with the batch size of the model that is served."""
+        """Export the module with the served model's names and batch size."""
         model = self._model
         height, width, channels = model.image_shape
         file = to_onnx(
@@ -65,11 +69,11 @@ class TorchModule(nn.Module):
         )
 
 
-def build(function: str, allowed: Sequence[str], weights: Callable[[], bytes]) -> nn.Module:
-    """Call a factory, `module:function`, and load weights, which are read once it is found, into what it returns.
+def build_from_factory(function: str, allowed: Sequence[str], weights: Callable[[], bytes]) -> nn.Module:
+    """Call a factory, `module:function`, and load weights into its module.
 
-    Raises InvalidInput for a factory that the operator has not allowed or that does not work, and for weights that do
-    not fit.
+    The weights are read only after the factory was found. Raises InvalidInput for a factory that is not allowed or
+    fails, and for weights that do not fit.
     """
     module = _factory(function, allowed)()
     if not isinstance(module, nn.Module):
@@ -80,13 +84,13 @@ def build(function: str, allowed: Sequence[str], weights: Callable[[], bytes]) -
         found = module.load_state_dict(safetensors.torch.load(weights()), strict=False)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise InvalidInput(
-            f"the weights do not fit what {function} builds ({str(error).splitlines()[-1].strip()[:300]}); upload a "
+            f"the weights do not fit the module of {function} ({str(error).splitlines()[-1].strip()[:300]}); upload a "
             "safetensors file of its state dict",
             reason="UNFIT_WEIGHTS",
         ) from error
     if found.missing_keys or found.unexpected_keys:
         raise InvalidInput(
-            f"the weights do not fit what {function} builds: missing {found.missing_keys[:5]}, unknown "
+            f"the weights do not fit the module of {function}: missing {found.missing_keys[:5]}, unknown "
             f"{found.unexpected_keys[:5]}; upload a safetensors file of its state dict",
             reason="UNFIT_WEIGHTS",
         )
@@ -117,7 +121,10 @@ def _factory(function: str, allowed: Sequence[str]) -> Callable[[], Any]:
 
 
 def _last_layer(network: nn.Module) -> frozenset[str]:
-    """Return the parameters of the last module, in the order of definition, that has a matrix."""
+    """Return the parameters of the last module with a matrix.
+
+    Modules are in the order of definition.
+    """
     found: frozenset[str] = frozenset()
     for path, module in network.named_modules():
         own = list(module.named_parameters(recurse=False))
@@ -131,15 +138,15 @@ Network = OnnxModule | TorchModule
 _COMPARED = 64
 
 
-def deployed(materials: CorrectionData, allowed_factories: Sequence[str]) -> Network:
-    """Return the network with the weights of the version that is corrected.
+def deployed_network(materials: CorrectionData, allowed_factories: Sequence[str]) -> Network:
+    """Return the network with the weights of the corrected version.
 
-    Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module does not
-    compute what is served.
+    Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module computes
+    something else than the served model.
     """
     wanted = materials.correction.config.torch_factory
     if wanted.function:
-        module = build(wanted.function, allowed_factories, lambda: _weights(materials))
+        module = build_from_factory(wanted.function, allowed_factories, lambda: _weights(materials))
         network = TorchModule(module, materials.model)
         _check_same(network, materials)
         return network
@@ -161,13 +168,16 @@ def deployed(materials: CorrectionData, allowed_factories: Sequence[str]) -> Net
 
 
 def real_inputs(materials: CorrectionData, count: int) -> Array:
-    """Return `count` inputs of the classifier, from training images, repeated where there are fewer."""
+    """Return `count` classifier inputs from training images, repeated if needed."""
     images = materials.train.images
     return np.asarray(preprocess(as_floats(images[np.resize(np.arange(len(images)), count)]), materials.model))
 
 
 def _weights(materials: CorrectionData) -> bytes:
-    """Return the uploaded weights; without any, those that the correction behind the base version left."""
+    """Return the uploaded weights.
+
+    Without any, those of the correction behind the base version.
+    """
     digest = materials.correction.config.torch_factory.weights_digest
     if digest:
         return materials.store.read_bytes(keys.file(digest))
@@ -189,8 +199,8 @@ def _check_same(network: TorchModule, materials: CorrectionData) -> None:
     difference, bound = largest_difference(materials.deployed_file, inputs, outputs)
     if not difference <= bound:
         raise InvalidInput(
-            f"what {materials.correction.config.torch_factory.function} builds differs by {difference:.3g} from "
-            f"version {materials.correction.base_version}, as it is served, on real images; bring its very weights, "
-            "and leave preprocessing where the model declares it",
+            f"the module of {materials.correction.config.torch_factory.function} differs by {difference:.3g} from "
+            f"version {materials.correction.base_version}, as served, on real images; upload its exact weights, and "
+            "leave preprocessing to the model's declaration",
             reason="FACTORY_MISMATCH",
         )

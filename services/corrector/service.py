@@ -8,12 +8,12 @@ from defuse.errors import NotReady
 from defuse.v1 import corrector_service_pb2 as pb
 from defuse.v1 import corrector_service_pb2_grpc as pb_grpc
 
+from services.corrector.external_triton import AnyReleases
 from services.corrector.gate.comparison import ServedCandidate
 from services.corrector.gate.decision import Gate
 from services.corrector.guard.builder import GuardIssuer
-from services.corrector.releases.external_triton import AnyReleases
-from services.corrector.releases.history import Decision
-from services.corrector.releases.publishing import finished
+from services.corrector.publishing import succeeded_correction
+from services.corrector.release_history import Decision
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
@@ -21,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CorrectorService(pb_grpc.CorrectorServiceServicer):
-    """What changes the Triton repository at once."""
+    """Changes to the Triton repository that do not wait in a queue."""
 
     def __init__(self, store: ArtifactStore, releases: AnyReleases, gate: Gate, guards: GuardIssuer) -> None:
         self._store = store
@@ -60,7 +60,7 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         return pb.IssueGuardResponse(guard=guard)
 
     def _serve_candidate(self, request: pb.ServeCandidateRequest) -> ServedCandidate:
-        correction = finished(self._store, request.correction)
+        correction = succeeded_correction(self._store, request.correction)
         model = self._releases.history.check_publishable(correction)
         if request.answers_callers:
             self._gate.admit(correction, approver=request.approver, reason=request.reason)

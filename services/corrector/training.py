@@ -1,4 +1,7 @@
-"""The training stage of a correction: its inputs, one training, and the candidate weights that come of it."""
+"""The training stage of a correction.
+
+Its inputs, one training, and the candidate weights that come of it.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +17,7 @@ from torch import Tensor
 from services.arrays import as_floats
 from services.corrector.correction_data import CorrectionData, RegionData, region_latents
 from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TrainingAbandoned
-from services.corrector.evaluation import Evaluator, images_of
+from services.corrector.evaluation import Evaluator, region_images
 from services.corrector.finetune import (
     Augmentation,
     Diverged,
@@ -25,24 +28,24 @@ from services.corrector.finetune import (
     TrainingMix,
     finetune,
 )
-from services.corrector.networks import Network, TorchModule, deployed, real_inputs
+from services.corrector.networks import Network, TorchModule, deployed_network, real_inputs
 from services.corrector.training_state import Schedule
-from services.onnx_graph.export import ParityError, export
+from services.onnx_graph.onnx_files import ParityError, export
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import LabelledImages
 from services.triton.preprocessing import preprocess
 
-# Region images that are kept; more of them are decoded again for every batch.
+# Bytes of region images that are kept decoded; further ones are decoded again for every batch.
 _FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30
 
 
-def read_fitting(
+def read_finetune_job(
     materials: CorrectionData, wanted: Training, allowed_factories: Sequence[str]
 ) -> tuple[Network, FinetuneJob]:
     """Return the deployed network, and everything that a training of it needs."""
-    network = deployed(materials, allowed_factories)
+    network = deployed_network(materials, allowed_factories)
     if wanted.method == Training.METHOD_LAST_LAYER:
         _train_last_layer_only(network)
     fitting = FinetuneJob(
@@ -67,7 +70,10 @@ def _train_last_layer_only(network: Network) -> None:
 
 
 def _data(materials: CorrectionData, wanted: Training) -> TrainingMix:
-    """Return what is learned from: original data, and images of regions, or of single failures in their place."""
+    """Return the training data.
+
+    Original data, and images of regions or of single failures.
+    """
     config = materials.correction.config
     regions = materials.regions()
     total = config.images_per_region * len(regions)
@@ -95,7 +101,7 @@ def _drawn(materials: CorrectionData, regions: Sequence[RegionData], total: int)
 
 
 def _held_out(materials: CorrectionData) -> TrainingMix:
-    images, labels = images_of(materials, materials.held_out_regions(deciding=True))
+    images, labels = region_images(materials, materials.held_out_regions(deciding=True))
     regions = LabelledDataset(fetch=lambda rows: images[rows], labels=labels)
     return TrainingMix(original=_stored(materials.held_out_original()), regions=regions)
 
@@ -126,9 +132,9 @@ def _schedule(materials: CorrectionData, wanted: Training) -> Schedule:
     )
 
 
-# Shares of the way from the weights before to those after that interpolation measures.
+# Shares of the path from the weights before to those after that an interpolation measures.
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
-# Of the progress of a training; the rest is measuring.
+# Share of the steps in the progress of a training; measuring has the rest.
 _STEPS_SHARE = 0.9
 
 
@@ -138,14 +144,14 @@ class Trainer:
 
     store: ArtifactStore
     device: torch.device
-    # Modules and functions that may be named as torch factory.
+    # `module:function` entries that may be named as torch factories.
     factories: Sequence[str] = ()
     processes: ProcessGroup = SINGLE_PROCESS
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnouncedTraining:
-    """What the first of several processes tells the others to train."""
+    """The training that the first of several processes announces to the others."""
 
     # TrainWork, serialized.
     work: bytes
@@ -153,7 +159,10 @@ class AnnouncedTraining:
 
 
 def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Event:
-    """Train in one of the ways that a correction tries; a training that is stored already is not made again."""
+    """Run one training of a correction.
+
+    A stored training is not run again.
+    """
     name, store = work.correction.name, trainer.store
     key = keys.training(name, work.training)
     if not store.exists(key):
@@ -165,17 +174,20 @@ def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Even
     return event
 
 
-def follow(trainer: Trainer, announced: AnnouncedTraining) -> None:
-    """Take this process's part in a training that the first process has announced."""
+def follow_announced(trainer: Trainer, announced: AnnouncedTraining) -> None:
+    """Take this process's part in a training that the first process announced."""
     work = work_pb2.TrainWork.FromString(announced.work)
     materials = CorrectionData(trainer.store, work.correction)
-    _, fitting = read_fitting(materials, work.correction.trainings[work.training], trainer.factories)
+    _, fitting = read_finetune_job(materials, work.correction.trainings[work.training], trainer.factories)
     with suppress(TrainingAbandoned, Diverged):
         finetune(fitting, device=trainer.device, checkpoint=announced.checkpoint, processes=trainer.processes)
 
 
 def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
-    """Train; one that cannot be trained in this way says why, and the others go on."""
+    """Train.
+
+    A method that does not apply returns the reason, and the other trainings continue.
+    """
     wanted = work.correction.trainings[work.training]
     try:
         return _train(trainer, work, job)
@@ -192,7 +204,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
     wanted = work.correction.trainings[work.training]
     materials = CorrectionData(trainer.store, work.correction)
     _say(job, work, 0.0, "drawing images")
-    network, fitting = read_fitting(materials, wanted, trainer.factories)
+    network, fitting = read_finetune_job(materials, wanted, trainer.factories)
     before = _weights_of(network)
     outcome = _finetuned(trainer, fitting, work, job)
     done = Training(
@@ -215,7 +227,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
 
 
 def _finetuned(trainer: Trainer, fitting: FinetuneJob, work: work_pb2.TrainWork, job: Job) -> FinetuneOutcome:
-    """Train, from the last checkpoint where a worker died, together with the other processes where there are any."""
+    """Train from a dead worker's last checkpoint, with the other processes."""
     key = keys.checkpoint(work.correction.name, work.training)
     checkpoint = trainer.store.read_bytes(key) if trainer.store.exists(key) else None
 
@@ -240,13 +252,13 @@ def _weights_of(network: Network) -> dict[str, Tensor]:
 
 
 def _interpolate(network: Network, before: dict[str, Tensor], after: dict[str, Tensor], share: float) -> None:
-    """Give the network the weights on the line from before (0) to after (1)."""
+    """Set the network to weights between before (0) and after (1)."""
     line = {name: torch.lerp(before[name], after[name], share) for name in after}
     network.load_state_dict(line, strict=False)
 
 
 def _point(materials: CorrectionData, network: Network, evaluator: Evaluator, prefix: str) -> correction_pb2.Point:
-    """Export the network, store its file and measure it."""
+    """Export the network, store its file and evaluate it."""
     model = materials.model
     largest = model.fixed_batch_size or model.max_batch_size
     sizes = sorted({largest} if model.fixed_batch_size else {1, 2, largest})
@@ -254,9 +266,9 @@ def _point(materials: CorrectionData, network: Network, evaluator: Evaluator, pr
         file, parity = export(network, real_inputs(materials, largest), sizes)
     except ParityError as error:
         raise Internal(f"{error}; nothing was served", reason="PARITY") from error
-    materials.store.write_bytes(keys.onnx_of(prefix), file)
+    materials.store.write_bytes(keys.onnx_file(prefix), file)
     if isinstance(network, TorchModule):
-        materials.store.write_bytes(keys.weights_of(prefix), network.weights())
+        materials.store.write_bytes(keys.weights_file(prefix), network.weights())
     point = evaluator.measure(file)
     for entry in parity:
         point.parity.add(batch_size=entry.batch_size, max_abs_difference=entry.max_abs_difference)

@@ -1,4 +1,7 @@
-"""A fine-tuning between two steps: weights, moments of Adam, the best weights so far; written down and taken up."""
+"""The state of a fine-tuning between two steps.
+
+Weights, moments of Adam, best weights; saved and restored.
+"""
 
 import math
 from collections.abc import Iterator
@@ -16,28 +19,34 @@ from services.corrector.distributed import ProcessGroup
 MIN_EPOCHS, MIN_STEPS = 2, 300
 # Share of the steps on which the rate rises: Adam's first steps are as large as its rate, whatever the gradient.
 _WARMUP = 0.05
-# How often in a training the held-out loss is asked for, and how often in a row it may fail to fall.
+# Evaluations of the held-out loss in a training, and consecutive ones without a fall before it stops.
 JUDGEMENTS, PATIENCE = 12, 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast. Adam; its rate rises to `learning_rate` and falls to zero along a cosine."""
+    """The schedule of Adam.
 
-    # 0 takes at least `MIN_EPOCHS`, and as many as give `MIN_STEPS`.
+    Its rate rises to `learning_rate` and falls to zero along a cosine.
+    """
+
+    # 0 means at least `MIN_EPOCHS`, and enough for `MIN_STEPS`.
     epochs: int
     learning_rate: float
     region_weight: float
     seed: int
     batch_size: int = 128
-    # 0 for a graph that takes any batch; otherwise every forward pass has exactly this many images.
+    # 0 for a graph with a free batch size; otherwise every forward pass has exactly this many images.
     fixed_batch_size: int = 0
-    # The graph answers probabilities; their logarithm enters the loss.
+    # The graph returns probabilities; their logarithm enters the loss.
     probabilities: bool = False
 
     @property
     def unit(self) -> int:
-        """Images that must stay together: the batch of a graph that has a batch size of its own."""
+        """Images that must stay together.
+
+        The batch of a graph with a fixed batch size.
+        """
         return self.fixed_batch_size or 1
 
     @property
@@ -46,18 +55,21 @@ class Schedule:
         return -(-self.batch_size // self.unit) * self.unit
 
     def epochs_over(self, count: int) -> int:
-        """Return how often `count` images are gone through."""
+        """Return the number of passes over `count` images."""
         return self.epochs or max(MIN_EPOCHS, -(-MIN_STEPS * self.whole_batch // count))
 
     def rate_at(self, progress: float) -> float:
-        """Return the learning rate at a share of all steps, in [0, 1]."""
+        """Return the learning rate at a share of all steps."""
         if progress < _WARMUP:
             return self.learning_rate * progress / _WARMUP
         return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP)))
 
 
 class TrainingState:
-    """Weights on their way. Only parameters that require a gradient are trained, judged and written down."""
+    """Weights in training.
+
+    Only parameters that require a gradient are trained, evaluated and saved.
+    """
 
     def __init__(self, network: nn.Module, schedule: Schedule, count: int) -> None:
         self._network, self._schedule, self._count = network, schedule, count
@@ -71,9 +83,9 @@ class TrainingState:
         self._best_step, self._best_loss = 0, math.inf
 
     def batches(self) -> Iterator[tuple[int, Array]]:
-        """Yield the number of each step to come and its rows, full batches, until the end or nothing gets better.
+        """Yield each further step and its rows, until early stopping.
 
-        The last batch of an epoch is filled up with rows of the same epoch.
+        Batches are full. The last batch of an epoch is filled up with rows of the same epoch.
         """
         generator, size = np.random.default_rng([self._schedule.seed, 0]), self._schedule.whole_batch
         step = 0
@@ -87,7 +99,7 @@ class TrainingState:
                     return
 
     def descend(self, loss: Tensor, processes: ProcessGroup) -> float:
-        """Take a step against the gradient of a loss; return the loss, summed over the processes."""
+        """Take a gradient step; return the loss, summed over the processes."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.rate_at((self.step + 0.5) / self.steps)
         self._optimizer.zero_grad(set_to_none=True)
@@ -97,12 +109,15 @@ class TrainingState:
         self.step += 1
         return total
 
-    def is_to_be_judged(self) -> bool:
-        """Say whether the held-out loss is due: some times in a training, and at its end."""
+    def is_evaluation_due(self) -> bool:
+        """Return whether the held-out loss is due.
+
+        Several times in a training, and at its end.
+        """
         return self.step % max(1, self.steps // JUDGEMENTS) == 0 or self.step == self.steps
 
     def judge(self, held_out_loss: float) -> None:
-        """Keep the weights if they are the best so far."""
+        """Keep the weights when they are the best so far."""
         if held_out_loss < self._best_loss:
             self._best = {name: weight.detach().clone() for name, weight in self.weights.items()}
             self._best_step, self._best_loss, self._failed = self.step, held_out_loss, 0
@@ -110,7 +125,10 @@ class TrainingState:
             self._failed += 1
 
     def take_best(self) -> int:
-        """Give the network the best weights, the present ones where none were judged; return the step they are from."""
+        """Set the network to the best weights and return their step.
+
+        Without an evaluation, the present weights stay.
+        """
         if self._best:
             self._network.load_state_dict(self._best, strict=False)
         return self._best_step or self.step
@@ -126,7 +144,10 @@ class TrainingState:
         return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
     def restore(self, checkpoint: bytes, *, judges: bool) -> None:
-        """Go on where `to_bytes` left off. Of several processes only the one that `judges` knows when to stop."""
+        """Resume from a checkpoint of `to_bytes`.
+
+        Only the process that `judges` keeps the best weights.
+        """
         tensors = safetensors.torch.load(checkpoint)
         self.step, self._failed, self._best_step = tensors["counts"].tolist()
         self._failed *= judges

@@ -1,4 +1,4 @@
-"""Splits out of a zip of class folders, with or without split folders above them."""
+"""Splits from a zip of class folders, optionally below split folders."""
 
 import io
 import math
@@ -11,8 +11,7 @@ from defuse.errors import InvalidInput
 from PIL import Image
 
 from services.arrays import Array
-from services.datasets.npz import DAMAGED
-from services.datasets.splits import ALIASES, PART_BYTES, SPLITS, SplitImages
+from services.datasets.npz import ALIASES, DAMAGED, PART_BYTES, SPLITS, SplitImages
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 _CLASSES_FILE = "classes.txt"
@@ -22,7 +21,7 @@ _MODES = _GRAY | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB
 
 
 def read_folders(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], list[str]]:
-    """Return the splits that the folders make, and the classes in the order of their labels."""
+    """Return the splits of the folders, and the classes by label."""
     files = _image_files(archive)
     classes = _declared_classes(archive) or sorted({folder for _, folder, _ in files})
     unknown = sorted({folder for _, folder, _ in files} - set(classes))
@@ -53,7 +52,7 @@ def _split(archive: zipfile.ZipFile, names: Sequence[str], labels: Array) -> Spl
 
 
 def _image_files(archive: zipfile.ZipFile) -> list[tuple[str, str, str]]:
-    """Return (split, class folder, member) of every picture; without split folders all of them are training images."""
+    """Return (split, class folder, member) of every image; without split folders, all are training images."""
     files = []
     around = _around(archive)
     for name in sorted(archive.namelist()):
@@ -70,13 +69,19 @@ def _image_files(archive: zipfile.ZipFile) -> list[tuple[str, str, str]]:
 
 
 def _is_picture(path: PurePosixPath) -> bool:
-    """Say whether a member counts; what systems hide beside pictures does not."""
+    """Return whether a member is an image.
+
+    Hidden files of operating systems are not.
+    """
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return path.suffix.lower() in _SUFFIXES and not hidden
 
 
 def _around(archive: zipfile.ZipFile) -> str:
-    """Return the folder, with its slash, that lies around the split folders; nothing where they are at the top."""
+    """Return the folder around the split folders, with its slash.
+
+    Empty when they are at the top.
+    """
     paths = [path for path in map(PurePosixPath, archive.namelist()) if _is_picture(path) or path.name == _CLASSES_FILE]
     tops = {path.parts[0] for path in paths if path.parts}
     within = {path.parts[1].lower() for path in paths if len(path.parts) > 2}
@@ -109,7 +114,10 @@ def _picture(archive: zipfile.ZipFile, name: str) -> Image.Image:
 
 
 def _kind(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[tuple[int, int], str]:
-    """Return width and height that all pictures have, and their common mode, gray only where all of them are."""
+    """Return the common size of all images, and their mode.
+
+    Size is width and height; the mode is gray only when all are gray.
+    """
     first, modes = _picture(archive, names[0]), set()
     for name in names:
         picture = _picture(archive, name)

@@ -1,4 +1,4 @@
-"""Splits from an `.npz`: `x_train`, `y_train` and so on, each array read in bounded memory.
+"""Splits of labelled images, read from an `.npz` in bounded memory.
 
 An `.npz` is a zip of `.npy` files, in which the rows of an array follow one another.
 """
@@ -6,7 +6,8 @@ An `.npz` is a zip of `.npy` files, in which the rows of an array follow one ano
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import IO, Any
@@ -15,18 +16,51 @@ import numpy as np
 from defuse.errors import InvalidInput
 
 from services.arrays import Array
-from services.datasets.splits import ALIASES, PART_BYTES, SplitImages
-from services.storage.file_systems import append, scratch_file
+from services.storage.file_systems import append_chunk, scratch_file
 
-# What a member of an archive raises whose bytes were changed.
+SPLITS = ("train", "val", "test")
+ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Bytes of images that are in memory at once.
+PART_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitImages:
+    """One split. Its file must stay open while images are read."""
+
+    # (h, w, c)
+    image_shape: tuple[int, ...]
+    labels: Array  # (n,) int64
+    # Maps ascending positions in the file to the images there, in parts (m, h, w, c) uint8 of about `PART_BYTES`.
+    read: Callable[[Array], Iterator[Array]]
+    # (n,) positions of this split's images
+    rows: Array
+    cut_by_seed: bool = False
+
+    def parts(self) -> Iterator[Array]:
+        """Yield the images in order, (m, h, w, c) at a time."""
+        return self.read(self.rows)
+
+    @property
+    def images(self) -> Array:
+        """Read all images (n, h, w, c) into memory."""
+        return np.concatenate(list(self.parts()))
+
+    def take(self, rows: Array, *, cut_by_seed: bool = False) -> "SplitImages":
+        """Return the subset at ascending rows of this split."""
+        return replace(self, labels=self.labels[rows], rows=self.rows[rows], cut_by_seed=cut_by_seed)
+
+
+# Exceptions of a damaged archive member.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class ArchivedArray:
-    """An array that is read through when it is made, so that nothing is wrong with it when it is read again.
+    """An array that is read completely when it is made.
 
-    Raises one of `DAMAGED`, or ValueError for what is no array of numbers.
+    Later reads therefore cannot fail on damage. Raises one of `DAMAGED`, or ValueError for anything but an array of
+    numbers.
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
@@ -39,13 +73,16 @@ class ArchivedArray:
             raise ValueError(f"it holds {size} bytes, where {promised} are promised")
 
     def whole(self) -> Array:
-        """Return the array in memory."""
+        """Return the whole array in memory."""
         with self._archive.open(self._name) as member:
             array: Array = np.lib.format.read_array(member, allow_pickle=False)
         return array
 
     def rows(self, wanted: Array) -> Iterator[Array]:
-        """Yield the rows at ascending positions, as many at a time as `PART_BYTES` hold, but at least one."""
+        """Yield the rows at ascending positions, in parts of bounded size.
+
+        A part has as many rows as fit in `PART_BYTES`, at least one.
+        """
         begin = 0
         for part in self._scattered() if self._in_columns else self._consecutive():
             first, last = np.searchsorted(wanted, (begin, begin + len(part)))
@@ -66,11 +103,11 @@ class ArchivedArray:
 
     @cached_property
     def _mapped(self) -> Array:
-        # In Fortran's order every row lies all over the member: it can be reached in a file, not in a stream.
+        # In Fortran order, every row is spread over the member, which needs random access: a file, not a stream.
         with scratch_file() as file, self._archive.open(self._name) as member:
             _header(member)
             for chunk in _chunks(member):
-                append(file, chunk)
+                append_chunk(file, chunk)
             return np.memmap(file, self.dtype, mode="r", shape=self.shape, order="F")
 
     def _slices(self) -> Iterator[slice]:
@@ -83,7 +120,7 @@ class ArchivedArray:
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, whether the order is Fortran's, and type; the array follows."""
+    """Return shape, Fortran order and type; the array's bytes follow."""
     version = np.lib.format.read_magic(member)
     if version not in _HEADERS:
         raise ValueError(
@@ -101,7 +138,7 @@ def _chunks(member: IO[bytes]) -> Iterator[bytes]:
 
 
 def read_npz(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], list[str]]:
-    """Return the splits that the file has, and its class names where it has any."""
+    """Return the splits of the file, and its class names, if any."""
     arrays = {name.removesuffix(".npy"): _array(archive, name) for name in archive.namelist()}
     present = [alias for alias in ALIASES if f"x_{alias}" in arrays]
     for one, other in combinations(present, 2):

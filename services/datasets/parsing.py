@@ -1,4 +1,4 @@
-"""The splits of a file of either kind, checked and made whole."""
+"""The splits of a file of either kind, checked and completed."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -10,27 +10,27 @@ from defuse.errors import InvalidInput
 
 from services.arrays import Array
 from services.datasets.folders import read_folders
-from services.datasets.npz import read_npz
-from services.datasets.splits import SPLITS, SplitImages
+from services.datasets.npz import SPLITS, SplitImages, read_npz
 
-# Share of the training images that becomes a split which the data does not have.
+# Share of the training images that becomes a missing split.
 _CUT_SHARE = 0.2
 MIN_SIDE, MAX_SIDE = 8, 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedImages:
-    """What a file holds."""
+    """The content of a file."""
 
     splits: Mapping[str, SplitImages]
-    # In the order of the labels; empty where the labels are plain class ids.
+    # In the order of the labels; empty when the labels are plain class ids.
     classes: Sequence[str]
 
 
 def parse_images(file: IO[bytes], *, seed: int) -> ParsedImages:
-    """Read a file; cut the splits that it does not have from its training images, by seed.
+    """Read a file.
 
-    All of the file is read once and checked, and only labels are kept: images are read again when they are asked for.
+    Missing splits are cut from its training images, by seed. The whole file is read once and checked, and only labels
+    are kept: images are read again on demand.
 
     Raises InvalidInput, naming the culprit, for a file of another kind, images of mixed sizes, labels that are no class
     ids, and splits without images.

@@ -1,4 +1,7 @@
-"""`python -m services.demo [DATA]`: the main job on real images, real servers and nothing but the public client."""
+"""`python -m services.demo [DATA]`.
+
+The main job on real images, with real servers and the public client only.
+"""
 
 import argparse
 import sys
@@ -14,7 +17,10 @@ from services.localstack.stack import LocalStack, StackSettings
 
 
 def main() -> None:
-    """Run the demo; end with status 1 and one line when something is missing or refused."""
+    """Run the demo.
+
+    Exit with status 1 and one line when something is missing or refused.
+    """
     arguments = _arguments()
     display = Display(Console())
     try:
@@ -36,7 +42,7 @@ def _run(arguments: argparse.Namespace, display: Display) -> None:
     cache = settings.cache.expanduser() / "demo"
     cache.mkdir(parents=True, exist_ok=True)
     images = classifier.read(arguments.data or classifier.digits(cache), seed=main_job.SEED)
-    # A name of its own for each demo: the stack's data stay, so that the VAE is trained once.
+    # A unique name for each demo: the stack's data stay, so that the VAE is trained only once.
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     begin = time.monotonic()
     if arguments.gateway:

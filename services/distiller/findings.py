@@ -1,4 +1,4 @@
-"""Groups of failures that are worse than their controls, with the evidence of real images."""
+"""Findings: groups of failures that are worse than their controls."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,19 +8,22 @@ import numpy as np
 
 from services.arrays import Array
 from services.distiller.grouping import Group, GroupedFailures
-from services.statistics.intervals import ErrorRateTest, q_values
+from services.statistics.hypothesis_tests import ErrorRateTest, q_values
 
-# Of a group's failures, the share that lies inside it.
+# Share of a group's failures that lies inside it.
 _INSIDE = 0.95
-# Members that a medoid is chosen among: bounds memory and time.
+# Members among which the medoid is chosen: bounds memory and time.
 _MOST_CANDIDATES = 2_000
-# Nearest training images of each exemplar that have a vote on the label.
+# Nearest training images of each exemplar that vote on the label.
 _VOTES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchedImages:
-    """The real images that the run searched, s of them, and how the served classifier reads them."""
+    """The searched real images, with the served classifier's answers.
+
+    There are s of them.
+    """
 
     latent: Array  # (s, d) posterior means
     label: Array  # (s,) class ids
@@ -30,7 +33,7 @@ class SearchedImages:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingImages:
-    """Training images, r of them, and how the served classifier reads them."""
+    """Training images, r of them, with the served classifier's answers."""
 
     latent: Array  # (r, d) posterior means
     label: Array  # (r,) class ids
@@ -46,7 +49,7 @@ class TrainingImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """The real images around a run's failures, in the latent space that it searched."""
+    """The real images around a run's failures, in the searched latent space."""
 
     searched: SearchedImages
     training: TrainingImages
@@ -55,7 +58,10 @@ class Surroundings:
 
 @dataclass(frozen=True, kw_only=True)
 class RealImageCounts:
-    """Real images of a group's label: how many lie inside, how many of these are read wrongly, how many there are."""
+    """Real images of a group's label.
+
+    The number inside, of these the misclassified ones, and the number in all.
+    """
 
     wrong: int
     images: int
@@ -63,13 +69,16 @@ class RealImageCounts:
 
     @property
     def typicality(self) -> float:
-        """Return the share of the label's real images that lie inside, in [0, 1]."""
+        """Share of the label's real images that lie inside, in [0, 1]."""
         return self.images / self.of_label if self.of_label else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearestImages:
-    """Training images, nearest first, and how far they are, in aggregate sds per dimension; (n,) all."""
+    """Training images, nearest first, with their distances in aggregate sds per dimension.
+
+    (n,) each.
+    """
 
     row: Array
     label: Array
@@ -77,8 +86,11 @@ class NearestImages:
     distance_sd: Array
 
 
-def exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array:
-    """Choose members to show: the medoid first, then evenly out to the one farthest from it."""
+def choose_exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array:
+    """Choose members to show.
+
+    The medoid first, then evenly spaced to the farthest one.
+    """
     x = latent[members] / sd_agg
     few = x[np.linspace(0, len(x) - 1, min(len(x), _MOST_CANDIDATES)).astype(int)]
     medoid = few[distances(few, few).sum(axis=1).argmin()]
@@ -87,12 +99,12 @@ def exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array
     return np.asarray(members[outwards[chosen]])
 
 
-def controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, int]:
-    """Return how many controls are read wrongly, and how many there are, `count` at most, nearly.
+def count_controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, int]:
+    """Return the misclassified controls, and the number of controls.
 
-    Controls are unperturbed reconstructions of the real images nearest to a group, of its labels, as many of each as
-    its failures have. Images that the classifier gets wrong as they are, are left out: what it gets wrong there is no
-    fault of the decoder.
+    There are about `count` at most. Controls are unperturbed reconstructions of the real images nearest to a group,
+    with its labels in the proportion of its failures. Images that the classifier misreads as they are, are left out:
+    the decoder is not at fault there.
     """
     wrong, total = 0, 0
     for label, share in group.labels().items():
@@ -104,7 +116,10 @@ def controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, i
 
 
 def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
-    """Return the true label of latents (n, d) drawn from a group: the nearest member's, where it has several; (n,)."""
+    """Return the true labels (n,) of latents (n, d) drawn from a group.
+
+    The nearest member's, when it has several.
+    """
     if len(group.labels()) == 1:
         return np.full(len(latents), group.true_label)
     few = group.members[np.linspace(0, len(group.members) - 1, min(len(group.members), _MOST_CANDIDATES)).astype(int)]
@@ -112,10 +127,10 @@ def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
     return np.asarray(failures.true_label[few][nearest])
 
 
-def real_inside(group: Group, latents: Array, searched: SearchedImages) -> RealImageCounts:
+def count_real_inside(group: Group, latents: Array, searched: SearchedImages) -> RealImageCounts:
     """Count the searched real images of a group's label that lie inside.
 
-    Inside is as near to the mean, in units of the covariance, as 95 % of its failures, latents (m, d).
+    Inside means as near to the mean, in Mahalanobis distance, as 95 % of its failures, latents (m, d).
     """
     edge = np.quantile(group.gaussian.distance_squared(latents), _INSIDE)
     alike = searched.label == group.true_label
@@ -125,7 +140,7 @@ def real_inside(group: Group, latents: Array, searched: SearchedImages) -> RealI
     )
 
 
-def nearest(latents: Array, training: TrainingImages, sd_agg: Array, count: int) -> NearestImages:
+def nearest_images(latents: Array, training: TrainingImages, sd_agg: Array, count: int) -> NearestImages:
     """Return the training images nearest to any of latents (n, d)."""
     distance = distances(training.latent / sd_agg, latents / sd_agg).min(axis=1)  # (r,)
     first = np.argsort(distance, kind="stable")[:count]
@@ -138,19 +153,22 @@ def nearest(latents: Array, training: TrainingImages, sd_agg: Array, count: int)
 
 
 def novelty_sd(latents: Array, misclassified: TrainingImages, sd_agg: Array) -> float | None:
-    """Return the median distance of latents (n, d) to the nearest misclassified training image; None without any."""
+    """Return the median distance of latents (n, d) to the nearest misclassified training image.
+
+    None without any.
+    """
     if not len(misclassified.row):
         return None
     return float(np.median(distances(latents / sd_agg, misclassified.latent / sd_agg).min(axis=1)))
 
 
-def suggestion(
+def suggest_label(
     group: Group, latents: Array, training: TrainingImages, sd_agg: Array, classes: Sequence[str]
 ) -> tuple[str, str]:
-    """Return the label that is proposed for a group, and why: what its sources carry, and what real images do.
+    """Return the suggested label of a group, and the reason.
 
-    It is the label of most training images near its exemplars, latents (n, d); where no label is that of most, the
-    sources'.
+    The label is that of most training images near its exemplars, latents (n, d); without a majority, the sources'
+    label.
     """
     carried = sum(number for (true, _), number in group.profile if true == group.true_label)
     source = (
@@ -167,27 +185,30 @@ def suggestion(
 
 
 def distances(a: Array, b: Array) -> Array:
-    """Return the distances of a (n, d) and b (m, d), divided by the root of d, (n, m)."""
-    # Centred: far from the origin the difference of large squares knows no distances.
+    """Return the distances (n, m) of a (n, d) and b (m, d).
+
+    They are divided by the root of d.
+    """
+    # Centred: far from the origin, differences of large squares lose all digits.
     centre = b.mean(axis=0, dtype=np.float64) if len(b) else 0.0
     a, b = a - centre, b - centre
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
     return np.asarray(np.sqrt(np.maximum(squares, 0) / a.shape[1]))
 
 
-# Pictures of failures and of real images that a region carries.
+# Images of failures and of real images that a region shows.
 _EXEMPLARS, _NEAREST = 16, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A group with the outcome of its test and what real images say of it."""
+    """A group with its test and the evidence of real images."""
 
     group: Group
     trial: ErrorRateTest
     q_value: float
     stability: float
-    # Positions of failures to show, the medoid first.
+    # Positions of the failures to show, the medoid first.
     exemplars: Array
     real: RealImageCounts
     nearest: NearestImages
@@ -198,13 +219,16 @@ class Finding:
 
     @property
     def score(self) -> float:
-        """Return what a person would fix first: how much more often it is wrong than its controls x typicality."""
+        """Return the priority of a fix.
+
+        Excess error rate over the controls, times typicality.
+        """
         return self.trial.excess * self.real.typicality
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvidence:
-    """What a run knows of its groups."""
+    """The data behind the findings of a run."""
 
     failures: GroupedFailures
     around: Surroundings
@@ -220,42 +244,42 @@ def find_regions(
     controls: int,
     false_discovery_rate: float,
 ) -> list[Finding]:
-    """Return the groups that are worse than their controls, of `controls` at most, the highest score first.
+    """Return the groups that are worse than their controls, highest score first.
 
-    `errors(number, group)` decodes fresh latents of a group; it returns how many are read wrongly, and how many there
-    were.
+    About `controls` controls each. `errors(number, group)` decodes fresh latents of a group; it returns the
+    misclassified ones, and the number of decodes.
     """
-    trials = [_tried(number, group, known, errors, controls) for number, group in enumerate(groups)]
+    trials = [_test_group(number, group, known, errors, controls) for number, group in enumerate(groups)]
     found = [
-        _found(group, trial, float(q), float(stable), known)
+        _make_finding(group, trial, float(q), float(stable), known)
         for group, trial, q, stable in zip(groups, trials, q_values(trials), stability, strict=True)
         if q <= false_discovery_rate
     ]
     return sorted(found, key=lambda finding: (-finding.score, -len(finding.group.members)))
 
 
-def _tried(
+def _test_group(
     number: int, group: Group, known: RunEvidence, errors: Callable[[int, Group], tuple[int, int]], most_controls: int
 ) -> ErrorRateTest:
     wrong, decodes = errors(number, group)
-    control_errors, control_count = controls(group, known.around.searched, most_controls)
+    control_errors, control_count = count_controls(group, known.around.searched, most_controls)
     return ErrorRateTest(errors=wrong, decodes=decodes, control_errors=control_errors, controls=control_count)
 
 
-def _found(group: Group, trial: ErrorRateTest, q_value: float, stability: float, known: RunEvidence) -> Finding:
+def _make_finding(group: Group, trial: ErrorRateTest, q_value: float, stability: float, known: RunEvidence) -> Finding:
     latent, training, sd_agg = known.failures.latent, known.around.training, known.around.sd_agg
-    shown = exemplars(latent, group.members, sd_agg, _EXEMPLARS)
+    shown = choose_exemplars(latent, group.members, sd_agg, _EXEMPLARS)
     misclassified = training.misclassified()
-    label, reason = suggestion(group, latent[shown], training, sd_agg, known.classes)
+    label, reason = suggest_label(group, latent[shown], training, sd_agg, known.classes)
     return Finding(
         group=group,
         trial=trial,
         q_value=q_value,
         stability=stability,
         exemplars=shown,
-        real=real_inside(group, latent[group.members], known.around.searched),
-        nearest=nearest(latent[shown[:1]], training, sd_agg, _NEAREST),
-        nearest_misclassified=nearest(latent[shown], misclassified, sd_agg, _NEAREST),
+        real=count_real_inside(group, latent[group.members], known.around.searched),
+        nearest=nearest_images(latent[shown[:1]], training, sd_agg, _NEAREST),
+        nearest_misclassified=nearest_images(latent[shown], misclassified, sd_agg, _NEAREST),
         novelty_sd=novelty_sd(latent[shown], misclassified, sd_agg),
         suggested_label=label,
         suggestion_reason=reason,

@@ -1,8 +1,10 @@
-"""`python -m services.distiller.fit`: one large mixture of arrays in a store, by all processes that torchrun starts.
+"""`python -m services.distiller.fit`.
+
+Fit one large mixture to stored arrays, in all processes of torchrun.
 
     torchrun --nproc-per-node 2 -m services.distiller.fit STORE KEY OUT [--array latent] [--category true_label ...]
 
-Each process reads a part of the rows, a chunk at a time. What comes out is that of one process, to 1e-9; the first one
+Each process reads a part of the rows, a chunk at a time. The result equals that of one process to 1e-9; the first one
 writes it to OUT: weights (K,), means (K, d), covariances, counts (K,), lower_bound and converged, largest weight first.
 """
 
@@ -24,7 +26,10 @@ from services.storage.artifacts import ArtifactStore
 
 
 def main() -> None:
-    """Fit, and let the first process write; end with status 1 and one line where something is missing."""
+    """Fit, and let the first process write.
+
+    Exit with status 1 and one line when something is missing.
+    """
     try:
         _fit(_arguments())
     except (DefuseError, ValueError) as error:
@@ -70,7 +75,7 @@ def _arguments() -> argparse.Namespace:
         default=1,
         help="updates in one pass over the data: more take fewer passes, but then a result depends on the processes",
     )
-    parser.add_argument("--learn-prior", action="store_true", help="learn what a component looks like")
+    parser.add_argument("--learn-prior", action="store_true", help="learn the expected shape of a component")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser.parse_args()
@@ -78,7 +83,10 @@ def _arguments() -> argparse.Namespace:
 
 @contextmanager
 def _together(device: str) -> Iterator[tuple[int, int, str, Any]]:
-    """Give rank, number of processes, this one's device and the group; outside torchrun there is one process."""
+    """Give rank, number of processes, this process's device and the process group.
+
+    One process outside torchrun.
+    """
     if "RANK" not in os.environ:
         yield 0, 1, device, None
         return
@@ -93,7 +101,7 @@ def _together(device: str) -> Iterator[tuple[int, int, str, Any]]:
 
 
 def _rows(arrays: dict[str, Array], arguments: argparse.Namespace, rank: int, ranks: int) -> dict[str, Array]:
-    """Return this process's part of the arrays that are fitted."""
+    """Return this process's rows of the fitted arrays."""
     wanted = [arguments.array, *arguments.category]
     if missing := [name for name in wanted if name not in arrays]:
         raise InvalidInput(f"{arguments.key} has no array {missing[0]!r}; it has: {', '.join(sorted(arrays))}")

@@ -1,10 +1,13 @@
-"""From failures to groups: components of one mixture, parted by confusion, with enough support, none of them twice."""
+"""Groups of failures.
+
+Components of one mixture, split by confusion, and their stability under resampling.
+"""
 
 import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,14 +18,14 @@ from services.distiller.mixture import DirichletProcessMixture
 from services.statistics.gaussian import Gaussian
 
 Kind = Literal["error_aware", "plain"]
-# Two groups of one confusion that overlap as much as this are the same (Bhattacharyya coefficient).
+# Two groups of one confusion that overlap this much are one (Bhattacharyya coefficient).
 _SAME = 0.6
-# A bound that rises by less moves no failure from one group to another.
+# A smaller rise of the bound moves no failure to another group.
 _TOLERANCE = 0.1
-# What makes a covariance definite: this share of it is taken as uncorrelated, and no direction is narrower than this,
-# in aggregate sds.
+# Makes a covariance definite: this share of it is treated as uncorrelated, and no direction is narrower than this, in
+# aggregate sds.
 _OWN_SHARE, _LEAST_SD = 0.01, 0.05
-# Numbers of confusions are made with this.
+# Base of the numbers of confusions.
 _MOST_CLASSES = 1 << 20
 
 
@@ -52,8 +55,8 @@ class GroupedFailures:
         return self.take(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
 
     def residuals(self) -> Array:
-        """Return the latents around the means of their confusions, (m, d)."""
-        return around_means(self.latent, self.confusion())
+        """Return the latents minus the means of their confusions, (m, d)."""
+        return center_by_label(self.latent, self.confusion())
 
     def confusion(self) -> Array:
         """Return a number for each pair of true and predicted class, (m,)."""
@@ -62,7 +65,10 @@ class GroupedFailures:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Failures that belong together; members are positions among those given, nearest to the mean first."""
+    """Failures that belong together.
+
+    Members are positions among the given failures, nearest to the mean first.
+    """
 
     true_label: int
     predicted_label: int
@@ -73,7 +79,10 @@ class Group:
     profile: Sequence[tuple[tuple[int, int], int]]
 
     def labels(self) -> dict[int, float]:
-        """Return the share of members of each true label; one, unless the mixture is plain."""
+        """Share of members with each true label.
+
+        A single one unless the mixture is plain.
+        """
         counts: Counter[int] = Counter()
         for (true, _), count in self.profile:
             counts[true] += count
@@ -82,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """All groups with enough support, the largest first, and what became of the others."""
+    """All supported groups, largest first, and the counts of the others."""
 
     groups: list[Group]
     failures: int
@@ -94,25 +103,25 @@ class Grouping:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupingConfig:
-    """How failures are grouped."""
+    """The configuration of a grouping."""
 
     kind: Kind
-    # Classes of the model: failures of all of them may have to be assigned.
+    # Classes of the model; failures of any of them can be assigned.
     classes: int
-    # (d,) aggregate sd of the latents: what is narrow beside it is believed to be narrow by chance.
+    # (d,) aggregate sd of the latents: a much narrower direction is considered narrow by chance.
     sd_agg: Array
     max_components: int
     min_support: int
     seed: int
-    # How wide a component is believed to be, as a share of one confusion.
+    # Expected width of a component, as a share of one confusion's.
     component_width: float = 1.0
 
 
 class Grouper:
-    """A mixture fitted to failures: says of others which group they fall in.
+    """A mixture fitted to failures, which assigns failures to groups.
 
-    It is fitted to one failure of each source and confusion. Others lie close to it, as they are steps from the same
-    image: no new evidence of a place, but enough to cut a place into the neighbourhoods of its sources.
+    It is fitted to one failure of each source and confusion. Further ones are steps from the same image and lie close
+    to it: no new evidence of a place, but enough to split a place into the neighbourhoods of its sources.
     """
 
     def __init__(
@@ -121,20 +130,20 @@ class Grouper:
         self._aware = config.kind == "error_aware"
         fitted = failures.independent()
         dim = fitted.latent.shape[1]
-        spread = believed_covariance(fitted.residuals() if self._aware else fitted.latent, config.sd_agg)
+        spread = prior_covariance(fitted.residuals() if self._aware else fitted.latent, config.sd_agg)
         self.believed = config.component_width**2 * spread
         self._model = DirichletProcessMixture(
             n_components=min(config.max_components, len(fitted)),
-            # A component is believed to be as wide as one confusion; that counts as much as d failures do.
+            # A component is expected to be as wide as one confusion, which counts as d failures.
             degrees_of_freedom_prior=dim,
             covariance_prior=dim * self.believed,
-            # Their means lie as far apart as the failures do, however narrow they are.
+            # Component means lie as far apart as the failures do, however narrow the components are.
             mean_precision_prior=config.component_width**2,
             tol=_TOLERANCE,
             random_state=config.seed % 2**63,
         )
         with warnings.catch_warnings():
-            # A fit that stops at max_iter is a fit all the same: the bound has risen at every iteration.
+            # A fit that stops at max_iter is valid: the bound has risen at every iteration.
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._model.fit(
                 fitted.latent.astype(np.float64),
@@ -144,7 +153,10 @@ class Grouper:
             )
 
     def labels(self, failures: GroupedFailures) -> Array:
-        """Return the component of each failure; parted by confusion, where the mixture knows of it, (m,)."""
+        """Return the component of each failure, (m,).
+
+        Split by confusion when the mixture models it.
+        """
         if not len(failures):
             return np.zeros(0, np.int64)
         component = self._model.predict(failures.latent.astype(np.float64), categories=self._categories(failures))
@@ -159,7 +171,10 @@ class Grouper:
 def group_failures(
     failures: GroupedFailures, held_out: Array, config: GroupingConfig, check: Callable[[], None] = lambda: None
 ) -> Grouping:
-    """Group failures; those with `held_out` (m,) are not fitted but assigned afterwards. `check` may raise to stop."""
+    """Group failures; those with `held_out` (m,) are assigned but not fitted.
+
+    `check` may raise to stop.
+    """
     usable, others = np.flatnonzero(held_out == 0), np.flatnonzero(held_out != 0)
     if not len(usable):
         return Grouping(groups=[], failures=0, found=0, below_support=0, merged=0)
@@ -167,10 +182,10 @@ def group_failures(
     _, labels = np.unique(grouper.labels(failures), return_inverse=True)
     members, held_out_members = _by_label(labels, usable), _by_label(labels, others)
     groups = [
-        described(failures, members[label], held_out_members.get(label, others[:0]), grouper.believed)
+        make_group(failures, members[label], held_out_members.get(label, others[:0]), grouper.believed)
         for label in members
     ]
-    distinct = _merged(groups, failures, grouper.believed, check)
+    distinct = _merge_duplicates(groups, failures, grouper.believed, check)
     supported = [one for one in distinct if len(one.members) >= config.min_support]
     return Grouping(
         groups=sorted(supported, key=lambda one: (-len(one.members), one.true_label, one.predicted_label)),
@@ -182,14 +197,14 @@ def group_failures(
 
 
 def _by_label(labels: Array, rows: Array) -> dict[int, Array]:
-    """Return for each label that some rows have the rows that have it, ascending."""
+    """Return the ascending rows of each label that occurs."""
     order = rows[np.argsort(labels[rows], kind="stable")]
     found, begins = np.unique(labels[order], return_index=True)
     return dict(zip(found.tolist(), np.split(order, begins[1:]), strict=True)) if len(rows) else {}
 
 
-def around_means(x: Array, label: Array) -> Array:
-    """Return x (n, d) around the means of those of the same label (n,), (n, d)."""
+def center_by_label(x: Array, label: Array) -> Array:
+    """Return x (n, d) minus the means of equally labelled rows (n,), (n, d)."""
     x = x.astype(np.float64)
     _, label = np.unique(label, return_inverse=True)
     means = np.zeros((label.max() + 1, x.shape[1]))
@@ -197,15 +212,18 @@ def around_means(x: Array, label: Array) -> Array:
     return np.asarray(x - (means / np.bincount(label)[:, None])[label])
 
 
-def believed_covariance(x: Array, sd_agg: Array) -> Array:
-    """Return the covariance (d, d) of x (n, d), definite however few points there are."""
+def prior_covariance(x: Array, sd_agg: Array) -> Array:
+    """Return the covariance (d, d) of x (n, d), made definite."""
     spread = np.atleast_2d(np.cov(x.astype(np.float64).T, bias=True))
     own = _OWN_SHARE * spread.diagonal()
     return np.asarray((1 - _OWN_SHARE) * spread + np.diag(own + (_LEAST_SD * sd_agg) ** 2))
 
 
-def described(failures: GroupedFailures, members: Array, held_out_members: Array, believed: Array) -> Group:
-    """Return members of the failures, positions (n,), as a group whose Gaussian leans on a covariance (d, d)."""
+def make_group(failures: GroupedFailures, members: Array, held_out_members: Array, believed: Array) -> Group:
+    """Return members of the failures, positions (n,), as a group.
+
+    Its Gaussian is shrunk towards a covariance (d, d).
+    """
     gaussian = Gaussian.of(failures.latent[members], believed)
     distance = gaussian.distance_squared(failures.latent[members])
     confusions = zip(failures.true_label[members].tolist(), failures.predicted_label[members].tolist(), strict=True)
@@ -221,24 +239,29 @@ def described(failures: GroupedFailures, members: Array, held_out_members: Array
     )
 
 
-def _merged(groups: list[Group], failures: GroupedFailures, believed: Array, check: Callable[[], None]) -> list[Group]:
-    """Make one of groups that are the same, the most alike first."""
+def _merge_duplicates(
+    groups: list[Group], failures: GroupedFailures, believed: Array, check: Callable[[], None]
+) -> list[Group]:
+    """Merge groups that are the same, the most similar first."""
     left, numbers = dict(enumerate(groups)), itertools.count(len(groups))
-    alike = {pair: overlap for j in left for pair, overlap in _alike(left, j) if pair[0] < pair[1]}
+    alike = {pair: overlap for j in left for pair, overlap in _duplicates_of(left, j) if pair[0] < pair[1]}
     while alike:
         check()
         i, j = max(alike, key=lambda pair: (alike[pair], pair))
         one, other, new = left.pop(i), left.pop(j), next(numbers)
         members = np.concatenate([one.members, other.members])
         held_out = np.sort(np.concatenate([one.held_out_members, other.held_out_members]))
-        left[new] = described(failures, members, held_out, believed)
+        left[new] = make_group(failures, members, held_out, believed)
         alike = {pair: overlap for pair, overlap in alike.items() if not {i, j} & set(pair)}
-        alike |= {(min(pair), max(pair)): overlap for pair, overlap in _alike(left, new)}
+        alike |= {(min(pair), max(pair)): overlap for pair, overlap in _duplicates_of(left, new)}
     return list(left.values())
 
 
-def _alike(groups: dict[int, Group], number: int) -> Iterator[tuple[tuple[int, int], float]]:
-    """Yield the groups that are the same as one, as pairs with it, and their overlaps."""
+def _duplicates_of(groups: dict[int, Group], number: int) -> Iterator[tuple[tuple[int, int], float]]:
+    """Yield the groups that equal one group, and their overlaps.
+
+    Each is given as a pair with that group.
+    """
     one = groups[number]
     for other_number, other in groups.items():
         if other_number != number and (one.true_label, one.predicted_label) == (
@@ -248,3 +271,65 @@ def _alike(groups: dict[int, Group], number: int) -> Iterator[tuple[tuple[int, i
             overlap = one.gaussian.overlap(other.gaussian)
             if overlap >= _SAME:
                 yield (other_number, number), overlap
+
+
+# Approximate number of failures in one bootstrap fit: bounds its time for any size of run.
+_MOST_FAILURES = 10_000
+# Separates these draws from others of the same seed.
+_STREAM = 1
+
+
+def bootstrap_stability(
+    failures: GroupedFailures,
+    groups: Sequence[Array],
+    config: GroupingConfig,
+    *,
+    bootstraps: int,
+    check: Callable[[], None] = lambda: None,
+) -> Array:
+    """Return the stability (g,) of each group.
+
+    Its mean Jaccard index with the most similar one of every bootstrap. Hennig, Cluster-wise assessment of cluster
+    stability (2007). Sources are drawn with replacement, each with all its failures, which are not independent. A
+    source drawn twice counts once, since coincident points would look like a cluster. The fitted mixture then assigns
+    all failures. `check` may raise to stop.
+    """
+    scores = np.zeros((bootstraps, len(groups)))
+    for number in range(bootstraps if groups else 0):
+        drawn = failures.take(_drawn(failures.source, np.random.default_rng([config.seed, _STREAM, number])))
+        found = Grouper(drawn, replace(config, seed=config.seed + number), check).labels(failures)
+        _, labels = np.unique(found, return_inverse=True)
+        sizes = np.bincount(labels)
+        scores[number] = [_most_alike(members, labels, sizes) for members in groups]
+    return np.asarray(scores.mean(axis=0))
+
+
+def stability_of(
+    grouping: Grouping,
+    failures: GroupedFailures,
+    held_out: Array,
+    config: GroupingConfig,
+    *,
+    bootstraps: int,
+    check: Callable[[], None] = lambda: None,
+) -> Array:
+    """Return the stability (g,) of each group over its fitted failures.
+
+    Failures that are `held_out` (m,) were not fitted.
+    """
+    usable = np.flatnonzero(held_out == 0)
+    members = [np.searchsorted(usable, np.sort(group.members)) for group in grouping.groups]
+    return bootstrap_stability(failures.take(usable), members, config, bootstraps=bootstraps, check=check)
+
+
+def _drawn(source: Array, generator: np.random.Generator) -> Array:
+    """Return the positions of resampled sources' failures."""
+    sources = np.unique(source)
+    few = max(1, round(len(sources) * min(1.0, _MOST_FAILURES / len(source))))
+    return np.flatnonzero(np.isin(source, generator.choice(sources, few)))
+
+
+def _most_alike(members: Array, labels: Array, sizes: Array) -> float:
+    """Return the largest Jaccard index of members with any label's failures."""
+    found, shared = np.unique(labels[members], return_counts=True)
+    return float((shared / (len(members) + sizes[found] - shared)).max())

@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from services.arrays import Array, as_floats
 from services.latent_space.autoencoder import read_encoder
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages
@@ -19,28 +19,28 @@ _BATCH = 256
 
 
 class GuardModel:
-    """Looks for images in the regions of a guard."""
+    """Scores stored images with a guard."""
 
     def __init__(self, store: ArtifactStore, guard_name: str, model: model_pb2.Model) -> None:
         self._catalog = Catalog(store)
         self.guard: guard_pb2.Guard = self._catalog.guard(guard_name)
         self.run: run_pb2.Run = self._catalog.run(self.guard.run)
         self.model = model
-        self._run_guard = onnx_function(store.read_bytes(keys.onnx_of(guard_name)))
+        self._run_guard = onnx_function(store.read_bytes(keys.onnx_file(guard_name)))
         self._encode = read_encoder(store, self.run.config)
 
     def look(self, images: Array) -> dict[str, Array]:
-        """Return of stored images (n, h, w, c), one or more: index, inside, risk and typicality (n,), latent (n, d)."""
+        """Return index, inside, risk and typicality (n,), and latent (n, d), of stored images (n, h, w, c)."""
         size = self.model.fixed_batch_size or _BATCH
         parts = [self._part(images[begin : begin + size], size) for begin in range(0, len(images), size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def split(self, name: str) -> LabelledImages:
-        """Return a split of the data that the guard's run searched."""
+        """Return a split of the data set of the guard's run."""
         return self._catalog.split(self.run.config.dataset, name, self.model)
 
     def error_rate(self, region: str) -> float:
-        """Return how often the version that was searched misreads images of a region."""
+        """Return how often the searched version misclassifies images of a region."""
         return float(self._catalog.region(region).error_rate.value)
 
     def _part(self, images: Array, size: int) -> dict[str, Array]:
@@ -60,7 +60,10 @@ class GuardModel:
 
 
 def unscored(count: int) -> dict[str, Array]:
-    """Return what is known of images that could not be looked at, as `Lookout.look` has it but for the latent."""
+    """Return the scores of images that could not be scored.
+
+    They have the form of `GuardModel.look`, without latents.
+    """
     return {
         "index": np.full(count, -1, np.int64),
         "inside": np.zeros(count, np.uint8),
@@ -70,7 +73,7 @@ def unscored(count: int) -> dict[str, Array]:
 
 
 def top_predictions(scores: Array) -> dict[str, Array]:
-    """Return the predicted class ids (n,) of logits (n, k), and how sure they are, (n,)."""
+    """Return the predicted class ids (n,) of logits (n, k), and the confidence of each, (n,)."""
     return {
         "predicted": scores.argmax(axis=1).astype(np.int64),
         "confidence": softmax(scores.astype(np.float64), axis=1).max(axis=1).astype(np.float32),
@@ -78,14 +81,17 @@ def top_predictions(scores: Array) -> dict[str, Array]:
 
 
 def as_logits(scores: Array, model: model_pb2.Model) -> Array:
-    """Return what a model answered (n, k) as logits."""
+    """Return a model's answers (n, k) as logits."""
     if model.output == model_pb2.Model.OUTPUT_PROBABILITIES:
         return np.asarray(np.log(np.maximum(scores, np.finfo(np.float32).tiny)))
     return scores
 
 
-def filled(parts: dict[str, Array], rows: Sequence[int] | Array, into: dict[str, Array]) -> dict[str, Array]:
-    """Return the arrays `into` with `parts` in some of their rows; what only the parts have is zero elsewhere."""
+def scatter_rows(parts: dict[str, Array], rows: Sequence[int] | Array, into: dict[str, Array]) -> dict[str, Array]:
+    """Return the arrays `into` with `parts` written to some rows.
+
+    Arrays of `parts` alone are zero elsewhere.
+    """
     count = len(next(iter(into.values())))
     whole = dict(into)
     for name, part in parts.items():

@@ -1,26 +1,88 @@
-"""The distiller's second stage: what is seen of a batch of observations, stored beside it."""
+"""The scoring stage.
+
+Observed batches through a guard, and the reference profile that they are compared with.
+"""
 
 import functools
 
 import numpy as np
 from defuse.errors import NotFound
 from defuse.v1 import model_pb2, monitor_pb2, work_pb2
+from scipy.stats import beta
 
 from services.arrays import Array
 from services.distiller.assessment import DistillerDependencies
-from services.distiller.guard_model import GuardModel, as_logits, filled, top_predictions, unscored
-from services.distiller.reference_profile import reference_images, reference_profile
+from services.distiller.guard_model import GuardModel, as_logits, scatter_rows, top_predictions, unscored
 from services.runtime.worker import Job
+from services.statistics.hypothesis_tests import clopper_pearson
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.catalog import Catalog
+from services.storage.catalog import Catalog, LabelledImages
+from services.triton.client import Classifier
 
-# Guards that are kept ready: models that are watched at the same time.
+# Images of a reference profile: bounds time.
+_MOST_IMAGES = 10_000
+# Separates this draw from others of the same seed.
+_STREAM = 0x4C4F4F4B
+# Probability that a rate without change lies above its bound, over all rates of a kind.
+_ABOVE = 0.01
+
+
+def reference_profile(guard_model: GuardModel, classifier: Classifier, data: LabelledImages) -> dict[str, Array]:
+    """Return the reference profile of m labelled images.
+
+    It comes from a guard and a version of its model. images (1,): m. hits (k,): images inside each region; hits_low and
+    hits_high (k,), ends of the share's 95 % interval; hits_bound (k,), which the true shares exceed with probability
+    0.01 at most. predicted (c,) and predicted_bound (c,): the same for the predicted classes. typicality (m,),
+    ascending. correct (1,): correctly classified images; confidence (1,): the value that as many exceed (Garg et al.,
+    2022). error_rate (k,): of the regions, by the searched version, searched_version (1,); recall (1,): the guard's.
+    """
+    seen, read = guard_model.look(data.images), top_predictions(classifier.classify_stored(data.images))
+    count = len(data.labels)
+    hits = np.bincount(seen["index"][seen["inside"] > 0], minlength=len(guard_model.guard.regions))
+    predicted = np.bincount(read["predicted"], minlength=len(guard_model.model.classes))
+    correct = int((read["predicted"] == data.labels).sum())
+    low, high = np.array([clopper_pearson(int(number), count) for number in hits]).T
+    return {
+        "images": np.array([count]),
+        "hits": hits,
+        "hits_low": low,
+        "hits_high": high,
+        "hits_bound": _bounds(hits, count),
+        "predicted": predicted,
+        "predicted_bound": _bounds(predicted, count),
+        "typicality": np.sort(seen["typicality"]),
+        "correct": np.array([correct]),
+        "error_rate": np.array([guard_model.error_rate(region.region) for region in guard_model.guard.regions]),
+        "searched_version": np.array([guard_model.run.config.model_version]),
+        "recall": np.array([guard_model.guard.recall.value]),
+        "confidence": np.sort(read["confidence"])[[count - correct - 1]]
+        if correct < count
+        else np.zeros(1, np.float32),
+    }
+
+
+def reference_images(guard_model: GuardModel) -> LabelledImages:
+    """Return a fixed sample of the test split."""
+    split = guard_model.split("test")
+    generator = np.random.default_rng([guard_model.run.config.seed, _STREAM])
+    count = min(_MOST_IMAGES, len(split.labels))
+    rows = np.sort(generator.choice(len(split.labels), size=count, replace=False))
+    return LabelledImages(images=split.images[rows], labels=split.labels[rows])
+
+
+def _bounds(counts: Array, trials: int) -> Array:
+    """Return simultaneous upper bounds (k,) of shares (Clopper and Pearson, 1934; Bonferroni)."""
+    above = _ABOVE / max(1, len(counts))
+    return np.where(counts < trials, beta.ppf(1 - above, counts + 1, np.maximum(trials - counts, 1)), 1.0)
+
+
+# Cached guards: models that are monitored at the same time.
 _GUARDS = 4
 
 
 class ObservationScorer:
-    """Handles the stage; guards are read once."""
+    """The scoring stage; caches the guards that it reads."""
 
     def __init__(self, tools: DistillerDependencies) -> None:
         self._tools = tools
@@ -28,7 +90,10 @@ class ObservationScorer:
         self._guard_model = functools.lru_cache(_GUARDS)(self._read)
 
     def watch(self, work: work_pb2.WatchWork, _: Job) -> work_pb2.Event:
-        """Look at a batch and store what is seen; one that was deleted meanwhile has nothing to be seen."""
+        """Score a batch and store the scores.
+
+        A batch that was deleted meanwhile is skipped.
+        """
         if self._store.exists(keys.observed_images(work.batch)):
             self._watch(work)
         event = work_pb2.Event(subject=work.model)
@@ -38,21 +103,21 @@ class ObservationScorer:
     def _watch(self, work: work_pb2.WatchWork) -> None:
         model = Catalog(self._store).model(work.model)
         arrays = self._store.read_arrays(keys.observed_images(work.batch))
-        seen = _of_scores(arrays, model)
-        # Of a batch that comes again the images may be gone already, but not what was seen of them.
+        seen = _scores_only(arrays, model)
+        # A batch that is delivered again may have lost its images, but not its scores.
         if work.guard and "image" in arrays:
             seen = self._of_images(arrays, seen, work.guard, model)
-        if "image" in arrays or not self._store.exists(keys.watched(work.batch)):
-            self._store.write_arrays(keys.watched(work.batch), seen)
+        if "image" in arrays or not self._store.exists(keys.observation_scores(work.batch)):
+            self._store.write_arrays(keys.observation_scores(work.batch), seen)
         if work.latents_alone and "image" in arrays:
             kept = {name: array for name, array in arrays.items() if name != "image"}
             self._store.write_arrays(keys.observed_images(work.batch), kept)
         self._take_out_what_was_deleted(work.batch)
 
     def _take_out_what_was_deleted(self, batch: str) -> None:
-        """Take the observations out of what was written that somebody took out of the record meanwhile."""
+        """Remove the scores of observations that were deleted from the record meanwhile."""
         left = {keys.observation_digest(one.id) for one in self._record(batch).observations}
-        for key in (keys.watched(batch), keys.observed_images(batch)):
+        for key in (keys.observation_scores(batch), keys.observed_images(batch)):
             arrays = self._store.read_arrays(key) if self._store.exists(key) else {"id": np.zeros((0, 16), np.uint8)}
             kept = np.array([row.tobytes() in left for row in arrays["id"]], bool)
             if not left:
@@ -62,7 +127,7 @@ class ObservationScorer:
 
     def _record(self, batch: str) -> monitor_pb2.ObservationBatch:
         try:
-            return self._store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+            return self._store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
         except NotFound:
             return monitor_pb2.ObservationBatch()
 
@@ -73,16 +138,19 @@ class ObservationScorer:
         if not self._store.exists(key := keys.guard_reference(guard)):
             classifier = self._tools.inference.classifier(model, version=model.champion_version)
             self._store.create_arrays(key, reference_profile(guard_model, classifier, reference_images(guard_model)))
-        rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) are of these alone
-        return filled(guard_model.look(arrays["image"]), rows, seen) if len(rows) else seen
+        rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) have rows for these alone
+        return scatter_rows(guard_model.look(arrays["image"]), rows, seen) if len(rows) else seen
 
     def _read(self, guard: str) -> GuardModel:
         model = Catalog(self._store).model("/".join(guard.split("/")[:2]))
         return GuardModel(self._store, guard, model)
 
 
-def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
-    """Return what scores alone say, in the rows that have some; a predicted class of -1 in the others."""
+def _scores_only(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
+    """Return what follows from scores alone, in the rows that have some.
+
+    Predicted class -1 in the others.
+    """
     count = len(arrays["id"])
     unread: dict[str, Array] = {
         "predicted": np.full(count, -1, np.int64),
@@ -90,4 +158,4 @@ def _of_scores(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Ar
     }
     rows = np.flatnonzero(arrays["has_scores"])
     read = top_predictions(as_logits(arrays["scores"][rows], model))
-    return {"id": arrays["id"], **filled(read, rows, {**unscored(count), **unread})}
+    return {"id": arrays["id"], **scatter_rows(read, rows, {**unscored(count), **unread})}

@@ -1,4 +1,7 @@
-"""Stored arrays of a run: the surroundings and failures that are read, the regions that are written."""
+"""Stored arrays of a run.
+
+The surroundings and failures that are read, the regions that are written.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,16 +15,18 @@ from services.distiller.findings import Finding, NearestImages, SearchedImages, 
 from services.latent_space.autoencoder import read_decoder
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.catalog import Catalog
-from services.storage.estimates import estimate
+from services.storage.catalog import Catalog, estimate
 from services.triton.client import Classifier
 
-# Images that are classified at once.
+# Images of one classification call.
 _BATCH = 4_096
 
 
 def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classifier, shard_count: int) -> Surroundings:
-    """Read the posteriors of real images; the training images among them are classified, through Triton."""
+    """Read the posteriors of real images.
+
+    The training images among them are classified through Triton.
+    """
     reference = store.read_arrays(keys.reference(run.config))
     train = Catalog(store).split(run.config.dataset, "train", classifier.model)
     return Surroundings(
@@ -37,13 +42,13 @@ def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classi
 
 
 def shard_count(store: ArtifactStore, run: run_pb2.Run) -> int:
-    """Return how many shards the search of a run has."""
+    """Return the number of shards of a run's search."""
     sources = len(store.map_arrays(keys.sources(run.name))["index"])
     return -(-sources // run.config.search.shard_size)
 
 
 def read_failures(store: ArtifactStore, work: work_pb2.DistillWork) -> dict[str, Array]:
-    """Return the failures of a run as arrays, in the order of their sources, rounds and draws."""
+    """Return the failures of a run, sorted by source, round and draw."""
     reader = Catalog(store)
     shards = [
         reader.failures(work.run.name, round_, shard)
@@ -69,7 +74,7 @@ def _searched(store: ArtifactStore, run: run_pb2.Run, model: model_pb2.Model, sh
 
 
 def _predicted(classifier: Classifier, images: Array, rows: Array) -> Array:
-    """Return the class that each of some stored images is taken for, (r,)."""
+    """Return the predicted class (r,) of some stored images."""
     parts = [
         classifier.classify_stored(images[rows[begin : begin + _BATCH]]).argmax(axis=1)
         for begin in range(0, len(rows), _BATCH)
@@ -77,14 +82,14 @@ def _predicted(classifier: Classifier, images: Array, rows: Array) -> Array:
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
-# Bytes of all pictures of a region, at most.
+# Largest size of a region's images in bytes.
 _PICTURES_BYTES = 4 << 20
 
 
-def region(
+def region_record(
     name: str, finding: Finding, total: int, failures: dict[str, Array], classes: Sequence[str]
 ) -> region_pb2.Region:
-    """Return the record of a region, one of a run with so many failures in total."""
+    """Return the record of a region of a run with `total` failures."""
     group, trial = finding.group, finding.trial
     record = region_pb2.Region(
         name=name,
@@ -127,10 +132,10 @@ def _real_images(near: NearestImages, classes: Sequence[str]) -> list[region_pb2
 
 @dataclass(frozen=True, kw_only=True)
 class PictureRenderer:
-    """Where a run's pictures come from."""
+    """Renders the images that a region shows."""
 
     decode: Callable[[Array], Array]
-    # Stored images (n, h, w, c) of the splits, on disk until they are used.
+    # Stored images (n, h, w, c) of the splits, mapped from disk.
     searched: Array
     train: Array
 
@@ -159,5 +164,8 @@ class PictureRenderer:
         }
 
     def _few(self) -> int:
-        """Return of how many of a kind there are pictures: all four kinds are sent in one message."""
+        """Return the number of images of each kind.
+
+        There are four kinds, which are sent in one message.
+        """
         return max(1, _PICTURES_BYTES // (4 * int(np.prod(self.train.shape[1:]))))

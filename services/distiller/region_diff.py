@@ -12,23 +12,26 @@ from scipy.stats import chi2
 
 from services.arrays import Array
 from services.latent_space.autoencoder import read_decoder, read_encoder
-from services.onnx_graph.sessions import in_batches
+from services.onnx_graph.onnx_files import in_batches
 from services.statistics.gaussian import Gaussian
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 
-# Regions of one confusion whose means are farther apart, in sds of the regions, are not the same one, unless chance
-# alone can part them as far.
+# Regions of one confusion with a larger distance of their means, in sds of the regions, differ, unless chance alone
+# explains the distance.
 _LARGEST_SHIFT_SD = 3.0
-# What one run has as one region, another may have as two: each of these overlaps with it as much (Bhattacharyya).
+# Overlap (Bhattacharyya) at which a region of one run counts as part of a region of the other.
 _PART = 0.3
 _CONFIDENCE = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionPlace:
-    """Where a region lies, what it is, by the names of its true and predicted class, and how many sources it has."""
+    """A region's Gaussian, its confusion by name, and its sources.
+
+    Sources are given by their number.
+    """
 
     confusion: tuple[str, str]
     gaussian: Gaussian
@@ -37,7 +40,10 @@ class RegionPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedRegions:
-    """Positions of a region before and after, how far it shifted, and whether by more than chance."""
+    """Positions of a region before and after, and its shift.
+
+    Also whether the shift exceeds chance.
+    """
 
     before: int
     after: int
@@ -46,10 +52,10 @@ class MatchedRegions:
 
 
 def match_regions(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> list[MatchedRegions]:
-    """Pair regions of the same confusion one to one, nearest to each other in all; the least shift first.
+    """Pair regions of the same confusion one to one, minimising all shifts.
 
-    Of those left over, parts of a region of the other run are paired with it, too. Regions without a pair are new or
-    gone. Both runs must lie in the same latent space.
+    The least shift first. Remaining regions that are part of a region of the other run are paired with it, too. Regions
+    without a pair are new or gone. Both runs must share one latent space.
     """
     found = list(_one_to_one(before, after))
     found += _parts(before, after, {i for i, _ in found}, {j for _, j in found})
@@ -60,7 +66,7 @@ def match_regions(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -
 def _one_to_one(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> Iterator[tuple[int, int]]:
     shift = np.array([[_shift_sd(one, other) for other in after] for one in before]).reshape(len(before), len(after))
     limit = np.array([[_limit_sd(one, other) for other in after] for one in before]).reshape(shift.shape)
-    # One that is no match costs more than all matches together.
+    # An invalid match costs more than all valid ones together.
     cost = np.where(shift <= limit, shift, 1e3 * (1 + len(before) + len(after)))
     for i, j in zip(*linear_sum_assignment(cost), strict=True):
         if shift[i, j] <= limit[i, j]:
@@ -70,7 +76,10 @@ def _one_to_one(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> 
 def _parts(
     before: Sequence[RegionPlace], after: Sequence[RegionPlace], paired: set[int], paired_after: set[int]
 ) -> Iterator[tuple[int, int]]:
-    """Yield for regions left over the one of the other run that they are a part of."""
+    """Yield remaining regions that are part of another run's region.
+
+    Each comes with that region.
+    """
     overlap = np.array([[_overlap(one, other) for other in after] for one in before]).reshape(len(before), len(after))
     if not overlap.size:
         return
@@ -97,26 +106,29 @@ def _limit_sd(one: RegionPlace, other: RegionPlace) -> float:
 
 
 def _chance_sd(one: RegionPlace, other: RegionPlace) -> float:
-    """Return how far apart the means of one region, found twice, may be by chance (99 %, Hotelling's test)."""
+    """Return the distance of means that chance explains.
+
+    Of one region found twice (99 %, Hotelling's test).
+    """
     noise = 1 / one.sources + 1 / other.sources
     return float(np.sqrt(noise * chi2.ppf(_CONFIDENCE, len(one.gaussian.mean))))
 
 
-# Failures of a region that are carried to another latent space, and how many at once.
+# Failures of a region that are re-encoded in another latent space, and the batch size.
 _MOST_CARRIED, _BATCH = 2_000, 256
 
 
 def diff_regions(store: ArtifactStore, before: str, after: str) -> region_pb2.RegionsDiff:
-    """Say which regions of the second of two distilled runs are new, gone or moved.
+    """Return which regions of the second run are new, gone or moved.
 
-    Where the runs have VAEs of their own, the second one's failures are decoded and encoded again, into the latent
-    space of the first. Raises InvalidInput where their images differ in shape or their models in classes.
+    Both runs are distilled. When the runs have different VAEs, the second run's failures are decoded, and encoded into
+    the first run's latent space. Raises InvalidInput when their images differ in shape or their models in classes.
     """
     first, second = (_regions(store, name) for name in (before, after))
     runs = [Catalog(store).run(name) for name in (before, after)]
     _check_comparable(store, *runs)
     here = [_gaussian(store, region) for region in first]
-    there = list(_carried(store, second, here, *runs))
+    there = list(_reencoded(store, second, here, *runs))
     found = match_regions(_places(store, first, here), _places(store, second, there))
     known, kept = {pair.before for pair in found}, {pair.after for pair in found}
     return region_pb2.RegionsDiff(
@@ -151,19 +163,19 @@ def _places(store: ArtifactStore, regions: list[region_pb2.Region], gaussians: l
     ]
 
 
-def _carried(
+def _reencoded(
     store: ArtifactStore,
     regions: list[region_pb2.Region],
     here: list[Gaussian],
     before: run_pb2.Run,
     after: run_pb2.Run,
 ) -> Iterator[Gaussian]:
-    """Yield the Gaussians of regions of the second run in the latent space of the first."""
+    """Yield the second run's Gaussians in the first run's latent space."""
     shared = keys.vae(before.config, "") == keys.vae(after.config, "")
-    if shared or not here:  # in one space, or nothing to compare with
+    if shared or not here:  # one latent space, or nothing to compare with
         yield from (_gaussian(store, region) for region in regions)
         return
-    carry = _carry(store, before, after)
+    carry = _reencode(store, before, after)
     believed = np.mean([gaussian.covariance for gaussian in here], axis=0)
     for region in regions:
         latent = store.map_arrays(keys.region_arrays(region.name))["latent"]
@@ -171,7 +183,7 @@ def _carried(
         yield Gaussian.of(carry(np.asarray(latent[few])), believed)
 
 
-def _carry(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> Callable[[Array], Array]:
+def _reencode(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> Callable[[Array], Array]:
     decode, encode = read_decoder(store, after.config), read_encoder(store, before.config)
     return lambda latent: in_batches(lambda part: encode(decode(part)), latent, _BATCH)
 

@@ -1,9 +1,9 @@
-"""Parts of one region whose images show several classes, told on a line by components that are believed to be narrow.
+"""The split of a mixed region into parts, on a line.
 
-In all dimensions of a latent space a region of a few hundred failures falls to arbitrary pieces as soon as components
-are believed to be narrower than it is. Two places show along the direction in which the failures spread most; where
-there is one place, how sure the classifier is of its answer still tells failures at the border of two classes from
-others. The line whose parts are more stable tells them.
+Components on the line are expected to be narrow. In all latent dimensions, a region of a few hundred failures falls
+into arbitrary pieces once components are expected to be narrower than the region. Two places show along the direction
+of largest spread; when there is one place, the classifier's margin still separates failures at the border of two
+classes from others. The line with the more stable parts is used.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,24 +16,24 @@ from services.distiller.grouping import (
     GroupedFailures,
     Grouping,
     GroupingConfig,
-    around_means,
-    believed_covariance,
-    described,
+    center_by_label,
     group_failures,
+    make_group,
+    prior_covariance,
+    stability_of,
 )
-from services.distiller.stability import stability_of
 
-# Shares of the region's own width that components are believed to have, the coarsest parts first.
+# Expected widths of components as shares of the region's width, coarsest parts first.
 _WIDTHS = (1, 1 / 2, 1 / 3, 1 / 4)
-# A part has this share of its region's failures, where that is less than the support of a region, and two at least.
+# A part has this share of its region's failures, when that is below the support of a region, and at least two.
 _LEAST_SHARE, _LEAST_SUPPORT = 1 / 4, 2
-# Parts that are less stable than this, on average, are cut by chance: one Gaussian cloud is cut so, at times.
+# Less stable parts, on average, are cut by chance: one Gaussian cloud is sometimes cut so.
 _LEAST_STABILITY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSplit:
-    """Parts of a region as groups of its failures, and how stable each of them is."""
+    """Parts of a region as groups, with the stability of each."""
 
     grouping: Grouping
     stability: Array
@@ -48,14 +48,14 @@ def split_group(
     bootstraps: int,
     check: Callable[[], None] = lambda: None,
 ) -> RegionSplit | None:
-    """Return the parts of a region's failures, two or more with enough support; None where nothing tells any.
+    """Return two or more parts of a region's failures with enough support.
 
-    Failures with `held_out` (m,) are not fitted but assigned; `margin` (m,) is the logit of the true class minus the
-    largest other one. `config` is the run's. `check` may raise to stop.
+    None when no parts are found. Failures with `held_out` (m,) are assigned but not fitted; `margin` (m,) is the logit
+    of the true class minus the largest other one. `config` is the run's. `check` may raise to stop.
     """
     usable = np.flatnonzero(held_out == 0)
-    lines = (_position(failures, usable, config.sd_agg), margin)
-    told = [_told(position, failures, held_out, config, bootstraps, check) for position in lines]
+    lines = (_line_positions(failures, usable, config.sd_agg), margin)
+    told = [_parts_on_line(position, failures, held_out, config, bootstraps, check) for position in lines]
     stable = [one for one in told if one and one.stability.mean() >= _LEAST_STABILITY]
     if not stable:
         return None
@@ -63,7 +63,7 @@ def split_group(
     return replace(best, grouping=_in_latents(best.grouping, failures, config.sd_agg))
 
 
-def _told(
+def _parts_on_line(
     position: Array,
     failures: GroupedFailures,
     held_out: Array,
@@ -71,10 +71,10 @@ def _told(
     bootstraps: int,
     check: Callable[[], None],
 ) -> RegionSplit | None:
-    """Return the coarsest parts that positions (m,) on a line tell."""
+    """Return the coarsest parts that positions (m,) on a line show."""
     usable = np.flatnonzero(held_out == 0)
     line = replace(_own_classes(failures), latent=(position / (position[usable].std() or 1.0))[:, None])
-    for narrow in _narrower(config, line, len(usable)):
+    for narrow in _finer_configs(config, line, len(usable)):
         found = group_failures(line, held_out, narrow, check)
         if len(found.groups) > 1:
             stable = stability_of(found, line, held_out, narrow, bootstraps=bootstraps, check=check)
@@ -82,22 +82,28 @@ def _told(
     return None
 
 
-def _position(failures: GroupedFailures, usable: Array, sd_agg: Array) -> Array:
-    """Return where failures lie along the direction in which those of one confusion spread most, (m,)."""
+def _line_positions(failures: GroupedFailures, usable: Array, sd_agg: Array) -> Array:
+    """Return the positions (m,) of failures along a line.
+
+    The line is the direction of largest spread within confusions.
+    """
     residuals = failures.take(usable).independent().residuals() / sd_agg
     direction = np.linalg.svd(residuals, full_matrices=False)[2][0]  # (d,)
     return np.asarray(failures.latent / sd_agg @ direction)
 
 
 def _own_classes(failures: GroupedFailures) -> GroupedFailures:
-    """Return the failures with class ids among their own classes: a part has nothing to learn of all others."""
+    """Return the failures with class ids renumbered among their own classes."""
     _, true = np.unique(failures.true_label, return_inverse=True)
     _, predicted = np.unique(failures.predicted_label, return_inverse=True)
     return replace(failures, true_label=true, predicted_label=predicted)
 
 
-def _narrower(config: GroupingConfig, line: GroupedFailures, usable: int) -> Iterator[GroupingConfig]:
-    """Yield how parts are grouped, ever finer: each is one confusion, also where the run's mixture is plain."""
+def _finer_configs(config: GroupingConfig, line: GroupedFailures, usable: int) -> Iterator[GroupingConfig]:
+    """Yield ever finer grouping configurations.
+
+    Each part is one confusion, also in a plain mixture.
+    """
     for width in _WIDTHS:
         yield replace(
             config,
@@ -110,9 +116,12 @@ def _narrower(config: GroupingConfig, line: GroupedFailures, usable: int) -> Ite
 
 
 def _in_latents(found: Grouping, failures: GroupedFailures, sd_agg: Array) -> Grouping:
-    """Return the same groups with Gaussians in latent space, which lean on what all of them are around their means."""
+    """Return the same groups with Gaussians in latent space.
+
+    They are shrunk towards the covariance around their means.
+    """
     together = np.concatenate([part.members for part in found.groups])
     label = np.repeat(np.arange(len(found.groups)), [len(part.members) for part in found.groups])
-    believed = believed_covariance(around_means(failures.latent[together], label), sd_agg)
-    parts = [described(failures, part.members, part.held_out_members, believed) for part in found.groups]
+    believed = prior_covariance(center_by_label(failures.latent[together], label), sd_agg)
+    parts = [make_group(failures, part.members, part.held_out_members, believed) for part in found.groups]
     return replace(found, groups=parts)

@@ -23,7 +23,7 @@ MAX_SAMPLES = 256
 
 
 class DistillerService(pb_grpc.DistillerServiceServicer):
-    """Fresh images and parts of the regions of a run, and what became of them in another."""
+    """Fresh images, splits and comparisons of regions."""
 
     def __init__(self, tools: DistillerDependencies) -> None:
         self._tools = tools

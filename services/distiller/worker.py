@@ -1,4 +1,7 @@
-"""The stages of the distiller: group the failures of a run into regions, split a region into parts."""
+"""The stages of the distiller.
+
+Group the failures of a run into regions, split a region into parts.
+"""
 
 from collections.abc import Sequence
 
@@ -7,10 +10,9 @@ from defuse.errors import NotReady
 from defuse.v1 import region_pb2, work_pb2
 
 from services.distiller.assessment import DistillerDependencies, RegionAssessor, counts, report_progress
-from services.distiller.grouping import group_failures
+from services.distiller.grouping import group_failures, stability_of
 from services.distiller.records import read_failures, shard_count
 from services.distiller.region_split import split_group
-from services.distiller.stability import stability_of
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.catalog import Catalog
@@ -19,11 +21,14 @@ __all__ = ["DistillerDependencies", "distill"]
 
 
 def distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
-    """Turn the failures of all shards into regions; a distillation that is stored already is not made again."""
+    """Group the failures of all shards into regions.
+
+    A stored distillation is not made again.
+    """
     run = work.run
     key = keys.distillation(run.name)
     if not tools.store.exists(key):
-        # Created, as are the regions' arrays: another worker may do the same, and what is read once must stay.
+        # Created once, as are the regions' arrays: a concurrent worker must not change what was read.
         tools.store.create_bytes(key, _distill(tools, work, job).SerializeToString(deterministic=True))
     distillation = tools.store.read_message(key, region_pb2.Distillation)
     event = work_pb2.Event(subject=run.name)
@@ -38,7 +43,7 @@ def _distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job)
     report_progress(job, 0.05, f"grouping {len(assessor.failures)} failures")
     config = assessor.config()
     grouping = group_failures(assessor.failures, arrays["held_out"], config, job.check_cancelled)
-    report_progress(job, 0.3, "grouping again what is drawn anew")
+    report_progress(job, 0.3, "grouping bootstrap samples")
     stable = stability_of(
         grouping,
         assessor.failures,
@@ -53,14 +58,14 @@ def _distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job)
 
 
 def split_region(tools: DistillerDependencies, name: str) -> Sequence[region_pb2.Region]:
-    """Return the parts of a region, largest score first; one that is split already is not split again.
+    """Return the parts of a region, largest score first.
 
-    Raises NotFound for an unknown region, NotReady where it has no parts that can be told or that are worse than their
-    controls.
+    A stored split is not made again. Raises NotFound for an unknown region, NotReady when it has no distinct parts that
+    are worse than their controls.
     """
-    region, key = Catalog(tools.store).region(name), keys.parts(name)
+    region, key = Catalog(tools.store).region(name), keys.region_parts(name)
     if not tools.store.exists(key):
-        # Created, as a distillation is: two annotators may ask at the same moment.
+        # Created once, since two annotators may ask concurrently.
         tools.store.create_bytes(key, _split(tools, region).SerializeToString(deterministic=True))
     return tools.store.read_message(key, region_pb2.Distillation).regions
 
@@ -69,7 +74,7 @@ def _split(tools: DistillerDependencies, region: region_pb2.Region) -> region_pb
     reader, region_id = Catalog(tools.store), names.last(region.name)
     run = reader.run(names.parent(region.name))
     [arrays] = reader.region_failures(run.name, [region.name])
-    # Who annotates waits for the answer itself: there is nobody to tell of the progress.
+    # The annotator waits for the answer itself, so there is no progress to report.
     assessor = RegionAssessor(tools, run, arrays, Job(region.name, lambda _: None))
     parts = split_group(
         assessor.failures,
@@ -80,8 +85,8 @@ def _split(tools: DistillerDependencies, region: region_pb2.Region) -> region_pb
     )
     if parts is None:
         raise NotReady(
-            f"nothing tells parts of region {region_id!r}: neither where its {region.size} failures lie nor how sure "
-            "the classifier is of them; call it invalid or unsure",
+            f"region {region_id!r} has no distinct parts, neither by the latents of its {region.size} failures nor by "
+            "the classifier's margins; annotate it as invalid or unsure",
             reason="NOT_SEPARABLE",
         )
     found = assessor.findings(parts.grouping.groups, parts.stability, shard_count=shard_count(tools.store, run))

@@ -18,7 +18,6 @@ from google.longrunning import operations_pb2_grpc
 
 from services.dependencies import Dependencies
 from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
-from services.gateway.access.tokens import Tokens
 from services.gateway.audit.journal import AuditInterceptor, AuditLog
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.datasets.datasets import Datasets
@@ -33,8 +32,7 @@ from services.gateway.latent.proxy import GeneratorProxy
 from services.gateway.models.models import Models
 from services.gateway.monitoring.service import Monitoring
 from services.gateway.operations import service as operations_service
-from services.gateway.operations.operations import Operations
-from services.gateway.operations.service import OperationsService
+from services.gateway.operations.service import Operations, OperationsService
 from services.gateway.records.events import EventConsumer
 from services.gateway.records.idempotency import IdempotentRequests
 from services.gateway.regions.regions import Annotator, Regions
@@ -43,9 +41,10 @@ from services.gateway.runs.config import ThresholdAdvisor
 from services.gateway.runs.runs import Runs
 from services.gateway.service import GatewayContext, GatewayService
 from services.gateway.settings import GatewaySettings
+from services.gateway.tokens import Tokens
 from services.gateway.trials.trials import Trials
-from services.runtime.channels import ServiceClient
 from services.runtime.server import Service, serve
+from services.runtime.tls import ServiceClient
 from services.storage.catalog import Catalog
 
 # The gate may have to run first.

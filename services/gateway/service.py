@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from defuse import VERSION, tensors
+from defuse import tensors
 from defuse.v1 import (
     correction_pb2,
     corrector_service_pb2_grpc,
@@ -23,6 +23,7 @@ from defuse.v1 import (
 from defuse.v1 import (
     gateway_service_pb2_grpc as pb_grpc,
 )
+from defuse.version import VERSION
 
 from services.gateway.access.roles import sign_request
 from services.gateway.audit.journal import AuditLog
@@ -38,8 +39,8 @@ from services.gateway.releases.releases import ReleaseOperations
 from services.gateway.runs.config import ThresholdAdvisor
 from services.gateway.runs.runs import Runs
 from services.gateway.trials.trials import Trials
-from services.runtime.channels import ServiceClient
 from services.runtime.queue import SCHEMA
+from services.runtime.tls import ServiceClient
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 

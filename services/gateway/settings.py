@@ -41,8 +41,8 @@ class GatewaySettings(Settings):
     )
     shared_memory: bool = Field(
         False,
-        description="Let callers of this host share memory with Triton through the gateway: for a host with Triton on "
-        "it, whose users may read each other's memory.",
+        description="Let callers of this host share memory with Triton through the gateway: for a Triton on this "
+        "host, where all users may read each other's memory.",
     )
     max_file_bytes: int = Field(8 * 1024**3, gt=0, description="Largest file that a client may upload or name by URL.")
 

@@ -4,16 +4,25 @@ import functools
 from typing import Any
 
 from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, work_pb2
+from pydantic import Field
 
-from services.dependencies import Dependencies
+from services.dependencies import Dependencies, TransportSettings, device_of, limit_threads
 from services.generator import preparation, worker
 from services.generator.run_context import RunContext
 from services.generator.service import GeneratorService
-from services.generator.settings import GeneratorSettings
-from services.runtime.devices import device_of, limit_threads
 from services.runtime.queue import IDENTIFY, PLAN, PREPARE
 from services.runtime.server import Service, serve
 from services.runtime.worker import Stage, Worker
+
+
+class GeneratorSettings(TransportSettings):
+    """Settings of the generator, beside those of every service."""
+
+    device: str = Field(
+        "auto", pattern="^(auto|cpu|cuda(:[0-9]+)?)$", description="`cuda` if there is one, else `cpu`."
+    )
+    threads: int = Field(0, ge=0, description="Threads of torch on the CPU; 0 leaves the choice to torch.")
+    triton_requests_in_flight: int = Field(4, ge=1, description="Requests sent to Triton before an answer is awaited.")
 
 
 def build(settings: GeneratorSettings) -> Service:

@@ -1,8 +1,9 @@
-"""Where the next decodes go: to the sources and directions in which failures are, without losing breadth.
+"""Allocation of decodes to sources and directions with failures.
 
-The search goes in rounds. After each, a rate of failure is estimated for every source from its margins and its
-failures so far, and the next round's decodes are given out one by one to where they are worth most. Everything here is
-a pure function of what all sources gave, in source order, so it does not depend on who searched what.
+The breadth of the search is kept. The search goes in rounds. After each round, the failure rate of every source is
+estimated from its margins and its failures, and the next round's decodes are assigned one by one where they are worth
+most. All functions depend only on the results of all sources, in source order, so the result does not depend on how the
+work was shared.
 """
 
 import math
@@ -16,28 +17,27 @@ from sklearn.isotonic import IsotonicRegression
 
 from services.arrays import Array
 
-# Decodes of one source in one round beyond which the estimate should be looked at again first, unless the budget is so
-# large that all sources must take more.
+# Decodes of one source in one round; more would be assigned on too old an estimate, unless the budget requires it.
 _MOST_PER_ROUND = 8
-# Weight of the margins' rate against the counted failures, in draws.
+# Weight of the prior rate, which follows from margins, against counted failures, in draws.
 _PRIOR_DRAWS = 2.0
-# Least variances, in squared logits, where too little was seen to estimate them.
+# Least variances, in squared logits, where there are too few draws to estimate them.
 _LEAST_VARIANCE = 0.25
-# A new source of a confusion without any failure is worth this many more than one of a frequent confusion.
+# Extra worth of a new source of a confusion without failures, over one of a frequent confusion.
 _RARITY = 3.0
-# Rates of sources without a failure are guessed too high now and then, so fewer new sources come than expected: without
-# this, 0.94 to 0.97 of the breadth of a uniform search was measured.
+# Failure rates of sources without failures are sometimes overestimated, so that fewer new sources are found than
+# expected: without this margin, 0.94 to 0.97 of the breadth of a uniform search was measured.
 _MARGIN_OF_BREADTH = 1.15
-# Between these the weight of new sources is sought, on a logarithmic scale.
+# Bounds between which the weight of new sources is searched, on a logarithmic scale.
 _WEIGHTS = (1e-2, 1e4)
 _HALVINGS = 14
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceStatistics:
-    """What the rounds so far gave, as arrays over n sources."""
+    """Results of the rounds so far, as arrays over n sources."""
 
-    # Right as an image and as a reconstruction: worth searching around.
+    # Classified correctly as an image and as a reconstruction.
     searchable: Array
     # Logit of the label minus the largest other one, on the unperturbed reconstruction.
     reconstruction_margin: Array
@@ -47,9 +47,9 @@ class SourceStatistics:
     # Sums over the decodes of a source.
     margin_sum: Array
     margin_square_sum: Array
-    # Class id that came next to the label on the reconstruction: what the source is most likely to be taken for.
+    # Class with the largest logit beside the label, on the reconstruction: the most likely misclassification.
     runner_up: Array
-    # Failures of all sources so far whose confusion is that of this source's label with its runner-up.
+    # Failures of all sources with the confusion (label, runner-up) of this source.
     confusion_failures: Array
     # Of the first, uniform round alone.
     first_decodes: Array
@@ -60,16 +60,16 @@ class SourceStatistics:
 
 
 def uniform_allocation(searchable: Array, decodes_per_source: int) -> Array:
-    """Give every searchable source the same number of decodes, (n,)."""
+    """Return the same number of decodes for every searchable source, (n,)."""
     return np.where(searchable, decodes_per_source, 0).astype(np.int32)
 
 
 def allocate(tally: SourceStatistics, *, decodes: int, limit: int, uniform_decodes: int) -> Array:
-    """Return how many of at most `decodes` decodes each source gets next, (n,).
+    """Return the number of decodes (n,) of each source next round.
 
-    A decode is worth the failures that it can be expected to add, at most `limit` of a source counting, plus a weight
-    times the sources that it can be expected to add. The weight is the least one with which failures come from as many
-    different sources, for their number, as a uniform search of `uniform_decodes` a source would find.
+    They are `decodes` in all at most. A decode is worth its expected new failures, of which at most `limit` of a source
+    count, plus a weight times its expected new sources. The weight is the least one that keeps the breadth: failures
+    come from as many different sources, for their number, as a uniform search of `uniform_decodes` a source would find.
     """
     rate = failure_rates(tally)
     open_ = tally.searchable & (tally.failures < limit)
@@ -86,11 +86,11 @@ def allocate(tally: SourceStatistics, *, decodes: int, limit: int, uniform_decod
 
 
 def failure_rates(tally: SourceStatistics) -> Array:
-    """Estimate for each source (n,) the share of its perturbations that are failures.
+    """Return the estimated failure rate (n,) of each source's perturbations.
 
-    Margins of a source are taken as normal around a mean of its own, the means as normal around a line in the margin of
-    its reconstruction; line and variances are estimated from all sources (empirical Bayes). The rate that follows is
-    the prior of the counted failures.
+    The margins of a source are modelled as normal around a mean of its own, and the means as normal around a line in
+    the margin of the reconstruction; line and variances are estimated from all sources (empirical Bayes). The resulting
+    rate is the prior of the counted failures.
     """
     count = tally.decodes
     drawn = tally.searchable & (count > 0)
@@ -108,7 +108,10 @@ def failure_rates(tally: SourceStatistics) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionSums:
-    """Per class (k, ...), sums over decodes of the step x (d) in latent sds and of the change y of the margin."""
+    """Sums over decodes, by class (k, ...), for directions.
+
+    They are of the step x (d) in latent sds and of the change y of the margin.
+    """
 
     count: Array  # (k,)
     x: Array  # (k, d)
@@ -131,9 +134,9 @@ class DirectionSums:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def directions(self) -> Array:
-        """Return for each class the direction (k, d) along which the margin rises most; 0 where nothing is known.
+        """Return for each class the direction (k, d) in which the margin rises most.
 
-        The noise is white, so that the covariance of step and margin is the slope of their regression.
+        0 without data. The noise is white, so the covariance of step and margin is the slope of their regression.
         """
         count = np.maximum(self.count, 1.0)
         slope = self.xy / count[:, None] - (self.x / count[:, None]) * (self.y / count)[:, None]
@@ -142,7 +145,10 @@ class DirectionSums:
 
 
 def _line(x: Array, y: Array, weight: Array) -> Any:
-    """Fit y = a + b x by weighted least squares; b = 1 where x does not vary."""
+    """Fit y = a + b x by weighted least squares.
+
+    B = 1 when x does not vary.
+    """
     centre, level = np.average(x, weights=weight), np.average(y, weights=weight)
     spread = np.average((x - centre) ** 2, weights=weight)
     slope = np.average((x - centre) * (y - level), weights=weight) / spread if spread > 0 else 1.0
@@ -150,12 +156,15 @@ def _line(x: Array, y: Array, weight: Array) -> Any:
 
 
 def _variances(tally: SourceStatistics, mean: Array, expected: Array, drawn: Array) -> tuple[float, float]:
-    """Return the variance of margins within a source and of the sources' means around the line."""
+    """Return the variances of margins within and between sources.
+
+    Between means: of the sources' means around the line.
+    """
     count = tally.decodes[drawn]
     residual = float(np.average((mean - expected)[drawn] ** 2, weights=count))
     freedom = int((count - 1).sum())
     if 2 * freedom < len(count):
-        # Hardly any source was drawn twice: what scatters around the line is taken as half of each.
+        # Hardly any source was drawn twice: half of the scatter around the line is assigned to each variance.
         return max(residual / 2, _LEAST_VARIANCE), max(residual / 2, _LEAST_VARIANCE)
     spread = tally.margin_square_sum[drawn] - count * mean[drawn] ** 2
     within = max(float(spread.sum()) / freedom, _LEAST_VARIANCE)
@@ -168,14 +177,14 @@ class _Gains:
 
     failures: Array
     sources: Array
-    # Sources, those of rare confusions counted more.
+    # New sources, with those of rare confusions weighted more.
     breadth: Array
 
 
 def _gains(rate: Array, failures: Array, confusion_failures: Array, limit: int, most: int) -> _Gains:
     earlier = np.arange(most)[None, :]  # (1, j)
-    room = (limit - failures)[:, None]  # (n, 1)
-    still_counts = binom.cdf(room - 1, earlier, rate[:, None])  # (n, j)
+    capacity = (limit - failures)[:, None]  # (n, 1)
+    still_counts = binom.cdf(capacity - 1, earlier, rate[:, None])  # (n, j)
     is_first = np.where(failures[:, None] == 0, (1 - rate[:, None]) ** earlier, 0.0)
     sources = rate[:, None] * is_first
     rarity = 1 + _RARITY / (1 + confusion_failures)
@@ -183,10 +192,11 @@ def _gains(rate: Array, failures: Array, confusion_failures: Array, limit: int, 
 
 
 def uniform_breadth(tally: SourceStatistics, *, decodes: int, limit: int) -> float:
-    """Return how many different sources for each failure a uniform search of `decodes` a source would find.
+    """Return the uniform search's number of sources for each failure.
 
-    Told from the first round, in which no source was preferred: its share of failures as a falling function of the
-    reconstruction's margin. Sources of one margin differ, which this leaves out, so it errs to the side of breadth.
+    It would make `decodes` decodes a source. Estimated from the first round, which prefers no source: its failure rate
+    as a falling function of the reconstruction's margin. Differences between sources of one margin are ignored, which
+    errs on the side of breadth.
     """
     drawn = tally.searchable & (tally.first_decodes > 0)
     if not tally.first_failures[drawn].any():
@@ -194,13 +204,16 @@ def uniform_breadth(tally: SourceStatistics, *, decodes: int, limit: int) -> flo
     share = tally.first_failures[drawn] / tally.first_decodes[drawn]
     falling = IsotonicRegression(increasing=False, y_min=0.0, y_max=1.0)
     rate = falling.fit_transform(tally.reconstruction_margin[drawn], share, sample_weight=tally.first_decodes[drawn])
-    # P(more than 0 failures), P(more than 1), ...; more than `decodes` there cannot be.
+    # P(more than 0 failures), P(more than 1), ...; at most `decodes` are possible.
     failures = binom.sf(np.arange(min(limit, decodes))[None, :], decodes, rate[:, None]).sum()
     return float((1 - (1 - rate) ** decodes).sum() / failures)
 
 
 def _with_breadth(gains: _Gains, tally: SourceStatistics, breadth: float, decodes: int) -> Array:
-    """Choose the decodes that are worth most, with the least weight on new sources that keeps the breadth."""
+    """Choose the most valuable decodes that keep the breadth.
+
+    The weight on new sources is the least possible one.
+    """
     found, sources = float(tally.failures.sum()), float((tally.failures > 0).sum())
 
     def broad(chosen: Array) -> bool:
@@ -218,7 +231,10 @@ def _with_breadth(gains: _Gains, tally: SourceStatistics, breadth: float, decode
 
 
 def _most_worth(gains: _Gains, weight: float, decodes: int) -> Array:
-    """Return a mask (n, j) of the `decodes` entries of largest worth, ties in source order; worth falls with j."""
+    """Return a mask (n, j) of the `decodes` most valuable entries.
+
+    Ties are in source order; worth falls with j.
+    """
     worth = (gains.failures + weight * gains.breadth).ravel()
     chosen = worth > 0
     if chosen.sum() > decodes:

@@ -1,4 +1,7 @@
-"""Images to latents and back, whoever made the pair: our VAE, or two ONNX files of the user's."""
+"""Codecs: images to latents and back.
+
+A codec is our VAE, or a user's pair of ONNX files.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +15,11 @@ from services.generator.pipeline import Codes, Images
 from services.generator.vae import Vae
 
 OnnxFunction = Callable[..., list[Array]]
-# Images of one forward pass where the caller has no batches of its own.
+# Images of one forward pass, for callers without batches of their own.
 _BATCH = 512
 
-# Mean distance of decoded values to [0, 1] beyond which they are no pixels. A decoder that ends linearly has up to 0.04
-# (digits, 16 principal components), one for [-1, 1] or for normalised images 0.24 and more.
+# Mean distance of decoded values to [0, 1] beyond which they are not pixels. A decoder with a linear output has up to
+# 0.04 (digits, 16 principal components), one for [-1, 1] or for normalised images 0.24 and more.
 _OVERSHOOT = 0.1
 
 SD_FLOOR = 1e-3
@@ -24,28 +27,28 @@ SD_FLOOR = 1e-3
 
 
 class CodecMismatch(ValueError):
-    """An encoder and a decoder that do not fit the images, or each other."""
+    """Encoder and decoder do not fit the images, or each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
     """An encoder and a decoder as functions of arrays.
 
-    The arithmetic is float32 throughout, also where bfloat16 would be faster: two decodes of one latent, in whatever
-    batch and on whatever machine, must be the same picture up to rounding, or a failure could not be found again.
+    The arithmetic is float32 throughout, although bfloat16 would be faster: two decodes of one latent, in any batch and
+    on any machine, must give the same image up to rounding, or a failure could not be reproduced.
     """
 
     # images (n, c, h, w) float32 in [0, 1], arrays or tensors on any device -> mu, sigma (n, d)
     encode: Callable[[Images], tuple[Array, Array]]
-    # z (n, d) float32, arrays or tensors on any device -> images (n, c, h, w) float32 in [0, 1], where they were made:
-    # what a GPU decodes stays there
+    # z (n, d) float32, arrays or tensors on any device -> images (n, c, h, w) float32 in [0, 1], on the decoder's
+    # device
     decode: Callable[[Codes], Images]
     latent_dim: int
     # channels, height, width
     image_shape: tuple[int, int, int]
 
     def encode_stored(self, images: Array) -> tuple[Array, Array]:
-        """Return mu and sigma (n, d) of stored images (n, h, w, c) uint8, a bounded number of them at a time."""
+        """Return mu and sigma (n, d) of stored images (n, h, w, c) uint8, in bounded batches."""
         parts = [self.encode(as_floats(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
         nothing = np.zeros((0, self.latent_dim), np.float32)
         mu, sigma = zip(*parts, strict=True) if parts else ((nothing,), (nothing,))
@@ -53,9 +56,10 @@ class Codec:
 
 
 def aggregate_sd(mu: Array) -> Array:
-    """Return the sd of posterior means (n, d) over images, per dimension (d,), never below SD_FLOOR.
+    """Return the sd of posterior means (n, d), by dimension (d,).
 
-    Dead dimensions stay, at the floor: a step there moves nothing that the decoder reads, and dividing by it is safe.
+    It is over images, and at least SD_FLOOR. Dead dimensions stay at the floor: a step there changes nothing that the
+    decoder reads, and division is safe.
     """
     return np.asarray(np.maximum(np.std(mu, axis=0, dtype=np.float64), SD_FLOOR), np.float32)
 
@@ -81,9 +85,10 @@ def vae_codec(vae: Vae, device: torch.device) -> Codec:
 
 
 def onnx_codec(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int, int, int]) -> Codec:
-    """Return a user's pair as a codec; raise UnfitPair, with the shapes, where it does not do what one must.
+    """Return a user's pair as a codec.
 
-    The encoder's second output is sigma; without one, the posterior is a point.
+    Raises CodecMismatch, with the shapes, when it does not fit. The encoder's second output is sigma; without one, the
+    posterior is a point.
     """
 
     def encode(images: Images) -> tuple[Array, Array]:
@@ -93,20 +98,20 @@ def onnx_codec(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[
     def decode(z: Codes) -> Array:
         return decoder(as_array(z))[0]
 
-    mu, sigma = _tried("encoder", encode, np.full((2, *image_shape), 0.5, np.float32))
+    mu, sigma = _run_once("encoder", encode, np.full((2, *image_shape), 0.5, np.float32))
     if mu.ndim != 2 or len(mu) != 2 or sigma.shape != mu.shape:
         raise CodecMismatch(
             f"the encoder answers mu {mu.shape} and sigma {sigma.shape} for two images of {image_shape}; both must be "
             "(n, d)"
         )
-    images = _tried("decoder", decode, mu.astype(np.float32))
+    images = _run_once("decoder", decode, mu.astype(np.float32))
     if images.shape != (2, *image_shape):
         raise CodecMismatch(f"the decoder answers {images.shape} for two latents, where {(2, *image_shape)} is needed")
     _check_pixels(images)
-    # Gray may lie in [0, 1] whatever the range is that the decoder answers in.
-    others, _ = _tried("encoder", encode, _other_images(image_shape))
-    _check_pixels(_tried("decoder", decode, _other_latents(others)))
-    # What a decoder that ends linearly leaves above white or below black cannot be stored, so the search never sees it.
+    # Gray lies in [0, 1] whatever the decoder's range, so other images are tried, too.
+    others, _ = _run_once("encoder", encode, _other_images(image_shape))
+    _check_pixels(_run_once("decoder", decode, _other_latents(others)))
+    # A linear decoder's values beyond black and white cannot be stored, so the search never sees them.
     return Codec(
         encode=encode,
         decode=lambda z: np.clip(decode(z), 0, 1),
@@ -116,32 +121,35 @@ def onnx_codec(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[
 
 
 def as_array(values: Array | torch.Tensor) -> Array:
-    """Return an array, or a tensor on any device, as an array of the host."""
+    """Return an array or a tensor as an array on the host."""
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def _other_images(image_shape: tuple[int, int, int]) -> Array:
-    """Return black, white and noise, (n, c, h, w)."""
+    """Return black, white and noise images, (n, c, h, w)."""
     noise = np.random.default_rng(0).random((6, *image_shape), np.float32)
     return np.concatenate([np.zeros_like(noise[:1]), np.ones_like(noise[:1]), noise])
 
 
 def _other_latents(mu: Array) -> Array:
-    """Return latents of images (n, d), zero, and draws around them in their own scale, which no convention fixes."""
+    """Return latents of images (n, d), zero, and draws around them.
+
+    Draws are in their own scale, which no convention fixes.
+    """
     draws = mu.mean(axis=0) + mu.std(axis=0) * np.random.default_rng(0).standard_normal(mu.shape)
     return np.concatenate([mu, np.zeros_like(mu[:1]), draws]).astype(np.float32)
 
 
 def _check_pixels(images: Array) -> None:
     outside = np.abs(images - np.clip(images, 0, 1)).mean()
-    if not outside <= _OVERSHOOT:  # also where there is a NaN
+    if not outside <= _OVERSHOOT:  # also false for NaN
         raise CodecMismatch(
             f"the decoder answers values from {images.min():g} to {images.max():g}; pixels must lie in [0, 1]"
         )
 
 
-def _tried(part: str, function: Callable[[Array], Any], example: Array) -> Any:
+def _run_once(part: str, function: Callable[[Array], Any], example: Array) -> Any:
     try:
         return function(example)
-    except Exception as error:  # ONNX Runtime's classes have no common base but Exception
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
         raise CodecMismatch(f"the {part} cannot take {example.dtype} {example.shape}: {error}") from error

@@ -1,4 +1,7 @@
-"""A run's failures as a stream: what is stored is read in the order of rounds, sources and draws, from any point on."""
+"""The failure stream of a run.
+
+Stored failures in the order of rounds, sources and draws, resumable anywhere.
+"""
 
 import asyncio
 import re
@@ -15,7 +18,7 @@ from services.generator.run_context import RunContext, is_adaptive
 from services.storage import keys
 
 _POLL_S = 0.2
-# Bytes of failures in one response; a failure is its latent, the run's name and at most some 100 bytes.
+# Bytes of failures in one response; a failure has its latent, the run's name and about 100 bytes more.
 _RESPONSE_BYTES = 1 << 20
 _FAILURE_BYTES = 128
 _TOKEN = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,18})")
@@ -23,7 +26,7 @@ _TOKEN = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,18})")
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPosition:
-    """A place in the stream: behind `offset` failures of a shard."""
+    """A position in the stream: after `offset` failures of a shard."""
 
     round_: int = 0
     shard: int = 0
@@ -34,7 +37,10 @@ class StreamPosition:
 
     @classmethod
     def of(cls, token: str) -> Self:
-        """Return the position of a token, the beginning for none; raise InvalidInput for anything else."""
+        """Return the position of a token, the beginning for an empty one.
+
+        Raises InvalidInput for an invalid one.
+        """
         if not token:
             return cls()
         match = _TOKEN.fullmatch(token)
@@ -50,14 +56,17 @@ class StreamPosition:
 async def stream_failures(
     context: RunContext, run: run_pb2.Run, begin: StreamPosition
 ) -> AsyncIterator[pb.IdentifyResponse]:
-    """Yield a run's failures as they are stored; raise when the run failed or was cancelled."""
-    await _stored(context, run, keys.sources(run.name))
+    """Yield the failures of a run as they are stored.
+
+    Raises when the run failed or was cancelled.
+    """
+    await _wait_for_artifact(context, run, keys.sources(run.name))
     size = run.config.search.shard_size
     shards = -(-len((await asyncio.to_thread(context.prepared, run)).index) // size)
     round_, first, offset = begin.round_, begin.shard, begin.offset
     while await _has_round(context, run, round_):
         for shard in range(first, shards):
-            await _stored(context, run, keys.shard_result(run.name, round_, shard))
+            await _wait_for_artifact(context, run, keys.shard_result(run.name, round_, shard))
             for response in await asyncio.to_thread(_responses, context, run, round_, shard, offset):
                 yield response
             offset = 0
@@ -70,13 +79,13 @@ async def _has_round(context: RunContext, run: run_pb2.Run, round_: int) -> bool
     if not is_adaptive(run) or round_ >= run.config.search.rounds:
         return False
     key = keys.plan(run.name, round_)
-    await _stored(context, run, key)
+    await _wait_for_artifact(context, run, key)
     arrays = await asyncio.to_thread(context.store.map_arrays, key)
     return bool(arrays["plan.decodes"].any())
 
 
-async def _stored(context: RunContext, run: run_pb2.Run, key: str) -> None:
-    """Wait until an artifact is there."""
+async def _wait_for_artifact(context: RunContext, run: run_pb2.Run, key: str) -> None:
+    """Wait until an artifact exists."""
     while not await asyncio.to_thread(context.store.exists, key):
         await asyncio.to_thread(_check_alive, context, run)
         await asyncio.sleep(_POLL_S)
@@ -94,7 +103,10 @@ def _check_alive(context: RunContext, run: run_pb2.Run) -> None:
 def _responses(
     context: RunContext, run: run_pb2.Run, round_: int, shard: int, offset: int
 ) -> list[pb.IdentifyResponse]:
-    """Return what a shard gave in one round, behind `offset`, cut so that each message is small enough."""
+    """Return a shard's results after `offset`, in bounded messages.
+
+    They are those of one round.
+    """
     arrays = context.catalog.failures(run.name, round_, shard)
     count, dim = arrays["latent"].shape
     size = max(1, _RESPONSE_BYTES // (4 * dim + _FAILURE_BYTES + len(run.name)))

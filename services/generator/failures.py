@@ -1,4 +1,4 @@
-"""What a search finds and counts, as arrays."""
+"""Failures and counts of a search, as arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,7 +10,7 @@ from services.arrays import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Failures:
-    """Decoded perturbations that the classifier gets wrong, as arrays over m of them; `Failure` in the contract."""
+    """Misclassified perturbations, as arrays over m of them; `Failure` in the contract."""
 
     source: Array
     round: Array
@@ -32,7 +32,10 @@ class Failures:
 
     @classmethod
     def of(cls, **arrays: Array) -> "Failures":
-        """Make failures of arrays over m of them, in the types in which they are stored; what is not told yet is 0."""
+        """Build failures from arrays over m of them, in their stored types.
+
+        Missing fields are 0.
+        """
         count = len(arrays["source"])
         told = {name: arrays.get(name, np.zeros(count)) for name in _TYPES}
         return cls(latent=arrays["latent"], **{name: array.astype(_TYPES[name]) for name, array in told.items()})
@@ -43,7 +46,7 @@ class Failures:
 
     @classmethod
     def joined(cls, parts: "Sequence[Failures]") -> "Failures":
-        """Return the failures of one or more parts, one after the other."""
+        """Concatenate failures."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
@@ -54,8 +57,8 @@ class Failures:
         """Return the failures that a mask, an index or a slice selects."""
         return Failures(**{name: array[keep] for name, array in self.arrays().items()})
 
-    def recording(self, **values: Array) -> "Failures":
-        """Return the same failures with what was measured on them, (m,) each."""
+    def with_signals(self, **values: Array) -> "Failures":
+        """Return the same failures with measured signals, (m,) each."""
         return replace(self, **{name: value.astype(_TYPES[name]) for name, value in values.items()})
 
 
@@ -74,7 +77,7 @@ _TYPES: dict[str, type] = {
     "oracle_margin": np.float32,
     "held_out": np.uint8,
 }
-# The count that a check which does not pass adds to, by the field that records it.
+# The counter of each failed check, by the field that records its signal.
 _REASONS = {
     "radius_sd": "rejected_by_radius",
     "typicality": "rejected_by_typicality",
@@ -88,7 +91,7 @@ _REASONS = {
 
 @dataclass(kw_only=True)
 class SearchCounters:
-    """What was tried and what became of it; `SearchCounts` in the contract."""
+    """Counts of tried and rejected perturbations; `SearchCounts` in the contract."""
 
     sources: int = 0
     sources_wrong_on_image: int = 0
@@ -105,12 +108,12 @@ class SearchCounters:
     rejected_by_confirmation: int = 0
     rejected_by_source_limit: int = 0
     failures: int = 0
-    # Decodes of reconstructions and confirmations, beside `decodes`, which are perturbations.
+    # Decodes of reconstructions and confirmations; `decodes` counts perturbations.
     decodes_again: int = 0
     encodes: int = 0
     classifications: int = 0
 
     def reject(self, reason: str, count: int) -> None:
-        """Count candidates that did not pass a check."""
+        """Count candidates that failed a check."""
         name = _REASONS[reason]
         setattr(self, name, getattr(self, name) + count)

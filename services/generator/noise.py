@@ -1,7 +1,8 @@
-"""Draws that are a pure function of (seed, source, round, draw), so that no way of sharing the work changes them.
+"""Noise as a pure function of (seed, source, round, draw).
 
-Counter-based: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the identity, then the quantile function of the law.
-Computed where the identities are: the bits are the same on every device, what is made of them is so up to rounding.
+It does not depend on how work is shared. Counter-based: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the
+identity, then the quantile function of the distribution. Computed on the device of its arguments: the bits are equal on
+every device, the values up to rounding.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from services.arrays import Array
 
-# The released code draws each dimension from Beta(50, 50): mean 0.5, sd 0.05, not centred.
+# The authors' released code draws each dimension from Beta(50, 50): mean 0.5, sd 0.05, not centred.
 _RELEASED_CONCENTRATION = 50.0
 
 
@@ -22,9 +23,9 @@ def standard_normal(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim
 
 
 def released_noise(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
-    """Return the noise (n, dim) of the authors' released code, for fidelity: every draw is nearly the same shift.
+    """Return noise (n, dim) as in the authors' released code.
 
-    Torch has no such quantile function, so this one is computed on the host.
+    Every draw is nearly the same shift. Torch has no such quantile function, so it is computed on the host.
     """
     uniform = _uniform(seed, source, round_, draw, dim)
     noise = betaincinv(_RELEASED_CONCENTRATION, _RELEASED_CONCENTRATION, uniform.cpu().numpy())
@@ -32,12 +33,18 @@ def released_noise(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim:
 
 
 def is_held_out(*, seed: int, source: Array, fraction: float) -> Array:
-    """Say for each source (n,) whether correction must not see it; a fixed share, drawn by seed and source alone."""
+    """Return whether each source (n,) is held out of correction.
+
+    A fixed share, drawn by seed and source alone.
+    """
     return np.asarray(_unit(_bits(seed ^ 0x48454C44, torch.tensor(source))) < fraction)
 
 
 def choose_positions(*, seed: int, count: int, limit: int) -> Array:
-    """Return the positions of at most `limit` of `count` things, ascending, drawn by seed; all of them for limit 0."""
+    """Return positions of at most `limit` of `count` items, by seed.
+
+    They are ascending; 0 means all.
+    """
     if not 0 < limit < count:
         return np.arange(count, dtype=np.int64)
     bits = _bits(seed ^ 0x534F5552, torch.arange(count)).numpy().view(np.uint64)
@@ -51,7 +58,10 @@ def _uniform(seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> 
 
 
 def _bits(seed: int, *parts: Tensor) -> Tensor:
-    """Hash a seed and integers (n,) to 64 uniform bits each, (n,) int64, where the integers are."""
+    """Hash a seed and integers (n,) to 64 bits each.
+
+    Uniform, (n,) int64, on their device.
+    """
     state = _mix(torch.full((1,), _signed(seed), device=parts[0].device) + _GOLDEN)  # (1,)
     for part in parts:
         state = _mix((state ^ part) + _GOLDEN)
@@ -59,24 +69,27 @@ def _bits(seed: int, *parts: Tensor) -> Tensor:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """Finalise SplitMix64; multiplication wraps around, as it should."""
-    bits = _shifted(bits, 30).bitwise_xor_(bits).mul_(_FIRST_FACTOR)
-    bits = _shifted(bits, 27).bitwise_xor_(bits).mul_(_SECOND_FACTOR)
-    return _shifted(bits, 31).bitwise_xor_(bits)
+    """Finalise SplitMix64; multiplication wraps around by intent."""
+    bits = _shift_right(bits, 30).bitwise_xor_(bits).mul_(_FIRST_FACTOR)
+    bits = _shift_right(bits, 27).bitwise_xor_(bits).mul_(_SECOND_FACTOR)
+    return _shift_right(bits, 31).bitwise_xor_(bits)
 
 
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Shift right and fill up with zeros, where torch, which knows no unsigned shift, repeats the sign."""
+def _shift_right(bits: Tensor, by: int) -> Tensor:
+    """Shift right and fill with zeros.
+
+    Torch has no unsigned integers and would repeat the sign.
+    """
     return (bits >> by).bitwise_and_((1 << 64 - by) - 1)
 
 
 def _unit(bits: Tensor) -> Tensor:
     """Map 64 bits to the open interval (0, 1)."""
-    return _shifted(bits, 11).double().add_(0.5).mul_(2.0**-53)
+    return _shift_right(bits, 11).double().add_(0.5).mul_(2.0**-53)
 
 
 def _signed(bits: int) -> int:
-    """Return 64 bits as the integer that int64 reads them as."""
+    """Return 64 bits as the int64 with the same bits."""
     return bits - (1 << 64) if bits >> 63 else bits
 
 

@@ -1,7 +1,7 @@
-"""Which perturbations of which sources are decoded: `z = mu + r * sd_agg * eps`, eps ~ N(0, I).
+"""Perturbations of sources: `z = mu + r * sd_agg * eps`, eps ~ N(0, I).
 
-Every eps is a pure function of (seed, source, round, draw): nothing that is found depends on how the sources are cut
-into shards and batches, nor on how many workers share them.
+Every eps is a pure function of (seed, source, round, draw): results do not depend on how sources are split into shards
+and batches, nor on the number of workers.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +18,9 @@ from services.generator import noise
 from services.generator.codec import as_array
 from services.generator.validity import radius_sd
 
-# Of so many draws the one that leads most towards a failure is decoded, once the plan knows a direction.
+# Draws of one slot, of which the most promising one is decoded, once the plan has a direction.
 CANDIDATES = 4
-# Batches whose slots one maker looks at: the label model is asked in larger batches, for fewer calls.
+# Batches of slots that one task screens at once: fewer, larger calls of the label model.
 _BATCHES_OF_SLOTS = 4
 
 Screening = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,18 +30,18 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseModel:
-    """How a step is drawn, and how many failures of a source count."""
+    """The distribution of steps, and how many failures of a source count."""
 
     seed: int
     # Standard deviation of a step in aggregate latent standard deviations.
     radius_sd: float
-    # Noise of the authors' released code instead; `radius_sd` has no effect then.
+    # Use the noise of the authors' released code; `radius_sd` then has no effect.
     released: bool = False
     max_failures_per_source: int
     batch_size: int
 
     def step(self, eps: Tensor, sd_agg: Tensor) -> Tensor:
-        """Return the displacement (n, d) that noise (n, d) means."""
+        """Return the displacement (n, d) of noise (n, d)."""
         return eps if self.released else self.radius_sd * sd_agg * eps
 
     def noise(self, *, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
@@ -65,7 +65,7 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundAllocation:
-    """What a plan says of one shard in one round, as arrays over its n sources."""
+    """The plan of one shard and round, as arrays over sources."""
 
     round_: int
     # (n,) perturbations to decode
@@ -74,15 +74,18 @@ class RoundAllocation:
     found: Array
     # (n,) margins of the unperturbed reconstructions
     reconstruction_margin: Array
-    # (k, d) for each class the direction in which margins rise; None chooses no draw over another
+    # (k, d) for each class the direction in which margins rise; None prefers no draw
     directions: Array | None = None
-    # Draws that the label model rules out are not decoded.
+    # Leave out draws that the label model rules out.
     screen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerturbationBatch:
-    """Perturbations of one batch, over its rows: arrays of the host, and what is decoded where it was drawn."""
+    """Perturbations of one batch, over its rows.
+
+    Arrays on the host, and the latents on their device.
+    """
 
     row: Array  # position in the shard
     draw: Array
@@ -92,7 +95,10 @@ class PerturbationBatch:
 
     @classmethod
     def of(cls, *, row: Tensor, draw: Tensor, eps: Tensor, z: Tensor) -> "PerturbationBatch":
-        """Fetch what the host needs, all of it here: every fetch waits for whatever the device was given before."""
+        """Copy what the host needs, all at once.
+
+        Every copy waits for all earlier work of the device.
+        """
         return cls(z=z, row=as_array(row), draw=as_array(draw), eps=as_array(eps), latent=as_array(z))
 
     def take(self, rows: slice) -> "PerturbationBatch":
@@ -106,7 +112,7 @@ class PerturbationBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shard:
-    """What all slots of a shard are drawn from, on the device that draws."""
+    """Data of a shard on the device that draws."""
 
     noise_model: NoiseModel
     round_: int
@@ -129,7 +135,10 @@ def perturbations(
     draw: Array,
     device: torch.device = CPU,
 ) -> tuple[Tensor, Tensor]:
-    """Return noise and latents, both (n, d) on the device, of perturbations known by their identity alone."""
+    """Return noise and latents (n, d) of perturbations, by their identities.
+
+    Both are on the device.
+    """
     return _perturbations(
         noise_model,
         _on(device, sd_agg),
@@ -148,11 +157,11 @@ def draw_perturbations(
     screening: Screening | None,
     device: torch.device,
 ) -> Iterator[Callable[[], tuple[PerturbationBatch, int]]]:
-    """Yield makers of the perturbations to decode, in source order, and of how many were screened out on the way.
+    """Yield tasks that draw the perturbations to decode.
 
-    Each decode has a slot of draws of its own: one, or where the plan knows better than chance which to take, several,
-    of which the most promising valid one is decoded. A slot without a valid draw is not decoded, so that makers make
-    different numbers of draws.
+    They are in source order, and count the draws that were screened out. Each decode has a slot of draws of its own:
+    one draw, or several when the plan has a direction, of which the most promising valid one is decoded. A slot without
+    a valid draw is not decoded, so tasks return different numbers of draws.
     """
     rows = np.repeat(np.arange(len(sources.index)), round_allocation.decodes)  # (slots,)
     slots = np.arange(len(rows)) - np.repeat(
@@ -177,7 +186,7 @@ def draw_perturbations(
 
 
 def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[PerturbationBatch]:
-    """Yield the same draws in batches of `size`, the rest at the end."""
+    """Yield the same draws in batches of `size`, the last one smaller."""
     rest: PerturbationBatch | None = None
     for part in parts:
         rest = part if rest is None else rest + part
@@ -189,10 +198,11 @@ def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[Perturb
 
 
 def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, asked_at_once: int) -> tuple[Tensor, int]:
-    """Return the first entry of each row of `order` (slots, k) that passes, ascending in rows, and how many did not.
+    """Return the first passing entry of each row.
 
-    Rows without one are left out. `passes` answers for entries (m,); it is asked for so many columns at once, later
-    ones only where no earlier entry of the row passed.
+    Rows of `order` are (slots, k); results are ascending in rows, with the number of failed rows. Rows without a
+    passing entry are left out. `passes` tests entries (m,); it is called for `asked_at_once` columns at a time, for
+    later ones only in rows without an earlier passing entry.
     """
     width = order.shape[1]
     failed = torch.zeros(len(order), dtype=torch.int64, device=order.device)  # (slots,) entries before the one to take
@@ -220,19 +230,22 @@ def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationBatch,
     eps, z = _perturbations(shard.noise_model, shard.sd_agg, mu=mu, source=source, round_=shard.round_, draw=draw)
     if not shard.screen:
         return PerturbationBatch.of(row=wide, draw=draw, eps=eps, z=z), 0
-    chosen, screened_out = _chosen(shard, shard.labels[wide], eps, z, radius_sd(z, mu, shard.sd_agg))
+    chosen, screened_out = _choose_draws(shard, shard.labels[wide], eps, z, radius_sd(z, mu, shard.sd_agg))
     return PerturbationBatch.of(row=wide[chosen], draw=draw[chosen], eps=eps[chosen], z=z[chosen]), screened_out
 
 
-def _chosen(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tensor) -> tuple[Tensor, int]:
-    """Return for each slot the position of its most promising draw that passes, ascending, and how many did not."""
+def _choose_draws(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tensor) -> tuple[Tensor, int]:
+    """Return each slot's most promising passing draw, ascending.
+
+    Also returns how many slots have none.
+    """
 
     def passes(tried: Tensor) -> Tensor:
         if shard.screening is None:
             return torch.ones_like(tried, dtype=torch.bool)
         return shard.screening(z.index_select(0, tried), labels[tried], radius[tried])
 
-    # A CPU pays for each latent that the label model is asked about, a GPU for each time that it is asked.
+    # On a CPU each tested latent costs, on a GPU each call.
     asked_at_once = 1 if z.device.type == "cpu" else CANDIDATES
     return first_passing(_by_promise(shard, labels, eps), passes, asked_at_once=asked_at_once)
 
@@ -240,7 +253,7 @@ def _chosen(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tenso
 def _by_promise(shard: _Shard, labels: Tensor, eps: Tensor) -> Tensor:
     """Return the positions (slots, CANDIDATES) of each slot's draws, the most promising first.
 
-    That is the one that leads furthest against its class's direction, in which margins rise.
+    The most promising draw goes furthest against its class's direction, in which margins rise.
     """
     positions = torch.arange(len(eps), device=eps.device).view(-1, CANDIDATES)
     if shard.directions is None:
@@ -254,4 +267,4 @@ def _joined(first: Any, second: Any) -> Any:
 
 
 def _on(device: torch.device, array: Array) -> Tensor:
-    return torch.tensor(array, device=device)  # a copy: torch warns of arrays that it may not write
+    return torch.tensor(array, device=device)  # a copy: torch warns of read-only arrays

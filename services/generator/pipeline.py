@@ -1,4 +1,7 @@
-"""Decoder and classifier kept busy together: batches are decoded and sent ahead of the answers that are looked at."""
+"""The pipeline of decoder and classifier.
+
+Batches are decoded and sent ahead of the answer that is read.
+"""
 
 import contextvars
 from collections.abc import Callable, Iterable, Iterator
@@ -9,21 +12,21 @@ from typing import Any, Protocol, TypeVar
 from services.arrays import Array
 from services.prefetch import prefetch
 
-# Numpy arrays, or torch tensors on the device of the decoder.
+# Numpy arrays, or torch tensors on the decoder's device.
 Images = Any
 Codes = Any
-# Batches that are under way for each decoder thread; bounds the memory of a search.
+# Batches under way for each decoder thread; bounds the memory of a search.
 _AHEAD = 2
 
 
 class Pending(Protocol):
-    """Logits that are on their way."""
+    """Logits that have not arrived yet."""
 
     def result(self) -> Array: ...
 
 
 class LatentBatch(Protocol):
-    """A batch of latents, with whatever the caller wants to find beside the answer."""
+    """A batch of latents, with any data of the caller."""
 
     @property
     def z(self) -> Codes: ...
@@ -34,11 +37,11 @@ T = TypeVar("T")
 
 
 class DecoderPool:
-    """Threads that make, decode and send batches side by side, each batch in one of them.
+    """Threads that draw, decode and send batches in parallel.
 
-    Side by side beats together: threads that share a batch wait for each other at every layer, and on cores that the
-    classifier uses too the slowest of them is late (11,100 decoded and classified images a second against 9,800, with
-    two threads on two cores that Triton shares).
+    Each batch stays in one thread. Parallel batches are faster than parallel layers: threads that share a batch wait
+    for each other at every layer, and on cores shared with the classifier the slowest thread is late (11,100 decoded
+    and classified images a second against 9,800, with two threads on two cores that Triton shares).
     """
 
     def __init__(self, count: int, *, at_start: Callable[[], None] = lambda: None) -> None:
@@ -46,11 +49,17 @@ class DecoderPool:
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="decoder", initializer=at_start)
 
     def submit(self, make: Callable[[], T]) -> "Future[T]":
-        """Have something made in one of the threads, in the context of the caller: what is traced is of its trace."""
+        """Run a task in a thread, in the caller's context.
+
+        Its spans thus join the caller's trace.
+        """
         return self.pool.submit(contextvars.copy_context().run, make)
 
     def prefetch(self, makers: Iterable[Callable[[], T]]) -> Iterator[T]:
-        """Yield what each maker makes, in order; the threads of the pool work a few batches ahead."""
+        """Yield the result of each task, in order.
+
+        The threads work a few batches ahead.
+        """
         return prefetch(makers, self.submit, ahead=_AHEAD * self.count)
 
 
@@ -70,5 +79,8 @@ def _sent(batch: B, decode: Callable[[Codes], Images], submit: Callable[[Images]
 
 
 def rounded(images: Images) -> Images:
-    """Return images (n, c, h, w) in [0, 1] as they are after having been stored with eight bits, where they are."""
+    """Return images (n, c, h, w) rounded to eight bits.
+
+    They are in [0, 1], and stay on their device.
+    """
     return (images * 255).round() / 255

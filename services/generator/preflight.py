@@ -1,4 +1,4 @@
-"""How the classifier reads the real images, and their unperturbed reconstructions, before anything is perturbed."""
+"""The preflight: accuracy on real images and on their reconstructions."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 
 class PreflightRefused(Exception):
-    """A run that is not worth its time; `reason` says which figure refuses it."""
+    """The run is refused; `reason` names the figure that refuses it."""
 
     def __init__(self, reason: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -24,23 +24,26 @@ class PreflightRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceMargins:
-    """Margins of n sources: the logit of the label minus the largest other one."""
+    """Margins of n sources.
+
+    The logit of the label minus the largest other one.
+    """
 
     # (n,) on the real image
     image_margin: Array
     # (n,) on its unperturbed reconstruction
     reconstruction_margin: Array
-    # (n,) class id that comes next to the label, or before it, on the reconstruction
+    # (n,) class with the largest logit beside the label, on the reconstruction
     runner_up: Array
 
     @property
     def right_on_image(self) -> Array:
-        """Say for each source whether it is read correctly, by more than rounding."""
+        """Return whether each image is classified correctly, by more than rounding."""
         return np.asarray(self.image_margin > MARGIN_EPSILON)
 
     @property
     def searchable(self) -> Array:
-        """Say for each source whether image and reconstruction are read correctly, by more than rounding."""
+        """Return whether image and reconstruction are classified correctly, by more than rounding."""
         return np.asarray(self.right_on_image & (self.reconstruction_margin > MARGIN_EPSILON))
 
     def arrays(self) -> dict[str, Array]:
@@ -57,7 +60,7 @@ class _ImageBatch:
 def measure_margins(
     images: Array, labels: Array, mu: Array, models: SearchModels, *, batch_size: int, check: Callable[[], None]
 ) -> SourceMargins:
-    """Classify stored images (n, h, w, c) uint8 and the reconstructions of their posterior means mu (n, d).
+    """Classify stored images (n, h, w, c) uint8, and the reconstructions of their posterior means mu (n, d).
 
     `check` is called before every batch and may raise to stop.
     """
@@ -72,13 +75,13 @@ def measure_margins(
 
     batches = models.decoders.prefetch(makers())
     answers = pipeline.classified(batches, models.decode, models.submit, models.decoders)
-    parts = [_read(batch, logits) for batch, logits in answers]
+    parts = [_measure_batch(batch, logits) for batch, logits in answers]
     nothing = {"image_margin": np.zeros(0), "reconstruction_margin": np.zeros(0), "runner_up": np.zeros(0, np.int64)}
     return SourceMargins(**{name: np.concatenate([part[name] for part in [*parts, nothing]]) for name in nothing})
 
 
 def check_accuracy(right: int, images: int, *, declared: float) -> None:
-    """Raise Refused when labelled images contradict the declared accuracy, at 95 % confidence."""
+    """Raise PreflightRefused when labelled images contradict the declared accuracy, at 95 % confidence."""
     highest = 1.0 if right == images else float(beta.ppf(CONFIDENCE, right + 1, images - right))
     if highest < declared:
         raise PreflightRefused(
@@ -90,7 +93,7 @@ def check_accuracy(right: int, images: int, *, declared: float) -> None:
 
 
 def check_reconstructions(right: int, images: int, *, allowed_loss: float) -> None:
-    """Raise Refused when more images than allowed are misread as reconstructions, at 95 % confidence."""
+    """Raise PreflightRefused when too many reconstructions are misclassified, at 95 % confidence."""
     lost = images - right
     lowest = 0.0 if lost == 0 else float(beta.ppf(1 - CONFIDENCE, lost, images - lost + 1))
     if lowest > allowed_loss:
@@ -103,7 +106,7 @@ def check_reconstructions(right: int, images: int, *, allowed_loss: float) -> No
         )
 
 
-def _read(batch: _ImageBatch, logits: Array) -> dict[str, Array]:
+def _measure_batch(batch: _ImageBatch, logits: Array) -> dict[str, Array]:
     others = logits.copy()
     others[np.arange(len(logits)), batch.label] = -np.inf
     return {

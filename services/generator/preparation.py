@@ -1,28 +1,33 @@
-"""The stage `prepare`: is the run worth its time, its VAE, and what validity is told from."""
+"""The stage `prepare`: preflight, VAE, label model and reference latents.
 
+And the estimate of a run's cost.
+"""
+
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from defuse.errors import Cancelled, NotFound, NotReady
 from defuse.v1 import run_pb2, work_pb2
 from torch import nn
 
 from services.arrays import Array
-from services.generator import noise, vae, vae_training
+from services.generator import codec, noise, pipeline, vae, vae_training
 from services.generator.codec import Codec, aggregate_sd
 from services.generator.preflight import PreflightRefused, check_accuracy, check_reconstructions, measure_margins
 from services.generator.run_context import DECODER, ENCODER, VAE, PreparedRun, RunContext, real_images
 from services.generator.validity import MAX_REFERENCES, Reference
 from services.latent_space import label_model
-from services.onnx_graph.export import to_onnx
+from services.onnx_graph.onnx_files import to_onnx
 from services.runtime.worker import Job
 from services.storage import keys
-from services.storage.catalog import LabelledImages
-from services.storage.estimates import estimate
+from services.storage.catalog import LabelledImages, estimate
 
-# Labelled images that preflight looks at, and training images that label model and latent scale are told from: bounds
-# the time and memory of both, whatever the size of the data set.
+# Labelled images of the preflight, and training images for label model and latent scale: bounds time and memory for any
+# size of data set.
 _PREFLIGHT_IMAGES = 2_000
 _TRAINING_LATENTS = 50_000
 CHECKPOINTS = "checkpoints"
@@ -30,7 +35,7 @@ _TRAINING_SHARE = 0.9  # of the progress of `prepare`
 
 
 def prepare(context: RunContext, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
-    """Check that the run is worth its time, train or take its VAE, and store what the search needs."""
+    """Run the preflight, obtain the VAE, and store the search's inputs."""
     run = work.run
     context.use_all_threads()
     if not context.store.exists(keys.preflight(run.name)):
@@ -50,15 +55,15 @@ def _prepare(context: RunContext, run: run_pb2.Run, job: Job) -> run_pb2.Preflig
         seed=run.config.seed, count=len(searched.labels), limit=run.config.search.max_sources
     )
     sample = index[noise.choose_positions(seed=run.config.seed, count=len(index), limit=_PREFLIGHT_IMAGES)]
-    _say(job, 0.0, "asking the served classifier about labelled images")
+    _report_note(job, 0.0, "asking the served classifier about labelled images")
     right = _read_correctly(context, run, searched, sample)
     check_accuracy(right, len(sample), declared=run.config.preflight.declared_accuracy)
     train = context.images(run, "train")
     pair = _codec(context, run, train, job)
-    _say(job, _TRAINING_SHARE, "describing the training images in latent space")
-    sd_agg, believed = _describe(context, run, pair, train)
+    _report_note(job, _TRAINING_SHARE, "describing the training images in latent space")
+    sd_agg, believed = _store_reference(context, run, pair, train)
     job.check_cancelled()
-    _say(job, 0.95, "asking about unperturbed reconstructions")
+    _report_note(job, 0.95, "asking about unperturbed reconstructions")
     read = measure_margins(
         real_images(searched, sample),
         searched.labels[sample],
@@ -84,14 +89,17 @@ def _read_correctly(context: RunContext, run: run_pb2.Run, images: LabelledImage
     return int((logits.argmax(axis=1) == images.labels[rows]).sum())
 
 
-def _describe(context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
-    """Store label model and reference; return the latents' scale (d,) and the label model's held-out accuracy."""
+def _store_reference(context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
+    """Store label model and reference.
+
+    Returns the latent scale (d,) and the label model's held-out accuracy.
+    """
     record_keys = keys.label_model(run.config), keys.reference(run.config)
     if not all(context.store.exists(key) for key in record_keys):
-        believed, reference = _described(context, run, pair, train)
+        believed, reference = _build_reference(context, run, pair, train)
         context.store.create_bytes(record_keys[0], label_model.to_bytes(believed))
         context.store.create_arrays(record_keys[1], reference.arrays())
-    # What lies in the store is what everybody uses, as it is with the VAE.
+    # All runs use the stored model, also when two workers trained it at once; the VAE likewise.
     believed = label_model.from_bytes(context.store.read_bytes(record_keys[0]))
     if not context.store.exists(keys.label_model_onnx(run.config)):
         probabilities = nn.Sequential(believed, nn.Softmax(dim=1))
@@ -100,10 +108,10 @@ def _describe(context: RunContext, run: run_pb2.Run, pair: Codec, train: Labelle
     return context.store.read_arrays(record_keys[1])["sd_agg"], believed.held_out_accuracy
 
 
-def _described(
+def _build_reference(
     context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages
 ) -> tuple[label_model.LabelModel, Reference]:
-    """Learn from labelled training images which latents carry which label."""
+    """Train the label model on labelled training images, and build the reference."""
     seed = run.config.seed
     rows = noise.choose_positions(seed=seed, count=len(train.labels), limit=_TRAINING_LATENTS)
     mu, sigma = pair.encode_stored(train.images[rows])
@@ -115,17 +123,20 @@ def _described(
 
 
 def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
-    """Return the run's encoder and decoder, brought by the user or trained, once for all runs that share them."""
+    """Return the run's codec, uploaded or trained.
+
+    It is made once for all runs that share it.
+    """
     record_keys = {part: keys.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
     if run.config.vae.encoder_digest:
         if not context.store.exists(record_keys[DECODER]):
             _take_pair(context, run, record_keys)
         return context.codec(run.config)
     if not context.store.exists(record_keys[VAE]):
-        context.store.create_bytes(record_keys[VAE], vae.to_bytes(_trained(context, run, train, job)))
+        context.store.create_bytes(record_keys[VAE], vae.to_bytes(_train_vae(context, run, train, job)))
         for key in _checkpoints(context, keys.vae(run.config, CHECKPOINTS)):
             context.store.remove(key)
-    # What lies in the store is what everybody uses, also where two workers trained it at the same time.
+    # All runs use the stored VAE, also when two workers trained it at once.
     stored = context.store.read_bytes(record_keys[VAE])
     for part, export in ((ENCODER, vae.encoder_onnx), (DECODER, vae.decoder_onnx)):
         if not context.store.exists(record_keys[part]):
@@ -134,7 +145,7 @@ def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Jo
 
 
 def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str]) -> None:
-    context.given_codec(run.config)  # refuses what does not fit
+    context.uploaded_codec(run.config)  # raises for a pair that does not fit
     wanted = run.config.vae
     encoder, decoder = (
         context.store.read_bytes(keys.file(digest)) for digest in (wanted.encoder_digest, wanted.decoder_digest)
@@ -143,8 +154,8 @@ def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str
     context.store.create_bytes(record_keys[DECODER], decoder)
 
 
-def _trained(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
-    """Train the run's VAE, from the last checkpoint where a worker died."""
+def _train_vae(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
+    """Train the run's VAE, from a dead worker's last checkpoint."""
     prefix = keys.vae(run.config, CHECKPOINTS)
 
     def on_checkpoint(epoch: int, checkpoint: bytes) -> None:
@@ -174,19 +185,22 @@ def _trained(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: 
 
 
 def _checkpoints(context: RunContext, prefix: str) -> list[str]:
-    """Return the keys of checkpoints, the last epoch last; what a killed worker was writing is none."""
+    """Return the keys of checkpoints, the last epoch last.
+
+    Partial ones of a killed worker are left out.
+    """
     return [key for key in context.store.keys(prefix) if key.rsplit("/", 1)[-1].isdecimal()]
 
 
 def _last_checkpoint(context: RunContext, prefix: str) -> tuple[int, bytes] | None:
     for key in reversed(_checkpoints(context, prefix)):
-        with suppress(NotFound):  # another run that trains the same VAE has gone on, and removed it
+        with suppress(NotFound):  # another run that trains the same VAE went on and removed it
             return int(key.rsplit("/", 1)[-1]), context.store.read_bytes(key)
     return None
 
 
 def vae_config(wanted: run_pb2.VaeConfig, images: tuple[int, ...]) -> vae.VaeConfig:
-    """Return architecture and schedule for training images of a shape (n, h, w, c)."""
+    """Return architecture and schedule for training images of shape (n, h, w, c)."""
     count, height, width, channels = images
     given = {"latent_dim": wanted.latent_dim, "epochs": wanted.epochs, "beta": wanted.beta}
     overrides = {name: value for name, value in given.items() if value}
@@ -196,10 +210,67 @@ def vae_config(wanted: run_pb2.VaeConfig, images: tuple[int, ...]) -> vae.VaeCon
 def _report(job: Job) -> Callable[[vae_training.EpochReport], None]:
     def on_epoch(report: vae_training.EpochReport) -> None:
         note = f"training the VAE, epoch {report.epoch} of {report.epochs}, ELBO {report.elbo:.1f}"
-        _say(job, _TRAINING_SHARE * report.epoch / report.epochs, note)
+        _report_note(job, _TRAINING_SHARE * report.epoch / report.epochs, note)
 
     return on_epoch
 
 
-def _say(job: Job, share: float, note: str) -> None:
+def _report_note(job: Job, share: float, note: str) -> None:
     job.progress(share, note, state=run_pb2.Run.STATE_PREPARING)
+
+
+_WARM_UP, _MEASURED = 2, 6  # batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LatentBatch:
+    z: Array
+
+
+def estimate_cost(context: RunContext, config: run_pb2.RunConfig) -> run_pb2.CostEstimate:
+    """Measure a few batches of training and of search; nothing is stored."""
+    run = run_pb2.Run(config=config)
+    context.use_all_threads()
+    available = len(context.images(run, keys.SEARCHED_SPLIT).labels)
+    sources = min(config.search.max_sources or available, available)
+    decodes = sources * config.search.draws_per_source
+    pair, training_s = _codec_or_untrained(context, run)
+    rate = _decodes_per_s(context, run, pair)
+    # Each source is first classified as an image and as a reconstruction.
+    return run_pb2.CostEstimate(
+        sources=sources,
+        decodes=decodes,
+        decodes_per_s=rate,
+        training_s=training_s,
+        search_s=(decodes + 2 * sources) / rate,
+    )
+
+
+def _codec_or_untrained(context: RunContext, run: run_pb2.Run) -> tuple[Codec, float]:
+    """Return the run's codec and the seconds of its training.
+
+    An untrained codec of the same size stands for a missing one.
+    """
+    if run.config.vae.encoder_digest:
+        return context.uploaded_codec(run.config), 0.0
+    if context.store.exists(keys.vae(run.config, DECODER)):
+        return context.codec(run.config), 0.0
+    train = context.images(run, "train")
+    config = vae_config(run.config.vae, train.images.shape)
+    sample = np.array(train.images[: 8 * config.batch_size])
+    per_image = vae_training.seconds_per_image(sample, config, device=context.device)
+    untrained = vae.new_vae(config, torch.Generator().manual_seed(0))
+    return codec.vae_codec(untrained, context.device), per_image * len(train.labels) * config.epochs
+
+
+def _decodes_per_s(context: RunContext, run: run_pb2.Run, pair: Codec) -> float:
+    size = run.config.search.batch_size
+    z = np.random.default_rng(0).standard_normal((size, pair.latent_dim)).astype(np.float32)
+
+    submit = context.classifier(run).submit
+    for _ in pipeline.classified(_WARM_UP * [_LatentBatch(z=z)], pair.decode, submit, context.decoders):
+        pass
+    begin = time.perf_counter()
+    for _ in pipeline.classified(_MEASURED * [_LatentBatch(z=z)], pair.decode, submit, context.decoders):
+        pass
+    return size * _MEASURED / (time.perf_counter() - begin)

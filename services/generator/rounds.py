@@ -1,4 +1,9 @@
-"""The rounds of a search: stored shard results, and the plan that each round makes of all earlier ones."""
+"""The rounds of a search.
+
+Stored results of shards, and the plan that each round makes from all earlier ones. Two workers may search one shard at
+once, when one of them slept through its claim, and margins differ by rounding. Each result is therefore one artifact
+that is created once: the second worker reads the results of the first.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,34 +20,37 @@ from services.generator.run_context import RunContext, is_adaptive, shard_slice
 from services.generator.search import ShardResult
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.safetensors import group, joined
+from services.storage.safetensors import join_groups, select_group
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredResult:
-    """What one shard gave in one round."""
+    """The results of one shard in one round."""
 
     failures: Mapping[str, Array]
-    # Over the sources of the shard, (n,): what budget.Tally is made of.
+    # Over the sources of the shard, (n,): the fields of `SourceStatistics`.
     tally: Mapping[str, Array]
     sums: DirectionSums
     counts: run_pb2.SearchCounts
 
 
-def create_examination(store: ArtifactStore, run: str, shard: int, examined: SourceMargins, mu: Array) -> None:
-    """Store how the classifier reads the sources of a shard, and their posterior means (n, d)."""
+def create_margins(store: ArtifactStore, run: str, shard: int, examined: SourceMargins, mu: Array) -> None:
+    """Store the margins of a shard's sources, and their posterior means (n, d)."""
     store.create_arrays(keys.shard_sources(run, shard), {"mu": mu, **examined.arrays()})
 
 
-def read_examination(store: ArtifactStore, run: str, shard: int) -> tuple[SourceMargins, Array]:
-    """Return how the classifier reads the sources of a shard, and their posterior means (n, d)."""
+def read_margins(store: ArtifactStore, run: str, shard: int) -> tuple[SourceMargins, Array]:
+    """Return the margins of a shard's sources, and their posterior means (n, d)."""
     arrays = store.read_arrays(keys.shard_sources(run, shard))
     mu = arrays.pop("mu")
     return SourceMargins(**arrays), mu
 
 
 def create_result(store: ArtifactStore, run: str, round_: int, shard: int, found: ShardResult, sources: Array) -> None:
-    """Store what a shard gave in one round; `sources` (n,) are those of the shard, ascending."""
+    """Store the results of a shard in one round.
+
+    `sources` (n,) are those of the shard, ascending.
+    """
     by_source = np.bincount(np.searchsorted(sources, found.failures.source), minlength=len(sources))
     tally = {
         "decodes": found.decodes,
@@ -51,28 +59,31 @@ def create_result(store: ArtifactStore, run: str, round_: int, shard: int, found
         "margin_square_sum": found.margin_square_sum,
     }
     counts = {name: np.array([count]) for name, count in asdict(found.counts).items()}
-    arrays = joined(failures=found.failures.arrays(), tally=tally, sums=found.directions.arrays(), counts=counts)
+    arrays = join_groups(failures=found.failures.arrays(), tally=tally, sums=found.directions.arrays(), counts=counts)
     store.create_arrays(keys.shard_result(run, round_, shard), arrays)
 
 
 def read_result(store: ArtifactStore, run: str, round_: int, shard: int) -> StoredResult:
-    """Return what a shard gave in one round."""
+    """Return the results of a shard in one round."""
     arrays = store.read_arrays(keys.shard_result(run, round_, shard))
     return StoredResult(
-        failures=group(arrays, "failures"),
-        tally=group(arrays, "tally"),
-        sums=DirectionSums(**group(arrays, "sums")),
-        counts=run_pb2.SearchCounts(**{name: count.item() for name, count in group(arrays, "counts").items()}),
+        failures=select_group(arrays, "failures"),
+        tally=select_group(arrays, "tally"),
+        sums=DirectionSums(**select_group(arrays, "sums")),
+        counts=run_pb2.SearchCounts(**{name: count.item() for name, count in select_group(arrays, "counts").items()}),
     )
 
 
-# Tallies add up over rounds; what is known of the unperturbed sources does not change.
+# These statistics add up over rounds; those of the unperturbed sources do not change.
 _SUMMED = ("decodes", "failures", "margin_sum", "margin_square_sum")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundPlan:
-    """One round of a run, as arrays over its n sources, and what it was made of."""
+    """The plan of one round, and the data behind it.
+
+    Arrays are over its n sources.
+    """
 
     # (n,) perturbations to decode
     decodes: Array
@@ -85,18 +96,18 @@ class RoundPlan:
 
     def arrays(self) -> dict[str, Array]:
         plan = {"decodes": self.decodes, "directions": self.directions, "confusions": self.confusions}
-        return joined(plan=plan, tally=self.tally.arrays(), sums=self.sums.arrays())
+        return join_groups(plan=plan, tally=self.tally.arrays(), sums=self.sums.arrays())
 
     @classmethod
     def of(cls, arrays: dict[str, Array]) -> "RoundPlan":
-        """Return the plan that `arrays` wrote."""
-        tally, sums = SourceStatistics(**group(arrays, "tally")), DirectionSums(**group(arrays, "sums"))
-        return cls(tally=tally, sums=sums, **group(arrays, "plan"))
+        """Return the plan of arrays that `arrays` returned."""
+        tally, sums = SourceStatistics(**select_group(arrays, "tally")), DirectionSums(**select_group(arrays, "sums"))
+        return cls(tally=tally, sums=sums, **select_group(arrays, "plan"))
 
 
 def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: int) -> RoundPlan:
-    """Plan a round from the results of the one before, all shards of which are stored."""
-    tally, sums, confusions = _so_far(context, run, round_, shard_count)
+    """Plan a round from the previous one's stored results."""
+    tally, sums, confusions = _totals(context, run, round_, shard_count)
     wanted = run.config.search
     budget_left = wanted.draws_per_source * int(tally.searchable.sum()) - int(tally.decodes.sum())
     decodes = allocation.allocate(
@@ -109,7 +120,10 @@ def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: i
 
 
 def first_allocation(run: run_pb2.Run, examined: SourceMargins) -> RoundAllocation:
-    """Return what the first round does with the sources of one shard: it prefers none of them."""
+    """Return the first round's allocation for a shard.
+
+    It prefers no source.
+    """
     adaptive = is_adaptive(run)
     return RoundAllocation(
         round_=0,
@@ -123,7 +137,7 @@ def first_allocation(run: run_pb2.Run, examined: SourceMargins) -> RoundAllocati
 
 
 def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: int) -> RoundAllocation:
-    """Return what a plan says of one shard."""
+    """Return a plan's allocation for one shard."""
     part = shard_slice(run, shard)
     return RoundAllocation(
         round_=round_,
@@ -135,13 +149,16 @@ def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: in
     )
 
 
-def _so_far(
+def _totals(
     context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[SourceStatistics, DirectionSums, Array]:
-    """Return what all rounds before this one gave, in source order: per source, per class, and per confusion."""
-    latest, sums, confusions = _round(context, run, round_ - 1, shard_count)
+    """Return the sums of all earlier rounds, in source order.
+
+    By source, by class, and by confusion.
+    """
+    latest, sums, confusions = _round_totals(context, run, round_ - 1, shard_count)
     if round_ == 1:
-        known = _first(context, run, shard_count, latest)
+        known = _first_round(context, run, shard_count, latest)
     else:
         before = RoundPlan.of(context.store.read_arrays(keys.plan(run.name, round_ - 1)))
         known = {name: array for name, array in before.tally.arrays().items() if name not in _SUMMED}
@@ -152,9 +169,9 @@ def _so_far(
     return SourceStatistics(**latest, **known | alike), sum(sums[1:], start=sums[0]), confusions
 
 
-def _first(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
-    """Return what the first round found out once and for all."""
-    examined = [read_examination(context.store, run.name, shard)[0] for shard in range(shard_count)]
+def _first_round(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
+    """Return the statistics that the first round found once and for all."""
+    examined = [read_margins(context.store, run.name, shard)[0] for shard in range(shard_count)]
     return {
         "searchable": np.concatenate([part.searchable for part in examined]),
         "reconstruction_margin": np.concatenate([part.reconstruction_margin for part in examined]),
@@ -164,10 +181,13 @@ def _first(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict
     }
 
 
-def _round(
+def _round_totals(
     context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[dict[str, Array], list[DirectionSums], Array]:
-    """Return what one round gave: per source, by shard, and its failures by true and predicted label (k, k)."""
+    """Return the results of one round.
+
+    By source and shard, and its failures by true and predicted label (k, k).
+    """
     classes = len(context.model(run).classes)
     confusions = np.zeros((classes, classes), np.int32)
     tallies, sums = [], []

@@ -1,4 +1,7 @@
-"""What the generator's stages work with: a run's model, images, codec and references, read from the store once."""
+"""The run context.
+
+A run's model, images, codec and reference, read from the store once.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -15,17 +18,16 @@ from services.generator.codec import Codec, CodecMismatch
 from services.generator.perturbations import NoiseModel, Sources
 from services.generator.pipeline import DecoderPool
 from services.generator.search import SearchChecks, SearchModels
-from services.generator.validity import Reference, Thresholds, latent_checks, screening
-from services.generator.validity_fitting import fit_thresholds
+from services.generator.validity import Reference, Thresholds, fit_thresholds, latent_checks, screening
 from services.latent_space import label_model
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages
 from services.triton.client import Classifier, InferenceClient
 
-# A thread waits for the GPU before it tells Triton of a batch, and before it knows which draws passed; meanwhile the
-# others give the GPU its next work. All share its default stream, in which it does one thing after the other.
+# A thread waits for the GPU before it sends a batch to Triton, and before it knows which draws passed; meanwhile the
+# others queue work for the GPU. All share its default stream, which runs one kernel after the other.
 _DECODERS_OF_A_GPU = 4
 VAE, ENCODER, DECODER = "vae.safetensors", "encoder.onnx", "decoder.onnx"
 
@@ -38,7 +40,7 @@ class PreparedRun:
     index: Array
     # (d,)
     sd_agg: Array
-    # (n,) 1 where the source is kept out of correction
+    # (n,) 1 for sources held out of correction
     held_out: Array
 
     def arrays(self) -> dict[str, Array]:
@@ -46,7 +48,7 @@ class PreparedRun:
 
 
 class RunContext:
-    """Reads what a run needs and keeps the last few things read."""
+    """Reads what a run needs, and caches the last few reads."""
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, device: torch.device) -> None:
         self.threads = torch.get_num_threads()
@@ -71,27 +73,27 @@ class RunContext:
         return self.inference.classifier(self.model(run), version=run.config.model_version)
 
     def images(self, run: run_pb2.Run, split: str) -> LabelledImages:
-        """Return a split of the run's data set, labels as class ids of its model."""
+        """Return a split, with labels as the model's class ids."""
         return self._images(run.config.dataset, split, run.config.model)
 
     def codec(self, config: run_pb2.RunConfig) -> Codec:
-        """Return a run's encoder and decoder; raise NotReady while they are not there."""
+        """Return a run's codec; raise NotReady while it is not stored."""
         return self._codec(keys.vae(config, ""), config.model)
 
-    def given_codec(self, config: run_pb2.RunConfig) -> Codec:
-        """Return the pair that the user uploaded; raise InvalidInput where it is none."""
+    def uploaded_codec(self, config: run_pb2.RunConfig) -> Codec:
+        """Return the uploaded codec; raise InvalidInput for invalid files."""
         height, width, channels = self.catalog.model(config.model).image_shape
         encoder, decoder = (
             self.store.read_bytes(keys.file(digest))
             for digest in (config.vae.encoder_digest, config.vae.decoder_digest)
         )
-        return given_pair(encoder, decoder, (channels, height, width))
+        return uploaded_pair(encoder, decoder, (channels, height, width))
 
     def prepared(self, run: run_pb2.Run) -> PreparedRun:
         return self._prepared(run.name)
 
     def models(self, run: run_pb2.Run, sd_agg: Array) -> SearchModels:
-        """Return the functions that the search asks for this run."""
+        """Return the functions that the search calls for this run."""
         pair, oracle = self.codec(run.config), run.config.validity.oracle
         second = (
             self.inference.classifier(self.catalog.model(oracle), version=run.config.validity.oracle_version).submit
@@ -110,11 +112,14 @@ class RunContext:
         )
 
     def use_all_threads(self) -> None:
-        """Let torch use all its threads for one thing, training, in the thread that calls; decoders set it to one."""
+        """Let torch use all its threads in the calling thread, for training.
+
+        Decoder threads use one.
+        """
         torch.set_num_threads(self.threads)
 
     def checks(self, run: run_pb2.Run) -> SearchChecks:
-        """Return what makes a misclassified perturbation of this run a failure."""
+        """Return the checks that make a misclassified perturbation a failure."""
         record_keys = keys.label_model(run.config), keys.reference(run.config)
         return self._checks(*record_keys, run.config.validity.SerializeToString(deterministic=True))
 
@@ -142,7 +147,7 @@ class RunContext:
                 "the VAE of this run is not trained yet; wait until it identifies", reason="NO_VAE"
             ) from error
         height, width, channels = self.catalog.model(model).image_shape
-        return given_pair(encoder, decoder, (channels, height, width))
+        return uploaded_pair(encoder, decoder, (channels, height, width))
 
     def _read_prepared(self, run_name: str) -> PreparedRun:
         return PreparedRun(**self.store.map_arrays(keys.sources(run_name)))
@@ -160,13 +165,16 @@ class RunContext:
         )
 
 
-def given_pair(encoder: bytes, decoder: bytes, image_shape: tuple[int, int, int]) -> Codec:
-    """Return a user's ONNX files as a codec; raise InvalidInput where they are none, or do not fit the images."""
+def uploaded_pair(encoder: bytes, decoder: bytes, image_shape: tuple[int, int, int]) -> Codec:
+    """Return a user's ONNX files as a codec.
+
+    Raises InvalidInput when they are invalid or do not fit the images.
+    """
     functions = []
     for part, file in (("encoder", encoder), ("decoder", decoder)):
         try:
             functions.append(onnx_function(file))
-        except Exception as error:  # ONNX Runtime's classes have no common base but Exception
+        except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise InvalidInput(f"ONNX Runtime cannot open the {part}: {error}", reason="NOT_RUNNABLE") from error
     try:
         return codec.onnx_codec(functions[0], functions[1], image_shape)
@@ -179,13 +187,13 @@ def thresholds_of(config: run_pb2.ValidityConfig) -> Thresholds:
 
 
 def shard_slice(run: run_pb2.Run, shard: int) -> slice:
-    """Return which of the run's sources a shard has."""
+    """Return the slice of the run's sources that a shard has."""
     size = run.config.search.shard_size
     return slice(shard * size, (shard + 1) * size)
 
 
 def noise_model_of(run: run_pb2.Run) -> NoiseModel:
-    """Return how the steps of a run are drawn."""
+    """Return the noise model of a run."""
     wanted = run.config.search
     return NoiseModel(
         seed=run.config.seed,
@@ -208,7 +216,10 @@ def real_images(images: LabelledImages, rows: Array) -> Array:
 def fit_run_thresholds(
     reader: Catalog, run_name: str, *, invalid: Sequence[str], valid: Sequence[str]
 ) -> run_pb2.ValidityAdvice:
-    """Return thresholds that would have kept invalid regions of a run out; raise NotFound for unknown ones."""
+    """Return thresholds that would have rejected a run's invalid regions.
+
+    Raises NotFound for unknown regions.
+    """
     run = reader.run(run_name)
     for name in (*invalid, *valid):
         reader.region(name)

@@ -1,7 +1,7 @@
-"""Search around real images for latents that decode to images the classifier gets wrong.
+"""The search around real images for latents whose decoded images are misclassified.
 
-Perturbations are decoded and classified; what is misclassified is a candidate, what passes every check and is found
-again by a second, separate call is a failure.
+Perturbations are decoded and classified. A misclassified perturbation is a candidate; a candidate that passes every
+check, and is confirmed by a second, separate call, is a failure.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,43 +29,49 @@ from services.generator.perturbations import (
 from services.generator.pipeline import Codes, Images, Pending
 from services.generator.validity import ValidityCheck, radius_sd
 
-# Logits differ by rounding between batch sizes; an answer this close to the decision is no failure, and no success.
+# Logits differ by rounding between batch sizes; an answer this close to the decision is neither failure nor success.
 MARGIN_EPSILON = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchModels:
-    """What the search asks: functions, so that it knows neither Triton nor the networks."""
+    """The functions that the search calls.
+
+    It knows neither Triton nor the networks.
+    """
 
     # (n, d) -> (n, c, h, w) in [0, 1]
     decode: Callable[[Codes], Images]
     # (n, c, h, w) -> mu, sigma (n, d)
     encode: Callable[[Images], tuple[Array, Array]]
-    # (n, c, h, w) -> logits (n, k), later
+    # (n, c, h, w) -> pending logits (n, k)
     submit: Callable[[Images], Pending]
     # (d,) standard deviation of mu over the training split
     sd_agg: Array
     decoders: pipeline.DecoderPool
-    # Where perturbations are drawn and screened: where they are decoded.
+    # Device that decodes, on which perturbations are drawn and screened, too.
     device: torch.device
-    # The same as `submit`, of a second classifier.
+    # Like `submit`, of a second classifier.
     oracle: Callable[[Images], Pending] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchChecks:
-    """What makes a misclassified perturbation a failure. The order is that of the reasons for rejection."""
+    """The checks of a failure, in the order of rejection reasons."""
 
-    # Told from the latent alone.
+    # Checks of the latent alone.
     latent: Sequence[ValidityCheck]
-    # Says which draws are worth decoding; None screens nothing.
+    # Tests which draws are worth decoding; None decodes all.
     screening: Screening | None
     max_round_trip_sd: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Confirmation:
-    """A batch of failures, drawn and decoded again: what the classifiers will say, and how far the pictures are off."""
+    """A batch of failures, drawn and decoded again.
+
+    Pending logits, and the deviation of the images.
+    """
 
     part: Failures
     answer: Pending
@@ -75,11 +81,11 @@ class _Confirmation:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What one shard gave in one round."""
+    """The results of one shard in one round."""
 
     failures: Failures
     counts: SearchCounters
-    # Over the sources of the shard, (n,): what budget.Tally is made of.
+    # Over the sources of the shard, (n,): the fields of `SourceStatistics`.
     decodes: Array
     margin_sum: Array
     margin_square_sum: Array
@@ -96,7 +102,7 @@ def search(
     classes: int,
     check: Callable[[], None] = lambda: None,
 ) -> ShardResult:
-    """Decode and classify what the orders say; keep what is misclassified, valid and confirmed.
+    """Decode and classify an allocation; keep what is misclassified, valid and confirmed.
 
     `check` is called after every batch and may raise to stop.
     """
@@ -117,9 +123,9 @@ def search(
         found.append(_candidates(sources, round_allocation, models, batch, logits, margin))
         check()
     counts.classifications += counts.decodes
-    valid = _valid(Failures.joined(found), checks.latent, counts)
-    confirmed = _confirmed(valid, sources, noise_model, models, checks, counts, check)
-    kept = _within_limit(confirmed, sources, round_allocation, noise_model, counts)
+    valid = _filter_valid(Failures.joined(found), checks.latent, counts)
+    confirmed = _confirm(valid, sources, noise_model, models, checks, counts, check)
+    kept = _limit_per_source(confirmed, sources, round_allocation, noise_model, counts)
     return ShardResult(
         failures=kept,
         counts=counts,
@@ -152,7 +158,7 @@ def _candidates(
     logits: Array,
     margin: Array,
 ) -> Failures:
-    """Return what the classifier gets wrong in one batch, with its provenance."""
+    """Return the misclassified perturbations of one batch, with their provenance."""
     wrong = np.flatnonzero(margin < -MARGIN_EPSILON)
     row, z = batch.row[wrong], batch.latent[wrong]
     return Failures.of(
@@ -168,18 +174,18 @@ def _candidates(
     )
 
 
-def _valid(candidates: Failures, checks: Sequence[ValidityCheck], counts: SearchCounters) -> Failures:
-    """Leave out, check by check, what may no longer be a picture of its label."""
+def _filter_valid(candidates: Failures, checks: Sequence[ValidityCheck], counts: SearchCounters) -> Failures:
+    """Remove, check by check, candidates that may no longer show their label."""
     counts.candidates = len(candidates.source)
     for check in checks:
         value = check.measure(candidates)
         passed = np.asarray(check.passes(value))
         counts.reject(check.field, int((~passed).sum()))
-        candidates = candidates.recording(**{check.field: value}).take(passed)
+        candidates = candidates.with_signals(**{check.field: value}).take(passed)
     return candidates
 
 
-def _confirmed(
+def _confirm(
     valid: Failures,
     sources: Sources,
     noise_model: NoiseModel,
@@ -188,13 +194,16 @@ def _confirmed(
     counts: SearchCounters,
     check: Callable[[], None],
 ) -> Failures:
-    """Find each failure again from its identity, as the picture that would be stored, in calls of its own."""
+    """Confirm each failure.
+
+    Reproduce it from its identity, as the stored image, in separate calls.
+    """
     mu = sources.mu[np.searchsorted(sources.index, valid.source)]
     parts = [slice(begin, begin + noise_model.batch_size) for begin in range(0, len(mu), noise_model.batch_size)]
     makers = (partial(_redecoded, valid.take(part), mu[part], noise_model, models) for part in parts)
     kept = [Failures.none(sources.mu.shape[1])]
     for second in models.decoders.prefetch(makers):
-        kept.append(_agreed(second, checks, counts))
+        kept.append(_filter_confirmed(second, checks, counts))
         check()
     return Failures.joined(kept)
 
@@ -218,8 +227,8 @@ def _redecoded(part: Failures, mu: Array, noise_model: NoiseModel, models: Searc
     )
 
 
-def _agreed(second: _Confirmation, checks: SearchChecks, counts: SearchCounters) -> Failures:
-    """Leave out, reason by reason, what a second look does not confirm."""
+def _filter_confirmed(second: _Confirmation, checks: SearchChecks, counts: SearchCounters) -> Failures:
+    """Remove, reason by reason, failures that the confirmation does not reproduce."""
     part, count, logits = second.part, len(second.part.source), second.answer.result()
     agreed = (logits.argmax(axis=1) == part.predicted_label) & (margins(logits, part.true_label) < -MARGIN_EPSILON)
     oracle_margin = margins(second.opinion.result(), part.true_label) if second.opinion else np.zeros(count)
@@ -235,17 +244,20 @@ def _agreed(second: _Confirmation, checks: SearchChecks, counts: SearchCounters)
     for reason, passed in reasons.items():
         counts.reject(reason, int((kept & ~passed).sum()))
         kept &= passed
-    return part.recording(round_trip_sd=second.round_trip, oracle_margin=oracle_margin).take(kept)
+    return part.with_signals(round_trip_sd=second.round_trip, oracle_margin=oracle_margin).take(kept)
 
 
-def _within_limit(
+def _limit_per_source(
     confirmed: Failures,
     sources: Sources,
     round_allocation: RoundAllocation,
     noise_model: NoiseModel,
     counts: SearchCounters,
 ) -> Failures:
-    """Leave out all but the first failures of each source, those of earlier rounds counted."""
+    """Remove all but the first failures of each source.
+
+    Failures of earlier rounds count.
+    """
     earlier = round_allocation.found[np.searchsorted(sources.index, confirmed.source)]
     kept = confirmed.take(earlier + _rank_within(confirmed.source) < noise_model.max_failures_per_source)
     counts.rejected_by_source_limit = len(confirmed.source) - len(kept.source)
@@ -254,7 +266,10 @@ def _within_limit(
 
 
 def _rank_within(group: Array) -> Array:
-    """Return for each entry how many entries of the same group come before it; groups are contiguous."""
+    """Return each entry's number of predecessors in its group.
+
+    Groups are contiguous.
+    """
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]]) if len(group) else np.zeros(0, int)
     lengths = np.diff(np.r_[starts, len(group)])
     return np.arange(len(group)) - np.repeat(starts, lengths)

@@ -13,7 +13,7 @@ from defuse.v1 import generator_service_pb2_grpc as pb_grpc
 from defuse.v1 import run_pb2, work_pb2
 
 from services.arrays import Array, as_floats, as_stored
-from services.generator import cost
+from services.generator import preparation
 from services.generator.codec import Codec, as_array
 from services.generator.failure_stream import StreamPosition, stream_failures
 from services.generator.run_context import RunContext, fit_run_thresholds
@@ -27,7 +27,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GeneratorService(pb_grpc.GeneratorServiceServicer):
-    """Failures as they are found, what verdicts on them teach, and the VAE as a service."""
+    """The failure stream, fitted thresholds, and the VAE as a service."""
 
     def __init__(self, context: RunContext, queue: Queue) -> None:
         self._context = context
@@ -60,7 +60,9 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         return pb.InterpolateResponse(images=tensors.images_to_proto(images), predicted_labels=labels.tolist())
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
-        return pb.EstimateResponse(estimate=await asyncio.to_thread(cost.estimate, self._context, request.config))
+        return pb.EstimateResponse(
+            estimate=await asyncio.to_thread(preparation.estimate_cost, self._context, request.config)
+        )
 
     async def LearnValidity(self, request: pb.LearnValidityRequest, context: Context) -> pb.LearnValidityResponse:
         advice = await asyncio.to_thread(
@@ -73,7 +75,10 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         return pb.LearnValidityResponse(advice=advice)
 
     async def _cancel(self, run_name: str) -> None:
-        """Stop a run as its owner would: its workers stop at their next batch. One that has ended stays as it is."""
+        """Cancel a run: its workers stop at their next batch.
+
+        A run that has ended stays as it is.
+        """
         ended = [keys.event(run_name, kind) for kind in ("distilled", "failed", "cancelled")]
         if any([await asyncio.to_thread(self._context.store.exists, key) for key in ended]):
             return

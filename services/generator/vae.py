@@ -1,4 +1,10 @@
-"""A small convolutional variational autoencoder, and its files: safetensors weights, encoder and decoder as ONNX."""
+"""A small convolutional variational autoencoder, and its files.
+
+Safetensors weights, encoder and decoder as ONNX. Kingma & Welling 2014, "Auto-Encoding Variational Bayes"
+(arXiv:1312.6114); the KL weight `beta` is Higgins et al. 2017. The Gaussian likelihood of colour images, whose variance
+follows the error, is the optimal sigma-VAE of Rybkin et al. 2021 (arXiv:2006.13202), with a variance for each image.
+Figures behind the defaults are in docs/explanation/method.md.
+"""
 
 import io
 import itertools
@@ -17,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.arrays import read_safetensors_header
-from services.onnx_graph.export import to_onnx
+from services.onnx_graph.onnx_files import to_onnx
 
-_LOG_SIGMA_RANGE = (-6.0, 3.0)  # keeps sigma and the KL finite, far outside of what trained encoders return
+_LOG_SIGMA_RANGE = (-6.0, 3.0)  # keeps sigma and the KL finite, far outside the range of trained encoders
 
 _RANGES = {
     "latent_dim": (1, 512),
@@ -36,9 +42,10 @@ _RANGES_REAL = {"learning_rate": (1e-6, 0.1), "beta": (0.0, 100.0)}
 class VaeConfig:
     """Architecture and schedule of one VAE.
 
-    `image_shape` is (channels, height, width) in pixels; `width` the channels at half resolution of a 32-pixel image;
-    `beta` the weight of the KL in nats; `likelihood` that of the pixels, bernoulli or gaussian; `max_shift` the pixels
-    by which training images are shifted at random. ValueError names the field, its value and the range.
+    `image_shape` is (channels, height, width) in pixels; `width` is the number of channels at half resolution of a
+    32-pixel image; `beta` is the weight of the KL in nats; `likelihood` is that of the pixels, bernoulli or gaussian;
+    `max_shift` is the largest random shift of training images in pixels. Raises ValueError with the field, its value
+    and the range.
     """
 
     image_shape: tuple[int, int, int]
@@ -48,7 +55,7 @@ class VaeConfig:
     batch_size: int = 64
     learning_rate: float = 3e-3
     beta: float = 0.2
-    likelihood: str = "bernoulli"  # as in files that were written before there was another
+    likelihood: str = "bernoulli"  # the default of files that were written before there was a choice
     max_shift: int = 0
 
     def __post_init__(self) -> None:
@@ -63,7 +70,7 @@ class VaeConfig:
 
     @classmethod
     def for_shape(cls, image_shape: tuple[int, int, int], n_images: int, **overrides: Any) -> Self:
-        """Choose architecture and schedule for `n_images` images of (c, h, w); `overrides` replace single fields."""
+        """Choose architecture and schedule for `n_images` images (c, h, w); `overrides` replace single fields."""
         _check_shape(image_shape)
         if n_images < 1:
             raise ValueError(f"n_images is {n_images}: a VAE needs at least one image")
@@ -73,17 +80,20 @@ class VaeConfig:
 
     @property
     def levels(self) -> int:
-        """Halvings of the image, so that the deepest grid is at most 8 pixels a side."""
+        """Number of halvings, to at most 8 pixels a side."""
         return max(2, math.ceil(math.log2(max(self.image_shape[1:]) / 8)))
 
 
 def _gray_defaults(n_pixels: int, n_images: int) -> dict[str, Any]:
-    epochs = min(200, 5 + 90_000 // n_images)  # few images need steps: 35 epochs of 3,000 images, 6 of 50,000
+    epochs = min(200, 5 + 90_000 // n_images)  # small data sets need steps: 35 epochs of 3,000 images, 6 of 50,000
     return {"latent_dim": min(32, n_pixels // 16), "epochs": epochs, "beta": 0.2}
 
 
 def _colour_defaults(n_values: int, n_images: int) -> dict[str, Any]:
-    """Photographs vary in more than digits do, and in light: more dimensions and steps, each image by its own error."""
+    """Photographs vary more than digits, and in lighting.
+
+    More dimensions, more steps, an error scale an image.
+    """
     epochs = min(200, 5 + 700_000 // n_images)  # 200 epochs of 3,000 images, 19 of 50,000
     schedule = {"epochs": epochs, "learning_rate": 4e-3, "max_shift": 1}
     return {"latent_dim": min(128, n_values // 16), "beta": 1.0, "likelihood": "gaussian"} | schedule
@@ -97,10 +107,10 @@ def _check_shape(image_shape: tuple[int, int, int]) -> None:
 
 
 class Vae(nn.Module):
-    """Encoder q(z|x) = N(mu, diag(sigma^2)) and decoder p(x|z) around the decoded image, with prior N(0, I).
+    """A VAE: encoder q(z|x), and decoder p(x|z) around the decoded image.
 
-    Images are padded to a multiple of 2^levels by repeating their last row and column, and cropped on the way out.
-    `new_vae` gives seeded weights; the constructor alone gives torch's own.
+    q(z|x) = N(mu, diag(sigma^2)); the prior is N(0, I). Images are padded to a multiple of 2^levels by repeating the
+    last row and column, and cropped on output. `new_vae` gives seeded weights; the constructor alone gives torch's own.
     """
 
     def __init__(self, config: VaeConfig) -> None:
@@ -136,17 +146,18 @@ class Vae(nn.Module):
         return gaussian_means(parameters).clamp(0, 1)
 
     def decode_parameters(self, z: Tensor) -> Tensor:
-        """Return logits (n, c, h, w) of Bernoulli pixels, or what `gaussian_means` takes."""
+        """Return logits (n, c, h, w) of Bernoulli pixels, or the argument of `gaussian_means`."""
         _, h, w = self.config.image_shape
         parameters: Tensor = self.decoder(z)  # (n, c, H, W)
         return parameters[:, :, :h, :w]  # (n, c, h, w)
 
 
 def gaussian_means(parameters: Tensor) -> Tensor:
-    """Return the means of Gaussian pixels, which may lie outside of [0, 1] until they are decoded.
+    """Return the means of Gaussian pixels.
 
-    Linear: a sigmoid under a squared error has no gradient where it is wrong by the whole range, and half-trained
-    weights stay there. A quarter is its slope at gray, so that new weights begin alike with either likelihood.
+    They may lie outside [0, 1] until they are decoded. Linear: a sigmoid under a squared error has no gradient where it
+    is wrong by the whole range, and half-trained weights stay there. A quarter is its slope at gray, so that new
+    weights begin alike with either likelihood.
     """
     return 0.5 + 0.25 * parameters
 
@@ -170,7 +181,7 @@ def _down(channels: int, widths: list[int]) -> Iterator[nn.Module]:
 
 
 def _up(channels: int, widths: list[int]) -> Iterator[nn.Module]:
-    """Double the grid by sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158): no full-size feature maps."""
+    """Double the grid by sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158), without full-size feature maps."""
     for outputs, inputs in reversed(list(itertools.pairwise([channels, *widths]))):
         yield nn.SiLU()
         yield nn.Conv2d(inputs, 4 * outputs, 3, padding=1)
@@ -178,12 +189,18 @@ def _up(channels: int, widths: list[int]) -> Iterator[nn.Module]:
 
 
 def _widths(config: VaeConfig) -> list[int]:
-    """Channels per level, shallow to deep: halved where the grid doubles, so that levels cost about the same."""
+    """Channels by level, shallow to deep.
+
+    Halved when the grid doubles, so that levels cost about the same.
+    """
     return [max(8, config.width * 2 // 2**depth) for depth in reversed(range(config.levels))]
 
 
 def new_vae(config: VaeConfig, generator: torch.Generator) -> Vae:
-    """Return a Vae on the CPU with weights drawn from `generator` only (the global one is not touched)."""
+    """Return a Vae on the CPU with weights drawn from `generator` only.
+
+    The global generator is untouched.
+    """
     vae = empty_vae(config).to_empty(device="cpu")
     for name, parameter in vae.named_parameters():
         is_zero = name.endswith(("bias", "last.weight"))  # residual blocks begin as the identity
@@ -193,7 +210,7 @@ def new_vae(config: VaeConfig, generator: torch.Generator) -> Vae:
 
 
 def empty_vae(config: VaeConfig) -> Vae:
-    with torch.device("meta"):  # no memory, and no draw from the global generator
+    with torch.device("meta"):  # allocates no memory, and draws nothing from the global generator
         return Vae(config)
 
 
@@ -204,7 +221,7 @@ def check_images(images: npt.NDArray[np.uint8], config: VaeConfig) -> None:
 
 
 def to_tensor(images: npt.NDArray[np.uint8], device: torch.device | str) -> Tensor:
-    pixels = torch.from_numpy(np.array(images)).to(device)  # a copy: torch warns of arrays that it may not write
+    pixels = torch.from_numpy(np.array(images)).to(device)  # a copy: torch warns of read-only arrays
     return pixels.permute(0, 3, 1, 2).float().contiguous() / 255  # (n, h, w, c) -> (n, c, h, w)
 
 
@@ -216,7 +233,10 @@ def to_bytes(vae: Vae) -> bytes:
 
 
 def from_bytes(data: bytes) -> Vae:
-    """Return the Vae of a file that `to_bytes` wrote, on the CPU, in eval mode. ValueError: another file."""
+    """Return the Vae of a file of `to_bytes`.
+
+    On the CPU, in eval mode. Raises ValueError for any other file.
+    """
     try:
         header, _ = read_safetensors_header(io.BytesIO(data))
         fields = json.loads(header["__metadata__"]["vae"])
@@ -238,7 +258,7 @@ def decoder_onnx(vae: Vae) -> bytes:
 
 
 class _Half(nn.Module):
-    """One direction of a Vae as the module that the exporter wants."""
+    """One direction of a Vae as a module for the exporter."""
 
     def __init__(self, vae: Vae, direction: Callable[[Tensor], Any]) -> None:
         super().__init__()

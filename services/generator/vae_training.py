@@ -1,4 +1,7 @@
-"""Training of a VAE: the weighted ELBO, one cycle of Adam, a checkpoint after every epoch."""
+"""Training of a VAE.
+
+The weighted ELBO, one cycle of Adam, a checkpoint after every epoch.
+"""
 
 import math
 import time
@@ -15,24 +18,27 @@ from torch import Tensor, nn
 from services.generator.vae import Vae, VaeConfig, check_images, gaussian_means, new_vae, to_tensor
 
 # Of a loss summed over pixels. Bernoulli gradients reach it in the first steps only; Gaussian ones grow as the error
-# falls (a mean of 10,000 in mid-training, where nothing bounds them), so that images of one step can outweigh others.
+# falls (unbounded, a mean of 10,000 in mid-training), so that single images could dominate a step.
 _MAX_GRADIENT_NORM = {"bernoulli": 200.0, "gaussian": 4_000.0}
-# Least variance of a pixel, 2.5 gray levels squared: without one, an image that is nearly flat would outweigh all.
+# Least variance of a pixel, 2.5 gray levels squared; without it, a nearly flat image would outweigh all others.
 _LEAST_VARIANCE = 1e-4
 _WARMUP = 0.15  # share of the steps on which the learning rate rises
 
 
 class TrainingCancelled(Exception):
-    """Training stopped because the caller asked for it; no model is returned."""
+    """Training was cancelled by the caller; no model is returned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """Means over one epoch, in nats an image; `epoch` counts from 1 to `epochs`."""
+    """Means over one epoch, in nats an image.
+
+    `epoch` counts from 1 to `epochs`.
+    """
 
     epoch: int
     epochs: int
-    reconstruction: float  # -log p(x|z); of a density, hence also below 0, where the likelihood is Gaussian
+    reconstruction: float  # -log p(x|z); of a density, so it may be negative with the Gaussian likelihood
     kl: float  # KL(q(z|x) || N(0, I)), unweighted
 
     @property
@@ -41,10 +47,13 @@ class EpochReport:
 
 
 class _Training:
-    """What a training is at the end of an epoch: weights, moments of Adam, and where the draws are."""
+    """The state of a training after an epoch.
+
+    Weights, moments of Adam, state of the generator.
+    """
 
     def __init__(self, config: VaeConfig, seed: int, device: torch.device | str) -> None:
-        self.generator = torch.Generator().manual_seed(seed)  # on the CPU, so that any device sees the same draws
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU, so that all devices see the same draws
         self.vae = new_vae(config, self.generator).to(device).train()
         self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
 
@@ -57,7 +66,7 @@ class _Training:
         return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
     def restore(self, checkpoint: bytes) -> None:
-        """Go on where `to_bytes` left off."""
+        """Resume from a checkpoint of `to_bytes`."""
         tensors = safetensors.torch.load(checkpoint)
         self.generator.set_state(tensors.pop("draws"))
         weights = {name.removeprefix("vae."): tensor for name, tensor in tensors.items() if name.startswith("vae.")}
@@ -81,13 +90,13 @@ def train_vae(
     resume: tuple[int, bytes] | None = None,
     on_checkpoint: Callable[[int, bytes], None] = lambda _epoch, _checkpoint: None,
 ) -> Vae:
-    """Maximise the weighted ELBO on uint8 images (n, h, w, c); return the model on `device`, in eval mode.
+    """Maximise the weighted ELBO on images (n, h, w, c) uint8.
 
-    Every draw comes from `seed`: same seed, same weights on one machine with as many threads. `on_epoch` is called
-    after each epoch, `should_stop` before each batch. `on_checkpoint` is given the number of finished epochs and a
-    file after each of them; the last such pair, as `resume`, goes on to the same weights. ValueError: images that the
-    config does not describe. TrainingCancelled: `should_stop` said so. FloatingPointError: the loss left the finite
-    numbers.
+    Returns the model on `device`, in eval mode. Every draw comes from `seed`: equal seeds give equal weights on one
+    machine with the same number of threads. `on_epoch` is called after each epoch, `should_stop` before each batch.
+    `on_checkpoint` gets the number of finished epochs and a checkpoint after each epoch; the last such pair, as
+    `resume`, continues to the same weights. Raises ValueError for images that the config does not describe,
+    TrainingCancelled when `should_stop` returns True, FloatingPointError when the loss is no longer finite.
     """
     check_images(images, config)
     training = _Training(config, seed, device)
@@ -103,7 +112,7 @@ def train_vae(
                 raise TrainingCancelled(f"VAE training was cancelled in epoch {epoch + 1} of {config.epochs}")
             rate = config.learning_rate * one_cycle((epoch + start / len(images)) / config.epochs)
             batch = to_tensor(images[order[start : start + config.batch_size]], device)  # (b, c, h, w)
-            batch = shifted(batch, config.max_shift, generator)
+            batch = random_shift(batch, config.max_shift, generator)
             totals += _step(vae, optimizer, batch, rate, generator)
         if not np.isfinite(totals).all():
             raise FloatingPointError(f"the loss is {totals} in epoch {epoch + 1}: lower learning_rate {rate:.1e}")
@@ -114,7 +123,10 @@ def train_vae(
 
 
 def seconds_per_image(images: npt.NDArray[np.uint8], config: VaeConfig, *, device: torch.device | str) -> float:
-    """Measure one training step on batches of `images`, after a first one that is not counted."""
+    """Measure one training step on batches of `images`.
+
+    A first step is not counted.
+    """
     training = _Training(config, 0, device)
     batches = [images[i : i + config.batch_size] for i in range(0, len(images), config.batch_size)]
     begin, counted = time.perf_counter(), 0
@@ -134,15 +146,15 @@ def one_cycle(progress: float) -> float:
 
 
 def gaussian_kl(mu: Tensor, sigma: Tensor) -> Tensor:
-    """KL(N(mu, diag(sigma^2)) || N(0, I)) in nats (n,) of (n, d): Kingma & Welling, appendix B."""
+    """Return KL(N(mu, diag(sigma^2)) || N(0, I)) in nats (n,) of (n, d): Kingma & Welling, appendix B."""
     return 0.5 * (mu**2 + sigma**2 - 1 - 2 * sigma.log()).sum(dim=1)  # (n, d) -> (n,)
 
 
 def reconstruction_loss(parameters: Tensor, images: Tensor, likelihood: str) -> Tensor:
     """Return -log p(images | parameters) in nats (b,), both (b, c, h, w).
 
-    The Gaussian one has the variance that is most likely for each image, its own squared error: what counts is the
-    change relative to the error that there is, so that the sign in a dark photograph weighs as much as one in the sun.
+    The Gaussian variance is each image's maximum-likelihood one, its own squared error: relative changes of the error
+    count, so that a sign in a dark photograph weighs as much as one in the sun.
     """
     if likelihood == "bernoulli":
         return F.binary_cross_entropy_with_logits(parameters, images, reduction="none").flatten(1).sum(dim=1)
@@ -150,8 +162,11 @@ def reconstruction_loss(parameters: Tensor, images: Tensor, likelihood: str) -> 
     return 0.5 * images[0].numel() * (2 * math.pi * math.e * variance).log()
 
 
-def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Move each of images (b, c, h, w) by up to `most` pixels each way, repeating its edge; draws nothing for 0."""
+def random_shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Shift images (b, c, h, w) by up to `most` pixels each way.
+
+    Edges are repeated; 0 draws nothing.
+    """
     if not most:
         return images
     offsets = torch.randint(2 * most + 1, (2, len(images)), generator=generator)  # (2, b), on the CPU as all draws
@@ -163,7 +178,10 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
 def _step(
     vae: Vae, optimizer: torch.optim.Optimizer, images: Tensor, rate: float, generator: torch.Generator
 ) -> npt.NDArray[np.float64]:
-    """Take one step on images (b, c, h, w); return the summed reconstruction loss and KL (2,) in nats."""
+    """Take one step on images (b, c, h, w).
+
+    Returns the summed reconstruction loss and KL (2,) in nats.
+    """
     optimizer.param_groups[0]["lr"] = rate
     mu, sigma = vae.encode(images)
     eps = torch.randn(mu.shape, generator=generator).to(mu.device)  # (b, d)

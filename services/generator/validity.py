@@ -1,12 +1,16 @@
-"""Whether a perturbed latent still is a picture of its source's label, as far as can be told without a person.
+"""Validity: whether a perturbation still shows its label.
 
-A VAE blurs, and a step can cross a true class boundary: a decoded image that nobody could read is no failure of the
-classifier. These signals come from labelled training images alone; none of them has seen the classifier under test.
+Signals need no person; thresholds can be fitted to annotations. A VAE blurs, and a step can cross a true class
+boundary: an unreadable decoded image is no failure of the classifier. The signals come from labelled training images
+alone; none of them has seen the classifier under test.
+
+Fitting is greedy: each step moves the threshold that most increases the share of rejected invalid failures minus that
+of valid ones. Regions count equally, whatever their size: failures of one region are not independent evidence.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,20 +22,20 @@ from services.arrays import Array
 from services.generator.codec import SD_FLOOR
 from services.statistics.gaussian import shrunk_covariance
 
-# Arrays of the host, or tensors of one device.
+# Arrays on the host, or tensors of one device.
 A = TypeVar("A", Array, Tensor)
 NEIGHBOURS = 10
-# Training images that typicality and neighbours are told from, drawn by seed: bounds memory and time.
+# Training images behind typicality and neighbour agreement, drawn by seed: bounds memory and time.
 MAX_REFERENCES = 20_000
-# Latents of one block of a neighbour search: a block's distances are block x MAX_REFERENCES numbers.
+# Latents of one block of a neighbour search, whose distances are block x MAX_REFERENCES numbers.
 _BLOCK = 512
-# Least variance of a density, in squared aggregate sds: points that lie in a plane would have none.
+# Least variance of a density, in squared aggregate sds: coplanar points would have none.
 _LEAST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The least and largest values with which a perturbation counts: ValidityConfig of the contract."""
+    """The bounds of a valid perturbation: ValidityConfig of the contract."""
 
     max_radius_sd: float
     min_typicality: float
@@ -42,7 +46,10 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Labelled training images in latent space: r of them, and a Gaussian of the aggregate posterior for each class."""
+    """Labelled training images in latent space.
+
+    R of them, and a Gaussian of the aggregate posterior for each class.
+    """
 
     # (r, d) posterior means in aggregate latent sds
     latent: Array
@@ -63,10 +70,10 @@ class Reference:
 
     @classmethod
     def of(cls, mu: Array, sigma: Array, label: Array, sd_agg: Array, *, row: Array) -> "Reference":
-        """Describe training images, given by their rows (r,), by their posteriors mu, sigma (r, d) and labels (r,)."""
+        """Describe training images at rows (r,) by their posteriors mu, sigma (r, d) and labels (r,)."""
         x, noise = (mu / sd_agg).astype(np.float64), (sigma / sd_agg).astype(np.float64)
         classes = np.unique(label)
-        # A dead dimension has the posterior that a VAE gives it, the prior's, also where a user's pair tells points.
+        # In a dead dimension a VAE's posterior is the prior, which is assumed for a user's pair without sigma, too.
         least = np.where(sd_agg <= SD_FLOOR, SD_FLOOR**-2, _LEAST_VARIANCE)
         pooled = _covariance(x, noise, least)
         shares = np.array([(label == name).mean() for name in classes])
@@ -84,12 +91,18 @@ class Reference:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def typicality(self, z: Array) -> Array:
-        """Return the share of training images that are less typical than each latent z (n, d): (n,)."""
+        """Return the typicality (n,) of each latent z (n, d).
+
+        It is the share of training images that are less typical.
+        """
         density = _log_density(z / self.sd_agg, self.log_share, self.mean, self.whitening)
         return np.asarray(np.searchsorted(self.log_density, density) / len(self.log_density))
 
     def neighbour_agreement(self, z: Array, label: Array, device: torch.device) -> Array:
-        """Return the share of the nearest training images of z (n, d) that carry its label (n,): (n,)."""
+        """Return each latent's neighbour agreement (n,).
+
+        It is the share of the nearest training images of z (n, d) that carry its label (n,).
+        """
         if not len(z):
             return np.zeros(0)
         centre, centred = self._centred
@@ -98,21 +111,27 @@ class Reference:
         agreement = []
         for begin in range(0, len(z), _BLOCK):
             x = torch.from_numpy((z[begin : begin + _BLOCK] / self.sd_agg - centre).astype(np.float32)).to(device)
-            # Largest first: minus the squared distance, but for what a latent has in common with all references.
+            # Largest first: the negative squared distance, up to a constant of each latent.
             nearest = (2 * x @ reference.T - squares).topk(count, dim=1).indices.cpu().numpy()  # (b, count)
             agreement.append((self.label[nearest] == label[begin : begin + _BLOCK, None]).mean(axis=1))
         return np.concatenate(agreement)
 
     @functools.cached_property
     def _centred(self) -> tuple[Array, Array]:
-        """Return the references' mean (d,) and the references around it; far from it, float32 knows no distances."""
+        """Return the references' mean (d,) and the centred references.
+
+        Far from the origin, float32 cannot resolve distances.
+        """
         centre = self.latent.mean(axis=0, dtype=np.float64)
         return centre, (self.latent - centre).astype(np.float32)
 
 
 def radius_sd(z: A, mu: A, sd_agg: A) -> A:
-    """Return `norm((z - mu) / sd_agg) / sqrt(d)`, (n,): the size of a step from mu to z (n, d)."""
-    # A latent dimension that the VAE does not use has no scale, and no step was made along it.
+    """Return `norm((z - mu) / sd_agg) / sqrt(d)`, (n,).
+
+    The radius of the step from mu to z (n, d).
+    """
+    # A dead latent dimension has no scale, and no step was made along it.
     scale = sd_agg + (sd_agg == 0)
     radius: A = (((z - mu) / scale) ** 2).mean(1) ** 0.5
     return radius
@@ -135,7 +154,7 @@ def latent_checks(
     label_probability: Callable[[Array, Array], Array],
     device: torch.device,
 ) -> list[ValidityCheck]:
-    """Return the checks that need nothing but a candidate's latent, the cheap ones first."""
+    """Return the checks of a candidate's latent alone, the cheap ones first."""
     return [
         ValidityCheck(field="radius_sd", measure=lambda c: c.radius_sd, passes=lambda v: v <= thresholds.max_radius_sd),
         ValidityCheck(
@@ -159,9 +178,10 @@ def latent_checks(
 def screening(
     thresholds: Thresholds, *, label_probability: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return what says of latents (n, d), labels and radii (n,) which are worth decoding at all.
+    """Return a function that tells which latents are worth decoding.
 
-    The label model is the one signal that is both cheap and decisive.
+    Its arguments are latents (n, d), labels and radii (n,). The label model is the one signal that is both cheap and
+    decisive.
     """
 
     def passes(z: Tensor, label: Tensor, radius: Tensor) -> Tensor:
@@ -172,19 +192,154 @@ def screening(
 
 
 def _posterior(x: Array, noise: Array, least: Array, pooled: Array) -> tuple[Array, Array]:
-    """Return mean and covariance of the posteriors of one class; few images lean on the pooled covariance."""
+    """Return mean and covariance of one class's posteriors, shrunk to the pooled."""
     return x.mean(axis=0), shrunk_covariance(len(x) * _covariance(x, noise, least), len(x), pooled)
 
 
 def _covariance(x: Array, noise: Array, least: Array) -> Array:
-    """Return the covariance (d, d) of posteriors with means x and sds `noise` (n, d), and a least variance (d,)."""
+    """Return the covariance (d, d) of posteriors.
+
+    They have means x and sds `noise` (n, d); a least variance (d,) is added.
+    """
     return np.asarray(np.cov(x.T, bias=True).reshape(x.shape[1], -1) + np.diag((noise**2).mean(axis=0) + least))
 
 
 def _log_density(x: Array, log_share: Array, mean: Array, whitening: Array) -> Array:
-    """Return the log density (n,) of x (n, d) under the mixture of the classes' Gaussians, up to a constant."""
+    """Return the log density (n,) of x (n, d) under the mixture.
+
+    The mixture is of the classes' Gaussians; a constant is left out.
+    """
     parts = []
     for share, centre, root in zip(log_share, mean, whitening, strict=True):
         distance = (((x - centre) @ root.T) ** 2).sum(axis=1)  # (n,)
         parts.append(share + np.log(np.diagonal(root)).sum() - 0.5 * distance)
     return np.asarray(logsumexp(np.stack(parts, axis=1), axis=1))  # (n, c) -> (n,)
+
+
+# Largest share of the valid failures that all thresholds together may reject.
+_MOST_LOST = 0.1
+# A smaller gain of a step may be due to chance.
+_LEAST_GAIN = 0.01
+# Rounding error of sums of shares.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """A field of failures, and whether its bound is lower or upper."""
+
+    field: str
+    threshold: str
+    at_least: bool
+
+
+SIGNALS = (
+    Signal(field="label_probability", threshold="min_label_probability", at_least=True),
+    Signal(field="neighbour_agreement", threshold="min_neighbour_agreement", at_least=True),
+    Signal(field="typicality", threshold="min_typicality", at_least=True),
+    Signal(field="round_trip_sd", threshold="max_round_trip_sd", at_least=False),
+    Signal(field="radius_sd", threshold="max_radius_sd", at_least=False),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedThresholds:
+    """Thresholds, with their weighted shares of rejected failures.
+
+    Shares are of invalid and of valid failures.
+    """
+
+    thresholds: Thresholds
+    invalid_rejected: float
+    valid_rejected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Move:
+    signal: Signal
+    value: float
+    gain: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _JudgedFailures:
+    """All failures, m of them, by signal, and their weights (m,).
+
+    The weights of invalid failures sum to 1, and so do those of valid ones.
+    """
+
+    values: Mapping[str, Array]
+    invalid: Array
+    valid: Array
+
+    def move(self, signal: Signal, kept: Array) -> _Move | None:
+        """Return the best move of one threshold.
+
+        The others keep given failures (m,).
+        """
+        rows = np.flatnonzero(kept)
+        # Sorted so that rejected failures come first, for either kind of bound.
+        strictness = self.values[signal.field][rows] * (1.0 if signal.at_least else -1.0)
+        order = np.argsort(strictness, kind="stable")
+        rows, strictness = rows[order], strictness[order]
+        lost = self.valid[~kept].sum() + self.valid[rows].cumsum()
+        # A threshold lies between two values.
+        ends = np.flatnonzero((np.diff(strictness) > 0) & (lost[:-1] <= _MOST_LOST + _ROUNDING))
+        if not len(ends):
+            return None
+        gain = (self.invalid[rows] - self.valid[rows]).cumsum()[ends]
+        best = ends[gain.argmax()]
+        value = abs(strictness[best] + strictness[best + 1]) / 2
+        return _Move(signal=signal, value=float(value), gain=float(gain.max()))
+
+
+def fit_thresholds(
+    invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[str, Array]], had: Thresholds
+) -> FittedThresholds:
+    """Return fitted thresholds, and the shares that they would have rejected.
+
+    No threshold is looser than the search's. Regions are given by the signals of their failures, (m,) each; there is at
+    least one region of either kind.
+    """
+    judged, thresholds = _together(invalid, valid), had
+    kept = np.ones(len(judged.valid), bool)
+    while move := _best(judged, kept):
+        thresholds = _moved(thresholds, move)
+        kept &= _passing(judged.values[move.signal.field], move)
+    return FittedThresholds(
+        thresholds=thresholds,
+        invalid_rejected=float(judged.invalid[~kept].sum()),
+        valid_rejected=float(judged.valid[~kept].sum()),
+    )
+
+
+def _together(invalid: Sequence[Mapping[str, Array]], valid: Sequence[Mapping[str, Array]]) -> _JudgedFailures:
+    fields = [signal.field for signal in SIGNALS]
+    sizes = [len(region[fields[0]]) for region in (*invalid, *valid)]
+    shares = np.repeat(1 / np.array(sizes), sizes)
+    is_invalid = np.arange(len(shares)) < sum(sizes[: len(invalid)])
+    return _JudgedFailures(
+        # Double precision always has a value between two stored single-precision values.
+        values={name: np.concatenate([region[name] for region in (*invalid, *valid)]).astype(float) for name in fields},
+        invalid=np.where(is_invalid, shares / len(invalid), 0.0),
+        valid=np.where(is_invalid, 0.0, shares / len(valid)),
+    )
+
+
+def _best(judged: _JudgedFailures, kept: Array) -> _Move | None:
+    moves = [move for signal in SIGNALS if (move := judged.move(signal, kept)) and move.gain >= _LEAST_GAIN]
+    return max(moves, key=lambda move: move.gain, default=None)
+
+
+def _moved(thresholds: Thresholds, move: _Move) -> Thresholds:
+    """Return the thresholds after a move.
+
+    A threshold that rounding would loosen stays.
+    """
+    name, before = move.signal.threshold, getattr(thresholds, move.signal.threshold)
+    stricter = max if move.signal.at_least else min
+    return replace(thresholds, **{name: stricter(before, move.value)})
+
+
+def _passing(values: Array, move: _Move) -> Array:
+    return values >= move.value if move.signal.at_least else values <= move.value

@@ -1,4 +1,7 @@
-"""The stages of the search: `identify` searches one shard in one round, `plan` says where the next round looks."""
+"""The stages of the search.
+
+`identify` searches one shard in one round, `plan` allocates the next round.
+"""
 
 import numpy as np
 from defuse.v1 import work_pb2
@@ -8,7 +11,7 @@ from services.generator import rounds
 from services.generator.failures import SearchCounters
 from services.generator.perturbations import RoundAllocation
 from services.generator.preflight import SourceMargins, measure_margins
-from services.generator.rounds import RoundPlan, create_examination, create_result, read_examination, read_result
+from services.generator.rounds import RoundPlan, create_margins, create_result, read_margins, read_result
 from services.generator.run_context import RunContext, noise_model_of, real_images, shard_slice
 from services.generator.search import ShardResult, search
 from services.runtime import telemetry
@@ -17,7 +20,10 @@ from services.storage import keys
 
 
 def identify(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
-    """Search one shard and store what it gave; a shard that is stored already is not searched again."""
+    """Search one shard and store its results.
+
+    A stored shard is not searched again.
+    """
     run, round_, shard = work.run, work.round, work.shard
     if not context.store.exists(keys.shard_result(run.name, round_, shard)):
         found = _search_shard(context, work, job)
@@ -32,11 +38,14 @@ def identify(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work
 
 
 def plan(context: RunContext, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
-    """Plan a round and store the plan; a plan that is stored already is not made again."""
+    """Plan a round and store the plan.
+
+    A stored plan is not made again.
+    """
     job.check_cancelled()
     run, key = work.run, keys.plan(work.run.name, work.round)
     if not context.store.exists(key):
-        # Created once: two that plan at the same time must not give shards of one round different orders.
+        # Created once: concurrent planners must not give the shards of a round different allocations.
         context.store.create_arrays(key, rounds.make_plan(context, run, work.round, work.shard_count).arrays())
     event = work_pb2.Event(subject=run.name)
     event.round_planned.round = work.round
@@ -65,7 +74,10 @@ def _search_shard(context: RunContext, work: work_pb2.IdentifyWork, job: Job) ->
 
 
 def _examined(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> tuple[SourceMargins, Array]:
-    """Return how the classifier reads the shard's sources, and their latents; found out once, in the first round."""
+    """Return the margins of the shard's sources, and their latents.
+
+    Measured once, in the first round.
+    """
     run = work.run
     if not context.store.exists(keys.shard_sources(run.name, work.shard)):
         searched = context.images(run, keys.SEARCHED_SPLIT)
@@ -80,8 +92,8 @@ def _examined(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> tup
             batch_size=run.config.search.batch_size,
             check=job.check_cancelled,
         )
-        create_examination(context.store, run.name, work.shard, examined, mu)
-    return read_examination(context.store, run.name, work.shard)
+        create_margins(context.store, run.name, work.shard, examined, mu)
+    return read_margins(context.store, run.name, work.shard)
 
 
 def _round_allocation(context: RunContext, work: work_pb2.IdentifyWork, examined: SourceMargins) -> RoundAllocation:
@@ -92,7 +104,7 @@ def _round_allocation(context: RunContext, work: work_pb2.IdentifyWork, examined
 
 
 def _count_sources(counts: SearchCounters, examined: SourceMargins) -> None:
-    """Count what looking at the sources themselves took, and which were left out."""
+    """Count the classified unperturbed sources, and those left out."""
     counts.sources_wrong_on_image = int((~examined.right_on_image).sum())
     counts.sources_wrong_on_reconstruction = int((examined.right_on_image & ~examined.searchable).sum())
     counts.decodes_again += counts.sources

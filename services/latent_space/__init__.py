@@ -1,1 +1,1 @@
-"""What generator, distiller and corrector share of the latent space."""
+"""The latent space as generator, distiller and corrector share it."""

@@ -1,4 +1,7 @@
-"""The two halves of a run's VAE, and what tells labels from its latents, as functions of arrays."""
+"""Encoder, decoder and label model of a run, as array functions.
+
+They are read from the store.
+"""
 
 from collections.abc import Callable
 
@@ -6,7 +9,7 @@ import numpy as np
 from defuse.v1 import run_pb2
 
 from services.arrays import Array
-from services.onnx_graph.sessions import in_batches, onnx_function
+from services.onnx_graph.onnx_files import in_batches, onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
@@ -14,21 +17,28 @@ _BATCH = 256
 
 
 def read_decoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
-    """Return the decoder of a run's VAE: latents (n, d) to images (n, c, h, w) in [0, 1].
+    """Return the decoder of a run's VAE.
 
-    What a user's decoder leaves outside is clipped, as the search does it.
+    Latents (n, d) to images (n, c, h, w) in [0, 1]. Values of a user's decoder outside [0, 1] are clipped, as in the
+    search.
     """
     decode = _first_output(store.read_bytes(keys.vae(config, "decoder.onnx")))
     return lambda z: np.clip(decode(z), 0, 1)
 
 
 def read_encoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
-    """Return the encoder of a run's VAE: images (n, c, h, w) in [0, 1] to posterior means (n, d)."""
+    """Return the encoder of a run's VAE.
+
+    Images (n, c, h, w) in [0, 1] to posterior means (n, d).
+    """
     return _first_output(store.read_bytes(keys.vae(config, "encoder.onnx")))
 
 
 def read_label_model(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
-    """Return the latent label model of a run: latents (n, d) to probabilities (n, k) of the model's classes."""
+    """Return the label model of a run.
+
+    Latents (n, d) to probabilities (n, k) of the model's classes.
+    """
     return _first_output(store.read_bytes(keys.label_model_onnx(config)))
 
 

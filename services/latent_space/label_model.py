@@ -1,8 +1,8 @@
-"""A latent label model: which label a latent has according to the data.
+"""The latent label model.
 
-A classifier on latents, trained on draws of the encoder's posterior of labelled training images. It never sees the
-classifier under test, and it sees no more of an image than the VAE kept, so it can judge whether a perturbed latent
-still is a picture of its source's label.
+The label of a latent according to the data. A classifier of latents, trained on draws from the encoder's posterior of
+labelled training images. It never sees the classifier under test, and sees no more of an image than the VAE kept, so it
+can judge whether a perturbed latent still shows its source's label.
 """
 
 import io
@@ -20,23 +20,24 @@ from torch import Tensor, nn
 
 from services.arrays import Array, read_safetensors_header
 
-# Arrays of the host, or tensors where the model is.
+# Arrays on the host, or tensors on the model's device.
 A = TypeVar("A", npt.NDArray[Any], Tensor)
-# Latents that are drawn for each one that is wanted, at most, until it carries its label.
+# Draws for each requested latent, of which those that carry their label are kept.
 MOST_DRAWS = 20
 _WIDTH = 192
 _STEPS = 1200
 _BATCH = 256
 _RATE = 4e-3
 _WEIGHT_DECAY = 0.05
-_HELD_OUT = 0.1  # share of the images that only measure
-_SD_FLOOR = 1e-3  # a dimension without any spread is left as it is
+_HELD_OUT = 0.1  # share of the images that are only measured
+_SD_FLOOR = 1e-3  # a dimension without spread is not scaled
 
 
 class LabelModel(nn.Module):
-    """Two hidden layers on standardised latents; `mean` and `sd` (d,) travel with the weights.
+    """Two hidden layers on standardised latents.
 
-    `held_out_accuracy` is in [0, 1], higher is better: accuracy on posterior means of images kept from training.
+    `mean` and `sd` (d,) are stored with the weights. `held_out_accuracy` is in [0, 1]: accuracy on posterior means of
+    images kept from training.
     """
 
     mean: Tensor
@@ -66,11 +67,11 @@ def train_label_model(
     seed: int,
     device: torch.device | str,
 ) -> LabelModel:
-    """Fit a LabelModel to draws mu + sigma * eps of (n, d) posteriors with labels (n,) in 0..n_classes-1.
+    """Fit a LabelModel to draws from posteriors.
 
-    Logits are adjusted by the log class frequencies while training (Menon et al. 2021, arXiv:2007.07314), so a rare
-    label is not doubted for being rare; a label without images is never believed. ValueError: shapes or labels that
-    do not fit.
+    Draws are mu + sigma * eps of (n, d) posteriors with labels (n,) in 0..n_classes-1. Logits are adjusted by the log
+    class frequencies in training (Menon et al. 2021, arXiv:2007.07314), so that a rare label is not considered unlikely
+    for being rare; a label without images gets probability 0. Raises ValueError for shapes or labels that do not fit.
     """
     _check(mu, sigma, labels, n_classes)
     generator = torch.Generator().manual_seed(seed)
@@ -84,7 +85,10 @@ def train_label_model(
 
 
 def probability_of(model: LabelModel, z: A, labels: A) -> A:
-    """Return the probability (n,) that each latent z (n, d) has its label (n,), as an array or a tensor, as z is."""
+    """Return the probability (n,) that each latent has its label.
+
+    Latents z are (n, d), labels (n,); the result has the type of z.
+    """
     if isinstance(z, Tensor):
         return _probabilities(model, z).gather(1, labels[:, None])[:, 0]
     device = model.mean.device
@@ -94,9 +98,10 @@ def probability_of(model: LabelModel, z: A, labels: A) -> A:
 
 
 def draw_carrying(draw: Callable[[int], Array], count: int, carries: Callable[[Array], Array]) -> Array:
-    """Draw at most `count` latents (n, d) that carry their label, from `MOST_DRAWS` times as many draws.
+    """Draw at most `count` latents (n, d) that carry their label.
 
-    `draw(m)` returns latents (m, d); `carries` says of latents (m, d) which carry their label, (m,) bool.
+    They are chosen from `MOST_DRAWS` times as many draws. `draw(m)` returns latents (m, d); `carries` returns which of
+    latents (m, d) carry their label, (m,) bool.
     """
     z = draw(MOST_DRAWS * count)
     return np.asarray(z[carries(z)][:count])
@@ -110,7 +115,10 @@ def to_bytes(model: LabelModel) -> bytes:
 
 
 def from_bytes(data: bytes) -> LabelModel:
-    """Return the model of a file that `to_bytes` wrote, on the CPU, in eval mode. ValueError: another file."""
+    """Return the model of a file of `to_bytes`.
+
+    On the CPU, in eval mode. Raises ValueError for any other file.
+    """
     try:
         header, _ = read_safetensors_header(io.BytesIO(data))
         fields = json.loads(header["__metadata__"]["label_model"])
@@ -132,7 +140,10 @@ def _check(
 
 
 def _held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> npt.NDArray[np.bool_]:
-    """Choose a tenth of each class (n,), and at least one image in all; a class of few images is all trained on."""
+    """Choose a tenth of each class (n,), at least one image in all.
+
+    Small classes are used for training entirely.
+    """
     order = torch.randperm(len(labels), generator=generator).numpy()
     chosen = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
@@ -143,11 +154,11 @@ def _held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> np
 
 
 def _new_model(mu: Tensor, sigma: Tensor, n_classes: int, generator: torch.Generator) -> LabelModel:
-    """Return a model with drawn weights that standardises by the sd of the *draws*.
+    """Return a random model, standardised by the sd of the draws.
 
-    The sd of mu alone would blow up the noise of dead dimensions, where mu is constant and sigma is one.
+    The sd of mu alone would amplify the noise of dead dimensions, where mu is constant and sigma is one.
     """
-    with torch.device("meta"):  # no draw from the global generator
+    with torch.device("meta"):  # draws nothing from the global generator
         model = LabelModel(mu.shape[1], n_classes)
     model = model.to_empty(device="cpu")
     for parameter in model.parameters():

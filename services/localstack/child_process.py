@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent, are awaited until ready, and come back when they die."""
+"""Child processes that end with their parent and restart when dead."""
 
 import os
 import signal
@@ -16,26 +16,31 @@ from defuse.errors import Unavailable
 _PARENT_DEATH = str(Path(__file__).with_name("parent_death.py"))
 _POLL_S = 0.1
 _LOG_TAIL = 15
+# Below the ports that Linux gives to connections by itself: one of those could be gone before a server listens on it,
+# or while the server is started again.
+_PORTS = range(15_000, 30_000)
+# Where the search begins depends on the process, so that those that start together seldom ask for the same port.
+_PORTS_OF_PROCESS = 64
 
 
 @dataclass(kw_only=True)
 class ChildProcess:
-    """One process of the stack."""
+    """One process of the local stack."""
 
     name: str
     command: Sequence[str]
     log: Path
-    # Says whether the process can be used.
+    # Returns whether the process is ready.
     ready: Callable[[], bool]
     variables: Mapping[str, str] = field(default_factory=dict)
-    # How far it gives way to other processes for the processor, 0 to 19.
+    # Niceness, 0 to 19: how far the process yields the processor to others.
     niceness: int = 0
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            # A group of its own lets `stop` reach the child's children too.
+            # A process group of its own lets `stop` reach the child's children, too.
             self.process = subprocess.Popen(
                 [sys.executable, "-SE", _PARENT_DEATH, str(self.niceness), *self.command],
                 env={**os.environ, **self.variables},
@@ -46,12 +51,15 @@ class ChildProcess:
             )
 
     def restart(self) -> None:
-        """Start again what died, once nothing of it is left."""
+        """Start a dead process again, after ending what is left of it."""
         self._end_group()
         self.start()
 
     def wait_ready(self, deadline: float) -> None:
-        """Wait until the process is ready; raise Unavailable with the end of its log when it ends or takes too long."""
+        """Wait until the process is ready.
+
+        Raises Unavailable with the end of its log when it ends or times out.
+        """
         while not self.ready():
             if not self.alive():
                 raise Unavailable(f"{self.name} ended at start; the end of {self.log}:\n{self._tail()}")
@@ -67,7 +75,7 @@ class ChildProcess:
         return self.process.pid if self.process else 0
 
     def stop(self, grace_s: float) -> None:
-        """Ask the process to end, and end it when it does not."""
+        """Terminate the process, and kill it after `grace_s` seconds."""
         if not self.process:
             return
         if self.alive():
@@ -80,7 +88,10 @@ class ChildProcess:
         self.process.wait()
 
     def _end_group(self) -> None:
-        """End what is left of the process's group, for instance stubs of a server that was killed."""
+        """Kill what is left of the process's group.
+
+        For instance stubs of a killed server.
+        """
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -90,8 +101,18 @@ class ChildProcess:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a port that nobody listens on, and keep it from other callers as long as this process lives."""
+    count = len(_PORTS)
+    for number in range(count):
+        port = _PORTS[(os.getpid() * _PORTS_OF_PROCESS + number) % count]
+        reservation = socket.socket(socket.AF_UNIX)
+        try:
+            reservation.bind(f"\0defuse-port-{port}")  # abstract: of this network alone, gone with the process
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reservation.close()
+            continue
+        reservation.detach()
         return port
+    raise Unavailable(f"none of the ports {_PORTS.start} to {_PORTS.stop - 1} is free")

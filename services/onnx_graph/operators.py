@@ -1,4 +1,4 @@
-"""The table of ONNX operators that a deployed image classifier may be made of, and the refusal of all others."""
+"""The supported ONNX operators, and the refusal of others."""
 
 from typing import Final
 
@@ -8,17 +8,20 @@ from services.onnx_graph.shape_ops import SHAPE
 from services.onnx_graph.spatial_ops import SPATIAL
 
 OPERATORS: Final[dict[str, Operator]] = {**ARITHMETIC, **SPATIAL, **SHAPE}
-OLDEST_OPSET = 7  # before it, operators broadcast by an attribute
-NEWEST_OPSET = 28  # the last one the table was tested with; a later one may add attributes that matter
+OLDEST_OPSET = 7  # earlier opsets broadcast by an attribute
+NEWEST_OPSET = 28  # the last tested one; a later opset may add attributes that matter
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
 
 class UnsupportedOperator(ValueError):
-    """The graph holds a node that cannot be run in torch. The caller exports the model without it."""
+    """The graph has a node that cannot run in torch.
+
+    The remedy is an export without it.
+    """
 
 
 def check(node: Node) -> None:
-    """Raise UnsupportedOperator for a node whose operator, attributes or outputs are not implemented."""
+    """Raise UnsupportedOperator for an unsupported operator, attribute or output."""
     if node.op_type in _CONTROL_FLOW:
         raise UnsupportedOperator(
             f"{node} is control flow; only straight graphs can be trained, export the model without it. {_supported()}"

@@ -101,7 +101,10 @@ def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 def _crop(node: Node, full: _Window, size: Sequence[int], got: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """What ConvTranspose cuts off before and after: its pads, or what its output_shape asks for."""
+    """What ConvTranspose cuts off before and after.
+
+    Its pads, or what its output_shape asks for.
+    """
     auto_pad, wanted = node.get("auto_pad", "NOTSET"), node.get("output_shape")
     if wanted is None and auto_pad.startswith("SAME"):
         wanted = [n * stride for n, stride in zip(size, full.stride, strict=True)]
@@ -114,7 +117,10 @@ def _crop(node: Node, full: _Window, size: Sequence[int], got: Sequence[int]) ->
 
 
 def _overhang(node: Node, size: Sequence[int], window: _Window) -> list[int]:
-    """How far the last window of a pool in ceil_mode reaches beyond the padding. A window starts inside the image."""
+    """Return the overhang of a ceil_mode pool's last window.
+
+    It reaches beyond the padding; a window starts inside the image.
+    """
     if not node.get("ceil_mode", 0):
         return [0] * len(size)
     overhangs = []

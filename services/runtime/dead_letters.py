@@ -1,4 +1,4 @@
-"""Messages that were given up: `python -m services.runtime.dead_letters [replay STREAM]` lists or restores them."""
+"""Dead letters: `python -m services.runtime.dead_letters [replay STREAM]` lists or replays them."""
 
 import argparse
 import asyncio
@@ -27,10 +27,13 @@ _STAGES = [stream.rpartition(":")[2] for stream in _STREAMS]
 
 
 def main() -> None:
-    """List or replay; end with status 1 and one line where Redis does not answer."""
+    """List or replay.
+
+    Exit with status 1 and one line when Redis does not answer.
+    """
     parser = argparse.ArgumentParser(prog="python -m services.runtime.dead_letters", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["list", "replay"], default="list")
-    parser.add_argument("stream", nargs="?", choices=_STAGES, help="whose dead letters are put back")
+    parser.add_argument("stream", nargs="?", choices=_STAGES, help="stream whose dead letters are replayed")
     arguments = parser.parse_args()
     if (arguments.what == "replay") is not bool(arguments.stream):
         parser.error("replay takes a stream, list takes none")

@@ -1,4 +1,4 @@
-"""Whether a service serves, by its own health service: `python -m services.runtime.health` asks that of this host."""
+"""Health checks: `python -m services.runtime.health` checks the service on this host."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ _CHECK_S = 2.0
 
 
 def is_healthy(address: str, tls: TlsFiles) -> bool:
-    """Say whether the service at an address answers, and all that it needs does."""
+    """Return whether the service at an address and all its dependencies answer."""
     with open_channel(grpc, address, tls) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
@@ -22,9 +22,10 @@ def is_healthy(address: str, tls: TlsFiles) -> bool:
 
 
 def main() -> None:
-    """End with status 0 if the service at `DEFUSE_PORT` of this host serves, 1 if it does not.
+    """Exit with status 0 when this host's service serves, else 1.
 
-    Reads variables alone, not the settings classes: it is started every few seconds.
+    The service listens at `DEFUSE_PORT`. Reads variables only, without the settings classes, because it is started
+    every few seconds.
     """
     tls = TlsFiles.of_environment()
     scheme = SCHEME if tls.certificate else ""

@@ -1,4 +1,4 @@
-"""Server interceptors: errors become statuses, calls get a deadline, metrics and a log line, and a stop drains them."""
+"""Server interceptors: errors, deadlines, metrics, logging and draining."""
 
 import asyncio
 import functools
@@ -18,7 +18,7 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a method raises into a status; a caller never sees a stack trace."""
+    """Turns exceptions of methods into statuses; callers never see a stack trace."""
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
@@ -29,8 +29,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return _maker(handler)(wrapped, handler.request_deserializer, handler.response_serializer)
 
 
-def refusal(handler: Any, error: DefuseError) -> Any:
-    """Return a handler of the same kind whose calls raise an error."""
+def rejecting_handler(handler: Any, error: DefuseError) -> Any:
+    """Return a handler of the same kind that raises an error."""
 
     async def unary(_: Any, __: Any) -> None:
         raise error
@@ -42,8 +42,11 @@ def refusal(handler: Any, error: DefuseError) -> Any:
     return _maker(handler)(streaming if handler.response_streaming else unary, handler.request_deserializer)
 
 
-def around(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Any:
-    """Return a handler whose calls are made within `manager(request, context)`, with the request that it gives."""
+def wrap_handler(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Any:
+    """Return a handler whose calls run within a context manager.
+
+    `manager(request, context)` yields the request.
+    """
     inner = getattr(handler, _kind(handler))
 
     async def unary(request: Any, context: Any) -> Any:
@@ -96,7 +99,10 @@ def _streaming(method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callabl
 
 
 async def _responses(answer: Any) -> AsyncIterator[Any]:
-    """Yield what a streaming method answers; the health service's is a coroutine that writes to the context itself."""
+    """Yield the responses of a streaming method.
+
+    The health service's is a coroutine that writes to the context.
+    """
     if hasattr(answer, "__aiter__"):
         async for response in answer:
             yield response
@@ -107,7 +113,7 @@ async def _responses(answer: Any) -> AsyncIterator[Any]:
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, start: float, error: Exception) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    known = known_error(error)
+    known = to_known_error(error)
     status = rpc_status.to_status(to_status(known))
     _measure(method, status.code.name, start)
     if isinstance(known, Internal):
@@ -117,8 +123,8 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, start
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
-def known_error(error: BaseException) -> DefuseError:
-    """Return what a caller is told of an error."""
+def to_known_error(error: BaseException) -> DefuseError:
+    """Return the error that a caller sees for an exception."""
     if isinstance(error, DefuseError):
         return error
     if isinstance(error, REDIS_AWAY):
@@ -133,13 +139,16 @@ def _measure(method: str, code: str, start: float) -> None:
     _histogram(method, code).observe(time.perf_counter() - start)
 
 
-@functools.cache  # methods and codes are few, and to look one up takes longer than to count
+@functools.cache  # methods and codes are few, and a lookup takes longer than a count
 def _histogram(method: str, code: str) -> Any:
     return telemetry.RPC_SECONDS.labels(method, code)
 
 
 class DeadlineInterceptor(grpc.aio.ServerInterceptor):
-    """Ends single calls without a deadline after a time; streams go on as long as both sides want them."""
+    """Ends unary calls without a deadline after a time limit.
+
+    Streams have none.
+    """
 
     def __init__(self, *, default_s: float) -> None:
         self._default_s = default_s
@@ -159,7 +168,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
                 async with asyncio.timeout(self._default_s) as limit:
                     return await inner(request, context)
             except TimeoutError as error:
-                if not limit.expired():  # somebody else's, on the way
+                if not limit.expired():  # a deadline set on the way
                     raise
                 raise DeadlineExceeded(
                     f"the call has no deadline and no answer within {self._default_s:g} s; give it a longer one",
@@ -169,15 +178,14 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
         return call
 
 
-# What the last answers need on their way.
+# Time that the last answers need to be sent.
 _ANSWER_S = 1.0
 
 
 class DrainInterceptor(grpc.aio.ServerInterceptor):
-    """Knows the calls under way, and stops a server without a call that ends as cancelled.
+    """Tracks calls, and stops a server without any CANCELLED call.
 
-    That is how gRPC itself ends them, and callers take it for somebody's wish; of Unavailable they know that to ask
-    again is right.
+    gRPC itself ends them as CANCELLED, which callers take for an intended cancellation; after UNAVAILABLE they retry.
     """
 
     def __init__(self) -> None:
@@ -186,7 +194,10 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
         self._over = False
 
     async def stop(self, server: grpc.aio.Server, drain_s: float) -> None:
-        """Take no more calls, give those under way some seconds, and end the rest."""
+        """Reject new calls, and end those under way after some seconds.
+
+        They end as UNAVAILABLE.
+        """
         stopping = asyncio.create_task(server.stop(drain_s + _ANSWER_S))
         await asyncio.wait([stopping], timeout=drain_s)
         self._over = True
@@ -197,7 +208,7 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
-        return handler and around(handler, self._known)
+        return handler and wrap_handler(handler, self._known)
 
     @asynccontextmanager
     async def _known(self, request: Any, _: Any) -> AsyncIterator[Any]:
@@ -209,7 +220,7 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
         try:
             yield request
         except asyncio.CancelledError:
-            if call not in self._ended:  # the caller has gone
+            if call not in self._ended:  # the caller has disconnected
                 raise
             call.uncancel()
             raise _stopping() from None

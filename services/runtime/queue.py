@@ -1,9 +1,9 @@
-"""Queues on Redis Streams: at least once, with the dead looked after.
+"""Queues on Redis Streams: at-least-once delivery; messages of dead workers are reclaimed.
 
-One stream a stage, one consumer group a stream. A message stays on its stream until it is acknowledged, and is deleted
-with the acknowledgement: a stream holds exactly what is not done yet, so nothing unacknowledged can be trimmed away. A
-worker renews its claim with heartbeats; a message without them is taken over by a living worker. After `MAX_DELIVERIES`
-a message is moved to the stream's dead letters with its last error, from where it can be replayed.
+Each stage has one stream, and each stream one consumer group. A message stays on its stream until it is acknowledged,
+and is deleted with the acknowledgement: a stream holds exactly the unfinished messages, so nothing unacknowledged can
+be trimmed. A worker renews its claim with heartbeats; a message without them is reclaimed by a living worker. After
+`MAX_DELIVERIES` a message moves to the stream's dead letters with its last error, from where it can be replayed.
 """
 
 import os
@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 
 from services.runtime import tracing
 
-# Every key that Defuse has in Redis begins like this.
+# Prefix of every Redis key of Defuse.
 KEY = "defuse:"
 PREPARE, PLAN, IDENTIFY, DISTILL, WATCH, TRAIN, CHOOSE, PUBLISH, EVENTS = (
     f"{KEY}stream:{stage}"
@@ -32,29 +32,32 @@ PREPARE, PLAN, IDENTIFY, DISTILL, WATCH, TRAIN, CHOOSE, PUBLISH, EVENTS = (
 GROUP = "workers"
 MAX_DELIVERIES = 5
 SCHEMA = 1
-# Fields of a message beside its own, by W3C Trace Context.
+# Fields of a message for W3C Trace Context.
 TRACE_FIELDS = ("traceparent", "tracestate")
-# What redis-py raises while a server is away, starting, or shutting down.
+# Exceptions of redis-py while a server is away, starting, or shutting down.
 REDIS_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """One message in the hands of this worker."""
+    """A message that this worker has claimed."""
 
     stream: str
     id: str
     payload: bytes
     schema: int
-    # How often it was handed to a worker, this time included.
+    # Number of deliveries, including this one.
     count: int
-    # What the last worker that gave up on it said.
+    # Error of the last worker that failed on it.
     last_error: str
-    # The trace that it belongs to.
+    # Trace context of the message.
     trace: Mapping[str, str]
 
     def decode(self, message: Message) -> None:
-        """Fill `message`; raise Internal for a payload of another schema or no protobuf at all."""
+        """Parse the payload into `message`.
+
+        Raises Internal for another schema or an invalid protobuf.
+        """
         if self.schema != SCHEMA:
             raise Internal(f"message {self.id} has schema {self.schema}, this service reads {SCHEMA}; upgrade together")
         try:
@@ -65,7 +68,10 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamState:
-    """How many messages of a stream are not done, of these in some worker's hands, and given up; age of the oldest."""
+    """Counts of a stream's messages, and the age of the oldest.
+
+    Unfinished, claimed and dead messages are counted.
+    """
 
     backlog: int
     pending: int
@@ -80,7 +86,7 @@ class Queue:
         self.url = url
         self.claim_after_s = claim_after_s
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        # No retries inside the client: the callers say what waits and what fails.
+        # No retries inside the client: callers decide what is retried.
         self.redis: Any = redis.asyncio.Redis.from_url(
             url,
             protocol=2,
@@ -103,10 +109,10 @@ class Queue:
         )
 
     async def send(self, stream: str, message: Message) -> None:
-        await self.redis.xadd(stream, fields(message))
+        await self.redis.xadd(stream, entry_fields(message))
 
     async def open(self, streams: Iterable[str]) -> None:
-        """Create the streams and their groups where they are missing."""
+        """Create missing streams and their groups."""
         for stream in streams:
             try:
                 await self.redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
@@ -115,49 +121,58 @@ class Queue:
                     raise
 
     async def receive(self, streams: Sequence[str], *, block_ms: int = 1000) -> Delivery | None:
-        """Return one message, one of a dead worker first; None when none came within `block_ms`."""
+        """Return one message, reclaimed ones first; None when none came within `block_ms`."""
         try:
             return await self._stale(streams) or await self._new(streams, block_ms)
         except redis.exceptions.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            await self.open(streams)  # a Redis that lost its data
+            await self.open(streams)  # Redis lost its data
             return None
 
     async def heartbeat(self, delivery: Delivery) -> None:
-        """Tell the others that this worker still works on a message."""
+        """Renew the claim on a message."""
         await self.redis.xclaim(delivery.stream, GROUP, self.consumer, 0, [delivery.id], justid=True)
 
     async def acknowledge(self, delivery: Delivery, *, then: tuple[str, Message] | None = None) -> None:
-        """Remove a message whose effect is stored and, in the same transaction, send what follows from it."""
+        """Delete a message whose effect is stored, and send its follow-up.
+
+        Both happen in one transaction.
+        """
         async with self.redis.pipeline(transaction=True) as pipe:
             if then:
-                pipe.xadd(then[0], fields(then[1]))
+                pipe.xadd(then[0], entry_fields(then[1]))
             _remove(pipe, delivery)
             await pipe.execute()
 
     async def give_up(self, delivery: Delivery, error: str, *, then: tuple[str, Message] | None = None) -> None:
-        """Move a message to the dead letters of its stream and, in the same transaction, send what follows from it."""
+        """Move a message to the dead letters, and send its follow-up.
+
+        Both happen in one transaction.
+        """
         async with self.redis.pipeline(transaction=True) as pipe:
             letter = {"payload": delivery.payload, "schema": delivery.schema, "error": error, "id": delivery.id}
             letter |= delivery.trace
             pipe.xadd(dead_letters(delivery.stream), letter)
             if then:
-                pipe.xadd(then[0], fields(then[1]))
+                pipe.xadd(then[0], entry_fields(then[1]))
             _remove(pipe, delivery)
             await pipe.execute()
 
     async def note_error(self, delivery: Delivery, error: str) -> None:
-        """Keep what went wrong beside a message that will be delivered again."""
+        """Store the error of a message that will be delivered again."""
         await self.redis.hset(_errors(delivery.stream), delivery.id, error)
 
     async def dead(self, stream: str) -> list[tuple[str, str]]:
-        """Return the id and the error of each dead letter of a stream, oldest first."""
+        """Return the ids and errors of a stream's dead letters, oldest first."""
         letters = await self.redis.xrange(dead_letters(stream))
         return [(letter_id.decode(), letter[b"error"].decode()) for letter_id, letter in letters]
 
     async def replay(self, stream: str) -> int:
-        """Put every dead letter of a stream back on it; return how many there were."""
+        """Move all dead letters of a stream back to it.
+
+        Returns their number.
+        """
         letters = await self.redis.xrange(dead_letters(stream))
         for letter_id, letter in letters:
             async with self.redis.pipeline(transaction=True) as pipe:
@@ -180,8 +195,8 @@ class Queue:
         await self.redis.aclose()
 
     async def _new(self, streams: Sequence[str], block_ms: int) -> Delivery | None:
-        # One stream after the other, so that never more than one message waits in this worker's hands; then all of
-        # them at once, where what comes is left for the next call.
+        # One stream after the other, so that this worker never claims more than one message; then all at once, where
+        # the message that arrives is left for the next call.
         for stream in streams:
             answer = await self.redis.xreadgroup(GROUP, self.consumer, {stream: ">"}, count=1)
             if answer:
@@ -195,7 +210,7 @@ class Queue:
             idle_ms = int(self.claim_after_s * 1000)
             answer = await self.redis.xautoclaim(stream, GROUP, self.consumer, idle_ms, count=1)
             for message_id, values in answer[1]:
-                if values:  # None for a message that was deleted while it was pending
+                if values:  # None for a message that was deleted while pending
                     return await self._with_history(_delivery(stream, message_id, values))
         return None
 
@@ -213,9 +228,13 @@ class Queue:
         )
 
 
-def fields(message: Message) -> dict[Any, Any]:
-    """Return what a stream entry holds for a message."""
-    return {"payload": message.SerializeToString(deterministic=True), "schema": SCHEMA, **tracing.carried()}
+def entry_fields(message: Message) -> dict[Any, Any]:
+    """Return the stream entry of a message."""
+    return {
+        "payload": message.SerializeToString(deterministic=True),
+        "schema": SCHEMA,
+        **tracing.current_trace_context(),
+    }
 
 
 def dead_letters(stream: str) -> str:

@@ -1,4 +1,7 @@
-"""What any service process is: a gRPC server with health, reflection, metrics, mapped errors and a drain."""
+"""The process of a service.
+
+A gRPC server with health, reflection, metrics, mapped errors and draining.
+"""
 
 import asyncio
 import contextlib
@@ -25,8 +28,7 @@ S = TypeVar("S", bound=Settings)
 Check = Callable[[], Awaitable[None]]
 CHECK_EVERY_S = 1.0
 _CANCEL_AGAIN_S = 0.5
-# A caller that vanished without a word is noticed by pings. A connection on which nothing is called is closed; whoever
-# opened it opens another one with the next call.
+# Keepalive pings detect callers that vanished. Idle connections are closed; the next call opens a new one.
 _CONNECTIONS = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -36,7 +38,7 @@ _CONNECTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What a service's `build` hands over."""
+    """The result of a service's `build`."""
 
     # Full names of the gRPC services, for health and reflection.
     names: Sequence[str]
@@ -44,26 +46,32 @@ class Service:
     register: Callable[[grpc.aio.Server], None]
     # Raise DefuseError while a dependency does not answer.
     checks: Mapping[str, Check]
-    # Loops that run as long as the process.
+    # Coroutines that run as long as the process.
     loops: Sequence[Callable[[], Awaitable[None]]] = ()
     close: Callable[[], Awaitable[None]] | None = field(default=None)
-    # What looks at a call before it is made: who may make it, and how often. What it raises is a status, too.
+    # Interceptors that admit calls, such as authentication; their exceptions become statuses, too.
     interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
 
 
 def serve(name: str, settings: S, build: Callable[[S], Service]) -> None:
-    """Run a service until SIGTERM or SIGINT; where something keeps it from starting, end with a line that says what."""
+    """Run a service until SIGTERM or SIGINT.
+
+    Exit with one line when it cannot start.
+    """
     telemetry.configure_logging(name, level=settings.log_level, log_format=settings.log_format)
     _allow_connections()
     try:
-        with tracing.exported(name, settings.otlp_url):
-            uvloop.run(_serve(settings, build))  # a fifth less time on the processor for a call than asyncio's own loop
+        with tracing.export_spans(name, settings.otlp_url):
+            uvloop.run(_serve(settings, build))  # a fifth less processor time for each call than asyncio's own loop
     except DefuseError as error:
         sys.exit(f"defuse: {error.message}")
 
 
 def _allow_connections() -> None:
-    """Let this process have as many connections, each an open file, as the system lets it."""
+    """Raise this process's limit of open files to the system's.
+
+    Each connection is an open file.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -75,10 +83,10 @@ async def _serve(settings: S, build: Callable[[S], Service]) -> None:
     service = build(settings)
     async with _listening(settings, service) as healths:
         tasks = [asyncio.create_task(_forever(loop)) for loop in service.loops]
-        tasks.append(asyncio.create_task(_watch(service, healths)))
+        tasks.append(asyncio.create_task(_update_health(service, healths)))
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        await _end([stopped, *tasks])
+        await _cancel_tasks([stopped, *tasks])
     if service.close:
         await service.close()
     if defects := [task.exception() for task in done - {stopped}]:
@@ -135,8 +143,11 @@ async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
     await loop()
 
 
-async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until they are done: a client whose server goes away at that moment can swallow a cancellation."""
+async def _cancel_tasks(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they are done.
+
+    A client whose server goes away at that moment can swallow a cancellation.
+    """
     pending = {task for task in tasks if not task.done()}
     while pending:
         for task in pending:
@@ -144,8 +155,8 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
         _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
-async def _watch(service: Service, healths: health.aio.HealthServicer) -> None:
-    """Keep health true: SERVING while every dependency answers."""
+async def _update_health(service: Service, healths: health.aio.HealthServicer) -> None:
+    """Update health: SERVING while every dependency answers."""
     serving: bool | None = None
     while True:
         faults = [fault for name, check in service.checks.items() if (fault := await _fault(name, check))]

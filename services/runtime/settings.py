@@ -1,4 +1,7 @@
-"""Settings that every service has: read from `DEFUSE_*` variables or a TOML file, checked at start."""
+"""Settings of every service.
+
+Read from `DEFUSE_*` variables or a TOML file, validated at start.
+"""
 
 import os
 import sys
@@ -12,14 +15,14 @@ from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_val
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 PREFIX = "DEFUSE_"
-# A chunk of images and its envelope; larger things are streamed.
+# A chunk of images with its envelope; larger content is streamed.
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 # Most bytes of local copies of a remote store's arrays.
 STORE_COPIES_BYTES = 8 * 2**30
 
 
 class Settings(BaseSettings):
-    """What each service is told from outside. A variable wins over the file that `DEFUSE_SETTINGS_FILE` names."""
+    """Settings of every service. Variables override the file that `DEFUSE_SETTINGS_FILE` names."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True)
 
@@ -48,12 +51,12 @@ class Settings(BaseSettings):
     tls_key: FilePath | None = Field(None, description="Private key (PEM) of the certificate.")
     tls_authority: FilePath | None = Field(
         None,
-        description="Certificates (PEM) of whom to trust; with it callers must show a certificate of theirs (mTLS).",
+        description="Trusted certificates (PEM); callers must then show a certificate signed by one of them (mTLS).",
     )
     allow_anonymous: bool = Field(
         False,
-        description="Listen beyond this host (`DEFUSE_HOST`) for callers who show neither certificate nor token: on a "
-        "private network, whose users may do everything.",
+        description="Listen beyond this host (`DEFUSE_HOST`) without authentication: for private networks, where every "
+        "user may do everything.",
     )
     otlp_url: str | None = Field(
         None,
@@ -78,15 +81,15 @@ class Settings(BaseSettings):
     def _closed_to_strangers(self) -> Self:
         if not (is_loopback(self.host) or self.knows_callers or self.allow_anonymous):
             raise ValueError(
-                f"{PREFIX}HOST: whoever reaches {self.host} could do everything; demand certificates "
+                f"{PREFIX}HOST: anyone who reaches {self.host} could do everything; require certificates "
                 f"({PREFIX}TLS_AUTHORITY) or, at the gateway, tokens ({PREFIX}TOKENS_FILE), listen on 127.0.0.1, or "
-                f"say that the network is private ({PREFIX}ALLOW_ANONYMOUS=true)"
+                f"declare the network private ({PREFIX}ALLOW_ANONYMOUS=true)"
             )
         return self
 
     @property
     def knows_callers(self) -> bool:
-        """Say whether callers must show who they are."""
+        """Return whether callers are authenticated."""
         return self.tls_authority is not None
 
     @property
@@ -96,7 +99,10 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the settings; end the process with one line a fault, by the variable's name, when they are not valid."""
+        """Read the settings.
+
+        Exit with one line for each invalid one, by the variable's name.
+        """
         try:
             return cls()
         except ValidationError as error:
@@ -120,9 +126,9 @@ class Settings(BaseSettings):
 
 
 def report_and_exit(error: ValidationError) -> NoReturn:
-    """End the process with one line for each setting that is not valid, by the name of its variable."""
+    """Exit with one line for each invalid setting, by the variable's name."""
     for fault in error.errors():
-        if not fault["loc"]:  # of several settings together, which it names itself
+        if not fault["loc"]:  # an error of several settings names them itself
             sys.stderr.write(f"{fault['ctx']['error']}\n")
             continue
         name = PREFIX + "_".join(str(part) for part in fault["loc"]).upper()

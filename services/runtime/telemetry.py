@@ -25,32 +25,30 @@ OLDEST = prometheus_client.Gauge(
     "defuse_queue_oldest_seconds", "Age of the oldest message not yet acknowledged; 0 without one.", ["stream"]
 )
 DEPENDENCY_UP = prometheus_client.Gauge(
-    "defuse_dependency_up", "1 while what the service needs answers, else 0.", ["dependency"]
+    "defuse_dependency_up", "1 while the dependency answers, else 0.", ["dependency"]
 )
 DEAD = prometheus_client.Gauge("defuse_queue_dead", "Messages given up after their last delivery.", ["stream"])
 DECODES = prometheus_client.Counter("defuse_decodes_total", "Perturbations decoded and classified.")
 FAILURES = prometheus_client.Counter("defuse_failures_total", "Failures stored.")
 TRIALS = prometheus_client.Counter("defuse_trials_total", "What trials on live requests have seen.", ["trial", "seen"])
 OBSERVATIONS = prometheus_client.Counter(
-    "defuse_observations_total", "Observations that were reported, by what became of them.", ["model", "outcome"]
+    "defuse_observations_total", "Reported observations, by outcome.", ["model", "outcome"]
 )
 REGION_HITS = prometheus_client.Counter(
     "defuse_region_hits_total", "Observed images inside of a known region.", ["model", "region"]
 )
 ALERTS = prometheus_client.Counter("defuse_alerts_total", "Alerts that were raised.", ["model", "kind"])
-WEBHOOKS = prometheus_client.Counter(
-    "defuse_webhooks_total", "Alerts that webhooks were to get, by what became of them.", ["outcome"]
-)
+WEBHOOKS = prometheus_client.Counter("defuse_webhooks_total", "Alerts for webhooks, by outcome.", ["outcome"])
 UPLOADED_BYTES = prometheus_client.Counter("defuse_uploaded_bytes_total", "Bytes of files received from clients.")
 
 
 def configure_logging(service: str, *, level: str, log_format: str) -> None:
-    """Send structured events of this process to standard error."""
+    """Write structured events of this process to standard error."""
     renderer: Any = structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
-            lambda _logger, _method, event: {**event, **tracing.ids()},
+            lambda _logger, _method, event: {**event, **tracing.trace_ids()},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -70,6 +68,6 @@ def log() -> structlog.typing.FilteringBoundLogger:
 
 
 def start_metrics_server(host: str, port: int) -> tuple[Any, int]:
-    """Serve the metrics; return the server (to shut down) and its port."""
+    """Serve the metrics; return the server, for shutdown, and its port."""
     server, _ = prometheus_client.start_http_server(port, addr=host)
     return server, server.server_port

@@ -1,21 +1,26 @@
-"""TLS of a server, by files that may be renewed while it runs."""
+"""TLS of servers, channels to other servers, and calls to other services.
+
+Certificate files may be renewed while a server runs.
+"""
 
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import grpc
-from defuse.errors import DefuseError, InvalidInput
-from defuse.tls import TlsFiles
+from defuse.errors import DefuseError, InvalidInput, from_rpc_error
+from defuse.tls import TlsFiles, open_channel
 
-from services.runtime import telemetry
+from services.runtime import telemetry, tracing
+from services.runtime.settings import MAX_MESSAGE_BYTES
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Return what a server listens with; where an authority is named, callers must show a certificate of its.
+    """Return the credentials of a server.
 
-    Files are read again when they have changed; while what they hold is no use, the ones before stay in use. Raises
-    InvalidInput where one cannot be read, or is no use.
+    With an authority, callers must present a certificate of it. Files are read again when they change; invalid content
+    leaves the previous one in use. Raises InvalidInput when a file cannot be read or is invalid at start.
     """
     return grpc.dynamic_ssl_server_credentials(
         _read(files),
@@ -31,7 +36,10 @@ def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
 
 
 def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
-    """Return what gRPC asks at each handshake: a new configuration, or None where nothing has changed."""
+    """Return a callback for each TLS handshake.
+
+    The new configuration, or None without a change.
+    """
     seen = _stamps(files)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -39,7 +47,7 @@ def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguratio
         now = _stamps(files)
         if now == seen:
             return None
-        seen = now  # also of files that are no use: that is said once
+        seen = now  # also set for invalid files, which are logged once
         try:
             configuration = _read(files)
         except DefuseError as error:
@@ -52,7 +60,10 @@ def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguratio
 
 
 def _check(files: TlsFiles) -> None:
-    """Raise InvalidInput where key and certificate are no pair, or the authority is none; gRPC would not say why."""
+    """Raise InvalidInput for mismatched or invalid certificate files.
+
+    gRPC would not say why.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(str(files.certificate), str(files.key))
@@ -66,7 +77,7 @@ def _check(files: TlsFiles) -> None:
 
 
 def _stamps(files: TlsFiles) -> list[int]:
-    """Return when each file was changed, 0 for one that is missing."""
+    """Return the modification time of each file, 0 for a missing one."""
     named = [path for path in (files.certificate, files.key, files.authority) if path]
     return [_changed(path) for path in named]
 
@@ -76,3 +87,42 @@ def _changed(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+UNLIMITED = -1
+
+
+def channel_to(address: str, tls: TlsFiles, *, receive_bytes: int) -> Any:
+    """Return an asyncio channel to HOST:PORT or grpcs://HOST:PORT.
+
+    It accepts answers of this many bytes.
+    """
+    options = [("grpc.max_receive_message_length", receive_bytes), ("grpc.max_send_message_length", UNLIMITED)]
+    return open_channel(grpc.aio, address, tls, options=options, interceptors=tracing.client_interceptors())
+
+
+S = TypeVar("S")
+# Loading a model takes seconds; no direct answer of a service takes longer than this.
+DEADLINE_S = 120.0
+
+
+class ServiceClient(Generic[S]):
+    """A client of another service."""
+
+    def __init__(self, url: str, stub: Callable[[grpc.aio.Channel], S], tls: TlsFiles) -> None:
+        self.url = url
+        self._channel = channel_to(url, tls, receive_bytes=MAX_MESSAGE_BYTES)
+        self._stub = stub(self._channel)
+
+    async def call(self, method: Callable[..., Any], *, deadline_s: float | None = DEADLINE_S) -> Any:
+        """Make a call with a deadline, by default that of services.
+
+        Raises the error of the other service.
+        """
+        try:
+            return await method(self._stub, timeout=deadline_s or DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, address=self.url) from error
+
+    async def close(self) -> None:
+        await self._channel.close()

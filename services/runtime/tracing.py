@@ -1,6 +1,6 @@
-"""Traces: a span for each call, message and request to Triton, in the context that calls and messages carry along.
+"""Traces: spans of calls, messages and requests to Triton.
 
-The context is W3C Trace Context. Spans are made, and calls carry it, only while spans are exported.
+The context is W3C Trace Context. Spans are created and propagated only while an exporter is configured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,10 +16,10 @@ _exporting = False
 
 
 @contextmanager
-def exported(service: str, url: str | None) -> Iterator[None]:
-    """Send the spans of this process to a collector as long as the block runs; without a URL none are made.
+def export_spans(service: str, url: str | None) -> Iterator[None]:
+    """Export the spans of this process while the block runs.
 
-    Raises NotReady where the packages for it are missing.
+    Without a URL, none are created. Raises NotReady when the packages for it are missing.
     """
     global _exporting  # noqa: PLW0603  # OpenTelemetry has one provider a process, too
     if not url:
@@ -35,7 +35,7 @@ def exported(service: str, url: str | None) -> Iterator[None]:
 
 
 def server_interceptors() -> list[Any]:
-    """Return what makes a span of each call that is answered, but for questions about health."""
+    """Return the interceptors that trace incoming calls, except health checks."""
     if not _exporting:
         return []
     from opentelemetry.instrumentation import grpc as instrumented
@@ -45,7 +45,7 @@ def server_interceptors() -> list[Any]:
 
 
 def client_interceptors() -> list[Any]:
-    """Return what makes a span of each call that is made, and tells the other side of it."""
+    """Return the interceptors that trace outgoing calls and propagate the context."""
     if not _exporting:
         return []
     from opentelemetry.instrumentation import grpc as instrumented
@@ -53,38 +53,41 @@ def client_interceptors() -> list[Any]:
     return list(instrumented.aio_client_interceptors())  # type: ignore[no-untyped-call]
 
 
-def carried() -> dict[str, str]:
-    """Return the present context as what a message or call carries; nothing where there is none."""
+def current_trace_context() -> dict[str, str]:
+    """Return the present context as headers; empty without one."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier
 
 
 @contextmanager
-def message(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterator[None]:
-    """Handle a message in the context that it carries, in a span of its own."""
+def message_span(stage: str, carrier: Mapping[str, str], **attributes: Any) -> Iterator[None]:
+    """Handle a message in its own span and trace context."""
     with _TRACER.start_as_current_span(
         f"handle {stage}", propagate.extract(carrier), kind=SpanKind.CONSUMER, attributes=attributes
     ):
         yield
 
 
-def note_outcome(outcome: str, *, failed: bool) -> None:
-    """Say in the present span what became of its message."""
+def set_outcome(outcome: str, *, failed: bool) -> None:
+    """Set the outcome of the message on the present span."""
     span = trace.get_current_span()
     span.set_attribute("outcome", outcome)
     if failed:
         span.set_status(Status(StatusCode.ERROR, outcome))
 
 
-def request(name: str, **attributes: Any) -> Span:
-    """Begin a span below the present one, if there is one; `ended` ends it."""
+def start_request_span(name: str, **attributes: Any) -> Span:
+    """Start a span below the present one, if there is one.
+
+    `ended` ends it.
+    """
     if not trace.get_current_span().get_span_context().is_valid:
         return trace.INVALID_SPAN
     return _TRACER.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
 
 
-def ended(span: Span, error: BaseException | None = None) -> None:
+def end_span(span: Span, error: BaseException | None = None) -> None:
     """End a span of `request`."""
     if error:
         span.set_status(Status(StatusCode.ERROR, str(error)))
@@ -92,24 +95,30 @@ def ended(span: Span, error: BaseException | None = None) -> None:
 
 
 @contextmanager
-def ended_if_it_raises(span: Span) -> Iterator[None]:
-    """End a span of `request` where the block raises; what comes after it ends it otherwise."""
+def end_span_on_error(span: Span) -> Iterator[None]:
+    """End a span of `request` when the block raises.
+
+    Otherwise later code ends it.
+    """
     try:
         yield
     except BaseException as error:
-        ended(span, error)
+        end_span(span, error)
         raise
 
 
-def headers(span: Span) -> dict[str, str]:
-    """Return what tells the other side of a request that it belongs to a span."""
+def propagation_headers(span: Span) -> dict[str, str]:
+    """Return the headers that make a request part of a span."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier, trace.set_span_in_context(span))
     return carrier
 
 
-def ids() -> dict[str, str]:
-    """Return the ids of the present trace and span, for logs; nothing outside of one."""
+def trace_ids() -> dict[str, str]:
+    """Return the ids of the present trace and span, for logs.
+
+    Empty without one.
+    """
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:
         return {}

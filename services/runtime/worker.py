@@ -1,9 +1,11 @@
-"""The loop that turns messages into stored effects, one heavy job at a time, off the event loop.
+"""The worker: turns messages into stored effects.
 
-What a handler may raise decides what becomes of its message:
-- Unavailable, StoreFull: an operator must act; the worker says so, waits, and tries again;
+It does one heavy job at a time, off the event loop.
+
+The exception of a handler decides what happens to its message:
+- Unavailable, StoreFull: an operator must act; the worker reports it, waits, and retries;
 - Cancelled: nothing more to do;
-- any other DefuseError: trying again is of no use; the subject fails with the error's sentence;
+- any other DefuseError: a retry would fail again; the subject fails with the error's message;
 - anything else: a defect or a poisoned message; it is delivered again, five times at most, then it is a dead letter.
 """
 
@@ -26,14 +28,14 @@ from services.runtime.queue import EVENTS, KEY, MAX_DELIVERIES, REDIS_AWAY, Deli
 
 RETRY_S = 2.0
 MEASURE_EVERY_S = 5.0
-# How long the wish to stop a run or correction is remembered.
+# How long a cancellation of a run or correction is remembered.
 CANCEL_MARK_S = 7 * 24 * 3600
 W = TypeVar("W", bound=Message)
 T = TypeVar("T")
 
 
 class Job:
-    """What a handler, running in a thread, can ask of the worker and tell it."""
+    """Progress and cancellation of a message, for its handler in a thread."""
 
     def __init__(self, subject: str, publish: Callable[[work_pb2.Event], None]) -> None:
         self.subject = subject
@@ -48,7 +50,7 @@ class Job:
         state: "run_pb2.Run.State.ValueType" = 0,  # type: ignore[assignment]  # 0 is unset
         training: int | None = None,
     ) -> None:
-        """Tell the gateway how far the work is; a report that is lost does no harm."""
+        """Report progress to the gateway; a lost report does no harm."""
         step = work_pb2.StageProgress(state=state, progress=fraction, note=note, training=training)
         self._publish(work_pb2.Event(subject=self.subject, progress=step))
 
@@ -56,7 +58,7 @@ class Job:
         return self._cancelled.is_set()
 
     def check_cancelled(self) -> None:
-        """Raise Cancelled once somebody asked for it."""
+        """Raise Cancelled after a cancellation."""
         if self.cancelled():
             raise Cancelled(f"{self.subject} was cancelled")
 
@@ -66,19 +68,19 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[W]):
-    """What is done with the messages of one stream."""
+    """The handler of one stream's messages."""
 
     kind: type[W]
     # Name of the run or correction that a message belongs to.
     subject: Callable[[W], str]
-    # Does the work, stores its effect, returns the event that says so. Doing it twice has one effect.
+    # Does the work, stores its effect, returns the event about it. Idempotent.
     handle: Callable[[W, Job], work_pb2.Event]
-    # What logs and traces say of a message beside its subject, such as its shard.
+    # Fields of a message for logs and traces, beside its subject, such as its shard.
     details: Callable[[W], Mapping[str, Any]] = lambda _: {}
 
 
 async def retry_while_redis_is_away(call: Callable[[], Awaitable[T]]) -> T:
-    """Make a call to Redis, again and again while Redis is away."""
+    """Make a call to Redis, and retry it while Redis is away."""
     while True:
         try:
             return await call()
@@ -96,11 +98,14 @@ class Worker:
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """What runs as long as the service."""
+        """The coroutines that run as long as the service."""
         return [self.run, lambda: report_queue_metrics(self._queue, self._stages.keys())]
 
     async def run(self) -> None:
-        """Work until the task is cancelled; a message in hand stays pending and is taken over by another."""
+        """Work until the task is cancelled.
+
+        A claimed message stays pending and is reclaimed by another worker.
+        """
         streams = list(self._stages)
         await retry_while_redis_is_away(lambda: self._queue.open(streams))
         while True:
@@ -122,14 +127,14 @@ class Worker:
         about = {"subject": subject, "message": delivery.id, "stream": delivery.stream, **stage.details(work)}
         with (
             structlog.contextvars.bound_contextvars(**about),
-            tracing.message(delivery.stream.rpartition(":")[2], delivery.trace, **about),
+            tracing.message_span(delivery.stream.rpartition(":")[2], delivery.trace, **about),
         ):
             if delivery.count > MAX_DELIVERIES:
-                await self._bury(delivery, subject)
+                await self._dead_letter(delivery, subject)
                 return
             with telemetry.MESSAGE_SECONDS.labels(delivery.stream).time():
                 outcome = await self._handle(stage, work, delivery, subject)
-            tracing.note_outcome(outcome, failed=outcome in {"failed", "raised"})
+            tracing.set_outcome(outcome, failed=outcome in {"failed", "raised"})
             telemetry.MESSAGES.labels(delivery.stream, outcome).inc()
             telemetry.log().info("message_handled", outcome=outcome, delivery=delivery.count)
 
@@ -157,7 +162,7 @@ class Worker:
             await retry_while_redis_is_away(lambda: self._queue.note_error(delivery, text))
             return "raised"
         finally:
-            # Not cancelled: a cancellation that the Redis client swallows would renew the claim for ever.
+            # Not cancelled: when the Redis client swallows a cancellation, the claim would be renewed without end.
             over.set()
             await asyncio.wait([heartbeat])
         await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery, then=(EVENTS, event)))
@@ -186,7 +191,7 @@ class Worker:
             with suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), min(1.0, self._queue.claim_after_s / 3))
 
-    async def _bury(self, delivery: Delivery, subject: str) -> None:
+    async def _dead_letter(self, delivery: Delivery, subject: str) -> None:
         error = f"given up after {MAX_DELIVERIES} deliveries; the last error was: {delivery.last_error}"
         telemetry.log().error("dead_letter", error=error)
         telemetry.MESSAGES.labels(delivery.stream, "dead").inc()
@@ -203,12 +208,11 @@ class Worker:
 
 
 async def report_queue_metrics(queue: Queue, streams: Collection[str]) -> None:
-    """Keep the metrics of streams true until the task is cancelled."""
+    """Update the metrics of streams until the task is cancelled."""
     while True:
         for stream in streams:
-            with suppress(
-                *REDIS_AWAY, redis.exceptions.ResponseError
-            ):  # away, or without the group that is about to be made
+            with suppress(*REDIS_AWAY, redis.exceptions.ResponseError):
+                # Suppressed: Redis is away, or the group is about to be created.
                 state = await queue.state(stream)
                 telemetry.BACKLOG.labels(stream).set(state.backlog)
                 telemetry.PENDING.labels(stream).set(state.pending)
@@ -218,7 +222,7 @@ async def report_queue_metrics(queue: Queue, streams: Collection[str]) -> None:
 
 
 def cancel_key(subject: str) -> str:
-    """Return the key whose presence asks the workers of a run or correction to stop."""
+    """Return the Redis key that cancels a run or correction."""
     return f"{KEY}cancelled:{subject}"
 
 

@@ -1,1 +1,1 @@
-"""Statistics that several services need: mathematics only."""
+"""Statistics that several services share: mathematics only."""

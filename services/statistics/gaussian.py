@@ -8,10 +8,11 @@ from services.arrays import Array
 
 
 def shrunk_covariance(scatter: Array, count: int, prior: Array) -> Array:
-    """Return a covariance (d, d) shrunk towards a prior covariance (d, d) that counts as d points.
+    """Return a covariance (d, d) shrunk towards a prior one.
 
-    `scatter` (d, d) is the sum of squares of `count` points around their mean. The result is the inverse of the
-    expected precision under the Wishart prior that the distiller's mixture has for its components.
+    The prior (d, d) counts as d points. `scatter` (d, d) is the sum of squares of `count` points around their mean. The
+    result is the inverse of the expected precision under the Wishart prior that the distiller's mixture has for its
+    components.
     """
     dim = len(prior)
     return np.asarray((dim * prior + scatter) / (dim + count))
@@ -26,9 +27,10 @@ class Gaussian:
 
     @classmethod
     def of(cls, latents: Array, believed: Array) -> "Gaussian":
-        """Return the Gaussian of latents (n, d), leaning on a covariance (d, d) that counts as much as d of them.
+        """Return the Gaussian of latents (n, d), with a shrunk covariance.
 
-        Its precision is the one expected under the Wishart prior that the mixture has for its components.
+        It is shrunk towards a prior covariance (d, d). The prior counts as d latents: the result has the expected
+        precision under the mixture's Wishart prior.
         """
         mean = latents.mean(axis=0, dtype=np.float64)
         scatter = (latents - mean).T @ (latents - mean)
@@ -46,12 +48,12 @@ class Gaussian:
         return np.asarray(z, np.float32)
 
     def shift_sd(self, other: "Gaussian") -> float:
-        """Return the Mahalanobis distance of the means, by the mean of both covariances."""
+        """Return the Mahalanobis distance of means, by the average covariance."""
         both = Gaussian(mean=self.mean, covariance=(self.covariance + other.covariance) / 2)
         return float(np.sqrt(both.distance_squared(other.mean[None])[0]))
 
     def overlap(self, other: "Gaussian") -> float:
-        """Return the Bhattacharyya coefficient, in [0, 1]: 1 where both are the same."""
+        """Return the Bhattacharyya coefficient, in [0, 1]; 1 when both are equal."""
         middle = (self.covariance + other.covariance) / 2
         log_determinants = [
             np.linalg.slogdet(covariance)[1] for covariance in (middle, self.covariance, other.covariance)

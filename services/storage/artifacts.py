@@ -1,7 +1,7 @@
-"""The artifact store: the record of everything, on any file system that fsspec knows.
+"""The artifact store.
 
-An artifact is written whole or not at all, and never changed. Arrays are safetensors, records are protobuf, so that
-nothing read from the store can run code.
+The record of everything, on any file system that fsspec supports. An artifact is written completely or not at all, and
+never changed. Arrays are safetensors, records are protobuf, so that reading the store cannot run code.
 """
 
 import os
@@ -21,8 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from google.protobuf.message import DecodeError, Message
 
 from services.runtime.settings import STORE_COPIES_BYTES
-from services.storage.cache import LocalCopies
-from services.storage.file_systems import naming_full_disk, naming_missing_package
+from services.storage.file_systems import LocalCopies, naming_full_disk, naming_missing_package
 from services.storage.safetensors import StreamedArray, mapped_arrays, write_streamed
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -30,9 +29,10 @@ M = TypeVar("M", bound=Message)
 
 
 class ArtifactStore:
-    """Reads and writes artifacts below one fsspec URL. Safe to use from several threads and processes.
+    """Reads and writes artifacts below one fsspec URL.
 
-    `copies_bytes` bounds the copies that mapping the arrays of a remote store leaves on this disk.
+    Safe to use from several threads and processes. `copies_bytes` bounds the local copies that mapping the arrays of a
+    remote store needs.
     """
 
     def __init__(self, url: str, *, copies_bytes: int = STORE_COPIES_BYTES) -> None:
@@ -64,13 +64,19 @@ class ArtifactStore:
         return sorted(f"{prefix}/{path.rstrip('/').rsplit('/', 1)[-1]}" for path in paths)
 
     def write_bytes(self, key: str, data: bytes) -> None:
-        """Write an artifact whole; raise StoreFull when there is no room, leaving nothing behind."""
+        """Write an artifact completely.
+
+        Raises StoreFull on a full disk, leaving nothing behind.
+        """
         with self.writing(key) as file:
             file.write(data)
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Any]:
-        """Open an artifact for writing; it appears under its key when the block ends without an error."""
+        """Open an artifact for writing.
+
+        It appears under its key when the block ends without an error.
+        """
         path, temporary = self._path(key), self._path(f"{key}.{uuid.uuid4().hex}.partial")
         with naming_full_disk(f"the artifact store {self.url}", key):
             try:
@@ -83,9 +89,10 @@ class ArtifactStore:
                 raise
 
     def create_bytes(self, key: str, data: bytes) -> None:
-        """Write an artifact that several may make at the same time: the first stays, the others change nothing.
+        """Write an artifact that several may create at once.
 
-        On a local file system for certain; elsewhere two that write within the same moment can still both write.
+        The first one stays, the others change nothing. Guaranteed on a local file system; elsewhere two concurrent
+        writers can both write.
         """
         if self.exists(key):
             return
@@ -130,11 +137,14 @@ class ArtifactStore:
         self.write_bytes(key, _safetensors(arrays))
 
     def create_arrays(self, key: str, arrays: Arrays) -> None:
-        """Write arrays that several may make at the same time, as `create_bytes` does."""
+        """Write arrays that several may create at once, as `create_bytes` does."""
         self.create_bytes(key, _safetensors(arrays))
 
     def write_streamed(self, key: str, arrays: Mapping[str, StreamedArray]) -> None:
-        """Write arrays that never are in memory as a whole; they are read like any others."""
+        """Write arrays that are never in memory as a whole.
+
+        They are read like any others.
+        """
         with self.writing(key) as file:
             write_streamed(file, arrays)
 
@@ -149,19 +159,20 @@ class ArtifactStore:
         return arrays
 
     def map_arrays(self, key: str) -> dict[str, npt.NDArray[Any]]:
-        """Return arrays whose rows are read from disk when they are used: memory is bounded whatever their size.
+        """Return arrays whose rows are read from disk on use.
 
-        An artifact of a remote store is copied to this disk first, where what was used last is kept.
+        This bounds memory for any size. An artifact of a remote store is copied to this disk first; the most recently
+        used copies are kept.
         """
         with self._finding(key), self._on_this_disk(key) as file:
             return mapped_arrays(file, whose=f"{key} in {self.url}")
 
     def remove(self, key: str) -> None:
-        """Remove an artifact that nobody will ask for again."""
+        """Remove an artifact."""
         self._discard(self._path(key))
 
     def remove_below(self, prefix: str) -> None:
-        """Remove every artifact below a prefix; several may do so at the same time."""
+        """Remove every artifact below a prefix; safe to call concurrently."""
         with suppress(FileNotFoundError):
             self._fs.rm(self._path(prefix), recursive=True)
         self._fs.invalidate_cache()
@@ -183,7 +194,7 @@ class ArtifactStore:
         return f"{self._root}/{key}"
 
     def _discard(self, path: str) -> None:
-        with suppress(FileNotFoundError):  # also where somebody else removes it at this moment
+        with suppress(FileNotFoundError):  # also when another process removes it concurrently
             if self._fs.exists(path):
                 self._fs.rm(path)
 

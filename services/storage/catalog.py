@@ -1,4 +1,4 @@
-"""Reads the records that more than one service needs."""
+"""The catalog: reads the records that several services need."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ from defuse.v1 import (
     region_pb2,
     release_pb2,
     run_pb2,
+    tensor_pb2,
 )
 
 from services.arrays import Array
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.safetensors import group
+from services.storage.safetensors import select_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,13 @@ class LabelledImages:
 
 
 class Catalog:
-    """Reads the records that more than one service needs."""
+    """Reads the records that several services need."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self.store = store
 
     def model(self, name: str) -> model_pb2.Model:
-        """Return a model with its present champion; raise NotFound for an unknown name."""
+        """Return a model with its champion; raise NotFound for an unknown name."""
         try:
             message = self.store.read_message(keys.model(names.check(name, "models/*")), model_pb2.Model)
         except NotFound as error:
@@ -49,7 +50,7 @@ class Catalog:
                 f"there is no model {names.last(name)!r}; register it with `defuse models add`",
                 reason="MODEL_NOT_FOUND",
             ) from error
-        handed_over = release_pb2.Release.KIND_HANDED_OVER  # which changes nothing yet
+        handed_over = release_pb2.Release.KIND_HANDED_OVER  # a handed-over version changes nothing yet
         changes = [release for release in self.releases(name) if release.kind != handed_over]
         message.champion_version = changes[-1].version
         return message
@@ -67,7 +68,7 @@ class Catalog:
             raise NotFound(f"there is no data set {names.last(name)!r}", reason="DATASET_NOT_FOUND") from error
 
     def verdict(self, name: str) -> gate_pb2.GateVerdict:
-        """Return what the gate said; raise NotFound for an unknown name."""
+        """Return a verdict of the gate; raise NotFound for an unknown name."""
         names.check(name, "models/*/verdicts/*")
         try:
             return self.store.read_message(keys.verdict(name), gate_pb2.GateVerdict)
@@ -83,12 +84,18 @@ class Catalog:
             raise NotFound(f"there is no guard {names.last(name)!r}", reason="GUARD_NOT_FOUND") from error
 
     def guards(self, model_name: str) -> list[guard_pb2.Guard]:
-        """Return the guards of a model, oldest first; NotFound for an unknown model."""
+        """Return the guards of a model, oldest first.
+
+        NotFound for an unknown model.
+        """
         found = self.store.keys(f"{self.model(model_name).name}/guards")
         return [self.guard(key) for key in sorted(found, key=lambda key: int(names.last(key)))]
 
     def run(self, name: str) -> run_pb2.Run:
-        """Return a run as it was created; raise NotFound for an unknown name."""
+        """Return a run as it was created.
+
+        Raises NotFound for an unknown name.
+        """
         try:
             return self.store.read_message(keys.run(names.check(name, "runs/*")), run_pb2.Run)
         except NotFound as error:
@@ -101,11 +108,14 @@ class Catalog:
         return [one for one in runs if one.config.model == model_name]
 
     def region(self, name: str) -> region_pb2.Region:
-        """Return a region, or a part of one, as the distiller left it; raise NotFound for an unknown name."""
+        """Return a region or a part of one, without annotations.
+
+        Raises NotFound for an unknown name.
+        """
         names.check(name, "runs/*/regions/*")
         run_name = names.parent(name)
         self.run(run_name)
-        whole, _, _ = names.last(name).rpartition("-")  # nothing, unless it is a part
+        whole, _, _ = names.last(name).rpartition("-")  # empty unless it is a part
         regions = self.parts(names.region(names.last(run_name), whole)) if whole else []
         regions = regions or self._distilled(keys.distillation(run_name))
         for region in regions:
@@ -118,39 +128,48 @@ class Catalog:
         )
 
     def regions(self, run_name: str) -> list[region_pb2.Region]:
-        """Return the regions of a run with their latest annotations, largest score first; none until it is distilled.
+        """Return the annotated regions of a run, largest score first.
 
-        Of a region whose latest verdict is mixed its parts are among them, and theirs: a verdict that is taken back
-        takes them back.
+        None before it is distilled. Parts of mixed regions are included, recursively; annotating such a region
+        otherwise removes its parts.
         """
         listed = [one for region in self._distilled(keys.distillation(run_name)) for one in self._with_parts(region)]
         return sorted(listed, key=lambda region: -region.score)
 
     def annotated(self, region: region_pb2.Region) -> region_pb2.Region:
-        """Return the region with its latest annotation, where it has one."""
+        """Return the region with its latest annotation, when it has one."""
         given = [key for key in self.store.keys(keys.annotations(region.name)) if key.endswith(".pb")]
         if given:
             region.annotation.CopyFrom(self.store.read_message(given[-1], annotation_pb2.Annotation))
         return region
 
     def parts(self, region_name: str) -> list[region_pb2.Region]:
-        """Return the parts that a region was split into, largest score first; none where it was not split."""
-        return self._distilled(keys.parts(region_name))
+        """Return the parts of a split region, largest score first.
+
+        None for other regions.
+        """
+        return self._distilled(keys.region_parts(region_name))
 
     def failures(self, run_name: str, round_: int, shard: int) -> dict[str, Array]:
-        """Return what one shard found in one round, as arrays by the names of the contract."""
-        return group(self.store.read_arrays(keys.shard_result(run_name, round_, shard)), "failures")
+        """Return one shard's failures in one round, as arrays.
+
+        Names are the contract's fields.
+        """
+        return select_group(self.store.read_arrays(keys.shard_result(run_name, round_, shard)), "failures")
 
     def all_failures(self, run_name: str) -> dict[str, Array]:
-        """Return what a finished search found, shard by shard and round by round."""
+        """Return all failures of a finished search, by shard and round."""
         results = [key for key in self.store.keys(f"{run_name}/results") if key.endswith(".safetensors")]
-        found = [group(self.store.read_arrays(key), "failures") for key in results]
+        found = [select_group(self.store.read_arrays(key), "failures") for key in results]
         return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def region_failures(self, run_name: str, region_names: Sequence[str]) -> Iterator[dict[str, Array]]:
-        """Yield of each region of a run its failures, held-out ones too, in the order of sources, rounds and draws."""
+        """Yield the failures of each region, held-out ones included.
+
+        They are sorted by source, round and draw.
+        """
         found = self.all_failures(run_name)
-        # A region's file has their latents alone, which no two failures share.
+        # A region's file has the latents alone, which identify failures.
         row_of = {latent.tobytes(): row for row, latent in enumerate(found["latent"])}
         for region_name in region_names:
             arrays = self.store.map_arrays(keys.region_arrays(region_name))
@@ -160,7 +179,10 @@ class Catalog:
             yield {name: array[rows] for name, array in found.items()}
 
     def split(self, dataset_name: str, split_name: str, model: model_pb2.Model) -> LabelledImages:
-        """Return a split with its labels as the model's class ids; images stay on disk until they are used."""
+        """Return a split with labels as the model's class ids.
+
+        Images stay on disk until use.
+        """
         arrays = self.store.map_arrays(keys.split(dataset_name, split_name))
         table = label_map(self.dataset(dataset_name), model)
         return LabelledImages(images=arrays["x"], labels=table[arrays["y"]])
@@ -179,25 +201,25 @@ class Catalog:
 
 
 def check_fit(model: model_pb2.Model, dataset: dataset_pb2.Dataset) -> None:
-    """Raise InvalidInput unless a data set has images and labels that a model takes and gives."""
+    """Raise InvalidInput unless a data set fits a model."""
     label_map(dataset, model)
     if list(model.image_shape) != list(dataset.image_shape):
         raise InvalidInput(
-            f"model {names.last(model.name)!r} takes images of {shape(model.image_shape)}, the data set has "
-            f"{shape(dataset.image_shape)}; bring images of the model's size",
+            f"model {names.last(model.name)!r} takes images of {format_shape(model.image_shape)}, the data set has "
+            f"{format_shape(dataset.image_shape)}; bring images of the model's size",
             reason="IMAGE_SHAPE_MISMATCH",
         )
 
 
-def shape(sizes: Iterable[int]) -> str:
-    """Return sizes as people write them: 28x28x1."""
+def format_shape(sizes: Iterable[int]) -> str:
+    """Return sizes in the usual notation: 28x28x1."""
     return "x".join(str(size) for size in sizes)
 
 
 def label_map(dataset: dataset_pb2.Dataset, model: model_pb2.Model) -> npt.NDArray[np.int64]:
     """Return the model's class id for each label of a data set.
 
-    Class names decide where the data set has any; folders named by number and plain ids are class ids. Raises
+    Class names are matched when the data set has any; folders named by number and plain ids are class ids. Raises
     InvalidInput for labels that the model does not have.
     """
     count = len(model.classes)
@@ -215,3 +237,12 @@ def label_map(dataset: dataset_pb2.Dataset, model: model_pb2.Model) -> npt.NDArr
             reason="LABELS_OUTSIDE_CLASSES",
         )
     return np.array(ids, np.int64)
+
+
+def estimate(successes: int, trials: int) -> tensor_pb2.Estimate:
+    """Return a share with its interval as it is stored and sent."""
+    from services.statistics.hypothesis_tests import clopper_pearson  # the gateway has no scipy
+
+    low, high = clopper_pearson(successes, trials)
+    value = successes / trials if trials else 0.0
+    return tensor_pb2.Estimate(value=value, low=low, high=high, successes=successes, trials=trials)

@@ -11,7 +11,7 @@ from datetime import datetime
 from defuse import names
 from defuse.v1 import run_pb2
 
-# The split that runs search: the test split stays unseen.
+# The split that runs search; the test split stays unseen.
 SEARCHED_SPLIT = "val"
 AUDIT = "audit"
 
@@ -37,7 +37,7 @@ def releases(name: str) -> str:
 
 
 def candidates(name: str) -> str:
-    """Digests of the candidates that a model ever had, by their numbers."""
+    """Digests of all candidates of a model, by number."""
     return f"{name}/candidates"
 
 
@@ -58,28 +58,34 @@ def event(name: str, key: str) -> str:
 
 
 def sources(run_name: str) -> str:
-    """Which images a run searches, and the scale of its latents."""
+    """The searched images of a run, and the scale of its latents."""
     return f"{run_name}/sources.safetensors"
 
 
 def shard_sources(run_name: str, shard: int) -> str:
-    """Posteriors of the sources of one shard, and how the classifier reads them unperturbed."""
+    """Posteriors of one shard's sources, and their margins."""
     return f"{run_name}/sources/{shard:05d}.safetensors"
 
 
 def vae(config: run_pb2.RunConfig, part: str) -> str:
-    """A part of the VAE that a run uses: runs on the same data with the same VAE configuration share one."""
+    """A part of a run's VAE.
+
+    Runs with the same data and the same VAE configuration share it.
+    """
     identity = config.dataset.encode() + b"|" + config.vae.SerializeToString(deterministic=True)
     return f"vaes/{hashlib.sha256(identity).hexdigest()[:16]}/{part}"
 
 
 def label_model(config: run_pb2.RunConfig) -> str:
-    """What validity is told from depends on VAE, seed and the model's classes: runs that share them share it."""
+    """The label model.
+
+    Shared by runs with the same VAE, seed and model classes.
+    """
     return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.safetensors")
 
 
 def label_model_onnx(config: run_pb2.RunConfig) -> str:
-    """The label model as others read it: latents (n, d) to probabilities (n, k)."""
+    """The label model for other services: latents (n, d) to probabilities (n, k)."""
     return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.onnx")
 
 
@@ -93,12 +99,15 @@ def preflight(run_name: str) -> str:
 
 
 def plan(run_name: str, round_: int) -> str:
-    """How many perturbations of each source a round decodes, and what all rounds before it gave."""
+    """The allocation of a round, and the sums of all earlier rounds."""
     return f"{run_name}/plans/{round_:03d}.safetensors"
 
 
 def shard_result(run_name: str, round_: int, shard: int) -> str:
-    """What one shard gave in one round: failures, what the next plan is made of, and counts."""
+    """The results of one shard in one round.
+
+    Failures, statistics for the next plan, counts.
+    """
     return f"{run_name}/results/{round_:03d}-{shard:05d}.safetensors"
 
 
@@ -110,8 +119,8 @@ def region_arrays(region_name: str) -> str:
     return f"{region_name}/region.safetensors"
 
 
-def parts(region_name: str) -> str:
-    """What a region that shows several classes was split into."""
+def region_parts(region_name: str) -> str:
+    """The parts of a split region."""
     return f"{region_name}/parts.pb"
 
 
@@ -124,51 +133,54 @@ def correction(name: str) -> str:
 
 
 def verdict(name: str) -> str:
-    """What the gate said of a candidate."""
+    """A verdict of the gate."""
     return f"{name}/verdict.pb"
 
 
 def guard(name: str) -> str:
-    """What is known of a guard."""
+    """The record of a guard."""
     return f"{name}/guard.pb"
 
 
 def guard_reference(name: str) -> str:
-    """What a guard, and the version that its run searched, say of the test split: what calm traffic looks like."""
+    """The reference profile.
+
+    Scores of the test split by a guard and by the version that its run searched.
+    """
     return f"{name}/reference.safetensors"
 
 
 def observed_hours(model_name: str) -> str:
-    """The hours in which something was reported."""
+    """The hours with reported observations."""
     return f"{model_name}/observations"
 
 
 def observations(model_name: str, hour: str) -> str:
-    """Batches that were reported within an hour, `2026-11-26-14`, UTC."""
+    """Batches reported within an hour, `2026-11-26-14`, UTC."""
     return f"{observed_hours(model_name)}/{hour}"
 
 
-def reported(batch: str) -> str:
-    """What was reported, an ObservationBatch without images; `batch` is the key of a batch below `observations`.
+def batch_record(batch: str) -> str:
+    """The observations of a batch without images, an ObservationBatch.
 
-    Written last of what is reported: a batch exists once it is there.
+    `batch` is its key below `observations`. Written last of a report: a batch exists once this is there.
     """
     return f"{batch}/reported.pb"
 
 
 def observed_images(batch: str) -> str:
-    """Images and scores of a batch of n, in the order of what was reported.
+    """Images and scores of a batch, in the report's order.
 
-    `id` (n, 16) uint8 names the rows by what `observation_digest` gives; `has_image` (n,) bool, `image` (m, h, w, c)
-    uint8: of the m rows that have one; `has_scores` (n,) bool, `scores` (n, k) float32, zeros where there are none.
+    `id` (n, 16) uint8 names the rows by `observation_digest`; `has_image` (n,) bool, `image` (m, h, w, c) uint8 for the
+    m rows with an image; `has_scores` (n,) bool, `scores` (n, k) float32, zeros in rows without scores.
     """
     return f"{batch}/images.safetensors"
 
 
 def truths(batch: str) -> str:
-    """What was said afterwards that observations of a batch show, in the order of the keys: the last word counts.
+    """Ground truth of a batch, in the order of the keys.
 
-    Each is an ObservationBatch whose observations have `id` and `truth` alone.
+    The latest statement counts. Each is an ObservationBatch whose observations have `id` and `truth` only.
     """
     return f"{batch}/truths"
 
@@ -178,19 +190,20 @@ def truth(batch: str, moment: datetime, unique: str) -> str:
 
 
 def observation_digest(observation_id: str) -> bytes:
-    """What names the row of an observation in the arrays of its batch; 16 bytes."""
+    """Return the 16 bytes that name an observation's row."""
     return hashlib.sha256(observation_id.encode()).digest()[:16]
 
 
 def monitor_config(model_name: str) -> str:
-    """How the traffic of a model is watched."""
+    """The monitor configuration of a model."""
     return f"{model_name}/monitor/config.pb"
 
 
-def watched(batch: str) -> str:
-    """What a guard says of a batch: region index, inside, risk, typicality, latent; and what its scores say.
+def observation_scores(batch: str) -> str:
+    """The scores of a batch: region index, inside, risk, typicality, latent.
 
-    `id` names its rows as in `observed_images`, so that a row can be taken out whatever was taken out before.
+    Predicted class and confidence. `id` names its rows as in `observed_images`, so that a row can be removed
+    independently of earlier removals.
     """
     return f"{batch}/watched.safetensors"
 
@@ -201,38 +214,41 @@ def alerts(model_name: str) -> str:
 
 
 def alert(name: str) -> str:
-    """An alert."""
+    """The record of an alert."""
     return f"{name}/alert.pb"
 
 
 def trial(name: str) -> str:
-    """A trial of a candidate on live requests."""
+    """The record of a trial."""
     return f"{name}/trial.pb"
 
 
 def audit_event(moment: datetime, unique: str) -> str:
-    """Something that a caller changed: a folder a day, whose keys sort by time."""
+    """An audit event.
+
+    One folder a day, with keys that sort by time.
+    """
     return f"{AUDIT}/{moment:%Y-%m-%d}/{moment:%H%M%S.%f}-{unique}.pb"
 
 
-def banked_region(model_name: str, region_name: str, label: str) -> str:
-    """Images of a labelled region, kept as a test of its model."""
+def regression_images(model_name: str, region_name: str, label: str) -> str:
+    """Images of a labelled region in its model's regression bank."""
     run, region = names.last(names.parent(region_name)), names.last(region_name)
     return f"{model_name}/bank/{run}/{region}-{hashlib.sha256(label.encode()).hexdigest()[:8]}.safetensors"
 
 
 def corrected_file(correction_name: str) -> str:
-    """The candidate."""
-    return onnx_of(correction_name)
+    """The ONNX file of a candidate."""
+    return onnx_file(correction_name)
 
 
 def corrected_weights(correction_name: str) -> str:
-    """The state dict of a candidate whose classifier came from a torch factory."""
-    return weights_of(correction_name)
+    """The state dict of a candidate from a torch factory."""
+    return weights_file(correction_name)
 
 
 def training(correction_name: str, position: int) -> str:
-    """What one training of a correction gave."""
+    """The results of one training of a correction."""
     return f"{correction_name}/trainings/{position:03d}/training.pb"
 
 
@@ -241,13 +257,13 @@ def checkpoint(correction_name: str, position: int) -> str:
 
 
 def point(correction_name: str, position: int, number: int) -> str:
-    """What the files of one point of a training begin with."""
+    """The key prefix of the files of one point of a training."""
     return f"{correction_name}/trainings/{position:03d}/{number:02d}"
 
 
-def onnx_of(prefix: str) -> str:
+def onnx_file(prefix: str) -> str:
     return f"{prefix}/model.onnx"
 
 
-def weights_of(prefix: str) -> str:
+def weights_file(prefix: str) -> str:
     return f"{prefix}/weights.safetensors"

@@ -1,7 +1,8 @@
-"""Arrays in safetensors files: memory-mapped reading, streamed writing, and named groups of arrays.
+"""Arrays in safetensors files.
 
-A mapped array is read from disk page by page, and its pages can be evicted again. A streamed array is written a part
-at a time, since the header is known before the rows are.
+Memory-mapped reading, streamed writing, and named groups of arrays. A mapped array is read from disk page by page, and
+its pages can be evicted again. A streamed array is written a part at a time, since the header is known before the rows
+are.
 """
 
 import json
@@ -15,7 +16,7 @@ from defuse.errors import Internal
 
 from services.arrays import HEADER_LENGTH_BYTES, Array, read_safetensors_header
 
-# https://huggingface.co/docs/safetensors: the types that artifacts have.
+# The types of artifacts: https://huggingface.co/docs/safetensors.
 TYPES = {
     "BOOL": np.bool_,
     "U8": np.uint8,
@@ -30,9 +31,10 @@ TYPES = {
 
 
 def mapped_arrays(file: BinaryIO, *, whose: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of an open file, read-only; raise Internal for another kind, naming `whose`.
+    """Return the arrays of an open file, read-only.
 
-    The file may be closed, and even be removed, while its arrays are in use.
+    Raises Internal for any other kind, naming `whose`. The file may be closed, and even deleted, while its arrays are
+    in use.
     """
     try:
         header, offset = read_safetensors_header(file)
@@ -44,7 +46,7 @@ def mapped_arrays(file: BinaryIO, *, whose: str) -> dict[str, npt.NDArray[Any]]:
 def _mapped(file: BinaryIO, offset: int, entry: dict[str, Any]) -> npt.NDArray[Any]:
     dtype, shape = TYPES[entry["dtype"]], tuple(entry["shape"])
     if 0 in shape:
-        return np.zeros(shape, dtype)  # nothing cannot be mapped
+        return np.zeros(shape, dtype)  # an empty array cannot be mapped
     begin, _ = entry["data_offsets"]
     return np.memmap(file, dtype, mode="r", offset=offset + begin, shape=shape)
 
@@ -54,7 +56,7 @@ _NAMES: dict[np.dtype[Any], str] = {np.dtype(dtype): name for name, dtype in TYP
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedArray:
-    """An array whose rows come in parts, in order."""
+    """An array whose rows arrive in parts, in order."""
 
     shape: tuple[int, ...]
     dtype: npt.DTypeLike
@@ -62,7 +64,7 @@ class StreamedArray:
 
     @classmethod
     def whole(cls, array: Array) -> "StreamedArray":
-        """Return an array that is in memory as one part."""
+        """Return an array in memory as one part."""
         return cls(shape=array.shape, dtype=array.dtype, parts=[array])
 
     @property
@@ -71,8 +73,11 @@ class StreamedArray:
 
 
 def write_streamed(file: IO[bytes], arrays: Mapping[str, StreamedArray]) -> None:
-    """Write a safetensors file; raise ValueError where the parts of an array do not make up its shape."""
-    # As the library does it: wide types first, so that each array begins at a multiple of its type.
+    """Write a safetensors file.
+
+    Raises ValueError when the parts of an array do not fill its shape.
+    """
+    # Wide types first, as in the library, so that each array is aligned.
     names = sorted(arrays, key=lambda name: (-np.dtype(arrays[name].dtype).itemsize, name))
     file.write(_header({name: arrays[name] for name in names}))
     for name in names:
@@ -97,12 +102,12 @@ def _header(arrays: Mapping[str, StreamedArray]) -> bytes:
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def joined(**groups: Arrays) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of all groups, each by its group and its name."""
+def join_groups(**groups: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of all groups, named `group.name`."""
     return {f"{group}.{name}": np.asarray(array) for group, arrays in groups.items() for name, array in arrays.items()}
 
 
-def group(arrays: Arrays, wanted: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of one group by their names."""
+def select_group(arrays: Arrays, wanted: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of one group by name."""
     prefix = f"{wanted}."
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

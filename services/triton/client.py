@@ -1,4 +1,7 @@
-"""Triton, asked over gRPC: images in [0, 1] in, logits out, one preprocessing per classifier."""
+"""The client of Triton over gRPC.
+
+Images in [0, 1] in, logits out, one preprocessing for each classifier.
+"""
 
 import weakref
 from collections.abc import Callable
@@ -14,20 +17,22 @@ from defuse.v1 import model_pb2
 from tritonclient.utils import InferenceServerException
 
 from services.arrays import Array, as_floats
-from services.triton.errors import meaning_of
 from services.triton.in_flight import RequestsInFlight, TransportChoice
 from services.triton.preprocessing import input_shape, no_logits, preprocess
-from services.triton.transport import AUTO, Request, TransportSetting
+from services.triton.transport import AUTO, Request, TransportSetting, to_defuse_error
 
-# Probabilities below this are taken as this before their logarithm.
+# Lower bound of probabilities before their logarithm.
 LEAST_PROBABILITY = 1e-12
 _LOGIT_BYTES = 4
-# What a process that ends gives requests under way; their callers are gone.
+# Time for requests under way when a process ends; their callers are gone.
 _CLOSE_GRACE_S = 2.0
 
 
 class InferenceClient:
-    """A connection to one Triton server. Making one opens no connection. Safe to use from several threads."""
+    """A connection to one Triton server. The constructor opens none.
+
+    Safe to use from several threads.
+    """
 
     def __init__(
         self,
@@ -45,75 +50,89 @@ class InferenceClient:
         self._client: Any = _connected(url, tls or TlsFiles())
         self._choice = TransportChoice(transport, self._client, url, timeout_s=check_timeout_s)
         self._in_flight = RequestsInFlight(self._client, self._choice, url, count=in_flight, timeout_s=timeout_s)
-        # At exit too: shared memory outlives a process that does not give it back.
+        # Also at exit: shared memory would outlive the process.
         self._closing = weakref.finalize(self, _close, self._in_flight, self._client)
 
     @property
     def transport(self) -> str:
-        """Name of the way that images take; tried out now, if no image was sent yet.
+        """Name of the transport in use.
 
-        Raises Unavailable while Triton does not answer, or when it refuses the transport that was asked for.
+        Chosen now if no image was sent yet. Raises Unavailable while Triton does not answer, or when it refuses the
+        requested transport.
         """
         return self._choice.name()
 
     def close(self) -> None:
-        """Give back the memory shared with Triton and end the connection. Happens at exit by itself."""
+        """Release the memory shared with Triton and close the connection.
+
+        Called at exit.
+        """
         self._closing()
 
     def check(self) -> None:
         """Raise Unavailable unless Triton answers.
 
-        Asks whether it is live: readiness is false while any model is loaded or unloaded, which concerns nobody else.
+        Checks liveness: readiness is false while any model is loaded or unloaded.
         """
         try:
             live = self._client.is_server_live(client_timeout=self._check_timeout_s)
         except InferenceServerException as error:
-            raise meaning_of(error, self.url) from error
+            raise to_defuse_error(error, self.url) from error
         if not live:
             raise Unavailable(f"Triton at {self.url} is starting or stopping", reason="TRITON_UNAVAILABLE")
 
     def load(self, model_id: str) -> None:
-        """Load or reload a model as its repository entry says; raise NotReady with Triton's words when it refuses."""
+        """Load or reload a model from its repository entry.
+
+        Raises NotReady with Triton's message when it refuses.
+        """
         try:
             self._client.load_model(model_id, client_timeout=self.timeout_s)
         except InferenceServerException as error:
-            if isinstance(known := meaning_of(error, self.url), Unavailable):
+            if isinstance(known := to_defuse_error(error, self.url), Unavailable):
                 raise known from error
             words = error.message().partition("\n")[0]
             raise NotReady(
-                f"Triton at {self.url} cannot load {model_id} ({words}); its log says more", reason="MODEL_NOT_READY"
+                f"Triton at {self.url} cannot load {model_id} ({words}); see its log", reason="MODEL_NOT_READY"
             ) from error
         if not self._client.is_model_ready(model_id, client_timeout=self._check_timeout_s):
-            raise NotReady(
-                f"Triton loaded {model_id} but does not serve it; its log says why", reason="MODEL_NOT_READY"
-            )
+            raise NotReady(f"Triton loaded {model_id} but does not serve it; see its log", reason="MODEL_NOT_READY")
 
     def unload(self, model_id: str) -> None:
         try:
             self._client.unload_model(model_id, client_timeout=self.timeout_s)
         except InferenceServerException as error:
-            raise meaning_of(error, self.url) from error
+            raise to_defuse_error(error, self.url) from error
 
     def versions(self, model_id: str) -> list[int]:
-        """Return the versions of a model that are served, ascending; raise NotReady where none is."""
+        """Return the served versions of a model, ascending; raise NotReady without any."""
         return sorted(int(version) for version in self._described("get_model_metadata", model_id).versions)
 
     def max_batch_size(self, model_id: str) -> int:
-        """Return the largest batch that Triton takes of a model; 0 where it does not batch."""
+        """Return the largest batch of a model.
+
+        0 when it does not batch.
+        """
         return int(self._described("get_model_config", model_id).config.max_batch_size)
 
     def _described(self, what: str, model_id: str) -> Any:
         try:
             return getattr(self._client, what)(model_id, client_timeout=self._check_timeout_s)
         except InferenceServerException as error:
-            raise meaning_of(error, self.url) from error
+            raise to_defuse_error(error, self.url) from error
 
     def classifier(self, model: model_pb2.Model, *, version: int, model_id: str | None = None) -> "Classifier":
-        """Return a model at a version; `model_id` where it is served under another name."""
+        """Return a version of a model.
+
+        `model_id` when it is served under another name.
+        """
         return Classifier(self, model, version=version, model_id=model_id or names.last(model.name))
 
     def infer(self, request: Request, images: Any, write: Callable[[Any, Any], None]) -> "Future[Array]":
-        """Send one request, whose input `write(images, input)` fills; wait first while too many are in flight."""
+        """Send one request, whose input `write(images, input)` fills.
+
+        Waits while too many are in flight.
+        """
         return self._in_flight.send(request, images, write)
 
 
@@ -140,10 +159,11 @@ class Classifier:
         self._client = client
 
     def submit(self, images: Any) -> "PendingLogits":
-        """Send images (n, c, h, w) in [0, 1], in as many requests as the model's batch size needs.
+        """Send images (n, c, h, w) in [0, 1].
 
-        Images are a numpy array or anything that DLPack knows, such as a torch tensor on a CUDA device; they may be
-        changed once this returns. Waits while too many requests are in flight, whoever sent them.
+        They go in as many requests as the model's batch size needs. Images are a numpy array or an object with DLPack
+        support, such as a torch tensor on a CUDA device; they may be changed once this returns. Waits while too many
+        requests are in flight, from any caller.
         """
         limit = self.model.fixed_batch_size or self.model.max_batch_size
         parts = [self._request(images[begin : begin + limit]) for begin in range(0, len(images), limit)]
@@ -154,7 +174,7 @@ class Classifier:
         return self.submit(images).result()
 
     def classify_stored(self, images: Array, *, batch_size: int = 256) -> Array:
-        """Return the logits (n, k) of stored images (n, h, w, c) uint8, a few batches ahead of the answers."""
+        """Return the logits (n, k) of stored images (n, h, w, c) uint8, sending a few batches ahead."""
         pending = [
             self.submit(as_floats(images[begin : begin + batch_size])) for begin in range(0, len(images), batch_size)
         ]
@@ -175,21 +195,27 @@ class Classifier:
         return self._client.infer(request, images, self._write), count
 
     def _write(self, images: Any, out: Any) -> None:
-        """Write the input; a batch size of the graph's own is filled up with the last image."""
+        """Write the input.
+
+        A fixed batch size is filled up with the last image.
+        """
         count = len(images)
         preprocess(images, self.model, out=out[:count])
         out[count:] = out[count - 1]
 
 
 class PendingLogits:
-    """Requests that are on their way."""
+    """Requests under way."""
 
     def __init__(self, parts: "list[tuple[Future[Array], int]]", classifier: Classifier) -> None:
         self._parts = parts
-        self._classifier = classifier  # whose client, dropped, would end what is on its way
+        self._classifier = classifier  # keeps the client, whose deletion would end the requests
 
     def result(self) -> Array:
-        """Wait for all answers; return logits (n, k), or log-probabilities where the model answers probabilities."""
+        """Wait for all answers.
+
+        Returns logits (n, k), or log-probabilities for a model with probabilities.
+        """
         model = self._classifier.model
         outputs = np.concatenate([no_logits(model), *(future.result()[:count] for future, count in self._parts)])
         if model.output == model_pb2.Model.OUTPUT_PROBABILITIES:

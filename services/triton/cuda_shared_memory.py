@@ -1,6 +1,6 @@
-"""Batches through memory of a GPU that Triton opens too: decoded images never leave the device.
+"""CUDA shared memory: decoded images never leave the device.
 
-Answers come back in the reply: a few numbers for each image are not worth a second region.
+Answers are sent in the reply: a few numbers for each image are not worth a second region.
 """
 
 import os
@@ -23,7 +23,10 @@ _TRIAL = BufferSize(input_bytes=4096, output_bytes=0)
 
 
 class CudaSharedMemory:
-    """Needs a CUDA device that torch and Triton both see, and the package `cuda-python`."""
+    """The transport for a CUDA device that torch and Triton share.
+
+    Needs the package `cuda-python`.
+    """
 
     name = CUDA_SHARED_MEMORY
 
@@ -36,7 +39,7 @@ class CudaSharedMemory:
             unregister=lambda name: client.unregister_cuda_shared_memory(name, client_timeout=timeout_s),
         )
 
-    def try_out(self) -> None:
+    def probe(self) -> None:
         self.memory(_TRIAL).release()
 
     def memory(self, buffer_size: BufferSize) -> "CudaMemory":
@@ -68,7 +71,7 @@ class CudaRegion:
             raise TransportRefused(f"{size} bytes cannot be had on CUDA device {self.device} ({error})") from error
 
     def handle(self) -> bytes:
-        """Return what another process opens the memory with."""
+        """Return the handle with which another process opens the memory."""
         handle: bytes = self._library.get_raw_handle(self._region)
         return handle
 
@@ -92,11 +95,14 @@ class CudaMemory:
         self._regions = regions
 
     def accept(self, images: Any) -> Any:
-        """Return images as a torch tensor on the device, through DLPack where they are no array."""
+        """Return images as a torch tensor on the device.
+
+        Other libraries' images come through DLPack.
+        """
         import torch
         from torch.utils import dlpack
 
-        # Not through DLPack: it takes no array that is read-only.
+        # Not through DLPack, which accepts no read-only array.
         tensor = torch.as_tensor(images) if isinstance(images, np.ndarray) else dlpack.from_dlpack(images)
         return tensor.to(f"cuda:{self._region.device}")
 
@@ -106,7 +112,7 @@ class CudaMemory:
         dtype = torch.from_numpy(np.empty(0, request.dtype)).dtype
         return self._region.tensor()[: request.input_bytes].view(dtype).view(request.shape)
 
-    def refer(self, request: Request, tensor: Any, _: Any) -> None:
+    def bind(self, request: Request, tensor: Any, _: Any) -> None:
         import torch
 
         torch.cuda.current_stream(self._region.device).synchronize()  # Triton knows nothing of our streams
@@ -128,7 +134,7 @@ def _library() -> Any:
         from tritonclient.utils import cuda_shared_memory
     except (ImportError, RuntimeError) as error:  # the library turns a missing package into a RuntimeError
         raise TransportRefused("the package cuda-python is missing; pip install cuda-python") from error
-    # Only now: torch takes seconds to import, and not every service needs it.
+    # Deferred: torch takes seconds to import, and not every service needs it.
     import torch
 
     if not torch.cuda.is_available():

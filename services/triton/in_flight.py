@@ -1,6 +1,7 @@
-"""Requests in flight: a fixed number of slots, each with memory that its requests reuse.
+"""Requests in flight.
 
-The transport is the requested one, or the first that works; a transport that stops working is chosen again.
+A fixed number of slots, each with memory that its requests reuse. The transport is the requested one, or the first that
+works; a transport that stops working is chosen again.
 """
 
 import queue
@@ -21,7 +22,6 @@ from tritonclient.utils import InferenceServerException
 from services.arrays import Array
 from services.runtime import telemetry, tracing
 from services.triton.cuda_shared_memory import CudaSharedMemory
-from services.triton.errors import is_away, lacks_region, meaning_of
 from services.triton.system_shared_memory import SystemSharedMemory
 from services.triton.transport import (
     AUTO,
@@ -35,6 +35,9 @@ from services.triton.transport import (
     Transport,
     TransportRefused,
     TransportSetting,
+    is_away,
+    is_unknown_region,
+    to_defuse_error,
 )
 
 # Measured on two shared cores, medians of interleaved rounds, four requests in flight, gRPC against system shared
@@ -44,7 +47,10 @@ _BEST_FIRST = (CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY, GRPC)
 
 
 class TransportChoice:
-    """Chosen at first use, and again when what was chosen stops working. Safe to use from several threads."""
+    """The transport in use.
+
+    Chosen at first use, and again when it stops working. Safe to use from several threads.
+    """
 
     def __init__(self, wanted: TransportSetting, client: Any, url: str, *, timeout_s: float) -> None:
         makers: dict[str, Callable[[], Transport]] = {
@@ -61,7 +67,10 @@ class TransportChoice:
         self._lock = threading.Lock()
 
     def name(self) -> str:
-        """Return the transport's name; raise Unavailable if Triton does not answer or refuses what was asked for."""
+        """Return the transport's name.
+
+        Raises Unavailable when Triton does not answer or refuses the requested one.
+        """
         return self._transport().name
 
     def memory(self, buffer_size: BufferSize) -> Memory:
@@ -86,7 +95,7 @@ class TransportChoice:
 
     def _try(self, transport: Transport) -> None:
         try:
-            transport.try_out()
+            transport.probe()
         except TransportRefused as refusal:
             self._drop(transport, refusal)
         else:
@@ -100,9 +109,12 @@ class TransportChoice:
             )
 
     def _drop(self, transport: Transport, refusal: TransportRefused) -> None:
-        """Go on to the next; of the only one its refusal is the answer, and it is tried again at the next use."""
+        """Switch to the next transport.
+
+        Without one the refusal is raised, and the transport is tried again at the next use.
+        """
         if transport is not self._offers[0]:
-            return  # another thread was refused the same
+            return  # another thread got the same refusal
         self._chosen = False
         if len(self._offers) == 1:
             raise Unavailable(
@@ -113,19 +125,22 @@ class TransportChoice:
         self._offers.pop(0)
 
 
-# How often a request is sent again because Triton was started again meanwhile.
+# How often a request is sent again after Triton restarted.
 _RESENDS = 3
 
 
 class Slot:
-    """A request's place, and the memory that one request after the other uses there."""
+    """A slot of the in-flight window, with reused memory."""
 
     def __init__(self) -> None:
         self._memory: Memory | None = None
         self._lock = threading.Lock()
 
     def swap(self, memory: Memory | None) -> Memory | None:
-        """Put memory in and return what was there, to one caller only: the last one may be `close`."""
+        """Replace the memory, and return the previous one to one caller.
+
+        That caller may be `close`.
+        """
         with self._lock:
             before, self._memory = self._memory, memory
         return before
@@ -133,7 +148,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class SentRequest:
-    """A request on its way."""
+    """A request under way."""
 
     slot: Slot
     memory: Memory
@@ -144,7 +159,10 @@ class SentRequest:
 
 
 class RequestsInFlight:
-    """Sends requests, a fixed number at a time. Safe to use from several threads."""
+    """Sends requests, a fixed number at a time.
+
+    Safe to use from several threads.
+    """
 
     def __init__(self, client: Any, choice: TransportChoice, url: str, *, count: int, timeout_s: float) -> None:
         self._client = client
@@ -152,21 +170,24 @@ class RequestsInFlight:
         self._url = url
         self._timeout_s = timeout_s
         self._slots = [Slot() for _ in range(count)]
-        # Last in, first out: a caller that never has many in flight uses few regions.
+        # Last in, first out: a caller with few requests in flight uses few regions.
         self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
         self._closed = False
         for slot in self._slots:
             self._free.put(slot)
 
     def send(self, request: Request, images: Any, write: Callable[[Any, Any], None]) -> "Future[Array]":
-        """Wait for a free slot, let `write(images, input)` fill its memory, send it; return the answer to come."""
+        """Wait for a free slot, fill its memory by `write(images, input)`, send it.
+
+        Returns the pending answer.
+        """
         slot = self._take()
         try:
             memory = self._memory(slot, request)
             write(memory.accept(images), memory.input(request))
-            span = tracing.request("triton infer", model=request.model_id, version=request.version)
+            span = tracing.start_request_span("triton infer", model=request.model_id, version=request.version)
             sent = SentRequest(slot=slot, memory=memory, request=request, answer=Future(), span=span)
-            with tracing.ended_if_it_raises(span):
+            with tracing.end_span_on_error(span):
                 self._post(sent)
         except BaseException:
             self._free.put(slot)
@@ -174,7 +195,10 @@ class RequestsInFlight:
         return sent.answer
 
     def close(self, grace_s: float) -> None:
-        """Give all memory back, waiting `grace_s` at most for requests under way; who wants to send hears of it."""
+        """Release all memory, waiting at most `grace_s` for requests under way.
+
+        Later senders get an error.
+        """
         self._closed = True
         idle = self._idle(time.monotonic() + grace_s)
         for slot in self._slots:
@@ -182,7 +206,7 @@ class RequestsInFlight:
                 memory.abandon()
         self._choice.close()
         for slot in idle:
-            self._free.put(slot)  # for who waits for one
+            self._free.put(slot)  # wakes the next waiting sender
 
     def _idle(self, deadline: float) -> list[Slot]:
         idle: list[Slot] = []
@@ -208,7 +232,7 @@ class RequestsInFlight:
         memory, buffer_size = slot.swap(None), request.buffer_size
         if memory and not memory.buffer_size.holds(buffer_size):
             buffer_size = buffer_size.joined(memory.buffer_size)
-            memory.release()  # first: there need not be space for both
+            memory.release()  # first, as there may not be space for both
             memory = None
         memory = memory or self._choice.memory(buffer_size)
         slot.swap(memory)
@@ -218,7 +242,7 @@ class RequestsInFlight:
         request = sent.request
         tensor = triton.InferInput(request.input_name, list(request.shape), request.datatype)
         output = triton.InferRequestedOutput(request.output_name)
-        sent.memory.refer(request, tensor, output)
+        sent.memory.bind(request, tensor, output)
         try:
             self._client.async_infer(
                 request.model_id,
@@ -227,14 +251,17 @@ class RequestsInFlight:
                 callback=partial(self._answered, sent),
                 model_version=str(request.version),
                 client_timeout=self._timeout_s,
-                headers=tracing.headers(sent.span),
+                headers=tracing.propagation_headers(sent.span),
             )
         except InferenceServerException as error:
-            raise meaning_of(error, self._url) from error
+            raise to_defuse_error(error, self._url) from error
 
     def _answered(self, sent: SentRequest, result: Any, error: InferenceServerException | None) -> None:
-        """Take an answer, in a thread of gRPC's that other answers need: what waits is left to another thread."""
-        if error and lacks_region(error):
+        """Take an answer in a gRPC thread, which other answers need.
+
+        Anything that waits is left to another thread.
+        """
+        if error and is_unknown_region(error):
             again = threading.Thread(target=self._settle, args=[sent, self._send_again], daemon=True)
             self._settle(sent, lambda _: again.start())
         elif error:
@@ -243,30 +270,30 @@ class RequestsInFlight:
             self._settle(sent, lambda _: sent.memory.read(sent.request, result))
 
     def _settle(self, sent: SentRequest, outcome: Callable[[SentRequest], Array | None]) -> None:
-        """Free the slot and settle the answer, unless there is no outcome yet."""
+        """Free the slot and settle the answer, given an outcome."""
         try:
             logits = outcome(sent)
         except Exception as error:  # noqa: BLE001  # whatever it is, somebody waits for it
             self._free.put(sent.slot)
-            tracing.ended(sent.span, error)
+            tracing.end_span(sent.span, error)
             sent.answer.set_exception(error)
         else:
             if logits is not None:
-                tracing.ended(sent.span)
+                tracing.end_span(sent.span)
                 self._free.put(sent.slot)
                 sent.answer.set_result(logits)
 
     def _fail(self, error: InferenceServerException, sent: SentRequest) -> None:
         if is_away(error):
             self._replace_memory(sent, None)
-        raise meaning_of(error, self._url) from error
+        raise to_defuse_error(error, self._url) from error
 
     def _send_again(self, sent: SentRequest) -> None:
-        """Send a request, from memory that Triton knows, once it was started again and forgot what it knew."""
+        """Send a request again, after Triton restarted and forgot its regions."""
         self._check_open()
         if not sent.resends:
             raise Unavailable(
-                f"Triton at {self._url} forgot its shared memory {_RESENDS} times during one request; its log says why "
+                f"Triton at {self._url} forgot its shared memory {_RESENDS} times during one request; see its log "
                 "it is started again and again",
                 reason="TRITON_UNAVAILABLE",
             )
@@ -277,6 +304,6 @@ class RequestsInFlight:
 
     @staticmethod
     def _replace_memory(sent: SentRequest, memory: Memory | None) -> None:
-        """Take a slot's memory out of use, which Triton may still read or write for a request that was given up."""
+        """Retire memory that Triton may still use for an abandoned request."""
         if before := sent.slot.swap(memory):
             before.abandon()

@@ -1,4 +1,7 @@
-"""The map from stored pixels to a classifier's input, as its owner declared it."""
+"""Value preprocessing: from stored pixels to a classifier's input.
+
+The owner of the classifier declares it.
+"""
 
 from typing import Any
 
@@ -20,15 +23,16 @@ def input_shape(shape: tuple[int, ...], model: model_pb2.Model) -> tuple[int, ..
 
 
 def preprocess(images: Any, model: model_pb2.Model, *, out: Any = None) -> Any:
-    """Return the classifier's input for images (n, c, h, w) in [0, 1], as the model declares it.
+    """Return the classifier's input for images (n, c, h, w).
 
-    Written to `out` where that is given. Arrays of numpy and tensors of torch know all that is asked of them here.
+    Images are in [0, 1]; the model declares the map. Written to `out` when given. Works for numpy arrays and torch
+    tensors alike.
     """
     if out is None:
         out = np.empty(input_shape(images.shape, model), np.uint8 if model.input_datatype == "UINT8" else np.float32)
     target = out.swapaxes(1, 3).swapaxes(2, 3) if _channels_last(model) else out  # (n, c, h, w)
     if model.input_datatype == "UINT8":
-        scaled = images * 1.0  # a copy: bytes cannot hold what comes before rounding
+        scaled = images * 1.0  # a copy: bytes cannot hold values before rounding
         _normalise(scaled, model.preprocessing)
         target[...] = scaled.clip(0, 255).round()
     else:
@@ -38,7 +42,10 @@ def preprocess(images: Any, model: model_pb2.Model, *, out: Any = None) -> Any:
 
 
 def undo_preprocessing(inputs: Array, model: model_pb2.Model) -> Array:
-    """Undo `preprocess`: return stored images (n, h, w, c) uint8 of a classifier's inputs, to the nearest byte."""
+    """Invert `preprocess`: return stored images (n, h, w, c) uint8.
+
+    They are right to the nearest byte.
+    """
     pixels = inputs.astype(np.float32)
     if _channels_last(model):
         pixels = pixels.transpose(0, 3, 1, 2)  # (n, c, h, w)
@@ -50,7 +57,10 @@ def undo_preprocessing(inputs: Array, model: model_pb2.Model) -> Array:
 
 
 def _normalise(pixels: Any, declared: model_pb2.Preprocessing) -> None:
-    """Bring pixels (n, c, h, w) from [0, 1] to the declared range, mean and standard deviation, in place."""
+    """Normalise pixels (n, c, h, w) in place.
+
+    From [0, 1] to the declared range, mean and standard deviation.
+    """
     if declared.high - declared.low != 1:
         pixels *= declared.high - declared.low
     if declared.low:

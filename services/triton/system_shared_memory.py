@@ -1,7 +1,8 @@
-"""Batches through files in /dev/shm that Triton maps too, where it runs on this host.
+"""System shared memory.
 
-The library's own `tritonclient.utils.shared_memory` is not used: it rests on `multiprocessing.shared_memory`, whose
-tracker process unlinks what others still use, and which reserves nothing, so that a full /dev/shm is a SIGBUS.
+Batches in files of /dev/shm, which a Triton on this host maps. The library's own `tritonclient.utils.shared_memory` is
+not used: it relies on `multiprocessing.shared_memory`, whose tracker process unlinks files that others still use, and
+which reserves nothing, so that a full /dev/shm is a SIGBUS.
 """
 
 import fcntl
@@ -31,13 +32,16 @@ from services.triton.transport import (
 
 DIRECTORY = Path("/dev/shm")  # noqa: S108  # where Triton's shm_open looks
 _TRIAL = BufferSize(input_bytes=mmap.PAGESIZE, output_bytes=mmap.PAGESIZE)
-# Regions grow by an eighth at least, so that batches of slowly growing size do not each register a new one.
+# Regions grow by at least an eighth, so that slowly growing batches do not each register a new one.
 _LEAST_STEP_BITS = 16
 _STEPS_PER_DOUBLING_BITS = 3
 
 
 class SystemSharedMemory:
-    """Images are written where Triton reads them, answers are read where it writes them."""
+    """Images are written where Triton reads them.
+
+    Answers are read where it writes them.
+    """
 
     name = SYSTEM_SHARED_MEMORY
 
@@ -52,8 +56,8 @@ class SystemSharedMemory:
             unregister=lambda name: client.unregister_system_shared_memory(name, client_timeout=timeout_s),
         )
 
-    def try_out(self) -> None:
-        """Register a small region; where that works, remove what dead processes left."""
+    def probe(self) -> None:
+        """Register a small region; when that works, remove files of dead processes."""
         self.memory(_TRIAL).release()
         remove_orphans()
         with suppress(InferenceServerException):  # the next process tries again
@@ -61,7 +65,7 @@ class SystemSharedMemory:
 
     def memory(self, buffer_size: BufferSize) -> "SystemMemory":
         buffer_size = BufferSize(
-            input_bytes=_rounded(buffer_size.input_bytes), output_bytes=_rounded(buffer_size.output_bytes)
+            input_bytes=_rounded_size(buffer_size.input_bytes), output_bytes=_rounded_size(buffer_size.output_bytes)
         )
         size = buffer_size.input_bytes + buffer_size.output_bytes
         try:
@@ -85,7 +89,10 @@ class SystemSharedMemory:
         self._regions.close()
 
     def _unregister_orphans(self) -> None:
-        """Unregister regions without a file in /dev/shm, which this Triton shares: others' have one all the time."""
+        """Unregister regions without a file in the shared /dev/shm.
+
+        Other processes' regions always have one.
+        """
         known = self._client.get_system_shared_memory_status(client_timeout=self._timeout_s).regions
         for name in known:
             if name.startswith(OWN_REGION_PREFIX) and not (DIRECTORY / name).exists():
@@ -100,13 +107,13 @@ class SystemMemory(HostMemory):
         self._file = file
         self._regions = regions
 
-    def refer(self, request: Request, tensor: Any, output: Any) -> None:
+    def bind(self, request: Request, tensor: Any, output: Any) -> None:
         tensor.set_shared_memory(self._file.name, request.input_bytes)
         if request.output_bytes:
             output.set_shared_memory(self._file.name, request.output_bytes, self.buffer_size.input_bytes)
 
     def read(self, request: Request, result: Any) -> Array:
-        if any(result.get_response().raw_output_contents):  # no room was asked for, or the server knows no such thing
+        if any(result.get_response().raw_output_contents):  # no space was requested, or the server does not support it
             array: Array = result.as_numpy(request.output_name)
             return array
         answer = result.get_output(request.output_name)
@@ -124,16 +131,17 @@ class SystemMemory(HostMemory):
 
 
 class RegionFile:
-    """A file in /dev/shm under a name that is never used again, locked as long as its process lives.
+    """A uniquely named file in /dev/shm, locked by its process.
 
-    Never used again: Triton remembers the closed descriptor of a key that it has mapped already.
+    Names are never reused: Triton remembers the closed descriptor of a key that it has mapped.
     """
 
     def __init__(self, size: int) -> None:
         self.name = f"{OWN_REGION_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._file = os.fdopen(os.open(DIRECTORY, os.O_TMPFILE | os.O_RDWR, 0o600), "r+b", buffering=0)
         try:
-            # Locked and reserved before it has a name: nobody takes it for an orphan, nothing is left of a failure.
+            # Locked and reserved before it has a name: nobody takes it for an orphan, and a failure leaves nothing
+            # behind.
             fcntl.flock(self._file, fcntl.LOCK_EX)
             os.posix_fallocate(self._file.fileno(), 0, size)
             self.buffer = mmap.mmap(self._file.fileno(), size)
@@ -145,19 +153,22 @@ class RegionFile:
             raise
 
     def remove(self) -> None:
-        """Take away name and lock; the mapping stays as long as an array refers to it."""
+        """Remove name and lock.
+
+        The mapping stays as long as an array refers to it.
+        """
         (DIRECTORY / self.name).unlink(missing_ok=True)
         self._file.close()
 
 
 def remove_orphans() -> None:
-    """Remove the files of processes that were killed.
+    """Remove the files of killed processes.
 
-    The lock tells, not the process id in the name: containers that share /dev/shm do not share those.
+    Found by lock rather than by the process id in the name: containers that share /dev/shm do not share process ids.
     """
     names = []
     for path in DIRECTORY.glob(f"{OWN_REGION_PREFIX}*"):
-        with suppress(OSError), _locked(path):  # somebody else's, alive, or gone meanwhile
+        with suppress(OSError), _locked(path):  # another process's file: alive, or removed meanwhile
             path.unlink()
             names.append(path.name)
     if names:
@@ -174,6 +185,6 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _rounded(size: int) -> int:
+def _rounded_size(size: int) -> int:
     step = 1 << max(_LEAST_STEP_BITS, size.bit_length() - _STEPS_PER_DOUBLING_BITS)
     return -(-size // step) * step

@@ -1,4 +1,7 @@
-"""How batches reach Triton: the interface of a transport, the plain gRPC transport, and registered shared memory."""
+"""How batches reach Triton.
+
+The transport interface, gRPC, registered shared memory, and Triton's errors.
+"""
 
 import math
 import time
@@ -9,12 +12,48 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
+from defuse.errors import DefuseError, Internal, NotReady, Unavailable
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from services.arrays import Array
-from services.triton.errors import is_away, meaning_of
 
-# What can be asked for: a transport by its name, or the fastest that works.
+# Statuses of a Triton that starts, stops, or is absent.
+_AWAY = {"StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"}
+# In answers about an unloaded version, whose status is UNAVAILABLE, too; never while one is reloaded.
+_UNLOADED = "not at ready state"
+_NO_REGION = "Unable to find shared memory region"
+
+
+def is_away(error: InferenceServerException) -> bool:
+    """Return whether an error is not Triton's answer.
+
+    The request may be under way, or may never have arrived.
+    """
+    return error.status() in _AWAY and _UNLOADED not in error.message()
+
+
+def is_unknown_region(error: InferenceServerException) -> bool:
+    """Return whether Triton lost the request's shared memory by restarting."""
+    return _NO_REGION in error.message()
+
+
+def to_defuse_error(error: InferenceServerException, url: str) -> DefuseError:
+    """Return our error for a refusal of the Triton at `url`."""
+    text = error.message()
+    if is_away(error):
+        return Unavailable(
+            f"Triton at {url} does not answer ({text}); start it or set DEFUSE_TRITON_URL",
+            reason="TRITON_UNAVAILABLE",
+        )
+    if "not found" in text or "not ready" in text or _UNLOADED in text:
+        return NotReady(
+            f"Triton at {url} does not serve this model ({text}); load it, or name a version that is served",
+            reason="MODEL_NOT_SERVED",
+        )
+    return Internal(f"Triton at {url} refused the request: {text}", reason="TRITON_REFUSED")
+
+
+# A transport by name, or the fastest that works.
 TransportSetting = Literal["auto", "grpc", "system-shared-memory", "cuda-shared-memory"]
 AUTO: Final = "auto"
 GRPC: Final = "grpc"
@@ -23,18 +62,21 @@ CUDA_SHARED_MEMORY: Final = "cuda-shared-memory"
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
-    """Return numpy's type for a name of Triton's."""
+    """Return numpy's type for Triton's name of it."""
     dtype: np.dtype[Any] = np.dtype(triton_to_np_dtype(datatype))
     return dtype
 
 
 class TransportRefused(Exception):
-    """A transport does not work here; the message says why and what would help."""
+    """A transport does not work here.
+
+    The message has the reason and the remedy.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class BufferSize:
-    """Bytes that a request needs, or that a memory has."""
+    """Bytes of input and output that a request needs."""
 
     input_bytes: int
     output_bytes: int
@@ -43,7 +85,7 @@ class BufferSize:
         return self.input_bytes >= other.input_bytes and self.output_bytes >= other.output_bytes
 
     def joined(self, other: "BufferSize") -> "BufferSize":
-        """Return room for either."""
+        """Return the size that holds either."""
         return BufferSize(
             input_bytes=max(self.input_bytes, other.input_bytes),
             output_bytes=max(self.output_bytes, other.output_bytes),
@@ -52,7 +94,7 @@ class BufferSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One inference, all but the images."""
+    """One inference request, without the images."""
 
     model_id: str
     version: int
@@ -76,43 +118,46 @@ class Request:
 
 
 class Memory(Protocol):
-    """Where the images of one request are written, and perhaps its answer too."""
+    """Holds the images of one request, and possibly its answer."""
 
     buffer_size: BufferSize
 
     def accept(self, images: Any) -> Any:
-        """Return images as what `input` can be assigned from."""
+        """Return images in a form that can be assigned to `input`."""
 
     def input(self, request: Request) -> Any:
-        """Return the request's input, to be written: a numpy array or a torch tensor on the memory itself."""
+        """Return the request's input to be written.
 
-    def refer(self, request: Request, tensor: Any, output: Any) -> None:
-        """Tell Triton, through tritonclient's input and output, where the images are and where the answer goes."""
+        A numpy array or a torch tensor on the memory itself.
+        """
+
+    def bind(self, request: Request, tensor: Any, output: Any) -> None:
+        """Set the locations of images and answer on tritonclient's input and output."""
 
     def read(self, request: Request, result: Any) -> Array:
-        """Return the answer; it stays as it is when the memory is used again."""
+        """Return the answer, which stays valid when the memory is reused."""
 
     def release(self) -> None:
-        """Give the memory back; no request uses it."""
+        """Release the memory; no request uses it."""
 
     def abandon(self) -> None:
-        """Give the memory back as soon as Triton is done with a request that was given up."""
+        """Release the memory once Triton is done with an abandoned request."""
 
 
 class Transport(Protocol):
-    """A way to Triton."""
+    """A way to send images to Triton."""
 
     @property
     def name(self) -> str: ...
 
-    def try_out(self) -> None:
-        """Raise Refused where it does not work, Unavailable while Triton does not answer."""
+    def probe(self) -> None:
+        """Raise TransportRefused when unusable, Unavailable while Triton is away."""
 
     def memory(self, buffer_size: BufferSize) -> Memory:
         """Return memory for a request; raise as `try_out` does."""
 
     def close(self) -> None:
-        """Give back what was abandoned, as far as Triton is done with it."""
+        """Release abandoned memory that Triton is done with."""
 
 
 class HostMemory:
@@ -123,7 +168,10 @@ class HostMemory:
         self._buffer = buffer
 
     def accept(self, images: Any) -> Array:
-        """Return images as an array; what another library holds on a device is fetched through DLPack."""
+        """Return images as an array.
+
+        Those on another device are copied through DLPack.
+        """
         if isinstance(images, np.ndarray):
             return images
         from torch.utils import dlpack
@@ -138,7 +186,7 @@ class HostMemory:
 class PrivateMemory(HostMemory):
     """Memory of this process, copied into each request."""
 
-    def refer(self, request: Request, tensor: Any, _: Any) -> None:
+    def bind(self, request: Request, tensor: Any, _: Any) -> None:
         tensor.set_data_from_numpy(self.input(request))
 
     def read(self, request: Request, result: Any) -> Array:
@@ -146,55 +194,61 @@ class PrivateMemory(HostMemory):
         return array
 
     def release(self) -> None:
-        """Leave it to the garbage collector."""
+        """Do nothing: the garbage collector frees it."""
 
     abandon = release
 
 
 class Grpc:
-    """Images travel in the request: works wherever Triton is."""
+    """Images travel in the request; works with any Triton."""
 
     name = GRPC
 
-    def try_out(self) -> None:
-        """Works if anything does."""
+    def probe(self) -> None:
+        """Do nothing: it works if anything does."""
 
     def memory(self, buffer_size: BufferSize) -> PrivateMemory:
         return PrivateMemory(np.empty(buffer_size.input_bytes, np.uint8), buffer_size)
 
     def close(self) -> None:
-        """Holds nothing at Triton."""
+        """Do nothing: it holds nothing at Triton."""
 
 
-# How the names of the services' regions begin; then the process id, which tells an operator whose they are.
+# Prefix of the services' region names; the process id follows, which tells an operator the owner.
 OWN_REGION_PREFIX = "defuse-"
-# Triton lets go of a request's memory a moment after it has answered.
+# Triton releases a request's memory a moment after its answer.
 _LETTING_GO_S = 1.0
 _POLL_S = 0.001
 
 
 class SharedMemoryRegions:
-    """Registers and unregisters regions of one kind. Safe to use from several threads."""
+    """Registers and unregisters regions of one kind.
+
+    Safe to use from several threads.
+    """
 
     def __init__(self, url: str, *, register: Callable[..., None], unregister: Callable[[str], None]) -> None:
         self._url = url
         self._register = register
         self._unregister = unregister
-        # Regions of requests that were given up, which may still run.
+        # Regions of abandoned requests, which may still run.
         self._leaving: deque[tuple[str, Callable[[], None]]] = deque()
 
     def add(self, name: str, *details: Any) -> None:
-        """Register a region; raise Refused with Triton's words, or Unavailable while it does not answer."""
+        """Register a region.
+
+        Raises TransportRefused with Triton's message, or Unavailable while it does not answer.
+        """
         self.remove_leaving()
         try:
             self._register(name, *details)
         except InferenceServerException as error:
             if is_away(error):
-                raise meaning_of(error, self._url) from error
+                raise to_defuse_error(error, self._url) from error
             raise TransportRefused(f"Triton at {self._url} does not take it ({error.message()})") from error
 
     def remove(self, name: str, free: Callable[[], None]) -> None:
-        """Unregister a region that no request uses any more, and free it."""
+        """Unregister and free an unused region."""
         deadline = time.monotonic() + _LETTING_GO_S
         while refusal := self._refusal(name, free):
             if is_away(refusal) or time.monotonic() > deadline:
@@ -203,11 +257,14 @@ class SharedMemoryRegions:
             time.sleep(_POLL_S)
 
     def remove_later(self, name: str, free: Callable[[], None]) -> None:
-        """Unregister and free a region, which a request may still use, once Triton lets go of it."""
+        """Unregister and free a region once Triton releases it."""
         self._leaving.append((name, free))
 
     def remove_leaving(self) -> bool:
-        """Unregister what Triton has let go of; say whether it still uses some."""
+        """Unregister the regions that Triton has released.
+
+        Returns whether it still uses some.
+        """
         with suppress(IndexError):  # another thread may empty the deque
             for _ in range(len(self._leaving)):
                 name, free = self._leaving.popleft()
@@ -218,13 +275,16 @@ class SharedMemoryRegions:
         return bool(self._leaving)
 
     def close(self) -> None:
-        """Unregister all that Triton lets go of soon; the next process finds what is left."""
+        """Unregister all regions that Triton releases soon.
+
+        The next process finds the rest.
+        """
         deadline = time.monotonic() + _LETTING_GO_S
         while self.remove_leaving() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
     def _refusal(self, name: str, free: Callable[[], None]) -> InferenceServerException | None:
-        """Unregister a region and free it; return why not, if not."""
+        """Unregister a region and free it; return the reason of a failure."""
         try:
             self._unregister(name)
         except InferenceServerException as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from defuse.tls import TlsFiles
 
-from services.corrector.releases.repository import TritonRepository
+from services.corrector.triton_repository import TritonRepository
 from services.localstack.child_process import free_port
 from services.runtime.health import is_healthy
 from services.runtime.telemetry import configure_logging

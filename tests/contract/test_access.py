@@ -39,6 +39,13 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "tokens"
 
 
+def write(file: Path, text: str) -> None:
+    """Replace a file atomically: a reader finds the old text or the new text."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
+
+
 @pytest.fixture
 def make_token(file: Path) -> MakeToken:
     """Give what adds a token to the gateway's file and returns it."""
@@ -173,9 +180,9 @@ def test_tokens_are_replaced_while_it_runs(door: tuple[grpc.Channel, str], file:
     new = make_token("vera", "viewer")
     eventually(lambda: not isinstance(version(channel, new), DefuseError))
     lines = file.read_text().splitlines()
-    file.write_text(f"{lines[1]}\n")
+    write(file, f"{lines[1]}\n")
     eventually(lambda: isinstance(version(channel, old), Unauthenticated))
-    file.write_text("nonsense\n")
+    write(file, "nonsense\n")
     answers = [version(channel, new)]
     while "tokens_not_renewed" not in (file.parent / "log").read_text():
         answers.append(version(channel, new))

@@ -9,10 +9,10 @@ import pytest
 from defuse.errors import InvalidInput, NotReady
 from defuse.v1 import correction_pb2, gate_pb2, model_pb2, release_pb2
 
-from services.corrector.releases.external_triton import OPERATOR, ExternalTritonReleases
-from services.corrector.releases.history import Decision
-from services.corrector.releases.repository import TritonRepository
-from services.corrector.releases.signature import read_signature
+from services.corrector.external_triton import OPERATOR, ExternalTritonReleases
+from services.corrector.release_history import Decision
+from services.corrector.signature import read_signature
+from services.corrector.triton_repository import TritonRepository
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

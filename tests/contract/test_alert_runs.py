@@ -30,7 +30,8 @@ BEFORE = run_pb2.RunConfig(
 GUARD = f"{MODEL}/guards/1"
 ALERT = f"{MODEL}/alerts/20261126T144500.000000-abc123"
 REGION = "runs/first/regions/r2"
-BEGAN_S, RAISED_S = 1_800_000_000, 1_800_001_000
+# Far in the future: retention never deletes these hours.
+BEGAN_S, RAISED_S = 4_000_000_000, 4_000_001_000
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), np.uint8)
 Array = npt.NDArray[Any]
 
@@ -55,7 +56,7 @@ class Place:
         [batch] = batches_in(self.store)
         kept = self.store.read_arrays(keys.observed_images(batch))
         seen = {"id": kept["id"], "index": np.array(indices), "inside": np.array(inside)}
-        self.store.write_arrays(keys.watched(batch), seen)
+        self.store.write_arrays(keys.observation_scores(batch), seen)
 
 
 @pytest.fixture

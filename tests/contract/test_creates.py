@@ -33,7 +33,7 @@ def stub(door: Door) -> Iterator[Any]:
         yield pb_grpc.GatewayServiceStub(channel)
 
 
-def uploaded(stub: Any) -> str:
+def uploaded_file(stub: Any) -> str:
     """Upload ten images; return the digest of their file."""
     file = io.BytesIO()
     np.savez(file, x_train=np.zeros((10, 8, 8), np.uint8), y_train=np.arange(10) % 2)
@@ -51,7 +51,7 @@ def verdict(label: str, request_id: str) -> pb.AnnotateRegionRequest:
 
 def test_the_same_answer(stub: Any) -> None:
     """The same request with the same id gets the answer of the first; another request with it is refused."""
-    request = pb.CreateDatasetRequest(file_digest=uploaded(stub), display_name="mine", request_id="one")
+    request = pb.CreateDatasetRequest(file_digest=uploaded_file(stub), display_name="mine", request_id="one")
     first = stub.CreateDataset(request, timeout=TIMEOUT_S)
     assert stub.CreateDataset(request, timeout=TIMEOUT_S) == first
     request.seed = 7

@@ -1,6 +1,5 @@
 """CloudEvents of inference, sent to a real gateway over HTTP."""
 
-import shutil
 import ssl
 import subprocess
 import urllib.error
@@ -15,7 +14,7 @@ import pytest
 from defuse import Client, LimitExceeded
 from defuse.v1 import model_pb2, monitor_pb2
 
-from services.gateway.access.tokens import line_of
+from services.gateway.tokens import line_of
 from services.localstack.child_process import free_port
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -58,17 +57,17 @@ def house(redis_url: str, tmp_path: Path) -> Iterator[House]:
         yield House(urls=urls, store=door.store, model=plant_model(door.store), redis_url=redis_url)
 
 
-def test_halves_in_every_mode_and_order(house: House) -> None:
+def test_parts_in_every_mode_and_order(house: House) -> None:
     """A request of n images and its response become n observations, whichever comes first, and where."""
     images = pictures(2)
     for number, mode in enumerate((binary, structured, structured_in_base64)):
-        halves: list[tuple[str, Any]] = [
+        parts: list[tuple[str, Any]] = [
             ("request", request_of(images, house.model)),
             ("response", response_of(SCORES)),
         ]
         for order, first in enumerate((0, 1)):
             event_id = f"{number}{order}"
-            for to, (half, data) in enumerate((halves[first], halves[1 - first])):
+            for to, (half, data) in enumerate((parts[first], parts[1 - first])):
                 assert house.send(event_id, half, data, mode=mode, to=to) == (202, None)
     wanted = sorted(f"{mode}{order}-{row}" for mode in range(3) for order in range(2) for row in range(2))
     eventually(lambda: sorted(stored_ids(house.store)) == wanted)
@@ -87,7 +86,7 @@ def test_what_is_stored(house: House) -> None:
     np.testing.assert_array_equal(arrays["image"], images)
     np.testing.assert_array_equal(arrays["scores"], SCORES)
     [batch] = batches_in(house.store)
-    record = house.store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+    record = house.store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
     assert [one.id for one in record.observations] == ["a-0", "a-1"]
     assert {one.version for one in record.observations} == {"3"}
     assert record.observations[0].time.ToJsonString() == "2026-11-26T14:45:01.500Z"
@@ -99,8 +98,8 @@ def test_a_half_outlives_its_gateway(redis_url: str, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}/v1/models/tiny:observe"
     model = plant_model(ArtifactStore(f"file://{tmp_path}/store"))
-    halves = {"request": request_of(pictures(2), model), "response": response_of(SCORES)}
-    for half, data in halves.items():
+    parts = {"request": request_of(pictures(2), model), "response": response_of(SCORES)}
+    for half, data in parts.items():
         with running_gateway(tmp_path, redis_url, DEFUSE_HTTP_PORT=str(port)) as door:
             assert post(url, *binary(attributes("a", half), data)) == (202, None)
             if half == "response":
@@ -181,7 +180,7 @@ def test_events_that_are_refused_count(redis_url: str, tmp_path: Path) -> None:
             client.version()
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="makes certificates with openssl")
+@pytest.mark.openssl
 def test_with_certificates(redis_url: str, tmp_path: Path) -> None:
     """Where the gateway has one it speaks TLS, and where it trusts an authority its callers show theirs."""
     subprocess.run([ROOT / "deploy" / "make-certificates.sh", tmp_path / "made"], check=True, capture_output=True)

@@ -10,10 +10,10 @@ import pytest
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import annotation_pb2, correction_pb2, dataset_pb2, gate_pb2, region_pb2
 
+from services.corrector.gate.comparison import IMAGES, Bank
 from services.corrector.gate.decision import Gate
-from services.corrector.gate.regression_bank import IMAGES, Bank
-from services.corrector.releases.own_triton import Releases
-from services.corrector.releases.repository import TritonRepository
+from services.corrector.own_triton import Releases
+from services.corrector.triton_repository import TritonRepository
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

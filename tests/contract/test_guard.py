@@ -13,8 +13,8 @@ from defuse.guard_outputs import OUTPUTS
 from defuse.v1 import model_pb2
 
 from services.corrector.guard.graph import GaussianMixtures, GuardMixtures, guard_graph
-from services.corrector.releases.own_triton import Releases
-from services.onnx_graph.sessions import onnx_function
+from services.corrector.own_triton import Releases
+from services.onnx_graph.onnx_files import onnx_function
 from services.storage.artifacts import ArtifactStore
 from services.triton.client import InferenceClient
 from services.triton.preprocessing import preprocess

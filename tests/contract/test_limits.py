@@ -29,7 +29,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     environment = {
         **os.environ,
         "DEFUSE_PORT": str(port),
-        "DEFUSE_MAX_CALLS_PER_S": "50",
+        "DEFUSE_MAX_CALLS_PER_S": "10",
         "DEFUSE_MAX_MESSAGE_BYTES": "65536",
         "DEFUSE_REDIS_URL": "redis://127.0.0.1:9/0",
         "DEFUSE_TRITON_URL": "127.0.0.1:9",
@@ -59,7 +59,7 @@ def test_more_calls_than_a_caller_may_make(door: tuple[str, int]) -> None:
     """What is beyond the rate is refused with when to try again; then it is answered."""
     address, _ = door
     with Client(address) as client:
-        with pytest.raises(LimitExceeded, match=r"127\.0\.0\.1 calls more than 50 times a second") as refused:
+        with pytest.raises(LimitExceeded, match=r"127\.0\.0\.1 calls more than 10 times a second") as refused:
             [client.version() for _ in range(10_000)]
         assert refused.value.retry_after_s is not None
         assert 0 < refused.value.retry_after_s < 1
@@ -69,7 +69,7 @@ def test_more_calls_than_a_caller_may_make(door: tuple[str, int]) -> None:
                 return bool(client.version())
             return False
 
-        eventually(answered, within_s=10)
+        eventually(answered)
 
 
 def test_a_thousand_idle_connections(door: tuple[str, int]) -> None:

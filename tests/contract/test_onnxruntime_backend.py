@@ -6,7 +6,7 @@ import pytest
 from defuse.errors import NotReady
 from google.protobuf import text_format
 
-from services.corrector.releases.repository import classifier_config
+from services.corrector.triton_repository import classifier_config
 from services.triton.client import InferenceClient
 from tests.restartable_triton import Served
 

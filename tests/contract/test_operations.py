@@ -92,9 +92,20 @@ def test_waiting_is_bounded(door: Door, stub: Any, bound: str) -> None:
     door.plant(run("first"))
     request = pb.WaitOperationRequest(name=FIRST, timeout=Duration(seconds=1) if bound == "timeout" else None)
     begin = time.monotonic()
-    operation = stub.WaitOperation(request, timeout=TIMEOUT_S if bound == "timeout" else 4)
+    operation = answered(stub, request, timeout_s=TIMEOUT_S if bound == "timeout" else 4)
     assert not operation.done
-    assert 0.5 < time.monotonic() - begin < 10
+    assert 0.5 < time.monotonic() - begin < TIMEOUT_S
+
+
+def answered(stub: Any, request: pb.WaitOperationRequest, *, timeout_s: float) -> Any:
+    """Wait for an operation; repeat the call where a busy machine missed the half second before the deadline."""
+    for _ in range(5):
+        try:
+            return stub.WaitOperation(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # type: ignore[attr-defined]
+                raise
+    pytest.fail("no answer came before the deadline")
 
 
 def test_cancelling_is_that_of_the_record(door: Door, stub: Any) -> None:

@@ -13,12 +13,12 @@ from opentelemetry.trace import format_trace_id
 from prometheus_client import REGISTRY
 
 from services.runtime import telemetry
-from services.runtime.queue import EVENTS, MAX_DELIVERIES, PREPARE, Delivery, Queue, StreamState, dead_letters
+from services.runtime.queue import EVENTS, GROUP, MAX_DELIVERIES, PREPARE, Delivery, Queue, StreamState, dead_letters
 from services.runtime.worker import Job, Stage, Worker, cancel_key, report_queue_metrics
 from tests.conftest import ROOT
 
 Work = work_pb2.PrepareWork
-IDLE_S = 0.05
+IDLE_S, LONG_S = 0.05, 600.0
 EMPTY = StreamState(backlog=0, pending=0, dead=0, oldest_s=0.0)
 
 
@@ -56,10 +56,16 @@ def story(url: str, tell: Callable[[Queue, Queue], Awaitable[None]], *, idle_s: 
 
 
 async def next_of(queue: Queue, stream: str = PREPARE) -> Delivery:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             if delivery := await queue.receive([stream], block_ms=20):
                 return delivery
+
+
+async def grow_idle(queue: Queue, held: Delivery, seconds: float) -> None:
+    """Set the idle time of a delivered message in Redis."""
+    idle = round(1000 * seconds)
+    await queue.redis.xclaim(held.stream, GROUP, queue.consumer, 0, [held.id], idle=idle, justid=True)
 
 
 def test_each_message_goes_to_one_worker(redis_url: str) -> None:
@@ -84,13 +90,14 @@ def test_the_message_of_a_dead_worker_is_taken_over(redis_url: str) -> None:
         await one.send(PREPARE, work("a"))
         held = await next_of(one)
         for _ in range(5):
-            await asyncio.sleep(0.5)
+            await grow_idle(one, held, LONG_S)
             await one.heartbeat(held)
             assert await other.receive([PREPARE], block_ms=1) is None
+        await grow_idle(one, held, LONG_S)
         taken = await next_of(other)
         assert (name_of(taken), taken.count, taken.id) == ("runs/a", 2, held.id)
 
-    story(redis_url, tell, idle_s=1.5)
+    story(redis_url, tell, idle_s=LONG_S)
 
 
 def test_a_message_keeps_its_trace(redis_url: str) -> None:
@@ -166,7 +173,7 @@ def test_what_waits_is_measured(redis_url: str) -> None:
         await asyncio.sleep(0.2)
         telemetry.BACKLOG.labels(PREPARE).set(-1)
         measuring = asyncio.create_task(report_queue_metrics(one, [PREPARE]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while measured("oldest_seconds") in {None, 0} or measured("backlog") == -1:
                 await asyncio.sleep(0.01)
         measuring.cancel()

@@ -81,7 +81,7 @@ def test_a_batch_is_stored_and_handed_on(door: Door, stub: Any) -> None:
     np.testing.assert_array_equal(arrays["has_image"], [True, True, False])
     np.testing.assert_array_equal(arrays["scores"], np.array([[1, 2, 3], [0, 0, 0], [0.5, 0, 0]], np.float32))
     np.testing.assert_array_equal(arrays["has_scores"], [True, False, True])
-    record = door.store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+    record = door.store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
     kept = monitor_pb2.Observation(id="a", time=observations[0].time, version="4", truth="bee")
     assert record.observations[0] == kept
     assert [one.id for one in record.observations] == ["a", "b", "c"]
@@ -109,7 +109,7 @@ def test_the_same_batch_in_another_hour(door: Door, stub: Any) -> None:
     hour = (datetime.now(UTC) - timedelta(hours=1)).strftime(HOUR)
     batch = f"{keys.observations(MODEL, hour)}/one"
     earlier = monitor_pb2.ObservationBatch(observations=[monitor_pb2.Observation(id="a")])
-    door.store.write_message(keys.reported(batch), earlier)
+    door.store.write_message(keys.batch_record(batch), earlier)
     assert report(stub, "one", ["a", "b"]) == 1
     assert batches_in(door.store) == [batch]
 
@@ -228,7 +228,7 @@ def watch(door: Door, batch: str) -> None:
     kept = door.store.read_arrays(keys.observed_images(batch))
     rows = np.arange(len(kept["id"]))
     seen = {"id": kept["id"], "latent": rows.astype(np.float32)[:, None], "predicted": rows % 3}
-    door.store.write_arrays(keys.watched(batch), seen)
+    door.store.write_arrays(keys.observation_scores(batch), seen)
 
 
 def test_truth(door: Door, stub: Any) -> None:
@@ -267,7 +267,7 @@ def test_deletion(door: Door, stub: Any) -> None:
     after = door.store.read_arrays(keys.observed_images(one))
     np.testing.assert_array_equal(after["image"], before["image"][[0, 2]])
     np.testing.assert_array_equal(after["id"], batches.digests(["a", "c"]))
-    np.testing.assert_array_equal(door.store.read_arrays(keys.watched(one))["latent"], [[0], [2]])
+    np.testing.assert_array_equal(door.store.read_arrays(keys.observation_scores(one))["latent"], [[0], [2]])
     [truth] = door.store.keys(keys.truths(one))
     said = door.store.read_message(truth, monitor_pb2.ObservationBatch).observations
     assert [(observed.id, observed.truth) for observed in said] == [("c", "cat")]
@@ -284,12 +284,12 @@ def test_a_deletion_that_was_cut_short(door: Door, stub: Any) -> None:
     report(stub, "one", ["a", "b"])
     [batch] = batches_in(door.store)
     watch(door, batch)
-    record = door.store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+    record = door.store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
     del record.observations[1]
-    door.store.write_message(keys.reported(batch), record)  # and died
+    door.store.write_message(keys.batch_record(batch), record)  # and died
     request = pb.DeleteObservationsRequest(model=MODEL, ids=["b"])
     assert stub.DeleteObservations(request, timeout=TIMEOUT_S).deleted == 1
-    for key in (keys.observed_images(batch), keys.watched(batch)):
+    for key in (keys.observed_images(batch), keys.observation_scores(batch)):
         np.testing.assert_array_equal(door.store.read_arrays(key)["id"], batches.digests(["a"]))
 
 
@@ -309,7 +309,7 @@ def test_retention(redis_url: str, tmp_path: Path) -> None:
         for hours in (1, 4):
             hour = (datetime.now(UTC) - timedelta(hours=hours)).strftime(HOUR)
             planted.append(f"{keys.observations(MODEL, hour)}/one")
-            door.store.write_message(keys.reported(planted[-1]), monitor_pb2.ObservationBatch(observations=[{}]))
+            door.store.write_message(keys.batch_record(planted[-1]), monitor_pb2.ObservationBatch(observations=[{}]))
     with running_gateway(tmp_path, redis_url) as door:  # which looks when it begins
         eventually(lambda: not door.store.keys(planted[1]))
         assert batches_in(door.store) == planted[:1]

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.conftest import ROOT, eventually, running_stack
 
+TIMEOUT_S = 60
 Start = Callable[[str], tuple[str, "subprocess.Popen[str]"]]
 SERVICES = {"generator": "Generator", "distiller": "Distiller", "corrector": "Corrector", "gateway": "Gateway"}
 
@@ -51,13 +52,15 @@ def test_a_service_without_its_servers(start: Start, name: str) -> None:
     """It is NOT_SERVING and says why, answers reflection, and ends on SIGTERM."""
     address, process = start(name)
     with grpc.insecure_channel(address) as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
         assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
-        watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
         assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watched.cancel()
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        [answer] = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]), timeout=10)
+        [answer] = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+            iter([request]), timeout=TIMEOUT_S
+        )
         listed = {service.name for service in answer.list_services_response.service}
     assert f"defuse.v1.{SERVICES[name]}Service" in listed
     assert process.stderr
@@ -65,7 +68,7 @@ def test_a_service_without_its_servers(start: Start, name: str) -> None:
     assert any("Redis at redis://127.0.0.1:9/0 does not answer" in fault for fault in faults)
     assert any("Triton at 127.0.0.1:9" in fault for fault in faults)
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(TIMEOUT_S) == 0
 
 
 def test_redis_that_is_down_is_named_to_the_caller(start: Start) -> None:
@@ -93,10 +96,9 @@ def test_nothing_outlives_the_stack(tmp_path: Path) -> None:
     with stack as found:
         pids = list(found.state["pids"].values())
         stack.process.kill()
-        stack.process.wait(10)
-        deadline_s = 60
+        stack.process.wait(TIMEOUT_S)
         for pid in pids:
-            _gone(pid, deadline_s)
+            eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
 
 
 def test_a_second_stack_in_the_same_directory(tmp_path: Path) -> None:
@@ -112,7 +114,3 @@ def test_a_second_stack_in_the_same_directory(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert "another stack uses" in done.stderr
-
-
-def _gone(pid: int, within_s: float) -> None:
-    eventually(lambda: not Path(f"/proc/{pid}").exists(), within_s=within_s)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -67,7 +66,7 @@ def test_tokens_that_are_no_use(tmp_path: Path) -> None:
     assert_one_line(done, 1, f"{tmp_path / 'tokens'}, line 1", "NAME ROLE DIGEST")
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="makes certificates with openssl")
+@pytest.mark.openssl
 def test_a_key_of_another_certificate(tmp_path: Path) -> None:
     """Both files are named."""
     subprocess.run([MAKE, tmp_path], check=True, capture_output=True)

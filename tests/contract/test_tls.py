@@ -14,7 +14,7 @@ from services.localstack.child_process import free_port
 from tests.conftest import ROOT, eventually
 
 MAKE = ROOT / "deploy" / "make-certificates.sh"
-pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="makes certificates with openssl")
+pytestmark = pytest.mark.openssl
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from tests.restartable_triton import TOLERANCE, Served, images, shared_files
 # What is shared through /dev/shm; a GPU would be taken before it.
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
-# Seconds of a loop in ONNX Runtime.
-ROUNDS = 6_000_000
+# Rounds of a loop in ONNX Runtime, which takes seconds, and the timeout of the request for it.
+ROUNDS, REQUEST_TIMEOUT_S = 10_000_000, 1.0
 SERVICE = """
 import sys
 import numpy as np
@@ -86,14 +86,16 @@ def test_shared_memory_that_was_asked_for_runs_out(served: Served, shared: Infer
 
 
 def test_memory_of_a_request_that_was_given_up_is_not_used_again(
-    served: Served, own_files: Callable[[], list[str]]
+    served: Served, own_files: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triton may write to it yet: the next request gets other memory, and Triton lets go of the old in the end."""
     slow = served.put("slow", patient_classifier(), ("a", "b"))
-    with closing(InferenceClient(served.address, in_flight=1, timeout_s=3)) as client:
+    with closing(InferenceClient(served.address, in_flight=1)) as client:
         classifier, batch = served.classifier(client), images(40)
         expected = classifier.classify(batch)
-        asked = client.classifier(slow, version=1).submit(np.full((1, 1, 1, 2), ROUNDS / 2, np.float32))
+        with monkeypatch.context() as patch:  # other requests keep the default timeout
+            patch.setattr(client._in_flight, "_timeout_s", REQUEST_TIMEOUT_S)
+            asked = client.classifier(slow, version=1).submit(np.full((1, 1, 1, 2), ROUNDS / 2, np.float32))
         [given_up] = own_files()
         with pytest.raises(Unavailable, match="Deadline"):
             asked.result()

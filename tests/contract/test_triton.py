@@ -13,8 +13,8 @@ from defuse.errors import NotReady
 from defuse.v1 import model_pb2
 
 from services.arrays import as_floats
-from services.corrector.releases.repository import TritonRepository
-from services.corrector.releases.signature import read_signature
+from services.corrector.signature import read_signature
+from services.corrector.triton_repository import TritonRepository
 from services.triton.client import Classifier, InferenceClient
 from tests.onnx_files import build_onnx_classifier, declare
 

@@ -1,18 +1,24 @@
 """What the scenarios share: one planted classifier, served and searched once."""
 
+import fcntl
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from services.storage.catalog import Catalog
-from services.storage.safetensors import group
+from services.storage.safetensors import select_group
 from services.triton.client import InferenceClient
 from tests.conftest import Stack
 from tests.planted import CLASSES, TRUE, Planted, plant
 
 MODEL = "planted"
+# Bound of the wait for a run or a correction, generous for a busy machine.
+RUN_TIMEOUT_S = 900.0
 # Small enough for two cores: the spot is wide, so a rough VAE finds it.
 SEARCH = ("--vae-epochs", "8", "--draws", "20")
 # About the longest first, and many short tests at the end: a worker takes its next file when two tests are left of what
@@ -31,7 +37,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    return plant(tmp_path_factory.mktemp("planted"))
+    """Plant the classifier once a session; other processes wait for the first and read its result."""
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent
+    file = directory / "planted.pickle"
+    with (directory / "planted.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            (directory / "planted").mkdir(exist_ok=True)
+            file.write_bytes(pickle.dumps(_planted_on_all_cores(directory / "planted")))
+    found: Planted = pickle.loads(file.read_bytes())
+    return found
+
+
+def _planted_on_all_cores(directory: Path) -> Planted:
+    """Train on all cores: other processes of the session wait meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        return plant(directory)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +97,7 @@ def corrected_spot(stack: Stack, planted: Planted, model: str, run: str) -> Any:
 
 def failures(stack: Stack, run: str) -> dict[str, Any]:
     """Return all failures of a run, in the order of sources, rounds and draws, whatever its shards were."""
-    shards = [group(stack.store.read_arrays(key), "failures") for key in stack.store.keys(f"runs/{run}/results")]
+    shards = [select_group(stack.store.read_arrays(key), "failures") for key in stack.store.keys(f"runs/{run}/results")]
     found = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     order = np.lexsort((found["draw"], found["round"], found["source"]))
     return {name: array[order] for name, array in found.items()}

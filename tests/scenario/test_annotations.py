@@ -8,7 +8,7 @@ from defuse import Client, NotReady
 
 from tests.conftest import Stack
 from tests.planted import TRUE, WRONG
-from tests.scenario.conftest import SEARCH
+from tests.scenario.conftest import RUN_TIMEOUT_S, SEARCH
 
 RUN, WHOLE = "all-in-one", "r1"
 SPOT = (str(TRUE), str(WRONG))
@@ -30,7 +30,7 @@ def client(stack: Stack, subject: dict[str, Any]) -> Iterator[Client]:
             search={"draws_per_source": int(SEARCH[3])},
             mixture={"kind": "plain", "max_components": 1, "min_support": 5},
         )
-        run = client.wait_for_run(RUN, timeout_s=240)
+        run = client.wait_for_run(RUN, timeout_s=RUN_TIMEOUT_S)
         assert run.state == "succeeded", run.error
         assert [region.id for region in client.regions(RUN)] == [WHOLE]
         yield client

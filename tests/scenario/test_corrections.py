@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import ROOT, Stack
 from tests.planted import TRUE, Planted
+from tests.scenario.conftest import RUN_TIMEOUT_S
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
@@ -59,7 +60,7 @@ def test_another_corrector_takes_a_sweep(
         started = client.create_correction(
             annotated, region_weights=[0.3, 0.5], learning_rates=[1e-3], methods=["all_weights"], epochs=2
         )
-        ended = client.wait_for_correction(annotated, started.id, timeout_s=240)
+        ended = client.wait_for_correction(annotated, started.id, timeout_s=RUN_TIMEOUT_S)
         assert ended.state == "succeeded", ended.error
         assert len(ended.points) == 2
         assert ended.regions_after.value > ended.regions_before.value

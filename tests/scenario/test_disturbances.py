@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, Stack, eventually
 from tests.planted import Planted
-from tests.scenario.conftest import SEARCH, same_failures
+from tests.scenario.conftest import RUN_TIMEOUT_S, SEARCH, same_failures
 
 Start = Callable[[str], None]
 
@@ -36,12 +36,12 @@ def start(local_stack: Stack, planted: Planted, served: str, undisturbed: Any) -
 
 def _reach(stack: Stack, run: str, state: str, *, sources: int = 0) -> None:
     with stack.client() as client:
-        eventually(lambda: client.run(run).state == state and client.run(run).counts.sources >= sources, within_s=120)
+        eventually(lambda: client.run(run).state == state and client.run(run).counts.sources >= sources)
 
 
 def _finish(stack: Stack, run: str) -> None:
     with stack.client() as client:
-        ended = client.wait_for_run(run, timeout_s=240)
+        ended = client.wait_for_run(run, timeout_s=RUN_TIMEOUT_S)
     assert ended.state == "succeeded", ended.error
     assert same_failures(stack, "undisturbed", run)
 
@@ -61,7 +61,7 @@ def test_a_generator_killed_in_training(local_stack: Stack, start: Start, undist
         client.create_run(
             "trainer-killed", model=undisturbed["model"], dataset=undisturbed["dataset"], vae={"epochs": 6}
         )
-        for run in client.watch_run("trainer-killed", timeout_s=240):
+        for run in client.watch_run("trainer-killed", timeout_s=RUN_TIMEOUT_S):
             if found := re.search(r"training the VAE, epoch (\d+) of 6", run.note):
                 epochs.append(int(found[1]))
                 if len(epochs) == 3:
@@ -122,9 +122,9 @@ def test_a_killed_corrector(local_stack: Stack, undisturbed: Any) -> None:
         correction = client.create_correction(
             run, region_weights=[0.1, 0.4], learning_rates=[1e-3], methods=["all_weights"], epochs=3
         )
-        eventually(lambda: client.correction(run, correction.id).progress > 0.1, within_s=120)
+        eventually(lambda: client.correction(run, correction.id).progress > 0.1)
         local_stack.kill("corrector")
-        ended = client.wait_for_correction(run, correction.id, timeout_s=240)
+        ended = client.wait_for_correction(run, correction.id, timeout_s=RUN_TIMEOUT_S)
     assert ended.state == "succeeded", ended.error
     assert ended.regions_after.value > ended.regions_before.value
 

@@ -18,7 +18,7 @@ from services.storage.catalog import Catalog
 from services.triton.client import InferenceClient
 from tests.conftest import Stack, eventually
 from tests.planted import CLASSES, TRUE, WRONG, Planted
-from tests.scenario.conftest import SEARCH, failures
+from tests.scenario.conftest import RUN_TIMEOUT_S, SEARCH, failures
 
 RUN = "undisturbed"
 EPOCHS = {"epochs": int(SEARCH[1])}
@@ -70,7 +70,7 @@ def test_failures_as_they_are_found(client: Client, stack: Stack, subject: dict[
     client.create_run("streamed", **subject, search={"draws_per_source": 20, "shard_size": 200}, vae=EPOCHS)
     batches = list(client.failures("streamed"))
     got = [(f.source, f.round, f.draw) for batch in batches for f in batch.failures]
-    run = client.wait_for_run("streamed", timeout_s=60)
+    run = client.wait_for_run("streamed", timeout_s=RUN_TIMEOUT_S)
     assert len(got) == len(set(got)) == run.counts.failures > 0
     middle = len(batches) // 2
     rest = [
@@ -129,7 +129,7 @@ def test_preprocessing_that_is_not_that_of_the_training(
     """A model that misreads labelled images is no subject of a search: the run fails, with both figures."""
     client.add_model("negative", planted.onnx, CLASSES, Preprocessing(low=1000.0, high=1001.0))
     client.create_run("mismatch", model="negative", dataset=subject["dataset"], vae=EPOCHS)
-    run = client.wait_for_run("mismatch", timeout_s=60)
+    run = client.wait_for_run("mismatch", timeout_s=RUN_TIMEOUT_S)
     assert (run.state, run.error_reason) == ("failed", "PREPROCESSING_MISMATCH")
     assert "where 0.5 is declared" in run.error
 
@@ -137,7 +137,7 @@ def test_preprocessing_that_is_not_that_of_the_training(
 def test_a_vae_that_loses_too_much(client: Client, subject: dict[str, str]) -> None:
     """Reconstructions that the model cannot read would be failures of the VAE: the run fails, with the figures."""
     client.create_run("coarse", **subject, vae={"epochs": 1, "latent_dim": 2})
-    run = client.wait_for_run("coarse", timeout_s=60)
+    run = client.wait_for_run("coarse", timeout_s=RUN_TIMEOUT_S)
     assert (run.state, run.error_reason) == ("failed", "VAE_TOO_COARSE")
     assert "where 0.1 is allowed" in run.error
 
@@ -162,7 +162,7 @@ def test_a_pair_of_ones_own_and_an_oracle(
             # A second model that makes the same mistakes leaves nothing.
             validity={"oracle": "twin"},
         )
-        run = client.wait_for_run("own-pair", timeout_s=120)
+        run = client.wait_for_run("own-pair", timeout_s=RUN_TIMEOUT_S)
         assert run.state == "succeeded", run.error
         assert run.counts.failures == 0
         assert run.counts.rejected_by_oracle > 0
@@ -171,7 +171,7 @@ def test_a_pair_of_ones_own_and_an_oracle(
         client.create_run(
             "swapped", **subject, vae={"encoder": tmp_path / "decoder.onnx", "decoder": tmp_path / "encoder.onnx"}
         )
-        swapped = client.wait_for_run("swapped", timeout_s=60)
+        swapped = client.wait_for_run("swapped", timeout_s=RUN_TIMEOUT_S)
     assert (swapped.state, swapped.error_reason) == ("failed", "UNFIT_VAE")
 
 
@@ -179,7 +179,7 @@ def test_uniform_search_and_the_released_noise(client: Client, subject: dict[str
     """The method as published stays available: the same draws for each source, noise that is not centred."""
     search = {"draws_per_source": 10, "strategy": "uniform", "noise": "released", "max_failures_per_source": 10}
     client.create_run("released", **subject, search=search, vae=EPOCHS)
-    run = client.wait_for_run("released", timeout_s=120)
+    run = client.wait_for_run("released", timeout_s=RUN_TIMEOUT_S)
     assert run.state == "succeeded", run.error
     counts = run.counts
     searchable = counts.sources - counts.sources_wrong_on_image - counts.sources_wrong_on_reconstruction

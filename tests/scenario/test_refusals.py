@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import Stack
 from tests.planted import CLASSES, Planted
-from tests.scenario.conftest import SEARCH
+from tests.scenario.conftest import RUN_TIMEOUT_S, SEARCH
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_run_that_finds_nothing_ends_well(client: Client, undisturbed: Any, tm
         search=settings,
         vae={"epochs": int(SEARCH[1])},
     )
-    run = client.wait_for_run("nothing", timeout_s=120)
+    run = client.wait_for_run("nothing", timeout_s=RUN_TIMEOUT_S)
     assert run.state == "succeeded"
     assert run.counts.failures == 0
     assert "perturbations" in run.note
@@ -124,7 +124,7 @@ def test_a_run_can_be_cancelled(client: Client, undisturbed: Any) -> None:
     arguments = {"model": undisturbed["model"], "dataset": undisturbed["dataset"]}
     client.create_run("cancelled", **arguments, vae={"epochs": 500})
     client.cancel_run("cancelled")
-    assert client.wait_for_run("cancelled", timeout_s=60).state == "cancelled"
+    assert client.wait_for_run("cancelled", timeout_s=RUN_TIMEOUT_S).state == "cancelled"
     with pytest.raises(NotReady, match="cancelled"):
         client.regions("cancelled")
     with pytest.raises(AlreadyExists):
@@ -138,7 +138,7 @@ def test_two_corrections_of_one_model_at_once(client: Client, undisturbed: Any) 
     first = client.create_correction(run, epochs=1, methods=["continued"], learning_rates=[1e-3])
     with pytest.raises(Conflict, match=f"{first.id} is under way"):
         client.create_correction(run)
-    assert client.wait_for_correction(run, first.id, timeout_s=240).state == "succeeded"
+    assert client.wait_for_correction(run, first.id, timeout_s=RUN_TIMEOUT_S).state == "succeeded"
 
 
 def test_a_cancelled_correction(client: Client, undisturbed: Any) -> None:
@@ -150,7 +150,7 @@ def test_a_cancelled_correction(client: Client, undisturbed: Any) -> None:
     with pytest.raises(NotReady, match="not finished"):
         client.release(run, first.id)
     second = client.create_correction(run, epochs=1, methods=["continued"], learning_rates=[1e-3])
-    ended = client.wait_for_correction(run, second.id, timeout_s=240)
+    ended = client.wait_for_correction(run, second.id, timeout_s=RUN_TIMEOUT_S)
     assert ended.state == "succeeded", ended.error
     assert client.correction(run, first.id).state == "cancelled"
 
@@ -176,7 +176,7 @@ def test_a_factory_that_nobody_allowed(client: Client, undisturbed: Any) -> None
     run = undisturbed["id"]
     client.annotate(run, "r1", label="7")
     first = client.create_correction(run, torch_factory="os:getcwd")
-    ended = client.wait_for_correction(run, first.id, timeout_s=120)
+    ended = client.wait_for_correction(run, first.id, timeout_s=RUN_TIMEOUT_S)
     assert ended.state == "failed"
     assert "DEFUSE_TORCH_FACTORIES" in ended.error
 

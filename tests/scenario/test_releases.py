@@ -18,13 +18,12 @@ import tritonclient.grpc as triton
 from onnx import numpy_helper
 
 from services.localstack.child_process import free_port
-from tests.conftest import ROOT, Stack, eventually
+from tests.conftest import ROOT, TIMEOUT_S, Stack, eventually
 from tests.planted import CLASSES, TRUE, Planted
 from tests.scenario.conftest import corrected_spot, register
 
 MODEL, RUN = "shipped", "shipping"
 CANDIDATE = f"{MODEL}-candidate"
-GATEWAY_READY_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def another_gateway(stack: Stack, log: IO[str]) -> Iterator[str]:
     with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log, stdout=log) as process:
         try:
             with grpc.insecure_channel(address) as channel:
-                grpc.channel_ready_future(channel).result(GATEWAY_READY_S)
+                grpc.channel_ready_future(channel).result(TIMEOUT_S)
             yield address
         finally:
             process.terminate()

@@ -7,7 +7,7 @@ from opentelemetry.trace import format_span_id, format_trace_id
 
 from tests.collector import Span
 from tests.conftest import Stack, eventually
-from tests.scenario.conftest import SEARCH
+from tests.scenario.conftest import RUN_TIMEOUT_S, SEARCH
 
 RUN = "traced"
 
@@ -25,7 +25,7 @@ def test_a_run_is_one_trace(local_stack: Stack, undisturbed: Any) -> None:
             search={"draws_per_source": 4, "max_sources": 256},
             mixture={"kind": "plain", "max_components": 1, "min_support": 2},
         )
-        assert client.wait_for_run(RUN, timeout_s=120).state == "succeeded"
+        assert client.wait_for_run(RUN, timeout_s=RUN_TIMEOUT_S).state == "succeeded"
     trace = format_trace_id(caller.get_span_context().trace_id)
     root = format_span_id(caller.get_span_context().span_id)
     stages = {"handle prepare", "handle identify", "handle distill"}
@@ -37,8 +37,13 @@ def test_a_run_is_one_trace(local_stack: Stack, undisturbed: Any) -> None:
             *(span.id for span in spans),
         }
 
-    eventually(lambda: is_whole(collector.of_trace(trace)), within_s=60)
-    spans = collector.of_trace(trace)
+    spans: list[Span] = []
+
+    def came() -> bool:
+        spans[:] = collector.of_trace(trace)
+        return is_whole(spans)
+
+    eventually(came)
     assert {span.service for span in spans} == {"defuse-gateway", "defuse-generator", "defuse-distiller"}
     by_id = {span.id: span for span in spans}
     handled = [span for span in spans if span.name in stages]

@@ -1,1 +1,1 @@
-"""Whether a candidate may take the place of the version that callers get: measured beside it, on everything known."""
+"""The gate: whether a candidate may replace the champion."""

@@ -1,9 +1,9 @@
-"""The questions of the gate: each a figure, its interval, a bound, and the rule in words.
+"""The checks of the gate.
 
-Two kinds of rule, for two kinds of evidence. The test split as a whole has images enough to *prove* that nothing is
-lost: it must be non-inferior, which a candidate fails when in doubt. A class or a region seldom has: there a candidate
-fails when it loses more than the margin and chance does not explain that, over all of them (Holm, Scandinavian Journal
-of Statistics 1979); the check says how small a loss would have shown.
+Each has a figure, an interval, a bound, and a rule in words. There are two kinds of rule, for two kinds of evidence.
+The test split has enough images to prove that nothing is lost: a candidate must be non-inferior, and fails in doubt. A
+class or a region rarely has: there a candidate fails when it loses more than the margin and chance does not explain the
+loss, over all of them (Holm, Scandinavian Journal of Statistics 1979); the check states the smallest detectable loss.
 """
 
 import math
@@ -17,30 +17,33 @@ from scipy.special import log_softmax
 from scipy.stats import binom, norm
 
 from services.arrays import Array
-from services.statistics.paired_tests import CONFIDENCE, AccuracyDifference, PairedReadings
+from services.statistics.hypothesis_tests import CONFIDENCE, AccuracyDifference, PairedReadings
 
 Kind = Literal["file", "test", "class", "calibration", "region_gain", "region", "parity", "latency"]
-# Chance, over all classes or all regions together, of stopping a candidate that is as good as the base version.
+# Probability, over all classes or all regions together, of stopping a candidate as good as the base version.
 _FALSE_ALARMS = 0.05
 # Loss of test accuracy that must be excluded, as a share.
 TEST_MARGIN = 0.01
-# Loss of accuracy of a class or a region that is accepted, as a share. The same correction with other seeds differs by
-# up to 0.019 on a class of MNIST, without being worse (docs/reference/benchmarks.md).
+# Accepted loss of accuracy of a class or a region, as a share. The same correction with other seeds differs by up to
+# 0.019 on a class of MNIST, without being worse (docs/reference/benchmarks.md).
 CLASS_MARGIN = 0.025
 REGION_MARGIN = 0.02
-# More miscalibration that is accepted: a share of the base version's log loss, and no less than this in nats.
+# Accepted increase of miscalibration: a share of the base version's log loss, with a lower bound in nats.
 CALIBRATION_SHARE, CALIBRATION_MARGIN = 0.2, 0.01
-# Longer that a request may take, as a share.
+# Accepted increase of a request's latency, as a share.
 LATENCY_MARGIN = 0.15
 # Difference that rounding explains, relative to the largest output.
 PARITY_BOUND = 1e-3
-# Logarithms of temperatures that are looked at: beyond, no answer is worth anything.
+# Logarithms of the temperatures that are searched; beyond them, confidences are meaningless.
 _TEMPERATURES = (-4.0, 4.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """A figure against a bound. `trials` is how many images or turns it rests on."""
+    """A figure against a bound.
+
+    `trials` is the number of images or turns behind it.
+    """
 
     kind: Kind
     subject: str = ""
@@ -53,7 +56,10 @@ class CheckResult:
 
 
 def file_check(fault: str) -> CheckResult:
-    """Say whether the candidate can be compared at all; `fault` is empty where it can."""
+    """Check whether the candidate can be compared at all.
+
+    `fault` is empty when it can.
+    """
     return CheckResult(
         kind="file",
         passed=not fault,
@@ -62,7 +68,7 @@ def file_check(fault: str) -> CheckResult:
 
 
 def accuracy_check(readings: PairedReadings, margin: float = TEST_MARGIN) -> CheckResult:
-    """Ask whether the accuracy on the test split is non-inferior by a margin."""
+    """Check whether the test accuracy is non-inferior by a margin."""
     difference = readings.difference
     low, _ = difference.interval()
     return _change(
@@ -76,18 +82,24 @@ def accuracy_check(readings: PairedReadings, margin: float = TEST_MARGIN) -> Che
 
 
 def class_checks(readings: PairedReadings, labels: Array, classes: Sequence[str]) -> list[CheckResult]:
-    """Ask of every class that has test images whether it has lost; labels are class ids (n,)."""
+    """Check each class with test images for a loss.
+
+    Labels are class ids (n,).
+    """
     present = np.unique(labels).tolist()
     return _losses("class", {classes[label]: readings.take(labels == label) for label in present}, CLASS_MARGIN)
 
 
 def region_checks(regions: Mapping[str, PairedReadings]) -> list[CheckResult]:
-    """Ask of every region of the bank, by name, whether it has lost."""
+    """Check each region of the bank, by name, for a loss."""
     return _losses("region", regions, REGION_MARGIN)
 
 
 def gain_check(readings: PairedReadings) -> CheckResult:
-    """Ask whether the regions that a candidate corrects are read better, on held-out images that decided on nothing."""
+    """Check whether the corrected regions are classified better.
+
+    The images are held out, and had no part in the choice.
+    """
     difference = readings.difference
     low, _ = difference.interval()
     return _change(
@@ -103,10 +115,10 @@ def gain_check(readings: PairedReadings) -> CheckResult:
 
 
 def calibration_check(before: Array, after: Array, labels: Array) -> CheckResult:
-    """Ask whether the candidate's answers are miscalibrated by more than the base version's, beyond chance.
+    """Check whether the candidate is more miscalibrated, beyond chance.
 
-    Log-probabilities (n, k) and labels (n,). The figure is the increase of what one temperature for all images would
-    take off the mean log loss (Guo et al., ICML 2017): accuracy has no part in it.
+    Log-probabilities (n, k) and labels (n,). The figure is the increase of the part of the mean log loss that one
+    temperature for all images would remove (Guo et al., ICML 2017); it does not depend on accuracy.
     """
     increase = _excess(after, labels) - _excess(before, labels)  # (n,)
     figure = float(increase.mean())
@@ -124,7 +136,7 @@ def calibration_check(before: Array, after: Array, labels: Array) -> CheckResult
 
 
 def parity_check(executions: str, batch_size: int, one: Array, other: Array) -> CheckResult:
-    """Ask whether two executions of the candidate agree on a batch, (n, k) each."""
+    """Check whether two executions of the candidate agree on a batch, (n, k) each."""
     scale = max(1.0, float(np.abs(one).max(initial=0.0)))
     agrees = one.shape == other.shape and bool(np.isfinite(one).all() and np.isfinite(other).all())
     figure = float(np.abs(one - other).max(initial=0.0)) / scale if agrees else 1.0
@@ -140,10 +152,10 @@ def parity_check(executions: str, batch_size: int, one: Array, other: Array) -> 
 
 
 def latency_check(batch_size: int, before: Array, after: Array) -> CheckResult:
-    """Ask whether requests are shown to take longer; seconds of n requests to each, taken in turns, (n,).
+    """Check whether requests take longer.
 
-    The figure is the median of the ratios of neighbours, with the exact interval of a median: what slows the machine
-    down for a while slows both.
+    Seconds (n,) of n alternating requests to each version. The figure is the median ratio of neighbouring requests,
+    with the exact interval of a median: whatever slows the machine down for a while slows both.
     """
     ratios = np.sort(after / before)
     rank = int(binom.ppf((1 - CONFIDENCE) / 2, len(ratios), 0.5))
@@ -193,7 +205,10 @@ def _change(
 
 
 def _holm(p_values: Sequence[float]) -> list[bool]:
-    """Say which of several hypotheses are rejected, with a bounded chance of any false rejection (Holm 1979)."""
+    """Return which hypotheses are rejected (Holm 1979).
+
+    The probability of any false rejection is bounded.
+    """
     rejected = [False] * len(p_values)
     for rank, position in enumerate(np.argsort(p_values, kind="stable")):
         if p_values[position] > _FALSE_ALARMS / (len(p_values) - rank):
@@ -203,12 +218,15 @@ def _holm(p_values: Sequence[float]) -> list[bool]:
 
 
 def _least_shown(trials: int, hypotheses: int) -> float:
-    """Return the smallest loss that shows where nothing is gained: so many images that heads alone are unlikely."""
+    """Return the smallest loss that would be detected without any gain.
+
+    As many images as a sign test needs.
+    """
     return min(1.0, math.ceil(math.log2(hypotheses / _FALSE_ALARMS)) / trials) if trials else 1.0
 
 
 def _excess(log_probabilities: Array, labels: Array) -> Array:
-    """Return of each image (n,) the log loss over that at the best temperature."""
+    """Return each image's (n,) log loss above that at the best temperature."""
 
     def losses(log_temperature: float) -> Array:
         return _losses_of(log_softmax(log_probabilities / math.exp(log_temperature), axis=1), labels)

@@ -1,33 +1,95 @@
-"""A candidate compared with the champion: outputs, latency, parity, on everything known of their model."""
+"""A candidate compared with the champion, and the regression bank."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import onnx
 import torch
+from defuse import names
 from defuse.errors import DeadlineExceeded, DefuseError, InvalidInput, Unavailable
-from defuse.v1 import model_pb2
+from defuse.v1 import annotation_pb2, model_pb2
 from scipy.special import log_softmax
 
-from services.arrays import Array, as_floats
+from services.arrays import Array, as_floats, as_stored
+from services.corrector.correction_data import RegionData, carries_label, fresh_latents
 from services.corrector.evaluation import LocalVersion
 from services.corrector.gate import checks
 from services.corrector.gate.checks import CheckResult
-from services.corrector.gate.regression_bank import Bank
+from services.latent_space.autoencoder import read_decoder, read_label_model
 from services.onnx_graph.module import OnnxModule
-from services.statistics.paired_tests import PairedReadings
-from services.storage.catalog import LabelledImages
+from services.statistics.hypothesis_tests import PairedReadings
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import Catalog, LabelledImages
 from services.triton.preprocessing import preprocess
+
+# Images of one region: enough to show a loss of three in a hundred, few beside a test split.
+IMAGES = 256
+# At most so many of them are held-out failures; the others are fresh draws.
+_HELD_OUT = 128
+# Separates the draws of the bank from others of the same seed.
+_STREAM = 0x42414E4B
+
+
+class Bank:
+    """The regression bank.
+
+    The labelled regions of all runs of a model, each a test that the model must keep.
+    """
+
+    def __init__(self, store: ArtifactStore, model: model_pb2.Model) -> None:
+        self._store = store
+        self._catalog = Catalog(store)
+        self._model = model
+
+    def regions(self) -> Mapping[str, str]:
+        """Return the label of each region by `runs/{run}/regions/{region}`, by present annotations."""
+        return {
+            region.name: region.annotation.label
+            for run in self._catalog.runs_of(self._model.name)
+            for region in self._catalog.regions(run.name)
+            if region.annotation.verdict == annotation_pb2.Annotation.VERDICT_LABEL
+        }
+
+    def images(self, region_name: str, label: str) -> Array:
+        """Return the images (n, h, w, c) uint8 of a region.
+
+        Always the same ones, even after its run is deleted. Held-out failures come first, then fresh draws from its
+        Gaussian that carry the label: no correction was trained on either. Fewer than `IMAGES` when few draws carry the
+        label; none is repeated.
+        """
+        key = keys.regression_images(self._model.name, region_name, label)
+        if not self._store.exists(key):
+            self._store.create_arrays(key, {"images": self._drawn(region_name, label)})
+        return self._store.read_arrays(key)["images"]
+
+    def _drawn(self, region_name: str, label: str) -> Array:
+        run = self._catalog.run(names.parent(region_name))
+        arrays = self._store.read_arrays(keys.region_arrays(region_name))
+        held_out = arrays["held_out_latent"][:_HELD_OUT]
+        label_id = list(self._model.classes).index(label)
+        least = run.config.validity.min_label_probability
+        region = RegionData(latent=held_out, mean=arrays["mean"], covariance=arrays["covariance"], label=label_id)
+        fresh = fresh_latents(
+            region,
+            IMAGES - len(held_out),
+            carries_label(read_label_model(self._store, run.config), label_id, least),
+            np.random.default_rng([run.config.seed, _STREAM]),
+        )
+        latent = np.concatenate([held_out, fresh])
+        if not len(latent):
+            return np.zeros((0, *self._model.image_shape), np.uint8)
+        return as_stored(read_decoder(self._store, run.config)(latent))
 
 
 class Version(Protocol):
-    """Images in, logits out."""
+    """A version of a classifier: images in, logits out."""
 
     model: model_pb2.Model
-    # Whether Triton answers.
+    # Whether Triton serves it.
     served: bool
 
     def classify(self, images: Array) -> Array:
@@ -38,7 +100,10 @@ class Version(Protocol):
 
 
 class CandidateFaults:
-    """A candidate whose errors are its own fault: InvalidInput, unless Triton is away."""
+    """A candidate whose errors are its own fault.
+
+    InvalidInput, unless Triton is away.
+    """
 
     def __init__(self, version: Version) -> None:
         self.model, self.served = version.model, version.served
@@ -63,23 +128,27 @@ class CandidateFaults:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedCandidate:
-    """A candidate, and name and version under which Triton serves it; no name where it runs here."""
+    """A candidate, and its name and version in Triton.
+
+    No name when it runs in this process.
+    """
 
     name: str
     version: int
     classifier: Version
 
 
-# Turns for each batch size; fewer where they would take longer than this in all, but some.
+# Turns for each batch size, their least number, and seconds after which further turns are left out.
 _TURNS, _LEAST_TURNS, _MOST_S = 60, 8, 15.0
-# Requests to each before the first turn counts.
+# Uncounted requests to each version before the first turn.
 _WARM_UP = 3
 
 
-def seconds(before: Version, after: Version, images: Array) -> tuple[Array, Array]:
-    """Return how long the same request takes with each version, in turns, (n,) seconds each.
+def measure_latency(before: Version, after: Version, images: Array) -> tuple[Array, Array]:
+    """Return the seconds (n,) that a request takes with each version.
 
-    Images (m, c, h, w) in [0, 1] are one request. Who comes first changes from turn to turn.
+    The versions alternate in n turns. Images (m, c, h, w) in [0, 1] are one request. The order changes from turn to
+    turn.
     """
     versions = (before, after)
     for version in versions * _WARM_UP:
@@ -95,17 +164,17 @@ def seconds(before: Version, after: Version, images: Array) -> tuple[Array, Arra
     return np.array(taken[0]), np.array(taken[1])
 
 
-# Images that are asked about alone and in a batch.
+# Images that are classified alone and in a batch.
 _ALONE = 8
-# Images of one request, where what is asked is no batch size: live callers wait behind it.
+# Images of one request where the batch size is free: live callers wait behind it.
 _FEW = 32
 Say = Callable[[str], None]
 
 
 class Comparison:
-    """Two versions of a model, and what they answer for the test split.
+    """Two versions of a model, and their answers for the test split.
 
-    Raises InvalidInput where the second one's answers are no numbers.
+    Raises InvalidInput when the candidate's answers are not finite.
     """
 
     def __init__(self, before: Version, after: Version, test: LabelledImages) -> None:
@@ -113,7 +182,7 @@ class Comparison:
         self.before, self.after = before, after
         self._labels = test.labels
         self._images = test.images
-        logits = [_few_at_a_time(version.classify_stored, test.images) for version in (before, after)]
+        logits = [_in_small_requests(version.classify_stored, test.images) for version in (before, after)]
         if wrong := int((~np.isfinite(logits[1])).any(axis=1).sum()):
             raise InvalidInput(
                 f"the candidate's answers for {wrong} of {len(test.labels)} test images are not finite; look for "
@@ -124,21 +193,28 @@ class Comparison:
 
     @property
     def test(self) -> PairedReadings:
-        """What both read correctly of the test split."""
+        """Correctness of both versions on the test split."""
         before, after = (answers.argmax(axis=1) == self._labels for answers in self._answers)
         return PairedReadings(before=before, after=after)
 
     def region(self, images: Array, label_id: int) -> PairedReadings:
-        """Return what both read correctly of images (n, c, h, w) in [0, 1] of one class."""
+        """Return both versions' correctness on images of one class.
+
+        Images (n, c, h, w) are in [0, 1].
+        """
         before, after = (
-            _few_at_a_time(version.classify, images).argmax(axis=1) == label_id for version in (self.before, self.after)
+            _in_small_requests(version.classify, images).argmax(axis=1) == label_id
+            for version in (self.before, self.after)
         )
         return PairedReadings(before=before, after=after)
 
     def checks(
         self, bank: Bank, file: bytes, *, gain: PairedReadings | None = None, say: Say = lambda _: None
     ) -> Iterator[CheckResult]:
-        """Yield every check of a candidate, whose ONNX file is given; `gain` where it corrects regions."""
+        """Yield every check of a candidate with this ONNX file.
+
+        `gain` when it corrects regions.
+        """
         yield checks.accuracy_check(self.test)
         yield from checks.class_checks(self.test, self._labels, self.model.classes)
         before, after = self._answers
@@ -175,24 +251,30 @@ class Comparison:
     def _latencies(self) -> Iterator[CheckResult]:
         sizes = self._batch_sizes()
         for size in sorted({sizes[0], sizes[-1]}):
-            yield checks.latency_check(size, *seconds(self.before, self.after, self._request(size)))
+            yield checks.latency_check(size, *measure_latency(self.before, self.after, self._request(size)))
 
     def _batch_sizes(self) -> list[int]:
         fixed = self.model.fixed_batch_size
         return [fixed] if fixed else sorted({1, 2, self.model.max_batch_size})
 
     def _request(self, size: int) -> Array:
-        """Return test images (size, c, h, w) in [0, 1], repeated where there are fewer."""
+        """Return test images (size, c, h, w) in [0, 1], repeated when there are fewer."""
         return as_floats(self._images[np.resize(np.arange(len(self._images)), size)])
 
 
-def _few_at_a_time(ask: Callable[[Array], Array], images: Array) -> Array:
-    """Return the logits (n, k) of images, also of none, asked so that others are answered in between."""
+def _in_small_requests(ask: Callable[[Array], Array], images: Array) -> Array:
+    """Return the logits (n, k) of images, classified in small requests.
+
+    n may be 0; other requests pass in between.
+    """
     return np.concatenate([ask(images[begin : begin + _FEW]) for begin in range(0, max(1, len(images)), _FEW)])
 
 
 def _network(file: bytes) -> OnnxModule | None:
-    """Return the candidate's graph in torch; None where it has an operator that torch does not read here."""
+    """Return the candidate's graph in torch.
+
+    None when it has an unsupported operator.
+    """
     try:
         return OnnxModule(onnx.load_model_from_string(file)).eval()
     except ValueError:
@@ -200,7 +282,10 @@ def _network(file: bytes) -> OnnxModule | None:
 
 
 def _torch_outputs(network: OnnxModule | None, inputs: Array) -> Array | None:
-    """Return the outputs (n, k) of a graph read in torch; None where it cannot be run there."""
+    """Return the outputs (n, k) of a graph in torch.
+
+    None when it cannot run there.
+    """
     if network is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Puts candidates to the gate and keeps what it said."""
+"""The decision of the gate: candidates are checked, and verdicts are stored."""
 
 import hashlib
 import time
@@ -12,13 +12,12 @@ from defuse.v1 import correction_pb2, gate_pb2, model_pb2, run_pb2
 
 from services.arrays import as_floats
 from services.corrector.correction_data import CorrectionData, HeldOutRegion
+from services.corrector.external_triton import AnyReleases
 from services.corrector.gate import checks
 from services.corrector.gate.checks import CheckResult
-from services.corrector.gate.comparison import CandidateFaults, Comparison, Say
-from services.corrector.gate.regression_bank import Bank
-from services.corrector.releases.external_triton import AnyReleases
-from services.corrector.releases.signature import check_same_signature
-from services.statistics.paired_tests import PairedReadings
+from services.corrector.gate.comparison import Bank, CandidateFaults, Comparison, Say
+from services.corrector.signature import check_same_signature
+from services.statistics.hypothesis_tests import PairedReadings
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages, check_fit
@@ -26,7 +25,7 @@ from services.storage.catalog import Catalog, LabelledImages, check_fit
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """What is judged, and beside what."""
+    """A candidate, and the version that it is compared with."""
 
     model: model_pb2.Model
     file: bytes
@@ -36,7 +35,7 @@ class _Subject:
 
 
 class Gate:
-    """Compares candidates with the version that callers get."""
+    """Judges candidates against the champion."""
 
     def __init__(self, store: ArtifactStore, releases: AnyReleases) -> None:
         self._store = store
@@ -44,11 +43,11 @@ class Gate:
         self._releases = releases
 
     def judge_file(self, model_name: str, digest: str, dataset: str = "") -> gate_pb2.GateVerdict:
-        """Say whether an uploaded file may take the place of the version that callers get.
+        """Judge an uploaded file as a replacement of the champion.
 
-        It is served under a name of its own meanwhile. `dataset` has the test split; by default that of the model's
-        newest run. Raises NotFound for an unknown model, file or data set, InvalidInput for a data set of other images
-        or classes, NotReady where there is no data set.
+        The file is served under a temporary name. `dataset` has the test split; by default that of the model's newest
+        run. Raises NotFound for an unknown model, file or data set, InvalidInput for a data set of other images or
+        classes, NotReady when there is no data set.
         """
         model = self._catalog.model(model_name)
         if not self._store.exists(keys.file(digest)):
@@ -60,7 +59,7 @@ class Gate:
         return self._judged(subject, self._catalog.split(dataset, "test", model))
 
     def judge_correction(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict:
-        """Say the same of a finished correction's candidate, of what is known now."""
+        """Judge the candidate of a finished correction, by what is known now."""
         materials = CorrectionData(self._store, correction)
         file = self._store.read_bytes(keys.corrected_file(correction.name))
         return self._judged(_subject(materials, file), materials.test, materials)
@@ -68,17 +67,17 @@ class Gate:
     def admit(
         self, correction: correction_pb2.Correction, *, approver: str = "", reason: str = ""
     ) -> gate_pb2.GateVerdict:
-        """Return the verdict with which a correction may answer callers; raise NotReady where it may not.
+        """Return the verdict with which a correction may answer callers.
 
-        The newest one that knows all that is known now, or one that is given now. One that is not passed needs an
-        approver and a reason.
+        Raises NotReady when it may not. The newest verdict that covers everything known now, or a new one. A failed
+        verdict needs an approver and a reason.
         """
         verdict = self._newest(correction) or self.judge_correction(correction)
         if not verdict.passed and not (approver and reason):
             failed = [check for check in verdict.checks if not check.passed]
             raise NotReady(
-                f"{correction.name} does not pass the gate: {'; '.join(map(in_words, failed))} "
-                f"(verdict {names.last(verdict.name)}). Correct again, or name who approves it and why",
+                f"{correction.name} does not pass the gate: {'; '.join(map(describe_check, failed))} "
+                f"(verdict {names.last(verdict.name)}). correct again, or give an approver and a reason",
                 reason="GATE_NOT_PASSED",
             )
         return verdict
@@ -86,14 +85,14 @@ class Gate:
     def verdict_on(
         self, comparison: Comparison, file: bytes, materials: CorrectionData, say: Say
     ) -> gate_pb2.GateVerdict:
-        """Say it of a correction's candidate that is served and compared already."""
+        """Judge a correction's candidate that is already served and compared."""
         bank = Bank(self._store, comparison.model)
         gain = self._gain(comparison, materials)
         found = [checks.file_check(""), *comparison.checks(bank, file, gain=gain, say=say)]
         return self._keep(_subject(materials, file), found, bank.regions())
 
     def _newest(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict | None:
-        """Return the newest verdict on a correction beside what callers get now, on all regions labelled now."""
+        """Return the newest verdict against the champion on all labelled regions."""
         model = self._catalog.model(correction.model)
         bank = Bank(self._store, model).regions()
         for key in reversed(self._store.keys(f"{model.name}/verdicts")):
@@ -104,11 +103,14 @@ class Gate:
         return None
 
     def _gain(self, comparison: Comparison, materials: CorrectionData) -> PairedReadings:
-        """Return what is read of the corrected regions: of held-out images, or of the bank's where there are none."""
-        if len((held_out := joined([read for _, read in region_readings(comparison, materials)])).before):
+        """Return the correctness on the corrected regions.
+
+        Held-out images, or the bank's when there are none.
+        """
+        if len((held_out := join_readings([read for _, read in region_readings(comparison, materials)])).before):
             return held_out
         bank = Bank(self._store, comparison.model)
-        return joined(
+        return join_readings(
             [
                 comparison.region(as_floats(bank.images(region.region, region.label)), region.label_id)
                 for region in materials.held_out_regions(deciding=False)
@@ -118,7 +120,10 @@ class Gate:
     def _judged(
         self, subject: _Subject, test: LabelledImages, materials: CorrectionData | None = None
     ) -> gate_pb2.GateVerdict:
-        """Serve the file under a name of its own and ask everything; a file that cannot be asked is not let through."""
+        """Serve the file under a temporary name and run all checks.
+
+        A file that cannot be run fails.
+        """
         model, bank = subject.model, Bank(self._store, subject.model)
         try:
             check_same_signature(model, subject.file)
@@ -135,7 +140,7 @@ class Gate:
     def _keep(self, subject: _Subject, found: Sequence[CheckResult], bank: Mapping[str, str]) -> gate_pb2.GateVerdict:
         digest = hashlib.sha256(subject.file).hexdigest()
         verdict = gate_pb2.GateVerdict(
-            # Seconds first, so that names sort by time.
+            # Seconds come first, so that names sort by time.
             name=f"{subject.model.name}/verdicts/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{digest[:8]}",
             base_version=subject.base_version,
             digest=digest,
@@ -162,22 +167,25 @@ class Gate:
 
 
 def region_readings(comparison: Comparison, materials: CorrectionData) -> list[tuple[HeldOutRegion, PairedReadings]]:
-    """Return what both versions read of the held-out images of each corrected region, those that decided on nothing."""
+    """Return both versions' correctness on each corrected region's held-out images.
+
+    Images that decided are left out.
+    """
     return [
         (region, comparison.region(materials.decoded(region.latent), region.label_id))
         for region in materials.held_out_regions(deciding=False)
     ]
 
 
-def joined(readings: Sequence[PairedReadings]) -> PairedReadings:
-    """Return readings of several sets of images as those of one."""
+def join_readings(readings: Sequence[PairedReadings]) -> PairedReadings:
+    """Concatenate paired readings."""
     return PairedReadings(
         before=np.concatenate([one.before for one in readings]), after=np.concatenate([one.after for one in readings])
     )
 
 
-def in_words(check: gate_pb2.Check) -> str:
-    """Return what a check found, in a few words."""
+def describe_check(check: gate_pb2.Check) -> str:
+    """Return the finding of a check in a few words."""
     kind = gate_pb2.Check.Kind.Name(check.kind).removeprefix("KIND_").lower().replace("_", " ")
     if check.kind == gate_pb2.Check.KIND_FILE:
         return f"{kind}: {check.rule}"
@@ -186,7 +194,7 @@ def in_words(check: gate_pb2.Check) -> str:
 
 
 def _subject(materials: CorrectionData, file: bytes) -> _Subject:
-    """Return a correction's candidate beside the version that it starts from."""
+    """Return a correction's candidate, to be compared with its base version."""
     return _Subject(
         model=materials.model,
         file=file,

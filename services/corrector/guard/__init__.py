@@ -1,1 +1,1 @@
-"""The guard: a release's regions as one ONNX model, that says of live images which known region they fall in."""
+"""The guard: a model that tells the known region of live images."""

@@ -1,4 +1,7 @@
-"""Guards of the labelled regions of a run: built, calibrated on real images, measured and served."""
+"""Guards of the labelled regions of a run.
+
+Built, calibrated on real images, measured and served.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,25 +25,24 @@ from defuse.v1 import (
 from services.arrays import Array, as_floats, as_stored
 from services.corrector.correction_data import RegionData, carries_label, sample_region
 from services.corrector.evaluation import LocalVersion
+from services.corrector.external_triton import AnyReleases
 from services.corrector.guard.graph import GaussianMixtures, GuardMixtures, guard_graph
-from services.corrector.releases.external_triton import AnyReleases
 from services.latent_space.autoencoder import read_decoder, read_encoder, read_label_model
-from services.onnx_graph.sessions import in_batches, onnx_function
+from services.onnx_graph.onnx_files import in_batches, onnx_function
 from services.runtime import telemetry
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.catalog import Catalog, LabelledImages
-from services.storage.estimates import estimate
+from services.storage.catalog import Catalog, LabelledImages, estimate
 from services.triton.preprocessing import preprocess
 
 FALSE_ALARM_RATE = 0.05
-# Latents that a region's Gaussian is fitted to.
+# Latents to which a region's Gaussian is fitted.
 _DRAWS = 1_000
-# Real images that a guard is calibrated on, and measured on: enough for a tenth of a per cent.
+# Real images for calibration and measurement: enough for a rate of one in a thousand.
 _MOST_IMAGES = 10_000
-# Entries of the table that typicality is told from.
+# Entries of the typicality table.
 _TABLE = 1_000
-# Sets the draws of guards apart from others of the same seed.
+# Separates the draws of guards from others of the same seed.
 _STREAM = 0x47554152
 _BATCH = 256
 
@@ -54,7 +56,7 @@ class BuiltGuard:
 
 
 class GuardBuilder:
-    """Reads what a run left."""
+    """Builds guards from the artifacts of a run."""
 
     def __init__(self, store: ArtifactStore, run: run_pb2.Run) -> None:
         self._store = store
@@ -63,9 +65,9 @@ class GuardBuilder:
         self.model: model_pb2.Model = self._catalog.model(run.config.model)
 
     def build(self, false_alarm_rate: float = FALSE_ALARM_RATE) -> BuiltGuard:
-        """Make the guard of the regions that have a label now.
+        """Build the guard of the regions that have a label now.
 
-        Raises NotReady where there are none, or too few images to calibrate on; InvalidInput for a rate outside (0, 1).
+        Raises NotReady when there are none, or too few images for calibration; InvalidInput for a rate outside (0, 1).
         """
         if not 0 < false_alarm_rate < 1:
             raise InvalidInput(
@@ -124,9 +126,9 @@ class GuardBuilder:
         )
 
     def _encoded(self, region: correction_pb2.LabelledRegion, arrays: dict[str, Array]) -> Array:
-        """Return posterior means (n, d) of pictures of a region: what the encoder makes of them, as it will live.
+        """Return posterior means (n, d) of a region's images.
 
-        They are not the latents that the pictures were decoded from: the way there and back draws them together.
+        They differ from the latents behind the images: decoding and encoding draws them together.
         """
         config, label = self._run.config, self._class_id(region.label)
         data = RegionData(latent=arrays["latent"], mean=arrays["mean"], covariance=arrays["covariance"], label=label)
@@ -140,11 +142,14 @@ class GuardBuilder:
         return read_encoder(self._store, config)(self._pictures(latent))
 
     def _pictures(self, latent: Array) -> Array:
-        """Return the images (n, c, h, w) of latents (n, d), rounded as a camera's are."""
+        """Return the images (n, c, h, w) of latents (n, d), rounded to eight bits."""
         return as_floats(as_stored(read_decoder(self._store, self._run.config)(latent)))
 
     def _clean_held_out(self) -> Array:
-        """Return searched images (n, h, w, c) that no region was fitted around and the version reads correctly."""
+        """Return correctly classified images that no region was fitted around.
+
+        Searched images (n, h, w, c).
+        """
         sources = self._store.read_arrays(keys.sources(self._run.name))
         held_out = self._few(sources["index"][sources["held_out"] == 1])
         split = self._split(keys.SEARCHED_SPLIT)
@@ -152,7 +157,10 @@ class GuardBuilder:
         return np.asarray(images.images[self._searched_version().reads_stored_correctly(images)])
 
     def _measure(self, record: guard_pb2.Guard, inside: Callable[[Array], Array]) -> None:
-        """Say in a record what its guard finds; `inside` says it of images (n, c, h, w) in [0, 1], (n,)."""
+        """Write a guard's measured rates into its record.
+
+        `inside` tests images (n, c, h, w) in [0, 1], (n,) bool.
+        """
         split = self._split("test")
         rows = self._few(np.arange(len(split.labels)))
         test = LabelledImages(images=split.images[rows], labels=split.labels[rows])
@@ -166,7 +174,7 @@ class GuardBuilder:
         record.recall.CopyFrom(_share(inside(self._pictures(held_out)) if len(held_out) else held_out))
 
     def _risk(self, file: bytes) -> Callable[[Array], Array]:
-        """Return a guard as a function: images (n, c, h, w) in [0, 1] to their risks (n,)."""
+        """Return a guard as a function: images (n, c, h, w) in [0, 1] to risks (n,)."""
         run, position = onnx_function(file), OUTPUTS.index(RISK)
         fixed = self.model.fixed_batch_size
 
@@ -181,7 +189,7 @@ class GuardBuilder:
         return LocalVersion(self._store.read_bytes(keys.model_file(self.model.name, version)), self.model)
 
     def _few(self, rows: Array) -> Array:
-        """Return some rows, ascending, the same ones each time."""
+        """Return a fixed sample of rows, ascending."""
         generator = np.random.default_rng([self._run.config.seed, _STREAM])
         return np.sort(generator.choice(rows, size=min(_MOST_IMAGES, len(rows)), replace=False))
 
@@ -193,10 +201,11 @@ class GuardBuilder:
 
 
 def conformal_threshold(risk: Array, false_alarm_rate: float) -> float:
-    """Return the risk that an image like those with the given ones (n,) reaches with a probability of at most the rate.
+    """Return a threshold that new images exceed with a bounded probability.
 
-    Split conformal prediction (Vovk, Gammerman and Shafer, 2005): the ceil((1 - rate) (n + 1))-th smallest, of which
-    the next number up is taken, since the threshold itself counts as inside. Raises NotReady for too few images.
+    The new images are like those of the given risks (n,). Split conformal prediction (Vovk, Gammerman and Shafer,
+    2005): the ceil((1 - rate) (n + 1))-th smallest risk, rounded up to the next float, since the threshold itself
+    counts as inside. Raises NotReady for too few images.
     """
     rank = math.ceil((1 - false_alarm_rate) * (len(risk) + 1))
     if rank > len(risk):
@@ -214,7 +223,7 @@ def _share(found: Array) -> tensor_pb2.Estimate:
 
 
 class GuardIssuer:
-    """The guards of all models."""
+    """Builds guards and has them served."""
 
     def __init__(self, store: ArtifactStore, releases: AnyReleases) -> None:
         self._store = store
@@ -222,7 +231,7 @@ class GuardIssuer:
         self._releases = releases
 
     def requested(self, request: corrector_service_pb2.IssueGuardRequest) -> guard_pb2.Guard:
-        """Return the guard of a request, made now unless it was before."""
+        """Return the guard of a request; built on the first call."""
         model = self._catalog.run(request.run).config.model
         for guard in self._catalog.guards(model) if request.request_id else ():
             if guard.request_id == request.request_id:
@@ -230,9 +239,9 @@ class GuardIssuer:
         return self.issue(request.run, request.false_alarm_rate, request_id=request.request_id)
 
     def issue(self, run_name: str, false_alarm_rate: float = 0.0, *, request_id: str = "") -> guard_pb2.Guard:
-        """Make a guard of the labelled regions of a run and serve it beside its model; a rate of 0 takes the default.
+        """Build a guard of a run's labelled regions and serve it.
 
-        Raises as `GuardBuilder.build` does, NotFound for an unknown run.
+        A rate of 0 takes the default. Raises as `GuardBuilder.build` does, NotFound for an unknown run.
         """
         builder = GuardBuilder(self._store, self._catalog.run(run_name))
         built, model = builder.build(false_alarm_rate or FALSE_ALARM_RATE), builder.model
@@ -242,12 +251,15 @@ class GuardIssuer:
         record.guard_model, record.guarded_model = names.guard_model(model_id), names.guarded_model(model_id)
         record.model_version, record.request_id = model.champion_version, request_id
         record.create_time.GetCurrentTime()
-        self._store.write_bytes(keys.onnx_of(record.name), built.file)
+        self._store.write_bytes(keys.onnx_file(record.name), built.file)
         self._store.write_message(keys.guard(record.name), record)
         return record
 
     def renew(self, run_name: str, release: release_pb2.Release) -> None:
-        """Make the guard of a release that was made, once; a release does not fail for it."""
+        """Build the guard of a release, once.
+
+        Its failure does not fail the release.
+        """
         guards, since = self._catalog.guards(release.model), release.create_time.ToNanoseconds()
         if any(guard.run == run_name and guard.create_time.ToNanoseconds() >= since for guard in guards):
             return

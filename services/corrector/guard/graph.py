@@ -1,4 +1,8 @@
-"""The guard as one ONNX graph: classifier input -> encoder -> region, risk, inside or not."""
+"""The guard as one ONNX graph.
+
+Classifier input -> encoder -> region, risk, inside or not. The graph is written around the encoder's own graph at its
+own opset, since any exporter may have made it: every operator used here has the same meaning from opset 13 on.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,13 +17,16 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 from services.arrays import Array
 from services.statistics.gaussian import shrunk_covariance
 
-# Least variance of a component, in squared aggregate sds: latents that lie in a plane would have none.
+# Least variance of a component, in squared aggregate sds: coplanar latents would have none.
 _LEAST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMixtures:
-    """Gaussians over points x (n, d): k weights, means and inverses of the lower Cholesky factors of covariances."""
+    """Gaussians over points x (n, d).
+
+    K weights, means, and inverses of the covariances' lower Cholesky factors.
+    """
 
     log_weight: Array  # (k,)
     mean: Array  # (k, d)
@@ -27,10 +34,10 @@ class GaussianMixtures:
 
     @classmethod
     def of(cls, parts: Sequence[Array], weights: Sequence[float]) -> Self:
-        """Fit one Gaussian to each of k sets of points (n, d), none of which is empty.
+        """Fit one Gaussian to each of k non-empty sets of points (n, d).
 
-        Small sets lean on the covariance that all have in common, which counts as much as d points: the mean of the
-        posterior under the Wishart prior that the distiller's mixture has.
+        The covariance of a set is shrunk towards the pooled one, which counts as d points: the posterior mean under the
+        Wishart prior of the distiller's mixture.
         """
         pooled = _pooled(parts)
         covariances = [shrunk_covariance(_scatter(x), len(x), pooled) for x in parts]
@@ -42,7 +49,7 @@ class GaussianMixtures:
 
     @property
     def log_scale(self) -> Array:
-        """The log of weight times density at the mean, but for `(2 pi)^(-d/2)`, (k,)."""
+        """Log of weight times density at the mean, without `(2 pi)^(-d/2)`, (k,)."""
         return np.asarray(self.log_weight + np.log(np.diagonal(self.whitening, axis1=1, axis2=2)).sum(axis=1))
 
 
@@ -58,7 +65,7 @@ def _scatter(x: Array) -> Array:
     return np.asarray(centred.T @ centred)
 
 
-# The outputs' ONNX types, in their order.
+# ONNX types of the outputs, in order.
 _TYPES = {
     REGION: TensorProto.STRING,
     INDEX: TensorProto.INT64,
@@ -72,26 +79,30 @@ _ENCODER = "encoder_"
 
 @dataclass(frozen=True, kw_only=True)
 class GuardMixtures:
-    """What the guard tells images by: mixtures over latents in units of `scale`, and how usual real images are."""
+    """The latent mixtures behind a guard, and typicality.
 
-    # Names of the regions, k of them, in the order of the mixture's components.
+    Latents are in units of `scale`.
+    """
+
+    # Names of the k regions, in the order of the mixture's components.
     names: Sequence[str]
     regions: GaussianMixtures
     real: GaussianMixtures
-    # (d,): posterior means are divided by it.
+    # (d,): divisor of posterior means.
     scale: Array
-    # Log densities of real images under `aggregate`, ascending, (q,): what typicality is told from.
+    # Log densities of real images under `aggregate`, ascending, (q,): the typicality table.
     aggregate: GaussianMixtures
     log_density: Array
 
 
 def guard_graph(encoder: bytes, model: model_pb2.Model, known: GuardMixtures, *, threshold: float) -> bytes:
-    """Return the ONNX file of a guard; `threshold` is the least risk that counts as inside.
+    """Return the ONNX file of a guard.
 
-    Its input is the classifier's, preprocessed as the classifier declares it, (n, ...). Its outputs are (n, 1) each:
-    name of the region, empty outside of all; index of the likeliest region, inside or not; risk, the log of how much
-    likelier the image is in a region than among real images; whether the risk reaches the threshold; typicality, the
-    share of real images that are less usual. Raises ValueError for an encoder that is no ONNX graph of one input.
+    `threshold` is the least risk that counts as inside. The input is the classifier's, preprocessed as it declares, (n,
+    ...). The outputs are (n, 1) each: name of the region, empty outside all regions; index of the likeliest region,
+    inside or not; risk, the log likelihood ratio of the region against real images; whether the risk reaches the
+    threshold; typicality, the share of real images that are less typical. Raises ValueError for an encoder that is not
+    an ONNX graph of one input.
     """
     body = _encoder(encoder)
     write = _Writer()
@@ -115,7 +126,7 @@ def guard_graph(encoder: bytes, model: model_pb2.Model, known: GuardMixtures, *,
 
 
 def _encoder(file: bytes) -> onnx.ModelProto:
-    """Return an encoder with names of its own, at an opset in which the head can be written."""
+    """Return the encoder with unique names, at a supported opset."""
     model = onnx.load_model_from_string(file)
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     if opset < _LEAST_OPSET:
@@ -125,14 +136,14 @@ def _encoder(file: bytes) -> onnx.ModelProto:
 
 @dataclass(kw_only=True)
 class _Writer:
-    """Collects nodes and constants, named by their numbers."""
+    """Collects nodes and constants, named by number."""
 
     prefix: str = "pixels_"
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
 
     def add(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Add a node of one output; return the output's name."""
+        """Add a node with one output; return the output's name."""
         output = name or f"{self.prefix}{operator.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=f"make_{output}", **attributes))
         return output
@@ -166,7 +177,7 @@ def _channels_first(model: model_pb2.Model) -> bool:
 
 
 def _pixels(write: _Writer, model: model_pb2.Model) -> str:
-    """Undo what the classifier's owner declared: its input to images (n, c, h, w) in [0, 1]."""
+    """Invert the preprocessing: classifier input to images (n, c, h, w) in [0, 1]."""
     declared = model.preprocessing
     pixels = write.add("Cast", model.input_name, to=TensorProto.FLOAT)
     if not _channels_first(model):
@@ -184,8 +195,8 @@ def _per_channel(values: Sequence[float]) -> Array:
 
 
 def _head(write: _Writer, mu: str, known: GuardMixtures, threshold: float) -> None:
-    """Write what follows the encoder, from posterior means (n, d) to the outputs."""
-    # Around a point amid the real images: far from it, float32 knows no distances.
+    """Write the graph behind the encoder, from posterior means (n, d) to the outputs."""
+    # Relative to a point amid the real images: far from the origin, float32 cannot resolve distances.
     centre = np.exp(known.real.log_weight) @ known.real.mean
     x = write.add("Div", mu, write.constant(known.scale.astype(np.float32)))
     x = write.add("Sub", x, write.constant(centre.astype(np.float32)))  # (n, d)
@@ -205,8 +216,9 @@ def _head(write: _Writer, mu: str, known: GuardMixtures, threshold: float) -> No
 
 
 def _log_density(write: _Writer, x: str, mixture: GaussianMixtures, centre: Array) -> tuple[str, str]:
-    """Write the log density (n, 1) of points x (n, d) around a centre, but for `(2 pi)^(-d/2)`, and the likeliest
-    component (n, 1).
+    """Write the log density (n, 1) of points, and the likeliest component.
+
+    Points x (n, d) are relative to a centre; `(2 pi)^(-d/2)` is left out; the component is (n, 1).
     """
     components, dim = mixture.mean.shape
     towards = mixture.whitening.transpose(2, 0, 1).reshape(dim, components * dim)

@@ -1,4 +1,7 @@
-"""A Dirichlet-process mixture by variational Bayes: an iteration is two matrix products, over any number of points."""
+"""A Dirichlet-process mixture by variational Bayes.
+
+An iteration is two matrix products, for any number of points.
+"""
 
 from services.distiller.mixture.estimator import DirichletProcessMixture
 

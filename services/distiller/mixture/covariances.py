@@ -1,8 +1,8 @@
-"""The four shapes a component's covariance can have: what of a point they need, and what they make of the sums.
+"""The four covariance types of a component.
 
-A component is told by sums over points, weighted by responsibility, of a row of features: 1, x, and the products that
-the covariance needs. The log density of a point is linear in the same features, so that an iteration is two matrix
-products, whatever the shape.
+The features of a point that each needs, and what follows from their sums. A component is determined by
+responsibility-weighted sums over points of a feature row: 1, x, and the products that the covariance needs. The log
+density of a point is linear in the same features, so an iteration is two matrix products for every type.
 """
 
 import math
@@ -18,48 +18,63 @@ CovarianceType = Literal["full", "tied", "diag", "spherical"]
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Weighted sums over the points of K components, in the coordinates of the fit."""
+    """Weighted sums over the points of K components, in fit coordinates."""
 
     count: Tensor  # (K,)
     mean: Tensor  # (K, d)
-    # (K, ...) covariance of the points of each component; (d, d) of all where it is tied
+    # (K, ...) covariance of the points of each component; (d, d) over all when tied
     covariance: Tensor
 
 
 class Shape(Protocol):
-    """One of the four, in d dimensions."""
+    """One covariance type in d dimensions."""
 
     def width(self) -> int:
-        """Return the number of features of a point."""
+        """Number of features of a point."""
 
     def features(self, x: Tensor) -> Tensor:
         """Return features (n, f) of points x (n, d)."""
 
     def moments(self, sums: Tensor, scatter: Tensor, count: Tensor, /) -> Moments:
-        """Return moments from sums of features (K, f), the scatter of all points (d, d) if tied, and counts (K,)."""
+        """Return moments from sums of features (K, f) and counts (K,).
+
+        Tied covariances also need the scatter of all points (d, d).
+        """
 
     def expand(self, covariance: Tensor) -> Tensor:
-        """Return covariances or their like as matrices (K, d, d) or (d, d)."""
+        """Return covariances, or matrices of their shape, as (K, d, d) or (d, d)."""
 
     def outer(self, difference: Tensor, weight: Tensor) -> Tensor:
         """Return the products (K, ...) of differences (K, d) with themselves, times weights (K,)."""
 
     def precision_root(self, covariance: Tensor) -> Tensor:
-        """Return the root U of the precision, U U^T = covariance^-1, of the covariance's shape."""
+        """Return the root U of the precision, in the covariance's shape.
+
+        U U^T = covariance^-1.
+        """
 
     def log_determinant(self, root: Tensor) -> Tensor:
         """Return the log determinants (K,) or () of roots."""
 
     def coefficients(self, mean: Tensor, root: Tensor) -> Tensor:
-        """Return what features (f,) are multiplied by to get -1/2 (x - m)^T P (x - m), (f, K), but for common terms."""
+        """Return the coefficients (f, K) of features in the log density.
+
+        They give -1/2 (x - m)^T P (x - m), without common terms.
+        """
 
     def common(self, x: Tensor, root: Tensor) -> Tensor:
-        """Return what `coefficients` leaves out, as it is the same for all components: (n, 1), zeros but where tied."""
+        """Return the terms (n, 1) that `coefficients` leaves out as equal for all components.
+
+        Zeros unless tied.
+        """
 
 
 @dataclass(frozen=True)
 class Full:
-    """Each component has a covariance matrix (K, d, d). Products of pairs i <= j are packed row by row."""
+    """Each component has a covariance matrix (K, d, d).
+
+    Products of pairs i <= j are packed row by row.
+    """
 
     dim: int
 
@@ -80,7 +95,7 @@ class Full:
         dim = self.dim
         mean = sums[:, 1 : 1 + dim] / count[:, None]
         second = _unpacked(sums[:, 1 + dim :], dim)  # (K, d, d)
-        # sum r (x - m)(x - m)^T / n with m = sum r x / n; n may be a trifle more than sum r
+        # sum r (x - m)(x - m)^T / n with m = sum r x / n; n may be slightly larger than sum r
         slack = 2.0 - (sums[:, 0] / count)[:, None, None]
         return Moments(
             count=count,
@@ -115,7 +130,7 @@ class Full:
 
 @dataclass(frozen=True)
 class Tied:
-    """All components share one covariance matrix (d, d); its quadratic term is the same for all of them."""
+    """All components share one covariance matrix (d, d), so their quadratic term is equal."""
 
     dim: int
 
@@ -234,7 +249,7 @@ LOG_2_PI = math.log(2 * math.pi)
 
 
 def reduced(covariance: Tensor, kind: CovarianceType) -> Tensor:
-    """Return of covariance matrices (..., d, d) what a type keeps."""
+    """Return the part of covariance matrices (..., d, d) that a type keeps."""
     if kind in ("full", "tied"):
         return covariance
     variances = covariance.diagonal(dim1=-2, dim2=-1)
@@ -249,7 +264,7 @@ def _precision_root(covariance: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor, dim: int) -> Tensor:
-    """Return symmetric matrices (K, d, d) of their packed upper triangles (K, d (d + 1) / 2)."""
+    """Return symmetric matrices (K, d, d) from packed upper triangles (K, d (d + 1) / 2)."""
     i, j = torch.triu_indices(dim, dim, device=packed.device)
     out = packed.new_empty(len(packed), dim, dim)
     out[:, i, j] = packed

@@ -1,4 +1,7 @@
-"""The data of a fit: whitened coordinates, and chunks of points in memory or mapped from disk."""
+"""The data of a fit.
+
+Whitened coordinates, and chunks of points in memory or mapped from disk.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,16 +16,16 @@ from torch import Tensor
 from services.distiller.mixture.covariances import CovarianceType
 from services.distiller.mixture.parallel import Reducer
 
-# Least variance of a direction beside that of the dimensions it lies in.
+# Least variance of a direction, relative to that of its dimensions.
 _LEAST_SHARE = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """The map `x -> (x - centre) @ matrix`; what leaves a fit is mapped back.
+    """The map `x -> (x - centre) @ matrix`.
 
-    It whitens where components have whole covariance matrices. Where they have variances, it may not turn the axes, and
-    where they have one variance, it may not stretch them.
+    Results of a fit are mapped back. It whitens for full covariance matrices. For diagonal ones it may not rotate the
+    axes, and for spherical ones it may not stretch them.
     """
 
     centre: Tensor  # (d,)
@@ -31,7 +34,10 @@ class Coordinates:
 
     @classmethod
     def of(cls, mean: Tensor, covariance: Tensor, kind: CovarianceType) -> "Coordinates":
-        """Return coordinates in which data of this mean (d,) and definite covariance (d, d) has unit size."""
+        """Return coordinates in which data have unit size.
+
+        The data have this mean (d,) and definite covariance (d, d).
+        """
         dim = len(mean)
         eye = torch.eye(dim, dtype=mean.dtype, device=mean.device)
         if kind in ("full", "tied"):
@@ -46,12 +52,15 @@ class Coordinates:
         return cls(centre=mean, matrix=torch.diag(scale.rsqrt()), inverse=torch.diag(scale.sqrt()))
 
     def turned(self, rotation: Tensor) -> "Coordinates":
-        """Return these coordinates turned by an orthogonal matrix (d, d)."""
+        """Return these coordinates rotated by an orthogonal matrix (d, d)."""
         return Coordinates(centre=self.centre, matrix=self.matrix @ rotation, inverse=rotation.T @ self.inverse)
 
     @property
     def log_determinant(self) -> float:
-        """Log of the volume of an image of the unit cube: densities are so much higher in the data's own units."""
+        """Log volume of the unit cube's image.
+
+        It is the difference between log densities in both units.
+        """
         return float(torch.linalg.slogdet(self.matrix)[1])
 
     def enter(self, x: Tensor) -> Tensor:
@@ -72,9 +81,9 @@ class Coordinates:
 
 
 def definite(covariance: Tensor) -> Tensor:
-    """Return a covariance (d, d) with some variance in every direction: data may lie in a plane, a prior may not.
+    """Return a covariance (d, d) with some variance in every direction.
 
-    What is little is told in the units of each dimension.
+    Data may be coplanar, a prior may not. The least variance is relative to the units of each dimension.
     """
     variance = covariance.diagonal()
     unit = torch.where(variance > 0, variance, variance.max() if bool(variance.any()) else 1.0).sqrt()
@@ -86,7 +95,10 @@ def definite(covariance: Tensor) -> Tensor:
 
 
 class Rows(Protocol):
-    """Anything that is sliced by row, also in steps, like an array (n, d): numpy's, a memory map, a tensor."""
+    """An object that is sliced by row, like an array (n, d).
+
+    Slices may have strides: numpy arrays, memory maps and tensors.
+    """
 
     @property
     def shape(self) -> Any: ...
@@ -96,7 +108,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some points in the coordinates of a fit, with the values of their categorical factors."""
+    """Points in fit coordinates, with values of the categorical factors."""
 
     x: Tensor  # (b, d)
     categories: Sequence[Tensor]  # (b,) each, int64
@@ -104,7 +116,7 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Points, perhaps with categorical factors, of which each has a value from 0 to its size - 1."""
+    """Points, optionally with categorical factors of values from 0 to size - 1."""
 
     x: Rows  # (n, d)
     categories: Sequence[npt.NDArray[np.integer]]  # (n,) each
@@ -121,7 +133,10 @@ class Points:
         return int(self.x.shape[1])
 
     def makers(self, rows: slice | None = None) -> Iterator[Callable[[], Chunk]]:
-        """Yield what reads the chunks of some rows, or of all, in order; so that threads may read side by side."""
+        """Yield functions that read the chunks of some or all rows.
+
+        They are in order, so that threads can read in parallel.
+        """
         begin, end, _ = (rows or slice(None)).indices(len(self))
         for first in range(begin, end, self.chunk_size):
             part = slice(first, min(first + self.chunk_size, end))
@@ -136,19 +151,22 @@ class Points:
             ],
         )
 
-    def thinned(self, stride: int) -> "Points":
-        """Return every so-manieth point; of a memory map nothing is read yet."""
+    def strided(self, stride: int) -> "Points":
+        """Return every `stride`-th point; nothing of a memory map is read yet."""
         return replace(self, x=self.x[::stride], categories=[values[::stride] for values in self.categories])
 
     def blocks(self, count: int) -> list[slice]:
-        """Cut the points into at most `count` consecutive parts of nearly equal size, none without points."""
+        """Split the points into at most `count` parts of equal size.
+
+        Parts are consecutive, not empty, and nearly equal.
+        """
         edges = np.linspace(0, len(self), min(count, max(len(self), 1)) + 1).round().astype(int)
         return [slice(int(a), int(b)) for a, b in pairwise(edges) if a < b]
 
     def moments(self, reducer: Reducer) -> tuple[Tensor, Tensor]:
-        """Return the mean (d,) and the unbiased covariance (d, d) of the points of all processes, in two passes.
+        """Return the mean (d,) and the unbiased covariance (d, d).
 
-        Raises ValueError for values that are not finite.
+        Both are over the points of all processes, in two passes. Raises ValueError for values that are not finite.
         """
         count, first = self._added(reducer, lambda x: (torch.ones_like(x[:, 0]).sum(), x.sum(dim=0)))
         mean = first / count
@@ -159,6 +177,6 @@ class Points:
 
     def _added(self, reducer: Reducer, work: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         total: list[Tensor] = []
-        for parts in reducer.each(lambda chunk: work(chunk.x), self.makers()):  # added one by one: there may be many
+        for parts in reducer.each(lambda chunk: work(chunk.x), self.makers()):  # added one by one, as there may be many
             total = [so_far + part for so_far, part in zip(total, parts, strict=True)] if total else list(parts)
         return reducer.total(total)

@@ -1,4 +1,13 @@
-"""The E-step: responsibilities of all components, or of the near ones only where points have many dimensions."""
+"""The E-step: responsibilities of all components, or of near ones only.
+
+`ask_all` evaluates every component for every point, in two matrix products. In many dimensions, most components are so
+far from a point that their share of it vanishes in floating point; `Screening` finds those from a few dimensions. The
+distance in the leading dimensions never exceeds the whole one: for an upper triangular precision root U, (x - m)^T U
+U^T (x - m) is a sum of squares of which the first q need only the first q dimensions of x (the distance under the
+marginal). So a few dimensions bound every log joint from above, one component evaluated in full bounds the best one
+from below, and negligible ones are left out. Coordinates are rotated so that the leading dimensions are those in which
+the components differ most.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +20,13 @@ from services.distiller.mixture.covariances import Full
 from services.distiller.mixture.data import Chunk
 from services.distiller.mixture.posterior import Posterior, Sums
 
-# Fewer points than this in all: a component is not asked any more.
+# A component with fewer points than this is no longer evaluated.
 NOTHING = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
 class AliveComponents:
-    """What is asked of a posterior in one pass over the data: the components that are alive."""
+    """The components of a posterior that one pass over the data evaluates."""
 
     posterior: Posterior
     alive: Tensor  # (a,) components
@@ -36,7 +45,10 @@ class AliveComponents:
         )
 
     def log_joint(self, features: Tensor, categories: Sequence[Tensor]) -> Tensor:
-        """Return E[log pi + log p(point)] of every point and component that is alive, (b, a), but for common terms."""
+        """Return E[log pi + log p(point)] of points and alive components.
+
+        (b, a), without common terms.
+        """
         joint = features @ self.coefficients
         for table, values in zip(self.log_categories, categories, strict=True):
             joint += table[values]
@@ -44,9 +56,9 @@ class AliveComponents:
 
 
 def alive_components(posterior: Posterior) -> Tensor:
-    """Return the components that answer for points, and the likeliest of the others.
+    """Return the components that have points, and the likeliest of the others.
 
-    An empty component is like every other: where the likeliest of them gets nothing, none would.
+    All empty components are alike: when the likeliest of them gets no points, none would.
     """
     is_alive = posterior.count > NOTHING
     if not bool(is_alive.all()):
@@ -58,7 +70,7 @@ def alive_components(posterior: Posterior) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkResponsibilities:
-    """What the components say of one chunk."""
+    """The responsibilities and sums of one chunk."""
 
     responsibility: Tensor  # (b, a)
     normaliser: Tensor  # (b,) log sums of the joints that the responsibilities were made of
@@ -66,7 +78,7 @@ class ChunkResponsibilities:
 
 
 def ask_all(chunk: Chunk, lookup: AliveComponents) -> ChunkResponsibilities:
-    """Ask every component that is alive about every point of a chunk."""
+    """Evaluate every alive component for every point of a chunk."""
     features = lookup.posterior.prior.shape.features(chunk.x)
     joint = lookup.log_joint(features, chunk.categories)
     normaliser = normalise_(joint)
@@ -86,9 +98,10 @@ def normalise_(joint: Tensor) -> Tensor:
 def _summed(
     chunk: Chunk, features: Tensor, responsibility: Tensor, normaliser: Tensor, lookup: AliveComponents
 ) -> Sums:
-    """Return the sums of a chunk, given responsibilities (b, a) and the log sums (b,) that made them.
+    """Return the sums of a chunk, from its responsibilities.
 
-    -sum r log r is the log sums minus the responsibilities times the log joints, which are linear in the sums.
+    Responsibilities are (b, a), and the log sums behind them (b,). -sum r log r equals the log sums minus
+    responsibilities times log joints, which are linear in the sums.
     """
     prior = lookup.posterior.prior
     found = responsibility.T @ features  # (a, f)
@@ -109,18 +122,21 @@ def _summed(
     return sums.of([sums.features, scatter, normaliser.sum() - expected, *sums.categories])
 
 
-# From here on screening is worth its own work.
+# From this dimension on, screening pays for itself.
 LEAST_DIM = 32
 _LEADING = 16
-# Log joints so far below the best of a point are nothing beside it: e**-30 is 1e-13.
+# Log joints this far below a point's best one are negligible: e**-30 is 1e-13.
 _FAR = 30.0
-# A pair that is asked in full costs about twice its share of the product that asks about all pairs.
+# A pair evaluated in full costs about twice its share of the product over all pairs.
 _MOST_SHARE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Screening:
-    """A posterior as it is asked from leading dimensions first; for whole covariance matrices."""
+    """A posterior that is evaluated in leading dimensions first.
+
+    For full covariance matrices.
+    """
 
     lookup: AliveComponents
     leading: Tensor  # (f', a) coefficients of the features of the leading dimensions
@@ -138,7 +154,7 @@ class Screening:
         return cls(lookup=lookup, leading=leading, constant=constant, mean=mean, root=root)
 
     def ask(self, chunk: Chunk) -> ChunkResponsibilities:
-        """Return what `dense` returns, to within rounding."""
+        """Return the result of `ask_all`, up to rounding."""
         at_most = Full(_LEADING).features(chunk.x[:, :_LEADING]) @ self.leading  # (b, a)
         for table, values in zip(self.lookup.log_categories, chunk.categories, strict=True):
             at_most += table[values]
@@ -155,7 +171,10 @@ class Screening:
         return ChunkResponsibilities(responsibility=joint, normaliser=normaliser, sums=sums)
 
     def _best(self, chunk: Chunk, at_most: Tensor) -> Tensor:
-        """Return the log joint (b,) of each point with the component that promises most, below which none counts."""
+        """Return a lower bound (b,) of each point's best log joint.
+
+        It is the log joint with the most promising component; far lower ones are negligible.
+        """
         promising = at_most.argmax(dim=1)
         best = at_most.new_empty(len(at_most))
         order = promising.argsort()
@@ -208,7 +227,7 @@ class Screening:
 
 
 def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield each component that is near any point, with the rows of those points."""
+    """Yield each component that is near any point, with those rows."""
     component, row = near.T.nonzero(as_tuple=True)
     counts = torch.bincount(component, minlength=near.shape[1]).tolist()
     for number, rows in enumerate(torch.split(row, counts)):
@@ -216,8 +235,8 @@ def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
             yield number, rows
 
 
-def asker(posterior: Posterior) -> Callable[[Chunk], ChunkResponsibilities]:
-    """Return what asks the components of a posterior about a chunk, in the way that takes least."""
+def make_evaluator(posterior: Posterior) -> Callable[[Chunk], ChunkResponsibilities]:
+    """Return the cheaper way to evaluate a posterior on a chunk."""
     lookup = AliveComponents.of(posterior)
     if posterior.prior.kind == "full" and posterior.prior.dim >= LEAST_DIM:
         return Screening.of(lookup).ask

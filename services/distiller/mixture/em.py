@@ -1,4 +1,11 @@
-"""The EM loop: split and merge moves, iterations to convergence, and empirical Bayes of the prior."""
+"""The EM loop.
+
+Split and merge moves, iterations to convergence, and empirical Bayes of the prior. The prior of scikit-learn's mixture
+expects a component to be as wide as all data, with vague degrees of freedom. A small component then costs much more
+evidence than it should, and is merged with its neighbour. The components that were found show better what a component
+looks like: the prior is set to the maximum of the bound, given them (type II maximum likelihood, as in Bishop, Pattern
+Recognition and Machine Learning, 3.5 and 10.2).
+"""
 
 import math
 import warnings
@@ -12,14 +19,17 @@ from services.distiller.mixture.fit_state import Fit, FitState
 from services.distiller.mixture.posterior import Posterior, Prior, Sums
 from services.distiller.mixture.split_merge import TRIAL, merge, split
 
-# Components of fewer points than these times the dimensions look like the prior whatever it is: they would keep it.
+# Components with fewer points than this times the dimensions resemble any prior, and would only confirm it.
 _LEAST_POINTS = 2.0
-# Degrees of freedom that are tried, beyond the fewest that a prior can have: so many, up to these times the dimensions.
+# Number of degrees of freedom that are tried, from the least possible up to this multiple of the dimensions.
 _TRIED, _MOST = 64, 4.0
 
 
-def learned(posterior: Posterior) -> Prior:
-    """Return the prior that makes the bound highest for a posterior; its own where there is nothing to learn from."""
+def learn_prior(posterior: Posterior) -> Prior:
+    """Return the prior that maximises the bound for a posterior.
+
+    Its own prior when there is nothing to learn from.
+    """
     prior = posterior.prior
     filled = posterior.count > _LEAST_POINTS * prior.dim
     if prior.kind == "tied" or int(filled.sum()) < 2:
@@ -39,9 +49,10 @@ def learned(posterior: Posterior) -> Prior:
 
 
 def _degrees_of_freedom(posterior: Posterior, filled: Tensor, typical_log_determinant: float) -> float:
-    """Return nu with the highest expected log Wishart density of the components' precisions, its scale as it fits them.
+    """Return the nu of highest expected log Wishart density.
 
-    Of Wishart(nu, W) with nu W = P, the mean of all expected precisions.
+    The density is of the components' precisions, with a fitted scale. Wishart(nu, W) with nu W = P, the mean of all
+    expected precisions.
     """
     dim, degrees = posterior.prior.dim, posterior.degrees_of_freedom[filled]
     tried = dim - 1 + torch.logspace(0, math.log10(_MOST * dim + 1), _TRIED, dtype=torch.float64, device=degrees.device)
@@ -58,7 +69,10 @@ def _summed_digamma(degrees: Tensor, dim: int) -> Tensor:
 
 
 def _kept(typical: Tensor, prior: Prior) -> Tensor:
-    """Return the inverse of the typical precision (d, d), as the covariance type keeps it."""
+    """Return the inverse of the typical precision (d, d).
+
+    It has the shape of the covariance type.
+    """
     if prior.kind == "full":
         inverse: Tensor = torch.linalg.inv(typical)
         return (inverse + inverse.mT) / 2
@@ -69,20 +83,20 @@ def _kept(typical: Tensor, prior: Prior) -> Tensor:
 _MOST_ROUNDS = 10
 
 
-def improve(fit: Fit, state: FitState, generator: torch.Generator) -> None:
+def split_and_merge(fit: Fit, state: FitState, generator: torch.Generator) -> None:
     """Merge and split until neither raises the bound."""
     for _ in range(_MOST_ROUNDS):
         while merge(fit, state):
             pass
-        order(state)
+        sort_components(state)
         for _ in range(TRIAL):
             fit.step(state)
         if not split(fit, state, generator):
             return
 
 
-def order(state: FitState) -> None:
-    """Put the largest components first, where sticks expect them, if the bound is the higher for it."""
+def sort_components(state: FitState) -> None:
+    """Sort components by size, as stick-breaking expects, when that raises the bound."""
     ranks = state.posterior.count.argsort(descending=True, stable=True)
     blocks = [block.take(ranks) for block in state.blocks]
     total = Sums.total(blocks)
@@ -91,24 +105,30 @@ def order(state: FitState) -> None:
         state.blocks, state.posterior, state.bound = blocks, posterior, bound
 
 
-# Iterations before the first move: components must have found their places.
+# Iterations before the first move, so that components have found their places.
 _WARM_UP = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class EMLoop:
-    """How far a fit goes, and whether by moves, too."""
+    """The EM loop.
+
+    Its tolerance, its limit of iterations, and whether it makes moves.
+    """
 
     moves: bool
     tol: float
     max_iter: int
 
-    def climb(self, fit: Fit, state: FitState, generator: torch.Generator) -> None:
-        """Raise the bound until it moves by less than `tol`; warn where `max_iter` passes do not get there."""
+    def run(self, fit: Fit, state: FitState, generator: torch.Generator) -> None:
+        """Iterate until the bound rises by less than `tol`.
+
+        Warn when `max_iter` passes do not suffice.
+        """
         if self.moves:
             for _ in range(min(_WARM_UP, self.max_iter)):
                 fit.step(state)
-            improve(fit, state, generator)
+            split_and_merge(fit, state, generator)
         before = state.bound
         while state.iteration < self.max_iter and not state.converged:
             fit.step(state)
@@ -122,9 +142,12 @@ class EMLoop:
             )
 
     def learn(self, fit: Fit, state: FitState, generator: torch.Generator) -> Fit:
-        """Go on with a prior that is learned from what was found; bounds from here on are of another model."""
-        fit = replace(fit, prior=learned(state.posterior))
+        """Continue with a prior learned from the components.
+
+        Later bounds belong to another model.
+        """
+        fit = replace(fit, prior=learn_prior(state.posterior))
         state.converged = False
         fit.update(state)
-        self.climb(fit, state, generator)
+        self.run(fit, state, generator)
         return fit

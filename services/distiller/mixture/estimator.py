@@ -1,4 +1,4 @@
-"""The mixture as a scikit-learn style estimator."""
+"""The mixture as an estimator in scikit-learn's style."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,31 +20,31 @@ from services.distiller.mixture.init import Start
 from services.distiller.mixture.parallel import Reducer
 from services.distiller.mixture.posterior import Prior
 
-# Blocks of a memoized pass, and the fewest points that are worth one.
+# Blocks of a memoized pass, and the fewest points that justify one.
 _BLOCKS, _LEAST_BLOCK = 8, 4_000
-# How often a prior is learned, and the fit goes on with it.
+# How often a prior is learned and the fit continued.
 _LEARNINGS = 2
 _CHUNK = 2_048
 _CHUNK_ON_GPU = 65_536
 
 
 class DirichletProcessMixture:
-    """A mixture of Gaussians under a Dirichlet process, perhaps with categorical factors, fitted by variational Bayes.
+    """A Dirichlet-process mixture of Gaussians, fitted by variational Bayes.
 
-    Parameters that scikit-learn's BayesianGaussianMixture has too mean what they mean there, and with `moves=False,
-    blocks=1` every iteration gives what its iterations give. New here:
+    It may have categorical factors. Parameters shared with scikit-learn's BayesianGaussianMixture have the same
+    meaning, and with `moves=False, blocks=1` every iteration gives the same result as there. New parameters:
 
     `category_concentration` is that of the Dirichlet prior of each categorical factor: below 1, components that mix
-    values are unlikely. `moves` merges, splits and orders components, which finds a higher bound. `learn_prior` learns
-    from the components found what a component looks like, and goes on from there: small ones are then told apart that
-    the default prior, as wide as all data, gives to their neighbours. `blocks` is how often the posterior is made anew
-    in one pass over the data. `threads`, `device`, `chunk_size` are how it is computed and change results by rounding
-    alone, as does `group`, the torch.distributed group whose processes each hold a part of the rows.
+    values are unlikely. `moves` merges, splits and sorts components, which finds a higher bound. `learn_prior` learns
+    the expected shape of a component from the components found, and continues: this separates small components that the
+    default prior, as wide as all data, merges with their neighbours. `blocks` is the number of updates of the posterior
+    in one pass over the data. `threads`, `device` and `chunk_size` change results by rounding alone, as does `group`, a
+    torch.distributed group whose processes each hold a part of the rows.
 
     After `fit`: `weights_` (K,), `means_` (K, d), `covariances_` (shape by type), `precisions_cholesky_`,
     `weight_concentration_`, `mean_precision_`, `degrees_of_freedom_`, `categories_` (for each factor a (c, K) array of
     probabilities), `counts_` (K,) points of each component, `lower_bound_`, `lower_bounds_`, `converged_`, `n_iter_`,
-    `n_features_in_`; and of the prior, perhaps learned, `mean_precision_prior_`, `degrees_of_freedom_prior_`,
+    `n_features_in_`; and of the prior, possibly learned, `mean_precision_prior_`, `degrees_of_freedom_prior_`,
     `covariance_prior_` (d, d).
     """
 
@@ -106,20 +106,20 @@ class DirichletProcessMixture:
         responsibilities: Array | None = None,
         check: Callable[[float], None] = lambda _: None,
     ) -> "DirichletProcessMixture":
-        """Fit points (n, d), an array or anything sliced like one, so a memory map of any length.
+        """Fit points (n, d).
 
-        `categories` are arrays (n,) of class ids, a factor each; `category_sizes` says how many classes each has, where
-        that may be more than are seen here. `responsibilities` (n, K) are where to begin, instead of `init_params`.
-        `check` is told the bound after every pass over the data, and may raise to stop. Raises ValueError for data or
-        parameters that make no sense.
+        An array or an object sliced like one, such as a memory map of any length. `categories` are arrays (n,) of class
+        ids, one for each factor; `category_sizes` is the number of classes of each, when there may be more than occur
+        here. `responsibilities` (n, K) are the start, in place of `init_params`. `check` is called with the bound after
+        every pass over the data, and may raise to stop. Raises ValueError for invalid data or parameters.
         """
         reducer, ascent = self._reducer(), EMLoop(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
         points = self._points(X, categories, category_sizes, reducer)
-        with reducer.at_work():
+        with reducer.workers():
             best: FitState | None = None
             for number in range(1 if responsibilities is not None else self.n_init):
                 fit, state = self._begin(points, reducer, number, responsibilities, check)
-                ascent.climb(fit, state, self._generator(number))
+                ascent.run(fit, state, self._generator(number))
                 if best is None or state.bound > best.bound:
                     best, chosen = state, fit
             assert best is not None
@@ -142,7 +142,7 @@ class DirichletProcessMixture:
         return self._asked(X, categories, shares)
 
     def score_samples(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
-        """Return the expected log density of each point, as scikit-learn tells it, (n,)."""
+        """Return the expected log density of each point, defined as in scikit-learn, (n,)."""
         return self._asked(X, categories, normalise_)
 
     def sample(self, n_samples: int = 1, *, random_state: int = 0) -> tuple[Array, Array]:
@@ -202,7 +202,7 @@ class DirichletProcessMixture:
         fit = self._fit_in(points, reducer, coordinates, covariance, mean, check)
         sums = self._started(fit, number, responsibilities)
         if self.covariance_type == "full" and points.dim >= LEAST_DIM:
-            # The dimensions in which the components differ most come first: the screening looks at these.
+            # Sorted by how much components differ in a dimension: screening evaluates the leading dimensions.
             total = sum((block.features for block in sums), torch.zeros_like(sums[0].features))
             means = total[:, 1 : 1 + points.dim] / total[:, :1].clamp_min(1.0)
             turn = torch.linalg.eigh((total[:, :1] * means).T @ means)[1].flip(1)
@@ -290,7 +290,10 @@ class DirichletProcessMixture:
         self.converged_, self.n_features_in_ = state.converged, dim
 
     def _asked(self, X: Rows, categories: Sequence[Array], of: Callable[[Tensor], Tensor]) -> Array:
-        """Return what is made of the expected log joints (b, K) of every chunk, for all points (n, ...)."""
+        """Return a function of every chunk's log joints, for all points.
+
+        The expected log joints are (b, K), the result (n, ...).
+        """
         if not hasattr(self, "_posterior"):
             raise NotFittedError("this mixture is not fitted yet: call fit first")
         if len(X.shape) != 2 or X.shape[1] != self.n_features_in_:
@@ -316,7 +319,7 @@ class DirichletProcessMixture:
                 joint += table[values]
             return of(joint + posterior.prior.shape.common(chunk.x, posterior.root)).cpu()
 
-        with (reducer := Reducer(self._reducer().threads)).at_work():
+        with (reducer := Reducer(self._reducer().threads)).workers():
             return np.concatenate([part.numpy() for part in reducer.each(ask, points.makers())])
 
     def _matrices(self) -> Array:

@@ -1,25 +1,25 @@
-"""Coordinate ascent on the bound: expectation over the data, posterior from the sums, again and again.
+"""The state of a fit, and its step.
 
-With several blocks it is memoized (Hughes and Sudderth, Memoized online variational inference, NIPS 2013): the sums of
-each block are kept, and the posterior is made anew after every block, so that one pass over the data moves as far as
-several. The bound rises at every step all the same.
+E-step over the data, posterior from the sums. With several blocks it is memoized (Hughes and Sudderth, Memoized online
+variational inference, NIPS 2013): the sums of each block are kept, and the posterior is updated after every block, so
+that one pass over the data advances as far as several. The bound still rises at every step.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.distiller.mixture.data import Points
-from services.distiller.mixture.e_step import asker
+from services.distiller.mixture.e_step import make_evaluator
 from services.distiller.mixture.parallel import Reducer
 from services.distiller.mixture.posterior import Posterior, Prior, Sums
 
 
 @dataclass(kw_only=True)
 class FitState:
-    """Where a fit stands."""
+    """The state of a fit."""
 
     posterior: Posterior
-    # Of each block: what its points say under the posterior that it was last asked about.
+    # The sums of each block under the posterior that last evaluated it.
     blocks: list[Sums]
     bound: float
     iteration: int = 0
@@ -33,7 +33,7 @@ class FitState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What is fitted, and with which hands."""
+    """The data of a fit, and the threads and processes that compute."""
 
     points: Points
     prior: Prior
@@ -41,27 +41,30 @@ class Fit:
     blocks: list[slice]
     # Points of all processes.
     count: int
-    # Told the bound after every pass over the data; may raise to stop.
+    # Called with the bound after every pass over the data; may raise to stop.
     check: Callable[[float], None]
 
     def begin(self, blocks: list[Sums]) -> FitState:
-        """Return the state after responsibilities given by their sums, block by block."""
+        """Return the state after initial responsibilities, given by block sums."""
         total = Sums.total(blocks)
         posterior = Posterior.of(total, self.prior)
         return FitState(posterior=posterior, blocks=blocks, bound=posterior.bound(total))
 
     def expect(self, posterior: Posterior, rows: slice | None = None) -> Sums:
-        """Return the sums of some rows of every process, or of all, under a posterior."""
-        ask = asker(posterior)
+        """Return the sums of rows of every process under a posterior.
+
+        Without `rows`, those of all rows.
+        """
+        ask = make_evaluator(posterior)
         return self.sum_up(lambda chunk: ask(chunk).sums, rows)
 
     def sum_up(self, work: Callable[..., Sums], rows: slice | None = None) -> Sums:
-        """Return the total of what `work` makes of every chunk of some rows, over all processes."""
+        """Return the total of `work` over chunks and processes."""
         total = Sums.total(self.reducer.each(work, self.points.makers(rows)))
         return total.of(self.reducer.total(total.parts()))
 
     def step(self, state: FitState) -> None:
-        """Go once over the data."""
+        """Pass over the data once."""
         for number, rows in enumerate(self.blocks):
             state.blocks[number] = self.expect(state.posterior, rows)
             state.posterior = Posterior.of(state.sums, self.prior)
@@ -69,12 +72,12 @@ class Fit:
         self.note(state)
 
     def update(self, state: FitState) -> None:
-        """Make posterior and bound of what the blocks say."""
+        """Update posterior and bound from the sums of the blocks."""
         state.posterior = Posterior.of(state.sums, self.prior)
         state.bound = state.posterior.bound(state.sums)
 
     def note(self, state: FitState) -> None:
-        """Count a pass over the data, and tell its bound."""
+        """Count a pass over the data, and report its bound."""
         state.iteration += 1
         state.bounds.append(state.bound)
         self.check(state.bound)

@@ -1,4 +1,4 @@
-"""Where a fit begins: a component for every point, found by k-means++ or drawn at random."""
+"""The initialisation of a fit: components by k-means++, k-means, or at random."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -11,16 +11,16 @@ from services.distiller.mixture.fit_state import Fit
 from services.distiller.mixture.posterior import Sums
 
 Start = Literal["kmeans", "k-means++", "random_from_data", "random"]
-# Points that centres are chosen from.
+# Points among which centres are chosen.
 _SAMPLE = 50_000
 _LLOYD_STEPS = 10
 
 
 def initial_sums(fit: Fit, start: Start, generator: torch.Generator) -> list[Sums]:
-    """Return the sums of the first responsibilities, block by block.
+    """Return the sums of the initial responsibilities, block by block.
 
-    `k-means++` (Arthur and Vassilvitskii, SODA 2007) chooses centres far apart, `kmeans` improves on them by Lloyd's
-    algorithm, `random_from_data` takes any points; each point then belongs to the nearest. `random` draws
+    `k-means++` (Arthur and Vassilvitskii, SODA 2007) chooses distant centres, `kmeans` improves them by Lloyd's
+    algorithm, `random_from_data` takes random points; each point then belongs to the nearest. `random` draws
     responsibilities.
     """
     if start == "random":
@@ -32,12 +32,12 @@ def initial_sums(fit: Fit, start: Start, generator: torch.Generator) -> list[Sum
     else:
         centres = _far_apart(sample, count, generator)
     for _ in range(_LLOYD_STEPS if start == "kmeans" else 0):
-        centres = _moved(sample, centres)
+        centres = _lloyd_means(sample, centres)
     return [_block(fit, rows, lambda chunk: _one_hot(fit, _nearest(chunk.x, centres))) for rows in fit.blocks]
 
 
 def given_sums(fit: Fit, responsibilities: Tensor) -> list[Sums]:
-    """Return the sums of responsibilities (n, K) of this process's points."""
+    """Return the sums of given responsibilities (n, K) of this process's points."""
     position = 0
 
     def of(chunk: Chunk) -> Tensor:
@@ -73,12 +73,12 @@ def _random(fit: Fit, generator: torch.Generator) -> Callable[[Chunk], Tensor]:
 
 def _sampled(fit: Fit) -> Tensor:
     """Return points (s, d) taken evenly from those of all processes."""
-    few = fit.points.thinned(max(fit.count // _SAMPLE, 1))
-    return fit.reducer.gathered(few.read(slice(None)).x)
+    few = fit.points.strided(max(fit.count // _SAMPLE, 1))
+    return fit.reducer.gather(few.read(slice(None)).x)
 
 
 def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Choose centres (count, d) among points (s, d), each with a chance of its squared distance from those before."""
+    """Choose centres (count, d) among points (s, d), each with probability proportional to its squared distance."""
     first = int(torch.randint(len(x), (1,), generator=generator))
     chosen = [first]
     distance = ((x - x[first]) ** 2).sum(dim=1)
@@ -92,14 +92,20 @@ def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_weighted(weight: Tensor, generator: torch.Generator) -> int:
-    """Draw a position with chances in proportion to weights (n,); by a generator of the CPU, whatever the device."""
+    """Draw a position with probability proportional to weights (n,).
+
+    The generator is on the CPU, for any device.
+    """
     draw = torch.rand(1, generator=generator, dtype=torch.float64).to(weight.device)
     cumulated = weight.cumsum(0)
     return int(torch.searchsorted(cumulated, draw * cumulated[-1]).clamp_max(len(weight) - 1))
 
 
-def _moved(x: Tensor, centres: Tensor) -> Tensor:
-    """Return the means of the points (s, d) nearest to each centre; a centre without points stays."""
+def _lloyd_means(x: Tensor, centres: Tensor) -> Tensor:
+    """Return the means of the points (s, d) nearest to each centre.
+
+    A centre without points stays.
+    """
     label = _nearest(x, centres)
     count = torch.bincount(label, minlength=len(centres)).to(x.dtype)[:, None]
     sums = torch.zeros_like(centres).index_add_(0, label, x)

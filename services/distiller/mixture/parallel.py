@@ -1,4 +1,4 @@
-"""Work shared by threads, and sums shared by processes."""
+"""Parallel work over chunks, in threads and processes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +17,11 @@ R = TypeVar("R")
 
 
 class Reducer:
-    """Threads that take a chunk each, and the processes of a torch.distributed group, which take rows each.
+    """Threads for chunks, and torch.distributed processes for rows.
 
-    A chunk for each thread beats threads that share a product: they would wait for each other at every one, and on
-    shared cores the slowest is late. What comes back is added in the order of the chunks, so that the number of threads
-    changes no digit.
+    One chunk for each thread is faster than threads that share a product, which wait for each other at every one; on
+    shared cores the slowest is late. Results are added in the order of the chunks, so the number of threads changes no
+    digit.
     """
 
     def __init__(self, threads: int, group: "dist.ProcessGroup | None" = None) -> None:
@@ -29,8 +29,8 @@ class Reducer:
         self._group = group
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Keep torch from starting threads of its own while the block runs."""
+    def workers(self) -> Iterator[None]:
+        """Keep torch from starting its own threads while the block runs."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self.threads, "mixture", initializer=torch.set_num_threads, initargs=(1,))
@@ -41,7 +41,10 @@ class Reducer:
             torch.set_num_threads(before)
 
     def each(self, work: Callable[[C], R], chunks: Iterable[Callable[[], C]]) -> Iterator[R]:
-        """Yield what `work` makes of every chunk, in order, a few chunks ahead."""
+        """Yield the result of `work` for every chunk, in order.
+
+        Threads work a few chunks ahead.
+        """
         tasks = (partial(_worked, work, chunk) for chunk in chunks)
         return prefetch(tasks, self._pool.submit, ahead=self.threads)
 
@@ -61,7 +64,7 @@ class Reducer:
             dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group)
         return [int(number) for number in most]
 
-    def gathered(self, rows: Tensor) -> Tensor:
+    def gather(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes, in the order of their ranks."""
         if self._group is None:
             return rows

@@ -1,8 +1,8 @@
-"""The variational posterior of a Dirichlet-process mixture, made of sums over the data, and the bound it reaches.
+"""The variational posterior of a Dirichlet-process mixture, and its bound.
 
-Blei and Jordan, Variational inference for Dirichlet process mixtures (Bayesian Analysis 2006), with the
-Gaussian-Wishart components of Bishop, Pattern Recognition and Machine Learning (2006), 10.2; constants are dropped from
-the bound as scikit-learn does, so that the two can be compared.
+Both are functions of sums over the data. Blei and Jordan, Variational inference for Dirichlet process mixtures
+(Bayesian Analysis 2006), with the Gaussian-Wishart components of Bishop, Pattern Recognition and Machine Learning
+(2006), 10.2; constants are dropped from the bound as in scikit-learn, so that both can be compared.
 """
 
 import math
@@ -15,21 +15,21 @@ from torch import Tensor
 
 from services.distiller.mixture.covariances import LOG_2_PI, SHAPES, CovarianceType, Shape
 
-# Points that a component has, or it may be given away.
+# A component with fewer points may be replaced.
 FILLED = 1e-3
-# How far the quick judgement of a merge or a split may be off; the bound itself decides.
+# Error of the quick estimates of a merge or a split; the bound itself decides.
 SLACK = 10.0
-# Added to every count, as scikit-learn does: a component of nothing has a mean all the same.
+# Added to every count, as in scikit-learn, so that an empty component has a mean.
 LEAST_COUNT = 10 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What is believed before any point is seen, in the coordinates of the fit."""
+    """The prior, in the coordinates of the fit."""
 
     kind: CovarianceType
     components: int
-    # Dirichlet process, told by its sticks, truncated at `components`; otherwise a finite Dirichlet distribution.
+    # A Dirichlet process by stick-breaking, truncated at `components`; otherwise a finite Dirichlet distribution.
     process: bool
     concentration: float
     mean_precision: float
@@ -38,7 +38,7 @@ class Prior:
     covariance: Tensor  # (d, d), (d,) or ()
     # Added to the covariance of the points of a component, in the shape of the prior's.
     ridge: Tensor
-    # Of the data in these coordinates: its densities are so much smaller than in the data's own.
+    # Log determinant of the coordinates: the difference between log densities in both units.
     log_determinant: float
     # Concentration of the Dirichlet prior of each categorical factor.
     category_concentration: float = 1.0
@@ -54,7 +54,10 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Sums over points, weighted by responsibility: all that a posterior needs to know of the data. They add up."""
+    """Responsibility-weighted sums over points: the sufficient statistics of a posterior.
+
+    They are additive.
+    """
 
     features: Tensor  # (K, f)
     # For each categorical factor of c values (c, K).
@@ -84,7 +87,7 @@ class Sums:
         return [self.features, self.scatter, self.entropy, *self.categories]
 
     def of(self, parts: Sequence[Tensor]) -> "Sums":
-        """Return other numbers of the same meaning."""
+        """Return sums with other values."""
         return Sums(features=parts[0], scatter=parts[1], entropy=parts[2], categories=list(parts[3:]))
 
     def __add__(self, other: "Sums") -> "Sums":
@@ -95,7 +98,7 @@ class Sums:
         return reduce(cls.__add__, parts)
 
     def take(self, components: Tensor) -> "Sums":
-        """Return the sums of some components, in the order given."""
+        """Return the sums of some components, in the given order."""
         return replace(
             self,
             features=self.features[components],
@@ -105,7 +108,7 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class Posterior:
-    """Beliefs about K components after the data; all (K, ...) but for the tied covariance."""
+    """The posterior of K components; all (K, ...) but for the tied covariance."""
 
     prior: Prior
     count: Tensor  # (K,)
@@ -114,7 +117,7 @@ class Posterior:
     degrees_of_freedom: Tensor  # (K,) or ()
     covariance: Tensor
     root: Tensor  # of the precision
-    # Parameters of the sticks' Beta laws, (K,) both; the second is () for a finite Dirichlet distribution.
+    # Parameters of the sticks' Beta distributions, (K,) both; the second is () for a finite Dirichlet distribution.
     concentration: tuple[Tensor, Tensor]
     # For each categorical factor (c, K): expected log probabilities.
     log_categories: Sequence[Tensor] = field(default_factory=list)
@@ -156,7 +159,7 @@ class Posterior:
         return torch.digamma(first) - both + torch.cat([torch.zeros_like(left[:1]), left[:-1]])
 
     def weights(self) -> Tensor:
-        """Return the expected weights, as scikit-learn tells them: they sum to 1, (K,)."""
+        """Return the expected weights (K,), defined as in scikit-learn; they sum to 1."""
         first, second = self.concentration
         if not self.prior.process:
             return first / first.sum()
@@ -165,7 +168,10 @@ class Posterior:
         return weights / weights.sum()
 
     def constant(self) -> Tensor:
-        """Return what of a point's expected log density depends on the component alone, (K,)."""
+        """Return the constant part (K,) of a point's expected log density.
+
+        It depends on the component alone.
+        """
         dim, degrees = self.prior.dim, self.degrees_of_freedom
         divided = 0.5 * (degrees[..., None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
         log_lambda = dim * math.log(2.0) + torch.digamma(divided).sum(dim=-1)
@@ -174,35 +180,41 @@ class Posterior:
         return normal + 0.5 * (log_lambda - dim / self.mean_precision) + self.expected_log_weights()
 
     def coefficients(self) -> Tensor:
-        """Return what features are multiplied by to get E[log pi + log p(x)], but for categories, (f, K)."""
+        """Return the coefficients (f, K) of features in E[log pi + log p(x)], without categories."""
         coefficients = self.prior.shape.coefficients(self.mean, self.root)
         coefficients[0] += self.constant()
         return coefficients
 
     def component_bounds(self, sums: Sums) -> Tensor:
-        """Return what each component adds to the bound beside its weight, (K,); of no meaning where they are tied."""
+        """Return each component's contribution to the bound, without its weight, (K,).
+
+        Meaningless when tied.
+        """
         categories = sum((_log_dirichlet(category, self.prior) for category in sums.categories), torch.zeros(()))
         return categories - log_wishart_norm(self) - 0.5 * self.prior.dim * self.mean_precision.log()
 
     def bound(self, sums: Sums) -> float:
-        """Return the lower bound of the log evidence, up to a constant, for the sums that this was made of."""
+        """Return the lower bound of the log evidence, up to a constant.
+
+        It is for the sums behind this posterior.
+        """
         first, second = self.concentration
         if self.prior.process:
             weights = _log_beta(first, second).sum()
         else:
             weights = torch.lgamma(first).sum() - torch.lgamma(first.sum())
-        # A tied normaliser is counted once for each component, as in scikit-learn.
+        # A tied normaliser counts once for each component, as in scikit-learn.
         return float(sums.entropy + weights + self.component_bounds(sums).sum())
 
 
 def empty_bound(like: Sums, prior: Prior) -> float:
-    """Return what a component without points adds to the bound."""
+    """Return the contribution of an empty component to the bound."""
     none = Sums.none(1, like.features.shape[1], prior.dim, [len(c) for c in like.categories], like.features.device)
     return float(Posterior.of(none, prior).component_bounds(none)[0])
 
 
 def log_wishart_norm(posterior: Posterior) -> Tensor:
-    """Return the log normalisers of the components' Wishart laws, without pi, (K,) or ()."""
+    """Return the log normalisers of the components' Wishart distributions, without pi, (K,) or ()."""
     dim, degrees = posterior.prior.dim, posterior.degrees_of_freedom
     log_det = posterior.prior.shape.log_determinant(posterior.root) + posterior.prior.log_determinant
     log_det = log_det - 0.5 * dim * degrees.log()
@@ -213,7 +225,7 @@ def log_wishart_norm(posterior: Posterior) -> Tensor:
 def _concentration(count: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
     if not prior.process:
         return prior.concentration + count, torch.zeros((), dtype=count.dtype, device=count.device)
-    later = count.flip(0).cumsum(0).flip(0) - count  # points of all components behind
+    later = count.flip(0).cumsum(0).flip(0) - count  # points of all components last
     later[-1] = 0.0
     return 1.0 + count, prior.concentration + later
 
@@ -225,7 +237,10 @@ def _log_category(count: Tensor, prior: Prior) -> Tensor:
 
 
 def _log_dirichlet(count: Tensor, prior: Prior) -> Tensor:
-    """Return for each component (K,) how the counts (c, K) of one factor raise the bound; 0 where there are none."""
+    """Return each component's share (K,) of one factor's bound.
+
+    Counts are (c, K); 0 without any.
+    """
     size, gamma = len(count), prior.category_concentration
     raised = (torch.lgamma(gamma + count) - math.lgamma(gamma)).sum(dim=0)
     return raised - torch.lgamma(size * gamma + count.sum(dim=0)) + math.lgamma(size * gamma)
@@ -236,5 +251,5 @@ def _log_beta(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _broadcast(values: Tensor, like: Tensor) -> Tensor:
-    """Return values (K,) or () shaped to be multiplied with `like` (K, ...)."""
+    """Return values (K,) or () shaped for multiplication with `like` (K, ...)."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

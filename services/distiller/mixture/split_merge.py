@@ -1,4 +1,8 @@
-"""Split and merge moves, each kept when it raises the bound."""
+"""Split and merge moves, each kept when it raises the bound.
+
+Merges: Hughes and Sudderth, Memoized online variational inference (NIPS 2013), 4.2. Splits: Ueda et al., SMEM algorithm
+for mixture models (Neural Computation 2000).
+"""
 
 import math
 from dataclasses import replace
@@ -7,20 +11,23 @@ import torch
 from torch import Tensor
 
 from services.distiller.mixture.data import Chunk
-from services.distiller.mixture.e_step import alive_components, asker
+from services.distiller.mixture.e_step import alive_components, make_evaluator
 from services.distiller.mixture.fit_state import Fit, FitState
 from services.distiller.mixture.posterior import FILLED, SLACK, Posterior, Sums, empty_bound
 from services.distiller.mixture.subclusters import DividedComponent, divided_components
 
-# A component is compared with so many others, those whose means it finds likeliest.
+# Components that each component is compared with: those whose means it finds likeliest.
 _NEIGHBOURS = 6
 
 
 def merge(fit: Fit, state: FitState) -> bool:
-    """Go once over the data, and make one component of every two that are better as one; say whether there were any."""
+    """Pass over the data once, and merge pairs that raise the bound.
+
+    Returns whether there were any.
+    """
     pairs = _candidates(state)
     overlaps = torch.zeros(len(fit.blocks), len(pairs), dtype=torch.float64, device=pairs.device)
-    ask = asker(state.posterior)
+    ask = make_evaluator(state.posterior)
     alive = alive_components(state.posterior)
     column = torch.full((fit.prior.components,), -1, device=alive.device)
     column[alive] = torch.arange(len(alive), device=alive.device)
@@ -31,7 +38,8 @@ def merge(fit: Fit, state: FitState) -> bool:
 
     for number, rows in enumerate(fit.blocks):
         total = fit.no_sums()
-        for sums, lost in fit.reducer.each(work, fit.points.makers(rows)):  # added one by one: there may be many chunks
+        for sums, lost in fit.reducer.each(work, fit.points.makers(rows)):
+            # Added one by one, as there may be many chunks.
             total = total + sums
             overlaps[number] += lost
         *parts, overlaps[number] = fit.reducer.total([*total.parts(), overlaps[number]])
@@ -42,7 +50,10 @@ def merge(fit: Fit, state: FitState) -> bool:
 
 
 def _candidates(state: FitState) -> Tensor:
-    """Return pairs (p, 2) of components that may be better as one: those that find each other's means likely."""
+    """Return pairs (p, 2) of components that may be merged.
+
+    Those that find each other's means likely.
+    """
     posterior, sums = state.posterior, state.sums
     alive = (posterior.count > FILLED).nonzero()[:, 0]
     if len(alive) < 2:
@@ -62,7 +73,10 @@ def _candidates(state: FitState) -> Tensor:
 
 
 def _gain(sums: Sums, pairs: Tensor, posterior: Posterior) -> Tensor:
-    """Return how the bound would change where pairs (p, 2) that share no point became one, nearly; (p,)."""
+    """Return the approximate change (p,) of the bound by merging pairs.
+
+    Pairs (p, 2) share no point.
+    """
     both = sums.take(pairs[:, 0])
     other = sums.take(pairs[:, 1])
     merged = replace(
@@ -78,7 +92,7 @@ def _gain(sums: Sums, pairs: Tensor, posterior: Posterior) -> Tensor:
 
 
 def _overlap(responsibility: Tensor, columns: Tensor) -> Tensor:
-    """Return the entropy that is lost where pairs of components (p, 2) become one, summed over points, (p,)."""
+    """Return the entropy that merging pairs of components (p, 2) loses, summed over points, (p,)."""
     lost = []
     for a, b in columns.tolist():
         first, second = responsibility[:, a], responsibility[:, b]
@@ -88,7 +102,10 @@ def _overlap(responsibility: Tensor, columns: Tensor) -> Tensor:
 
 
 def _merge_greedily(state: FitState, pairs: Tensor, overlaps: Tensor) -> bool:
-    """Merge pairs, the most rewarding first, each component once, as long as the bound rises."""
+    """Merge pairs, the most rewarding first, while the bound rises.
+
+    Each component is merged once.
+    """
     prior = state.posterior.prior
     total = state.sums
     posterior = Posterior.of(total, prior)
@@ -125,25 +142,31 @@ def _merged(sums: Sums, a: int, b: int, overlap: Tensor) -> Sums:
     return replace(sums, features=features, categories=categories, entropy=sums.entropy - overlap)
 
 
-# Iterations that a split is given to prove itself.
+# Iterations after which a split is judged.
 TRIAL = 4
-# Less is what iterations bring without a split.
+# Iterations without a split can gain this much.
 _LEAST_RISE = 1.0
-# Where all splits together fail, the most promising ones are tried alone.
+# When all splits together fail, the most promising shares of them are tried alone.
 _SHARES = (1.0, 0.5, 0.2)
 
 
 def split(fit: Fit, state: FitState, generator: torch.Generator) -> bool:
-    """Divide components that may hide two, as many as there are empty ones; say whether any stay divided."""
-    room = int((state.posterior.count < FILLED).sum())
-    found = divided_components(fit, state, generator)[:room] if room else []
-    return any(_stays(fit, state, found[: math.ceil(share * len(found))]) for share in _SHARES if found)
+    """Split components, at most as many as there are empty ones.
+
+    Returns whether any split is kept.
+    """
+    spare = int((state.posterior.count < FILLED).sum())
+    found = divided_components(fit, state, generator)[:spare] if spare else []
+    return any(_try_splits(fit, state, found[: math.ceil(share * len(found))]) for share in _SHARES if found)
 
 
-def _stays(fit: Fit, state: FitState, divided: list[DividedComponent]) -> bool:
-    """Try some splits; keep them if the bound is higher a few iterations later, and say whether it is so by much."""
+def _try_splits(fit: Fit, state: FitState, divided: list[DividedComponent]) -> bool:
+    """Try some splits.
+
+    Keep them when the bound is higher a few iterations later. Return whether they are kept.
+    """
     posterior = Posterior.of(_divided(state.sums, divided), fit.prior)
-    # Every block is asked first: one that still knows the whole component would win it back.
+    # Every block is evaluated first: a block that still has the whole component would restore it.
     trial = replace(state, blocks=[fit.expect(posterior, rows) for rows in fit.blocks], bounds=list(state.bounds))
     fit.update(trial)
     fit.note(trial)
@@ -158,7 +181,10 @@ def _stays(fit: Fit, state: FitState, divided: list[DividedComponent]) -> bool:
 
 
 def _divided(sums: Sums, found: list[DividedComponent]) -> Sums:
-    """Return sums in which the first half takes a component's place and the second that of an empty one."""
+    """Return sums in which sub-clusters replace their components.
+
+    One replaces its component, the other an empty component.
+    """
     features, categories = sums.features.clone(), [category.clone() for category in sums.categories]
     empty = (sums.count < FILLED).nonzero()[:, 0].tolist()
     for divided, other in zip(found, empty, strict=False):

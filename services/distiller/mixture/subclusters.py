@@ -1,7 +1,7 @@
-"""Two sub-clusters inside every component, fitted to its own points: what a split would make of it.
+"""Two sub-clusters inside every component, fitted to its own points.
 
-Chang and Fisher, Parallel sampling of DP mixture models using sub-cluster splits (NIPS 2013); here by variational
-inference, on a sample, all components side by side.
+The result of a split. Chang and Fisher, Parallel sampling of DP mixture models using sub-cluster splits (NIPS 2013);
+here by variational inference, on a sample, for all components in parallel.
 """
 
 import math
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from services.distiller.mixture.data import Chunk
-from services.distiller.mixture.e_step import alive_components, asker, normalise_
+from services.distiller.mixture.e_step import alive_components, make_evaluator, normalise_
 from services.distiller.mixture.fit_state import Fit, FitState
 from services.distiller.mixture.init import draw_weighted
 from services.distiller.mixture.parallel import Reducer
 from services.distiller.mixture.posterior import LEAST_COUNT, SLACK, Posterior, Prior, Sums, empty_bound
 
-# Gives each point (m, d), and standardised by its component, a side, (m,) bool; what it draws, it draws by a generator.
+# Assigns each point (m, d), also given standardised by its component, to a side, (m,) bool; draws by a generator.
 Cut = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-# Points that sub-clusters are looked for in.
+# Points in which sub-clusters are searched.
 _SAMPLE = 20_000
-# Fewer points of a component are not divided.
+# Components with fewer points are not split.
 _LEAST_POINTS = 8
-# Pairs of points that are drawn of each component to begin from, beside its longest axis.
+# Random pairs of points that each component is also started from, beside its longest axis.
 _PAIRS = 2
 _LLOYD_STEPS = 12
 _ITERATIONS = 8
@@ -33,7 +33,10 @@ _ITERATIONS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class DividedComponent:
-    """A component divided: the sums of both halves, and how much the bound would rise, nearly."""
+    """A split component.
+
+    The sums of both sub-clusters, and the approximate rise of the bound.
+    """
 
     component: int
     sums: Sums  # of two components
@@ -41,12 +44,12 @@ class DividedComponent:
 
 
 def divided_components(fit: Fit, state: FitState, generator: torch.Generator) -> list[DividedComponent]:
-    """Return the components that may hide two, the most rewarding first."""
+    """Return the components that may be split, the most rewarding first."""
     parents = _parents(fit, state.posterior)
     best: dict[int, DividedComponent] = {}
     cuts: list[Cut] = [_longest_axis, *[_far_pair] * _PAIRS]
     for cut in cuts if parents else ():
-        for divided in _ascended(_Inside(parents, state, fit.reducer), cut, generator):
+        for divided in _fit_from_cut(_Inside(parents, state, fit.reducer), cut, generator):
             if divided.gain > (best[divided.component].gain if divided.component in best else -SLACK):
                 best[divided.component] = divided
     return sorted(best.values(), key=lambda divided: -divided.gain)
@@ -54,7 +57,10 @@ def divided_components(fit: Fit, state: FitState, generator: torch.Generator) ->
 
 @dataclass(frozen=True, kw_only=True)
 class _Parent:
-    """The points of the sample that belong to one component; each stands for `scale` points of the data."""
+    """The sampled points of one component.
+
+    Each stands for `scale` points of the data.
+    """
 
     component: int
     chunk: Chunk
@@ -62,16 +68,19 @@ class _Parent:
 
 
 def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
-    """Return the components, each with its points among some taken evenly from those of all processes."""
-    few = fit.points.thinned(max(fit.count // _SAMPLE, 1))
-    ask, alive = asker(posterior), alive_components(posterior)
+    """Return the components, with their points among a sample.
+
+    The sample is taken evenly from all processes.
+    """
+    few = fit.points.strided(max(fit.count // _SAMPLE, 1))
+    ask, alive = make_evaluator(posterior), alive_components(posterior)
 
     def work(chunk: Chunk) -> tuple[Chunk, Tensor]:
         return chunk, alive[ask(chunk).responsibility.argmax(dim=1)]
 
     found = list(fit.reducer.each(work, few.makers()))
     x, labels, *categories = (
-        fit.reducer.gathered(torch.cat(parts))
+        fit.reducer.gather(torch.cat(parts))
         for parts in zip(*((chunk.x, label, *chunk.categories) for chunk, label in found), strict=True)
     )
     parents = []
@@ -85,19 +94,22 @@ def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
 
 
 class _Inside:
-    """A fit inside every component at once: its points know its two sub-clusters, 2 i and 2 i + 1, and no others."""
+    """A fit inside every component at once.
+
+    Its points know only its two sub-clusters, 2 i and 2 i + 1.
+    """
 
     def __init__(self, parents: Sequence[_Parent], state: FitState, reducer: Reducer) -> None:
         self.parents = parents
         self.state = state
-        # Sticks say nothing of components that do not stand beside each other: weights are judged by their entropy.
+        # Stick-breaking does not apply within components: weights are judged by their entropy.
         self.prior = replace(state.posterior.prior, process=False)
         self._reducer = reducer
         self._like = state.sums
 
     def begun(self, cut: Cut, generator: torch.Generator) -> tuple[Sums, Tensor]:
-        """Return what `_summed` does, of the sides of a cut."""
-        # A generator for each parent: which thread comes first must not matter.
+        """Return the result of `_summed` for the sides of a cut."""
+        # A generator for each parent, so that the order of threads does not matter.
         seeds = torch.randint(2**62, (len(self.parents),), generator=generator).tolist()
 
         def share(parent: _Parent, _features: Tensor, pair: slice) -> Tensor:
@@ -108,7 +120,7 @@ class _Inside:
         return self._summed(share)
 
     def expected(self, posterior: Posterior) -> tuple[Sums, Tensor]:
-        """Return what `_summed` does, of responsibilities under a posterior of all sub-clusters."""
+        """Return the result of `_summed` for a posterior of all sub-clusters."""
         coefficients = posterior.coefficients()
 
         def share(parent: _Parent, features: Tensor, pair: slice) -> Tensor:
@@ -121,9 +133,10 @@ class _Inside:
         return self._summed(share)
 
     def _summed(self, share_of: Callable[[_Parent, Tensor, slice], Tensor]) -> tuple[Sums, Tensor]:
-        """Return the sums of all sub-clusters, and the entropy of every parent's responsibilities, (p,).
+        """Return the sums of all sub-clusters, and the entropies (p,).
 
-        `share_of` gives a parent, its features (m, f) and the place of its sub-clusters responsibilities (m, 2).
+        The entropies are of every parent's responsibilities. `share_of` maps a parent, its features (m, f) and the
+        position of its sub-clusters to responsibilities (m, 2).
         """
 
         def work(numbered: tuple[int, _Parent]) -> tuple[Sums, Tensor]:
@@ -143,7 +156,7 @@ class _Inside:
 
         makers = (partial(lambda item: item, item) for item in enumerate(self.parents))
         found = list(self._reducer.each(work, makers))
-        return _beside([sums for sums, _ in found]), torch.stack([entropy for _, entropy in found])
+        return _concatenated([sums for sums, _ in found]), torch.stack([entropy for _, entropy in found])
 
     def _standardised(self, parent: _Parent) -> Tensor:
         posterior, shape = self.state.posterior, self.prior.shape
@@ -152,8 +165,11 @@ class _Inside:
         return (parent.chunk.x - posterior.mean[parent.component]) @ matrix
 
 
-def _ascended(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[DividedComponent]:
-    """Return the sub-clusters of every parent after a few iterations from a cut, where there still are two."""
+def _fit_from_cut(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[DividedComponent]:
+    """Return every parent's sub-clusters a few iterations after a cut.
+
+    Only parents with two remaining sub-clusters have any.
+    """
     sums, entropy = inside.begun(cut, generator)
     for _ in range(_ITERATIONS):
         sums, entropy = inside.expected(Posterior.of(sums, inside.prior))
@@ -170,7 +186,10 @@ def _ascended(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[Div
 
 
 def _gain(children: Sums, prior: Prior) -> Tensor:
-    """Return how the bound changes where parents become their sub-clusters, but for the entropy, nearly, (p,)."""
+    """Return the approximate change (p,) of the bound by splits.
+
+    The entropy is left out.
+    """
     first, second = (children.take(torch.arange(begin, len(children.count), 2)) for begin in (0, 1))
     whole = first.of([a + b for a, b in zip(first.parts(), second.parts(), strict=True)])
     counts = torch.stack([first.count, second.count])
@@ -182,10 +201,10 @@ def _gain(children: Sums, prior: Prior) -> Tensor:
 
 
 def _tied_gain(first: Sums, second: Sums, posterior: Posterior) -> Tensor:
-    """As `_gain`, but for weights: the scatter between sub-clusters that a parent's points no longer have to explain.
+    """Like `_gain`, for tied covariances and without weights.
 
-    It is told in units of the covariance that is left when all parents are divided, so it is hopeful: a shared
-    covariance shrinks only as far as all of them together go.
+    The scatter between sub-clusters is no longer explained. It is measured in units of the covariance that remains when
+    all parents are split, so it is optimistic: a shared covariance shrinks only as far as all splits together allow.
     """
     prior, count = posterior.prior, torch.stack([first.count, second.count]) + LEAST_COUNT
     means = torch.stack([first.features[:, 1:], second.features[:, 1:]]) / count[:, :, None]
@@ -196,8 +215,8 @@ def _tied_gain(first: Sums, second: Sums, posterior: Posterior) -> Tensor:
     return 0.5 * (scatter - prior.dim * volume)
 
 
-def _beside(sums: Sequence[Sums]) -> Sums:
-    """Return the sums of components of several sums as those of one."""
+def _concatenated(sums: Sequence[Sums]) -> Sums:
+    """Concatenate the components of several sums."""
     return replace(
         sums[0],
         features=torch.cat([part.features for part in sums]),
@@ -206,14 +225,20 @@ def _beside(sums: Sequence[Sums]) -> Sums:
 
 
 def _longest_axis(x: Tensor, _standardised: Tensor, _generator: torch.Generator) -> Tensor:
-    """Return a side of each point (m, d), (m,) bool: two means begun along the axis of most variance."""
+    """Return a side of each point (m, d), (m,) bool.
+
+    Two means started along the axis of most variance.
+    """
     centred = x - x.mean(dim=0)
     axis = torch.linalg.eigh(centred.T @ centred)[1][:, -1]
     return _two_means(centred, (centred @ axis) > 0)
 
 
 def _far_pair(_x: Tensor, standardised: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a side of each point (m,) bool: two means begun from a point and one likely to be far from it."""
+    """Return a side of each point (m,) bool.
+
+    Two means started from a random point and a distant one.
+    """
     first = standardised[int(torch.randint(len(standardised), (1,), generator=generator))]
     distance = ((standardised - first) ** 2).sum(dim=1)
     second = standardised[draw_weighted(distance, generator)] if float(distance.sum()) > 0 else first
@@ -221,7 +246,7 @@ def _far_pair(_x: Tensor, standardised: Tensor, generator: torch.Generator) -> T
 
 
 def _two_means(x: Tensor, side: Tensor) -> Tensor:
-    """Return the sides of points (m, d) after Lloyd's algorithm, begun from some."""
+    """Return the sides of points (m, d) after Lloyd's algorithm from given sides."""
     for _ in range(_LLOYD_STEPS):
         if not 0 < int(side.sum()) < len(side):
             return side

@@ -1,1 +1,4 @@
-"""Authentication and authorisation: callers by token, calls by the role that they require."""
+"""Authentication and authorisation.
+
+Callers by token, calls by the role that they require.
+"""

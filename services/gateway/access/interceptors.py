@@ -1,4 +1,8 @@
-"""Server interceptors for authentication, authorisation and rate limits."""
+"""Server interceptors for authentication, authorisation and rate limits.
+
+Callers are distinguished by token, without one by host. Rejected calls count towards the limits, so that nobody can try
+tokens at will. Inference calls do not count: Triton has queues of its own, and clients make thousands of them a second.
+"""
 
 import time
 from collections import Counter, OrderedDict
@@ -13,8 +17,8 @@ from defuse.loopback import host_of
 
 from services.gateway.access import roles
 from services.gateway.access.roles import Caller
-from services.gateway.access.tokens import Tokens
-from services.runtime.interceptors import Continuation, around, refusal
+from services.gateway.tokens import Tokens
+from services.runtime.interceptors import Continuation, rejecting_handler, wrap_handler
 
 _HEADER, _SCHEME = "authorization", "bearer"
 
@@ -32,12 +36,12 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         try:
             self._admit(handler_call_details)
         except DefuseError as error:
-            return refusal(handler, error)
+            return rejecting_handler(handler, error)
         return handler
 
     def _admit(self, call: grpc.HandlerCallDetails) -> None:
-        if (role := roles.needed(call.method)) is not None:
-            roles.set_caller(caller_of(self._tokens, _said(call.invocation_metadata or ())))
+        if (role := roles.required_role(call.method)) is not None:
+            roles.set_caller(authenticate(self._tokens, _said(call.invocation_metadata or ())))
             roles.require(role, call.method.rpartition("/")[2])
 
 
@@ -45,8 +49,11 @@ def _said(metadata: Iterable[tuple[str, Any]]) -> str:
     return next((value for key, value in metadata if key == _HEADER), "")
 
 
-def caller_of(tokens: Tokens, said: str) -> Caller:
-    """Return the caller of a `Bearer TOKEN` header; raise Unauthenticated for any other value or an unknown token."""
+def authenticate(tokens: Tokens, said: str) -> Caller:
+    """Return the caller of a `Bearer TOKEN` header.
+
+    Raises Unauthenticated for any other value or an unknown token.
+    """
     scheme, _, token = said.partition(" ")
     if scheme.lower() != _SCHEME:
         raise Unauthenticated(
@@ -65,6 +72,8 @@ _UNCOUNTED = "/inference."
 _MOST_CALLERS = 10_000
 # Largest burst after a pause, in seconds of the rate.
 _BURST_S = 1.0
+# A shorter wait is a rounding error of sums with the clock's reading.
+_ROUNDING_S = 1e-6
 
 
 class RateLimits:
@@ -78,7 +87,7 @@ class RateLimits:
         self._under_way: Counter[str] = Counter()
 
     @contextmanager
-    def counted(self, who: str) -> Iterator[None]:
+    def admitted(self, who: str) -> Iterator[None]:
         """Count a call while the block runs; raise LimitExceeded beyond the limits."""
         if self._concurrent_calls and self._under_way[who] >= self._concurrent_calls:
             raise LimitExceeded(
@@ -100,7 +109,7 @@ class RateLimits:
         now, token_s = time.monotonic(), 1 / self._calls_per_s
         full_at = max(self._full_at.get(who, now), now) + token_s
         wait_s = full_at - now - max(_BURST_S, token_s)
-        if wait_s > 0:
+        if wait_s > _ROUNDING_S:
             raise LimitExceeded(
                 f"{who} calls more than {self._calls_per_s:g} times a second; wait {wait_s:.2g} s",
                 metadata={"limit": "DEFUSE_MAX_CALLS_PER_S"},
@@ -113,7 +122,10 @@ class RateLimits:
 
 
 class RateLimitInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls beyond the rate limits of their caller, before authentication, so that rejected calls count."""
+    """Refuses calls beyond the rate limits of their caller.
+
+    It runs before authentication, so that rejected calls count.
+    """
 
     def __init__(self, limits: RateLimits) -> None:
         self._limits = limits
@@ -121,17 +133,20 @@ class RateLimitInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_UNCOUNTED) or roles.needed(method) is None:
+        if handler is None or method.startswith(_UNCOUNTED) or roles.required_role(method) is None:
             return handler
-        return around(handler, self._counted)
+        return wrap_handler(handler, self._admitted)
 
     @asynccontextmanager
-    async def _counted(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        with self._limits.counted(name_of_caller(context)):
+    async def _admitted(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        with self._limits.admitted(caller_name(context)):
             yield request
 
 
-def name_of_caller(context: Any) -> str:
-    """Return the caller's name: that of its token, else its address without the port."""
+def caller_name(context: Any) -> str:
+    """Return the caller's name.
+
+    That of its token, else its address without the port.
+    """
     known = roles.current_caller()
     return known.name if known else host_of(unquote(context.peer()).partition(":")[2])

@@ -1,4 +1,8 @@
-"""Callers and roles: which role a call needs, by the contract, and who makes the present call."""
+"""Callers and roles.
+
+Which role a method requires, by the contract, and who makes the present call. A table here has the methods of other
+services, such as inference: what a viewer may call there changes nothing.
+"""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -36,12 +40,18 @@ def set_caller(caller: Caller) -> None:
 
 
 def current_caller() -> Caller | None:
-    """Return the caller of the present call; None when tokens are not in use."""
+    """Return the caller of the present call.
+
+    None when tokens are not in use.
+    """
     return _present.get()
 
 
 def require(role: Role, what: str) -> None:
-    """Raise PermissionDenied unless the caller has a role or a higher one; without tokens everybody has all roles."""
+    """Raise PermissionDenied unless the caller has a role or a higher one.
+
+    Without tokens everybody has all roles.
+    """
     caller = current_caller()
     if caller and caller.role < role:
         needed = role_name(role)
@@ -53,9 +63,9 @@ def require(role: Role, what: str) -> None:
 
 
 def sign_request(request: M) -> M:
-    """Write the caller's name into the request's name fields, in place; raise PermissionDenied for another name.
+    """Write the caller's name into the request's name fields, in place.
 
-    An approver is either the caller or empty.
+    Raises PermissionDenied for another name. An approver is either the caller or empty.
     """
     if caller := current_caller():
         for field in _SAYING.intersection(request.DESCRIPTOR.fields_by_name):
@@ -95,8 +105,11 @@ _METHODS: Mapping[str, Role] = {
 }
 
 
-def of_contract(service: ServiceDescriptor) -> dict[str, Role]:
-    """Return the required role of each offered method of a service, by path, as the contract states it."""
+def contract_roles(service: ServiceDescriptor) -> dict[str, Role]:
+    """Return the required role of each offered method, by path.
+
+    The contract states it.
+    """
     roles = {method.name: method.GetOptions().Extensions[access_pb2.required_role] for method in service.methods}
     return {f"/{service.full_name}/{name}": role for name, role in roles.items() if role}
 
@@ -104,7 +117,7 @@ def of_contract(service: ServiceDescriptor) -> dict[str, Role]:
 _GATEWAY = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
 _GENERATOR = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
 _MONITOR = monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"]
-_ROLES = {**of_contract(_GATEWAY), **of_contract(_GENERATOR), **of_contract(_MONITOR), **_METHODS}
+_ROLES = {**contract_roles(_GATEWAY), **contract_roles(_GENERATOR), **contract_roles(_MONITOR), **_METHODS}
 _IDENTIFY = f"/{_GENERATOR.full_name}/Identify"
 # Reports carry their own time and model; one audit event for each batch would outnumber them.
 _REPORT = f"/{_MONITOR.full_name}/Report"
@@ -117,10 +130,10 @@ _LOOKING = {
 
 
 @cache  # only methods that are offered
-def needed(method: str) -> Role | None:
-    """Return the least role for a method; None when no token is needed.
+def required_role(method: str) -> Role | None:
+    """Return the least role for a method.
 
-    Methods without a stated role are for admins.
+    None when no token is needed. Methods without a stated role are for admins.
     """
     if (role := _ROLES.get(method)) is not None:
         return role
@@ -128,23 +141,29 @@ def needed(method: str) -> Role | None:
     return None if service in _OPEN else _SERVICES.get(service, _ADMIN)
 
 
-def needed_by(method: str, request: Any) -> Role | None:
-    """Return the least role for a call with this request; a stream that cancels its run needs an operator."""
+def required_role_of_call(method: str, request: Any) -> Role | None:
+    """Return the least role for a call with this request.
+
+    A stream that cancels its run needs an operator.
+    """
     if method == _IDENTIFY and _cancels(request):
         return _OPERATOR
-    return needed(method)
+    return required_role(method)
 
 
-def changes(method: str, request: Any) -> bool:
-    """Return whether a call with this request changes something; inference and reads do not."""
-    role = needed_by(method, request)
+def is_mutation(method: str, request: Any) -> bool:
+    """Return whether a call with this request changes something.
+
+    Inference and reads do not.
+    """
+    role = required_role_of_call(method, request)
     return role is not None and role > _VIEWER and method not in _LOOKING
 
 
 @cache  # as in `needed_by`
-def may_change(method: str) -> bool:
+def may_mutate(method: str) -> bool:
     """Return whether a method can change something, for any request."""
-    return method == _IDENTIFY or changes(method, None)
+    return method == _IDENTIFY or is_mutation(method, None)
 
 
 def _cancels(request: bytes) -> bool:

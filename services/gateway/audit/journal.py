@@ -1,4 +1,7 @@
-"""The audit log: every mutating call is an event, in the log and in the artifact store."""
+"""The audit log.
+
+Every mutating call is an event, in the log and in the artifact store.
+"""
 
 import asyncio
 import functools
@@ -19,7 +22,7 @@ from google.rpc import code_pb2
 from services.gateway.access import roles
 from services.gateway.records.paging import Cursor, Page
 from services.runtime import telemetry, tracing
-from services.runtime.interceptors import Continuation, around, known_error
+from services.runtime.interceptors import Continuation, to_known_error, wrap_handler
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
@@ -33,7 +36,10 @@ class AuditLog:
         self._store = store
 
     async def keep(self, event: audit_pb2.AuditEvent) -> None:
-        """Store an event; when that fails, only the log has it, and the audited call goes on."""
+        """Store an event.
+
+        When that fails, only the log has it, and the audited call goes on.
+        """
         key = keys.audit_event(event.time.ToDatetime(UTC), uuid.uuid4().hex[:6])
         try:
             await asyncio.to_thread(self._store.write_message, key, event)
@@ -66,7 +72,7 @@ _MOST_NAMES = 20
 
 
 class AuditInterceptor(grpc.aio.ServerInterceptor):
-    """Records each mutating call after it has ended and before it is answered."""
+    """Records each mutating call between its end and its answer."""
 
     def __init__(self, journal: AuditLog) -> None:
         self._journal = journal
@@ -74,26 +80,26 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not roles.may_change(method):
+        if handler is None or not roles.may_mutate(method):
             return handler
-        return around(handler, functools.partial(self._told, method))
+        return wrap_handler(handler, functools.partial(self._audited, method))
 
     @asynccontextmanager
-    async def _told(self, method: str, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def _audited(self, method: str, request: Any, context: Any) -> AsyncIterator[Any]:
         error: BaseException | None = None
         names: list[str] = []
         try:
-            yield _noted(request, names)
+            yield _collect_names(request, names)
         except BaseException as caught:
             error = caught
             raise
         finally:
-            if roles.changes(method, request):
+            if roles.is_mutation(method, request):
                 event = _event(method, names, context, error)
                 # Also after the caller has disconnected: the change remains.
-                await asyncio.shield(self._tell(event, stored=not isinstance(error, _LOGGED_ALONE)))
+                await asyncio.shield(self._write(event, stored=not isinstance(error, _LOGGED_ALONE)))
 
-    async def _tell(self, event: audit_pb2.AuditEvent, *, stored: bool) -> None:
+    async def _write(self, event: audit_pb2.AuditEvent, *, stored: bool) -> None:
         telemetry.log().info(
             "audit",
             caller=event.caller,
@@ -108,26 +114,29 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
             await self._journal.keep(event)
 
 
-def _noted(request: Any, names: list[str]) -> Any:
-    """Collect the resource names of a request; for a request stream, those of its first messages as they arrive."""
+def _collect_names(request: Any, names: list[str]) -> Any:
+    """Collect the resource names of a request.
+
+    For a request stream, those of its first messages as they arrive.
+    """
     if not hasattr(request, "__aiter__"):
-        names.extend(names_in(request))
+        names.extend(resource_names(request))
         return request
 
     async def noted() -> AsyncIterator[Any]:
         async for one in request:
             if len(names) < _MOST_NAMES:
-                names.extend(names_in(one))
+                names.extend(resource_names(one))
             yield one
 
     return noted()
 
 
-def names_in(message: Any) -> Iterator[str]:
+def resource_names(message: Any) -> Iterator[str]:
     """Yield the resource names in a request, in field order."""
     for field, value in message.ListFields() if isinstance(message, Message) else ():
         if isinstance(value, Message):
-            yield from names_in(value)
+            yield from resource_names(value)
         elif isinstance(value, str) and field.name in _PARTS:
             yield f"{_PARTS[field.name]}/{value}"
         elif isinstance(value, str) and _NAME.fullmatch(value):
@@ -145,19 +154,19 @@ def _event(method: str, names: list[str], context: Any, error: BaseException | N
         code=code,
         reason=reason,
         peer=unquote(context.peer()),
-        trace_id=tracing.ids().get("trace_id", ""),
+        trace_id=tracing.trace_ids().get("trace_id", ""),
     )
     event.time.GetCurrentTime()
     return event
 
 
 def _outcome(context: Any, error: BaseException | None) -> tuple[str, str]:
-    """Return the status code of a call, and the reason of its error."""
+    """Return the status code and the error's reason of a call."""
     if error is None:
         return "OK", ""
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return "CANCELLED", "CALLER_GONE"
     if isinstance(error, grpc.aio.AbortError):
         return context.code().name, ""
-    known = known_error(error)
+    known = to_known_error(error)
     return code_pb2.Code.Name(to_status(known).code), known.reason

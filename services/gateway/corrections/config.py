@@ -1,4 +1,7 @@
-"""The configuration of a correction: defaults, bounds, and the trainings that follow from it."""
+"""The configuration of a correction.
+
+Defaults, bounds, and the trainings that follow from it.
+"""
 
 import math
 
@@ -24,7 +27,10 @@ _MOST_TRAININGS = 100
 
 
 def complete(config: CorrectionConfig) -> CorrectionConfig:
-    """Return a configuration with defaults filled in; raise InvalidInput for a value out of bounds."""
+    """Return a configuration with defaults filled in.
+
+    Raises InvalidInput for a value out of bounds.
+    """
     for path, (least, largest) in _BOUNDS.items():
         section, _, name = path.rpartition(".")
         value = getattr(getattr(config, section) if section else config, name)
@@ -67,8 +73,9 @@ def complete(config: CorrectionConfig) -> CorrectionConfig:
 
 
 def trainings(config: CorrectionConfig) -> list[Training]:
-    """Return the trainings of a complete configuration: each method at each learning rate, with each lambda that
-    applies.
+    """Return the trainings of a complete configuration.
+
+    Each method at each learning rate, with each lambda that applies.
     """
     return [
         Training(method=method, region_weight=weight, learning_rate=rate)

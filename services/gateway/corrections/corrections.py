@@ -1,4 +1,7 @@
-"""Corrections: one of a model at a time; their state is a fold over the corrector's events."""
+"""Corrections: one of a model at a time.
+
+Their state is a fold over the corrector's events.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -39,7 +42,7 @@ class Corrections:
         )
 
     async def create(self, run_name: str, config: correction_pb2.CorrectionConfig) -> correction_pb2.Correction:
-        """Start a correction of the champion, with the labelled regions of a run."""
+        """Start a correction of the champion with a run's labelled regions."""
         whole = complete(config)
         run = await self._runs.get(run_name)
         check_distilled(run)
@@ -77,7 +80,10 @@ class Corrections:
         return await self.apply(event)
 
     async def apply(self, event: work_pb2.Event) -> correction_pb2.Correction:
-        """Fold an event into its correction; once it has ended, its remaining work is cancelled."""
+        """Fold an event into its correction.
+
+        Once it has ended, its remaining work is cancelled.
+        """
         model_key = _model_key(await self.get(event.subject))
         ends = event.WhichOneof("kind") in {"corrected", "failed", "cancelled"}
         if ends:
@@ -116,7 +122,10 @@ class Corrections:
 
 
 def fold(correction: correction_pb2.Correction, event: work_pb2.Event) -> Sequence[Work]:
-    """Apply an event to a correction, in place; return the work that follows. Idempotent."""
+    """Apply an event to a correction, in place.
+
+    Returns the work that follows. Idempotent.
+    """
     if correction.state in ENDED:
         return []
     kind = event.WhichOneof("kind")
@@ -175,5 +184,5 @@ def _ended(training: correction_pb2.Training) -> bool:
 
 
 def _model_key(correction: correction_pb2.Correction) -> str:
-    """Return the Redis key of the one correction of a model that is under way."""
+    """Return the Redis key of a model's correction under way."""
     return f"{KEY}correcting:{correction.model}"

@@ -1,4 +1,4 @@
-"""Data sets: created from a file or a URL, and identified by content and seed."""
+"""Data sets from files and URLs, identified by content and seed."""
 
 import hashlib
 from typing import IO
@@ -9,7 +9,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import dataset_pb2
 
 from services.datasets import SPLITS, ParsedImages, SplitImages, parse_images
-from services.gateway.datasets.urls import fetched
+from services.gateway.datasets.urls import downloaded
 from services.gateway.files.files import Files
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -26,11 +26,14 @@ class Datasets:
         self._max_bytes = max_bytes
 
     def create(self, *, file_digest: str, uri: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
-        """Return the data set of an uploaded file or a URL; the same content and seed give the same one."""
+        """Return the data set of an uploaded file or a URL.
+
+        The same content and seed give the same one.
+        """
         if bool(file_digest) == bool(uri):
             raise InvalidInput("give either the digest of an uploaded file or a URL", reason="BAD_DATASET", field="uri")
         if uri:
-            with fetched(uri, max_bytes=self._max_bytes) as (file, digest):
+            with downloaded(uri, max_bytes=self._max_bytes) as (file, digest):
                 return self._create(file, digest, display_name or uri, seed)
         self._files.size(file_digest)
         with self._store.open(keys.file(file_digest)) as file:

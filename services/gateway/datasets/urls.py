@@ -12,7 +12,7 @@ import fsspec
 from defuse.errors import InvalidInput
 from fsspec.asyn import sync
 
-from services.storage.file_systems import append, naming_missing_package, scratch_file
+from services.storage.file_systems import append_chunk, naming_missing_package, scratch_file
 
 _PROTOCOLS = ("s3", "gs", "az", "http", "https")
 _CHUNK_BYTES = 1024 * 1024
@@ -21,11 +21,11 @@ _SILENCE_S = 60.0
 
 
 @contextmanager
-def fetched(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
-    """Give the content of a URL as a seekable file, with its SHA-256 in hexadecimal.
+def downloaded(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
+    """Give a URL's content as a seekable file, with its SHA-256.
 
-    Raises InvalidInput for a URL that cannot be read and for more than `max_bytes`, NotReady when the package for this
-    kind of URL is not installed, StoreFull when the temporary file does not fit on the disk.
+    The digest is hexadecimal. Raises InvalidInput for a URL that cannot be read and for more than `max_bytes`, NotReady
+    when the package for this kind of URL is not installed, StoreFull when the temporary file does not fit on the disk.
     """
     protocol = _protocol(uri)
     with scratch_file() as target:
@@ -49,7 +49,10 @@ def _protocol(uri: str) -> str:
 
 @contextmanager
 def _file_system(protocol: str) -> Iterator[Any]:
-    """Give the file system of a URL scheme; connections to web servers are closed at the end."""
+    """Give the file system of a URL scheme.
+
+    Connections to web servers are closed at the end.
+    """
     if protocol not in {"http", "https"}:
         yield fsspec.filesystem(protocol)
         return
@@ -71,7 +74,7 @@ def _copy(file_system: Any, uri: str, target: IO[bytes], max_bytes: int) -> str:
         if size > max_bytes:
             raise InvalidInput(f"{uri!r} is larger than {max_bytes} bytes, the limit", reason="TOO_LARGE", field="uri")
         content.update(chunk)
-        append(target, chunk)
+        append_chunk(target, chunk)
     return content.hexdigest()
 
 

@@ -23,7 +23,10 @@ class Files:
         self._max_bytes = max_bytes
 
     async def upload(self, messages: AsyncIterator[gateway_service_pb2.UploadFileRequest]) -> tuple[str, int]:
-        """Store the file that a stream of messages carries; return its digest and size in bytes."""
+        """Store the file that a stream of messages carries.
+
+        Returns its digest and size in bytes.
+        """
         first = await anext(aiter(messages), None)
         if first is None:
             raise InvalidInput(
@@ -38,8 +41,11 @@ class Files:
         return first.digest, await self.receive(first.digest, chunks())
 
     async def receive(self, digest: str, chunks: AsyncIterator[bytes]) -> int:
-        """Store a file and return its size in bytes; raise InvalidInput, storing nothing, for another digest."""
-        key = keys.file(_checked(digest))
+        """Store a file and return its size in bytes.
+
+        Raises InvalidInput, storing nothing, for another digest.
+        """
+        key = keys.file(_checked_digest(digest))
         if await asyncio.to_thread(self._store.exists, key):
             return await asyncio.to_thread(self._store.size, key)
         content, size = hashlib.sha256(), 0
@@ -62,14 +68,17 @@ class Files:
         return size
 
     def size(self, digest: str) -> int:
-        """Return the size of a stored file in bytes; raise NotFound when it is missing."""
-        key = keys.file(_checked(digest))
+        """Return the size of a stored file in bytes.
+
+        Raises NotFound when it is missing.
+        """
+        key = keys.file(_checked_digest(digest))
         if not self._store.exists(key):
             raise NotFound(f"no file {digest} was uploaded", reason="FILE_NOT_FOUND")
         return self._store.size(key)
 
 
-def _checked(digest: str) -> str:
+def _checked_digest(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise InvalidInput(f"{digest!r} is no SHA-256 in hexadecimal", reason="BAD_DIGEST")
     return digest

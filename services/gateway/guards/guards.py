@@ -6,7 +6,7 @@ from defuse.v1 import corrector_service_pb2, corrector_service_pb2_grpc, guard_p
 from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.records.paging import Cursor, Page
-from services.runtime.channels import ServiceClient
+from services.runtime.tls import ServiceClient
 from services.storage.catalog import Catalog
 
 
@@ -33,5 +33,8 @@ class Guards:
         return await asyncio.to_thread(self._catalog.guard, name)
 
     async def page(self, model_name: str, cursor: Cursor) -> Page[guard_pb2.Guard]:
-        """Return one page of the guards of a model, oldest first; raise NotFound for an unknown model."""
+        """Return one page of the guards of a model, oldest first.
+
+        Raises NotFound for an unknown model.
+        """
         return cursor.page_of_append_only(await asyncio.to_thread(self._catalog.guards, model_name))

@@ -1,4 +1,12 @@
-"""The reverse proxy of `inference.GRPCInferenceService`: unary calls, streams and guarded requests."""
+"""The reverse proxy of `inference.GRPCInferenceService`: unary calls, streams and guarded requests.
+
+Requests are bytes: model and version, their first fields, are replaced when a trial draws the request; the rest goes to
+Triton unchanged, as do Triton's errors and the caller's deadline. In a stream, a request that the gateway rejects is
+answered with its error, as Triton answers one, and the stream continues; trials draw from unary requests only.
+
+With the metadata `defuse-guard: true` a caller gets the guard's outputs beside the classifier's. When a model has no
+guard, or its guard is just being replaced, the caller gets the classifier's answer, which says so.
+"""
 
 import asyncio
 import functools
@@ -22,11 +30,11 @@ from services.gateway.inference.routing import (
     challenger_of,
     names_outputs,
     read_target,
-    retargeted,
+    with_target,
 )
 from services.gateway.inference.shadow import ShadowComparisons, TrialCounters
 from services.gateway.inference.shared_memory import KINDS, REGISTER, STATUS, UNREGISTER, SharedMemory
-from services.runtime.channels import UNLIMITED, channel_to
+from services.runtime.tls import UNLIMITED, channel_to
 
 _ASKED_FOR = service_pb2.ModelInferRequest(
     outputs=[service_pb2.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in OUTPUTS]
@@ -45,12 +53,13 @@ def asks_for_guard(context: Any) -> bool:
     return any(key == METADATA and value == "true" for key, value in context.invocation_metadata() or ())
 
 
-async def guarded(request: bytes, target: Target, infer: Infer, *, champion: bytes, context: Any) -> bytes:
-    """Return the answer of classifier and guard; where there is no guard, the classifier's answer to `champion`.
+async def infer_guarded(request: bytes, target: Target, infer: Infer, *, champion: bytes, context: Any) -> bytes:
+    """Return the answer of classifier and guard.
 
-    Serialized protobuf messages are merged by concatenation, so tensors are not decoded here either.
+    Where there is no guard, the classifier's answer to `champion`. Serialized protobuf messages are merged by
+    concatenation, so tensors are not decoded here either.
     """
-    wanted = retargeted(request, target, model=names.guarded_model(target.model), version="")
+    wanted = with_target(request, target, model=names.guarded_model(target.model), version="")
     if names_outputs(request):
         wanted = b"".join((wanted, _ASKED_FOR))
     try:
@@ -74,7 +83,7 @@ class StreamProxy:
         self._memory = memory
 
     async def answer(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """Yield the answers to a stream of requests until both sides have ended it."""
+        """Yield a stream's answers until both sides have ended it."""
         call = self._method(timeout=context.time_remaining())
         answers: asyncio.Queue[bytes | None] = asyncio.Queue(_WAITING)
         tasks = [
@@ -107,7 +116,10 @@ class StreamProxy:
 
 
 async def _take(call: Any, answers: "asyncio.Queue[bytes | None]") -> None:
-    """Put Triton's answers into the caller's queue; None marks the end of the stream."""
+    """Put Triton's answers into the caller's queue.
+
+    None marks the end of the stream.
+    """
     with suppress(grpc.aio.AioRpcError):
         async for answer in call:
             await answers.put(answer)
@@ -123,7 +135,10 @@ def _refusal(request: bytes, error: DefuseError) -> bytes:
 
 
 def code_for_caller(code: grpc.StatusCode) -> grpc.StatusCode:
-    """Return the caller's status code for one of Triton's; an unrequested cancellation means that it is stopping."""
+    """Return the caller's status code for one of Triton's.
+
+    An unrequested cancellation means that it is stopping.
+    """
     return grpc.StatusCode.UNAVAILABLE if code is grpc.StatusCode.CANCELLED else code
 
 
@@ -168,10 +183,10 @@ class InferenceProxy(grpc.GenericRpcHandler):
         self._comparisons = ShadowComparisons(self._infer, tally)
         unary = grpc.unary_unary_rpc_method_handler
         self._handlers: dict[str, Any] = {
-            _path("ModelInfer"): unary(self._answered),
+            _path("ModelInfer"): unary(self._answer_inference),
             _path("ModelStreamInfer"): grpc.stream_stream_rpc_method_handler(streams.answer),
-            **{_path(name): unary(self._told(name)) for name in _SERVER},
-            **{_path(name): unary(self._told_of_model(name)) for name in _MODEL},
+            **{_path(name): unary(self._forward(name)) for name in _SERVER},
+            **{_path(name): unary(self._forward_resolved(name)) for name in _MODEL},
             **{
                 _path(f"{kind}SharedMemory{name}"): unary(self._shared(kind, name))
                 for kind in KINDS
@@ -191,14 +206,14 @@ class InferenceProxy(grpc.GenericRpcHandler):
         answer: bytes = await self._channel.unary_unary(_path(name))(request, timeout=timeout)
         return answer
 
-    def _told(self, name: str) -> Any:
+    def _forward(self, name: str) -> Any:
         @_as_triton
         async def told(request: bytes, context: Any) -> bytes:
             return await self._call(name, request, context.time_remaining())
 
         return told
 
-    def _told_of_model(self, name: str) -> Any:
+    def _forward_resolved(self, name: str) -> Any:
         @_as_triton
         async def told(request: bytes, context: Any) -> bytes:
             return await self._call(name, self._routes.request_as_named(request), context.time_remaining())
@@ -213,28 +228,31 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return shared
 
     @_as_triton
-    async def _answered(self, request: bytes, context: Any) -> bytes:
+    async def _answer_inference(self, request: bytes, context: Any) -> bytes:
         self._memory.check(request, context)
         target = read_target(request)
         route = self._routes.route(target)
-        champion = retargeted(request, target, model=route.model, version=route.version)
+        champion = with_target(request, target, model=route.model, version=route.version)
         if asks_for_guard(context) and target.version in {"", CHAMPION}:
-            return await guarded(request, target, self._asked, champion=champion, context=context)
+            return await infer_guarded(request, target, self._ask_triton, champion=champion, context=context)
         if route.trial is None:
             answer: bytes = await self._infer(champion, timeout=context.time_remaining())
             return answer
         challenger = b""
         if route.drawn:
             model, version = challenger_of(route.trial)
-            challenger = retargeted(request, target, model=model, version=version)
-        return await self._tried(route.trial, champion, challenger, context)
+            challenger = with_target(request, target, model=model, version=version)
+        return await self._answer_in_trial(route.trial, champion, challenger, context)
 
-    async def _asked(self, request: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109  # gRPC's own
+    async def _ask_triton(self, request: bytes, timeout: float | None) -> bytes:  # noqa: ASYNC109  # gRPC's own
         answer: bytes = await self._infer(request, timeout=timeout)
         return answer
 
-    async def _tried(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
-        """Answer within a trial; `challenger` is the request to it, or None when it was not drawn."""
+    async def _answer_in_trial(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
+        """Answer within a trial.
+
+        `challenger` is the request to it, or None when it was not drawn.
+        """
         if challenger and trial.mode == trial_pb2.Trial.MODE_CANARY:
             return await self._canary(trial, champion, challenger, context)
         answer = await self._timed(champion, trial, "champion", context.time_remaining())
@@ -243,7 +261,10 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return answer
 
     async def _canary(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
-        """Answer by the challenger, within half of the caller's deadline, and by the champion when it fails."""
+        """Answer by the challenger, or by the champion when it fails.
+
+        The challenger has half of the caller's deadline.
+        """
         left = context.time_remaining()
         try:
             return await self._timed(challenger, trial, "challenger", left and left / 2)

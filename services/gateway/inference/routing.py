@@ -1,4 +1,9 @@
-"""Routing of inference requests: model and version are read from the serialized bytes, and replaced there."""
+"""Routing of inference requests.
+
+Model and version are read from the serialized bytes, and replaced there. Known encoders write the fields of
+`inference.ModelInferRequest` in the order of their numbers; a later value of a singular field replaces an earlier one
+in any order.
+"""
 
 import asyncio
 import random
@@ -28,7 +33,10 @@ _LONGEST_BITS = 70
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The model and version that a request names; `end` is the offset of its other fields."""
+    """The model and version that a request names.
+
+    `end` is the offset of its other fields.
+    """
 
     model: str
     version: str
@@ -53,8 +61,11 @@ def read_target(request: bytes) -> Target:
     return Target(model=model, version=version, id=id_, end=position)
 
 
-def retargeted(request: bytes, target: Target, *, model: str, version: str) -> bytes:
-    """Return the request with another model and version, otherwise unchanged; the same object when nothing changes."""
+def with_target(request: bytes, target: Target, *, model: str, version: str) -> bytes:
+    """Return the request with another model and version, otherwise unchanged.
+
+    The same object when nothing changes.
+    """
     if (model, version) == (target.model, target.version):
         return request
     head = b"".join(
@@ -64,7 +75,10 @@ def retargeted(request: bytes, target: Target, *, model: str, version: str) -> b
 
 
 def may_refer_to_memory(request: bytes) -> bool:
-    """Say whether tensors of a serialized ModelInferRequest may be in shared memory; their contents are passed over."""
+    """Say whether tensors of a serialized ModelInferRequest may be in shared memory.
+
+    Their contents are passed over.
+    """
     if len(request) < _SMALL and _SHARED not in request:
         return False
     fields = _top_level_fields(request)
@@ -74,12 +88,18 @@ def may_refer_to_memory(request: bytes) -> bool:
 
 
 def names_outputs(request: bytes) -> bool:
-    """Say whether a serialized ModelInferRequest names the outputs that it asks for; without, all are answered."""
+    """Say whether a serialized ModelInferRequest names the outputs that it asks for.
+
+    Without, all are answered.
+    """
     return any(tag == _OUTPUTS for tag, _, _ in _top_level_fields(request) or ())
 
 
 def _top_level_fields(request: bytes) -> list[tuple[int, int, int]] | None:
-    """Return tag, begin and end of each field; None where one is not of the kind that they are today."""
+    """Return tag, begin and end of each field.
+
+    None where one is not of the kind that they are today.
+    """
     found, position = [], 0
     while position < len(request):
         tag, begin = request[position], position + 1
@@ -124,7 +144,10 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """Where a request goes. Without a version Triton gives the champion: the newest version that is loaded."""
+    """Where a request goes.
+
+    Without a version Triton gives the champion: the newest version that is loaded.
+    """
 
     model: str
     version: str = ""
@@ -134,7 +157,10 @@ class Route:
 
 
 class RoutingTable:
-    """The trials under way as this gateway knows them; `Trials` is their only writer."""
+    """The trials under way as this gateway knows them.
+
+    `Trials` is their only writer.
+    """
 
     def __init__(self, trials: Trials) -> None:
         self._trials = trials
@@ -149,7 +175,10 @@ class RoutingTable:
             await asyncio.sleep(REFRESH_S)
 
     def show(self, running: Iterable[trial_pb2.Trial], *, since: float | None = None) -> None:
-        """Replace the trials under way, as of now or of a given time."""
+        """Replace the trials under way, as of a given time.
+
+        By default, as of now.
+        """
         self._known_at = time.monotonic() if since is None else since
         self._running = {names.last(names.parent(trial.name)): trial for trial in running}
 
@@ -161,16 +190,20 @@ class RoutingTable:
         return Route(model=target.model, trial=trial, drawn=_draw(target.id) < trial.share)
 
     def request_as_named(self, request: bytes) -> bytes:
-        """Return a request with model and version resolved; raise NotFound as `named` does.
+        """Return a request with model and version resolved.
 
-        Model and version are the first fields of every request for inference or about a model.
+        Raises NotFound as `named` does. Model and version are the first fields of every request for inference or about
+        a model.
         """
         target = read_target(request)
         meant = self.named(target)
-        return retargeted(request, target, model=meant.model, version=meant.version)
+        return with_target(request, target, model=meant.model, version=meant.version)
 
     def named(self, target: Target) -> Route:
-        """Resolve a model and version; raise NotFound for the challenger of a model without a trial."""
+        """Resolve a model and version.
+
+        Raises NotFound for the challenger of a model without a trial.
+        """
         trial = self._trial(target.model)
         if target.version == CHALLENGER:
             if trial is None:
@@ -184,7 +217,10 @@ class RoutingTable:
         return Route(model=target.model, version="" if target.version == CHAMPION else target.version)
 
     def _trial(self, model_id: str) -> trial_pb2.Trial | None:
-        """Return the trial of a model; None when this gateway's view is stale, as the trial may have ended."""
+        """Return the trial of a model.
+
+        None when this gateway's view is stale, as the trial may have ended.
+        """
         return self._running.get(model_id) if time.monotonic() - self._known_at < LEASE_S else None
 
 
@@ -194,5 +230,8 @@ def challenger_of(trial: trial_pb2.Trial) -> tuple[str, str]:
 
 
 def _draw(request_id: str) -> float:
-    """Return a number in [0, 1) that depends on the request id alone, so that a retry takes the same route."""
+    """Return a number in [0, 1) that depends on the id alone.
+
+    A retry therefore takes the same route.
+    """
     return zlib.crc32(request_id.encode()) / 2**32 if request_id else random.random()  # noqa: S311  # no secret

@@ -1,4 +1,7 @@
-"""Shadow traffic of a trial: the challenger's answers are compared with the champion's."""
+"""Shadow traffic of a trial.
+
+The challenger's answers are compared with the champion's.
+"""
 
 import asyncio
 import time
@@ -64,7 +67,7 @@ class ShadowComparisons:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def begin(self, trial: trial_pb2.Trial, request: bytes, champion: bytes) -> None:
-        """Send a request to the challenger, to be compared with the champion's answer."""
+        """Send a request to the challenger and compare its answer."""
         if len(self._under_way) >= _AT_ONCE or _SHARED in request or classes_of(champion) is None:
             self._tally.add(trial.name, dropped=1)
             return

@@ -1,4 +1,4 @@
-"""Shared memory between callers of this host and Triton, registered through the gateway.
+"""Shared memory between local callers and Triton, registered through the gateway.
 
 All callers share one name space of regions, and Triton opens any shared-memory file that it is told of. Shared memory
 is therefore off by default, open to callers of this host only, and never to the services' own regions.
@@ -32,7 +32,10 @@ class SharedMemory:
         self._offered = offered
 
     async def answer(self, kind: str, name: str, request: bytes, context: Any) -> bytes:
-        """Forward a call for one kind of memory; raise PermissionDenied when the caller may not make it."""
+        """Forward a call for one kind of memory.
+
+        Raises PermissionDenied when the caller may not make it.
+        """
         self._check_here(context)
         asked = _parsed(f"{kind}SharedMemory{name}Request", request)
         if name == UNREGISTER and not asked.name:  # type: ignore[attr-defined]
@@ -43,7 +46,7 @@ class SharedMemory:
         return _without_ours(kind, answer) if name == STATUS else answer
 
     def check(self, request: bytes, context: Any) -> None:
-        """Raise PermissionDenied when an inference request refers to memory that the caller may not use."""
+        """Raise PermissionDenied for a request that refers to forbidden memory."""
         if not may_refer_to_memory(request):
             return
         asked: Any = _parsed("ModelInferRequest", request)
@@ -67,7 +70,10 @@ class SharedMemory:
             )
 
     async def _forget_all(self, kind: str, context: Any) -> bytes:
-        """Unregister all regions but the services' own; raise the first refusal after trying all."""
+        """Unregister all regions but the services' own.
+
+        Raises the first refusal after trying all.
+        """
         ask = getattr(service_pb2, f"{kind}SharedMemoryStatusRequest")()
         status: Any = _parsed(f"{kind}SharedMemoryStatusResponse", await self._made(kind, STATUS, ask, context))
         forget = getattr(service_pb2, f"{kind}SharedMemoryUnregisterRequest")
@@ -97,7 +103,7 @@ def _parsed(kind: str, data: bytes) -> Message:
 
 
 def _check_theirs(request: Any) -> None:
-    """Raise PermissionDenied for a region, or the file of one, that belongs to the services."""
+    """Raise PermissionDenied for the services' own regions and their files."""
     _check_name(request.name)
     _check_name(getattr(request, "key", "").lstrip("/"))
 

@@ -1,4 +1,7 @@
-"""The reverse proxy of GeneratorService: calls pass as bytes, after their role was checked."""
+"""The reverse proxy of GeneratorService.
+
+Calls pass as bytes, after their role was checked.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,8 +12,8 @@ from defuse.tls import TlsFiles
 from defuse.v1 import generator_service_pb2
 
 from services.gateway.access import roles
-from services.runtime.channels import channel_to
 from services.runtime.settings import MAX_MESSAGE_BYTES
+from services.runtime.tls import channel_to
 
 SERVICE = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"]
 
@@ -23,7 +26,7 @@ class GeneratorProxy(grpc.GenericRpcHandler):
         self._channel = channel_to(url, tls, receive_bytes=MAX_MESSAGE_BYTES)
         self._handlers = {
             path: self._handler(path, SERVICE.methods_by_name[path.rpartition("/")[2]])
-            for path in roles.of_contract(SERVICE)
+            for path in roles.contract_roles(SERVICE)
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
@@ -46,7 +49,7 @@ class GeneratorProxy(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(unary)
 
         async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-            if role := roles.needed_by(path, request):
+            if role := roles.required_role_of_call(path, request):
                 roles.require(role, f"{method.name} with cancel_run")
             call = self._channel.unary_stream(path)(request, timeout=context.time_remaining())
             try:

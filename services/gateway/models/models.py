@@ -8,14 +8,17 @@ from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.records.paging import Cursor, Page
 from services.gateway.releases.releases import CandidateRetirement
-from services.runtime.channels import ServiceClient
+from services.runtime.tls import ServiceClient
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 
 
 class Models:
-    """Registers and lists models, judges candidates, and rolls versions back; a corrector does the work."""
+    """Registers and lists models, judges candidates, and rolls versions back.
+
+    A corrector does the work.
+    """
 
     def __init__(
         self,
@@ -46,7 +49,10 @@ class Models:
         return await asyncio.to_thread(self._page, cursor)
 
     async def releases_page(self, model_name: str, cursor: Cursor) -> Page[release_pb2.Release]:
-        """Return one page of the releases of a model, oldest first; raise NotFound for an unknown model."""
+        """Return one page of the releases of a model, oldest first.
+
+        Raises NotFound for an unknown model.
+        """
         model = await self.get(model_name)
         return cursor.page_of_append_only(await asyncio.to_thread(self._catalog.releases, model.name))
 
@@ -60,11 +66,14 @@ class Models:
         return verdict
 
     async def verdict(self, name: str) -> gate_pb2.GateVerdict:
-        """Return a stored verdict of the gate; raise NotFound for an unknown name."""
+        """Return a stored verdict of the gate.
+
+        Raises NotFound for an unknown name.
+        """
         return await asyncio.to_thread(self._catalog.verdict, name)
 
     async def roll_back(self, request: pb.RollbackModelRequest) -> release_pb2.Release:
-        """Give callers the previous version, and retire the candidates of the one that goes."""
+        """Give callers the previous version, and retire present candidates."""
         restore = corrector_service_pb2.RestorePreviousRequest(
             model=request.model, actor=request.actor, reason=request.reason, request_id=request.request_id
         )
@@ -75,5 +84,5 @@ class Models:
 
     def _page(self, cursor: Cursor) -> Page[model_pb2.Model]:
         registered = [key for key in self._store.keys("models") if self._store.exists(keys.model(key))]
-        placed = cursor.behind((names.model(names.last(key)) for key in registered), lambda name: [name])
+        placed = cursor.after_cursor((names.model(names.last(key)) for key in registered), lambda name: [name])
         return cursor.page((place, self._catalog.model(name)) for place, name in placed)

@@ -1,4 +1,4 @@
-"""Alert runs: searches on the captured images of a region that an alert is about."""
+"""Alert runs: searches on captured images of an alert's region."""
 
 import asyncio
 import hashlib
@@ -35,7 +35,10 @@ class Period:
         return self.since < moment <= self.until
 
     def may_hold(self, hour: str) -> bool:
-        """Return whether observations of an hour can have been answered and scored in this period."""
+        """Return whether observations of an hour may belong to this period.
+
+        They must have been answered and scored in it.
+        """
         return self.since.strftime(HOUR) <= names.last(hour) <= self.until.strftime(HOUR)
 
 
@@ -54,8 +57,11 @@ class CapturedImages:
         return np.asarray(self.images[self.rows])
 
 
-def captured(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[CapturedImages]:
-    """Yield the images of a period that fall in the region of this index, batch by batch."""
+def captured_images(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[CapturedImages]:
+    """Yield the images of a period in one region, by batch.
+
+    The region is given by its index.
+    """
     return [
         found
         for hour in store.keys(keys.observed_hours(model_name))
@@ -67,8 +73,8 @@ def captured(store: ArtifactStore, model_name: str, region: int, period: Period)
 
 def _of_batch(store: ArtifactStore, batch: str, region: int, period: Period) -> Iterator[CapturedImages]:
     try:
-        record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
-        seen = store.map_arrays(keys.watched(batch))
+        record = store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
+        seen = store.map_arrays(keys.observation_scores(batch))
         kept = store.map_arrays(keys.observed_images(batch))
     except NotFound:
         return  # not scored yet, not kept, or deleted
@@ -129,9 +135,12 @@ class AlertRuns:
         return run
 
     def _config(self, alert: monitor_pb2.Alert) -> run_pb2.RunConfig:
-        """Return the configuration of the guard's run, for other images and the present champion."""
+        """Return the guard's run configuration for other images.
+
+        The present champion is searched.
+        """
         cause = self._cause(alert)
-        images = captured(self._store, cause.model.name, cause.region, self._period(alert, cause.guard))
+        images = captured_images(self._store, cause.model.name, cause.region, self._period(alert, cause.guard))
         if not images:
             raise NotReady(
                 f"no image is kept of those that caused {names.last(alert.name)!r}; a run needs KEEP_IMAGES, and "
@@ -166,7 +175,10 @@ class AlertRuns:
         )
 
     def _period(self, alert: monitor_pb2.Alert, guard: guard_pb2.Guard) -> Period:
-        """Return the period of an alert's images: since the guard began, or since the previous alert."""
+        """Return the period of an alert's images.
+
+        Since the guard began, or since the previous alert.
+        """
         earlier = [name for name in self._store.keys(keys.alerts(names.parent(alert.name))) if name < alert.name]
         begins = [guard.create_time.ToDatetime(UTC)]
         if earlier:
@@ -175,12 +187,15 @@ class AlertRuns:
         return Period(since=max(begins), until=alert.create_time.ToDatetime(UTC))
 
     def _dataset(self, base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
-        """Return the name of a data set whose searched split are these images; create it on the first call."""
+        """Return the name of a data set with these searched images.
+
+        It is created on the first call.
+        """
         base = self._catalog.dataset(base_name)
         name = names.dataset(_digest(base_name, cause, images))
         if self._store.exists(keys.dataset(name)):
             return name
-        made, label = _described(base, cause.model, cause.label)
+        made, label = _describe_like(base, cause.model, cause.label)
         count = sum(len(part.rows) for part in images)
         made.name, made.display_name = name, f"captured in {cause.guard.regions[cause.region].region}"
         for split in made.splits:
@@ -199,7 +214,7 @@ class AlertRuns:
         return name
 
     def _give_vae(self, before: run_pb2.RunConfig, vae: run_pb2.VaeConfig) -> None:
-        """Give a run the VAE of another run, as if a user had uploaded both halves."""
+        """Give a run another run's VAE, as if uploaded by a user."""
         if vae.encoder_digest:
             return
         for field, part in _VAE_PARTS.items():
@@ -215,22 +230,31 @@ class AlertRuns:
 
 
 def run_id_of(alert: monitor_pb2.Alert) -> str:
-    """Return the id of an alert's run: model and alert, with the model shortened when both are too long."""
+    """Return the id of an alert's run.
+
+    Model and alert, with the model shortened when both are too long.
+    """
     alert_id = names.last(alert.name)
     model_id = names.last(names.parent(alert.name))
     return f"{model_id[: _LONGEST_ID - len(alert_id) - 1]}-{alert_id}"
 
 
 def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
-    """Return a digest of a data set's content; a stored observation never changes."""
+    """Return a digest of a data set's content.
+
+    A stored observation never changes.
+    """
     content = hashlib.sha256(f"{base_name}:{cause.model.name}:{cause.label}".encode())
     for part in images:
         content.update(part.ids.tobytes())
     return content.hexdigest()[:16]
 
 
-def _described(base: dataset_pb2.Dataset, model: model_pb2.Model, label: str) -> tuple[dataset_pb2.Dataset, int]:
-    """Return a description like another data set's that has the label, and the label's stored value."""
+def _describe_like(base: dataset_pb2.Dataset, model: model_pb2.Model, label: str) -> tuple[dataset_pb2.Dataset, int]:
+    """Return a data set's description with another label.
+
+    Also returns the stored value of the label.
+    """
     made = dataset_pb2.Dataset()
     made.CopyFrom(base)
     made.create_time.GetCurrentTime()

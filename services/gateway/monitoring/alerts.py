@@ -1,4 +1,4 @@
-"""Alerts: kept in the store, streamed to watchers at every gateway, posted to webhooks."""
+"""Alerts: stored, streamed to watchers, posted to webhooks."""
 
 import asyncio
 import uuid
@@ -65,7 +65,10 @@ class Webhooks:
 
 
 async def _attempt(session: aiohttp.ClientSession, url: str, message: Message) -> str:
-    """Return the reason of a failed post; empty when the server accepted it."""
+    """Return the reason of a failed post.
+
+    Empty when the server accepted it.
+    """
     try:
         # Redirects are not followed: alerts go to the configured host only.
         async with session.post(url, json=json_format.MessageToDict(message), allow_redirects=False) as answer:
@@ -96,15 +99,16 @@ class Alerts:
         self._webhooks = webhooks
 
     async def raise_(self, model_name: str, alert: monitor_pb2.Alert) -> monitor_pb2.Alert:
-        """Store an alert of a model and notify watchers and webhooks; return it with its name and time.
+        """Store an alert of a model and notify watchers and webhooks.
 
-        An alert that already has a name, sortable by time like those given here, keeps it and is raised once.
+        Returns it with its name and time. An alert that already has a name, sortable by time like those given here,
+        keeps it and is raised once.
         """
         raised = monitor_pb2.Alert()
         raised.CopyFrom(alert)
         if not raised.HasField("create_time"):
             raised.create_time.GetCurrentTime()
-        raised.name = raised.name or name_of(model_name, raised, uuid.uuid4().hex[:6])
+        raised.name = raised.name or alert_name(model_name, raised, uuid.uuid4().hex[:6])
         key = keys.alert(raised.name)
         if await asyncio.to_thread(self._store.exists, key):
             return await self.get(raised.name)
@@ -150,7 +154,10 @@ class Alerts:
         return last[0][0].decode() if last else "0-0"
 
     async def watch(self, since: str, *, model_name: str = "") -> AsyncIterator[monitor_pb2.Alert]:
-        """Yield alerts of one model or of all as they are raised; does not end."""
+        """Yield alerts of one model or of all as they are raised.
+
+        Does not end.
+        """
         while True:
             for entry, values in await self._redis.xrange(_RAISED, min=f"({since}"):
                 since = entry.decode()
@@ -160,6 +167,6 @@ class Alerts:
             await asyncio.sleep(_POLL_S)
 
 
-def name_of(model_name: str, alert: monitor_pb2.Alert, unique: str) -> str:
-    """Return a name for an alert that sorts by the time of the alert."""
+def alert_name(model_name: str, alert: monitor_pb2.Alert, unique: str) -> str:
+    """Return an alert's name, which sorts by time."""
     return f"{model_name}/alerts/{alert.create_time.ToDatetime(UTC):%Y%m%dT%H%M%S.%f}-{unique}"

@@ -1,4 +1,8 @@
-"""Batches of observations: validation, and the form in which they are stored."""
+"""Batches of observations: validation, and the form in which they are stored.
+
+Each row carries its observation's id, so deleted observations can be removed from each file of a batch separately, in
+any order and again after a crash.
+"""
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -15,7 +19,7 @@ from defuse.v1 import monitor_service_pb2 as pb
 from services.arrays import Array
 from services.gateway.monitoring.config import MonitoredModel
 from services.storage import keys
-from services.storage.catalog import shape
+from services.storage.catalog import format_shape
 from services.triton.preprocessing import undo_preprocessing
 
 # Name of the folder of an hour, in UTC.
@@ -40,7 +44,10 @@ class ReceivedBatch:
 async def receive_batch(
     requests: AsyncIterator[pb.ReportRequest], subject_of: Callable[[str], Awaitable[MonitoredModel]]
 ) -> tuple[MonitoredModel, ReceivedBatch]:
-    """Return the model and the batch of a report; raise InvalidInput for a batch that is too large."""
+    """Return the model and the batch of a report.
+
+    Raises InvalidInput for a batch that is too large.
+    """
     first = await anext(aiter(requests), None)
     if first is None:
         raise InvalidInput(
@@ -74,7 +81,7 @@ def _check_size(count: int, size: int) -> None:
 
 
 def check_batch(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> None:
-    """Raise InvalidInput that names the first observation which does not fit the model."""
+    """Raise InvalidInput that names the first invalid observation."""
     seen: set[str] = set()
     for number, observation in enumerate(observations):
         fault = _fault(observation, model)
@@ -91,7 +98,10 @@ def check_batch(observations: Sequence[monitor_pb2.Observation], model: model_pb
 
 
 def _fault(observation: monitor_pb2.Observation, model: model_pb2.Model) -> str:
-    """Return the fault of an observation and its remedy; empty when it is valid."""
+    """Return the fault of an observation and its remedy.
+
+    Empty when it is valid.
+    """
     if not (0 < len(observation.id) <= _LONGEST_ID and observation.id.isprintable()):
         return f"has an id that is refused: use 1 to {_LONGEST_ID} printable characters"
     if not 0 <= observation.time.seconds <= _LATEST_S:
@@ -112,7 +122,7 @@ def _image_fault(observation: monitor_pb2.Observation, model: model_pb2.Model) -
     if (size := len(getattr(observation, kind))) == wanted:
         return ""
     what = f"inputs ({model.input_datatype})" if kind == "input" else "pictures"
-    sizes = shape(model.image_shape)
+    sizes = format_shape(model.image_shape)
     return f"has an image of {size} bytes; {what} of {sizes} for {names.last(model.name)!r} have {wanted}"
 
 
@@ -123,7 +133,7 @@ def _scores_fault(observation: monitor_pb2.Observation, model: model_pb2.Model) 
             "one for each class"
         )
     if not np.isfinite(np.array(observation.scores)).all():
-        return "has scores that are no finite numbers; send what the classifier answered"
+        return "has scores that are no finite numbers; send the classifier's answer"
     return ""
 
 
@@ -133,7 +143,10 @@ _OF_IMAGES = ("image",)
 
 
 def record_of(observations: Sequence[monitor_pb2.Observation]) -> monitor_pb2.ObservationBatch:
-    """Return observations without images and scores; a missing time becomes the present time."""
+    """Return observations without images and scores.
+
+    A missing time becomes the present time.
+    """
     batch = monitor_pb2.ObservationBatch()
     for observation in observations:
         kept = batch.observations.add(id=observation.id, version=observation.version, truth=observation.truth)
@@ -165,8 +178,11 @@ def digests(ids: Any) -> Array:
     return np.frombuffer(b"".join(map(keys.observation_digest, ids)), np.uint8).reshape(-1, 16)
 
 
-def without(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, Array] | None:
-    """Return arrays without the rows of these ids; None when no row is affected."""
+def without_rows(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, Array] | None:
+    """Return arrays without the rows of these ids.
+
+    None when no row is affected.
+    """
     kept = np.array([name.tobytes() not in gone for name in arrays["id"]], bool)
     if kept.all():
         return None
@@ -175,7 +191,10 @@ def without(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, A
 
 
 def _images(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> Array:
-    """Return the images (m, h, w, c) uint8 of the observations that have one; model inputs are converted back."""
+    """Return the images (m, h, w, c) uint8 of the observations that have one.
+
+    Model inputs are converted back.
+    """
     shown = [observation for observation in observations if observation.WhichOneof("image")]
     images = np.zeros((len(shown), *model.image_shape), np.uint8)
     for row, observation in enumerate(shown):
@@ -193,7 +212,7 @@ def _restored(observation: monitor_pb2.Observation, model: model_pb2.Model) -> A
     values = np.frombuffer(observation.input, _DTYPES[model.input_datatype]).reshape(shape)
     if not np.isfinite(values).all():
         raise InvalidInput(
-            f"observation {observation.id!r} has an input that is no finite number; send what the classifier got",
+            f"observation {observation.id!r} has an input that is no finite number; send the classifier's input",
             reason="BAD_OBSERVATION",
             metadata={"id": observation.id},
         )

@@ -1,5 +1,8 @@
 """CloudEvents 1.0 over HTTP, and their Open Inference Protocol payloads in JSON.
 
+A request of n images and its response become n observations, `{id}-{row}`: images come from the request, scores and
+version from the response.
+
 The cloudevents SDK (2.2) is not used: it gives an event without an id a random one, so that request and response would
 never be joined, and it reports a malformed body by any of six exceptions.
 """
@@ -19,7 +22,7 @@ from defuse.v1 import model_pb2, monitor_pb2
 
 from services.arrays import Array
 from services.gateway.monitoring.batches import LONGEST_VERSION, MOST_OBSERVATIONS
-from services.storage.catalog import shape
+from services.storage.catalog import format_shape
 from services.triton.preprocessing import input_shape, undo_preprocessing
 
 _STRUCTURED = "application/cloudevents+json"
@@ -40,8 +43,11 @@ class CloudEvent:
     data: Any
 
 
-def parsed(headers: Mapping[str, str], body: bytes) -> CloudEvent:
-    """Return the event of an HTTP request; raise InvalidInput that names the fault."""
+def parse_event(headers: Mapping[str, str], body: bytes) -> CloudEvent:
+    """Return the event of an HTTP request.
+
+    Raises InvalidInput that names the fault.
+    """
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == _BATCHED:
         raise InvalidInput("events come one a request, not in batches", reason="BAD_EVENT")
@@ -92,7 +98,9 @@ def _time(text: Any) -> datetime | None:
     except (TypeError, ValueError):
         moment = None
     if moment is None or moment.tzinfo is None:
-        raise InvalidInput(f"the event has time {str(text)[:40]!r}; send it as RFC 3339 says", reason="BAD_EVENT")
+        raise InvalidInput(
+            f"the event has time {str(text)[:40]!r}; send it in the format of RFC 3339", reason="BAD_EVENT"
+        )
     return moment
 
 
@@ -101,7 +109,7 @@ def _json(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(
-            f"the event's data are no JSON ({error}); send what the Open Inference Protocol has in JSON",
+            f"the event's data are no JSON ({error}); send the JSON of the Open Inference Protocol",
             reason="BAD_EVENT",
         ) from error
 
@@ -115,8 +123,11 @@ _TYPES = {
 _LEAST, _LARGEST = 0, 255
 
 
-def half_of(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2.ObservationBatch]:
-    """Return whether an event is request or response, and its observations; raise InvalidInput for any other event."""
+def event_part(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2.ObservationBatch]:
+    """Return whether an event is request or response, and its observations.
+
+    Raises InvalidInput for any other event.
+    """
     half = _TYPES.get(event.type)
     if half is None:
         raise InvalidInput(f"the event has type {event.type!r}; send one of {', '.join(_TYPES)}", reason="BAD_EVENT")
@@ -133,10 +144,13 @@ def half_of(event: CloudEvent, model: model_pb2.Model) -> tuple[str, monitor_pb2
     return half, batch
 
 
-def joined(
+def merge_parts(
     request: monitor_pb2.ObservationBatch, response: monitor_pb2.ObservationBatch
 ) -> Sequence[monitor_pb2.Observation]:
-    """Merge request and response into observations; raise InvalidInput when they differ in their number of images."""
+    """Merge request and response into observations.
+
+    Raises InvalidInput when they differ in their number of images.
+    """
     images, scores = request.observations, response.observations
     if len(images) != len(scores):
         raise InvalidInput(
@@ -174,7 +188,7 @@ def _scores(data: Mapping[str, Any], model: model_pb2.Model) -> list[monitor_pb2
 
 
 def _tensor(data: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
-    """Return the tensor of a name, or the only tensor whatever its name."""
+    """Return the tensor of a name, or the only tensor."""
     tensors = data.get(side)
     if not isinstance(tensors, list) or not all(isinstance(one, dict) for one in tensors):
         raise InvalidInput(
@@ -194,7 +208,7 @@ def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Mode
     if not isinstance(said, list) or said[1:] != list(one) or not isinstance(said[0], int) or said[0] < 0:
         raise InvalidInput(
             f"tensor {tensor.get('name')!r} has shape {str(said)[:80]}; of {names.last(model.name)!r} it is "
-            f"n x {shape(one)}",
+            f"n x {format_shape(one)}",
             reason="BAD_PAYLOAD",
         )
     if said[0] > MOST_OBSERVATIONS:
@@ -205,14 +219,10 @@ def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Mode
         )
     try:
         values = np.array(tensor.get("data"), np.float32).reshape(said)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-    ) as error:  # OverflowError comes from integers beyond the range of floats
+    except (TypeError, ValueError, OverflowError) as error:  # OverflowError: integers beyond the range of floats
         raise InvalidInput(
-            f"the data of tensor {tensor.get('name')!r} are not {shape(said)} numbers ({error}); binary data cannot "
-            "be read in JSON",
+            f"the data of tensor {tensor.get('name')!r} are not {format_shape(said)} numbers ({error}); binary data "
+            "cannot be read in JSON",
             reason="BAD_PAYLOAD",
         ) from error
     if not np.isfinite(values).all():

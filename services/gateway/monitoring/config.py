@@ -1,4 +1,7 @@
-"""The configuration of a monitor: defaults, bounds, and a short-lived cache of each model."""
+"""The configuration of a monitor.
+
+Defaults, bounds, and a short-lived cache of each model.
+"""
 
 import asyncio
 import math
@@ -24,7 +27,10 @@ _LONGEST_URL = 2048
 
 
 def complete(config: monitor_pb2.MonitorConfig) -> monitor_pb2.MonitorConfig:
-    """Return a configuration with defaults filled in; raise InvalidInput for a value out of bounds."""
+    """Return a configuration with defaults filled in.
+
+    Raises InvalidInput for a value out of bounds.
+    """
     whole = monitor_pb2.MonitorConfig(
         expected_run_length=config.expected_run_length or RUN_LENGTH,
         keep=config.keep or monitor_pb2.MonitorConfig.KEEP_IMAGES,
@@ -36,7 +42,7 @@ def complete(config: monitor_pb2.MonitorConfig) -> monitor_pb2.MonitorConfig:
     return whole
 
 
-def read(store: ArtifactStore, model_name: str) -> monitor_pb2.MonitorConfig:
+def read_config(store: ArtifactStore, model_name: str) -> monitor_pb2.MonitorConfig:
     """Return the configuration of a model, or the defaults."""
     try:
         return store.read_message(keys.monitor_config(model_name), monitor_pb2.MonitorConfig)
@@ -137,5 +143,5 @@ class MonitoredModels:
         return MonitoredModel(
             model=model,
             guard=guards[-1].name if guards else "",
-            config=read(self.catalog.store, model.name),
+            config=read_config(self.catalog.store, model.name),
         )

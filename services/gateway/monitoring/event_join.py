@@ -1,4 +1,8 @@
-"""The event joiner: request and response of an inference become one observation, in either order."""
+"""The event joiner.
+
+Request and response of an inference become one observation, in either order. Senders do not wait for the store: events
+in Redis are durable, and complete pairs are stored from there, many at once.
+"""
 
 import asyncio
 import hashlib
@@ -11,7 +15,7 @@ from defuse.errors import DefuseError, InvalidInput, NotFound
 from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring.batches import ReceivedBatch, check_batch
-from services.gateway.monitoring.cloud_events import REQUEST, RESPONSE, CloudEvent, half_of, joined
+from services.gateway.monitoring.cloud_events import REQUEST, RESPONSE, CloudEvent, event_part, merge_parts
 from services.gateway.monitoring.config import MonitoredModels
 from services.gateway.monitoring.reports import BatchReports
 from services.runtime import telemetry
@@ -37,11 +41,11 @@ class EventPair:
     parts: dict[str, monitor_pb2.ObservationBatch]
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return len(self.parts) == 2
 
     @property
-    def lacks(self) -> str:
+    def missing(self) -> str:
         """Return the missing part of an incomplete pair."""
         return RESPONSE if REQUEST in self.parts else REQUEST
 
@@ -66,11 +70,14 @@ class PendingEvents:
         if fields == _FIELDS_OF_WHOLE:
             await self._redis.zadd(_WHOLE, {key: time.time()})
 
-    async def take_whole(self) -> Sequence[EventPair]:
-        """Take some complete pairs; no other gateway gets them until they are given back, or late."""
+    async def take_complete(self) -> Sequence[EventPair]:
+        """Take some complete pairs.
+
+        No other gateway gets them until they are given back, or late.
+        """
         found = await self._redis.zpopmin(_WHOLE, MOST_AT_ONCE)
         pairs = [await self._read(key.decode()) for key, _ in found]
-        return [pair for pair in pairs if pair.whole]  # settled by others meanwhile
+        return [pair for pair in pairs if pair.complete]  # settled by others meanwhile
 
     async def give_back(self, pairs: Sequence[EventPair]) -> None:
         """Return complete pairs to the queue."""
@@ -78,7 +85,10 @@ class PendingEvents:
             await self._redis.zadd(_WHOLE, {pair.key: time.time() for pair in pairs})
 
     async def settle(self, pair: EventPair) -> bool:
-        """Remove a pair; return whether this gateway removed it, of several that may try."""
+        """Remove a pair.
+
+        Returns whether this gateway removed it, of several that may try.
+        """
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zrem(_WAITING, pair.key)
             pipe.delete(pair.key)
@@ -137,42 +147,49 @@ class EventJoiner:
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """The coroutines that run as long as the gateway."""
         return [
-            lambda: _again_and_again(self.store_whole, _STORE_EVERY_S),
-            lambda: _again_and_again(self.look, _LOOK_EVERY_S),
+            lambda: _call_periodically(self.store_complete, _STORE_EVERY_S),
+            lambda: _call_periodically(self.clean_up, _LOOK_EVERY_S),
         ]
 
     async def take(self, model_name: str, event: CloudEvent) -> None:
-        """Keep an event until it is stored with its counterpart; it is durable once this returns.
+        """Keep an event until it is stored with its counterpart.
 
-        Raises InvalidInput for an event that could never be stored, because its sender is gone by then.
+        It is durable once this returns. Raises InvalidInput for an event that could never be stored, because its sender
+        is gone by then.
         """
         subject = await self._subjects.of(model_name)
-        half, batch = await asyncio.to_thread(half_of, event, subject.model)
+        half, batch = await asyncio.to_thread(event_part, event, subject.model)
         await asyncio.to_thread(check_batch, batch.observations, subject.model)
         await self._pending.put(subject.model.name, event.id, half, batch)
 
-    async def store_whole(self) -> None:
+    async def store_complete(self) -> None:
         """Store all complete pairs."""
-        while pairs := await self._pending.take_whole():
+        while pairs := await self._pending.take_complete():
             try:
                 await self._store(pairs)
             except BaseException:
                 await self._pending.give_back(pairs)
                 raise
 
-    async def look(self) -> None:
-        """Drop pairs that waited too long or exceed the bounds; adopt complete pairs of gateways that died."""
+    async def clean_up(self) -> None:
+        """Drop pairs that waited too long or exceed the bounds.
+
+        Adopt complete pairs of gateways that died.
+        """
         late, beyond = await self._pending.late(), await self._pending.too_many()
-        await self._pending.give_back([pair for pair in (*late, *beyond) if pair.whole])
+        await self._pending.give_back([pair for pair in (*late, *beyond) if pair.complete])
         for pair in late:
-            if not pair.whole:
-                await self._give_up(pair, f"no_{pair.lacks}")
+            if not pair.complete:
+                await self._give_up(pair, f"no_{pair.missing}")
         for pair in beyond:
-            if not pair.whole:
+            if not pair.complete:
                 await self._give_up(pair, "too_many_waiting")
 
     async def _store(self, pairs: Sequence[EventPair]) -> None:
-        """Store pairs, then remove them; a crash in between stores them again, which changes nothing."""
+        """Store pairs, then remove them.
+
+        A crash in between stores them again, which changes nothing.
+        """
         found: dict[str, list[EventPair]] = {}
         for pair in pairs:
             found.setdefault(pair.model, []).append(pair)
@@ -193,10 +210,13 @@ class EventJoiner:
             await self._pending.settle(pair)
 
     async def _observations(self, pair: EventPair, model: model_pb2.Model) -> Sequence[monitor_pb2.Observation]:
-        """Return the observations of a pair; None when the pair is dropped, so that it does not fail the others."""
+        """Return the observations of a pair.
+
+        None when the pair is dropped, so that it does not fail the others.
+        """
         reason = "halves_differ"
         try:
-            found = joined(pair.parts[REQUEST], pair.parts[RESPONSE])
+            found = merge_parts(pair.parts[REQUEST], pair.parts[RESPONSE])
             reason = "model_changed"
             await asyncio.to_thread(check_batch, found, model)
         except InvalidInput as error:
@@ -211,7 +231,7 @@ class EventJoiner:
             telemetry.log().warning("event_given_up", model=pair.model, reason=reason, observations=rows, **why)
 
 
-async def _again_and_again(call: Callable[[], Awaitable[None]], pause_s: float) -> None:
+async def _call_periodically(call: Callable[[], Awaitable[None]], pause_s: float) -> None:
     """Call periodically until the task is cancelled, whatever dependency is away."""
     while True:
         try:

@@ -29,13 +29,13 @@ from defuse.tls import TlsFiles
 from defuse.v1 import access_pb2
 
 from services.gateway.access import roles
-from services.gateway.access.interceptors import RateLimits, caller_of
-from services.gateway.access.tokens import Tokens
-from services.gateway.monitoring.cloud_events import parsed
+from services.gateway.access.interceptors import RateLimits, authenticate
+from services.gateway.monitoring.cloud_events import parse_event
 from services.gateway.monitoring.event_join import EventJoiner
 from services.gateway.settings import GatewaySettings
+from services.gateway.tokens import Tokens
 from services.runtime import telemetry
-from services.runtime.interceptors import known_error
+from services.runtime.interceptors import to_known_error
 
 # Seconds that a sender may take for its event, and events that are read and parsed at once: each may be as large as a
 # message, and several times that once parsed.
@@ -81,11 +81,11 @@ class HttpServer:
 
     async def _observe(self, request: aiohttp.web.Request) -> aiohttp.web.Response:
         try:
-            with self._limits.counted(self._who(request)):
+            with self._limits.admitted(self._who(request)):
                 self._admit(request)
                 model_name = names.model(request.match_info["model"])
                 async with self._reading:
-                    event = await asyncio.to_thread(parsed, request.headers, await _body(request))
+                    event = await asyncio.to_thread(parse_event, request.headers, await _body(request))
                     await self._observing.take(model_name, event)
         except aiohttp.web.HTTPException:
             raise
@@ -94,16 +94,19 @@ class HttpServer:
         return aiohttp.web.Response(status=202)
 
     def _who(self, request: aiohttp.web.Request) -> str:
-        """Return the name that a call counts for, admitted or not: that of its token, else its host."""
+        """Return the name that a call counts for, admitted or not.
+
+        That of its token, else its host.
+        """
         if self._tokens:
             with suppress(Unauthenticated):
-                return caller_of(self._tokens, request.headers.get("authorization", "")).name
+                return authenticate(self._tokens, request.headers.get("authorization", "")).name
         return request.remote or ""
 
     def _admit(self, request: aiohttp.web.Request) -> None:
         """Raise unless the caller may report."""
         if self._tokens:
-            roles.set_caller(caller_of(self._tokens, request.headers.get("authorization", "")))
+            roles.set_caller(authenticate(self._tokens, request.headers.get("authorization", "")))
             roles.require(access_pb2.ROLE_OPERATOR, "observe")
 
 
@@ -119,7 +122,7 @@ async def _body(request: aiohttp.web.Request) -> bytes:
 
 
 def _refusal(error: Exception) -> aiohttp.web.Response:
-    known = known_error(error)
+    known = to_known_error(error)
     status = next((_STATUSES[cls] for cls in type(known).__mro__ if cls in _STATUSES), 500)
     if status == 500:
         telemetry.log().error("event_failed", exc_info=error)

@@ -1,4 +1,12 @@
-"""The state of a monitor: a fold over scored batches, with sequential change detection."""
+"""The state of a monitor.
+
+A fold over scored batches, with sequential change detection. The detector is a Shiryaev-Roberts e-detector (Shin,
+Ramdas and Rinaldo, 2024, "E-detectors: a nonparametric framework for sequential change detection"): `M_t = (M_{t-1} +
+1) e_t`, where each `e_t` has a conditional expectation of at most 1 while nothing has changed. Then `M_t - t` is a
+supermartingale, so that M reaches a threshold only after as many observations in expectation, whatever their
+distribution; the same holds for any mean of such detectors. The expected run length of the configuration is the
+threshold of an alert.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,10 +19,10 @@ from defuse.v1 import guard_pb2, monitor_pb2, tensor_pb2
 from services.arrays import Array
 
 ODDS_RATIOS = np.array([1.5, 2.0, 4.0, 8.0, 20.0])
-"""How much larger a rate may have become: alternatives, each with a detector of its own."""
+"""Alternatives of an increased rate, each with a detector of its own."""
 
 STAKES = np.array([-1.2, -0.6, -0.3, 0.3, 0.6, 1.2])
-"""What is bet on a mean rank above or below one half: alternatives again."""
+"""Stakes on a mean rank above or below one half: alternatives, too."""
 
 # Upper bound of evidence: infinity could never decrease.
 _MOST = 1e300
@@ -42,7 +50,7 @@ def rank_factors(ranks: Array, references: int) -> Array:
     return np.asarray(1 + STAKES * (ranks[:, None] - 0.5) - np.abs(STAKES) * slack)[:, None, :]
 
 
-def accumulated(evidence: Array, factors: Array, told: Array) -> Array:
+def accumulate_evidence(evidence: Array, factors: Array, told: Array) -> Array:
     """Return the evidence (n, k, alternatives) after each of n observations, from the initial evidence (k, a).
 
     Observations with `told` (n,) False leave the evidence unchanged.
@@ -83,7 +91,10 @@ class ScoredBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceProfile:
-    """Statistics of a guard's reference images, as the distiller stores them, and the names behind their columns."""
+    """Statistics of a guard's reference images, and their column names.
+
+    The distiller stores them.
+    """
 
     guard: guard_pb2.Guard
     classes: Sequence[str]
@@ -130,9 +141,10 @@ def restart(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
 def fold(
     state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile, *, expected_run_length: float
 ) -> list[monitor_pb2.Alert]:
-    """Apply a batch to a state, in place; return the alert that it causes, if any.
+    """Apply a batch to a state, in place.
 
-    After an alert the monitor restarts; the rest of the batch is not tested for change.
+    Returns the alert that it causes, if any. After an alert the monitor restarts; the rest of the batch is not tested
+    for change.
     """
     paths = _paths(state, seen, profile)
     weighed = np.sum([_WEIGHTS[kind] * path.mean(axis=(1, 2)) for kind, path in paths.items()], axis=0)
@@ -174,19 +186,22 @@ def _paths(
         Kind.KIND_LATENT_DRIFT: (rank_factors(ranks, profile.images), looked_at),
     }
     return {
-        kind: accumulated(
+        kind: accumulate_evidence(
             np.array(getattr(state, _FIELDS[kind])).reshape(factors.shape[1:]),
-            factors * _heard(state, kind, profile)[:, None],
+            factors * _unsilenced(state, kind, profile)[:, None],
             of_which,
         )
         for kind, (factors, of_which) in told.items()
     }
 
 
-def _heard(
+def _unsilenced(
     state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", profile: ReferenceProfile
 ) -> Array:
-    """Return 1 for subjects that may raise an alert, 0 for silenced ones, (k,)."""
+    """Return 1 for subjects that may raise an alert, else 0.
+
+    Silenced subjects may not; (k,).
+    """
     silent = [state.silent_until.get(f"{kind} {subject}", 0) > state.total for subject in _subjects(kind, profile)]
     return 1.0 - np.array(silent)
 
@@ -210,7 +225,7 @@ def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: Referenc
     for row in np.flatnonzero(arrays["inside"]).tolist():
         hits = state.monitor.hits[int(arrays["index"][row])]
         hits.hits += 1
-        hits.versions[_told_apart(hits.versions, seen.versions[row])] += 1
+        hits.versions[_counted_version(hits.versions, seen.versions[row])] += 1
     read = arrays["predicted"] >= 0
     classes = np.bincount(arrays["predicted"][read], minlength=len(profile.classes))
     state.predicted[:] = (np.array(state.predicted) + classes).tolist()
@@ -220,20 +235,23 @@ def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: Referenc
     ranks = profile.ranks(arrays["typicality"][arrays["index"] >= 0])
     state.ranked += len(ranks)
     state.rank_sum += float(ranks.sum())
-    _tell(state, profile)
+    _update_rates(state, profile)
 
 
 def _count_versions(state: monitor_pb2.MonitorState, versions: Sequence[str]) -> None:
     for version, number in Counter(versions).items():
-        state.monitor.versions[_told_apart(state.monitor.versions, version)] += number
+        state.monitor.versions[_counted_version(state.monitor.versions, version)] += number
 
 
-def _told_apart(counts: Mapping[str, int], version: str) -> str:
-    """Return the name under which a version is counted; reporters choose names, so their number is bounded."""
+def _counted_version(counts: Mapping[str, int], version: str) -> str:
+    """Return the name under which a version is counted.
+
+    Reporters choose names, so their number is bounded.
+    """
     return version if version in counts or len(counts) < _MOST_VERSIONS else OTHER_VERSIONS
 
 
-def _tell(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
+def _update_rates(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
     """Update the monitor's rates from the counts."""
     monitor, predicted = state.monitor, np.array(state.predicted)
     if total := predicted.sum():

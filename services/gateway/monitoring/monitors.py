@@ -1,4 +1,7 @@
-"""Monitors: the state of each model's traffic, in Redis; changed by compare-and-set, once for each batch."""
+"""Monitors: the state of each model's traffic, in Redis.
+
+Changed by compare-and-set, once for each batch.
+"""
 
 import asyncio
 import hashlib
@@ -11,9 +14,9 @@ from defuse import names
 from defuse.errors import Conflict, DeadlineExceeded, DefuseError, NotFound, StoreFull, Unavailable
 from defuse.v1 import monitor_pb2, work_pb2
 
-from services.gateway.monitoring import ground_truth
+from services.gateway.monitoring import observation_changes
 from services.gateway.monitoring.alert_runs import AlertRuns
-from services.gateway.monitoring.alerts import Alerts, name_of
+from services.gateway.monitoring.alerts import Alerts, alert_name
 from services.gateway.monitoring.config import MonitoredModel, MonitoredModels, retention
 from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, fold, restart
 from services.runtime import telemetry
@@ -31,8 +34,8 @@ State = monitor_pb2.MonitorState
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
-    """A scored batch, with the reference profile of the guard that scored it."""
+class _ScoredFold:
+    """A scored batch, with its guard's reference profile."""
 
     batch: str
     seen: ScoredBatch
@@ -58,11 +61,14 @@ class Monitors:
         monitor = state.monitor
         monitor.name, monitor.guard = f"{model_name}/monitor", monitor.guard or subject.guard
         monitor.config.CopyFrom(subject.config)
-        monitor.right, monitor.truths = ground_truth.total(await self._kept_truth(model_name))
+        monitor.right, monitor.truths = observation_changes.total_counts(await self._kept_truth(model_name))
         return monitor
 
     async def apply(self, event: work_pb2.Event) -> None:
-        """Fold a scored batch; a batch that was folded before, or deleted meanwhile, changes nothing."""
+        """Fold a scored batch.
+
+        A batch that was folded before, or deleted meanwhile, changes nothing.
+        """
         if event.HasField("failed"):
             telemetry.log().error("batch_not_looked_at", model=event.subject, error=event.failed.error)
         if not event.HasField("watched"):
@@ -85,7 +91,7 @@ class Monitors:
 
     async def count_truth(self, subject: MonitoredModel, batch: str) -> None:
         """Recount the correct predictions of a batch, over its observations with truth."""
-        counts = await asyncio.to_thread(ground_truth.counts, self._store, batch, subject.model.classes)
+        counts = await asyncio.to_thread(observation_changes.truth_counts, self._store, batch, subject.model.classes)
         key = _key(subject.model.name, "truth")
         if not counts:
             await self._redis.hdel(key, batch)
@@ -94,7 +100,10 @@ class Monitors:
         await self._redis.hset(key, batch, f"{counts} {kept_until:.0f}")
 
     async def _kept_truth(self, model_name: str) -> list[bytes]:
-        """Return the truth counts of batches that are still kept; drop the others."""
+        """Return the truth counts of batches that are still kept.
+
+        Drop the others.
+        """
         key = _key(model_name, "truth")
         counted = await self._redis.hgetall(key)
         past = [batch for batch, count in counted.items() if float(count.split()[-1]) < time.time()]
@@ -103,9 +112,9 @@ class Monitors:
         return [count for batch, count in counted.items() if batch not in past]
 
     async def raise_pending(self) -> None:
-        """Raise alerts of folded batches, including those of a gateway that died; each already has its name.
+        """Raise alerts of folded batches, including those of a gateway that died.
 
-        One of several gateways raises them; the others wait until its claim expires.
+        Each already has its name. One of several gateways raises them; the others wait until its claim expires.
         """
         for data in await self._redis.lrange(_PENDING, 0, -1):
             alert = monitor_pb2.Alert.FromString(data)
@@ -131,7 +140,7 @@ class Monitors:
         except DefuseError as error:
             telemetry.log().warning("no_alert_run", alert=alert.name, reason=error.reason, error=error.message)
 
-    async def _fold(self, subject: MonitoredModel, look: _Look) -> None:
+    async def _fold(self, subject: MonitoredModel, look: _ScoredFold) -> None:
         name = subject.model.name
         state_key, folded_key = _key(name, "state"), _key(name, f"folded:{look.batch}")
         while True:
@@ -153,10 +162,10 @@ class Monitors:
                 _measure(name, look)
                 return
 
-    def _look(self, subject: MonitoredModel, watched: work_pb2.Watched) -> _Look | None:
+    def _look(self, subject: MonitoredModel, watched: work_pb2.Watched) -> _ScoredFold | None:
         try:
-            arrays = self._store.read_arrays(keys.watched(watched.batch))
-            record = self._store.read_message(keys.reported(watched.batch), monitor_pb2.ObservationBatch)
+            arrays = self._store.read_arrays(keys.observation_scores(watched.batch))
+            record = self._store.read_message(keys.batch_record(watched.batch), monitor_pb2.ObservationBatch)
         except NotFound:
             return None
         versions = {keys.observation_digest(one.id): one.version for one in record.observations}
@@ -166,11 +175,14 @@ class Monitors:
             arrays=self._store.read_arrays(keys.guard_reference(watched.guard)),
         )
         answered_by = [versions.get(row.tobytes(), "") for row in arrays["id"]]
-        return _Look(batch=watched.batch, seen=ScoredBatch(arrays=arrays, versions=answered_by), profile=profile)
+        return _ScoredFold(batch=watched.batch, seen=ScoredBatch(arrays=arrays, versions=answered_by), profile=profile)
 
 
-def _changed(state: State, subject: MonitoredModel, look: _Look) -> list[monitor_pb2.Alert]:
-    """Fold a batch into a state, in place; return the alerts that it causes, with their names."""
+def _changed(state: State, subject: MonitoredModel, look: _ScoredFold) -> list[monitor_pb2.Alert]:
+    """Fold a batch into a state, in place.
+
+    Returns the alerts that it causes, with their names.
+    """
     guard = look.profile.guard.name
     if _number(guard) < _number(state.monitor.guard):
         return []  # scored by a guard that was replaced meanwhile
@@ -188,13 +200,13 @@ def _changed(state: State, subject: MonitoredModel, look: _Look) -> list[monitor
     ]
     for number, alert in enumerate(alerts):
         alert.create_time.GetCurrentTime()
-        alert.name = name_of(
+        alert.name = alert_name(
             subject.model.name, alert, hashlib.sha256(f"{look.batch} {number}".encode()).hexdigest()[:6]
         )
     return alerts
 
 
-def _measure(model: str, look: _Look) -> None:
+def _measure(model: str, look: _ScoredFold) -> None:
     """Count the hits for Prometheus."""
     inside = look.seen.arrays["index"][look.seen.arrays["inside"] > 0]
     for number, hits in enumerate(np.bincount(inside, minlength=len(look.profile.guard.regions)).tolist()):

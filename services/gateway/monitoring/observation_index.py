@@ -1,7 +1,7 @@
-"""The observation index: batch of each observation, batches being stored, batches handed on; in Redis, for all
-gateways.
+"""The observation index.
 
-The store is the record. Entries of this index point into it, and expire once their target is gone.
+Batch of each observation, batches being stored, batches handed on; in Redis, for all gateways. The store is the record.
+Entries of this index point into it, and expire once their target is gone.
 """
 
 import time
@@ -15,7 +15,7 @@ from defuse import names
 from defuse.errors import Conflict
 from google.protobuf.message import Message
 
-from services.runtime.queue import KEY, WATCH, Queue, fields
+from services.runtime.queue import KEY, WATCH, Queue, entry_fields
 from services.storage import keys
 
 # Longer than storing a batch takes: after this time, claims of a dead gateway lapse.
@@ -59,17 +59,20 @@ class ObservationIndex:
         self._claim = self._redis.register_script(_CLAIM)
 
     async def place(self, model_name: str, batch_id: str, batch: str, kept: timedelta) -> str:
-        """Return the key of the batch with this id; `batch` unless storing began elsewhere."""
+        """Return the key of the batch with this id.
+
+        `batch` unless storing began elsewhere.
+        """
         key = f"{KEY}observed:{names.last(model_name)}:batch:{batch_id}"
         await self._redis.set(key, batch, nx=True, ex=kept + _LONGER)
         found = await self._redis.get(key)
         return found.decode() if found else batch
 
     async def claim(self, batch: str, ids: Sequence[str], kept: timedelta) -> tuple[str, Sequence[str]]:
-        """Claim observations for a batch about to be stored; return a claim token and the claimed ids.
+        """Claim observations for a batch about to be stored.
 
-        Observations of other stored batches, and deleted ones, are not claimed: each counts once. Raises Conflict while
-        another batch with one of them is being stored.
+        Returns a claim token and the claimed ids. Observations of other stored batches, and deleted ones, are not
+        claimed: each counts once. Raises Conflict while another batch with one of them is being stored.
         """
         record_keys, token = [_id_key(batch, one) for one in ids], uuid.uuid4().hex
         own = None
@@ -84,13 +87,16 @@ class ObservationIndex:
         return token, [ids[row] for row in own]
 
     async def check(self, batch: str, token: str) -> None:
-        """Raise Conflict when storing took so long that another gateway may have claimed the same observations."""
+        """Raise Conflict when the claim of a storing gateway has lapsed.
+
+        Another gateway may have claimed the same observations.
+        """
         if await self._redis.get(_lease_key(batch)) != token.encode():
             raise Conflict(
                 f"batch {names.last(batch)!r} is being stored elsewhere; ask again", reason="BATCH_UNDER_WAY"
             )
 
-    async def hand_on(self, batch: str, work: Message, kept: timedelta) -> None:
+    async def enqueue_once(self, batch: str, work: Message, kept: timedelta) -> None:
         """Enqueue the work of a stored batch, once."""
         marker = f"{KEY}observed:handed-on:{batch}"
         while True:
@@ -101,7 +107,7 @@ class ObservationIndex:
                     pipe.multi()
                     if not sent:
                         pipe.set(marker, "1", ex=kept + _LONGER)
-                        pipe.xadd(WATCH, fields(work))
+                        pipe.xadd(WATCH, entry_fields(work))
                     pipe.zrem(_UNFINISHED, batch)
                     await pipe.execute()
                 except redis.exceptions.WatchError:
@@ -109,12 +115,12 @@ class ObservationIndex:
                 return
 
     async def abandoned(self) -> Sequence[str]:
-        """Return the batches whose storing began long ago and which were never handed on."""
+        """Return batches whose storing began long ago and never ended."""
         found = await self._redis.zrangebyscore(_UNFINISHED, "-inf", time.time() - LEASE_S)
         return [batch.decode() for batch in found]
 
     async def forget(self, batch: str) -> None:
-        """Drop a batch that was never stored, so that it can be reported again."""
+        """Drop an unstored batch, so that it can be reported again."""
         await self._redis.zrem(_UNFINISHED, batch)
 
     async def find(self, model_name: str, ids: Sequence[str], *, deleted: bool = False) -> dict[str, list[str]]:
@@ -133,7 +139,10 @@ class ObservationIndex:
         return found
 
     async def mark_deleted(self, batch: str, ids: Sequence[str], kept: timedelta) -> None:
-        """Mark observations of a batch as deleted, so that no late report restores them."""
+        """Mark observations of a batch as deleted.
+
+        No late report restores them.
+        """
         async with self._redis.pipeline(transaction=True) as pipe:
             for one in ids:
                 pipe.set(_id_key(batch, one), f"{_DELETED}{batch}", ex=kept + _LONGER)
@@ -151,7 +160,10 @@ class ObservationIndex:
 
     @asynccontextmanager
     async def alone(self, batch: str) -> AsyncIterator[None]:
-        """Lock a stored batch while the block runs; raise Conflict when the lock expired."""
+        """Lock a stored batch while the block runs.
+
+        Raises Conflict when the lock expired.
+        """
         try:
             async with self._redis.lock(f"{KEY}observed:lock:{batch}", timeout=_LOCK_S):
                 yield

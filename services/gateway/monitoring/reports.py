@@ -1,6 +1,7 @@
-"""Reports of batches: stored and handed on with at-least-once delivery and exactly one effect.
+"""Reports of batches.
 
-A gateway can be killed between any two steps; comments at each step say how it is resumed.
+Stored and handed on with at-least-once delivery and exactly one effect. A gateway can be killed between any two steps;
+comments at each step say how it is resumed.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from defuse.v1 import monitor_pb2, work_pb2
 from services.gateway.monitoring import batches, config
 from services.gateway.monitoring.batches import HOUR, ReceivedBatch, check_batch
 from services.gateway.monitoring.config import MonitoredModel, MonitoredModels
-from services.gateway.monitoring.deletion import Deletions
+from services.gateway.monitoring.observation_changes import Deletions
 from services.gateway.monitoring.observation_index import ObservationIndex
 from services.runtime import telemetry
 from services.runtime.queue import REDIS_AWAY
@@ -36,7 +37,10 @@ class BatchReports:
         self._deletions = deletions
 
     async def store(self, subject: MonitoredModel, batch: ReceivedBatch) -> int:
-        """Store a batch once, and enqueue it for scoring; return how many of its observations are stored."""
+        """Store a batch once, and enqueue it for scoring.
+
+        Returns how many of its observations are stored.
+        """
         try:
             await asyncio.to_thread(check_batch, batch.observations, subject.model)
             # Nothing has happened yet. The batch id is bound to one key before anything is written there: after a crash
@@ -54,7 +58,7 @@ class BatchReports:
         return await self._finish(subject, place)
 
     async def run(self) -> None:
-        """Hand on batches of gateways that died before they did, until the task is cancelled."""
+        """Hand on batches of dead gateways, until the task is cancelled."""
         while True:
             try:
                 await self.finish_abandoned()
@@ -63,7 +67,10 @@ class BatchReports:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def finish_abandoned(self) -> None:
-        """Hand on batches that are stored but not enqueued; drop those that were never stored."""
+        """Hand on batches that are stored but not enqueued.
+
+        Drop those that were never stored.
+        """
         for place in await self._index.abandoned():
             try:
                 subject = await self._subjects.of(place.partition("/observations/")[0])
@@ -75,7 +82,10 @@ class BatchReports:
                 await self._index.forget(place)
 
     async def _place(self, subject: MonitoredModel, batch_id: str) -> str:
-        """Return the key of a batch: the one where storing began, else one in the present hour."""
+        """Return the key of a batch.
+
+        The one where storing began, else one in the present hour.
+        """
         now = datetime.now(UTC)
         here, before = (_place(subject, now - timedelta(hours=hours), batch_id) for hours in (0, 1))
         place = await self._index.place(subject.model.name, batch_id, here, config.retention(subject.config))
@@ -83,10 +93,10 @@ class BatchReports:
         return before if place == here and await self._has(before) else place
 
     async def _has(self, place: str) -> bool:
-        return await asyncio.to_thread(self._store.exists, keys.reported(place))
+        return await asyncio.to_thread(self._store.exists, keys.batch_record(place))
 
     async def _check_same(self, batch: ReceivedBatch, place: str, model_name: str) -> None:
-        """Raise AlreadyExists when a stored batch differs from the batch that is reported under its id."""
+        """Raise AlreadyExists when a batch id was used for another batch."""
         stored, said = set(await asyncio.to_thread(self._ids, place)), {one.id for one in batch.observations}
         found = await self._index.find(model_name, list(said), deleted=True)
         # Reported observations that are missing belong to another batch, or were deleted: the index knows their owner.
@@ -100,7 +110,10 @@ class BatchReports:
             )
 
     async def _write(self, subject: MonitoredModel, batch: ReceivedBatch, place: str) -> bool:
-        """Store the observations of a batch that no other batch has; return whether there are any."""
+        """Store the observations of a batch that no other batch has.
+
+        Returns whether there are any.
+        """
         ids = [observation.id for observation in batch.observations]
         # An observation id belongs to one batch. After a crash here, a repeated report claims its own ids again;
         # without one, another batch can claim them once the claim is old, as the store does not have this batch.
@@ -116,12 +129,15 @@ class BatchReports:
         await asyncio.to_thread(self._store.write_arrays, keys.observed_images(place), arrays)
         await self._index.check(place, token)
         record = batches.record_of(observations)
-        await asyncio.to_thread(self._store.write_message, keys.reported(place), record)
+        await asyncio.to_thread(self._store.write_message, keys.batch_record(place), record)
         telemetry.OBSERVATIONS.labels(subject.model.name, "stored").inc(len(observations))
         return True
 
     async def _finish(self, subject: MonitoredModel, place: str) -> int:
-        """Delete observations that were marked during storing, and hand the batch on; return how many are left."""
+        """Delete observations that were marked during storing, and hand the batch on.
+
+        Returns how many are left.
+        """
         ids = await asyncio.to_thread(self._ids, place)
         if ids and (deleted := await self._index.deleted_of(place, ids)):
             await self._deletions.take_out(place, deleted)
@@ -131,9 +147,12 @@ class BatchReports:
         return len(ids)
 
     def _ids(self, place: str) -> Sequence[str]:
-        """Return the stored observation ids of a batch; empty when all were deleted."""
+        """Return the stored observation ids of a batch.
+
+        Empty when all were deleted.
+        """
         with suppress(NotFound):
-            record = self._store.read_message(keys.reported(place), monitor_pb2.ObservationBatch)
+            record = self._store.read_message(keys.batch_record(place), monitor_pb2.ObservationBatch)
             return [observation.id for observation in record.observations]
         return []
 
@@ -144,7 +163,7 @@ class BatchReports:
             guard=subject.guard,
             latents_alone=subject.config.keep == monitor_pb2.MonitorConfig.KEEP_LATENTS,
         )
-        await self._index.hand_on(place, work, config.retention(subject.config))
+        await self._index.enqueue_once(place, work, config.retention(subject.config))
 
 
 def _place(subject: MonitoredModel, moment: datetime, batch_id: str) -> str:

@@ -16,11 +16,10 @@ from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts, Webhooks
 from services.gateway.monitoring.batches import receive_batch
 from services.gateway.monitoring.config import MonitoredModels
-from services.gateway.monitoring.deletion import Deletions, Retention
 from services.gateway.monitoring.event_join import EventJoiner, PendingEvents
-from services.gateway.monitoring.ground_truth import GroundTruth
 from services.gateway.monitoring.http_server import HttpServer
 from services.gateway.monitoring.monitors import Monitors
+from services.gateway.monitoring.observation_changes import Deletions, GroundTruth, Retention
 from services.gateway.monitoring.observation_index import ObservationIndex
 from services.gateway.monitoring.reports import BatchReports
 from services.gateway.records.paging import Cursor
@@ -106,7 +105,7 @@ class Monitoring:
         self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs, limits: RateLimits
     ) -> None:
         subjects = MonitoredModels(Catalog(store))
-        index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
+        index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.batch_record(batch)))
         webhooks = Webhooks()
         self.alerts = Alerts(queue, store, subjects, webhooks)
         self.alert_runs = AlertRuns(store, self.alerts, runs)

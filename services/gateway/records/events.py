@@ -1,4 +1,7 @@
-"""The event consumer: each event of a stage is stored, then folded into its record."""
+"""The event consumer.
+
+Each event of a stage is stored, then folded into its record.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,7 +24,10 @@ _UNRECORDED = "models"
 
 
 class EventConsumer:
-    """Consumes the stream `events`; each event is folded by the collection of its subject."""
+    """Consumes the stream `events`.
+
+    Each event is folded by the collection of its subject.
+    """
 
     def __init__(self, queue: Queue, store: ArtifactStore, folds: Mapping[str, Fold]) -> None:
         self._queue = queue
@@ -59,7 +65,10 @@ class EventConsumer:
         await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery))
 
     async def _when_possible(self, act: Fold, event: work_pb2.Event, delivery: Delivery) -> None:
-        """Store or fold an event, and retry while the store is full or away, or Redis is away."""
+        """Store or fold an event, and retry while a dependency is away.
+
+        Redis is away, or the store is away or full.
+        """
         while True:
             try:
                 await retry_while_redis_is_away(lambda: act(event))
@@ -84,11 +93,14 @@ class EventConsumer:
 
 
 def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager[None]:
-    """Start a span for an event with consequences; there are too many progress events to trace."""
+    """Start a span for an event with consequences.
+
+    There are too many progress events to trace.
+    """
     kind = event.WhichOneof("kind")
     if kind in {None, "progress"}:
         return nullcontext()
-    return tracing.message("event", delivery.trace, subject=event.subject, kind=kind)
+    return tracing.message_span("event", delivery.trace, subject=event.subject, kind=kind)
 
 
 def _collection(event: work_pb2.Event) -> str:
@@ -104,7 +116,7 @@ def _event_key(event: work_pb2.Event) -> str | None:
 
 
 def _occurrence(event: work_pb2.Event) -> str:
-    """Return the part of an event's key that distinguishes events of the same kind."""
+    """Return a key part that distinguishes events of one kind."""
     if event.HasField("shard_identified"):
         return f"-{event.shard_identified.round:03d}-{event.shard_identified.shard:05d}"
     if event.HasField("round_planned"):

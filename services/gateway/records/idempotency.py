@@ -41,7 +41,10 @@ class Claim:
 
     @property
     def key(self) -> str:
-        """Redis key of the request's state: its digest, the record that it created, its answer."""
+        """Redis key of the request's state.
+
+        Its digest, the record that it created, its answer.
+        """
         return f"{_KEY}{self.request_id}"
 
     @property
@@ -49,12 +52,15 @@ class Claim:
         return f"{self.key}:held"
 
     async def check(self, redis: Any) -> None:
-        """Raise Conflict when this gateway was silent for so long that another one took the request over."""
+        """Raise Conflict when another gateway took the request over.
+
+        It does so after a long silence of this one.
+        """
         if await redis.get(self.held_key) != self.holder.encode():
             raise Conflict(f"request {self.request_id!r} is carried out elsewhere; ask again", reason="REQUEST_TAKEN")
 
     def note(self, pipe: Any, record: Message) -> None:
-        """Add the mark that this request created a record to the transaction that writes it."""
+        """Add the mark of this request to a record's transaction."""
         made = Any_()
         made.Pack(record)
         pipe.hset(self.key, "made", made.SerializeToString())
@@ -83,9 +89,9 @@ class IdempotentRequests:
         self._redis = queue.redis
 
     async def answer(self, request: Any, kind: type[A], carry_out: Callable[[], Awaitable[A]]) -> A:
-        """Return the answer to a request, carried out now or before; a failed one is carried out again.
+        """Return the answer to a request, carried out now or before.
 
-        Raises AlreadyExists when another request used the id.
+        A failed one is carried out again. Raises AlreadyExists when another request used the id.
         """
         claim = Claim(request_id=names.check_id("request", request.request_id), holder=uuid.uuid4().hex)
         digest = _digest(request)
@@ -93,13 +99,11 @@ class IdempotentRequests:
             if answer := _answer(await self._known(claim, digest), kind):
                 return answer
             if await self._redis.set(claim.held_key, claim.holder, nx=True, px=round(1000 * LEASE_S)):
-                async with self._holding(claim):
-                    return await self._carried_out(claim, digest, kind, carry_out)
+                async with self._renew_lease(claim):
+                    return await self._execute(claim, digest, kind, carry_out)
             await asyncio.sleep(_POLL_S)  # another gateway carries it out
 
-    async def _carried_out(
-        self, claim: Claim, digest: bytes, kind: type[A], carry_out: Callable[[], Awaitable[A]]
-    ) -> A:
+    async def _execute(self, claim: Claim, digest: bytes, kind: type[A], carry_out: Callable[[], Awaitable[A]]) -> A:
         known = await self._known(claim, digest)
         answer = _answer(known, kind) or _of_record(known, kind)
         await self._keep(claim, "request", digest)
@@ -139,8 +143,8 @@ class IdempotentRequests:
             await self._redis.delete(claim.key)
 
     @asynccontextmanager
-    async def _holding(self, claim: Claim) -> AsyncIterator[None]:
-        """Renew the lease of a request while the block runs, and release it afterwards."""
+    async def _renew_lease(self, claim: Claim) -> AsyncIterator[None]:
+        """Renew a request's lease while the block runs, then release it."""
         living = asyncio.create_task(self._live(claim))
         try:
             yield
@@ -168,7 +172,7 @@ def _answer(known: dict[bytes, bytes], kind: type[A]) -> A | None:
 
 
 def _of_record(known: dict[bytes, bytes], kind: type[A]) -> A | None:
-    """Return the answer of a request whose gateway died after writing the record, when the record is the answer."""
+    """Return a dead gateway's answer when the written record is it."""
     made = Any_.FromString(known.get(b"made", b""))
     fields: Any = kind.DESCRIPTOR.fields
     for field in fields:

@@ -28,7 +28,10 @@ Placed = tuple[Position, M]
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[M]):
-    """Some entries of a list; the token is empty on the last page."""
+    """Some entries of a list.
+
+    The token is empty on the last page.
+    """
 
     entries: Sequence[M]
     next_page_token: str
@@ -46,9 +49,10 @@ class Cursor:
 
     @classmethod
     def of(cls, request: Any, *about: str) -> Self:
-        """Read `page_size` and `page_token` of a request; `about` distinguishes its list from others.
+        """Read `page_size` and `page_token` of a request.
 
-        Raises InvalidInput for a negative size, and for a token of another list.
+        `about` distinguishes its list from others. Raises InvalidInput for a negative size, and for a token of another
+        list.
         """
         if request.page_size < 0:
             raise InvalidInput(
@@ -61,7 +65,10 @@ class Cursor:
         return cls(subject=subject, size=size, after=_position(subject, request.page_token))
 
     def page(self, placed: Iterable[Placed[M]]) -> Page[M]:
-        """Return one page of entries that follow the previous page; at least one entry, whatever its size."""
+        """Return one page of entries that follow the previous page.
+
+        At least one entry, whatever its size.
+        """
         entries: list[M] = []
         left, last = MOST_BYTES, self.after
         for position, entry in placed:
@@ -73,7 +80,10 @@ class Cursor:
         return Page(entries=entries, next_page_token="")
 
     async def page_of(self, placed: AsyncGenerator[Placed[M], None]) -> Page[M]:
-        """Return one page of entries that are read one by one, reading no more than needed."""
+        """Return one page of a stream of entries.
+
+        No more entries are read than needed.
+        """
         found: list[Placed[M]] = []
         async with aclosing(placed) as entries:
             async for entry in entries:
@@ -83,11 +93,14 @@ class Cursor:
         return self.page(found)
 
     def page_of_append_only(self, entries: Sequence[M]) -> Page[M]:
-        """Return one page of a list that only grows: an entry's number is its position."""
-        numbers = self.behind(range(len(entries)), lambda number: [number])
+        """Return one page of a list that only grows.
+
+        An entry's number is its position.
+        """
+        numbers = self.after_cursor(range(len(entries)), lambda number: [number])
         return self.page((position, entries[number]) for position, number in numbers)
 
-    def behind(self, entries: Iterable[T], position: Callable[[T], Position]) -> list[tuple[Position, T]]:
+    def after_cursor(self, entries: Iterable[T], position: Callable[[T], Position]) -> list[tuple[Position, T]]:
         """Return the entries after the previous page, sorted by position."""
         placed = sorted(((list(position(entry)), entry) for entry in entries), key=lambda pair: pair[0])
         return [pair for pair in placed if pair[0] > list(self.after)]

@@ -1,4 +1,7 @@
-"""The record store: records in Redis, changed by compare-and-set together with the work that follows."""
+"""The record store.
+
+Records in Redis, changed by compare-and-set together with the work that follows.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -12,7 +15,7 @@ from google.protobuf.message import Message
 
 from services.gateway.records.idempotency import claimed
 from services.gateway.records.paging import Placed, Position
-from services.runtime.queue import KEY, Queue, fields
+from services.runtime.queue import KEY, Queue, entry_fields
 
 # How soon a watcher sees a change. Polling works across gateways and reconnects, where a notification could be lost.
 _POLL_S = 0.2
@@ -34,9 +37,10 @@ class RecordStore(Generic[R]):
         self._ended = ended
 
     async def create(self, record: R, works: Sequence[Work], *, taking: str | None = None) -> R:
-        """Write a new record and enqueue its first work atomically; raise AlreadyExists for a name in use.
+        """Write a new record and enqueue its first work atomically.
 
-        `taking` is a key that the record holds until it is released; raise Conflict while another record holds it.
+        Raises AlreadyExists for a name in use. `taking` is a key that the record holds until it is released; raise
+        Conflict while another record holds it.
         """
         name, created = _identity(record)
         key, claim = _key(name), claimed.get()
@@ -60,7 +64,7 @@ class RecordStore(Generic[R]):
                     if claim:
                         claim.note(pipe, record)
                     for stream, message in works:
-                        pipe.xadd(stream, fields(message))
+                        pipe.xadd(stream, entry_fields(message))
                     await pipe.execute()
                 except redis.exceptions.WatchError:
                     continue
@@ -84,16 +88,19 @@ class RecordStore(Generic[R]):
     async def after(
         self, parent: str, position: Position, *, newest_first: bool = False
     ) -> AsyncGenerator[Placed[R], None]:
-        """Yield the records of a parent after a position, each with its own position; all of them for an empty one."""
-        while records := await self._behind(parent, position, newest_first=newest_first):
+        """Yield the records of a parent after a position.
+
+        Each comes with its own position; an empty position yields all.
+        """
+        while records := await self._read_after(parent, position, newest_first=newest_first):
             for placed in records:
                 yield placed
             position, _ = records[-1]
 
     async def apply(self, name: str, change: Callable[[R], Sequence[Work]], *, releasing: str | None = None) -> R:
-        """Change a record and enqueue the work that follows atomically; retried after a concurrent change.
+        """Change a record and enqueue the work that follows atomically.
 
-        `releasing` is a key that is freed when this record holds it.
+        Retried after a concurrent change. `releasing` is a key that is freed when this record holds it.
         """
         key = _key(name)
         while True:
@@ -106,7 +113,7 @@ class RecordStore(Generic[R]):
                     pipe.multi()
                     pipe.set(key, record.SerializeToString())
                     for stream, message in works:
-                        pipe.xadd(stream, fields(message))
+                        pipe.xadd(stream, entry_fields(message))
                     if holds:
                         pipe.delete(releasing)
                     await pipe.execute()
@@ -137,7 +144,7 @@ class RecordStore(Generic[R]):
                 f"{holder.decode()} is under way; wait until it has ended", reason=f"{self._noun.upper()}_UNDER_WAY"
             )
 
-    async def _behind(self, parent: str, position: Position, *, newest_first: bool) -> Sequence[Placed[R]]:
+    async def _read_after(self, parent: str, position: Position, *, newest_first: bool) -> Sequence[Placed[R]]:
         redis_ = self._queue.redis
         ranged, begin, end = redis_.zrangebyscore, "-inf", "+inf"
         if newest_first:

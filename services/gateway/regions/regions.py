@@ -1,4 +1,7 @@
-"""Regions and their annotations: one stored object an annotation, of which the latest counts."""
+"""Regions and their annotations.
+
+One stored object an annotation, of which the latest counts.
+"""
 
 import asyncio
 import hashlib
@@ -24,7 +27,7 @@ from safetensors.numpy import save
 from services.arrays import Array
 from services.gateway.records.idempotency import claimed
 from services.gateway.records.paging import Cursor, Page
-from services.runtime.channels import ServiceClient
+from services.runtime.tls import ServiceClient
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
@@ -46,7 +49,7 @@ class AnnotationImages:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRegions:
-    """Names of regions annotated as invalid, and of regions labelled as their sources are."""
+    """Names of regions annotated as invalid, and as their sources' label."""
 
     invalid: Sequence[str]
     valid: Sequence[str]
@@ -60,16 +63,19 @@ class Regions:
         self._catalog = Catalog(store)
 
     def distillation(self, run: run_pb2.Run) -> region_pb2.Distillation:
-        """Return the annotated regions of a run, with parts of mixed ones, largest score first."""
+        """Return a run's annotated regions, with parts, by descending score."""
         found = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         del found.regions[:]
         found.regions.extend(self._catalog.regions(run.name))
         return found
 
     def page(self, run: run_pb2.Run, cursor: Cursor) -> tuple[Page[region_pb2.Region], region_pb2.GroupCounts]:
-        """Return one page of the regions of a run, largest score first, and the counts of all its groups."""
+        """Return one page of a run's regions, and its group counts.
+
+        Regions come by descending score.
+        """
         found = self.distillation(run)
-        placed = cursor.behind(found.regions, lambda region: [-region.score, region.name])
+        placed = cursor.after_cursor(found.regions, lambda region: [-region.score, region.name])
         return cursor.page(placed), found.counts
 
     def get(self, name: str) -> region_pb2.Region:
@@ -89,10 +95,10 @@ class Regions:
         )
 
     def export(self, run: run_pb2.Run) -> bytes:
-        """Return a safetensors file with the arrays of all regions, and their records as JSON metadata.
+        """Return a safetensors file with all regions' arrays and records.
 
-        Annotations, and the parts that follow from them, are left out: the file is the same at every call, so that a
-        broken download can be resumed.
+        Records are JSON metadata. Annotations, and the parts that follow from them, are left out: the file is the same
+        at every call, so that a broken download can be resumed.
         """
         distillation = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         arrays = {
@@ -104,14 +110,20 @@ class Regions:
         return save(arrays, metadata={"distillation": record})
 
     def export_from(self, run: run_pb2.Run, offset: int) -> Iterator[bytes]:
-        """Yield the exported file in parts from a byte offset on; raise InvalidInput for a negative offset."""
+        """Yield the exported file in parts from a byte offset on.
+
+        Raises InvalidInput for a negative offset.
+        """
         if offset < 0:
             raise InvalidInput(f"the offset is {offset}; give 0 or more bytes", reason="OUT_OF_BOUNDS", field="offset")
         content = self.export(run)
         return (content[begin : begin + _PART_BYTES] for begin in range(offset, len(content), _PART_BYTES))
 
     def annotate(self, annotation: annotation_pb2.Annotation) -> region_pb2.Region:
-        """Store an annotation; raise InvalidInput for a label that the model does not have."""
+        """Store an annotation.
+
+        Raises InvalidInput for a label that the model does not have.
+        """
         region = self._catalog.region(annotation.region)
         self._check(annotation)
         stored = annotation_pb2.Annotation()
@@ -132,9 +144,10 @@ class Regions:
         ]
 
     def judged(self, run: run_pb2.Run) -> JudgedRegions:
-        """Return the regions whose latest annotation says whether their failures show their label.
+        """Return the regions whose annotation tells whether failures are valid.
 
-        A region with another label than its sources counts as neither: its images are valid, but not of their label.
+        Failures are valid when they show their label. A region with another label than its sources counts as neither:
+        its images are valid, but not of their label.
         """
         regions = self.distillation(run).regions
         return JudgedRegions(
@@ -167,7 +180,10 @@ class Regions:
 
 
 def _mark() -> str:
-    """Return a unique suffix for an annotation; the same for a retried request, which is stored once."""
+    """Return a unique suffix for an annotation.
+
+    The same for a retried request, which is stored once.
+    """
     claim = claimed.get()
     return hashlib.sha256(claim.request_id.encode()).hexdigest()[:12] if claim else uuid.uuid4().hex[:12]
 
@@ -184,10 +200,11 @@ class Annotator:
     async def annotate(
         self, annotation: annotation_pb2.Annotation
     ) -> tuple[region_pb2.Region, Sequence[region_pb2.Region]]:
-        """Store an annotation; return the region and, when it is mixed, its parts, largest score first.
+        """Store an annotation.
 
-        The annotation is stored even when the split fails. Raises NotReady when the region has no parts, Unavailable or
-        DeadlineExceeded when the distiller did not answer; repeating the annotation then completes it.
+        Returns the region and, when it is mixed, its parts, largest score first. The annotation is stored even when the
+        split fails. Raises NotReady when the region has no parts, Unavailable or DeadlineExceeded when the distiller
+        did not answer; repeating the annotation then completes it.
         """
         region = await asyncio.to_thread(self._regions.annotate, annotation)
         if annotation.verdict != annotation_pb2.Annotation.VERDICT_MIXED:
@@ -202,6 +219,6 @@ class Annotator:
         except (Unavailable, DeadlineExceeded) as error:
             raise type(error)(
                 f"region {names.last(name)!r} is annotated as mixed, but not split yet ({error.message}); annotate it "
-                "once more when the distiller answers",
+                "again when the distiller answers",
                 reason=error.reason,
             ) from error

@@ -1,4 +1,7 @@
-"""Releases under way: one of a model at a time, done by a corrector, independent of its caller."""
+"""Releases under way.
+
+One of a model at a time, done by a corrector, independent of its caller.
+"""
 
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,8 +15,8 @@ from services.gateway.corrections.corrections import Corrections
 from services.gateway.records.store import RecordStore, Work
 from services.gateway.trials.trials import Trials
 from services.runtime import telemetry
-from services.runtime.channels import ServiceClient
 from services.runtime.queue import KEY, PUBLISH, Queue
+from services.runtime.tls import ServiceClient
 
 Publication = release_pb2.Publication
 ENDED = (Publication.STATE_SUCCEEDED, Publication.STATE_FAILED)
@@ -33,15 +36,16 @@ class ReleaseOperations:
         )
 
     async def released(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Release:
-        """Publish a correction and return its release; the same request waits for the same publication.
+        """Publish a correction and return its release.
 
-        Raises the corrector's refusal, and Conflict while another release of the model is under way.
+        The same request waits for the same publication. Raises the corrector's refusal, and Conflict while another
+        release of the model is under way.
         """
-        publication = await self._begun(request)
+        publication = await self._find_or_create(request)
         async for latest in self.records.watch(publication.name):
             publication = latest
         if publication.state != Publication.STATE_SUCCEEDED:
-            raise fault(publication)
+            raise error_of(publication)
         return publication.release
 
     async def get(self, name: str) -> release_pb2.Publication:
@@ -51,18 +55,24 @@ class ReleaseOperations:
         return self.records.watch(names.check(name, "models/*/publications/*"))
 
     async def cancel(self, name: str) -> release_pb2.Publication:
-        """Return a release that has ended; raise NotReady for one under way, which cannot be cancelled."""
+        """Return a release that has ended.
+
+        Raises NotReady for one under way, which cannot be cancelled.
+        """
         publication = await self.get(name)
         if publication.state not in ENDED:
             raise NotReady(
-                f"the release of {publication.correction} cannot be stopped half-way; wait until it has ended, and "
+                f"the release of {publication.correction} cannot be cancelled; wait until it has ended, and "
                 "take it back with `defuse rollback`",
                 reason="NOT_CANCELLABLE",
             )
         return publication
 
     async def apply(self, event: work_pb2.Event) -> release_pb2.Publication:
-        """Fold an event into its publication; candidates are retired before the publication ends."""
+        """Fold an event into its publication.
+
+        Candidates are retired before the publication ends.
+        """
         publication = await self.get(event.subject)
         model = names.parent(event.subject)
         if event.HasField("published") and publication.state not in ENDED:
@@ -73,13 +83,16 @@ class ReleaseOperations:
         )
 
     async def _retire_if_possible(self, model: str) -> None:
-        """Retire the candidates; while the corrector is away they stay until the next release, which is harmless."""
+        """Retire the candidates.
+
+        While the corrector is away they stay until the next release, which is harmless.
+        """
         try:
             await self._retire(model)
         except (Unavailable, DeadlineExceeded) as error:
             telemetry.log().warning("candidates_stay", model=model, error=error.message)
 
-    async def _begun(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Publication:
+    async def _find_or_create(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Publication:
         correction = await self._corrections.get(request.name)
         publication = Publication(
             name=names.publication(names.last(correction.model), request.request_id or str(uuid.uuid4())),
@@ -136,14 +149,14 @@ def fold(publication: release_pb2.Publication, event: work_pb2.Event) -> Sequenc
     return []
 
 
-def fault(publication: release_pb2.Publication) -> DefuseError:
+def error_of(publication: release_pb2.Publication) -> DefuseError:
     """Return the error that a publication failed with."""
     classes = {code.value[0]: cls for cls, code in CODES.items()}
     return classes.get(publication.error_code, Internal)(publication.error, reason=publication.error_reason)
 
 
 def _model_key(model: str) -> str:
-    """Return the Redis key of the one release of a model that is under way."""
+    """Return the Redis key of a model's release under way."""
     return f"{KEY}publishing:{model}"
 
 

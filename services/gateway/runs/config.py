@@ -8,7 +8,7 @@ from defuse.errors import InvalidInput, NotReady
 from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, run_pb2
 
 from services.gateway.regions.regions import Regions
-from services.runtime.channels import ServiceClient
+from services.runtime.tls import ServiceClient
 
 _SEARCH_DEFAULTS = run_pb2.SearchConfig(
     radius_sd=0.5,
@@ -71,7 +71,10 @@ _BOUNDS = {
 
 
 def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
-    """Return a configuration with defaults filled in; raise InvalidInput for a value out of bounds."""
+    """Return a configuration with defaults filled in.
+
+    Raises InvalidInput for a value out of bounds.
+    """
     for path, (least, largest) in _BOUNDS.items():
         section, name = path.split(".")
         value = getattr(getattr(config, section), name)
@@ -100,13 +103,16 @@ class ThresholdAdvisor:
         self._generator = generator
 
     async def of(self, run: run_pb2.Run) -> run_pb2.ValidityAdvice:
-        """Return thresholds fitted to the latest annotations of a run; raise NotReady when they do not suffice."""
+        """Return thresholds fitted to the latest annotations of a run.
+
+        Raises NotReady when they do not suffice.
+        """
         judged = await asyncio.to_thread(self._regions.judged, run)
         for named, word in ((judged.invalid, "invalid"), (judged.valid, "labelled as their sources are")):
             if not named:
                 raise NotReady(
-                    f"no region of run {names.last(run.name)!r} is {word}; thresholds are learned from what sets "
-                    "invalid regions apart from labelled ones: annotate at least one of each",
+                    f"no region of run {names.last(run.name)!r} is {word}; thresholds are fitted to invalid "
+                    "and labelled regions; annotate at least one of each",
                     reason="NOTHING_TO_LEARN",
                 )
         wanted = generator_service_pb2.LearnValidityRequest(

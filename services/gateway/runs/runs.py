@@ -1,4 +1,7 @@
-"""Runs: the configuration is checked once, the state is a fold over the events of the stages."""
+"""Runs: the state is a fold over the events of the stages.
+
+The configuration is checked once.
+"""
 
 import asyncio
 import math
@@ -17,7 +20,7 @@ from services.runtime.queue import DISTILL, IDENTIFY, PLAN, PREPARE, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.catalog import Catalog, check_fit, shape
+from services.storage.catalog import Catalog, check_fit, format_shape
 from services.triton.client import InferenceClient
 
 ENDED = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
@@ -37,7 +40,7 @@ class Runs:
         self.records: RecordStore[run_pb2.Run] = RecordStore(queue, run_pb2.Run, "runs", lambda run: run.state in ENDED)
 
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
-        """Start a run, after checking its configuration against model, data and served classifier."""
+        """Start a run, after checking configuration, data and served classifier."""
         name = names.run(names.check_id("run", run_id, field="run_id"))
         run = run_pb2.Run(
             name=name,
@@ -51,9 +54,10 @@ class Runs:
         return await self.records.create(run, [(PREPARE, work_pb2.PrepareWork(run=_as_created(run)))])
 
     async def checked(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
-        """Return a complete, checked configuration: defaults, versions and advised thresholds are filled in.
+        """Return a complete, checked configuration.
 
-        Advised thresholds are resolved here because later annotations must not change a run.
+        Defaults, versions and advised thresholds are filled in. Advised thresholds are resolved here because later
+        annotations must not change a run.
         """
         whole = complete(await self._advised(config) if config.validity_from else config)
         await asyncio.to_thread(self._check, whole)
@@ -63,7 +67,10 @@ class Runs:
         return await self.records.get(names.check(name, "runs/*"))
 
     async def get_distilled(self, name: str) -> run_pb2.Run:
-        """Return a run whose regions lie in the store; raise NotReady for any other."""
+        """Return a run whose regions lie in the store.
+
+        Raises NotReady for any other.
+        """
         run = await self.get(name)
         check_distilled(run)
         return run
@@ -94,7 +101,10 @@ class Runs:
         return with_advised_thresholds(config, await self._advice.of(other), other)
 
     def _claim_name(self, run: run_pb2.Run) -> None:
-        """Store the run; adopt an equal record that a gateway left when it died at this point."""
+        """Store the run.
+
+        Adopt an equal record that a gateway left when it died at this point.
+        """
         key = keys.run(run.name)
         if not self._store.exists(key):
             self._store.write_message(key, _as_created(run))
@@ -121,7 +131,10 @@ class Runs:
             self._check_served(oracle, config.validity.oracle_version)
 
     def _check_served(self, model: model_pb2.Model, version: int) -> None:
-        """Classify one image, which shows more than readiness: the version is loaded and takes its declared input."""
+        """Classify one image, which shows more than readiness.
+
+        The version is loaded and takes its declared input.
+        """
         height, width, channels = model.image_shape
         classifier = self._inference.classifier(model, version=version)
         classifier.classify(np.zeros((1, channels, height, width), np.float32))
@@ -135,7 +148,10 @@ class Runs:
 
 
 def fold(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
-    """Apply an event to a run, in place; return the work that follows. Idempotent."""
+    """Apply an event to a run, in place.
+
+    Returns the work that follows. Idempotent.
+    """
     if run.state in ENDED:
         return []
     before = run.state
@@ -167,8 +183,8 @@ def _check_oracle(oracle: model_pb2.Model, model: model_pb2.Model) -> None:
     if list(oracle.classes) != list(model.classes) or list(oracle.image_shape) != list(model.image_shape):
         raise InvalidInput(
             f"oracle {names.last(oracle.name)!r} reads {len(oracle.classes)} classes in images of "
-            f"{shape(oracle.image_shape)}, the model {len(model.classes)} in {shape(model.image_shape)}; classes, in "
-            "their order, and images must be the same",
+            f"{format_shape(oracle.image_shape)}, the model {len(model.classes)} in {format_shape(model.image_shape)}; "
+            "classes, in their order, and images must be the same",
             reason="UNFIT_ORACLE",
         )
 

@@ -31,7 +31,7 @@ Serve = Callable[[trial_pb2.Trial], Awaitable[tuple[str, int]]]
 
 
 class Trials:
-    """All trials; stored when they begin and end, and kept in Redis in between."""
+    """All trials; stored at begin and end, in Redis in between."""
 
     def __init__(self, queue: Queue, catalog_: Catalog, corrections: Corrections, serve: Serve) -> None:
         self._redis = queue.redis
@@ -43,9 +43,10 @@ class Trials:
         )
 
     async def start(self, wanted: trial_pb2.Trial) -> trial_pb2.Trial:
-        """Start a trial of a correction's candidate; raise NotReady when it may not answer callers.
+        """Start a trial of a correction's candidate.
 
-        Raises Conflict while another trial of the model is under way, and InvalidInput for a share outside (0, 1].
+        Raises NotReady when it may not answer callers. Raises Conflict while another trial of the model is under way,
+        and InvalidInput for a share outside (0, 1].
         """
         _check(wanted)
         correction = await self._corrections.get(wanted.correction)
@@ -91,11 +92,17 @@ class Trials:
         return [trial for trial in found if trial.state == _RUNNING]
 
     async def of_model(self, model_name: str) -> trial_pb2.Trial | None:
-        """Return the trial of a model that is under way; None without one."""
+        """Return the trial of a model that is under way.
+
+        None without one.
+        """
         return next((trial for trial in await self.running() if names.parent(trial.name) == model_name), None)
 
     async def stop(self, name: str) -> trial_pb2.Trial:
-        """End a trial; no request is routed to it after this returns. A trial that has ended is returned unchanged."""
+        """End a trial; no request is routed to it after this returns.
+
+        A trial that has ended is returned unchanged.
+        """
         trial = await self.get(name)
         if trial.state == _ENDED:
             return trial

@@ -16,7 +16,7 @@ def connected(gateway: pb_grpc.GatewayServiceServicer) -> Iterator[Connection]:
     pb_grpc.add_GatewayServiceServicer_to_server(gateway, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    connection = Connection(f"127.0.0.1:{port}", timeout_s=10)
+    connection = Connection(f"127.0.0.1:{port}", timeout_s=60)
     try:
         yield connection
     finally:

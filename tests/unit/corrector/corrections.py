@@ -16,7 +16,7 @@ from services.corrector.training import Trainer, train
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.safetensors import joined
+from services.storage.safetensors import join_groups
 from tests.unit.generator.onnx_pairs import SHAPE, decoder_file
 
 Array = npt.NDArray[Any]
@@ -121,7 +121,7 @@ class World:
 
     def weights(self, position: int = 0, number: int = 0) -> dict[str, Array]:
         """Return the weights of a point by the names of the deployed file."""
-        return weights_of(self.store.read_bytes(keys.onnx_of(keys.point(CORRECTION, position, number))))
+        return weights_of(self.store.read_bytes(keys.onnx_file(keys.point(CORRECTION, position, number))))
 
 
 def weights_of(file: bytes) -> dict[str, Array]:
@@ -158,7 +158,7 @@ def build(store: ArtifactStore, *, file: bytes | None = None) -> World:
     store.write_bytes(keys.label_model_onnx(config), label_model_file())
     parts = [_region(store, name, column, random) for column, name in enumerate(REGIONS)]
     failures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    store.write_arrays(keys.shard_result(RUN, 0, 0), joined(failures=failures))
+    store.write_arrays(keys.shard_result(RUN, 0, 0), join_groups(failures=failures))
     return World(store=store)
 
 

@@ -1,5 +1,5 @@
 from services.corrector.candidate_choice import RULE, ChosenPoint, MeasuredPoint, choose
-from services.statistics.paired_tests import AccuracyDifference
+from services.statistics.hypothesis_tests import AccuracyDifference
 
 
 def point(region_accuracy: float, gained: int, lost: int, trials: int = 10_000, *, loss: float = 0.5) -> MeasuredPoint:

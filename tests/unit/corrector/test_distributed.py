@@ -32,7 +32,7 @@ def test_several_processes_train_what_one_trains(tmp_path: Path, processes: int)
         np.testing.assert_allclose(found[f"arr_{number}"], weight, atol=1e-5)
 
 
-def test_outside_torchrun_there_is_no_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_torchrun_there_is_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """A corrector that is started by itself trains alone, on the device that its settings name."""
     monkeypatch.delenv("RANK", raising=False)
     assert torchrun_group(torch.device("cpu")) == (None, torch.device("cpu"))

@@ -14,7 +14,7 @@ from defuse.errors import InvalidInput
 from defuse.v1 import model_pb2
 from torch import nn
 
-from services.corrector.networks import TorchModule, build
+from services.corrector.networks import TorchModule, build_from_factory
 
 
 def network() -> nn.Module:
@@ -60,7 +60,7 @@ def test_a_factory_is_called_and_its_weights_are_loaded(plugin: Callable[..., No
     plugin(build=lambda: nn.Sequential(*network()))
     trained = network()
     nn.init.ones_(trained[5].weight)  # type: ignore[index, arg-type]  # a Sequential
-    built = build("acme_nets:build", ["acme_nets"], lambda: weights(trained))
+    built = build_from_factory("acme_nets:build", ["acme_nets"], lambda: weights(trained))
     x = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(built.eval()(x), trained.eval()(x))
 
@@ -103,7 +103,7 @@ def test_weights_are_a_state_dict_that_the_factory_takes(plugin: Callable[..., N
     with torch.no_grad():
         for weight in module.parameters():
             weight.add_(0.1)
-    again = TorchModule(build("acme_nets:build", ["acme_nets:build"], module.weights), model())
+    again = TorchModule(build_from_factory("acme_nets:build", ["acme_nets:build"], module.weights), model())
     x = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(again(x), module(x))
 
@@ -134,14 +134,14 @@ def test_what_does_not_fit_is_refused(
         wider=lambda: nn.Sequential(nn.Conv2d(1, 5, 3), *list(network())[1:]),
     )
     with pytest.raises(InvalidInput, match=message):
-        build(function, allowed, lambda: weights(network()))
+        build_from_factory(function, allowed, lambda: weights(network()))
 
 
 def test_weights_that_are_no_safetensors_are_refused(plugin: Callable[..., None]) -> None:
     """A pickle is never read."""
     plugin(build=network)
     with pytest.raises(InvalidInput, match="safetensors"):
-        build("acme_nets:build", ["acme_nets"], lambda: b"\x80\x04}q\x00.")
+        build_from_factory("acme_nets:build", ["acme_nets"], lambda: b"\x80\x04}q\x00.")
 
 
 def test_the_exported_file_is_a_valid_model() -> None:

@@ -95,7 +95,7 @@ def test_training_on_reads_no_region(world: World) -> None:
 def test_the_baseline_labels_single_failures(world: World, failures: int, distinct: int) -> None:
     """It learns from as many failures as there are regions, or as it is told, none of them held out."""
     correction = world.correction(SINGLE, unclustered_failures=failures, images_per_region=64)
-    _, ready = stage.read_fitting(CorrectionData(world.store, correction), correction.trainings[0], [])
+    _, ready = stage.read_finetune_job(CorrectionData(world.store, correction), correction.trainings[0], [])
     regions = ready.data.regions
     images = regions.fetch(np.arange(len(regions)))
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == distinct
@@ -120,7 +120,7 @@ def _region_images(
     world: World, correction: Correction, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> LabelledDataset:
     monkeypatch.setattr(stage, "_KEPT_BYTES", limit)
-    _, ready = stage.read_fitting(CorrectionData(world.store, correction), correction.trainings[0], [])
+    _, ready = stage.read_finetune_job(CorrectionData(world.store, correction), correction.trainings[0], [])
     return ready.data.regions
 
 
@@ -169,15 +169,15 @@ def test_a_killed_training_goes_on_to_the_same_file(world: World) -> None:
     """Taken up from its checkpoint it leaves, byte for byte, the file that it would have left."""
     correction = world.correction(ALL, epochs=40)
     undisturbed = world.trained(correction)
-    file = world.store.read_bytes(keys.onnx_of(keys.point(CORRECTION, 0, 0)))
+    file = world.store.read_bytes(keys.onnx_file(keys.point(CORRECTION, 0, 0)))
     world.store.remove(keys.training(CORRECTION, 0))
-    world.store.remove(keys.onnx_of(keys.point(CORRECTION, 0, 0)))
+    world.store.remove(keys.onnx_file(keys.point(CORRECTION, 0, 0)))
     with pytest.raises(KeyboardInterrupt):
         world.trained(correction, stop=lambda note: "step 50 of" in note)
     assert world.store.exists(keys.checkpoint(CORRECTION, 0))
     world.notes.clear()
     assert world.trained(correction) == undisturbed
-    assert world.store.read_bytes(keys.onnx_of(keys.point(CORRECTION, 0, 0))) == file
+    assert world.store.read_bytes(keys.onnx_file(keys.point(CORRECTION, 0, 0))) == file
     assert not any("step 10 of" in note for note in world.notes)
 
 
@@ -214,19 +214,19 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
     return "acme_nets:build"
 
 
-def uploaded(store: ArtifactStore, net: torch.nn.Module) -> str:
+def uploaded_file(store: ArtifactStore, net: torch.nn.Module) -> str:
     store.write_bytes(keys.file("abc"), safetensors.torch.save(net.state_dict()))
     return "abc"
 
 
 def test_a_torch_factory_is_trained_in_place_of_the_graph(world: World, plugin: str) -> None:
     """What it builds computes what is served; it leaves a file with the served names, and its weights for the next."""
-    factory = {"function": plugin, "weights_digest": uploaded(world.store, network())}
+    factory = {"function": plugin, "weights_digest": uploaded_file(world.store, network())}
     correction = world.correction(ALL, torch_factory=factory, epochs=100)
     [point] = world.trained(correction, factories=["acme_nets"]).points
     assert point.regions.value > 0.9
     prefix = keys.point(CORRECTION, 0, 0)
-    kept = safetensors.torch.load(world.store.read_bytes(keys.weights_of(prefix)))
+    kept = safetensors.torch.load(world.store.read_bytes(keys.weights_file(prefix)))
     assert (kept["wide.weight"] != network().wide.weight).any()
     assert set(kept) == set(network().state_dict())
 
@@ -236,7 +236,7 @@ def test_a_factory_that_computes_something_else_is_refused(world: World, plugin:
     other = network()
     with torch.no_grad():
         other.last.bias.add_(1)
-    factory = {"function": plugin, "weights_digest": uploaded(world.store, other)}
+    factory = {"function": plugin, "weights_digest": uploaded_file(world.store, other)}
     failed = world.trained(world.correction(ALL, torch_factory=factory), factories=["acme_nets"])
     assert "differs by 1 from version 1" in failed.error
 

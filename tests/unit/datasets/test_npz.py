@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from services.datasets.npz import ArchivedArray
-from services.datasets.splits import PART_BYTES
+from services.datasets.npz import PART_BYTES, ArchivedArray
 
 Array = npt.NDArray[Any]
 COUNT, ROW = 300, (100, 90)

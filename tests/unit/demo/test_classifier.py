@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 from tests.conftest import ROOT
 
 EXPORT = """

@@ -9,10 +9,10 @@ import prometheus_client
 import pytest
 from defuse.guard_outputs import OUTPUTS
 
-from services.corrector.settings import CorrectorSettings
-from services.distiller.settings import DistillerSettings
+from services.corrector.__main__ import CorrectorSettings
+from services.dependencies import TransportSettings
 from services.gateway.settings import GatewaySettings
-from services.generator.settings import GeneratorSettings
+from services.generator.__main__ import GeneratorSettings
 from services.localstack.servers import TritonWheel
 from services.localstack.stack import StackSettings
 from services.runtime import telemetry
@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 SETTINGS = {
     "gateway": GatewaySettings,
     "generator": GeneratorSettings,
-    "distiller": DistillerSettings,
+    "distiller": TransportSettings,
     "corrector": CorrectorSettings,
 }
 # What the client reads by itself.

@@ -50,7 +50,7 @@ def test_exemplars_run_from_the_medoid_outwards(count: int, expected: list[int])
     """The member nearest to all others is shown first, then others evenly out to the farthest."""
     latent = np.zeros((20, 2))
     latent[10:20, 0] = [5, 4, 0, 1, -1, 2, -2, 3, -3, 9]
-    shown = findings.exemplars(latent, np.arange(10, 20), ONES, count)
+    shown = findings.choose_exemplars(latent, np.arange(10, 20), ONES, count)
     assert shown[0] == expected[0] or latent[shown[0], 0] == 1  # both are medoids
     assert len(shown) == count
     if count > 1:
@@ -66,15 +66,15 @@ def test_controls_are_reconstructions_of_the_nearest_right_images() -> None:
         image=[True, False, False, False, False],
         reconstruction=[True, True, True, False, True],
     )
-    assert findings.controls(group(), around, 2) == (1, 2)
-    assert findings.controls(group(), around, 10) == (2, 3)
+    assert findings.count_controls(group(), around, 2) == (1, 2)
+    assert findings.count_controls(group(), around, 10) == (2, 3)
 
 
 def test_a_mixed_group_has_controls_and_decodes_of_all_its_labels() -> None:
     """Controls come from the classes as the failures do; a decode carries the label of the nearest failure."""
     mixed = replace(group(), profile=[((0, 1), 15), ((2, 1), 5)])
     around = searched(np.zeros((40, 2)), label=np.repeat([0, 2], 20), reconstruction=np.repeat([False, True], 20))
-    assert findings.controls(mixed, around, 8) == (2, 8)
+    assert findings.count_controls(mixed, around, 8) == (2, 8)
     failures = GroupedFailures(
         latent=np.repeat([[0.0, 0], [9, 0]], 10, axis=0),
         true_label=np.repeat([0, 2], 10),
@@ -98,17 +98,17 @@ def test_real_images_inside() -> None:
     failures = np.random.default_rng(0).standard_normal((2000, 2))
     latent = np.array([[0, 0], [2.2, 0], [2.7, 0], [0, 0]])  # 95 % of a plane's Gaussian lie within 2.45 sd
     around = searched(latent, label=[0, 0, 0, 1], image=[True, False, True, True])
-    inside = findings.real_inside(group(), failures, around)
+    inside = findings.count_real_inside(group(), failures, around)
     assert inside == RealImageCounts(wrong=1, images=2, of_label=3)
     assert inside.typicality == 2 / 3
-    nobody = findings.real_inside(group(), failures, searched(np.zeros((0, 2))))
+    nobody = findings.count_real_inside(group(), failures, searched(np.zeros((0, 2))))
     assert (nobody.images, nobody.typicality) == (0, 0.0)
 
 
 def test_the_nearest_training_images() -> None:
     """Nearest first, by rows and labels, with distances in aggregate sds per dimension."""
     images = training(np.array([[3.0, 0], [1.0, 0], [0, 8.0]]), np.array([0, 1, 2]))
-    near = findings.nearest(np.zeros((1, 2)), images, np.array([1.0, 4.0]), 2)
+    near = findings.nearest_images(np.zeros((1, 2)), images, np.array([1.0, 4.0]), 2)
     assert (near.row.tolist(), near.label.tolist()) == ([101, 102], [1, 2])
     np.testing.assert_allclose(near.distance_sd, np.array([1, 2]) / np.sqrt(2))
 
@@ -126,9 +126,9 @@ def test_the_suggestion_is_what_most_real_images_nearby_carry() -> None:
     random = np.random.default_rng(0)
     latent = 0.1 * random.standard_normal((30, 2))
     sevens = training(latent, np.full(30, 2))
-    label, reason = findings.suggestion(group(), np.zeros((1, 2)), sevens, ONES, ["zero", "one", "two"])
+    label, reason = findings.suggest_label(group(), np.zeros((1, 2)), sevens, ONES, ["zero", "one", "two"])
     assert label == "two"
     assert "20 of 20 failures are small steps from real images labelled 'zero'; 10 of 10 training images" in reason
     near, far = np.zeros((10, 2)), np.full((20, 2), 9.0)
     split = training(np.concatenate([near, far]), np.r_[np.repeat([1, 2], 5), np.zeros(20, int)])
-    assert findings.suggestion(group(), np.zeros((1, 2)), split, ONES, ["zero", "one", "two"])[0] == "zero"
+    assert findings.suggest_label(group(), np.zeros((1, 2)), split, ONES, ["zero", "one", "two"])[0] == "zero"

@@ -160,7 +160,7 @@ def test_scales_of_dimensions_do_not_mix() -> None:
         np.testing.assert_allclose(covariance, one.gaussian.covariance, rtol=1e-3)
 
 
-def test_halves_below_support_are_merged_first(monkeypatch: pytest.MonkeyPatch, truth: Truth) -> None:
+def test_parts_below_support_are_merged_first(monkeypatch: pytest.MonkeyPatch, truth: Truth) -> None:
     """Two parts of one group that are too small each are one that is not."""
     monkeypatch.setattr("services.distiller.grouping.Grouper", halving(truth))
     smallest = int(((truth.cluster == 2) & (truth.held_out == 0)).sum())

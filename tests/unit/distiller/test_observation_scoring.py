@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> ArtifactStore:
     annotate(store, REGIONS[0], CLASSES[0])
     built = GuardBuilder(store, Catalog(store).run(RUN)).build(0.2)
     built.record.name = GUARD
-    store.write_bytes(keys.onnx_of(GUARD), built.file)
+    store.write_bytes(keys.onnx_file(GUARD), built.file)
     store.write_message(keys.guard(GUARD), built.record)
     return store
 
@@ -71,7 +71,7 @@ def report(store: ArtifactStore, images: Array, scores: Array, *, has_image: Arr
 
 def record(store: ArtifactStore, ids: list[str]) -> None:
     observations = [monitor_pb2.Observation(id=one) for one in ids]
-    store.write_message(keys.reported(BATCH), monitor_pb2.ObservationBatch(observations=observations))
+    store.write_message(keys.batch_record(BATCH), monitor_pb2.ObservationBatch(observations=observations))
 
 
 def watched(store: ArtifactStore, *, guard: str = GUARD, latents_alone: bool = False) -> dict[str, Array]:
@@ -79,7 +79,7 @@ def watched(store: ArtifactStore, *, guard: str = GUARD, latents_alone: bool = F
     work = work_pb2.WatchWork(model=MODEL, batch=BATCH, guard=guard, latents_alone=latents_alone)
     event = watcher.watch(work, Job(MODEL, lambda _: None))
     assert (event.subject, event.watched.batch, event.watched.guard) == (MODEL, BATCH, guard)
-    return store.read_arrays(keys.watched(BATCH))
+    return store.read_arrays(keys.observation_scores(BATCH))
 
 
 def test_images_are_looked_for_in_the_regions(store: ArtifactStore) -> None:
@@ -140,28 +140,28 @@ def test_a_batch_that_was_deleted_meanwhile(store: ArtifactStore) -> None:
     watcher = ObservationScorer(DistillerDependencies(store=store, inference=LocalInference(store)))  # type: ignore[arg-type]
     event = watcher.watch(work_pb2.WatchWork(model=MODEL, batch=BATCH, guard=GUARD), Job(MODEL, lambda _: None))
     assert event.watched.batch == BATCH
-    assert not store.exists(keys.watched(BATCH))
+    assert not store.exists(keys.observation_scores(BATCH))
 
 
-def test_what_calm_looks_like(store: ArtifactStore) -> None:
+def test_the_reference_profile(store: ArtifactStore) -> None:
     """Counts are those of the test split, bounds above them, and as many are sure as are right."""
     report(store, pictures(store, 0), np.zeros((20, 3)))
     watched(store)
-    calm = store.read_arrays(keys.guard_reference(GUARD))
+    profile = store.read_arrays(keys.guard_reference(GUARD))
     model, test = Catalog(store).model(MODEL), Catalog(store).split(DATASET, "test", Catalog(store).model(MODEL))
     version = LocalInference(store).classifier(model, version=1)
     answers = version.classify_stored(test.images)
-    assert int(calm["images"][0]) == ROWS["test"]
-    assert int(calm["correct"][0]) == int((answers.argmax(axis=1) == test.labels).sum())
-    np.testing.assert_array_equal(calm["predicted"], np.bincount(answers.argmax(axis=1), minlength=3))
+    assert int(profile["images"][0]) == ROWS["test"]
+    assert int(profile["correct"][0]) == int((answers.argmax(axis=1) == test.labels).sum())
+    np.testing.assert_array_equal(profile["predicted"], np.bincount(answers.argmax(axis=1), minlength=3))
     shares = np.exp(answers) / np.exp(answers).sum(axis=1, keepdims=True)
-    assert int((shares.max(axis=1) > calm["confidence"][0]).sum()) == int(calm["correct"][0])
+    assert int((shares.max(axis=1) > profile["confidence"][0]).sum()) == int(profile["correct"][0])
     guard = Catalog(store).guard(GUARD)
     assert [one.region for one in guard.regions] == [REGIONS[0]]
-    assert calm["hits"].sum() <= guard.measured_false_alarm_rate.successes + guard.misread_recall.successes
+    assert profile["hits"].sum() <= guard.measured_false_alarm_rate.successes + guard.misread_recall.successes
     # At the bound so few hits would be a rare thing.
-    assert binom.cdf(calm["hits"], ROWS["test"], calm["hits_bound"]) == pytest.approx([0.01])
-    assert (np.diff(calm["typicality"]) >= 0).all()
+    assert binom.cdf(profile["hits"], ROWS["test"], profile["hits_bound"]) == pytest.approx([0.01])
+    assert (np.diff(profile["typicality"]) >= 0).all()
 
 
 def test_the_regions_of_a_guard_are_counted_from_zero(store: ArtifactStore) -> None:

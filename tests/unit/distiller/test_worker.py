@@ -96,17 +96,17 @@ def test_splitting_twice_has_one_effect(tools: DistillerDependencies) -> None:
 
 def test_a_part_can_be_split_again(tools: DistillerDependencies) -> None:
     """Parts of a part carry its name."""
-    whole = mixed(tools, "r13-2", key=keys.parts(f"{RUN}/regions/r13"))
+    whole = mixed(tools, "r13-2", key=keys.region_parts(f"{RUN}/regions/r13"))
     assert {part.name for part in split_region(tools, whole)} == {f"{whole}-1", f"{whole}-2"}
 
 
 def test_what_cannot_be_told_apart(tools: DistillerDependencies) -> None:
     """A region without parts says so and what to do with it, and nothing is stored."""
     whole = mixed(tools, "r14", of=[ANTS], failures=3)
-    with pytest.raises(NotReady, match=r"nothing tells parts of region 'r14'.*3 failures.*invalid or unsure") as caught:
+    with pytest.raises(NotReady, match=r"region 'r14' has no distinct parts.*3 failures.*invalid or unsure") as caught:
         split_region(tools, whole)
     assert caught.value.reason == "NOT_SEPARABLE"
-    assert not tools.store.exists(keys.parts(whole))
+    assert not tools.store.exists(keys.region_parts(whole))
 
 
 def test_no_part_is_worse_than_its_controls(tools: DistillerDependencies) -> None:
@@ -116,7 +116,7 @@ def test_no_part_is_worse_than_its_controls(tools: DistillerDependencies) -> Non
     with pytest.raises(NotReady, match=r"region 'r15' has 2 parts, but none") as caught:
         split_region(right, whole)
     assert caught.value.reason == "NO_PART_WORSE"
-    assert not tools.store.exists(keys.parts(whole))
+    assert not tools.store.exists(keys.region_parts(whole))
 
 
 def test_an_unknown_region(tools: DistillerDependencies) -> None:

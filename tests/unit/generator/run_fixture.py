@@ -23,7 +23,7 @@ from services.runtime.queue import IDENTIFY, PLAN, PREPARE
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.safetensors import group
+from services.storage.safetensors import select_group
 from services.triton.client import Classifier
 from services.triton.transport import Request
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
@@ -171,7 +171,7 @@ class Workshop:
     def found(self, run: run_pb2.Run) -> dict[str, Array]:
         """Return what was stored of a run's failures, in the order of rounds and sources."""
         record_keys = self.store.keys(f"{run.name}/results")
-        return joined([group(self.store.read_arrays(key), "failures") for key in record_keys])
+        return joined([select_group(self.store.read_arrays(key), "failures") for key in record_keys])
 
 
 def joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:

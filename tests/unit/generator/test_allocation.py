@@ -159,7 +159,7 @@ def test_directions_are_the_planted_gradients() -> None:
     np.testing.assert_array_equal(directions[2], np.zeros(4))
 
 
-def test_a_shifted_law_has_the_same_directions() -> None:
+def test_a_shifted_noise_model_has_the_same_directions() -> None:
     """Steps that are not centred, as those of the released code, hide no gradient."""
     label, step, change, gradient = planted_steps()
     directions = DirectionSums.of(label, step + 20.0, change, 2).directions()

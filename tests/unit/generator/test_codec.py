@@ -8,7 +8,7 @@ import torch
 from services.arrays import as_floats, as_stored
 from services.generator.codec import SD_FLOOR, Codec, CodecMismatch, aggregate_sd, as_array, onnx_codec, vae_codec
 from services.generator.vae import VaeConfig, new_vae
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 from tests.unit.generator.onnx_pairs import SHAPE, decoder_file, encoder_file
 
 Array = npt.NDArray[Any]

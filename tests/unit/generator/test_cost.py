@@ -2,7 +2,7 @@ import pytest
 from defuse.errors import InvalidInput
 
 from services.generator import vae_training
-from services.generator.cost import estimate
+from services.generator.preparation import estimate_cost
 from tests.unit.generator.bars import bars
 from tests.unit.generator.onnx_pairs import encoder_file
 from tests.unit.generator.run_fixture import SPLITS, Workshop
@@ -12,7 +12,7 @@ from tests.unit.generator.run_fixture import SPLITS, Workshop
 def test_decodes_are_those_of_the_configuration(workshop: Workshop, most: int, sources: int) -> None:
     """A run decodes at most its draws for each source that it searches; each is read twice before."""
     run = workshop.new_run(f"cost-{most}", search={"max_sources": most, "draws_per_source": 7, "batch_size": 64})
-    cost = estimate(workshop.context, run.config)
+    cost = estimate_cost(workshop.context, run.config)
     assert (cost.sources, cost.decodes, cost.training_s) == (sources, 7 * sources, 0)
     assert cost.decodes_per_s > 0
     assert cost.search_s == pytest.approx((7 + 2) * sources / cost.decodes_per_s)
@@ -27,9 +27,9 @@ def test_training_is_counted_until_it_is_done(workshop: Workshop, monkeypatch: p
     run = workshop.new_run("dear", search={"batch_size": 16}, vae=vae)
     run.config.model, run.config.dataset = "models/dear", "datasets/dear"
     before = workshop.store.keys("vaes")
-    assert estimate(workshop.context, run.config).training_s > 0
+    assert estimate_cost(workshop.context, run.config).training_s > 0
     monkeypatch.setattr(vae_training, "seconds_per_image", lambda *_, **__: 0.5)
-    assert estimate(workshop.context, run.config).training_s == 0.5 * 40 * 30
+    assert estimate_cost(workshop.context, run.config).training_s == 0.5 * 40 * 30
     assert workshop.store.keys("vaes") == before
 
 
@@ -37,4 +37,4 @@ def test_a_pair_that_does_not_fit_is_refused_before_the_run(workshop: Workshop) 
     """What a run would be refused for is told when its cost is asked for."""
     run = workshop.new_run("no-cost", vae={"encoder_digest": workshop.upload(encoder_file((3, 2, 2)))})
     with pytest.raises(InvalidInput, match="the encoder cannot take"):
-        estimate(workshop.context, run.config)
+        estimate_cost(workshop.context, run.config)

@@ -14,7 +14,7 @@ from services.generator.failure_stream import StreamPosition, stream_failures
 from services.generator.failures import Failures
 from services.runtime.queue import IDENTIFY, PLAN
 from services.storage import keys
-from services.storage.safetensors import joined
+from services.storage.safetensors import join_groups
 from tests.unit.generator.run_fixture import Workshop
 
 SEARCH: dict[str, Any] = {"draws_per_source": 6, "rounds": 3, "shard_size": 120}
@@ -86,7 +86,7 @@ def with_many(workshop: Workshop, run_id: str, count: int, dim: int) -> run_pb2.
         held_out=np.ones(count),
         latent=np.ones((count, dim), np.float32),
     )
-    workshop.store.write_arrays(keys.shard_result(run.name, 0, 0), joined(failures=many.arrays()))
+    workshop.store.write_arrays(keys.shard_result(run.name, 0, 0), join_groups(failures=many.arrays()))
     return run
 
 

@@ -32,13 +32,13 @@ def test_types_are_those_that_are_stored() -> None:
     assert [found.source.dtype, found.draw.dtype, found.margin.dtype] == [np.dtype(t) for t in ("i8", "i4", "f4")]
     assert found.held_out.tolist() == [1, 1, 0]
     assert found.typicality.tolist() == [0, 0, 0]
-    assert found.recording(typicality=np.array([0.1, 0.2, 0.3])).typicality.dtype == np.float32
+    assert found.with_signals(typicality=np.array([0.1, 0.2, 0.3])).typicality.dtype == np.float32
 
 
 def test_measurements_are_recorded_on_the_same_failures() -> None:
     """Recording a value changes that field and leaves the failures that it was recorded from."""
     before = three()
-    after = before.recording(round_trip_sd=np.array([0.1, 0.2, 0.3]))
+    after = before.with_signals(round_trip_sd=np.array([0.1, 0.2, 0.3]))
     np.testing.assert_allclose(after.round_trip_sd, [0.1, 0.2, 0.3])
     assert before.round_trip_sd.tolist() == [0, 0, 0]
     np.testing.assert_array_equal(after.latent, before.latent)

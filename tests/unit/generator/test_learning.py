@@ -8,7 +8,7 @@ from services.generator.run_context import fit_run_thresholds
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
-from services.storage.safetensors import joined
+from services.storage.safetensors import join_groups
 
 RUN = "runs/first"
 GOOD, BAD = f"{RUN}/regions/r1", f"{RUN}/regions/r2"
@@ -33,7 +33,7 @@ def reader(store: ArtifactStore) -> Catalog:
         "round_trip_sd": np.full(80, 0.4),
         "radius_sd": np.full(80, 0.5),
     }
-    store.write_arrays(keys.shard_result(RUN, 0, 0), joined(failures=failures))
+    store.write_arrays(keys.shard_result(RUN, 0, 0), join_groups(failures=failures))
     for name, rows in ((GOOD, np.flatnonzero(~bad)), (BAD, np.flatnonzero(bad))):
         arrays = {"latent": latent[rows[10:]], "held_out_latent": latent[rows[:10]]}
         store.write_arrays(keys.region_arrays(name), arrays)

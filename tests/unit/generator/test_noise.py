@@ -13,7 +13,7 @@ from services.generator import noise
 from services.generator.noise import choose_positions, is_held_out
 
 Array = npt.NDArray[Any]
-Law = Callable[..., Array]
+Noise = Callable[..., Array]
 
 
 def standard_normal(*, source: npt.ArrayLike, draw: npt.ArrayLike, **others: int) -> Array:
@@ -24,7 +24,7 @@ def released(*, source: npt.ArrayLike, draw: npt.ArrayLike, **others: int) -> Ar
     return noise.released_noise(source=torch.tensor(source), draw=torch.tensor(draw), **others).numpy()
 
 
-LAWS = pytest.mark.parametrize("noise_model", [standard_normal, released])
+NOISES = pytest.mark.parametrize("noise_model", [standard_normal, released])
 SEEDS = st.integers(0, 2**64 - 1)
 ROWS = st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 2**31 - 1)), min_size=1, max_size=20)
 
@@ -47,10 +47,10 @@ def test_released_noise_is_not_centred() -> None:
     np.testing.assert_allclose(np.corrcoef(eps.T), np.eye(4), atol=0.05)
 
 
-@LAWS
+@NOISES
 @given(seed=SEEDS, round_=st.integers(0, 100), rows=ROWS, data=st.data())
 def test_noise_is_a_pure_function_of_its_identity(
-    noise_model: Law, seed: int, round_: int, rows: list[tuple[int, int]], data: st.DataObject
+    noise_model: Noise, seed: int, round_: int, rows: list[tuple[int, int]], data: st.DataObject
 ) -> None:
     """A row of noise depends on (seed, source, round, draw) alone, not on the rows beside it; any seed will do."""
     source, draw = np.array(rows).T
@@ -61,9 +61,9 @@ def test_noise_is_a_pure_function_of_its_identity(
     assert np.isfinite(whole).all()
 
 
-@LAWS
+@NOISES
 @pytest.mark.parametrize("other", [{"seed": 4}, {"source": [12]}, {"round_": 1}, {"draw": [1]}])
-def test_noise_changes_with_each_part_of_the_identity(noise_model: Law, other: dict[str, Any]) -> None:
+def test_noise_changes_with_each_part_of_the_identity(noise_model: Noise, other: dict[str, Any]) -> None:
     """Another seed, source, round or draw gives other noise in every dimension."""
     identity = {"seed": 3, "source": [11], "round_": 0, "draw": [0]}
     first, second = (noise_model(**part, dim=6) for part in (identity, identity | other))

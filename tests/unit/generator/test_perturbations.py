@@ -80,7 +80,7 @@ def test_a_step_is_in_units_of_the_aggregate_deviation() -> None:
     assert z.dtype == np.float32
 
 
-def test_the_released_law_steps_by_its_noise_alone() -> None:
+def test_released_noise_steps_by_itself_alone() -> None:
     """The released code adds its noise to the latent as it is: neither radius nor scale have an effect."""
     source, draw, mu = np.arange(5), np.zeros(5, int), np.ones((5, DIM), np.float32)
     noise = released_noise(
@@ -92,7 +92,7 @@ def test_the_released_law_steps_by_its_noise_alone() -> None:
         np.testing.assert_allclose(z, mu + noise, rtol=1e-6)
 
 
-def test_radii_follow_their_law() -> None:
+def test_radii_follow_their_distribution() -> None:
     """The squared radius is radius_sd**2 times a chi-square of d degrees over d: its root mean square is radius_sd."""
     source, mu = np.arange(5000), np.full((5000, DIM), 2.0, np.float32)
     _, z = perturbed(NOISE_MODEL, SD, mu=mu, source=source, round_=0, draw=np.zeros(5000, int))

@@ -16,7 +16,7 @@ from services.generator.rounds import (
     first_allocation,
     make_plan,
     planned_allocation,
-    read_examination,
+    read_margins,
     read_result,
 )
 from services.generator.run_context import noise_model_of
@@ -175,7 +175,7 @@ def test_the_first_plan_is_made_of_the_first_round(workshop: Workshop, run: run_
     shards = tallied(workshop, run, 0)
     for name in SUMMED:
         np.testing.assert_array_equal(getattr(tally, name), shards[name], err_msg=name)
-    read = joined([read_examination(workshop.store, run.name, shard)[0].arrays() for shard in range(SHARDS)])
+    read = joined([read_margins(workshop.store, run.name, shard)[0].arrays() for shard in range(SHARDS)])
     np.testing.assert_array_equal(tally.reconstruction_margin, read["reconstruction_margin"])
     np.testing.assert_array_equal(tally.runner_up, read["runner_up"])
     np.testing.assert_array_equal(tally.searchable, (read["image_margin"] > 0) & (read["reconstruction_margin"] > 0))
@@ -272,7 +272,7 @@ def test_a_plan_survives_the_store(workshop: Workshop, run: run_pb2.Run) -> None
 
 def test_the_first_round_prefers_nobody(workshop: Workshop, run: run_pb2.Run) -> None:
     """In the first round each searchable source gets one decode, or all of them where there are no rounds."""
-    read, _ = read_examination(workshop.store, run.name, 1)
+    read, _ = read_margins(workshop.store, run.name, 1)
     first = first_allocation(run, read)
     np.testing.assert_array_equal(first.decodes, read.searchable)
     assert (first.round_, first.screen, first.directions, first.found.sum()) == (0, True, None, 0)

@@ -5,7 +5,7 @@ import pytest
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import run_pb2
 
-from services.generator.run_context import given_pair, is_adaptive, noise_model_of, shard_slice
+from services.generator.run_context import is_adaptive, noise_model_of, shard_slice, uploaded_pair
 from services.storage import keys
 from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
 from tests.unit.generator.run_fixture import SHAPE, Workshop, planted_images, truth, weak
@@ -13,7 +13,7 @@ from tests.unit.generator.run_fixture import SHAPE, Workshop, planted_images, tr
 
 def test_a_given_pair_is_opened() -> None:
     """Two files that fit the images are a codec."""
-    pair = given_pair(encoder_file(SHAPE), decoder_file(SHAPE), SHAPE)
+    pair = uploaded_pair(encoder_file(SHAPE), decoder_file(SHAPE), SHAPE)
     images, _ = planted_images(5, 0)
     np.testing.assert_allclose(pair.decode(pair.encode_stored(images)[0]).ravel(), images.ravel() / 255, rtol=1e-6)
 
@@ -25,14 +25,14 @@ def test_a_given_pair_is_opened() -> None:
 def test_what_is_no_onnx_file_is_refused(encoder: bytes, decoder: bytes, part: str) -> None:
     """A file that ONNX Runtime cannot open is the caller's to change, named by its part."""
     with pytest.raises(InvalidInput, match=f"ONNX Runtime cannot open the {part}") as caught:
-        given_pair(encoder, decoder, SHAPE)
+        uploaded_pair(encoder, decoder, SHAPE)
     assert caught.value.reason == "NOT_RUNNABLE"
 
 
 def test_a_pair_that_does_not_fit_is_refused() -> None:
     """A pair made for other images is the caller's to change, with the shapes."""
     with pytest.raises(InvalidInput, match=r"the encoder cannot take float32 \(2, 1, 2, 2\)") as caught:
-        given_pair(encoder_file((3, 2, 2)), decoder_file(SHAPE), SHAPE)
+        uploaded_pair(encoder_file((3, 2, 2)), decoder_file(SHAPE), SHAPE)
     assert caught.value.reason == "UNFIT_VAE"
 
 
@@ -51,7 +51,7 @@ def test_an_uploaded_pair_that_is_gone(workshop: Workshop) -> None:
     """A pair whose files are not in the store is not found."""
     run = workshop.new_run("gone", vae={"encoder_digest": "0" * 64})
     with pytest.raises(NotFound, match="files/000"):
-        workshop.context.given_codec(run.config)
+        workshop.context.uploaded_codec(run.config)
 
 
 def test_shards_are_ranges_of_sources(workshop: Workshop) -> None:
@@ -74,7 +74,7 @@ def test_sources_of_a_shard(workshop: Workshop) -> None:
     assert sources.mu is mu
 
 
-def test_the_law_is_the_configuration(workshop: Workshop) -> None:
+def test_the_noise_model_is_the_configuration(workshop: Workshop) -> None:
     """Seed, radius, limit, batch size and noise of a run make its law."""
     search = {"radius_sd": 0.7, "max_failures_per_source": 9, "batch_size": 33}
     run = workshop.new_run("law", seed=2**64 - 1, search=search)

@@ -94,7 +94,7 @@ def test_what_does_not_come_back_is_rejected_by_its_round_trip() -> None:
     assert rejections(result.counts) == {"rejected_by_round_trip": len(EVERYTHING.source) - len(expected.source)}
 
 
-def test_second_looks_are_under_way_side_by_side() -> None:
+def test_confirmations_are_under_way_in_parallel() -> None:
     """Two decoders find two batches of failures again at the same time, each in a thread of its own."""
     both, size = threading.Barrier(2, timeout=60), len(EVERYTHING.source) // 4
 
@@ -168,7 +168,7 @@ def test_a_picture_that_is_right_once_it_is_stored_is_no_failure() -> None:
     assert rejections(found.counts) == {"rejected_by_confirmation": 3}
 
 
-def test_of_the_second_look_too_the_first_reason_counts() -> None:
+def test_the_first_reason_of_a_confirmation_counts() -> None:
     """Round trip, oracle and confirmation each ask only about what the ones before let pass."""
     asked = models(
         encode=lambda images: (encode(images)[0] + 9.0, encode(images)[1]),

@@ -12,9 +12,9 @@ from services.generator.vae_training import (
     TrainingCancelled,
     gaussian_kl,
     one_cycle,
+    random_shift,
     reconstruction_loss,
     seconds_per_image,
-    shifted,
     train_vae,
 )
 from tests.unit.generator.bars import bars, config_for
@@ -110,7 +110,7 @@ def test_shifts_are_those_that_were_planted(most: int) -> None:
     """A dot moves by every offset up to the most, as the whole image does with its edge repeated, and by no other."""
     rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(10.0), indexing="ij")
     ramps = torch.stack([rows, columns]).expand(400, 2, 12, 10)  # a pixel is its own coordinates
-    moved = shifted(ramps, most, torch.Generator().manual_seed(0))
+    moved = random_shift(ramps, most, torch.Generator().manual_seed(0))
     down, right = (moved[:, 0, 6, 5] - 6).long(), (moved[:, 1, 6, 5] - 5).long()
     assert set(down.tolist()) == set(right.tolist()) == set(range(-most, most + 1))
     assert len({*zip(down.tolist(), right.tolist(), strict=True)}) == (2 * most + 1) ** 2
@@ -122,7 +122,7 @@ def test_no_shift_draws_nothing() -> None:
     """Images that stay where they are leave the draws of the training as they were."""
     generator, images = torch.Generator().manual_seed(0), torch.rand(2, 1, 12, 10)
     before = generator.get_state()
-    assert shifted(images, 0, generator) is images
+    assert random_shift(images, 0, generator) is images
     assert torch.equal(generator.get_state(), before)
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from services.arrays import Array
-from services.generator.validity import Thresholds
-from services.generator.validity_fitting import SIGNALS, FittedThresholds, fit_thresholds
+from services.generator.validity import SIGNALS, FittedThresholds, Thresholds, fit_thresholds
 
 HAD = Thresholds(
     max_radius_sd=1.0,

@@ -1,6 +1,7 @@
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from defuse.errors import Unavailable
 
+from services.localstack import child_process
 from services.localstack.child_process import ChildProcess, free_port
-from tests.conftest import eventually
+from tests.conftest import ROOT, eventually
 
 Make = Callable[..., ChildProcess]
 # Writes its group's members into a file once they run; the first never reacts to SIGTERM where it is told so.
@@ -50,6 +52,14 @@ child.start()
 child.wait_ready(time.monotonic() + 30)
 print(child.pid, flush=True)
 time.sleep(600)
+"""
+
+# Searches for ports where the process of the test does.
+TWENTY_PORTS = """
+import os
+from services.localstack.child_process import free_port
+os.getpid = lambda: 7
+print(*(free_port() for _ in range(20)))
 """
 
 
@@ -204,6 +214,23 @@ def test_restart_leaves_nothing_of_the_first(make: Make, tmp_path: Path) -> None
     assert ends(pids[1])
 
 
-def test_free_port() -> None:
-    """A free port can be listened on."""
-    assert 1024 <= free_port() <= 65535
+def test_free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two processes get the same port, and none is in the range of the system's own."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    here = [free_port() for _ in range(20)]
+    there = subprocess.run([sys.executable, "-c", TWENTY_PORTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    ports = [*here, *map(int, there.stdout.split())]
+    assert len(set(ports)) == len(ports) == 40
+    first, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert 1024 <= min(ports) <= max(ports) < max(first, 32768)
+    with socket.create_server(("127.0.0.1", ports[0])):
+        pass
+
+
+def test_a_port_that_is_taken_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port with a listener is passed over."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        monkeypatch.setattr(child_process, "_PORTS", range(taken, taken + 1))
+        with pytest.raises(Unavailable, match=f"none of the ports {taken} to {taken} is free"):
+            free_port()

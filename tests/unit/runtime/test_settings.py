@@ -71,7 +71,7 @@ def test_strangers_are_not_listened_to(host: str) -> None:
     ended = load(HOST=host)
     assert (ended.returncode, ended.stdout) == (2, "")
     [line] = ended.stderr.splitlines()
-    assert line.startswith(f"DEFUSE_HOST: whoever reaches {host} could do everything")
+    assert line.startswith(f"DEFUSE_HOST: anyone who reaches {host} could do everything")
     for way in ("DEFUSE_TLS_AUTHORITY", "DEFUSE_TOKENS_FILE", "127.0.0.1", "DEFUSE_ALLOW_ANONYMOUS=true"):
         assert way in line
 

@@ -2,8 +2,8 @@ import pytest
 from defuse.v1 import tensor_pb2
 from scipy.stats import binom
 
-from services.statistics.intervals import clopper_pearson
-from services.storage.estimates import estimate
+from services.statistics.hypothesis_tests import clopper_pearson
+from services.storage.catalog import estimate
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import norm
 
-from services.statistics.paired_tests import AccuracyDifference
+from services.statistics.hypothesis_tests import AccuracyDifference
 
 CHANGES = [(12, 2, 50), (30, 40, 1000), (0, 3, 1000), (5, 9, 44), (1, 0, 10), (200, 20, 10_000)]
 

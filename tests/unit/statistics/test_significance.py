@@ -3,7 +3,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from services.statistics.intervals import ErrorRateTest, q_values
+from services.statistics.hypothesis_tests import ErrorRateTest, q_values
 
 
 def trial(errors: int, decodes: int, control_errors: int, controls: int) -> ErrorRateTest:

@@ -10,7 +10,7 @@ import pytest
 from defuse.errors import StoreFull
 
 from services.storage.artifacts import ArtifactStore
-from services.storage.cache import LocalCopies
+from services.storage.file_systems import LocalCopies
 
 KIBIBYTE = 1 << 10
 
@@ -62,7 +62,7 @@ def test_copies_end_with_the_store(remote: Callable[[int], ArtifactStore], here:
     assert (array == 1).all()
 
 
-def test_the_least_recently_used_copy_makes_room(
+def test_the_least_recently_used_copy_is_evicted(
     remote: Callable[[int], ArtifactStore], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies stay within their bound; what was used last is there without being fetched again."""
@@ -119,7 +119,7 @@ def test_many_readers_at_once(here: Path) -> None:
     assert copied_bytes(here) == KIBIBYTE
 
 
-def test_no_room_for_a_copy(here: Path) -> None:
+def test_no_space_for_a_copy(here: Path) -> None:
     """A disk without room is StoreFull, by its directory and the artifact, and nothing is left of the copy."""
 
     def fetch(path: Path) -> None:

@@ -91,8 +91,8 @@ def test_a_part_is_found_by_its_name(store: ArtifactStore) -> None:
     regions = "runs/a-run/regions"
     for key, names in (
         (keys.distillation("runs/a-run"), ("r1", "r2")),
-        (keys.parts(f"{regions}/r2"), ("r2-1", "r2-2")),
-        (keys.parts(f"{regions}/r2-1"), ("r2-1-1",)),
+        (keys.region_parts(f"{regions}/r2"), ("r2-1", "r2-2")),
+        (keys.region_parts(f"{regions}/r2-1"), ("r2-1-1",)),
     ):
         found = [region_pb2.Region(name=f"{regions}/{name}", size=len(name)) for name in names]
         store.write_message(key, region_pb2.Distillation(regions=found))

@@ -48,7 +48,7 @@ class ReportBatch:
     def __post_init__(self) -> None:
         self.requests.append(pb.ReportRequest(model=f"models/{self.model}", batch_id=self.id))
 
-    def has_room(self, observation: monitor_pb2.Observation, size: int) -> bool:
+    def has_capacity(self, observation: monitor_pb2.Observation, size: int) -> bool:
         """Return whether an observation fits; a batch has an id only once."""
         ids = self.observation_ids
         full = len(ids) == MAX_OBSERVATIONS or (ids and self.size + size > MAX_BATCH_BYTES)
@@ -83,7 +83,7 @@ def batch_observations(observations: Iterable[tuple[str, monitor_pb2.Observation
     for model, observation in observations:
         key = (model, len(observation.input), len(observation.picture), len(observation.scores))
         batch, size = started.get(key) or ReportBatch(model=model), observation.ByteSize()
-        if not batch.has_room(observation, size):
+        if not batch.has_capacity(observation, size):
             yield batch
             batch = ReportBatch(model=model)
         batch.add(observation, size)

@@ -45,7 +45,7 @@ def test_slow_gateway(monitored: Make, gateway: Gateway) -> None:
     begin = time.monotonic()
     for number in range(1_000):
         monitor.log(MODEL, bytes(1_000), [1, 2, 3], id=f"s{number}")
-    assert time.monotonic() - begin < 5.0
+    assert time.monotonic() - begin < 25.0  # an answer takes 30 s
     counts = balanced(monitor.counts)
     assert 50 < counts.waiting < 100
     assert counts.dropped == {"full": 1_001 - counts.waiting}
@@ -143,7 +143,7 @@ def test_close_with_an_absent_gateway(monitored: Make, gateway: Gateway) -> None
         monitor.log(MODEL, b"abcd", [1, 2, 3], id=f"a{number}", truth="ant")
     begin = time.monotonic()
     monitor.close(0.2)
-    assert time.monotonic() - begin < 5.0
+    assert time.monotonic() - begin < 25.0
     assert balanced(monitor.counts).dropped == {"closed": 5}
     assert balanced(monitor.truth_counts).dropped == {"closed": 5}
 

@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 
 from services.arrays import Array
 from services.corrector.gate import checks
-from services.statistics.paired_tests import PairedReadings
+from services.statistics.hypothesis_tests import PairedReadings
 
 CLASSES = ("cat", "dog", "owl")
 

@@ -8,7 +8,7 @@ from defuse.errors import InvalidInput, NotReady
 from defuse.guard_outputs import INSIDE, OUTPUTS, REGION
 
 from services.corrector.guard.builder import GuardBuilder, conformal_threshold
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from services.corrector.guard.graph import GaussianMixtures, GuardMixtures, guard_graph
-from services.onnx_graph.sessions import onnx_function
+from services.onnx_graph.onnx_files import onnx_function
 from services.triton.preprocessing import preprocess
 
 Array = npt.NDArray[Any]

@@ -42,7 +42,7 @@ def test_a_guard_is_in_the_store(guards: GuardIssuer, store: ArtifactStore) -> N
     assert guard.name == f"{MODEL}/guards/1"
     assert (guard.guard_model, guard.guarded_model, guard.model_version) == ("tiny-guard", "tiny-guarded", 1)
     assert Catalog(store).guards(MODEL) == [guard]
-    assert store.exists(keys.onnx_of(guard.name))
+    assert store.exists(keys.onnx_file(guard.name))
 
 
 def test_a_request_is_answered_with_its_guard(guards: GuardIssuer) -> None:

@@ -167,7 +167,7 @@ def test_classes_that_the_fit_did_not_see() -> None:
         known.fit(x, categories=[label], category_sizes=[2])
 
 
-def test_no_split_without_room() -> None:
+def test_no_split_without_an_empty_component() -> None:
     """A truncation that is used up ends the moves: no pass over the data is spent on splits that cannot be."""
     x, _ = planted(clouds=8, dim=2, points=800, apart=6.0)
     assert DirichletProcessMixture(n_components=3, blocks=1).fit(x).n_iter_ < 40

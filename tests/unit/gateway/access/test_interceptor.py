@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.gateway.access.interceptors import AccessInterceptor
 from services.gateway.access.roles import current_caller, require, sign_request
-from services.gateway.access.tokens import Tokens, line_of
+from services.gateway.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor
 
 Ask = Callable[[grpc.aio.Channel], Awaitable[Any]]
@@ -51,7 +51,7 @@ class Gateway(pb_grpc.GatewayServiceServicer):
 
 
 @pytest.fixture
-def behind_the_doorkeeper(tmp_path: Path) -> Callable[..., Any]:
+def behind_authentication(tmp_path: Path) -> Callable[..., Any]:
     """Give what serves the gateway, to callers named like their roles, and returns what `ask` returns."""
     (tmp_path / "tokens").write_text("".join(f"{line_of(role, role, f'token of {role}')}\n" for role in ROLES))
 
@@ -89,7 +89,7 @@ async def refused(call: Awaitable[Any]) -> DefuseError:
     return from_rpc_error(caught.value, address="here:1")
 
 
-def test_methods_know_who_calls(behind_the_doorkeeper: Any) -> None:
+def test_methods_know_who_calls(behind_authentication: Any) -> None:
     """Each of many calls at the same time has its own caller, in unary calls and in streams."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
@@ -98,7 +98,7 @@ def test_methods_know_who_calls(behind_the_doorkeeper: Any) -> None:
         watched = [answer.run.note async for answer in stub(channel).WatchRun(pb.WatchRunRequest(), **of("viewer"))]
         return names, watched
 
-    assert behind_the_doorkeeper(ask) == (list(ROLES * 20), ["viewer"])
+    assert behind_authentication(ask) == (list(ROLES * 20), ["viewer"])
 
 
 @pytest.mark.parametrize(
@@ -110,23 +110,24 @@ def test_methods_know_who_calls(behind_the_doorkeeper: Any) -> None:
         ([("authorization", "Bearer token of nobody")], "UNKNOWN_TOKEN"),
     ],
 )
-def test_nobody_comes_in_without_a_token(behind_the_doorkeeper: Any, metadata: Any, reason: str) -> None:
+def test_nobody_comes_in_without_a_token(behind_authentication: Any, metadata: Any, reason: str) -> None:
     """Calls of every kind are refused, with a reason for programs and a remedy for people."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
         gateway = stub(channel)
         return [
             await refused(gateway.GetVersion(pb.GetVersionRequest(), metadata=metadata)),
-            await refused(gateway.UploadFile(iter([pb.UploadFileRequest()]), metadata=metadata)),
+            # Without messages: gRPC's aio client reports INTERNAL for a call that ends during a write.
+            await refused(gateway.UploadFile(iter([]), metadata=metadata)),
             await refused(anext(aiter(gateway.WatchRun(pb.WatchRunRequest(), metadata=metadata)))),
         ]
 
-    for error in behind_the_doorkeeper(ask):
+    for error in behind_authentication(ask):
         assert (type(error), error.reason) == (Unauthenticated, reason)
         assert "DEFUSE_TOKEN" in error.message
 
 
-def test_the_scheme_is_a_word_in_any_case(behind_the_doorkeeper: Any) -> None:
+def test_the_scheme_is_a_word_in_any_case(behind_authentication: Any) -> None:
     """As HTTP has it."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
@@ -135,10 +136,10 @@ def test_the_scheme_is_a_word_in_any_case(behind_the_doorkeeper: Any) -> None:
             for said in ("Bearer token of viewer", "bearer token of viewer", "BEARER token of viewer")
         ]
 
-    assert behind_the_doorkeeper(ask) == ["viewer"] * 3
+    assert behind_authentication(ask) == ["viewer"] * 3
 
 
-def test_a_role_that_is_too_low(behind_the_doorkeeper: Any) -> None:
+def test_a_role_that_is_too_low(behind_authentication: Any) -> None:
     """It is refused with the name of the one that is needed; those above may do it, too."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
@@ -148,13 +149,13 @@ def test_a_role_that_is_too_low(behind_the_doorkeeper: Any) -> None:
             await gateway.AnnotateRegion(pb.AnnotateRegionRequest(), **of(role))
         return error, await refused(gateway.RollbackModel(pb.RollbackModelRequest(), **of("operator")))
 
-    low, high = behind_the_doorkeeper(ask)
+    low, high = behind_authentication(ask)
     assert (type(low), low.reason, low.metadata) == (PermissionDenied, "ROLE_TOO_LOW", {"role": "annotator"})
     assert "AnnotateRegion needs the role annotator, and 'viewer' has viewer" in low.message
     assert high.metadata == {"role": "admin"}
 
 
-def test_what_a_request_says_can_need_more(behind_the_doorkeeper: Any) -> None:
+def test_what_a_request_says_can_need_more(behind_authentication: Any) -> None:
     """A method asks for a higher role itself."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
@@ -162,19 +163,19 @@ def test_what_a_request_says_can_need_more(behind_the_doorkeeper: Any) -> None:
         await stub(channel).ListRuns(pb.ListRunsRequest(), **of("operator"))
         return error
 
-    assert "a list of everything needs the role operator" in behind_the_doorkeeper(ask).message
+    assert "a list of everything needs the role operator" in behind_authentication(ask).message
 
 
-def test_health_is_for_everybody(behind_the_doorkeeper: Any) -> None:
+def test_health_is_for_everybody(behind_authentication: Any) -> None:
     """A probe has no token."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
         return await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())  # type: ignore[misc]
 
-    assert behind_the_doorkeeper(ask).status == health_pb2.HealthCheckResponse.SERVING
+    assert behind_authentication(ask).status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_method_that_is_not_there(behind_the_doorkeeper: Any) -> None:
+def test_a_method_that_is_not_there(behind_authentication: Any) -> None:
     """It is answered by gRPC itself, whoever asks."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
@@ -182,10 +183,10 @@ def test_a_method_that_is_not_there(behind_the_doorkeeper: Any) -> None:
             await channel.unary_unary("/defuse.v1.GatewayService/OpenSesame")(b"")
         return caught.value.code()
 
-    assert behind_the_doorkeeper(ask) is grpc.StatusCode.UNIMPLEMENTED
+    assert behind_authentication(ask) is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_nobody_speaks_for_another(behind_the_doorkeeper: Any) -> None:
+def test_nobody_speaks_for_another(behind_authentication: Any) -> None:
     """Who says or asks something is the caller, named or not; another name is refused, as an approver's, too."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
@@ -203,18 +204,18 @@ def test_nobody_speaks_for_another(behind_the_doorkeeper: Any) -> None:
         names = (annotation.region.annotation.annotator, rollback.release.actor)
         return names, [(one.trial.actor, one.trial.approver) for one in trials], errors
 
-    names, trials, errors = behind_the_doorkeeper(ask)
+    names, trials, errors = behind_authentication(ask)
     assert names == ("annotator", "admin")
     assert trials == [("admin", ""), ("admin", "admin")]
     assert {(type(error), error.reason) for error in errors} == {(PermissionDenied, "NOT_THE_CALLER")}
     assert "annotator is 'ann', and the token is that of 'annotator'" in errors[0].message
 
 
-def test_without_tokens_names_are_taken_as_they_are_said(behind_the_doorkeeper: Any) -> None:
+def test_without_tokens_names_are_taken_as_they_are_said(behind_authentication: Any) -> None:
     """Where callers show none, a request names whom it likes, and everybody may do everything."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
         await stub(channel).ListRuns(pb.ListRunsRequest())
         return (await stub(channel).RollbackModel(pb.RollbackModelRequest(actor="bob"))).release.actor
 
-    assert behind_the_doorkeeper(ask, tokens=False) == "bob"
+    assert behind_authentication(ask, tokens=False) == "bob"

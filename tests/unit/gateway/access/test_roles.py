@@ -4,7 +4,7 @@ import pytest
 from defuse.v1 import access_pb2, gateway_service_pb2, generator_service_pb2, monitor_service_pb2
 from google.protobuf.descriptor import ServiceDescriptor
 
-from services.gateway.access.roles import may_change, needed, of_contract, role_name
+from services.gateway.access.roles import contract_roles, may_mutate, required_role, role_name
 
 GATEWAY = gateway_service_pb2.DESCRIPTOR.services_by_name["GatewayService"]
 MONITOR = monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"]
@@ -14,18 +14,18 @@ GENERATOR = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"
 @pytest.mark.parametrize("service", [GATEWAY, MONITOR], ids=lambda service: str(service.name))
 def test_every_call_of_the_gateway_says_its_role(service: ServiceDescriptor) -> None:
     """No call is forgotten: what has no role in the contract is not offered, and all of the gateway's are."""
-    assert [path.rpartition("/")[2] for path in of_contract(service)] == [method.name for method in service.methods]
+    assert [path.rpartition("/")[2] for path in contract_roles(service)] == [method.name for method in service.methods]
 
 
 def test_what_of_monitoring_is_told_of() -> None:
     """Whoever deletes, labels or configures leaves an event; who reports leaves what he reported."""
-    told = {method.name for method in MONITOR.methods if may_change(f"/{MONITOR.full_name}/{method.name}")}
+    told = {method.name for method in MONITOR.methods if may_mutate(f"/{MONITOR.full_name}/{method.name}")}
     assert told == {"AttachTruth", "DeleteObservations", "ConfigureMonitor", "StartAlertRun"}
 
 
 def test_what_of_the_generator_is_offered() -> None:
     """Its internal calls have no role."""
-    offered = {path.rpartition("/")[2] for path in of_contract(GENERATOR)}
+    offered = {path.rpartition("/")[2] for path in contract_roles(GENERATOR)}
     assert offered == {"Identify", "Encode", "Decode", "Interpolate"}
 
 
@@ -40,9 +40,9 @@ def test_what_of_the_generator_is_offered() -> None:
 )
 def test_the_roles_of_the_gateways_calls(role: str, calls: list[str]) -> None:
     """Who looks is a viewer, who judges an annotator, who starts work an operator, who changes a model an admin."""
-    assert {role_name(needed(f"/{GATEWAY.full_name}/{call}") or access_pb2.ROLE_UNSPECIFIED) for call in calls} == {
-        role
-    }
+    assert {
+        role_name(required_role(f"/{GATEWAY.full_name}/{call}") or access_pb2.ROLE_UNSPECIFIED) for call in calls
+    } == {role}
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_the_roles_of_the_gateways_calls(role: str, calls: list[str]) -> None:
 )
 def test_calls_of_other_services(method: str, role: int | None) -> None:
     """Probes need no token; what nobody thought of is for admins."""
-    assert needed(method) == role
+    assert required_role(method) == role

@@ -15,9 +15,9 @@ from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from opentelemetry import trace
 
 from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
-from services.gateway.access.tokens import Tokens, line_of
-from services.gateway.audit.journal import AuditInterceptor, AuditLog, names_in
+from services.gateway.audit.journal import AuditInterceptor, AuditLog, resource_names
 from services.gateway.records.paging import Cursor
+from services.gateway.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor
 from services.storage.artifacts import ArtifactStore
 
@@ -214,4 +214,4 @@ def test_who_looks_changes_nothing(told: Any) -> None:
 )
 def test_the_names_in_a_request(request_: Any, names: list[str]) -> None:
     """Names of resources are found wherever they stand; other words are none."""
-    assert list(names_in(request_)) == names
+    assert list(resource_names(request_)) == names

@@ -66,7 +66,7 @@ def test_a_data_set_of_a_url(store: ArtifactStore, site: str, tmp_path: Path) ->
     assert len(train) == COUNT * 3 // 5
     assert {image.tobytes() for image in train} <= {image.tobytes() for image in served}
     file = (tmp_path / "site/images.npz").read_bytes()
-    with urls.fetched(uri, max_bytes=LIMIT) as (found, digest):
+    with urls.downloaded(uri, max_bytes=LIMIT) as (found, digest):
         assert found.read() == file
     store.write_bytes(keys.file(digest), file)
     datasets = Datasets(store, Files(store, max_bytes=LIMIT), max_bytes=LIMIT)
@@ -111,7 +111,7 @@ def test_a_package_that_is_missing(store: ArtifactStore) -> None:
 
 
 @contextmanager
-def little_room() -> Iterator[None]:
+def little_space() -> Iterator[None]:
     """Let this process write no file beyond a size that no chunk ends at, as on a disk that fills."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_234_567, hard))
@@ -121,7 +121,7 @@ def little_room() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_no_room_for_the_file(store: ArtifactStore, site: str) -> None:
+def test_no_space_for_the_file(store: ArtifactStore, site: str) -> None:
     """A full disk is the operator's to mend, and is called by its directory."""
-    with little_room(), pytest.raises(StoreFull, match=f"{tempfile.gettempdir()} has no room"):
+    with little_space(), pytest.raises(StoreFull, match=f"{tempfile.gettempdir()} has no room"):
         create(store, f"{site}/images.npz")

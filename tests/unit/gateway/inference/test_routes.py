@@ -2,12 +2,13 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from defuse.errors import NotFound
 
+from services.gateway.inference import routing
 from services.gateway.inference.routing import Route, RoutingTable, Target, challenger_of
 from services.gateway.trials.trials import LEASE_S, Trials
 from services.storage.artifacts import ArtifactStore
@@ -38,10 +39,15 @@ def test_without_a_trial_requests_stay_as_they_are(version: str) -> None:
     assert routes().route(target(version=version)) == Route(model="tiny", version=version)
 
 
-def test_who_lost_sight_of_the_others_draws_no_more() -> None:
+def test_who_lost_sight_of_the_others_draws_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gateway that has not heard for a while whether a trial goes on takes it to be over."""
-    assert routes(1.0, since=time.monotonic()).route(target()).drawn
-    assert routes(1.0, since=time.monotonic() - LEASE_S).route(target()) == Route(model="tiny")
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(routing, "time", clock)
+    known = routes(1.0, since=clock.now)
+    clock.now += LEASE_S - 0.01
+    assert known.route(target()).drawn
+    clock.now += 0.01
+    assert known.route(target()) == Route(model="tiny")
 
 
 def test_a_pinned_version_is_left_alone() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-from services.gateway.inference.routing import read_target, retargeted
+from services.gateway.inference.routing import read_target, with_target
 
 WORDS = st.text(max_size=300)
 LONG = "é" * 9000
@@ -42,7 +42,7 @@ def test_only_the_target_is_replaced(
 ) -> None:
     """Protobuf finds the new model and version, and everything else, the tensors' bytes too, as it was."""
     request = asked(model, version, id_, raw).SerializeToString()
-    changed = retargeted(request, read_target(request), model=other_model, version=other_version)
+    changed = with_target(request, read_target(request), model=other_model, version=other_version)
     assert ModelInferRequest.FromString(changed) == asked(other_model, other_version, id_, raw)
 
 
@@ -51,7 +51,7 @@ def test_names_of_every_length(size: int) -> None:
     """Names whose length takes one byte, two or three are written as protobuf writes them."""
     name = "n" * size
     request = asked(id_=LONG).SerializeToString()
-    changed = retargeted(request, read_target(request), model=name, version=name)
+    changed = with_target(request, read_target(request), model=name, version=name)
     assert changed == asked(name, name, LONG).SerializeToString()
     assert read_target(changed).model == name
 
@@ -60,7 +60,7 @@ def test_names_of_every_length(size: int) -> None:
 def test_a_request_that_stays_is_not_copied(model: str, version: str, id_: str) -> None:
     """With the target that it has, a request is the same object."""
     request = asked(model, version, id_).SerializeToString()
-    assert retargeted(request, read_target(request), model=model, version=version) is request
+    assert with_target(request, read_target(request), model=model, version=version) is request
 
 
 def test_a_later_value_counts() -> None:
@@ -68,14 +68,14 @@ def test_a_later_value_counts() -> None:
     request = b"".join(ModelInferRequest(model_name=name).SerializeToString() for name in ("first", "second"))
     target = read_target(request)
     assert target.model == ModelInferRequest.FromString(request).model_name == "second"
-    assert retargeted(request, target, model="third", version="") == asked_alone("third")
+    assert with_target(request, target, model="third", version="") == asked_alone("third")
 
 
 def test_an_empty_request_asks_for_nothing() -> None:
     """No bytes are a request without a name, which Triton refuses."""
     target = read_target(b"")
     assert (target.model, target.version, target.id, target.end) == ("", "", "", 0)
-    assert retargeted(b"", target, model="tiny", version="2") == asked_alone("tiny", "2")
+    assert with_target(b"", target, model="tiny", version="2") == asked_alone("tiny", "2")
 
 
 @pytest.mark.parametrize(

@@ -53,21 +53,21 @@ def through_the_door(ask: Ask, generator: Generator | None = None, *, absent: bo
     """Serve a generator and a gateway that passes calls to it; return what `ask`, given the gateway, returns."""
 
     async def run() -> Any:
-        behind, front = (grpc.aio.server(interceptors=[ErrorInterceptor()]) for _ in range(2))
-        port = free_port() if absent else behind.add_insecure_port("127.0.0.1:0")
-        passage = GeneratorProxy(f"127.0.0.1:{port}", TlsFiles())
-        pb_grpc.add_GeneratorServiceServicer_to_server(generator or Generator(), behind)
-        front.add_generic_rpc_handlers((passage,))
+        after_cursor, front = (grpc.aio.server(interceptors=[ErrorInterceptor()]) for _ in range(2))
+        port = free_port() if absent else after_cursor.add_insecure_port("127.0.0.1:0")
+        proxy = GeneratorProxy(f"127.0.0.1:{port}", TlsFiles())
+        pb_grpc.add_GeneratorServiceServicer_to_server(generator or Generator(), after_cursor)
+        front.add_generic_rpc_handlers((proxy,))
         door = front.add_insecure_port("127.0.0.1:0")
-        for server in (front,) if absent else (behind, front):
+        for server in (front,) if absent else (after_cursor, front):
             await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{door}") as channel:
                 return await asyncio.wait_for(ask(pb_grpc.GeneratorServiceStub(channel)), 30)
         finally:
-            await passage.close()
+            await proxy.close()
             await front.stop(None)
-            await behind.stop(None)
+            await after_cursor.stop(None)
 
     return asyncio.run(run())
 
@@ -137,12 +137,12 @@ def test_other_services_are_not_its_business() -> None:
     """A method of another service, or one that is not offered, is left to others."""
 
     async def ask(_: Stub) -> Any:
-        passage = GeneratorProxy("127.0.0.1:1", TlsFiles())
+        proxy = GeneratorProxy("127.0.0.1:1", TlsFiles())
         found = []
         for method in ("GeneratorService/Encode", "GeneratorService/Estimate", "GatewayService/GetRun"):
             details = type("Details", (), {"method": f"/defuse.v1.{method}", "invocation_metadata": ()})()
-            found.append(passage.service(details) is not None)
-        await passage.close()
+            found.append(proxy.service(details) is not None)
+        await proxy.close()
         return found
 
     assert through_the_door(ask) == [True, False, False]

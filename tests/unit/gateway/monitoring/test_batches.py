@@ -41,13 +41,13 @@ def test_rows_name_themselves(store: ArtifactStore) -> None:
     """Rows are taken out by name, of images too, of which there may be fewer; where there are none nothing changes."""
     scores_alone = monitor_pb2.Observation(id="b", scores=[1, 2, 3])
     arrays = batches.arrays_of([observation("a"), scores_alone, observation("c")], plant_model(store))
-    left = batches.without(arrays, {keys.observation_digest("a")})
+    left = batches.without_rows(arrays, {keys.observation_digest("a")})
     assert left is not None
     np.testing.assert_array_equal(left["id"], batches.digests("bc"))
     np.testing.assert_array_equal(left["has_image"], [False, True])
     np.testing.assert_array_equal(left["image"], arrays["image"][1:])
     np.testing.assert_array_equal(left["scores"], arrays["scores"][1:])
-    assert batches.without(left, {keys.observation_digest("a")}) is None
+    assert batches.without_rows(left, {keys.observation_digest("a")}) is None
 
 
 def test_the_record_has_a_time(store: ArtifactStore) -> None:

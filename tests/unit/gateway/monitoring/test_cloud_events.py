@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from defuse.errors import InvalidInput
 
-from services.gateway.monitoring.cloud_events import CloudEvent, parsed
+from services.gateway.monitoring.cloud_events import CloudEvent, parse_event
 from tests.events import TYPES, attributes, binary, structured, structured_in_base64
 
 DATA = {"inputs": []}
@@ -16,7 +16,7 @@ SAID = attributes("a", "request", time="2026-11-26T14:45:00Z")
 
 def read(event: tuple[dict[str, str], bytes]) -> CloudEvent:
     headers, body = event
-    return parsed({name.lower(): value for name, value in headers.items()}, body)
+    return parse_event({name.lower(): value for name, value in headers.items()}, body)
 
 
 @pytest.mark.parametrize("mode", [binary, structured, structured_in_base64])
@@ -43,7 +43,7 @@ def test_data_as_a_string() -> None:
 def test_envelopes_that_are_refused(body: bytes, words: str) -> None:
     """With a sentence, whatever comes."""
     with pytest.raises(InvalidInput, match=words):
-        parsed({"content-type": "application/cloudevents+json"}, body)
+        parse_event({"content-type": "application/cloudevents+json"}, body)
 
 
 def test_a_time_without_a_zone() -> None:

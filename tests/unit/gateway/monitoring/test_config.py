@@ -19,7 +19,7 @@ def test_what_is_left_out_takes_its_default(store: ArtifactStore) -> None:
     whole = config.complete(Config())
     assert (whole.expected_run_length, whole.keep) == (100_000, Config.KEEP_IMAGES)
     assert config.retention(whole) == timedelta(days=7)
-    assert config.read(store, "models/tiny") == whole
+    assert config.read_config(store, "models/tiny") == whole
 
 
 def test_what_is_said_is_kept(store: ArtifactStore) -> None:
@@ -33,7 +33,7 @@ def test_what_is_said_is_kept(store: ArtifactStore) -> None:
     )
     assert config.complete(said) == said
     store.write_message(keys.monitor_config("models/tiny"), said)
-    assert config.read(store, "models/tiny") == said
+    assert config.read_config(store, "models/tiny") == said
 
 
 @pytest.mark.parametrize(

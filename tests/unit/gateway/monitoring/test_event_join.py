@@ -9,11 +9,11 @@ import pytest
 from defuse.errors import InvalidInput
 from prometheus_client import REGISTRY
 
-from services.gateway.monitoring import event_join as halves_
-from services.gateway.monitoring.cloud_events import CloudEvent, half_of
+from services.gateway.monitoring import event_join as parts_
+from services.gateway.monitoring.cloud_events import CloudEvent, event_part
 from services.gateway.monitoring.config import MonitoredModels
-from services.gateway.monitoring.deletion import Deletions
 from services.gateway.monitoring.event_join import EventJoiner, PendingEvents
+from services.gateway.monitoring.observation_changes import Deletions
 from services.gateway.monitoring.observation_index import ObservationIndex
 from services.gateway.monitoring.reports import BatchReports
 from services.runtime.queue import KEY, Queue
@@ -33,7 +33,7 @@ class House:
     def __init__(self, queue: Queue, store: ArtifactStore) -> None:
         self.redis, self.model = queue.redis, plant_model(store)
         subjects = MonitoredModels(Catalog(store))
-        index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
+        index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.batch_record(batch)))
         self.parts = PendingEvents(queue)
         self.observing = EventJoiner(
             self.parts, BatchReports(store, subjects, index, Deletions(store, subjects, index, nobody)), subjects
@@ -46,7 +46,7 @@ class House:
     async def wait_for_long(self) -> None:
         """Let so much time pass that what waits has waited for too long."""
         for key in await self.redis.zrange(f"{KEY}events:waiting", 0, -1):
-            await self.redis.zadd(f"{KEY}events:waiting", {key: time.time() - halves_.LONGEST_WAIT_S - 1})
+            await self.redis.zadd(f"{KEY}events:waiting", {key: time.time() - parts_.LONGEST_WAIT_S - 1})
 
 
 def told(url: str, store: ArtifactStore, story: Callable[[House], Awaitable[None]]) -> None:
@@ -72,10 +72,10 @@ def test_the_other_half_does_not_come(redis_url: str, store: ArtifactStore, half
     async def story(house: House) -> None:
         before = given_up(reason)
         await house.send("a", half)
-        await house.observing.look()
+        await house.observing.clean_up()
         assert given_up(reason) == before
         await house.wait_for_long()
-        await asyncio.gather(house.observing.look(), house.observing.look())
+        await asyncio.gather(house.observing.clean_up(), house.observing.clean_up())
         assert given_up(reason) == before + 1
         for late in TYPES:
             await house.send("a", late)
@@ -91,19 +91,19 @@ def test_a_pair_whose_gateway_died(redis_url: str, store: ArtifactStore) -> None
     async def story(house: House) -> None:
         await house.send("a", "request")
         await house.send("a", "response")
-        assert len(await house.parts.take_whole()) == 1  # and died
-        await house.observing.store_whole()
+        assert len(await house.parts.take_complete()) == 1  # and died
+        await house.observing.store_complete()
         assert stored_ids(store) == []
         await house.wait_for_long()
-        await house.observing.look()
-        await house.observing.store_whole()
+        await house.observing.clean_up()
+        await house.observing.store_complete()
         assert stored_ids(store) == ["a-0"]
         assert len(works(redis_url)) == 1
 
     told(redis_url, store, story)
 
 
-def test_halves_that_do_not_fit(redis_url: str, store: ArtifactStore) -> None:
+def test_parts_that_do_not_fit(redis_url: str, store: ArtifactStore) -> None:
     """They are counted, and what came with them is stored, all at once."""
 
     async def story(house: House) -> None:
@@ -114,11 +114,11 @@ def test_halves_that_do_not_fit(redis_url: str, store: ArtifactStore) -> None:
             await house.send(event_id, "request")
         for event_id in "bc":
             await house.send(event_id, "response")
-        await asyncio.gather(house.observing.store_whole(), house.observing.store_whole())
+        await asyncio.gather(house.observing.store_complete(), house.observing.store_complete())
         assert given_up("halves_differ") == before + 2
         assert sorted(stored_ids(store)) == ["b-0", "c-0"]
         assert len(works(redis_url)) == 1
-        await house.observing.look()
+        await house.observing.clean_up()
         assert await house.redis.exists(f"{KEY}events:waiting", f"{KEY}events:whole") == 0
 
     told(redis_url, store, story)
@@ -142,14 +142,16 @@ def test_one_that_is_refused_among_others(redis_url: str, store: ArtifactStore) 
 
     async def story(house: House) -> None:
         before = given_up("model_changed")
-        _, batch = half_of(CloudEvent(id="b", type=TYPES["response"], time=None, data=response_of(SCORES)), house.model)
+        _, batch = event_part(
+            CloudEvent(id="b", type=TYPES["response"], time=None, data=response_of(SCORES)), house.model
+        )
         del batch.observations[0].scores[2]  # as of a model of two classes
         await house.parts.put(MODEL, "b", "response", batch)
         for event_id in "abc":
             await house.send(event_id, "request")
         for event_id in "ac":
             await house.send(event_id, "response")
-        await house.observing.store_whole()
+        await house.observing.store_complete()
         assert given_up("model_changed") == before + 1
         assert sorted(stored_ids(store)) == ["a-0", "c-0"]
         assert await house.redis.exists(f"{KEY}events:waiting", f"{KEY}events:whole") == 0
@@ -172,7 +174,7 @@ def test_too_many_wait(redis_url: str, store: ArtifactStore) -> None:
     told(redis_url, store, story)
 
 
-def test_scores_that_wait_take_room_too(redis_url: str, store: ArtifactStore) -> None:
+def test_waiting_scores_take_space_too(redis_url: str, store: ArtifactStore) -> None:
     """Responses whose requests do not come count as what they are, in bytes."""
 
     async def story(house: House) -> None:

@@ -66,7 +66,7 @@ def folded(state: monitor_pb2.MonitorState, seen: ScoredBatch) -> list[monitor_p
     return fold(state, seen, profile(), expected_run_length=RUN_LENGTH)
 
 
-def test_calm_traffic_is_counted_and_raises_nothing() -> None:
+def test_unchanged_traffic_is_counted_and_raises_nothing() -> None:
     state = fresh()
     seen = traffic(500)
     assert folded(state, seen) == []

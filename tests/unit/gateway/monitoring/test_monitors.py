@@ -69,11 +69,11 @@ class World:
         rows = [keys.observation_digest(one) for one in ids]
         arrays = {**traffic(count, seed=self._batches, **seen).arrays, "id": np.frombuffer(b"".join(rows), np.uint8)}
         arrays["id"] = arrays["id"].reshape(count, 16)
-        self.store.write_arrays(keys.watched(key), arrays)
+        self.store.write_arrays(keys.observation_scores(key), arrays)
         record = monitor_pb2.ObservationBatch(
             observations=[monitor_pb2.Observation(id=one, version="1") for one in ids]
         )
-        self.store.write_message(keys.reported(key), record)
+        self.store.write_message(keys.batch_record(key), record)
         event = work_pb2.Event(subject=MODEL)
         event.watched.batch, event.watched.guard = key, f"{MODEL}/guards/{guard}"
         return event
@@ -209,7 +209,7 @@ def test_truth_is_counted_once(world: World, told: Any) -> None:
 def test_a_batch_that_was_deleted_meanwhile(world: World, told: Any) -> None:
     async def story(monitors: Monitors, _: Alerts) -> None:
         event = world.batch()
-        world.store.remove(keys.reported(event.watched.batch))
+        world.store.remove(keys.batch_record(event.watched.batch))
         await monitors.apply(event)
         assert (await monitors.get(MODEL)).observations == 0
 

@@ -14,7 +14,7 @@ from services.gateway.monitoring import batches
 from services.gateway.monitoring import observation_index as index_
 from services.gateway.monitoring.batches import ReceivedBatch
 from services.gateway.monitoring.config import MonitoredModel, MonitoredModels
-from services.gateway.monitoring.deletion import Deletions
+from services.gateway.monitoring.observation_changes import Deletions
 from services.gateway.monitoring.observation_index import ObservationIndex
 from services.gateway.monitoring.reports import BatchReports
 from services.runtime.queue import KEY, Queue
@@ -34,7 +34,7 @@ class Taking:
     def __init__(self, queue: Queue, store: ArtifactStore) -> None:
         self.redis, self.store = queue.redis, store
         self.subjects = MonitoredModels(Catalog(store))
-        self.index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.reported(batch)))
+        self.index = ObservationIndex(queue, lambda batch: asyncio.to_thread(store.exists, keys.batch_record(batch)))
         self.deletions = Deletions(store, self.subjects, self.index, nobody)
         self.reports = BatchReports(store, self.subjects, self.index, self.deletions)
 
@@ -70,7 +70,7 @@ def test_stored_and_never_handed_on(redis_url: str, store: ArtifactStore) -> Non
 
     async def story(taking: Taking) -> None:
         await taking.index.claim(LOST, ["a"], DAY)
-        store.write_message(keys.reported(LOST), monitor_pb2.ObservationBatch(observations=[{"id": "a"}]))
+        store.write_message(keys.batch_record(LOST), monitor_pb2.ObservationBatch(observations=[{"id": "a"}]))
         await taking.reports.finish_abandoned()
         assert works(redis_url) == []
         await taking.grow_old(LOST)
@@ -187,7 +187,7 @@ def test_deleted_while_it_is_stored(redis_url: str, store: ArtifactStore) -> Non
         record = monitor_pb2.ObservationBatch(observations=[{"id": "a"}, {"id": "b"}])
         arrays = batches.arrays_of(observations, (await taking.subject()).model)
         store.write_arrays(keys.observed_images(LOST), arrays)
-        store.write_message(keys.reported(LOST), record)
+        store.write_message(keys.batch_record(LOST), record)
         await taking.grow_old(LOST)  # and dies
         await taking.reports.finish_abandoned()
         assert stored_ids(store) == ["a"]
@@ -207,7 +207,7 @@ def test_deletions_and_reports_at_the_same_time(redis_url: str, store: ArtifactS
         deleted, *_ = await asyncio.gather(delete_all(taking), *reporting)
         assert sorted(stored_ids(store)) == sorted(set("abcdefghij") - set(deleted))
         for batch in batches_in(store):
-            record = store.read_message(keys.reported(batch), monitor_pb2.ObservationBatch)
+            record = store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
             rows = store.read_arrays(keys.observed_images(batch))["id"]
             np.testing.assert_array_equal(rows, batches.digests(one.id for one in record.observations))
 

@@ -51,7 +51,7 @@ class CrowdedStore(ArtifactStore):
         super().write_message(key, message)
 
 
-def test_an_event_waits_for_room(redis_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_waits_for_space(redis_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the store has no room, the event is recorded and counts in the end; it is not given up."""
     monkeypatch.setattr(events, "RETRY_S", 0.02)
     store = CrowdedStore(f"file://{tmp_path}/store")

@@ -32,7 +32,7 @@ def read_all(models: list[model_pb2.Model], size: int) -> list[list[str]]:
     pages, token = [], ""
     while True:
         cursor = asked(size, token)
-        page = cursor.page(cursor.behind(models, position))
+        page = cursor.page(cursor.after_cursor(models, position))
         pages.append([model.name for model in page.entries])
         token = page.next_page_token
         if not token:
@@ -51,9 +51,9 @@ def test_pages_together_are_the_list(names: set[str], size: int) -> None:
 def test_tokens_stay_right_when_entries_are_added() -> None:
     """What was read is not read again and nothing is left out, wherever new entries come."""
     cursor = asked(2)
-    first = cursor.page(cursor.behind(named("b", "d", "f"), position))
+    first = cursor.page(cursor.after_cursor(named("b", "d", "f"), position))
     cursor = asked(2, first.next_page_token)
-    second = cursor.page(cursor.behind(named("a", "b", "c", "d", "e", "f"), position))
+    second = cursor.page(cursor.after_cursor(named("a", "b", "c", "d", "e", "f"), position))
     assert [model.name for model in second.entries] == ["e", "f"]
     assert second.next_page_token == ""
 
@@ -79,7 +79,7 @@ def test_a_page_fits_a_message() -> None:
 
 def token_of(*about: str) -> str:
     cursor = asked(1, "", *about)
-    return str(cursor.page(cursor.behind(named("a", "b"), position)).next_page_token)
+    return str(cursor.page(cursor.after_cursor(named("a", "b"), position)).next_page_token)
 
 
 DEEP = base64.urlsafe_b64encode(b"[" * 100_000).decode()

@@ -35,7 +35,7 @@ class Distiller:
         if self.refusal:
             raise self.refusal
         parts = [region_pb2.Region(name=name) for name in PARTS]
-        self._store.write_message(keys.parts(request.region), region_pb2.Distillation(regions=parts))
+        self._store.write_message(keys.region_parts(request.region), region_pb2.Distillation(regions=parts))
         return distiller_service_pb2.SplitRegionResponse(parts=parts)
 
 

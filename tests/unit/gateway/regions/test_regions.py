@@ -88,7 +88,7 @@ def split(regions: Regions, store: ArtifactStore) -> Regions:
             region_pb2.Region(name=f"{whole}-{number}", true_label="ant", score=score)
             for number, score in enumerate(scores, start=1)
         ]
-        store.write_message(keys.parts(whole), region_pb2.Distillation(run=RUN.name, regions=parts))
+        store.write_message(keys.region_parts(whole), region_pb2.Distillation(run=RUN.name, regions=parts))
     found = [region_pb2.Region(name=name, true_label="ant", score=score) for name, score in ((R1, 0.6), (R2, 0.3))]
     store.write_message(keys.distillation(RUN.name), region_pb2.Distillation(run=RUN.name, regions=found))
     return regions
@@ -179,7 +179,7 @@ def test_the_export_holds_arrays_and_records(regions: Regions, store: ArtifactSt
         store.write_arrays(keys.region_arrays(name), {"mean": np.full(3, value), "source": np.arange(4)})
     content = regions.export(RUN)
     regions.annotate(verdict("MIXED"))
-    store.write_message(keys.parts(R1), region_pb2.Distillation(regions=[region_pb2.Region(name=f"{R1}-1")]))
+    store.write_message(keys.region_parts(R1), region_pb2.Distillation(regions=[region_pb2.Region(name=f"{R1}-1")]))
     assert regions.export(RUN) == content  # a broken download goes on
     arrays = safetensors.numpy.load(content)
     assert set(arrays) == {"r1.mean", "r1.source", "r2.mean", "r2.source"}

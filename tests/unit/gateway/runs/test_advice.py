@@ -186,7 +186,7 @@ def test_a_run_stays_its_configuration(redis_url: str, judged: ArtifactStore) ->
         ),
     ],
 )
-def test_the_radius_of_another_law(
+def test_the_radius_of_another_noise_model(
     redis_url: str, judged: ArtifactStore, here: dict[str, Any], there: dict[str, Any], expected: float
 ) -> None:
     """Steps of another law have other sizes: the advised radius is taken where the laws are the same."""

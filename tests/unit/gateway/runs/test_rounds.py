@@ -86,13 +86,13 @@ def test_events_of_a_round_to_come_change_nothing(event: work_pb2.Event) -> None
     assert run == before
 
 
-@given(orders=st.lists(st.permutations(range(3)), min_size=3, max_size=3))
-def test_shards_of_a_round_in_any_order_give_the_same_run(orders: list[list[int]]) -> None:
+@given(sequences=st.lists(st.permutations(range(3)), min_size=3, max_size=3))
+def test_shards_of_a_round_in_any_order_give_the_same_run(sequences: list[list[int]]) -> None:
     """The order in which the shards of each round end does not show."""
     one, other = new_run(rounds=3), new_run(rounds=3)
     works = works_of(one, *ADAPTIVE)
     rounds = (ADAPTIVE[1:4], ADAPTIVE[5:8], ADAPTIVE[9:12])
-    mixed = [[shards[place] for place in order] for shards, order in zip(rounds, orders, strict=True)]
+    mixed = [[shards[place] for place in order] for shards, order in zip(rounds, sequences, strict=True)]
     story = [ADAPTIVE[0], *mixed[0], ADAPTIVE[4], *mixed[1], ADAPTIVE[8], *mixed[2], ADAPTIVE[12]]
     assert works_of(other, *story) == works
     other.update_time.CopyFrom(one.update_time)

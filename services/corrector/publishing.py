@@ -1,0 +1,72 @@
+"""The publishing stage of a correction: the gate, then the release."""
+
+from dataclasses import dataclass
+
+from defuse import names
+from defuse.errors import NotFound, NotReady
+from defuse.v1 import correction_pb2, release_pb2, work_pb2
+
+from services.corrector.external_triton import AnyReleases
+from services.corrector.gate.decision import Gate
+from services.corrector.guard.builder import GuardIssuer
+from services.corrector.release_history import Decision
+from services.runtime.worker import Job
+from services.storage import keys
+from services.storage.artifacts import ArtifactStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publisher:
+    """What the stage reads from, calls, and publishes with."""
+
+    store: ArtifactStore
+    releases: AnyReleases
+    gate: Gate
+    guards: GuardIssuer
+
+
+def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_pb2.Event:
+    """Put a correction to the gate and publish it.
+
+    A published correction is not published again.
+    """
+    release = _published(publisher, work.publication, job)
+    job.progress(0.95, "making the guard")
+    publisher.guards.renew(names.parent(work.publication.correction), release)
+    event = work_pb2.Event(subject=work.publication.name)
+    event.published.release.CopyFrom(release)
+    return event
+
+
+def succeeded_correction(store: ArtifactStore, name: str) -> correction_pb2.Correction:
+    """Return the record of a correction that succeeded.
+
+    Raises NotReady for any other.
+    """
+    key = keys.correction(names.check(name, "runs/*/corrections/*"))
+    try:
+        return store.read_message(key, correction_pb2.Correction)
+    except NotFound as error:
+        raise NotReady(
+            f"{name} is not finished, or failed; only a finished correction can be released",
+            reason="CORRECTION_NOT_FINISHED",
+        ) from error
+
+
+def _published(publisher: Publisher, publication: release_pb2.Publication, job: Job) -> release_pb2.Release:
+    correction = succeeded_correction(publisher.store, publication.correction)
+    history, request_id = publisher.releases.history, names.last(publication.name)
+    if made := history.made(correction.model, request_id):
+        return made
+    history.check_publishable(correction)
+    job.progress(0.1, "at the gate")
+    verdict = publisher.gate.admit(correction, approver=publication.approver, reason=publication.reason)
+    job.progress(0.9, "publishing")
+    decision = Decision(
+        actor=publication.actor,
+        reason=publication.reason,
+        verdict=verdict.name,
+        approver="" if verdict.passed else publication.approver,
+        request_id=request_id,
+    )
+    return publisher.releases.publish(correction, decision)

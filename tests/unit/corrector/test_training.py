@@ -126,11 +126,11 @@ def _region_images(
 
 def test_nothing_held_out_is_learned_from(world: World) -> None:
     """What judges a training are images around sources that no region learns from; what is reported judges nothing."""
-    materials = CorrectionData(world.store, world.correction(ALL))
+    correction_data = CorrectionData(world.store, world.correction(ALL))
     deciding, reported = (
         {
             (region.region, *row)
-            for region in materials.held_out_regions(deciding=half)
+            for region in correction_data.held_out_regions(deciding=half)
             for row in region.latent.tolist()
         }
         for half in (True, False)
@@ -139,16 +139,16 @@ def test_nothing_held_out_is_learned_from(world: World) -> None:
     assert deciding
     assert reported
     assert not deciding & reported
-    learned = {tuple(row) for region in materials.regions() for row in region.latent.tolist()}
+    learned = {tuple(row) for region in correction_data.regions() for row in region.latent.tolist()}
     assert not {row[1:] for row in deciding | reported} & learned
 
 
 def test_what_decides_reaches_beyond_the_failures(world: World) -> None:
     """Fresh latents around each region carry its label, spread wider than its failures, and are the same every time."""
-    materials = CorrectionData(world.store, world.correction(ALL))
-    around = materials.around_regions()
+    correction_data = CorrectionData(world.store, world.correction(ALL))
+    around = correction_data.around_regions()
     assert [found.region for found in around] == list(REGIONS)
-    for found, region in zip(around, materials.regions(), strict=True):
+    for found, region in zip(around, correction_data.regions(), strict=True):
         assert len(found.latent) == 256
         assert (brightest(found.latent) == found.label_id).all()
         assert found.latent.std(axis=0).mean() > 1.2 * region.latent.std(axis=0).mean()

@@ -193,7 +193,7 @@ def test_a_release_needs_the_gate_or_an_approver(house: House) -> None:
     house.store.write_bytes(keys.corrected_file(correction.name), candidate())
     with pytest.raises(NotReady, match="region gain"):
         house.gate.admit(correction)
-    with pytest.raises(NotReady, match="approves"):
+    with pytest.raises(NotReady, match="give an approver"):
         house.gate.admit(correction, approver="anna")
     verdict = house.gate.admit(correction, approver="anna", reason="a drill")
     assert failed_kinds(verdict) == {"region_gain"}

@@ -130,7 +130,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": np.full(60, np.nan, np.float32).tobytes()}, "has an input that is no finite number"),
     ({"scores": [1, 2]}, "has 2 scores; 'tiny' answers 3"),
     ({"scores": [1, 2, float("inf")]}, "has scores that are no finite numbers"),
-    ({"truth": "dog"}, "shows 'dog', which is no class of 'tiny'"),
+    ({"truth": "dog"}, "shows 'dog', which is not a class of 'tiny'"),
     ({"version": "v" * 65}, "has a version of 65 characters"),
     ({"time": {"seconds": -1}}, "has a time of -1 s"),
     ({"id": "good", "picture": bytes(60)}, "is there twice in the batch"),
@@ -247,7 +247,7 @@ def test_truth(door: Door, stub: Any) -> None:
     }
     assert said == {"one": [[("a", "bee")], [("a", "ant")]], "two": [[("c", "cat")]]}
     error = refused(stub.AttachTruth, pb.AttachTruthRequest(model=MODEL, truths={"a": "dog"}))
-    assert (error.code(), "'dog', which is no class" in error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    assert (error.code(), "'dog', which is not a class" in error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
 def test_deletion(door: Door, stub: Any) -> None:

@@ -77,7 +77,7 @@ class Gate:
             failed = [check for check in verdict.checks if not check.passed]
             raise NotReady(
                 f"{correction.name} does not pass the gate: {'; '.join(map(describe_check, failed))} "
-                f"(verdict {names.last(verdict.name)}). correct again, or give an approver and a reason",
+                f"(verdict {names.last(verdict.name)}); correct again, or give an approver and a reason",
                 reason="GATE_NOT_PASSED",
             )
         return verdict

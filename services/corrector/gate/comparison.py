@@ -24,6 +24,8 @@ from services.runtime.inference import as_floats, preprocess
 _ALONE = 8
 # Images of one request, where what is asked is no batch size: live callers wait behind it.
 _FEW = 32
+# Series of requests in which a candidate has to be slower, each of them, to be stopped for it.
+_LATENCY_SERIES = 3
 Say = Callable[[str], None]
 
 
@@ -99,8 +101,16 @@ class Comparison:
 
     def _latencies(self) -> Iterator[Check]:
         sizes = self._batch_sizes()
-        for size in sorted({sizes[0], sizes[-1]}):
-            yield checks.latency_check(size, *latency.seconds(self.before, self.after, self._request(size)))
+        yield from map(self._latency, sorted({sizes[0], sizes[-1]}))
+
+    def _latency(self, size: int) -> Check:
+        """Measure until a series passes, three at most: load slows a version for one series, a slower file for all."""
+        images = self._request(size)
+        for _ in range(_LATENCY_SERIES):
+            check = checks.latency_check(size, *latency.seconds(self.before, self.after, images))
+            if check.passed:
+                break
+        return check
 
     def _batch_sizes(self) -> list[int]:
         fixed = self.model.fixed_batch_size

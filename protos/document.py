@@ -1,6 +1,6 @@
-"""Write docs/api.md from the protos and the examples: `python -m protos.document`.
+"""Write docs/reference/api.md from the protos and the examples: `python -m protos.document`.
 
-What it says of calls, messages and fields is what their comments say.
+Its text is that of the comments on methods, messages and fields.
 """
 
 import re

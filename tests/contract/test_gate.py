@@ -170,7 +170,7 @@ def test_load_that_slows_a_version_for_a_while(
     ids=["not ONNX", "another output", "another class count"],
 )
 def test_a_broken_file_is_a_verdict(house: House, file: bytes, words: str) -> None:
-    """Who asks in a pipeline gets an answer, not an error."""
+    """A call in a pipeline gets a verdict, not an error."""
     verdict = house.judge(file)
     assert (verdict.passed, failed_kinds(verdict)) == (False, {"file"})
     assert words in verdict.checks[0].rule

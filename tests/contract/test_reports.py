@@ -204,7 +204,7 @@ class Reporters:
 
 
 def test_killed_in_the_middle(redis_url: str, tmp_path: Path) -> None:
-    """What was said to be stored is stored once and handed on once, however often the gateway dies meanwhile."""
+    """A confirmed report is stored once and handed on once, however often the gateway dies meanwhile."""
     address = f"127.0.0.1:{free_port()}"
     plant_model(ArtifactStore(f"file://{tmp_path}/store"))
     reporters = Reporters(address)
@@ -280,7 +280,7 @@ def test_deletion(door: Door, stub: Any) -> None:
 
 
 def test_a_deletion_that_was_cut_short(door: Door, stub: Any) -> None:
-    """Whoever asks again has the rest taken out, from whichever file it is left in."""
+    """A repeated request deletes the rest, in any file."""
     report(stub, "one", ["a", "b"])
     [batch] = batches_in(door.store)
     watch(door, batch)
@@ -294,7 +294,7 @@ def test_a_deletion_that_was_cut_short(door: Door, stub: Any) -> None:
 
 
 def test_retention(redis_url: str, tmp_path: Path) -> None:
-    """What is older than the model says is gone, what is younger stays."""
+    """Observations past the model's retention are deleted, younger ones stay."""
     planted = []
     with running_gateway(tmp_path, redis_url) as door:
         plant_model(door.store)

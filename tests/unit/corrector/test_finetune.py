@@ -201,7 +201,7 @@ def test_learns_a_planted_region_and_keeps_the_rest() -> None:
 
 
 def test_the_network_comes_back_ready_to_answer() -> None:
-    """The very network that was given is in evaluation mode; what does not require a gradient is as it was."""
+    """The given network ends in evaluation mode; parameters without a gradient are unchanged."""
     module = network()
     frozen = next(module.parameters())
     frozen.requires_grad_(requires_grad=False)
@@ -212,7 +212,7 @@ def test_the_network_comes_back_ready_to_answer() -> None:
 
 
 def test_steps_are_reported_and_can_stop_the_training() -> None:
-    """Every step says its number and the total; what `on_step` raises ends the training there."""
+    """Every step reports its number and the total; an exception of `on_step` ends the training there."""
     steps = []
 
     def stop(step: int, total: int, _: float) -> None:
@@ -266,7 +266,7 @@ def test_a_training_that_gets_better_goes_to_its_end() -> None:
 
 
 def test_both_parts_of_the_held_out_data_judge() -> None:
-    """The held-out loss is mixed by lambda, too: what is gained in the regions can outweigh what is lost elsewhere."""
+    """The held-out loss is mixed by lambda, too: gains in the regions can outweigh losses elsewhere."""
     for weight, best in ((0.9, 160), (0.1, 13)):
         schedule = replace(SCHEDULE, epochs=40, batch_size=8, region_weight=weight)
         ready = finetune_job(

@@ -1,4 +1,4 @@
-"""The stage that trains: what each method moves and learns from, and what it leaves in the store."""
+"""The training stage: which weights each method moves, its data, and its results in the store."""
 
 import re
 import sys
@@ -125,7 +125,7 @@ def _region_images(
 
 
 def test_nothing_held_out_is_learned_from(world: World) -> None:
-    """What judges a training are images around sources that no region learns from; what is reported judges nothing."""
+    """Evaluation uses images around sources that no region learns from; reported images evaluate nothing."""
     correction_data = CorrectionData(world.store, world.correction(ALL))
     deciding, reported = (
         {
@@ -220,7 +220,7 @@ def uploaded_file(store: ArtifactStore, net: torch.nn.Module) -> str:
 
 
 def test_a_torch_factory_is_trained_in_place_of_the_graph(world: World, plugin: str) -> None:
-    """What it builds computes what is served; it leaves a file with the served names, and its weights for the next."""
+    """The factory's module computes the served model; it leaves a file with the served names, and its weights."""
     factory = {"function": plugin, "weights_digest": uploaded_file(world.store, network())}
     correction = world.correction(ALL, torch_factory=factory, epochs=100)
     [point] = world.trained(correction, factories=["acme_nets"]).points

@@ -1,4 +1,4 @@
-"""A classifier with planted blind spots, searched, and its regions labelled: what corrections and guards start from."""
+"""A searched classifier with planted blind spots and labelled regions, for corrections and guards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What suites share: a Redis, and the stack that `pytest --stack=local` starts or `--stack=HOST:PORT` names."""
+"""Fixtures of all suites: a Redis, and the stack that `pytest --stack=local` starts or `--stack=HOST:PORT` names."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """A running stack; what only a local one has is empty for another."""
+    """A running stack; fields of a local stack are empty for any other."""
 
     gateway: str
     home: Path | None = None

@@ -1,4 +1,4 @@
-"""What KServe's payload logger sends: a request and its response as CloudEvents, in either content mode."""
+"""Events as KServe's payload logger sends them: request and response as CloudEvents, in either content mode."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""A gateway of a test's own, with a real Redis and without a Triton: what needs none of its images is answered."""
+"""A gateway process for a test, with a real Redis and without a Triton; calls without images are answered."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A model whose production traffic is reported: what is planted of it, what is reported, and what is found of it."""
+"""A model with production traffic: planted spots, reported observations, and the findings."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

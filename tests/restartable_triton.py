@@ -61,7 +61,7 @@ class Served:
         return sorted(name for name in names if name.startswith(f"defuse-{pid or os.getpid()}-"))
 
     def kill(self) -> None:
-        """End Triton the hard way; what its stubs leave in /dev/shm is Triton's to remove, and it never does."""
+        """Kill Triton; its stubs' files in /dev/shm are left, as Triton never removes them."""
         pid = self.server.child.pid
         left = set(STUB_MEMORY.findall(Path(f"/proc/{pid}/maps").read_text()))
         os.kill(pid, signal.SIGKILL)

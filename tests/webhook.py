@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Webhook:
-    """What was posted to it."""
+    """The posted messages."""
 
     url: str
     posted: list[Any] = field(default_factory=list)

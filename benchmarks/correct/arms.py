@@ -1,4 +1,4 @@
-"""What is compared: the corrector's own stages on a finished run, method by method, and the released recipe."""
+"""The compared arms: the corrector's stages on a finished run, by method, and the released recipe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a version reads of real images that nobody but the benchmark has: the planted spots, and everything outside."""
+"""A version's accuracy on unseen real images: the planted spots, and everything outside."""
 
 import statistics
 from collections import defaultdict

@@ -46,7 +46,7 @@ def _training(network: nn.Module, device: torch.device, count: int) -> Callable[
     images = random.random((count, 1, _SIZE, _SIZE), np.float32)
     data = LabelledDataset(fetch=lambda rows: images[rows], labels=random.integers(_CLASSES, size=count))
     nothing = LabelledDataset(fetch=lambda rows: images[rows], labels=np.zeros(0, np.int64))
-    fitting = FinetuneJob(
+    finetune_job = FinetuneJob(
         network=network,
         data=TrainingMix(original=data, regions=data),
         held_out=TrainingMix(original=nothing, regions=nothing),
@@ -55,7 +55,7 @@ def _training(network: nn.Module, device: torch.device, count: int) -> Callable[
     )
 
     def once() -> None:
-        finetune(fitting, device=device)
+        finetune(finetune_job, device=device)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

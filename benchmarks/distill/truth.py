@@ -18,11 +18,11 @@ _MATCHED = 0.5
 
 
 def recovery(sizes: Sizes) -> dict[str, Any]:
-    """Compare with planted mixtures; the adjusted Rand index is told as a share of what the true parameters reach.
+    """Compare with planted mixtures; the adjusted Rand index is a share of the true parameters' index.
 
-    Ours learns its prior; what it finds with scikit-learn's is told beside it. `bound_over_planted` is that one's bound
-    minus what plain ascent reaches from the planted labels themselves: where it is not below 0 and a planted component
-    is missing, the evidence under that prior is for fewer.
+    Ours learns its prior; its result with scikit-learn's prior stands beside it. `bound_over_planted` is that result's
+    bound minus the bound of plain iterations from the planted labels: when it is not below 0 and a planted component is
+    missing, the evidence under that prior prefers fewer components.
     """
     figures: list[dict[str, float]] = []
     for number, (components, dim, apart) in enumerate(sizes.mixtures):

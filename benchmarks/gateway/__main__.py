@@ -1,6 +1,4 @@
-"""`python -m benchmarks.gateway`: what does the public door cost beside asking Triton itself, and what does the guard
-find?
-"""
+"""`python -m benchmarks.gateway`: the cost of the gateway beside Triton itself, and the findings of the guard."""
 
 import argparse
 import json

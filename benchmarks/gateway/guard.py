@@ -1,4 +1,4 @@
-"""What the guard of a classifier with planted blind spots finds: false alarms on clean images, recall on failures."""
+"""The guard of a classifier with planted blind spots: false alarms on clean images, recall on failures."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What every section of the benchmark measures with, and how much of everything."""
+"""The fixtures and sizes that all sections of the benchmark share."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +61,7 @@ SMOKE = Sizes(
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What every section measures with."""
+    """The fixtures of a section."""
 
     stand: Stand
     data: Data

@@ -1,4 +1,4 @@
-"""How true: what the VAE loses, and how many failures are of blind spots that were planted."""
+"""Truth of the search: losses of the VAE, and the share of failures in planted blind spots."""
 
 import sys
 from collections.abc import Callable

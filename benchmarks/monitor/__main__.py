@@ -1,6 +1,4 @@
-"""`python -m benchmarks.monitor`: what does monitoring cost whoever is monitored, does it lose anything, and how soon
-does it notice a change?
-"""
+"""`python -m benchmarks.monitor`: the cost of monitoring, its losses, and the delay of its alerts."""
 
 import argparse
 import json

@@ -27,7 +27,7 @@ _SIMULATED_RUN_LENGTH, _TIMES = 500.0, 10
 
 @dataclass(frozen=True, kw_only=True)
 class _Pool:
-    """Images that traffic is drawn from: what is seen of each, and whether it is read correctly."""
+    """Images of the traffic, with the scores and the correctness of each."""
 
     arrays: Mapping[str, Array]
     correct: Array
@@ -39,10 +39,10 @@ class _Pool:
 
 
 def figures(stand: Stand, whole: Data, world: Guarded, *, streams: int, shifted: int) -> dict[str, Any]:
-    """Return the figures of `streams` calm streams, and of `shifted` streams for each share that moves.
+    """Return the figures of `streams` unchanged streams, and of `shifted` streams for each share that moves.
 
-    Calm is told from one half of the clean test images, traffic is drawn from the other half; what moves into a region
-    are real images of a planted spot.
+    The reference profile comes from one half of the clean test images, traffic from the other half; real images of a
+    planted spot move into a region.
     """
     guard_model = GuardModel(stand.store, world.guard.name, world.model)
     classifier = stand.inference.classifier(world.model, version=1)

@@ -1,4 +1,4 @@
-"""What a hook costs a call, and whether anything that it saw is lost without being counted."""
+"""The cost of a hook for a call, and its uncounted losses, if any."""
 
 import multiprocessing
 import signal
@@ -94,7 +94,7 @@ def _own_process() -> Iterator[ProcessPoolExecutor]:
 
 
 class _Passing(grpc.UnaryUnaryClientInterceptor):
-    """What gRPC's own interception costs."""
+    """The cost of gRPC's own interception."""
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return continuation(client_call_details, request)

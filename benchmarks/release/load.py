@@ -31,7 +31,7 @@ class Answer:
 
 @dataclass(kw_only=True)
 class Load:
-    """What a door was asked and answered; complete when the block of `steady` has ended."""
+    """Requests to one address and their answers; complete when the block of `steady` has ended."""
 
     door: str
     answers: list[Answer] = field(default_factory=list)

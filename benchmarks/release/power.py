@@ -1,4 +1,4 @@
-"""What the gate stops: candidates made worse on purpose, and such that differ only by seed."""
+"""The power of the gate: candidates made worse on purpose, and candidates that differ only by seed."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence

@@ -68,7 +68,7 @@ def choose(points: Sequence[MeasuredPoint], margin: float) -> ChosenPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateChooser:
-    """What the stage reads from, calls, and serves candidates with."""
+    """The dependencies of the choice stage."""
 
     store: ArtifactStore
     releases: AnyReleases
@@ -106,14 +106,14 @@ def _chosen(
     job.progress(0.1, "serving the candidate and measuring it")
     job.check_cancelled()
     file = _keep(chooser.store, correction, position, number)
-    materials = CorrectionData(chooser.store, correction)
-    candidate = chooser.releases.serve_candidate(materials.model, file)
-    base = chooser.releases.version(materials.model, correction.base_version)
-    comparison = Comparison(base, candidate.classifier, materials.test)
-    result = _result(comparison, materials)
+    correction_data = CorrectionData(chooser.store, correction)
+    candidate = chooser.releases.serve_candidate(correction_data.model, file)
+    base = chooser.releases.version(correction_data.model, correction.base_version)
+    comparison = Comparison(base, candidate.classifier, correction_data.test)
+    result = _result(comparison, correction_data)
     job.check_cancelled()
     verdict = chooser.gate.verdict_on(
-        comparison, file, materials, lambda note: job.progress(0.5, f"at the gate: {note}")
+        comparison, file, correction_data, lambda note: job.progress(0.5, f"at the gate: {note}")
     )
     result.verdict.CopyFrom(verdict)
     result.candidate, result.candidate_version = candidate.name, candidate.version
@@ -159,27 +159,27 @@ def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position:
     return file
 
 
-def _result(comparison: Comparison, materials: CorrectionData) -> correction_pb2.CorrectionResult:
+def _result(comparison: Comparison, correction_data: CorrectionData) -> correction_pb2.CorrectionResult:
     """Return both versions' results on images without a part in the choice.
 
     These are the test split and held-out region images.
     """
-    readings = region_readings(comparison, materials)
+    readings = region_readings(comparison, correction_data)
     together = join_readings([read for _, read in readings])
     return correction_pb2.CorrectionResult(
         test_before=accuracy_estimate(comparison.test.before),
         test_after=accuracy_estimate(comparison.test.after),
         test_change=accuracy_change(comparison.test),
-        regions=[_region(region, read, comparison, materials) for region, read in readings],
+        regions=[_region(region, read, comparison, correction_data) for region, read in readings],
         regions_before=accuracy_estimate(together.before),
         regions_after=accuracy_estimate(together.after),
     )
 
 
 def _region(
-    region: HeldOutRegion, read: PairedReadings, comparison: Comparison, materials: CorrectionData
+    region: HeldOutRegion, read: PairedReadings, comparison: Comparison, correction_data: CorrectionData
 ) -> correction_pb2.RegionChange:
-    pictures = materials.pictures(region.region)
+    pictures = correction_data.pictures(region.region)
     return correction_pb2.RegionChange(
         region=region.region,
         label=region.label,

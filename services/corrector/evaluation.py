@@ -57,17 +57,17 @@ class LocalVersion:
 class Evaluator:
     """Measures points on the test split and on deciding region images."""
 
-    def __init__(self, materials: CorrectionData) -> None:
-        self._materials = materials
-        base = LocalVersion(materials.deployed_file, materials.model)
-        self._before = base.reads_stored_correctly(materials.test)
-        deciding = [*materials.held_out_regions(deciding=True), *materials.around_regions()]
-        self._images, self._labels = region_images(materials, deciding)
+    def __init__(self, correction_data: CorrectionData) -> None:
+        self._correction_data = correction_data
+        base = LocalVersion(correction_data.deployed_file, correction_data.model)
+        self._before = base.reads_stored_correctly(correction_data.test)
+        deciding = [*correction_data.held_out_regions(deciding=True), *correction_data.around_regions()]
+        self._images, self._labels = region_images(correction_data, deciding)
 
     def measure(self, file: bytes) -> correction_pb2.Point:
         """Return the results of a version."""
-        version = LocalVersion(file, self._materials.model)
-        after = version.reads_stored_correctly(self._materials.test)
+        version = LocalVersion(file, self._correction_data.model)
+        after = version.reads_stored_correctly(self._correction_data.test)
         answers = version.log_probabilities(self._images)
         losses = -answers[np.arange(len(self._labels)), self._labels]
         return correction_pb2.Point(
@@ -78,9 +78,9 @@ class Evaluator:
         )
 
 
-def region_images(materials: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
+def region_images(correction_data: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
     """Return the images (n, c, h, w) of regions' latents, and their labels (n,)."""
-    images = [materials.decoded(region.latent) for region in regions]
+    images = [correction_data.decoded(region.latent) for region in regions]
     labels = [np.full(len(region.latent), region.label_id, np.int64) for region in regions]
     return np.concatenate(images), np.concatenate(labels)
 

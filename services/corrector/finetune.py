@@ -123,7 +123,7 @@ class FinetuneJob:
 
 
 def finetune(
-    fitting: FinetuneJob,
+    finetune_job: FinetuneJob,
     *,
     device: torch.device,
     on_step: Callable[[int, int, float], None] = lambda _step, _steps, _loss: None,
@@ -143,20 +143,20 @@ def finetune(
     up to rounding. The first process alone evaluates, and may end the training of the others, which raises
     TrainingAbandoned there.
     """
-    network, weight = fitting.network.to(device), fitting.schedule.region_weight
-    state = TrainingState(network, fitting.schedule, len(fitting.data.original))
+    network, weight = finetune_job.network.to(device), finetune_job.schedule.region_weight
+    state = TrainingState(network, finetune_job.schedule, len(finetune_job.data.original))
     if checkpoint:
         state.restore(checkpoint, judges=processes.rank == 0)
-    judged = processes.rank == 0 and all(len(part) for part, _ in fitting.held_out.weighted(weight))
+    judged = processes.rank == 0 and all(len(part) for part, _ in finetune_job.held_out.weighted(weight))
     together = False
     try:
         for step, rows in state.batches():
-            total = state.descend(_loss_of_batch(fitting, step, rows, device, processes), processes)
+            total = state.descend(_loss_of_batch(finetune_job, step, rows, device, processes), processes)
             if together := not math.isfinite(total):  # equal in all processes
                 raise Diverged(f"the loss is {total} at step {step} of {state.steps}")
             on_step(step, state.steps, total)
             if judged and state.is_evaluation_due():
-                state.judge(held_out_loss(fitting, device))
+                state.judge(held_out_loss(finetune_job, device))
                 on_checkpoint(state.to_bytes())
     finally:
         if processes.rank == 0 and state.step < state.steps and not together:
@@ -166,13 +166,13 @@ def finetune(
     return FinetuneOutcome(steps=state.step, best_step=best_step)
 
 
-def held_out_loss(fitting: FinetuneJob, device: torch.device) -> float:
+def held_out_loss(finetune_job: FinetuneJob, device: torch.device) -> float:
     """Return the mixed loss on the held-out data."""
-    total, prepare = 0.0, fitting.inputs.prepare
+    total, prepare = 0.0, finetune_job.inputs.prepare
     with torch.inference_mode():
-        for part, weight in fitting.held_out.weighted(fitting.schedule.region_weight):
+        for part, weight in finetune_job.held_out.weighted(finetune_job.schedule.region_weight):
             losses = [
-                _cross_entropies(fitting, prepare(part.fetch(rows)), part.labels[rows], device).cpu()
+                _cross_entropies(finetune_job, prepare(part.fetch(rows)), part.labels[rows], device).cpu()
                 for rows in _slices(len(part))
             ]
             total += weight * float(torch.cat(losses).mean())
@@ -185,27 +185,27 @@ def _slices(count: int) -> Iterator[Array]:
 
 
 def _loss_of_batch(
-    fitting: FinetuneJob, step: int, rows: Array, device: torch.device, processes: ProcessGroup
+    finetune_job: FinetuneJob, step: int, rows: Array, device: torch.device, processes: ProcessGroup
 ) -> Tensor:
     """Return this process's part of the mixed loss of a batch.
 
     The parts of all processes add up to it. Original and region images share one pass through the network, which is
     faster than two.
     """
-    inputs, schedule = fitting.inputs, fitting.schedule
+    inputs, schedule = finetune_job.inputs, finetune_job.schedule
     mine = _part_of(len(rows), schedule.unit, processes)
     if not len(mine):  # more processes than units: this one contributes zero gradients
-        return torch.stack([weight.sum() for weight in fitting.network.parameters()]).sum() * 0
+        return torch.stack([weight.sum() for weight in finetune_job.network.parameters()]).sum() * 0
     images, labels, weights = [], [], []
-    for kind, (part, weight) in enumerate(fitting.data.weighted(schedule.region_weight)):
+    for kind, (part, weight) in enumerate(finetune_job.data.weighted(schedule.region_weight)):
         generator = np.random.default_rng([schedule.seed, 1, step, kind])
         # Original data go epoch by epoch; regions are drawn with replacement, as they have far fewer images.
-        chosen = rows if part is fitting.data.original else generator.integers(len(part), size=len(rows))
+        chosen = rows if part is finetune_job.data.original else generator.integers(len(part), size=len(rows))
         draws = generator.random((len(rows), DRAWS))
         images.append(inputs.prepare(inputs.augment(part.fetch(chosen[mine]), draws[mine])))
         labels.append(part.labels[chosen[mine]])
         weights.append(np.full(len(mine), weight / len(rows), np.float32))
-    losses = _cross_entropies(fitting, np.concatenate(images), np.concatenate(labels), device)
+    losses = _cross_entropies(finetune_job, np.concatenate(images), np.concatenate(labels), device)
     return losses @ torch.from_numpy(np.concatenate(weights)).to(device)
 
 
@@ -214,13 +214,13 @@ def _part_of(count: int, unit: int, processes: ProcessGroup) -> Array:
     return np.arange(count).reshape(-1, unit)[processes.rank :: processes.size].reshape(-1)
 
 
-def _cross_entropies(fitting: FinetuneJob, images: Array, labels: Array, device: torch.device) -> Tensor:
+def _cross_entropies(finetune_job: FinetuneJob, images: Array, labels: Array, device: torch.device) -> Tensor:
     """Return the cross entropy of each input, (n,)."""
-    schedule = fitting.schedule
+    schedule = finetune_job.schedule
     filled = np.resize(np.arange(len(images)), -(-len(images) // schedule.unit) * schedule.unit)
     x = torch.from_numpy(images[filled]).to(device)
     outputs = torch.cat(
-        [fitting.network(part) for part in torch.split(x, schedule.fixed_batch_size or len(x))]
+        [finetune_job.network(part) for part in torch.split(x, schedule.fixed_batch_size or len(x))]
     )  # (n, k)
     if schedule.probabilities:
         outputs = outputs.clamp_min(1e-12).log()

@@ -138,69 +138,69 @@ Network = OnnxModule | TorchModule
 _COMPARED = 64
 
 
-def deployed_network(materials: CorrectionData, allowed_factories: Sequence[str]) -> Network:
+def deployed_network(data: CorrectionData, allowed_factories: Sequence[str]) -> Network:
     """Return the network with the weights of the corrected version.
 
     Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module computes
     something else than the served model.
     """
-    wanted = materials.correction.config.torch_factory
+    wanted = data.correction.config.torch_factory
     if wanted.function:
-        module = build_from_factory(wanted.function, allowed_factories, lambda: _weights(materials))
-        network = TorchModule(module, materials.model)
-        _check_same(network, materials)
+        module = build_from_factory(wanted.function, allowed_factories, lambda: _weights(data))
+        network = TorchModule(module, data.model)
+        _check_same(network, data)
         return network
     try:
-        return OnnxModule(onnx.load_model_from_string(materials.deployed_file))
+        return OnnxModule(onnx.load_model_from_string(data.deployed_file))
     except UnsupportedOperator as error:
         raise InvalidInput(
-            f"version {materials.correction.base_version} of {names.last(materials.model.name)!r} cannot be corrected "
+            f"version {data.correction.base_version} of {names.last(data.model.name)!r} cannot be corrected "
             f"from its ONNX file: {error}. The other way in is the classifier as a torch module: name a factory, "
             "module:function, and a safetensors file of its weights (--torch-factory, --weights)",
             reason="UNSUPPORTED_OPERATOR",
         ) from error
     except ValueError as error:
         raise InvalidInput(
-            f"version {materials.correction.base_version} of {names.last(materials.model.name)!r} cannot be read as a "
+            f"version {data.correction.base_version} of {names.last(data.model.name)!r} cannot be read as a "
             f"torch module: {error}",
             reason="UNSUPPORTED_GRAPH",
         ) from error
 
 
-def real_inputs(materials: CorrectionData, count: int) -> Array:
+def real_inputs(data: CorrectionData, count: int) -> Array:
     """Return `count` classifier inputs from training images, repeated if needed."""
-    images = materials.train.images
-    return np.asarray(preprocess(as_floats(images[np.resize(np.arange(len(images)), count)]), materials.model))
+    images = data.train.images
+    return np.asarray(preprocess(as_floats(images[np.resize(np.arange(len(images)), count)]), data.model))
 
 
-def _weights(materials: CorrectionData) -> bytes:
+def _weights(data: CorrectionData) -> bytes:
     """Return the uploaded weights.
 
     Without any, those of the correction behind the base version.
     """
-    digest = materials.correction.config.torch_factory.weights_digest
+    digest = data.correction.config.torch_factory.weights_digest
     if digest:
-        return materials.store.read_bytes(keys.file(digest))
-    key = keys.model_version(materials.model.name, materials.correction.base_version)
-    correction = materials.store.read_message(key, model_pb2.ModelVersion).correction
-    if correction and materials.store.exists(keys.corrected_weights(correction)):
-        return materials.store.read_bytes(keys.corrected_weights(correction))
+        return data.store.read_bytes(keys.file(digest))
+    key = keys.model_version(data.model.name, data.correction.base_version)
+    correction = data.store.read_message(key, model_pb2.ModelVersion).correction
+    if correction and data.store.exists(keys.corrected_weights(correction)):
+        return data.store.read_bytes(keys.corrected_weights(correction))
     raise InvalidInput(
-        f"version {materials.correction.base_version} of {names.last(materials.model.name)!r} has no torch weights "
+        f"version {data.correction.base_version} of {names.last(data.model.name)!r} has no torch weights "
         "here; upload a safetensors file of its state dict (--weights)",
         reason="NO_WEIGHTS",
     )
 
 
-def _check_same(network: TorchModule, materials: CorrectionData) -> None:
-    inputs = real_inputs(materials, materials.model.fixed_batch_size or _COMPARED)
+def _check_same(network: TorchModule, data: CorrectionData) -> None:
+    inputs = real_inputs(data, data.model.fixed_batch_size or _COMPARED)
     with torch.inference_mode():
         outputs = network(torch.from_numpy(inputs)).numpy()
-    difference, bound = largest_difference(materials.deployed_file, inputs, outputs)
+    difference, bound = largest_difference(data.deployed_file, inputs, outputs)
     if not difference <= bound:
         raise InvalidInput(
-            f"the module of {materials.correction.config.torch_factory.function} differs by {difference:.3g} from "
-            f"version {materials.correction.base_version}, as served, on real images; upload its exact weights, and "
+            f"the module of {data.correction.config.torch_factory.function} differs by {difference:.3g} from "
+            f"version {data.correction.base_version}, as served, on real images; upload its exact weights, and "
             "leave preprocessing to the model's declaration",
             reason="FACTORY_MISMATCH",
         )

@@ -17,7 +17,7 @@ from services.storage.artifacts import ArtifactStore
 
 @dataclass(frozen=True, kw_only=True)
 class Publisher:
-    """What the stage reads from, calls, and publishes with."""
+    """The dependencies of the publishing stage."""
 
     store: ArtifactStore
     releases: AnyReleases

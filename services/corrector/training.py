@@ -42,20 +42,20 @@ _FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30
 
 
 def read_finetune_job(
-    materials: CorrectionData, wanted: Training, allowed_factories: Sequence[str]
+    correction_data: CorrectionData, wanted: Training, allowed_factories: Sequence[str]
 ) -> tuple[Network, FinetuneJob]:
     """Return the deployed network, and everything that a training of it needs."""
-    network = deployed_network(materials, allowed_factories)
+    network = deployed_network(correction_data, allowed_factories)
     if wanted.method == Training.METHOD_LAST_LAYER:
         _train_last_layer_only(network)
-    fitting = FinetuneJob(
+    finetune_job = FinetuneJob(
         network=network,
-        data=_data(materials, wanted),
-        held_out=_held_out(materials),
-        inputs=_inputs(materials),
-        schedule=_schedule(materials, wanted),
+        data=_data(correction_data, wanted),
+        held_out=_held_out(correction_data),
+        inputs=_inputs(correction_data),
+        schedule=_schedule(correction_data, wanted),
     )
-    return network, fitting
+    return network, finetune_job
 
 
 def _train_last_layer_only(network: Network) -> None:
@@ -69,59 +69,59 @@ def _train_last_layer_only(network: Network) -> None:
         weight.requires_grad_(name in network.last_layer)
 
 
-def _data(materials: CorrectionData, wanted: Training) -> TrainingMix:
+def _data(correction_data: CorrectionData, wanted: Training) -> TrainingMix:
     """Return the training data.
 
     Original data, and images of regions or of single failures.
     """
-    config = materials.correction.config
-    regions = materials.regions()
+    config = correction_data.correction.config
+    regions = correction_data.regions()
     total = config.images_per_region * len(regions)
     if wanted.method == Training.METHOD_UNCLUSTERED:
-        regions = materials.single_failures(config.unclustered_failures or len(regions))
+        regions = correction_data.single_failures(config.unclustered_failures or len(regions))
     if not wanted.region_weight:
         regions = []
-    return TrainingMix(original=_stored(materials.train), regions=_drawn(materials, regions, total))
+    return TrainingMix(original=_stored(correction_data.train), regions=_drawn(correction_data, regions, total))
 
 
-def _drawn(materials: CorrectionData, regions: Sequence[RegionData], total: int) -> LabelledDataset:
+def _drawn(correction_data: CorrectionData, regions: Sequence[RegionData], total: int) -> LabelledDataset:
     if not regions:
         return LabelledDataset(fetch=lambda rows: rows, labels=np.zeros(0, np.int64))
     latent, labels = region_latents(
         regions,
         per_region=max(1, total // len(regions)),
-        believed=materials.believed,
-        min_label_probability=materials.run.config.validity.min_label_probability,
-        seed=materials.correction.config.seed,
+        believed=correction_data.believed,
+        min_label_probability=correction_data.run.config.validity.min_label_probability,
+        seed=correction_data.correction.config.seed,
     )
-    if len(latent) * np.prod(materials.model.image_shape) * _FLOAT_BYTES > _KEPT_BYTES:
-        return LabelledDataset(fetch=lambda rows: materials.decode(latent[rows]), labels=labels)
-    images = materials.decode(latent)
+    if len(latent) * np.prod(correction_data.model.image_shape) * _FLOAT_BYTES > _KEPT_BYTES:
+        return LabelledDataset(fetch=lambda rows: correction_data.decode(latent[rows]), labels=labels)
+    images = correction_data.decode(latent)
     return LabelledDataset(fetch=lambda rows: images[rows], labels=labels)
 
 
-def _held_out(materials: CorrectionData) -> TrainingMix:
-    images, labels = region_images(materials, materials.held_out_regions(deciding=True))
+def _held_out(correction_data: CorrectionData) -> TrainingMix:
+    images, labels = region_images(correction_data, correction_data.held_out_regions(deciding=True))
     regions = LabelledDataset(fetch=lambda rows: images[rows], labels=labels)
-    return TrainingMix(original=_stored(materials.held_out_original()), regions=regions)
+    return TrainingMix(original=_stored(correction_data.held_out_original()), regions=regions)
 
 
 def _stored(data: LabelledImages) -> LabelledDataset:
     return LabelledDataset(fetch=lambda rows: as_floats(data.images[rows]), labels=data.labels)
 
 
-def _inputs(materials: CorrectionData) -> InputMap:
-    declared = materials.correction.config.augmentation
+def _inputs(correction_data: CorrectionData) -> InputMap:
+    declared = correction_data.correction.config.augmentation
     augmentation = Augmentation(
         max_shift=declared.max_shift,
         max_rotation_degrees=declared.max_rotation_degrees,
         horizontal_flip=declared.horizontal_flip,
     )
-    return InputMap(prepare=lambda images: preprocess(images, materials.model), augment=augmentation)
+    return InputMap(prepare=lambda images: preprocess(images, correction_data.model), augment=augmentation)
 
 
-def _schedule(materials: CorrectionData, wanted: Training) -> Schedule:
-    config, model = materials.correction.config, materials.model
+def _schedule(correction_data: CorrectionData, wanted: Training) -> Schedule:
+    config, model = correction_data.correction.config, correction_data.model
     return Schedule(
         epochs=config.epochs,
         learning_rate=wanted.learning_rate,
@@ -140,7 +140,7 @@ _STEPS_SHARE = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """What the stage reads from, and where it computes."""
+    """The dependencies of the training stage."""
 
     store: ArtifactStore
     device: torch.device
@@ -177,10 +177,10 @@ def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Even
 def follow_announced(trainer: Trainer, announced: AnnouncedTraining) -> None:
     """Take this process's part in a training that the first process announced."""
     work = work_pb2.TrainWork.FromString(announced.work)
-    materials = CorrectionData(trainer.store, work.correction)
-    _, fitting = read_finetune_job(materials, work.correction.trainings[work.training], trainer.factories)
+    correction_data = CorrectionData(trainer.store, work.correction)
+    _, finetune_job = read_finetune_job(correction_data, work.correction.trainings[work.training], trainer.factories)
     with suppress(TrainingAbandoned, Diverged):
-        finetune(fitting, device=trainer.device, checkpoint=announced.checkpoint, processes=trainer.processes)
+        finetune(finetune_job, device=trainer.device, checkpoint=announced.checkpoint, processes=trainer.processes)
 
 
 def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
@@ -202,11 +202,11 @@ def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
 
 def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
     wanted = work.correction.trainings[work.training]
-    materials = CorrectionData(trainer.store, work.correction)
+    correction_data = CorrectionData(trainer.store, work.correction)
     _say(job, work, 0.0, "drawing images")
-    network, fitting = read_finetune_job(materials, wanted, trainer.factories)
+    network, finetune_job = read_finetune_job(correction_data, wanted, trainer.factories)
     before = _weights_of(network)
-    outcome = _finetuned(trainer, fitting, work, job)
+    outcome = _finetuned(trainer, finetune_job, work, job)
     done = Training(
         method=wanted.method,
         region_weight=wanted.region_weight,
@@ -214,19 +214,19 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
         steps=outcome.steps,
         best_step=outcome.best_step,
     )
-    after, evaluator = _weights_of(network.cpu()), Evaluator(materials)
+    after, evaluator = _weights_of(network.cpu()), Evaluator(correction_data)
     shares = SHARES if wanted.method == Training.METHOD_INTERPOLATION else (1.0,)
     for number, share in enumerate(shares):
         job.check_cancelled()
         _say(job, work, _STEPS_SHARE, "exporting and measuring")
         _interpolate(network, before, after, share)
-        point = _point(materials, network, evaluator, keys.point(work.correction.name, work.training, number))
+        point = _point(correction_data, network, evaluator, keys.point(work.correction.name, work.training, number))
         point.share = share
         done.points.append(point)
     return done
 
 
-def _finetuned(trainer: Trainer, fitting: FinetuneJob, work: work_pb2.TrainWork, job: Job) -> FinetuneOutcome:
+def _finetuned(trainer: Trainer, finetune_job: FinetuneJob, work: work_pb2.TrainWork, job: Job) -> FinetuneOutcome:
     """Train from a dead worker's last checkpoint, with the other processes."""
     key = keys.checkpoint(work.correction.name, work.training)
     checkpoint = trainer.store.read_bytes(key) if trainer.store.exists(key) else None
@@ -238,7 +238,7 @@ def _finetuned(trainer: Trainer, fitting: FinetuneJob, work: work_pb2.TrainWork,
 
     trainer.processes.announce(AnnouncedTraining(work=work.SerializeToString(), checkpoint=checkpoint))
     return finetune(
-        fitting,
+        finetune_job,
         device=trainer.device,
         on_step=on_step,
         checkpoint=checkpoint,
@@ -257,18 +257,20 @@ def _interpolate(network: Network, before: dict[str, Tensor], after: dict[str, T
     network.load_state_dict(line, strict=False)
 
 
-def _point(materials: CorrectionData, network: Network, evaluator: Evaluator, prefix: str) -> correction_pb2.Point:
+def _point(
+    correction_data: CorrectionData, network: Network, evaluator: Evaluator, prefix: str
+) -> correction_pb2.Point:
     """Export the network, store its file and evaluate it."""
-    model = materials.model
+    model = correction_data.model
     largest = model.fixed_batch_size or model.max_batch_size
     sizes = sorted({largest} if model.fixed_batch_size else {1, 2, largest})
     try:
-        file, parity = export(network, real_inputs(materials, largest), sizes)
+        file, parity = export(network, real_inputs(correction_data, largest), sizes)
     except ParityError as error:
         raise Internal(f"{error}; nothing was served", reason="PARITY") from error
-    materials.store.write_bytes(keys.onnx_file(prefix), file)
+    correction_data.store.write_bytes(keys.onnx_file(prefix), file)
     if isinstance(network, TorchModule):
-        materials.store.write_bytes(keys.weights_file(prefix), network.weights())
+        correction_data.store.write_bytes(keys.weights_file(prefix), network.weights())
     point = evaluator.measure(file)
     for entry in parity:
         point.parity.add(batch_size=entry.batch_size, max_abs_difference=entry.max_abs_difference)

@@ -210,7 +210,7 @@ def _release(client: Client, run: Run, correction: Correction, display: Display)
 
 
 def figures(correction: Correction) -> list[tuple[str, Estimate, Estimate]]:
-    """Return the rows of the demo's table: what, before, after."""
+    """Return the rows of the demo's table: figure, before, after."""
     return [
         ("test images", correction.test_before, correction.test_after),
         ("held-out region images", correction.regions_before, correction.regions_after),

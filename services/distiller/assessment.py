@@ -35,7 +35,7 @@ _STREAM = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DistillerDependencies:
-    """What the distiller reads from and calls."""
+    """The dependencies of the distiller."""
 
     store: ArtifactStore
     inference: InferenceClient

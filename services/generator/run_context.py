@@ -34,7 +34,7 @@ VAE, ENCODER, DECODER = "vae.safetensors", "encoder.onnx", "decoder.onnx"
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """What the stage `prepare` leaves for the search."""
+    """The results of the stage `prepare`, for the search."""
 
     # (n,) positions of the sources in the searched split
     index: Array

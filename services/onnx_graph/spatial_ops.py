@@ -101,7 +101,7 @@ def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 def _crop(node: Node, full: _Window, size: Sequence[int], got: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """What ConvTranspose cuts off before and after.
+    """Return the crop of a ConvTranspose, before and after.
 
     Its pads, or what its output_shape asks for.
     """

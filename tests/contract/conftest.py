@@ -1,4 +1,4 @@
-"""What the contracts are checked on: plain logs, the protos, a Triton of the suite's own."""
+"""Fixtures of the contract suite: plain logs, the protos, a Triton of its own."""
 
 import os
 import subprocess

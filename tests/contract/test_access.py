@@ -153,7 +153,7 @@ def test_nobody_annotates_in_the_name_of_another(door: tuple[grpc.Channel, str],
 def test_who_changed_what(
     door: tuple[grpc.Channel, str], make_token: MakeToken, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What callers wanted to change is kept, and listed for admins, newest first; what was denied is not."""
+    """Mutating calls are kept, and listed for admins, newest first; denied ones are not."""
     channel, viewer = door
     admin = make_token("ada", "admin")
     eventually(lambda: not isinstance(version(channel, admin), DefuseError))

@@ -25,7 +25,7 @@ Kind = release_pb2.Release
 
 @dataclass(frozen=True, kw_only=True)
 class Theirs:
-    """What their operator has, and what we have of it."""
+    """The state of an external Triton, and our records of it."""
 
     operator: TritonRepository
     store: ArtifactStore

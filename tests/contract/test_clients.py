@@ -1,4 +1,4 @@
-"""Both clients against a real gateway and Redis: what takes long, and a gateway that goes away meanwhile."""
+"""Both clients against a real gateway and Redis: long operations, and a gateway that goes away meanwhile."""
 
 import asyncio
 import threading
@@ -82,7 +82,7 @@ def test_an_operation_in_hand(door: Door) -> None:
 
 
 def test_operations_are_found(door: Door) -> None:
-    """Of a run or of all, ended or not; what succeeded has its result."""
+    """Operations of a run or of all, ended or not; succeeded ones have a result."""
     door.tell(work_pb2.Event(subject="runs/first/corrections/c1", corrected={}))
     with door.client() as client:
         assert [operation.name for operation in client.operations()] == [SEARCH, CORRECTION]
@@ -118,7 +118,7 @@ def test_the_same_on_an_event_loop(door: Door, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["blocking", "event loop"])
 def test_a_gateway_that_goes_away(redis_url: str, tmp_path: Path, kind: str) -> None:
-    """Who follows a run and who waits for its operation are told of its end by the gateway that comes back."""
+    """Callers that follow a run or wait for its operation learn of its end from the restarted gateway."""
     begun = threading.Event()
     ended: list[OperationStatus] = []
     seen: list[Run] = []
@@ -154,7 +154,7 @@ def test_a_gateway_that_goes_away(redis_url: str, tmp_path: Path, kind: str) -> 
 
 
 def test_a_release_outlives_its_gateway(redis_url: str, tmp_path: Path) -> None:
-    """Who released waits on while the gateway is away, and is told what was done, which was asked for once."""
+    """A caller waits on for a release while the gateway is away, and gets the result of one request."""
     done: list[Release] = []
     finished = correction_pb2.Correction(
         name="runs/first/corrections/c1", model="models/tiny", state=correction_pb2.Correction.STATE_SUCCEEDED

@@ -63,7 +63,7 @@ def test_the_same_answer(stub: Any) -> None:
 
 
 def test_what_was_said_stays_said(door: Door, redis_url: str, tmp_path: Path, stub: Any) -> None:
-    """A verdict that is sent again to another gateway is not said again: what came after it still counts."""
+    """An annotation that is retried at another gateway is stored once: later annotations still count."""
     region = region_pb2.Region(name=REGION, true_label="ant")
     store = door.store
     store.write_message("models/tiny/model.pb", model_pb2.Model(name="models/tiny", classes=["ant", "bee"]))

@@ -1,4 +1,4 @@
-"""What nobody should send, at the public door: each is answered with a clear status, and the next caller is served."""
+"""Abuse of the public API: each case gets a clear status, and the next caller is served."""
 
 import dataclasses
 import re
@@ -123,7 +123,7 @@ def assert_clear(error: Any) -> None:
 
 @pytest.mark.parametrize("method", list(GATEWAY.methods), ids=lambda method: method.name)
 def test_random_requests(channel: grpc.Channel, method: MethodDescriptor) -> None:
-    """Whatever fields a request has: an answer, or a status with words."""
+    """Any combination of fields gets an answer, or a status with a message."""
 
     @_FUZZED
     @given(request=messages(method.input_type))
@@ -152,7 +152,7 @@ def test_random_requests_for_inference(channel: grpc.Channel, request: Any, know
 @_FUZZED
 @given(request=st.binary(max_size=200))
 def test_random_bytes(channel: grpc.Channel, request: bytes) -> None:
-    """What is no protobuf at all ends its own call alone."""
+    """An invalid protobuf ends its own call only."""
     error = outcome(channel, INFER, request, streams=(False, False))
     assert error is None or "Traceback" not in (error.details() or "")  # type: ignore[attr-defined]
 
@@ -202,7 +202,7 @@ def test_tensors_that_do_not_fit(door: str, served: Served, fault: str) -> None:
 
 
 def test_a_slow_reader_of_a_stream(gateway: Gateway, served: Served) -> None:
-    """Who sends requests and reads no answer is held back; the gateway does not keep the answers for him."""
+    """A caller that sends requests and reads no answer is held back; the gateway does not buffer answers."""
     data = asked_for(images(256), served.model.input_name)
     sent = [0]
 
@@ -256,7 +256,7 @@ def asked_for(batch: Any, input_name: str) -> bytes:
 
 @dataclasses.dataclass
 class Answer:
-    """What came on one stream."""
+    """The messages of one stream."""
 
     headers: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
     body: bytes = b""

@@ -163,7 +163,7 @@ def test_an_event_that_is_too_large(redis_url: str, tmp_path: Path) -> None:
 
 
 def test_events_that_are_refused_count(redis_url: str, tmp_path: Path) -> None:
-    """Over HTTP and over gRPC together: whoever knocks is refused at either door for how often."""
+    """Callers over HTTP and over gRPC are rate-limited together."""
     tokens, port = tmp_path / "tokens", free_port()
     tokens.write_text(line_of("bob", "viewer", "let-me-look"))
     variables = {"DEFUSE_HTTP_PORT": str(port), "DEFUSE_MAX_CALLS_PER_S": "0.01"}

@@ -1,8 +1,11 @@
 """The gate on a real Triton: candidates as good as the champion pass, each made worse is stopped for it."""
 
 import hashlib
+import itertools
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,6 +13,7 @@ import pytest
 from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import annotation_pb2, correction_pb2, dataset_pb2, gate_pb2, region_pb2
 
+from services.corrector.gate import comparison
 from services.corrector.gate.comparison import IMAGES, Bank
 from services.corrector.gate.decision import Gate
 from services.corrector.own_triton import Releases
@@ -110,6 +114,15 @@ def house(
     return House(store=store, gate=Gate(store, releases))
 
 
+@pytest.fixture(autouse=True)
+def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every request take the same time, but in the test of a slower file: load can slow either version."""
+    if "latency" not in request.node.name:
+        ticks = itertools.count()
+        clock = SimpleNamespace(monotonic=time.monotonic, perf_counter=lambda: float(next(ticks)))
+        monkeypatch.setattr(comparison, "time", clock)
+
+
 def failed_kinds(verdict: gate_pb2.GateVerdict) -> set[str]:
     failed = [check.kind for check in verdict.checks if not check.passed]
     return {gate_pb2.Check.Kind.Name(kind).removeprefix("KIND_").lower() for kind in failed}
@@ -137,6 +150,16 @@ def test_what_is_worse_in_one_way_is_stopped_for_it(house: House, kind: str) -> 
     assert failed_kinds(verdict) <= {kind, "test"} if kind in {"class", "calibration", "region"} else True
 
 
+@pytest.mark.parametrize(("slow_series", "stopped"), [(1, set()), (2, set()), (6, {"latency"})])
+def test_load_that_slows_a_version_for_a_while(
+    house: House, monkeypatch: pytest.MonkeyPatch, slow_series: int, stopped: set[str]
+) -> None:
+    """A candidate is stopped when it is slower in each of three series, and measured at each of two batch sizes."""
+    factors = itertools.chain(itertools.repeat(2.0, slow_series), itertools.repeat(1.0))
+    monkeypatch.setattr(comparison, "measure_latency", lambda *_: (np.ones(60), np.full(60, next(factors))))
+    assert failed_kinds(house.judge(candidate())) == stopped
+
+
 @pytest.mark.parametrize(
     ("file", "words"),
     [
@@ -147,7 +170,7 @@ def test_what_is_worse_in_one_way_is_stopped_for_it(house: House, kind: str) -> 
     ids=["not ONNX", "another output", "another class count"],
 )
 def test_a_broken_file_is_a_verdict(house: House, file: bytes, words: str) -> None:
-    """Who asks in a pipeline gets an answer, not an error."""
+    """A call in a pipeline gets a verdict, not an error."""
     verdict = house.judge(file)
     assert (verdict.passed, failed_kinds(verdict)) == (False, {"file"})
     assert words in verdict.checks[0].rule
@@ -193,7 +216,7 @@ def test_a_release_needs_the_gate_or_an_approver(house: House) -> None:
     house.store.write_bytes(keys.corrected_file(correction.name), candidate())
     with pytest.raises(NotReady, match="region gain"):
         house.gate.admit(correction)
-    with pytest.raises(NotReady, match="approves"):
+    with pytest.raises(NotReady, match="give an approver"):
         house.gate.admit(correction, approver="anna")
     verdict = house.gate.admit(correction, approver="anna", reason="a drill")
     assert failed_kinds(verdict) == {"region_gain"}

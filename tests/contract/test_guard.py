@@ -75,7 +75,7 @@ def expected(file: bytes, model: model_pb2.Model, batch: Any) -> dict[str, Any]:
 
 
 def test_one_request_answers_both(client: triton.InferenceServerClient, served: Served, guarded: bytes) -> None:
-    """Who asks gets the scores and what the guard says of each image; who does not gets the scores alone."""
+    """A guarded call gets scores and the guard's outputs for each image; any other call gets scores alone."""
     model, batch = served.model, pictures()
     inputs = asked(preprocess(batch, model), model.input_name)
     plain, both = client.infer(MODEL, inputs), client.infer(MODEL, inputs, headers=ASK)

@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def test_what_is_logged_is_stored(redis_url: str, tmp_path: Path, store: ArtifactStore) -> None:
-    """Once, with its truth; what the model cannot have answered is refused alone."""
+    """Stored once, with ground truth; an observation that does not fit the model is rejected alone."""
     with running_gateway(tmp_path, redis_url) as door, Monitor(door.address, token="") as monitor:
         for number, picture in enumerate(pictures(5)):
             monitor.log("tiny", picture, [0.5, 1, -1], id=f"o{number}", version="3", truth="bee")
@@ -46,7 +46,7 @@ def test_what_is_logged_is_stored(redis_url: str, tmp_path: Path, store: Artifac
 
 
 def test_a_gateway_that_is_killed(redis_url: str, tmp_path: Path, store: ArtifactStore) -> None:
-    """What was seen meanwhile is stored once, whether it was under way or waited."""
+    """Observations made meanwhile are stored once, whether they were under way or waiting."""
     address = f"127.0.0.1:{free_port()}"
     [picture] = pictures(1)
     with Monitor(address, token="") as monitor:

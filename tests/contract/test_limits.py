@@ -56,7 +56,7 @@ def test_a_message_that_is_too_large(door: tuple[str, int]) -> None:
 
 
 def test_more_calls_than_a_caller_may_make(door: tuple[str, int]) -> None:
-    """What is beyond the rate is refused with when to try again; then it is answered."""
+    """Calls beyond the rate are rejected with the time of a retry; the retry is answered."""
     address, _ = door
     with Client(address) as client:
         with pytest.raises(LimitExceeded, match=r"127\.0\.0\.1 calls more than 10 times a second") as refused:

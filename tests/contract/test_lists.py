@@ -97,7 +97,7 @@ def test_models_and_releases(door: Door, stub: Any, size: int) -> None:
 
 @SIZES
 def test_regions_by_score(door: Door, stub: Any, size: int) -> None:
-    """The largest score first, equal ones by name; what is named of each is sent."""
+    """The largest score comes first, equal ones by name; only requested fields are sent."""
     door.plant(run(1))
     door.store.write_message(keys.run("runs/run-1"), run(1))
     regions = [

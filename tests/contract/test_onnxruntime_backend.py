@@ -43,6 +43,6 @@ def test_the_number_of_threads_is_read(served: Served) -> None:
 
 
 def test_a_number_of_threads_that_is_none(served: Served) -> None:
-    """What is no number is refused when the model is loaded, by its name and value."""
+    """A non-numeric parameter is rejected when the model is loaded, by name and value."""
     with pytest.raises(NotReady, match="intra_op_thread_count is 'many'"):
         load_with_threads(served, "unclear", "many")

@@ -1,4 +1,4 @@
-"""What takes long, as another team's client of google.longrunning.Operations meets it, over a real gateway."""
+"""Long-running operations through google.longrunning.Operations, over a real gateway."""
 
 import threading
 import time

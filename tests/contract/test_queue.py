@@ -1,4 +1,4 @@
-"""What the queue promises, on a real Redis."""
+"""The guarantees of the queue, on a real Redis."""
 
 import asyncio
 import os
@@ -69,7 +69,7 @@ async def grow_idle(queue: Queue, held: Delivery, seconds: float) -> None:
 
 
 def test_each_message_goes_to_one_worker(redis_url: str) -> None:
-    """Two workers share a stream; what is acknowledged is gone from it."""
+    """Two workers share a stream; acknowledged messages are deleted from it."""
 
     async def tell(one: Queue, other: Queue) -> None:
         await one.send(PREPARE, work("a"))
@@ -101,7 +101,7 @@ def test_the_message_of_a_dead_worker_is_taken_over(redis_url: str) -> None:
 
 
 def test_a_message_keeps_its_trace(redis_url: str) -> None:
-    """Whoever takes it over, and also when it was given up and put back."""
+    """For any worker that reclaims it, and also after its replay from the dead letters."""
 
     async def tell(one: Queue, other: Queue) -> None:
         with TracerProvider().get_tracer("test").start_as_current_span("caller") as caller:

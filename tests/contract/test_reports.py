@@ -130,7 +130,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": np.full(60, np.nan, np.float32).tobytes()}, "has an input that is no finite number"),
     ({"scores": [1, 2]}, "has 2 scores; 'tiny' answers 3"),
     ({"scores": [1, 2, float("inf")]}, "has scores that are no finite numbers"),
-    ({"truth": "dog"}, "shows 'dog', which is no class of 'tiny'"),
+    ({"truth": "dog"}, "shows 'dog', which is not a class of 'tiny'"),
     ({"version": "v" * 65}, "has a version of 65 characters"),
     ({"time": {"seconds": -1}}, "has a time of -1 s"),
     ({"id": "good", "picture": bytes(60)}, "is there twice in the batch"),
@@ -204,7 +204,7 @@ class Reporters:
 
 
 def test_killed_in_the_middle(redis_url: str, tmp_path: Path) -> None:
-    """What was said to be stored is stored once and handed on once, however often the gateway dies meanwhile."""
+    """A confirmed report is stored once and handed on once, however often the gateway dies meanwhile."""
     address = f"127.0.0.1:{free_port()}"
     plant_model(ArtifactStore(f"file://{tmp_path}/store"))
     reporters = Reporters(address)
@@ -247,7 +247,7 @@ def test_truth(door: Door, stub: Any) -> None:
     }
     assert said == {"one": [[("a", "bee")], [("a", "ant")]], "two": [[("c", "cat")]]}
     error = refused(stub.AttachTruth, pb.AttachTruthRequest(model=MODEL, truths={"a": "dog"}))
-    assert (error.code(), "'dog', which is no class" in error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    assert (error.code(), "'dog', which is not a class" in error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
 def test_deletion(door: Door, stub: Any) -> None:
@@ -280,7 +280,7 @@ def test_deletion(door: Door, stub: Any) -> None:
 
 
 def test_a_deletion_that_was_cut_short(door: Door, stub: Any) -> None:
-    """Whoever asks again has the rest taken out, from whichever file it is left in."""
+    """A repeated request deletes the rest, in any file."""
     report(stub, "one", ["a", "b"])
     [batch] = batches_in(door.store)
     watch(door, batch)
@@ -294,7 +294,7 @@ def test_a_deletion_that_was_cut_short(door: Door, stub: Any) -> None:
 
 
 def test_retention(redis_url: str, tmp_path: Path) -> None:
-    """What is older than the model says is gone, what is younger stays."""
+    """Observations past the model's retention are deleted, younger ones stay."""
     planted = []
     with running_gateway(tmp_path, redis_url) as door:
         plant_model(door.store)

@@ -1,4 +1,4 @@
-"""What every service process promises: health that is true, reflection, and an end when it is asked to."""
+"""The promises of every service process: true health, reflection, and an end on request."""
 
 import contextlib
 import json

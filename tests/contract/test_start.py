@@ -1,4 +1,4 @@
-"""What keeps a service from starting is said in one line, for whoever set it up, and not in a traceback."""
+"""A failed start of a service prints one line for its operator, not a traceback."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""TLS by files: who calls without a certificate is refused, and renewed files are taken without a restart."""
+"""TLS by files: callers without a certificate are rejected, and renewed files are used without a restart."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What every transport promises, on the real Triton: the same answers, and none lost when Triton is killed."""
+"""The promises of every transport, on the real Triton: equal answers, and none lost when Triton is killed."""
 
 import threading
 from collections.abc import Callable
@@ -21,7 +21,7 @@ SIZES = (1, 7, 200, 30, 600, 0, 2)
 
 
 def test_every_transport_gives_the_same_logits(served: Served, shared: InferenceClient) -> None:
-    """Whatever the size of the batch, and of the one before it, shared memory answers what gRPC answers."""
+    """For any sizes of a batch and of the previous one, shared memory and gRPC give the same answers."""
     classifier = served.classifier(shared)
     for seed, count in enumerate(SIZES):
         batch = images(count, seed)
@@ -39,7 +39,7 @@ def test_tensors_of_torch(served: Served, shared: InferenceClient) -> None:
 
 
 def test_images_may_change_once_they_are_sent(served: Served, shared: InferenceClient) -> None:
-    """What is changed after `submit` returned, while the request is on its way, does not change the answer."""
+    """Changes after `submit` returned, while the request is under way, do not affect the answer."""
     classifier, batch = served.classifier(shared), images(200)
     expected, pending = served.over_grpc(batch), []
     for _ in range(6):
@@ -95,7 +95,7 @@ def test_a_client_goes_on_after_triton_was_started_again(
 def test_no_answer_is_lost_or_wrong_while_triton_is_killed(
     served: Served, shared: InferenceClient, own_files: Callable[[], list[str]]
 ) -> None:
-    """Callers under way hear that Triton is away; who asks again is answered, with the right logits."""
+    """Callers under way learn that Triton is away; a retry gets the right logits."""
     classifier, stop = served.classifier(shared), threading.Event()
     batches = [images(20 + thread, seed=thread) for thread in range(4)]
     expected = [served.over_grpc(batch) for batch in batches]

@@ -114,7 +114,7 @@ def test_memory_of_a_request_that_was_given_up_is_not_used_again(
 
 
 def test_closing_leaves_nothing(served: Served, own_files: Callable[[], list[str]]) -> None:
-    """A closed client has no file in /dev/shm and no region at Triton; who asks it then hears of it."""
+    """A closed client has no file in /dev/shm and no region at Triton; later calls raise."""
     client = InferenceClient(served.address, in_flight=2)
     classifier = served.classifier(client)
     pending = [classifier.submit(images(100)) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""What a classifier promises, on the real Triton: every answer is what ONNX Runtime gives here for the same file."""
+"""The promises of a classifier, on the real Triton: every answer equals ONNX Runtime's for the same file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -94,7 +94,7 @@ def serve(repository: TritonRepository, name: str, file: bytes, **declaration: A
 
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_are_those_of_the_file(name: str, repository: TritonRepository, inference: InferenceClient) -> None:
-    """Whatever the layout, type, output, batch size and normalisation, each image gets the logits of the file."""
+    """For any layout, type, output, batch size and normalisation, each image gets the logits of the file."""
     kind = KINDS[name]
     file = build_onnx_classifier(**kind.file)
     model = serve(repository, name, file, **kind.declaration)
@@ -120,7 +120,7 @@ def test_requests_that_triton_batches(repository: TritonRepository, inference: I
 
 
 def test_a_version_is_asked_by_its_number(repository: TritonRepository, inference: InferenceClient) -> None:
-    """Two versions are served beside each other; who asks for one gets it, and hears when it is not loaded."""
+    """Two versions are served side by side; a request for one gets it, or an error when it is not loaded."""
     files = {version: build_onnx_classifier(shape=CHANNELS_FIRST, seed=version) for version in (1, 2)}
     model = serve(repository, "versions", files[1])
     repository.add_version("versions", 2, files[2])
@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_opened(repository: TritonRepository, inference: I
 
 
 def test_a_model_that_was_withdrawn(repository: TritonRepository, inference: InferenceClient) -> None:
-    """What is withdrawn answers no more, and says that it is not served."""
+    """A withdrawn model answers no more, with an error that says so."""
     model = serve(repository, "gone", build_onnx_classifier(shape=CHANNELS_FIRST))
     classifier = inference.classifier(model, version=1)
     assert classifier.classify_stored(random_stored(1)).shape == (1, 3)

@@ -1,4 +1,4 @@
-"""What the scenarios share: one planted classifier, served and searched once."""
+"""The classifier that all scenarios share: planted, served and searched once."""
 
 import fcntl
 import os
@@ -71,7 +71,7 @@ def served(stack: Stack, planted: Planted) -> str:
 
 @pytest.fixture(scope="session")
 def undisturbed(stack: Stack, planted: Planted, served: str) -> Any:
-    """A run that nobody disturbs: what the disturbed ones must equal."""
+    """An undisturbed run, which the disturbed ones must equal."""
     return stack.defuse(
         *("runs", "create", "--model", served, "--data", planted.data, "--name", "undisturbed"), *SEARCH, "--wait"
     )

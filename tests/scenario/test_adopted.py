@@ -27,7 +27,7 @@ SERVED, NEW = 7, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """Who runs that Triton, and has the planted classifier on it."""
+    """An external Triton with the planted classifier, and its operator."""
 
     models: Path
     inference: InferenceClient
@@ -62,7 +62,7 @@ def theirs(local_stack: Stack, undisturbed: Any, planted: Planted, tmp_path: Pat
 
 
 def test_a_version_is_handed_over_and_put_into_service(theirs: tuple[Stack, Operator], planted: Planted) -> None:
-    """The whole loop without a word written to their repository; what they serve of ours is in the history."""
+    """The whole loop writes nothing to an external repository; the history records our versions that it serves."""
     stack, operator = theirs
     assert register(stack, planted, MODEL)["champion_version"] == SERVED
     corrected = corrected_spot(stack, planted, MODEL, RUN)

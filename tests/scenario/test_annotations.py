@@ -1,4 +1,4 @@
-"""What people say of regions, and what follows from it: a mixed one is split, an invalid one teaches the next run."""
+"""Annotations and their effects: a mixed region is split, invalid ones fit the next run's thresholds."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ SPOT = (str(TRUE), str(WRONG))
 
 @pytest.fixture(scope="module")
 def subject(undisturbed: Any) -> dict[str, Any]:
-    """What runs on the same model and data, with the same VAE, are created with."""
+    """The settings of runs on the same model and data, with the same VAE."""
     return {"model": undisturbed["model"], "dataset": undisturbed["dataset"], "vae": {"epochs": int(SEARCH[1])}}
 
 

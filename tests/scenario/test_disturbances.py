@@ -1,4 +1,4 @@
-"""Whatever happens to the processes, a run ends with the failures of an undisturbed one."""
+"""For any disturbance of the processes, a run ends with the failures of an undisturbed one."""
 
 import os
 import re

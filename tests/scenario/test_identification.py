@@ -32,7 +32,7 @@ def client(stack: Stack) -> Iterator[Client]:
 
 @pytest.fixture
 def subject(undisturbed: Any) -> dict[str, str]:
-    """What a second run on the same model and data is created with."""
+    """The settings of a second run on the same model and data."""
     return {"model": undisturbed["model"], "dataset": undisturbed["dataset"]}
 
 
@@ -189,7 +189,7 @@ def test_uniform_search_and_the_released_noise(client: Client, subject: dict[str
 
 @pytest.mark.usefixtures("undisturbed")
 def test_the_planted_confusion_is_the_most_frequent(local_stack: Stack) -> None:
-    """What is stored most often is the planted spot; the others are mistakes that the classifier makes by itself."""
+    """Most stored failures are of the planted spot; the others are natural mistakes of the classifier."""
     found = failures(local_stack, RUN)
     pairs = np.stack([found["true_label"], found["predicted_label"]], axis=1)
     kinds, counts = np.unique(pairs, axis=0, return_counts=True)

@@ -1,4 +1,4 @@
-"""Live traffic through a hook: calm raises nothing; what drifts into a known region is named, and a run looks at it."""
+"""Live traffic through a hook: without change nothing is raised; drift into a known region is named and searched."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""What unit tests build on: a temporary store, tiny ONNX classifiers, a Triton that only remembers."""
+"""Fixtures of unit tests: a temporary store, tiny ONNX classifiers, a recording stand-in for Triton."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -155,7 +155,7 @@ def latency_check(batch_size: int, before: Array, after: Array) -> CheckResult:
     """Check whether requests take longer.
 
     Seconds (n,) of n alternating requests to each version. The figure is the median ratio of neighbouring requests,
-    with the exact interval of a median: whatever slows the machine down for a while slows both.
+    with the exact interval of a median: a slow phase of the machine slows both.
     """
     ratios = np.sort(after / before)
     rank = int(binom.ppf((1 - CONFIDENCE) / 2, len(ratios), 0.5))

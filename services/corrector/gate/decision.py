@@ -60,9 +60,9 @@ class Gate:
 
     def judge_correction(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict:
         """Judge the candidate of a finished correction, by what is known now."""
-        materials = CorrectionData(self._store, correction)
+        correction_data = CorrectionData(self._store, correction)
         file = self._store.read_bytes(keys.corrected_file(correction.name))
-        return self._judged(_subject(materials, file), materials.test, materials)
+        return self._judged(_subject(correction_data, file), correction_data.test, correction_data)
 
     def admit(
         self, correction: correction_pb2.Correction, *, approver: str = "", reason: str = ""
@@ -77,19 +77,19 @@ class Gate:
             failed = [check for check in verdict.checks if not check.passed]
             raise NotReady(
                 f"{correction.name} does not pass the gate: {'; '.join(map(describe_check, failed))} "
-                f"(verdict {names.last(verdict.name)}). correct again, or give an approver and a reason",
+                f"(verdict {names.last(verdict.name)}); correct again, or give an approver and a reason",
                 reason="GATE_NOT_PASSED",
             )
         return verdict
 
     def verdict_on(
-        self, comparison: Comparison, file: bytes, materials: CorrectionData, say: Say
+        self, comparison: Comparison, file: bytes, correction_data: CorrectionData, say: Say
     ) -> gate_pb2.GateVerdict:
         """Judge a correction's candidate that is already served and compared."""
         bank = Bank(self._store, comparison.model)
-        gain = self._gain(comparison, materials)
+        gain = self._gain(comparison, correction_data)
         found = [checks.file_check(""), *comparison.checks(bank, file, gain=gain, say=say)]
-        return self._keep(_subject(materials, file), found, bank.regions())
+        return self._keep(_subject(correction_data, file), found, bank.regions())
 
     def _newest(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict | None:
         """Return the newest verdict against the champion on all labelled regions."""
@@ -102,23 +102,23 @@ class Gate:
                 return verdict if current else None
         return None
 
-    def _gain(self, comparison: Comparison, materials: CorrectionData) -> PairedReadings:
+    def _gain(self, comparison: Comparison, correction_data: CorrectionData) -> PairedReadings:
         """Return the correctness on the corrected regions.
 
         Held-out images, or the bank's when there are none.
         """
-        if len((held_out := join_readings([read for _, read in region_readings(comparison, materials)])).before):
+        if len((held_out := join_readings([read for _, read in region_readings(comparison, correction_data)])).before):
             return held_out
         bank = Bank(self._store, comparison.model)
         return join_readings(
             [
                 comparison.region(as_floats(bank.images(region.region, region.label)), region.label_id)
-                for region in materials.held_out_regions(deciding=False)
+                for region in correction_data.held_out_regions(deciding=False)
             ]
         )
 
     def _judged(
-        self, subject: _Subject, test: LabelledImages, materials: CorrectionData | None = None
+        self, subject: _Subject, test: LabelledImages, correction_data: CorrectionData | None = None
     ) -> gate_pb2.GateVerdict:
         """Serve the file under a temporary name and run all checks.
 
@@ -131,7 +131,7 @@ class Gate:
                 comparison = Comparison(
                     self._releases.version(model, subject.base_version), CandidateFaults(served), test
                 )
-                gain = self._gain(comparison, materials) if materials else None
+                gain = self._gain(comparison, correction_data) if correction_data else None
                 found = [checks.file_check(""), *comparison.checks(bank, subject.file, gain=gain)]
         except InvalidInput as error:
             found = [checks.file_check(error.message)]
@@ -166,14 +166,16 @@ class Gate:
         return newest.config.dataset
 
 
-def region_readings(comparison: Comparison, materials: CorrectionData) -> list[tuple[HeldOutRegion, PairedReadings]]:
+def region_readings(
+    comparison: Comparison, correction_data: CorrectionData
+) -> list[tuple[HeldOutRegion, PairedReadings]]:
     """Return both versions' correctness on each corrected region's held-out images.
 
     Images that decided are left out.
     """
     return [
-        (region, comparison.region(materials.decoded(region.latent), region.label_id))
-        for region in materials.held_out_regions(deciding=False)
+        (region, comparison.region(correction_data.decoded(region.latent), region.label_id))
+        for region in correction_data.held_out_regions(deciding=False)
     ]
 
 
@@ -193,14 +195,14 @@ def describe_check(check: gate_pb2.Check) -> str:
     return f"{kind}{subject} {check.figure:+.3g} ({check.rule})"
 
 
-def _subject(materials: CorrectionData, file: bytes) -> _Subject:
+def _subject(correction_data: CorrectionData, file: bytes) -> _Subject:
     """Return a correction's candidate, to be compared with its base version."""
     return _Subject(
-        model=materials.model,
+        model=correction_data.model,
         file=file,
-        dataset=materials.run.config.dataset,
-        base_version=materials.correction.base_version,
-        correction=materials.correction.name,
+        dataset=correction_data.run.config.dataset,
+        base_version=correction_data.correction.base_version,
+        correction=correction_data.correction.name,
     )
 
 

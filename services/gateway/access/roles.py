@@ -1,7 +1,7 @@
 """Callers and roles.
 
-Which role a method requires, by the contract, and who makes the present call. A table here has the methods of other
-services, such as inference: what a viewer may call there changes nothing.
+The role that each method requires, by the contract, and the caller of the present call. A table here has the methods of
+other services, such as inference; viewers may call those that change nothing.
 """
 
 from collections.abc import Mapping

@@ -28,7 +28,7 @@ REGIONS = ("runs/first/regions/r1", "runs/first/regions/r2")
 
 
 class Network(nn.Module):
-    """Flatten, two layers: what is deployed, and what a factory builds."""
+    """Flatten and two layers: the deployed network, and the factory's."""
 
     def __init__(self) -> None:
         super().__init__()

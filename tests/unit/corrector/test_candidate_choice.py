@@ -42,5 +42,5 @@ def test_where_all_cost_too_much_the_least_harm_is_chosen_and_said() -> None:
 
 
 def test_the_rule_states_the_margin() -> None:
-    """What is written beside the result names the figure that it was applied with."""
+    """The rule beside the result names the margin that was applied."""
     assert "above -0.003)" in RULE.format(margin=0.003)

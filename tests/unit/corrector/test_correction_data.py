@@ -34,14 +34,14 @@ def test_images_are_fresh_draws_from_the_gaussian() -> None:
 
 
 def test_draws_still_carry_the_label() -> None:
-    """What no longer carries it is drawn again."""
+    """Latents that do not carry the label are drawn again."""
     drawn = sample_region(planted(), 1000, lambda z: z[:, 0] > 0, np.random.default_rng(0))
     assert len(drawn) == 1000
     assert (drawn[:, 0] > 0).all()
 
 
 def test_draws_of_a_wider_gaussian() -> None:
-    """Four times the covariance is twice as wide; what does not carry the label is left out, not filled up."""
+    """Four times the covariance is twice as wide; draws without the label are left out, not replaced."""
     region = planted()
     narrow, wide = (fresh_latents(region, 5000, everything, np.random.default_rng(0), spread=s) for s in (1.0, 4.0))
     np.testing.assert_allclose(wide.std(axis=0), 2 * narrow.std(axis=0), rtol=1e-3)

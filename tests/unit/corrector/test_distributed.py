@@ -8,7 +8,7 @@ import torch
 
 from services.corrector.distributed import torchrun_group
 from services.corrector.finetune import finetune
-from tests.unit.corrector.trainings import CPU, fitting, weights
+from tests.unit.corrector.trainings import CPU, finetune_job, weights
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -25,7 +25,7 @@ def test_several_processes_train_what_one_trains(tmp_path: Path, processes: int)
     done = subprocess.run(command, cwd=REPOSITORY, timeout=120, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
-    alone = fitting(seed=2)
+    alone = finetune_job(seed=2)
     outcome = finetune(alone, device=CPU)
     assert (int(found["steps"]), int(found["best_step"])) == (outcome.steps, outcome.best_step)
     for number, weight in enumerate(weights(alone.network)):

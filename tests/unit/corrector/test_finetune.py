@@ -68,7 +68,7 @@ def region(seed: int = 0) -> Recorded:
 NOTHING = LabelledDataset(fetch=lambda rows: rows, labels=np.zeros(0, np.int64))
 
 
-def fitting(
+def finetune_job(
     schedule: Schedule = SCHEDULE,
     *,
     module: nn.Module | None = None,
@@ -91,7 +91,7 @@ def fitting(
 
 def train(schedule: Schedule = SCHEDULE, **parts: Any) -> nn.Module:
     """Train without anything held out; return the network."""
-    ready = fitting(schedule, **parts)
+    ready = finetune_job(schedule, **parts)
     finetune(ready, device=CPU)
     return ready.network
 
@@ -108,7 +108,7 @@ def accuracy(module: nn.Module, data: Recorded) -> float:
 def test_the_loss_reported_is_the_mixed_loss() -> None:
     """The first step's loss is the formula over the two batches that were fetched."""
     data, added, losses = original(), region(), []
-    finetune(fitting(data=data, added=added), device=CPU, on_step=lambda step, steps, loss: losses.append(loss))
+    finetune(finetune_job(data=data, added=added), device=CPU, on_step=lambda step, steps, loss: losses.append(loss))
     logits = [network()(torch.from_numpy(part.inputs[part.fetched[0]])) for part in (data, added)]
     labels = [torch.from_numpy(part.labels[part.fetched[0]]) for part in (data, added)]
     first, second = (F.cross_entropy(a, b) for a, b in zip(logits, labels, strict=True))
@@ -201,7 +201,7 @@ def test_learns_a_planted_region_and_keeps_the_rest() -> None:
 
 
 def test_the_network_comes_back_ready_to_answer() -> None:
-    """The very network that was given is in evaluation mode; what does not require a gradient is as it was."""
+    """The given network ends in evaluation mode; parameters without a gradient are unchanged."""
     module = network()
     frozen = next(module.parameters())
     frozen.requires_grad_(requires_grad=False)
@@ -212,7 +212,7 @@ def test_the_network_comes_back_ready_to_answer() -> None:
 
 
 def test_steps_are_reported_and_can_stop_the_training() -> None:
-    """Every step says its number and the total; what `on_step` raises ends the training there."""
+    """Every step reports its number and the total; an exception of `on_step` ends the training there."""
     steps = []
 
     def stop(step: int, total: int, _: float) -> None:
@@ -222,7 +222,7 @@ def test_steps_are_reported_and_can_stop_the_training() -> None:
 
     data = original()
     with pytest.raises(KeyboardInterrupt):
-        finetune(fitting(data=data), device=CPU, on_step=stop)
+        finetune(finetune_job(data=data), device=CPU, on_step=stop)
     assert steps == [(1, 10), (2, 10), (3, 10)]
     assert len(data.fetched) == 3
 
@@ -246,28 +246,30 @@ def pulling(sign: float, rows: int = 32) -> Recorded:
 def test_the_weights_with_the_lowest_held_out_loss_are_kept() -> None:
     """Where training leads away from the held-out data it stops, with the weights of its first judgement."""
     schedule = replace(SCHEDULE, epochs=40, batch_size=8)
-    against = fitting(schedule, module=Judged(), data=pulling(1), added=pulling(1), held_out=(pulling(-1), pulling(-1)))
+    against = finetune_job(
+        schedule, module=Judged(), data=pulling(1), added=pulling(1), held_out=(pulling(-1), pulling(-1))
+    )
     steps = 40 * 4
     outcome = finetune(against, device=CPU)
     every = steps // JUDGEMENTS
     assert outcome == FinetuneOutcome(steps=every * (1 + PATIENCE), best_step=every)
     kept = float(next(against.network.parameters()).detach())
-    whole = fitting(schedule, module=Judged(), data=pulling(1), added=pulling(1))
+    whole = finetune_job(schedule, module=Judged(), data=pulling(1), added=pulling(1))
     assert finetune(whole, device=CPU) == FinetuneOutcome(steps=steps, best_step=steps)
     assert 0 < kept < float(next(whole.network.parameters()).detach())
 
 
 def test_a_training_that_gets_better_goes_to_its_end() -> None:
     """Held-out data of the same kind stops nothing."""
-    ready = fitting(module=Judged(), data=pulling(1), added=pulling(1), held_out=(pulling(1), pulling(1)))
+    ready = finetune_job(module=Judged(), data=pulling(1), added=pulling(1), held_out=(pulling(1), pulling(1)))
     assert finetune(ready, device=CPU) == FinetuneOutcome(steps=2, best_step=2)
 
 
 def test_both_parts_of_the_held_out_data_judge() -> None:
-    """The held-out loss is mixed by lambda, too: what is gained in the regions can outweigh what is lost elsewhere."""
+    """The held-out loss is mixed by lambda, too: gains in the regions can outweigh losses elsewhere."""
     for weight, best in ((0.9, 160), (0.1, 13)):
         schedule = replace(SCHEDULE, epochs=40, batch_size=8, region_weight=weight)
-        ready = fitting(
+        ready = finetune_job(
             schedule, module=Judged(), data=pulling(1), added=pulling(1), held_out=(pulling(-1), pulling(1))
         )
         assert finetune(ready, device=CPU).best_step == best
@@ -286,8 +288,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(killed_after: int) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(fitting(schedule, held_out=held_out), device=CPU, on_checkpoint=keep)
-    resumed, whole = fitting(schedule, held_out=held_out), fitting(schedule, held_out=held_out)
+        finetune(finetune_job(schedule, held_out=held_out), device=CPU, on_checkpoint=keep)
+    resumed, whole = finetune_job(schedule, held_out=held_out), finetune_job(schedule, held_out=held_out)
     steps: list[int] = []
     outcome = finetune(resumed, device=CPU, checkpoint=checkpoints[-1], on_step=lambda step, *_: steps.append(step))
     assert outcome == finetune(whole, device=CPU)

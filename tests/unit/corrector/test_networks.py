@@ -1,4 +1,4 @@
-"""The other way in: what a factory builds is checked, exported under the served names, and stays in inference mode."""
+"""Torch factories: the module is checked, exported under the served names, and stays in inference mode."""
 
 import sys
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_a_factory_is_called_and_its_weights_are_loaded(plugin: Callable[..., No
 
 @pytest.mark.parametrize("fixed", [0, 5])
 def test_the_export_has_the_served_signature(fixed: int) -> None:
-    """Names are those that callers know; any batch, or the model's own; what is exported is what is computed."""
+    """Names are the deployed ones; any batch size, or the model's own; the export computes the module."""
     module = TorchModule(network(), model(fixed_batch_size=fixed))
     file = module.to_onnx()
     session = onnxruntime.InferenceSession(file.SerializeToString())
@@ -97,7 +97,7 @@ def test_the_last_layer_is_the_last_matrix() -> None:
 
 
 def test_weights_are_a_state_dict_that_the_factory_takes(plugin: Callable[..., None]) -> None:
-    """What a correction leaves is what the next one starts with."""
+    """A correction's weights are the start of the next one."""
     plugin(build=network)
     module = TorchModule(network(), model())
     with torch.no_grad():

@@ -56,7 +56,7 @@ def done(house: House, work: work_pb2.PublishWork, gate: Gate | None = None) -> 
 
 
 def test_a_correction_is_published(house: House) -> None:
-    """What was done comes back with who wanted it, why, and by which verdict."""
+    """The release has its actor, reason and verdict."""
     event = done(house, wanted())
     release = event.published.release
     assert event.subject == "models/tiny/publications/one"
@@ -85,7 +85,7 @@ def test_what_does_not_pass_the_gate(house: House) -> None:
 
 
 def test_an_approver_that_was_not_needed(house: House) -> None:
-    """Who would have let it through is not kept where it passed."""
+    """The approver of a passed release is not stored."""
     assert done(house, wanted(approver="bea")).published.release.approver == ""
 
 

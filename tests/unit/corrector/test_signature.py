@@ -46,7 +46,7 @@ def test_fixed_batch_size(onnx_classifier: Build, declared: Declare) -> None:
 
 
 def test_declared_probabilities_stay(onnx_classifier: Build, declared: Declare) -> None:
-    """What the owner says of the output is kept."""
+    """The owner's declaration of the output is kept."""
     model = declared()
     model.output = model_pb2.Model.OUTPUT_PROBABILITIES
     assert read_signature(model, onnx_classifier()).output == model_pb2.Model.OUTPUT_PROBABILITIES

@@ -1,4 +1,4 @@
-"""The stage that trains: what each method moves and learns from, and what it leaves in the store."""
+"""The training stage: which weights each method moves, its data, and its results in the store."""
 
 import re
 import sys
@@ -125,12 +125,12 @@ def _region_images(
 
 
 def test_nothing_held_out_is_learned_from(world: World) -> None:
-    """What judges a training are images around sources that no region learns from; what is reported judges nothing."""
-    materials = CorrectionData(world.store, world.correction(ALL))
+    """Evaluation uses images around sources that no region learns from; reported images evaluate nothing."""
+    correction_data = CorrectionData(world.store, world.correction(ALL))
     deciding, reported = (
         {
             (region.region, *row)
-            for region in materials.held_out_regions(deciding=half)
+            for region in correction_data.held_out_regions(deciding=half)
             for row in region.latent.tolist()
         }
         for half in (True, False)
@@ -139,16 +139,16 @@ def test_nothing_held_out_is_learned_from(world: World) -> None:
     assert deciding
     assert reported
     assert not deciding & reported
-    learned = {tuple(row) for region in materials.regions() for row in region.latent.tolist()}
+    learned = {tuple(row) for region in correction_data.regions() for row in region.latent.tolist()}
     assert not {row[1:] for row in deciding | reported} & learned
 
 
 def test_what_decides_reaches_beyond_the_failures(world: World) -> None:
     """Fresh latents around each region carry its label, spread wider than its failures, and are the same every time."""
-    materials = CorrectionData(world.store, world.correction(ALL))
-    around = materials.around_regions()
+    correction_data = CorrectionData(world.store, world.correction(ALL))
+    around = correction_data.around_regions()
     assert [found.region for found in around] == list(REGIONS)
-    for found, region in zip(around, materials.regions(), strict=True):
+    for found, region in zip(around, correction_data.regions(), strict=True):
         assert len(found.latent) == 256
         assert (brightest(found.latent) == found.label_id).all()
         assert found.latent.std(axis=0).mean() > 1.2 * region.latent.std(axis=0).mean()
@@ -220,7 +220,7 @@ def uploaded_file(store: ArtifactStore, net: torch.nn.Module) -> str:
 
 
 def test_a_torch_factory_is_trained_in_place_of_the_graph(world: World, plugin: str) -> None:
-    """What it builds computes what is served; it leaves a file with the served names, and its weights for the next."""
+    """The factory's module computes the served model; it leaves a file with the served names, and its weights."""
     factory = {"function": plugin, "weights_digest": uploaded_file(world.store, network())}
     correction = world.correction(ALL, torch_factory=factory, epochs=100)
     [point] = world.trained(correction, factories=["acme_nets"]).points

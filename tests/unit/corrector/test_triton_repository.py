@@ -72,7 +72,7 @@ def test_a_version_is_written_whole_and_never_changed(repository: TritonReposito
 
 
 def test_what_is_half_written_is_no_version(repository: TritonRepository, root: Path) -> None:
-    """What a process that died left under a temporary name is not a version, and does not stand in the way."""
+    """A dead process's temporary directory is not a version, and does not stand in the way."""
     (root / "tiny/.partial-1-abcdef00").mkdir(parents=True)
     assert repository.versions("tiny") == []
     repository.add_version("tiny", 1, b"whole")

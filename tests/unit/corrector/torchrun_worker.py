@@ -12,7 +12,7 @@ from defuse.errors import Cancelled
 
 from services.corrector.distributed import TrainingAbandoned, torchrun_group
 from services.corrector.finetune import finetune
-from tests.unit.corrector.trainings import CPU, STEPS, fitting, weights
+from tests.unit.corrector.trainings import CPU, STEPS, finetune_job, weights
 
 STOPPED_AT = 7
 
@@ -27,7 +27,7 @@ def main() -> None:
         while (work := process_group.next_work()) is not None:
             seed, checkpoint = work
             with suppress(TrainingAbandoned):
-                finetune(fitting(seed=seed), device=device, checkpoint=checkpoint, processes=process_group)
+                finetune(finetune_job(seed=seed), device=device, checkpoint=checkpoint, processes=process_group)
         process_group.close()
         return
 
@@ -37,17 +37,19 @@ def main() -> None:
 
     process_group.announce((1, None))
     with suppress(Cancelled):
-        finetune(fitting(seed=1), device=device, on_step=stop, processes=process_group)
+        finetune(finetune_job(seed=1), device=device, on_step=stop, processes=process_group)
     checkpoints: list[bytes] = []
-    early = fitting(seed=3, hopeless=True)
+    early = finetune_job(seed=3, hopeless=True)
     process_group.announce((3, None))
     ended = finetune(early, device=device, on_checkpoint=checkpoints.append, processes=process_group)
     assert ended.steps < STEPS
     process_group.announce((3, checkpoints[-1]))
-    again = finetune(fitting(seed=3, hopeless=True), device=device, checkpoint=checkpoints[-1], processes=process_group)
+    again = finetune(
+        finetune_job(seed=3, hopeless=True), device=device, checkpoint=checkpoints[-1], processes=process_group
+    )
     assert again == ended
     process_group.announce((2, None))
-    ready = fitting(seed=2)
+    ready = finetune_job(seed=2)
     outcome = finetune(ready, device=device, processes=process_group)
     process_group.announce(None)
     np.savez(Path(sys.argv[1]), *weights(ready.network), steps=outcome.steps, best_step=outcome.best_step)

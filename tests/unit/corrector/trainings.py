@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 STEPS = 60
 
 
-def fitting(*, seed: int, hopeless: bool = False) -> FinetuneJob:
+def finetune_job(*, seed: int, hopeless: bool = False) -> FinetuneJob:
     """Return a training of 60 steps, judged a dozen times; a hopeless one only gets worse on what is held out."""
     torch.manual_seed(0)
     held_out = _mix(seed + 100)

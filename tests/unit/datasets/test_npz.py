@@ -67,6 +67,6 @@ def test_an_array_in_memory(version: tuple[int, int]) -> None:
     ],
 )
 def test_what_is_no_array_of_numbers(content: bytes, message: str) -> None:
-    """What cannot be read later is refused at once, by what is wrong with it."""
+    """An array that could not be read later is rejected at once, with its fault."""
     with pytest.raises(ValueError, match=message):
         archived(content)

@@ -220,9 +220,9 @@ def test_class_folders_below_split_folders() -> None:
 
 @pytest.mark.parametrize("beside", [None, "__MACOSX/pets/train/cat/._000.png", "README.md"])
 def test_one_folder_around_everything(beside: str | None) -> None:
-    """A folder around the splits changes nothing: what lies under `test` never becomes training data.
+    """A folder around the splits changes nothing: images under `test` never become training data.
 
-    Nor does what a Mac, or a person, puts beside that folder.
+    Neither do hidden files beside that folder, such as a Mac's.
     """
     members = folders("pets/train/", 5) | folders("pets/val/", 3) | folders("pets/test/", 2)
     inside = parse(zipped(members | ({beside: b"x"} if beside else {})))
@@ -278,7 +278,7 @@ def test_what_is_no_picture() -> None:
 
 @pytest.mark.parametrize("content", [b"P5\n10 eight\n255\n", b"P5\n100000 100000\n255\n", png(1)[:30]])
 def test_a_damaged_picture_of_any_kind(content: bytes) -> None:
-    """Whatever is wrong inside a picture, unreadable or absurdly large, it is refused by its name."""
+    """For any fault of an image, unreadable or absurdly large, the image is named."""
     assert "cat/bad.ppm" in refused(zipped(folders() | {"cat/bad.ppm": content}), "BAD_DATASET")
 
 

@@ -1,4 +1,4 @@
-"""What compose files, dashboards, alerts and docs name exists: settings, ports, targets, metrics."""
+"""Names in compose files, dashboards, alerts and docs exist: settings, ports, targets, metrics."""
 
 import json
 import re

@@ -54,7 +54,7 @@ def found_at(false_discovery_rate: float) -> list[Finding]:
 
 
 def test_groups_no_worse_than_controls_are_dropped_and_the_others_ranked() -> None:
-    """What is read wrongly as often as reconstructions around it is no region; typical regions come first."""
+    """A group that fails as often as its controls is no region; typical regions come first."""
     found = found_at(0.05)
     assert [finding.group is GROUPS[number] for finding, number in zip(found, (1, 0), strict=True)] == [True, True]
     typical, rare = found

@@ -128,7 +128,7 @@ def test_latents_alone_are_kept(store: ArtifactStore) -> None:
 
 
 def test_observations_that_are_deleted_meanwhile(store: ArtifactStore) -> None:
-    """Whoever deletes takes them out of the record first: what is written of them here goes, too."""
+    """A deletion changes the record first: scores that were written meanwhile are deleted, too."""
     report(store, pictures(store, 0), np.zeros((20, 3)))
     record(store, ["o3", "o7"])
     seen = watched(store, latents_alone=True)

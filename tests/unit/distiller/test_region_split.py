@@ -135,7 +135,7 @@ def test_parts_of_a_small_region_may_be_small() -> None:
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_hardly_any_failures(failures: int) -> None:
-    """What is too small for two parts has none, and breaks nothing."""
+    """A region too small for two parts has none, without an error."""
     assert asked(cloud(1).take(np.arange(failures))) is None
 
 

@@ -22,7 +22,7 @@ def test_no_groups() -> None:
 
 
 def test_same_seed_same_stability() -> None:
-    """What is drawn depends on the seed alone."""
+    """The draws depend on the seed alone."""
     truth = planted(held_out_share=0.0)
     groups = [np.flatnonzero(truth.cluster == 0)[::2]]
     first, again = (bootstrap_stability(truth.failures, groups, CONFIG, bootstraps=2) for _ in range(2))

@@ -85,7 +85,7 @@ def test_a_mixed_region_becomes_regions_of_their_own(tools: DistillerDependencie
 
 
 def test_splitting_twice_has_one_effect(tools: DistillerDependencies) -> None:
-    """What was split once is returned as it is, though nothing could be asked any more."""
+    """A stored split is returned unchanged, without any dependency."""
     whole = mixed(tools, "r12")
     parts = split_region(tools, whole)
     stored = [tools.store.read_bytes(keys.region_arrays(part.name)) for part in parts]

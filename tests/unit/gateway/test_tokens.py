@@ -32,7 +32,7 @@ def looked_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_token_is_somebodys(file: Path) -> None:
-    """Whose it is is known, time and again; what is nobody's is not, and neither is a digest."""
+    """A token finds its caller, repeatedly; an unknown token, or a digest, does not."""
     known = Tokens(file)
     assert [known.caller("first"), known.caller("first"), known.caller("second")] == [ANN, ANN, None]
     assert known.caller(tokens.digest_of("first")) is None

@@ -1,4 +1,4 @@
-"""What the stages' tests share: a workshop in which the run `runs/first` is prepared."""
+"""The fixture of the stages' tests, in which the run `runs/first` is prepared."""
 
 from collections.abc import Iterator
 

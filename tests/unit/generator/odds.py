@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Odds:
-    """What is true of n sources."""
+    """The true failure rates of n sources."""
 
     # (n,) mean of a source's margins
     mean: Array

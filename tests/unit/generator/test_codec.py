@@ -78,7 +78,7 @@ def test_an_unfit_pair_is_refused_with_its_shapes(encoder: bytes, decoder: bytes
 
 
 def test_a_decoder_that_ends_linearly_is_clipped() -> None:
-    """A decoder that answers a little more than white and less than black is taken; what it decodes are pixels."""
+    """A decoder slightly beyond white and black is accepted; its images are clipped."""
     pair = opened(encoder_file(), decoder_file(clipped=False))
     z = np.linspace(-0.2, 1.2, 12, dtype=np.float32).reshape(2, 6)
     np.testing.assert_array_equal(pair.decode(z), z.clip(0, 1).reshape(2, *SHAPE))

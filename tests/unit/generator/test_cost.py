@@ -34,7 +34,7 @@ def test_training_is_counted_until_it_is_done(workshop: Workshop, monkeypatch: p
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_the_run(workshop: Workshop) -> None:
-    """What a run would be refused for is told when its cost is asked for."""
+    """A cost estimate raises the errors that would refuse the run."""
     run = workshop.new_run("no-cost", vae={"encoder_digest": workshop.upload(encoder_file((3, 2, 2)))})
     with pytest.raises(InvalidInput, match="the encoder cannot take"):
         estimate_cost(workshop.context, run.config)

@@ -132,7 +132,7 @@ class Follower:
 
 
 def test_failures_are_sent_as_they_are_found(workshop: Workshop) -> None:
-    """What is stored is sent at once, while later shards and rounds are not even planned; the rest follows."""
+    """Stored failures are sent at once, before later shards and rounds are planned; the rest follows."""
     run = workshop.prepared_run("live", search=SEARCH)
 
     async def live() -> list[pb.IdentifyResponse]:
@@ -209,7 +209,7 @@ def test_tokens_are_read_back(round_: int, shard: int, offset: int) -> None:
 
 @pytest.mark.parametrize("token", ["1.2", "1.2.3.4", "a.b.c", "-1.0.0", "1..2", " 1.2.3", "1.2.3\n", "²·1", "9" * 5000])
 def test_a_bad_token_is_refused(token: str) -> None:
-    """What no response said is no place to go on from."""
+    """A token that no response contained is invalid."""
     for bad in (token, f"0.0.{token}"):
         with pytest.raises(InvalidInput, match="no resume token") as caught:
             StreamPosition.of(bad)

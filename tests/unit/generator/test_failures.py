@@ -27,7 +27,7 @@ def test_counts_are_those_of_the_contract() -> None:
 
 
 def test_types_are_those_that_are_stored() -> None:
-    """Whatever is given, identities are integers and measurements float32; what is not told yet is 0."""
+    """For any input types, identities are integers and measurements float32; missing fields are 0."""
     found = three()
     assert [found.source.dtype, found.draw.dtype, found.margin.dtype] == [np.dtype(t) for t in ("i8", "i4", "f4")]
     assert found.held_out.tolist() == [1, 1, 0]

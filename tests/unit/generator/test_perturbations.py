@@ -150,7 +150,7 @@ def test_without_a_direction_the_first_valid_draw_is_taken() -> None:
 def test_the_first_that_passes_is_taken_however_many_are_asked_at_once(
     valid: list[list[bool]], asked_at_once: int
 ) -> None:
-    """What is taken, and how many came before it in vain, does not depend on how many are asked about at once."""
+    """The chosen draw and the number of failed ones do not depend on the size of the screened groups."""
     passing = np.array(valid, bool).reshape(-1, CANDIDATES)
     order = np.random.default_rng(0).permuted(np.arange(passing.size).reshape(passing.shape), axis=1)
     asked: list[int] = []
@@ -181,7 +181,7 @@ def test_nothing_is_decoded_where_nothing_is_valid() -> None:
 
 
 def test_screening_is_told_latent_label_and_radius() -> None:
-    """What screens a draw sees its latent, its source's label and the length of its step."""
+    """A screening function gets the latent, its source's label and the length of its step."""
     sources = replace(planted_sources(), labels=np.arange(20) % 2)
 
     def near_and_of_class_one(z: Tensor, label: Tensor, radius: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def test_screening_is_told_latent_label_and_radius() -> None:
     screen=st.booleans(),
 )
 def test_shards_and_batches_change_no_draw(decodes: list[int], border: int, batch_size: int, screen: bool) -> None:
-    """What is drawn of a source does not depend on the sources beside it, nor on the size of the batches."""
+    """The draws of a source do not depend on other sources, nor on the batch size."""
     sources = planted_sources(6)
     wanted = round_allocation(sources, np.array(decodes), directions=DIRECTIONS, screen=screen)
     whole, screened_out = drawn(sources, wanted, replace(NOISE_MODEL, batch_size=1000), HALF)

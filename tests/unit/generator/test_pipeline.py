@@ -146,7 +146,7 @@ def test_whoever_stops_early_leaves_nothing_waiting() -> None:
 
 
 def test_a_decoder_that_fails_is_heard() -> None:
-    """What goes wrong in a decoder's thread is raised where the answers are asked for."""
+    """An exception in a decoder thread is raised to the reader of the answers."""
 
     def fail(_: Array) -> None:
         raise ZeroDivisionError

@@ -75,7 +75,7 @@ def test_no_sources() -> None:
 
 
 def test_examination_can_be_stopped() -> None:
-    """What `check` raises before a batch ends the examination."""
+    """An exception of `check` before a batch ends the preflight."""
     calls = 0
 
     def stop() -> None:

@@ -163,7 +163,7 @@ def test_preparation_says_what_it_does(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"latent_dim": 5, "epochs": 2}, {"beta": 0.125}])
 def test_vae_settings_left_at_0_take_what_fits(given: dict[str, float]) -> None:
-    """What the run does not set follows from shape and number of its training images."""
+    """Missing settings follow from the shape and number of training images."""
     wanted = run_pb2.VaeConfig(**given)  # type: ignore[arg-type]  # a float for each
     config = preparation.vae_config(wanted, (3000, 28, 24, 1))
     assert config == VaeConfig.for_shape((1, 28, 24), 3000, **given)

@@ -92,7 +92,7 @@ def test_training_goes_on_where_a_worker_left_it(barred: Workshop, epochs: int) 
 
 
 def test_a_checkpoint_that_was_never_finished_is_no_checkpoint(barred: Workshop) -> None:
-    """What a worker killed while it wrote left behind neither stops the next one nor is gone on from."""
+    """A partial checkpoint of a killed worker neither stops the next one nor is resumed."""
     run = new_run(barred, "half", seed=20)
     whole = interrupted(barred, run, 1)
     half = f"{keys.vae(run.config, 'checkpoints')}/00002.0123456789abcdef.partial"

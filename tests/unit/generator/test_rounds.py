@@ -108,7 +108,7 @@ def test_a_failure_is_found_again_from_its_provenance(workshop: Workshop, alone:
 
 @pytest.mark.parametrize("kind", ["adaptive", "uniform"])
 def test_failures_are_of_the_planted_weakness(alone: dict[str, Played], kind: str) -> None:
-    """What is found is the classifier's fault: still its label, and taken for a bee when bright, for none when dark."""
+    """The planted fault: correct label, predicted as a bee when bright, never when dark."""
     found = alone[kind].found
     assert (truth(found["latent"]).argmax(axis=1) == found["true_label"]).all()
     is_bright = found["latent"][:, 2] > 0.5
@@ -170,7 +170,7 @@ def assert_same(first: dict[str, Array], second: dict[str, Array]) -> None:
 
 
 def test_the_first_plan_is_made_of_the_first_round(workshop: Workshop, run: run_pb2.Run) -> None:
-    """What all shards gave stands in source order, beside how the sources themselves are read."""
+    """The sums of all shards are in source order, beside the margins of the sources."""
     tally = make_plan(workshop.context, run, 1, SHARDS).tally
     shards = tallied(workshop, run, 0)
     for name in SUMMED:

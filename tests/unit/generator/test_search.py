@@ -45,7 +45,7 @@ def test_margins() -> None:
 
 
 def test_failures_are_all_planted_crossings() -> None:
-    """What is found is every draw that crosses the boundary, no other, with its identity, answer, margin and latent."""
+    """Exactly the draws across the boundary are found, with identity, answer, margin and latent."""
     sources = planted_sources()
     found = searched(sources, round_allocation(sources, round_=4)).failures
     row, draw, z = all_draws(round_=4)

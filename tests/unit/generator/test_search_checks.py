@@ -1,4 +1,4 @@
-"""What becomes of a candidate: each check rejects what it should, under its name; the first one that fails counts."""
+"""The checks of a candidate: each rejects under its own name, and the first rejection counts."""
 
 import itertools
 import threading
@@ -49,7 +49,7 @@ def rejections(counts: SearchCounters) -> dict[str, int]:
     ],
 )
 def test_a_check_of_latents_rejects_under_its_name(field: str, reason: str) -> None:
-    """What a check of latents does not pass is no failure and is counted; what passes has the value recorded."""
+    """A candidate that fails a latent check is rejected and counted; a passing one has the value recorded."""
     result = searched(checked=checks(check(field, lambda z: z[:, 1] > 0)))
     expected = EVERYTHING.take(EVERYTHING.latent[:, 1] > 0)
     np.testing.assert_array_equal(result.failures.latent, expected.latent)
@@ -108,7 +108,7 @@ def test_confirmations_are_under_way_in_parallel() -> None:
 
 
 def test_the_oracle_must_read_the_label() -> None:
-    """What a second classifier does not read as the source's label is no failure; its margin is recorded."""
+    """A failure that the second classifier does not read as its label is rejected; its margin is recorded."""
 
     def by_x1(images: Array) -> Array:
         x1 = images[:, 0, 0, 1]
@@ -150,7 +150,7 @@ def test_an_answer_that_changes_is_no_failure(later: tuple[float, float, float])
 
 
 def test_a_picture_that_is_right_once_it_is_stored_is_no_failure() -> None:
-    """Eight bits are what everybody will see: what they make right is not stored, and counted."""
+    """Stored images have eight bits: a failure that rounding corrects is not stored, but counted."""
     grey = 100.4 / 255
 
     def hair_fine(images: Array) -> Array:
@@ -200,7 +200,7 @@ def test_first_failures_of_each_source_are_kept() -> None:
 
 
 def test_every_candidate_is_accounted_for() -> None:
-    """Candidates are failures or have one reason; what was decoded, encoded and classified is counted."""
+    """Each candidate is a failure or has one reason; decodes, encodes and classifications are counted."""
 
     def noisy(images: Array) -> tuple[Array, Array]:
         mu, sigma = encode(images)

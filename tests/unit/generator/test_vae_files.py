@@ -53,6 +53,6 @@ def test_a_file_of_before_the_likelihood_is_read() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x80\x04}."])
 def test_other_files_are_refused(data: bytes) -> None:
-    """What to_bytes did not write is a ValueError, a pickle included."""
+    """Any file not of to_bytes is a ValueError, a pickle included."""
     with pytest.raises(ValueError, match="no VAE file"):
         from_bytes(data)

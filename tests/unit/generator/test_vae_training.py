@@ -159,7 +159,7 @@ def test_a_checkpoint_of_the_last_epoch_is_the_model() -> None:
 
 
 def test_a_checkpoint_is_taken_over_whatever_the_seed() -> None:
-    """What goes on is the checkpoint's: weights, moments and draws, none of them those of the new start."""
+    """The checkpoint's weights, moments and draws are resumed, none of the new start's."""
     config = config_for()
     left = stopped_after(1, config)[-1]
     first, second = (to_bytes(train(bars(70), config, seed=seed, resume=left)) for seed in (1, 2))

@@ -124,7 +124,7 @@ def test_a_shard_is_searched_once(workshop: Workshop, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("lost", ["results", "sources"])
 def test_a_worker_that_died_half_way_leaves_no_trace(workshop: Workshop, lost: str) -> None:
-    """Whatever of a shard was not written yet, doing it again gives the same artifacts, byte for byte."""
+    """With any part of a shard missing, a repetition gives the same artifacts, byte for byte."""
     run = workshop.prepared_run(f"died-{lost}", search=SEARCH)
     workshop.do(IDENTIFY, shard_work(run))
     whole = below(workshop.store, run.name)

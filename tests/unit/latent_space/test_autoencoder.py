@@ -32,7 +32,7 @@ def decoder_file() -> bytes:
 
 @pytest.mark.parametrize("count", [1, 600])
 def test_the_decoder_of_a_run(store: ArtifactStore, count: int) -> None:
-    """Latents of any precision and number become images in [0, 1], in their order; what lies outside is clipped."""
+    """Latents of any precision and number become images in [0, 1], in order; outside values are clipped."""
     store.write_bytes(keys.vae(CONFIG, "decoder.onnx"), decoder_file())
     z = np.random.default_rng(1).standard_normal((count, 4))
     images = read_decoder(store, CONFIG)(z)

@@ -88,7 +88,7 @@ def test_bytes_round_trip(model: subject.LabelModel) -> None:
 
 
 def test_other_files_are_refused() -> None:
-    """What to_bytes did not write is a ValueError."""
+    """Any file not of to_bytes is a ValueError."""
     with pytest.raises(ValueError, match="no label model"):
         subject.from_bytes(b"\x80\x04}.")
 

@@ -1,4 +1,4 @@
-"""What torch's two exporters write: run as onnxruntime runs it, trained as torch trains it, written back unchanged."""
+"""Graphs of torch's two exporters: run as in onnxruntime, trained as in torch, written back unchanged."""
 
 import copy
 import functools
@@ -55,7 +55,7 @@ each_export = pytest.mark.parametrize(
 
 @functools.cache
 def program(net: str) -> torch.export.ExportedProgram:
-    """What the dynamo exporter makes of a network before it writes any opset."""
+    """The program that the dynamo exporter makes of a network before it writes any opset."""
     return torch.export.export(network(net), (images(2),), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
@@ -125,7 +125,7 @@ def test_dynamo_exporter_keeps_opset_18_where_it_cannot_convert(net: str, opset:
 
 
 def test_script_exporter_has_no_fused_attention_in_opset_13() -> None:
-    """The exporter refuses the ViT that calls torch's attention; what it wants is opset 14."""
+    """The exporter refuses the ViT with torch's attention; the needed opset is 14."""
     with pytest.raises(UnsupportedOperatorError, match=r"scaled_dot_product_attention.* added in version 14"):
         exported("vit", dynamo=False, opset=13)
 

@@ -73,7 +73,7 @@ LEARNABLE = {
 
 @pytest.mark.parametrize(("body", "weights"), LEARNABLE.values(), ids=LEARNABLE.keys())
 def test_only_weights_are_trained(body: str, weights: set[str]) -> None:
-    """What normalises the image, bounds, masks, counts or measures is held fixed; so is a lone number in arithmetic."""
+    """Constants that normalise the image, bound, mask, count or measure stay fixed; so do lone arithmetic numbers."""
     assert trained(graph(body)) == weights
 
 

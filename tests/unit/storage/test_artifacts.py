@@ -22,7 +22,7 @@ def write_half(store: ArtifactStore, key: str) -> None:
 
 
 def test_bytes_messages_and_arrays_come_back(store: ArtifactStore) -> None:
-    """What is written is read back, arrays with their types, also those that are not contiguous or empty."""
+    """Written arrays are read back with their types, also non-contiguous and empty ones."""
     store.write_bytes("a/b", b"content")
     assert store.read_bytes("a/b") == b"content"
     assert store.size("a/b") == 7
@@ -75,7 +75,7 @@ def test_many_writers_of_one_artifact(store: ArtifactStore, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["file", "memory"])
 def test_what_is_created_stays(kind: str, tmp_path: Path) -> None:
-    """What several may make is made once: who comes second changes nothing and leaves nothing."""
+    """Of several creators the first one writes: the second changes nothing and leaves nothing."""
     store = ArtifactStore(f"{kind}://{tmp_path}/store")
     for value in (1, 2):
         store.create_bytes("a/bytes", bytes([value]))
@@ -136,7 +136,7 @@ for size in (5000, 500_000):
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A disk without room is StoreFull, naming store and artifact, and leaves nothing; what fits is written."""
+    """A full disk is StoreFull, naming store and artifact, and leaves nothing; smaller content is written."""
     url = f"file://{tmp_path}/store"
     answer = subprocess.run(
         [sys.executable, "-c", FULL_DISK, url], capture_output=True, text=True, check=True, timeout=60
@@ -171,7 +171,7 @@ def test_keys_directly_below_a_prefix(store: ArtifactStore) -> None:
 
 
 def test_a_key_written_by_another_process_is_listed(store: ArtifactStore) -> None:
-    """What another store object wrote meanwhile is seen."""
+    """Writes of another store object are seen."""
     store.write_bytes("runs/a", b"")
     assert store.keys("runs") == ["runs/a"]
     ArtifactStore(store.url).write_bytes("runs/b", b"")

@@ -53,7 +53,7 @@ def copied_bytes(here: Path) -> int:
 
 
 def test_copies_end_with_the_store(remote: Callable[[int], ArtifactStore], here: Path) -> None:
-    """What was copied to this disk is removed when nobody can ask for it any more."""
+    """Copies are removed with their store object."""
     store = remote(KIBIBYTE * KIBIBYTE)
     array = store.map_arrays("b")["x"]
     assert copied_bytes(here) > array.nbytes
@@ -65,7 +65,7 @@ def test_copies_end_with_the_store(remote: Callable[[int], ArtifactStore], here:
 def test_the_least_recently_used_copy_is_evicted(
     remote: Callable[[int], ArtifactStore], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copies stay within their bound; what was used last is there without being fetched again."""
+    """Copies stay within their bound; the most recently used one is not fetched again."""
     store = remote(250 * KIBIBYTE)
     keys = fetched(store, monkeypatch)
     for key in "abac":

@@ -65,7 +65,7 @@ def test_a_split_has_class_ids_of_the_model(store: ArtifactStore) -> None:
 
 
 def test_the_champion_is_folded_from_the_releases(store: ArtifactStore) -> None:
-    """Whatever the record says, callers get what the last release names; half-written releases do not count."""
+    """For any content of the record, the champion is that of the last release; partial releases do not count."""
     store.write_message(keys.model(MODEL.name), MODEL)
     for key, version in (("10", 1), ("20", 2), ("30", 1), ("25", 3)):
         store.write_message(f"{keys.releases(MODEL.name)}/{key}.pb", release_pb2.Release(version=version))

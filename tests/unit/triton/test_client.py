@@ -65,7 +65,7 @@ def test_every_byte_survives_the_way_to_floats_and_back() -> None:
     [{}, {"low": -1.0}, {"high": 255.0}, {"mean": [0.1, 0.5, 0.9], "std": [0.3, 0.01, 2.0], "low": -1.0, "high": 2.0}],
 )
 def test_every_byte_survives_the_way_to_the_input_and_back(layout: str, preprocessing: dict[str, Any]) -> None:
-    """Whatever the model declares."""
+    """For any declaration of the model."""
     stored = np.random.default_rng(0).permutation(np.arange(256, dtype=np.uint8).repeat(3)).reshape(4, 8, 8, 3)
     declared = model(layout, preprocessing=preprocessing)
     np.testing.assert_array_equal(undo_preprocessing(preprocess(as_floats(stored), declared), declared), stored)
@@ -147,7 +147,7 @@ def test_many_images_are_cut_into_requests() -> None:
 
 
 def test_fixed_batch_size_is_filled_up() -> None:
-    """A graph with a batch size of its own gets exactly that many images a request; what was added is not answered."""
+    """A fixed batch size gets exactly that many images a request; padding is not returned."""
     echo, images = Echo(), random_images(6)
     logits = classifier(echo, model(fixed_batch_size=4, max_batch_size=0)).classify(images)
     np.testing.assert_array_equal(np.concatenate(echo.inputs), images[[0, 1, 2, 3, 4, 5, 5, 5]])
@@ -197,7 +197,7 @@ def test_input_is_written_where_it_is_wanted(layout: str, datatype: str) -> None
 
 @pytest.mark.parametrize("transport", [AUTO, GRPC, SYSTEM_SHARED_MEMORY])
 def test_triton_that_is_not_there(transport: TransportSetting) -> None:
-    """Whatever is asked of it, an absent Triton is Unavailable at once, by its address and its setting."""
+    """Any call to an absent Triton is Unavailable at once, with its address and its setting."""
     address = f"127.0.0.1:{free_port()}"
     client = InferenceClient(address, timeout_s=60, check_timeout_s=60, in_flight=1, transport=transport)
     begin = time.monotonic()

@@ -31,7 +31,7 @@ def files(pid: int) -> list[str]:
 
 
 def test_a_region_is_a_file_with_the_process_in_its_name(new_files: Callable[[], list[str]]) -> None:
-    """What is written through the mapping is in a file of that size, readable by nobody else, until it is removed."""
+    """Bytes written through the mapping are in a private file of that size, until it is removed."""
     region = RegionFile(8192)
     path = DIRECTORY / region.name
     np.frombuffer(region.buffer, np.uint8)[:] = 7

@@ -1,4 +1,4 @@
-"""Whose fault it is when a version does not answer."""
+"""Faults of versions that do not answer."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ class Version:
 
 
 def test_answers_pass() -> None:
-    """What a candidate answers is what is compared."""
+    """The candidate's own answers are compared."""
     asked = CandidateFaults(Version())
     assert asked.classify(IMAGES) is IMAGES
     assert asked.classify_stored(IMAGES) is IMAGES

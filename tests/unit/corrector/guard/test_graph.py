@@ -97,7 +97,7 @@ def answers(file: bytes, inputs: Array) -> dict[str, Array]:
 )
 @pytest.mark.parametrize("opset", [11, 13, 18, 21])
 def test_the_graph_computes_the_formulas(model: model_pb2.Model, opset: int) -> None:
-    """Whatever preprocessing the classifier declares and whichever opset the encoder has: mixtures over its means."""
+    """For any declared preprocessing and any opset of the encoder: mixtures over its means."""
     known, images = knowledge(), pictures(64)
     x = (images.reshape(64, -1) @ matrix()) / SCALE
     regions, real = (log_density(x, mixture) for mixture in (known.regions, known.real))
@@ -122,6 +122,6 @@ def test_far_from_everything() -> None:
 
 
 def test_an_encoder_that_is_none() -> None:
-    """What is no ONNX file is refused."""
+    """Anything but an ONNX file is refused."""
     with pytest.raises(Exception, match="pars"):
         guard_graph(b"no graph", declared(), knowledge(), threshold=0)

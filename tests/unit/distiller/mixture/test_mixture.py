@@ -207,7 +207,7 @@ def test_few_points_are_fitted(points: int) -> None:
     ],
 )
 def test_bad_input_is_refused(settings: dict[str, Any], arguments: dict[str, Any], message: str) -> None:
-    """What makes no sense is named, with what would."""
+    """Invalid arguments are named, with valid ones."""
     with pytest.raises(ValueError, match=message):
         DirichletProcessMixture(**settings).fit(arguments.pop("X"), **arguments)
 

@@ -187,7 +187,7 @@ def test_a_method_that_is_not_there(behind_authentication: Any) -> None:
 
 
 def test_nobody_speaks_for_another(behind_authentication: Any) -> None:
-    """Who says or asks something is the caller, named or not; another name is refused, as an approver's, too."""
+    """The caller's name is filled in; another name is rejected, also as an approver."""
 
     async def ask(channel: grpc.aio.Channel) -> Any:
         gateway = stub(channel)

@@ -93,7 +93,7 @@ def test_without_limits() -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has not called for longest is forgotten first; nothing is kept of calls that have ended."""
+    """The least recently seen caller is evicted first; ended calls leave no state."""
     monkeypatch.setattr(interceptors, "_MOST_CALLERS", 3)
     counts = RateLimits(calls_per_s=1, concurrent_calls=9)
     assert [allowed(counts, who) for who in ("a", "b", "c", "a", "d", "b", "a")] == [True] * 3 + [
@@ -222,6 +222,6 @@ def test_inference_does_not_count(tokens: Path) -> None:
     [("ipv4:10.0.0.7:4711", "10.0.0.7"), ("ipv6:%5B::1%5D:4711", "::1"), ("ipv6:[fe80::1]:4711", "fe80::1")],
 )
 def test_a_caller_without_a_token_is_its_host(peer: str, host: str) -> None:
-    """Whatever port a call comes from: another connection is no other caller."""
+    """Connections of one host are one caller, whatever the port."""
     context: Any = type("Context", (), {"peer": lambda _: peer})()
     assert interceptors.caller_name(context) == host

@@ -13,12 +13,12 @@ GENERATOR = generator_service_pb2.DESCRIPTOR.services_by_name["GeneratorService"
 
 @pytest.mark.parametrize("service", [GATEWAY, MONITOR], ids=lambda service: str(service.name))
 def test_every_call_of_the_gateway_says_its_role(service: ServiceDescriptor) -> None:
-    """No call is forgotten: what has no role in the contract is not offered, and all of the gateway's are."""
+    """Every method has a role: methods without one in the contract are not offered, and all of the gateway's are."""
     assert [path.rpartition("/")[2] for path in contract_roles(service)] == [method.name for method in service.methods]
 
 
 def test_what_of_monitoring_is_told_of() -> None:
-    """Whoever deletes, labels or configures leaves an event; who reports leaves what he reported."""
+    """Calls that delete, label or configure leave an audit event; reports leave their observations."""
     told = {method.name for method in MONITOR.methods if may_mutate(f"/{MONITOR.full_name}/{method.name}")}
     assert told == {"AttachTruth", "DeleteObservations", "ConfigureMonitor", "StartAlertRun"}
 
@@ -39,7 +39,7 @@ def test_what_of_the_generator_is_offered() -> None:
     ],
 )
 def test_the_roles_of_the_gateways_calls(role: str, calls: list[str]) -> None:
-    """Who looks is a viewer, who judges an annotator, who starts work an operator, who changes a model an admin."""
+    """Reading needs a viewer, annotating an annotator, starting work an operator, changing models an admin."""
     assert {
         role_name(required_role(f"/{GATEWAY.full_name}/{call}") or access_pb2.ROLE_UNSPECIFIED) for call in calls
     } == {role}
@@ -62,5 +62,5 @@ def test_the_roles_of_the_gateways_calls(role: str, calls: list[str]) -> None:
     ],
 )
 def test_calls_of_other_services(method: str, role: int | None) -> None:
-    """Probes need no token; what nobody thought of is for admins."""
+    """Probes need no token; unknown methods are for admins."""
     assert required_role(method) == role

@@ -1,4 +1,4 @@
-"""What is told of calls: a real server, callers with tokens, and a journal in a real store."""
+"""The audit of calls: a real server, callers with tokens, and an audit log in a real store."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -140,7 +140,7 @@ def test_who_changed_what_and_how_it_ended(told: Any) -> None:
 
 
 def test_a_stream_of_requests(told: Any) -> None:
-    """What is uploaded is named by the stream's first message, and arrives as it was sent."""
+    """An upload is named by its first message, and arrives unchanged."""
 
     async def ask(channel: grpc.aio.Channel, _: Gateway) -> None:
         messages = [pb.UploadFileRequest(digest="ab"), *[pb.UploadFileRequest(chunk=b"xyz")] * 3]
@@ -151,7 +151,7 @@ def test_a_stream_of_requests(told: Any) -> None:
 
 
 def test_a_caller_that_goes_away(told: Any) -> None:
-    """What it asked for may be done all the same: the event is kept."""
+    """The change may have happened all the same: the event is kept."""
 
     async def ask(channel: grpc.aio.Channel, gateway: Gateway) -> None:
         stub: Any = pb_grpc.GatewayServiceStub(channel)

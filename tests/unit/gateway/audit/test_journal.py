@@ -72,7 +72,7 @@ def test_nothing_happened(store: ArtifactStore) -> None:
 
 
 def test_what_is_no_event(kept: AuditLog, store: ArtifactStore) -> None:
-    """What somebody left in the folder of a day is passed over."""
+    """Foreign files in the folder of a day are skipped."""
     store.write_bytes("audit/2026-11-25/notes.txt", b"by hand")
     assert len(page(kept)[0]) == COUNT
 
@@ -84,7 +84,7 @@ def test_a_day_is_a_folder(kept: AuditLog, store: ArtifactStore, tmp_path: Path)
 
 
 def test_a_store_that_takes_nothing_fails_no_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be stored is said in the log."""
+    """An event that cannot be stored is logged."""
     (tmp_path / "file").touch()
     asyncio.run(AuditLog(ArtifactStore(f"file://{tmp_path}/file/store")).keep(event(1)))
     assert "audit_not_stored" in capsys.readouterr().out

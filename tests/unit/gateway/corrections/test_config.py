@@ -6,7 +6,7 @@ from services.gateway.corrections.config import complete, trainings
 
 
 def test_defaults() -> None:
-    """What is left out takes its default; epochs 0 are left to the corrector."""
+    """Missing settings take their defaults; epochs 0 are left to the corrector."""
     whole = complete(CorrectionConfig(seed=9))
     assert list(whole.region_weights)
     assert list(whole.methods)

@@ -85,7 +85,7 @@ def test_a_training_that_failed_does_not_hold_up_the_choice() -> None:
 
 
 def test_the_choice_begins_once_all_is_trained() -> None:
-    """The last training to end, and no other, starts the choice among all; what comes twice starts nothing."""
+    """Only the last training to end starts the choice; a repeated event starts nothing."""
     correction = running()
     assert list(fold(correction, trained(1, 0.7))) == []
     assert list(fold(correction, trained(1, 0.2))) == []

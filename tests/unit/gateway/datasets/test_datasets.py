@@ -172,7 +172,7 @@ def test_images_are_never_in_memory_as_a_whole(
 
 
 def test_a_damaged_file_leaves_nothing(datasets: Datasets, store: ArtifactStore) -> None:
-    """What is wrong with the last image of the last split is found before the first split is stored."""
+    """A fault of the last image of the last split is found before the first split is stored."""
     buffer = io.BytesIO()
     images = random_images(40, 8, 8)
     np.savez(buffer, x_train=images, y_train=np.zeros(40, int), x_test=images + 1, y_test=np.zeros(40, int))

@@ -75,7 +75,7 @@ def test_a_data_set_of_a_url(store: ArtifactStore, site: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", ["nothing.npz", "images.npz::file:///etc/passwd"])
 def test_nothing_at_a_url(store: ArtifactStore, site: str, path: str) -> None:
-    """What a web server does not have is refused by its URL; nothing in a URL leads to the server's own disk."""
+    """A missing file on a web server is refused by its URL; no URL leads to the server's own disk."""
     with pytest.raises(InvalidInput, match=f"{site}/{path}.*cannot be read") as caught:
         create(store, f"{site}/{path}")
     assert (caught.value.reason, caught.value.field) == ("BAD_URI", "uri")

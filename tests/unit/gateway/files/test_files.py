@@ -36,7 +36,7 @@ def left(tmp_path: Path) -> list[str]:
 
 
 def test_a_file_is_stored_under_its_digest(files: Files, store: ArtifactStore, tmp_path: Path) -> None:
-    """What arrives in chunks is one file, with its size, and nothing beside it."""
+    """Chunks become one file, with its size, and nothing beside it."""
     assert receive(files, DIGEST, CHUNKS) == len(CONTENT) == files.size(DIGEST)
     assert store.read_bytes(keys.file(DIGEST)) == CONTENT
     assert left(tmp_path) == [DIGEST]

@@ -570,7 +570,7 @@ def test_the_champions_requests_are_those_that_it_answered(through_the_door: Ser
 
 
 def test_the_tally_is_added_up_in_redis(through_the_door: Serve) -> None:
-    """What was handed over once is not handed over again, and what comes later is added."""
+    """Counts are flushed once, and later ones are added."""
 
     async def ask(door: Door) -> Any:
         for requests in (1, 2):

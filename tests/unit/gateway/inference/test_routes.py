@@ -1,4 +1,4 @@
-"""Who answers a request, of what a gateway knows of trials under way."""
+"""Routing of requests by a gateway's view of the trials."""
 
 import asyncio
 import math
@@ -51,7 +51,7 @@ def test_who_lost_sight_of_the_others_draws_no_more(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_pinned_version_is_left_alone() -> None:
-    """Who asks for a version by its number takes no part in a trial, even of all requests."""
+    """Requests with an explicit version take no part in a trial, even of all requests."""
     assert routes(1.0).route(target(version="1")) == Route(model="tiny", version="1")
 
 
@@ -83,7 +83,7 @@ def test_a_challenger_that_is_not_there() -> None:
 
 
 def test_a_share_of_1_draws_everything() -> None:
-    """Whatever the id, and without one, a request is drawn."""
+    """With any id, and without one, a request is drawn."""
     known = routes(1.0)
     assert all(known.route(target(id_=id_)).drawn for id_ in ["", *map(str, range(500))])
 

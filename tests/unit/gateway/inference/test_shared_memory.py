@@ -16,7 +16,7 @@ HERE, ELSEWHERE = "ipv4:127.0.0.1:5", "ipv4:172.17.0.1:5"
 
 @dataclass(frozen=True)
 class Caller:
-    """What the door knows of who calls."""
+    """The gateway's view of a caller."""
 
     where: str = HERE
 
@@ -57,7 +57,7 @@ def infer(region: str) -> bytes:
 
 @pytest.mark.parametrize("caller", [Caller(), Caller("ipv6:%5B::1%5D:7"), Caller("unix:")])
 def test_a_caller_of_this_host(caller: Caller) -> None:
-    """What it asks for reaches Triton."""
+    """The forwarded calls reach Triton."""
     triton = Triton()
     answer(SharedMemory(triton.call, offered=True), "System", "Register", register("theirs"), caller)
     assert triton.asked == [("SystemSharedMemoryRegister", register("theirs"))]

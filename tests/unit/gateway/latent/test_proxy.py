@@ -84,7 +84,7 @@ def test_a_call_is_passed_through_with_its_deadline() -> None:
 
 
 def test_an_error_is_passed_through_with_its_reason() -> None:
-    """What the generator raises arrives as the same error, after the answers that came before it."""
+    """The generator's exception arrives as the same error, after earlier answers."""
 
     async def ask(stub: Stub) -> Any:
         with pytest.raises(grpc.aio.AioRpcError) as unary:

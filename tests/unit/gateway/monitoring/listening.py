@@ -1,4 +1,4 @@
-"""Who hears of batches that were changed."""
+"""A listener for changed batches."""
 
 from services.gateway.monitoring.config import MonitoredModel
 

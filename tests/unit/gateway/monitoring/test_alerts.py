@@ -90,7 +90,7 @@ def test_a_webhook_that_never_takes_it(redis_url: str, store: ArtifactStore) -> 
 
 
 def test_alerts_of_one_model_and_of_all(redis_url: str, store: ArtifactStore) -> None:
-    """Who watches one hears nothing of others."""
+    """A watcher of one model gets no alerts of others."""
     plant_model(store, "models/other")
 
     async def story(alerts: Alerts) -> None:

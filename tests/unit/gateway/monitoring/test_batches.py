@@ -1,4 +1,4 @@
-"""What is stored of a batch, and what is left of it when some of it is deleted."""
+"""The stored form of a batch, and the rest after deletions."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ LAYOUT = model_pb2.Preprocessing.Layout
 
 @pytest.mark.parametrize(("layout", "datatype"), [("NCHW", "FP32"), ("NHWC", "FP32"), ("NHWC", "UINT8")])
 def test_inputs_become_images(store: ArtifactStore, layout: str, datatype: str) -> None:
-    """Whatever the layout and the type of the classifier's input."""
+    """For any layout and type of the classifier's input."""
     model = plant_model(store)
     model.input_datatype = datatype
     model.preprocessing.layout = LAYOUT.Value(f"LAYOUT_{layout}")

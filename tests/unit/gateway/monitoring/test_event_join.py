@@ -28,7 +28,7 @@ SCORES = [[1, 2, 3]]
 
 
 class House:
-    """What takes events in."""
+    """The event joiner and its dependencies."""
 
     def __init__(self, queue: Queue, store: ArtifactStore) -> None:
         self.redis, self.model = queue.redis, plant_model(store)
@@ -67,7 +67,7 @@ def given_up(reason: str) -> float:
 
 @pytest.mark.parametrize(("half", "reason"), [("request", "no_response"), ("response", "no_request")])
 def test_the_other_half_does_not_come(redis_url: str, store: ArtifactStore, half: str, reason: str) -> None:
-    """It is given up after a while, counted once by its reason; what comes later still is not waited for."""
+    """It is dropped after a while, counted once by its reason; later parts are not waited for."""
 
     async def story(house: House) -> None:
         before = given_up(reason)

@@ -86,7 +86,7 @@ def test_a_sender_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_events_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All are taken, few at once: what is read of the others is in nobody's memory."""
+    """All are accepted, few at once: the content of the others is in nobody's memory."""
     monkeypatch.setattr(http_server, "_READ_AT_ONCE", 2)
     taking = Taking(together=2)
 

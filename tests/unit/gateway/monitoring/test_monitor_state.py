@@ -124,7 +124,7 @@ def test_traffic_that_moves_into_a_region() -> None:
 
 
 def test_silence_ends() -> None:
-    """What goes on is said again after a tenth of the run length."""
+    """A lasting change is reported again after a tenth of the run length."""
     state = fresh()
     folded(state, traffic(200, rates=(0.02, 0.4)))
     alerts = [alert for seed in range(8) for alert in folded(state, traffic(200, seed=seed, rates=(0.02, 0.4)))]
@@ -146,7 +146,7 @@ def test_images_that_are_less_usual() -> None:
 
 
 def test_observations_without_image_or_scores() -> None:
-    """What cannot be looked at is counted, and says nothing."""
+    """Unscored images are counted, without evidence."""
     state = fresh()
     nothing = {
         "index": np.full(300, -1),

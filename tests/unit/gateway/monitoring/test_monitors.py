@@ -170,7 +170,7 @@ def test_an_alert_outlives_the_gateway_that_folded(world: World, told: Any) -> N
 
 
 def test_a_new_guard_begins_anew(world: World, told: Any) -> None:
-    """What the guard before it looked at, and comes late, is left out."""
+    """Late scores of a replaced guard are left out."""
 
     async def story(monitors: Monitors, _: Alerts) -> None:
         await monitors.apply(world.batch())

@@ -65,7 +65,7 @@ def test_the_output_among_others(model: model_pb2.Model) -> None:
 
 @pytest.mark.parametrize("data", [[1, None, 3], [1, "NaN", 3], ["a", 2, 3], [[1, 2], [3]], [1, 10**400, 3], None])
 def test_data_that_are_no_numbers(model: model_pb2.Model, data: Any) -> None:
-    """Whatever they are instead."""
+    """For any other type."""
     answer = response_of([[1, 2, 3]])
     answer["outputs"][0]["data"] = data
     with pytest.raises(InvalidInput, match=r"not (1x3 numbers|finite)|that are not finite"):

@@ -1,4 +1,4 @@
-"""What becomes of batches whose gateway died, over a real Redis and a real store."""
+"""Batches of dead gateways, over a real Redis and a real store."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ LOST = f"{MODEL}/observations/2026-11-26-14/lost"
 
 
 class Taking:
-    """What takes reports in, and what it keeps them in."""
+    """The batch reports, with their dependencies."""
 
     def __init__(self, queue: Queue, store: ArtifactStore) -> None:
         self.redis, self.store = queue.redis, store
@@ -97,7 +97,7 @@ def test_claimed_and_never_stored(redis_url: str, store: ArtifactStore) -> None:
 
 
 def test_a_claim_that_was_taken_over(redis_url: str, store: ArtifactStore) -> None:
-    """Who was silent for too long does not store what another has."""
+    """A gateway that was silent too long does not store observations of another batch."""
 
     async def story(taking: Taking) -> None:
         token, _ = await taking.index.claim(LOST, ["a"], DAY)
@@ -142,7 +142,7 @@ def test_a_batch_again_whose_observations_went_elsewhere(redis_url: str, store: 
 
 
 def test_a_lock_that_was_lost(redis_url: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who worked for too long is told to ask again, which loops of the gateway survive; asked again it is done."""
+    """A gateway that worked too long gets a conflict, which its loops survive; a retry succeeds."""
     monkeypatch.setattr(index_, "_LOCK_S", 0.01)
 
     async def story(taking: Taking) -> None:
@@ -157,7 +157,7 @@ def test_a_lock_that_was_lost(redis_url: str, store: ArtifactStore, monkeypatch:
 
 
 def test_batches_at_the_same_time(redis_url: str, store: ArtifactStore) -> None:
-    """Each observation of batches that overlap is stored once; who is refused asks again."""
+    """Each observation of overlapping batches is stored once; a rejected gateway retries."""
 
     async def until_stored(taking: Taking, number: int) -> None:
         ids = "".join(chr(ord("a") + (number + step) % 20) for step in range(10))
@@ -197,7 +197,7 @@ def test_deleted_while_it_is_stored(redis_url: str, store: ArtifactStore) -> Non
 
 
 def test_deletions_and_reports_at_the_same_time(redis_url: str, store: ArtifactStore) -> None:
-    """What is said to be deleted is nowhere, in whatever order they came."""
+    """A confirmed deletion leaves nothing, in any order of report and deletion."""
 
     async def delete_all(taking: Taking) -> list[str]:
         return [letter for letter in "abcdefghij" if await taking.deletions.delete(MODEL, [letter])]

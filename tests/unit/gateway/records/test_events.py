@@ -22,13 +22,13 @@ def test_every_event_of_a_run_has_a_place_of_its_own() -> None:
 
 
 def test_the_same_event_has_the_same_place() -> None:
-    """What is delivered twice is recorded once."""
+    """A repeated delivery is recorded once."""
     assert _event_key(identified(3, 2, failures=1)) == _event_key(identified(3, 2, failures=1))
     assert _event_key(planned(2, 40)) == _event_key(planned(2, 40))
 
 
 def test_the_ends_lie_where_others_look_for_them() -> None:
-    """Whoever follows a run finds its failure and its cancellation by their kind."""
+    """Failure and cancellation of a run are found by their kind."""
     assert _event_key(failed("x")) == keys.event(NAME, "failed")
     assert _event_key(CANCELLED) == keys.event(NAME, "cancelled")
 

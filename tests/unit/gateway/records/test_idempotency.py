@@ -199,7 +199,7 @@ def test_bad_ids(redis_url: str, request_id: str) -> None:
 
 
 def test_every_call_that_creates_takes_an_id() -> None:
-    """What makes something, or changes what callers get, can be asked again."""
+    """Methods that create something, or change the served version, can be retried."""
     service: Any = pb.DESCRIPTOR.services_by_name["GatewayService"]
     with_id = {method.name for method in service.methods if "request_id" in method.input_type.fields_by_name}
     making = {method.name for method in service.methods if method.name.startswith(("Create", "Start"))}

@@ -24,7 +24,7 @@ def test_nothing_named_is_everything() -> None:
 
 
 def test_only_named_fields_are_sent() -> None:
-    """Fields, lists, whole messages and fields within messages; what is not set stays unset."""
+    """Fields, lists, whole messages and fields within messages; unset fields stay unset."""
     assert kept("name", "finished_shards") == run_pb2.Run(name="runs/first", finished_shards=[0, 1])
     assert kept("counts.failures", "config.search") == run_pb2.Run(
         counts=run_pb2.SearchCounts(failures=7), config={"search": {"rounds": 3}}

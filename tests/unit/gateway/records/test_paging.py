@@ -49,7 +49,7 @@ def test_pages_together_are_the_list(names: set[str], size: int) -> None:
 
 
 def test_tokens_stay_right_when_entries_are_added() -> None:
-    """What was read is not read again and nothing is left out, wherever new entries come."""
+    """No entry is read twice or left out, wherever new entries are added."""
     cursor = asked(2)
     first = cursor.page(cursor.after_cursor(named("b", "d", "f"), position))
     cursor = asked(2, first.next_page_token)

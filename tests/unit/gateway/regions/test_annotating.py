@@ -61,7 +61,7 @@ def verdict_of(store: ArtifactStore, region: str = R1) -> str:
 
 
 def test_a_mixed_region_is_split(store: ArtifactStore, distiller: Distiller) -> None:
-    """The verdict is stored before anybody is asked; what comes back is the region with it, and its parts."""
+    """The annotation is stored before the distiller is called; the region and its parts are returned."""
     region, parts = annotate(store, distiller, "MIXED")
     assert region == Regions(store).get(R1)
     assert [part.name for part in parts] == PARTS
@@ -100,7 +100,7 @@ def test_a_distiller_that_is_away(store: ArtifactStore, distiller: Distiller) ->
 
 
 def test_a_region_without_parts(store: ArtifactStore, distiller: Distiller) -> None:
-    """What the distiller refuses is refused in its words; the verdict is stored."""
+    """The distiller's refusal is passed on in its words; the annotation is stored."""
     distiller.refusal = NotReady("nothing tells parts of region 'r1'", reason="NOT_SEPARABLE")
     with pytest.raises(NotReady, match="nothing tells parts of region 'r1'") as caught:
         annotate(store, distiller, "MIXED")

@@ -87,7 +87,7 @@ def failed(error: DefuseError, name: str = NAME) -> work_pb2.Event:
 
 
 def test_a_release_from_its_beginning_to_its_end(redis_url: str, store: ArtifactStore) -> None:
-    """A corrector is asked once, with who and why; whoever waits gets what was done, after candidates are retired."""
+    """A corrector is asked once, with actor and reason; all callers get the release, after candidates are retired."""
 
     async def story(house: House) -> None:
         waiting = house.release(reason="bold sevens", approver="bea")
@@ -173,7 +173,7 @@ def test_one_of_a_model_at_a_time(redis_url: str, store: ArtifactStore) -> None:
 def test_what_is_not_begun(
     redis_url: str, store: ArtifactStore, fields: dict[str, str], refusal: type[DefuseError], reason: str
 ) -> None:
-    """What cannot be released is refused at once; no corrector is asked."""
+    """A correction that cannot be released is rejected at once; no corrector is asked."""
 
     async def story(house: House) -> None:
         with pytest.raises(refusal) as caught:

@@ -161,7 +161,7 @@ def test_without_a_run_to_learn_from_nobody_is_asked(redis_url: str, judged: Art
 
 
 def test_a_run_stays_its_configuration(redis_url: str, judged: ArtifactStore) -> None:
-    """What people say later changes nothing; the same request with another advice is another run."""
+    """Later annotations change nothing; the same request with another advice is another run."""
 
     async def story(runs: Runs, _: Generator) -> None:
         before = (await runs.create("second", config())).config

@@ -35,7 +35,7 @@ def value_of(config: run_pb2.RunConfig, path: str) -> Any:
 
 
 def test_what_is_given_stays_beside_defaults() -> None:
-    """What is not given takes its default; what is given stays; what was handed in is not changed."""
+    """Missing settings take their defaults; given ones stay; the argument is not changed."""
     given_ = run_pb2.RunConfig(
         seed=3,
         model="models/a",

@@ -1,4 +1,4 @@
-"""The rounds of a run: what follows from the end of one, and what changes nothing."""
+"""The rounds of a run: the work after the end of a round, and events without effect."""
 
 import pytest
 from defuse.v1 import work_pb2
@@ -78,7 +78,7 @@ def test_events_that_come_twice_or_late_change_nothing() -> None:
 
 @pytest.mark.parametrize("event", [planned(1, 40), planned(2, 40), planned(3, 40), identified(0, 1), identified(0, 2)])
 def test_events_of_a_round_to_come_change_nothing(event: work_pb2.Event) -> None:
-    """What belongs to a round that has not begun, or to a plan that was not asked for, is not believed."""
+    """Events of a future round, or of an unrequested plan, are ignored."""
     run = new_run(rounds=3)
     told(run, ADAPTIVE[:3])
     before = copy_of(run)

@@ -80,7 +80,7 @@ def test_progress_of_a_stage_already_left_is_ignored() -> None:
 
 
 def test_a_note_without_a_stage_is_shown() -> None:
-    """What any worker waits for is shown; the progress stays."""
+    """A worker's reason to wait is shown; the progress stays."""
     run = uniform_run()
     told(run, UNIFORM[:2])
     fold(run, progress(Run.STATE_UNSPECIFIED, 0.0, "waiting: Triton does not answer"))
@@ -110,7 +110,7 @@ def test_a_stage_that_gave_up_ends_the_run(stage: int) -> None:
 
 
 def test_a_cancelled_run_stays_cancelled() -> None:
-    """What stages still say after a cancellation starts no work and leaves the state."""
+    """Events after a cancellation start no work and leave the state."""
     run = uniform_run()
     told(run, [UNIFORM[0], CANCELLED])
     assert run.state == Run.STATE_CANCELLED
@@ -133,7 +133,7 @@ def test_no_regions_is_a_success() -> None:
 
 
 def test_regions_are_there_once_the_run_has_succeeded() -> None:
-    """Whoever asks too early is told the state."""
+    """A call that comes too early gets the state."""
     run = uniform_run()
     with pytest.raises(NotReady, match="'first' is preparing"):
         check_distilled(run)

@@ -78,7 +78,7 @@ def test_a_trial_that_is_stopped_has_ended(redis_url: str, store: ArtifactStore)
 
 
 def test_a_trial_is_in_the_store_at_its_start_and_at_its_end(redis_url: str, store: ArtifactStore) -> None:
-    """What Redis could lose is there: first that it runs, then what was seen."""
+    """The store has what Redis could lose: first that the trial runs, then its counts."""
 
     async def story(trials: Trials, _: Trials) -> None:
         started = await trials.start(wanted())

@@ -1,4 +1,4 @@
-"""The story of the README, by the command line: find the planted spot, group it, close it, ship it, undo it."""
+"""The main job by the command line: find the planted spot, group it, correct it, release it, roll it back."""
 
 from pathlib import Path
 from typing import Any

@@ -36,7 +36,7 @@ class CorrectorSettings(TransportSettings):
     )
     handover: Path | None = Field(
         None,
-        description="Directory for handed-over releases of an external Triton; unset where it is ours to write.",
+        description="Directory for handed-over releases of an external Triton; unset for our own Triton.",
     )
     device: str = Field(
         "auto", pattern="^(auto|cpu|cuda(:[0-9]+)?)$", description="`cuda` if there is one, else `cpu`."

@@ -13,8 +13,8 @@ class GatewaySettings(Settings):
     distiller_url: str = Field("127.0.0.1:8012", description="HOST:PORT of the distiller.")
     tokens_file: FilePath | None = Field(
         None,
-        description="Digests of callers' tokens (`python -m services.gateway.tokens` adds one), read again when it "
-        "changes; with it callers must show a token whose role is enough.",
+        description="Digests of callers' tokens (`python -m services.gateway.tokens` adds one), reloaded when it "
+        "changes; callers must then show a token with a sufficient role.",
     )
     http_port: int = Field(
         0,

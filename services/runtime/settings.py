@@ -40,7 +40,7 @@ class Settings(BaseSettings):
         description="Most bytes of copies, in `TMPDIR`, of a remote store's arrays; the least recently used go first.",
     )
     claim_after_s: float = Field(
-        15.0, gt=0, description="Seconds without a heartbeat after which a message of a dead worker is taken over."
+        15.0, gt=0, description="Seconds without a heartbeat after which the message of a dead worker is reclaimed."
     )
     dependency_timeout_s: float = Field(
         5.0, gt=0, description="Seconds that Redis or Triton may take to answer a check."

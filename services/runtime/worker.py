@@ -173,7 +173,7 @@ class Worker:
             try:
                 return await asyncio.to_thread(stage.handle, work, job)
             except (Unavailable, StoreFull) as error:
-                telemetry.log().warning("waiting", error=error.message, retry_s=RETRY_S)
+                telemetry.log().warning("stage_waiting", error=error.message, retry_s=RETRY_S)
                 await self._publish(
                     work_pb2.Event(
                         subject=job.subject, progress=work_pb2.StageProgress(note=f"waiting: {error.message}")

@@ -228,7 +228,7 @@ class EventJoiner:
         rows = max((len(half.observations) for half in pair.parts.values()), default=0)
         if await self._pending.settle(pair):
             telemetry.OBSERVATIONS.labels(pair.model, reason).inc(rows)
-            telemetry.log().warning("event_given_up", model=pair.model, reason=reason, observations=rows, **why)
+            telemetry.log().warning("event_dropped", model=pair.model, reason=reason, observations=rows, **why)
 
 
 async def _call_periodically(call: Callable[[], Awaitable[None]], pause_s: float) -> None:
@@ -237,6 +237,6 @@ async def _call_periodically(call: Callable[[], Awaitable[None]], pause_s: float
         try:
             await call()
         except (DefuseError, OSError, *REDIS_AWAY) as error:
-            telemetry.log().warning("events_wait", error=str(error))
+            telemetry.log().warning("events_retried", error=str(error))
             await asyncio.sleep(_LOOK_EVERY_S)
         await asyncio.sleep(pause_s)

@@ -70,7 +70,7 @@ class Monitors:
         A batch that was folded before, or deleted meanwhile, changes nothing.
         """
         if event.HasField("failed"):
-            telemetry.log().error("batch_not_looked_at", model=event.subject, error=event.failed.error)
+            telemetry.log().error("batch_not_scored", model=event.subject, error=event.failed.error)
         if not event.HasField("watched"):
             return
         subject = await self._subjects.of(event.subject)
@@ -85,7 +85,7 @@ class Monitors:
             try:
                 await self.raise_pending()
             except (DefuseError, OSError, *REDIS_AWAY) as error:
-                telemetry.log().warning("alerts_wait", error=str(error), retry_s=RETRY_S)
+                telemetry.log().warning("alerts_retried", error=str(error), retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
             await asyncio.sleep(_RAISE_EVERY_S)
 

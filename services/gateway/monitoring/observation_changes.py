@@ -231,7 +231,7 @@ class Retention:
             try:
                 await asyncio.to_thread(self.remove_old, datetime.now(UTC))
             except (DefuseError, OSError) as error:
-                telemetry.log().warning("retention_waits", error=str(error), retry_s=_LOOK_EVERY_S)
+                telemetry.log().warning("retention_retried", error=str(error), retry_s=_LOOK_EVERY_S)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     def remove_old(self, now: datetime) -> None:

@@ -63,7 +63,7 @@ class BatchReports:
             try:
                 await self.finish_abandoned()
             except (DefuseError, OSError, *REDIS_AWAY) as error:
-                telemetry.log().warning("reports_wait", error=str(error), retry_s=_LOOK_EVERY_S)
+                telemetry.log().warning("reports_retried", error=str(error), retry_s=_LOOK_EVERY_S)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def finish_abandoned(self) -> None:

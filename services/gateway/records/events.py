@@ -73,7 +73,7 @@ class EventConsumer:
             try:
                 await retry_while_redis_is_away(lambda: act(event))
             except (Unavailable, StoreFull, OSError) as error:
-                telemetry.log().warning("event_waits", error=str(error), retry_s=RETRY_S)
+                telemetry.log().warning("event_retried", error=str(error), retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
                 await retry_while_redis_is_away(lambda: self._queue.heartbeat(delivery))
             else:

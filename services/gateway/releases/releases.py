@@ -90,7 +90,7 @@ class ReleaseOperations:
         try:
             await self._retire(model)
         except (Unavailable, DeadlineExceeded) as error:
-            telemetry.log().warning("candidates_stay", model=model, error=error.message)
+            telemetry.log().warning("candidates_not_withdrawn", model=model, error=error.message)
 
     async def _find_or_create(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Publication:
         correction = await self._corrections.get(request.name)

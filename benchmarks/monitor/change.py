@@ -11,7 +11,7 @@ from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
 from services.distiller.guard_model import GuardModel, top_predictions
 from services.distiller.observation_scoring import reference_profile
-from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, fold, restart
+from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, restart, update_state
 from services.storage.catalog import LabelledImages
 from services.triton.client import Classifier
 
@@ -124,7 +124,7 @@ def _accuracy_error(known: ReferenceProfile, usual: _Pool, moved: _Pool) -> dict
         restart(state, known)
         for pool, which in ((usual, rows), (moved, others)):
             for part in _parts(which):
-                fold(state, pool.draw(part), known, expected_run_length=np.inf)
+                update_state(state, pool.draw(part), known, expected_run_length=np.inf)
         real = (usual.correct[rows].sum() + moved.correct[others].sum()) / (len(rows) + len(others))
         errors[str(share)] = round(state.monitor.estimated_accuracy - float(real), 4)
     return errors
@@ -135,7 +135,7 @@ def _until_alert(known: ReferenceProfile, batches: Iterator[ScoredBatch], run_le
     state = monitor_pb2.MonitorState()
     restart(state, known)
     for batch in batches:
-        if alerts := fold(state, batch, known, expected_run_length=run_length):
+        if alerts := update_state(state, batch, known, expected_run_length=run_length):
             return int(alerts[0].observations)
     return 0
 

@@ -31,10 +31,10 @@ def distilled(stand: Stand, search: Search, *, kind: str) -> Distilled:
     run.CopyFrom(search.run)
     run.config.mixture.kind = run_pb2.MixtureConfig.Kind.Value(f"KIND_{kind.upper()}")
     _forget(stand, run.name)
-    tools = assessment.DistillerDependencies(store=stand.store, inference=stand.inference)
+    dependencies = assessment.DistillerDependencies(store=stand.store, inference=stand.inference)
     work = work_pb2.DistillWork(run=run, shard_count=search.shards, round_count=search.rounds_done)
     begin = time.perf_counter()
-    worker.distill(tools, work, Job(run.name, lambda _: None))
+    worker.distill(dependencies, work, Job(run.name, lambda _: None))
     seconds = time.perf_counter() - begin
     found = stand.store.read_message(keys.distillation(run.name), region_pb2.Distillation)
     return Distilled(regions=list(found.regions), counts=found.counts, seconds=seconds)

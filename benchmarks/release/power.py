@@ -13,7 +13,7 @@ from benchmarks.labelled import Labelled
 from benchmarks.release import worse
 from benchmarks.stand import Data, Stand
 from services.corrector.gate.decision import Gate, describe_check
-from services.corrector.release_history import Decision
+from services.corrector.release_history import ChangeAuthor
 from services.storage import keys
 
 # Of the trainings: a sweep's point that suits these networks, for two epochs.
@@ -107,7 +107,7 @@ class Searched(Arena):
             name=f"{self._known.search.run.name}/corrections/c0", model=self.model.name, base_version=1
         )
         self.stand.store.write_bytes(keys.corrected_file(correction.name), self.champion)
-        self.stand.releases.publish(correction, Decision(actor="benchmark"))
+        self.stand.releases.publish(correction, ChangeAuthor(actor="benchmark"))
 
     def _one_region(self) -> Iterator[bytes]:
         """Yield corrections whose annotator confirmed, for one region, the wrong label that was answered."""

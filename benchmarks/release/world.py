@@ -9,7 +9,7 @@ from defuse.v1 import correction_pb2
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Stand
-from services.corrector.gate.comparison import Bank
+from services.corrector.gate.comparison import RegressionBank
 from services.gateway.records.store import RecordStore
 from services.localstack.stack import LocalStack
 from services.runtime.queue import Queue
@@ -58,7 +58,7 @@ class World:
         verdict = result.verdict
         verdict.name, verdict.correction = f"{model.name}/verdicts/planted-{turn}", correction.name
         verdict.base_version, verdict.passed = model.champion_version, True
-        verdict.bank.update(Bank(store, model).regions())
+        verdict.bank.update(RegressionBank(store, model).regions())
         store.write_message(keys.verdict(verdict.name), verdict)
         store.write_bytes(keys.corrected_file(correction.name), self.file)
         store.write_message(keys.correction(correction.name), correction)

@@ -113,7 +113,7 @@ def _chosen(
     result = _result(comparison, correction_data)
     job.check_cancelled()
     verdict = chooser.gate.verdict_on(
-        comparison, file, correction_data, lambda note: job.progress(0.5, f"at the gate: {note}")
+        comparison, file, correction_data, lambda note: job.progress(0.5, f"checking the candidate: {note}")
     )
     result.verdict.CopyFrom(verdict)
     result.candidate, result.candidate_version = candidate.name, candidate.version

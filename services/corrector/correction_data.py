@@ -40,13 +40,13 @@ class RegionData:
 
 
 def carries_label(
-    believed: Callable[[Array], Array], label: int, min_label_probability: float
+    label_probabilities: Callable[[Array], Array], label: int, min_label_probability: float
 ) -> Callable[[Array], Array]:
     """Return a function that tells which latents (n, d) carry a label, (n,) bool.
 
     `believed` is the label model: latents (n, d) to probabilities (n, k).
     """
-    return lambda z: np.asarray(believed(z)[:, label] >= min_label_probability)
+    return lambda z: np.asarray(label_probabilities(z)[:, label] >= min_label_probability)
 
 
 def fresh_latents(
@@ -87,7 +87,7 @@ def region_latents(
     regions: Sequence[RegionData],
     *,
     per_region: int,
-    believed: Callable[[Array], Array],
+    label_probabilities: Callable[[Array], Array],
     min_label_probability: float,
     seed: int,
 ) -> tuple[Array, Array]:
@@ -99,7 +99,7 @@ def region_latents(
     generator = np.random.default_rng(seed)
 
     def drawn(region: RegionData) -> Array:
-        carried = carries_label(believed, region.label, min_label_probability)
+        carried = carries_label(label_probabilities, region.label, min_label_probability)
         return sample_region(region, per_region, carried, generator)
 
     labels = np.repeat([region.label for region in regions], per_region).astype(np.int64)
@@ -160,7 +160,7 @@ class CorrectionData:
         return read_decoder(self.store, self.run.config)
 
     @cached_property
-    def believed(self) -> Callable[[Array], Array]:
+    def label_probabilities(self) -> Callable[[Array], Array]:
         """The label model: latents (n, d) to probabilities (n, k)."""
         return read_label_model(self.store, self.run.config)
 
@@ -225,7 +225,7 @@ class CorrectionData:
         least = self.run.config.validity.min_label_probability
 
         def around(region: RegionData) -> Array:
-            carried = carries_label(self.believed, region.label, least)
+            carried = carries_label(self.label_probabilities, region.label, least)
             return fresh_latents(region, count, carried, generator, spread=_SPREAD)
 
         return [

@@ -20,7 +20,7 @@ from google.protobuf import json_format, text_format
 from services.corrector.evaluation import LocalVersion
 from services.corrector.gate.comparison import ServedCandidate, Version
 from services.corrector.own_triton import Releases
-from services.corrector.release_history import NO_DECISION, Decision, Kind, ReleaseHistory
+from services.corrector.release_history import NO_AUTHOR, ChangeAuthor, Kind, ReleaseHistory
 from services.corrector.signature import read_signature
 from services.corrector.triton_repository import classifier_config, ensemble_config, exclusive_lock, guard_config
 from services.onnx_graph.onnx_files import TOLERANCE
@@ -49,14 +49,14 @@ class ExternalTritonReleases:
         self._root = root
 
     def register(
-        self, declared: model_pb2.Model, file_digest: str, decision: Decision = NO_DECISION
+        self, declared: model_pb2.Model, file_digest: str, author: ChangeAuthor = NO_AUTHOR
     ) -> model_pb2.Model:
         """Register a model that Triton serves under this name.
 
         The file must be the served version. Raises NotReady when Triton does not serve it, InvalidInput when file and
         version answer differently.
         """
-        if self.history.registered_for(declared, decision.request_id):
+        if self.history.registered_for(declared, author.request_id):
             return self.history.catalog.model(declared.name)
         file = self.history.uploaded_file(declared, file_digest)
         model = read_signature(declared, file)
@@ -67,25 +67,25 @@ class ExternalTritonReleases:
         self._check_same(model, file, version)
         model.create_time.GetCurrentTime()
         self.history.write_version(model, version, file)
-        self.history.record(model.name, Kind.KIND_REGISTERED, version=version, previous=0, decision=decision)
+        self.history.record(model.name, Kind.KIND_REGISTERED, version=version, previous=0, author=author)
         self._store.write_message(keys.model(model.name), model)
         return self.history.catalog.model(model.name)
 
-    def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
+    def publish(self, correction: correction_pb2.Correction, author: ChangeAuthor) -> release_pb2.Release:
         """Hand a correction over as a version directory with its verdict.
 
         Triton is left unchanged.
         """
         self.notice(correction.model)
         with exclusive_lock(self._root):
-            return self._published(correction, decision)
+            return self._published(correction, author)
 
-    def _published(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
-        if made := self.history.made(correction.model, decision.request_id):
+    def _published(self, correction: correction_pb2.Correction, author: ChangeAuthor) -> release_pb2.Release:
+        if made := self.history.made(correction.model, author.request_id):
             return made
         model = self.history.check_publishable(correction)
         version = self.history.version_of(model, correction)
-        verdict = json_format.MessageToJson(self.history.catalog.verdict(decision.verdict), indent=2)
+        verdict = json_format.MessageToJson(self.history.catalog.verdict(author.verdict), indent=2)
         self._hand_over(model, version, verdict)
         return self.history.record(
             model.name,
@@ -93,15 +93,15 @@ class ExternalTritonReleases:
             version=version,
             previous=model.champion_version,
             correction=correction.name,
-            decision=decision,
+            author=author,
         )
 
-    def restore_previous(self, model_name: str, decision: Decision) -> release_pb2.Release:
+    def restore_previous(self, model_name: str, author: ChangeAuthor) -> release_pb2.Release:
         """Refuse: the operator of Triton decides which version callers get."""
         model = self.history.catalog.model(model_name)
         raise NotReady(
             f"Triton at {self._inference.url} is not ours to change; have its operator serve the version of "
-            f"{names.last(model.name)!r} that callers are to get ({decision.reason or 'no reason given'})",
+            f"{names.last(model.name)!r} that callers are to get ({author.reason or 'no reason given'})",
             reason="TRITON_ADOPTED",
         )
 
@@ -176,7 +176,7 @@ class ExternalTritonReleases:
             version=served,
             previous=model.champion_version,
             correction=handed_over[-1].correction if released else "",
-            decision=Decision(actor=OPERATOR, verdict=handed_over[-1].verdict if released else ""),
+            author=ChangeAuthor(actor=OPERATOR, verdict=handed_over[-1].verdict if released else ""),
         )
 
     def _check_same(self, model: model_pb2.Model, file: bytes, version: int) -> None:

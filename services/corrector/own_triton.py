@@ -9,7 +9,7 @@ from defuse.errors import AlreadyExists, InvalidInput, NotReady
 from defuse.v1 import correction_pb2, model_pb2, release_pb2
 
 from services.corrector.gate.comparison import ServedCandidate, Version
-from services.corrector.release_history import NO_DECISION, Decision, Kind, ReleaseHistory, candidate_id, gate_id
+from services.corrector.release_history import NO_AUTHOR, ChangeAuthor, Kind, ReleaseHistory, candidate_id, gate_id
 from services.corrector.signature import read_signature
 from services.corrector.triton_repository import TritonRepository, ensemble_config, exclusive_lock, guard_config
 from services.storage import keys
@@ -34,14 +34,14 @@ class Releases:
         self._root = root
 
     def register(
-        self, declared: model_pb2.Model, file_digest: str, decision: Decision = NO_DECISION
+        self, declared: model_pb2.Model, file_digest: str, author: ChangeAuthor = NO_AUTHOR
     ) -> model_pb2.Model:
         """Check a file against its declaration and serve it as version 1.
 
         Once for one request.
         """
         with exclusive_lock(self._root):
-            if self.history.registered_for(declared, decision.request_id):
+            if self.history.registered_for(declared, author.request_id):
                 return self.history.catalog.model(declared.name)
             file = self.history.uploaded_file(declared, file_digest)
             model = read_signature(declared, file)
@@ -49,15 +49,15 @@ class Releases:
             self._clear(model)
             self._write_version(model, self.history.write_version(model, 1, file))
             self._repository.serve(model, names.last(model.name), [1])
-            self.history.record(model.name, Kind.KIND_REGISTERED, version=1, previous=0, decision=decision)
+            self.history.record(model.name, Kind.KIND_REGISTERED, version=1, previous=0, author=author)
             # Written last: a model with a record is served.
             self._store.write_message(keys.model(model.name), model)
         return self.history.catalog.model(model.name)
 
-    def publish(self, correction: correction_pb2.Correction, decision: Decision) -> release_pb2.Release:
+    def publish(self, correction: correction_pb2.Correction, author: ChangeAuthor) -> release_pb2.Release:
         """Serve a correction's file as a new version, beside the present champion."""
         with exclusive_lock(self._root):
-            if made := self.history.made(correction.model, decision.request_id):
+            if made := self.history.made(correction.model, author.request_id):
                 return made
             model = self.history.check_publishable(correction)
             version = self.history.version_of(model, correction)
@@ -69,14 +69,14 @@ class Releases:
                 version=version,
                 previous=model.champion_version,
                 correction=correction.name,
-                decision=decision,
+                author=author,
             )
 
-    def restore_previous(self, model_name: str, decision: Decision) -> release_pb2.Release:
+    def restore_previous(self, model_name: str, author: ChangeAuthor) -> release_pb2.Release:
         """Give callers the version that the champion replaced."""
         with exclusive_lock(self._root):
             model = self.history.catalog.model(model_name)
-            if made := self.history.made(model_name, decision.request_id):
+            if made := self.history.made(model_name, author.request_id):
                 return made
             newest = self._repository.configured(names.last(model_name))[-1]
             if newest > model.champion_version:  # left by a release that died before its record
@@ -95,7 +95,7 @@ class Releases:
                 Kind.KIND_ROLLED_BACK,
                 version=previous,
                 previous=instead_of,
-                decision=decision,
+                author=author,
             )
 
     def version(self, model: model_pb2.Model, version: int) -> Version:

@@ -9,7 +9,7 @@ from defuse.v1 import correction_pb2, release_pb2, work_pb2
 from services.corrector.external_triton import AnyReleases
 from services.corrector.gate.decision import Gate
 from services.corrector.guard.builder import GuardIssuer
-from services.corrector.release_history import Decision
+from services.corrector.release_history import ChangeAuthor
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -59,14 +59,14 @@ def _published(publisher: Publisher, publication: release_pb2.Publication, job: 
     if made := history.made(correction.model, request_id):
         return made
     history.check_publishable(correction)
-    job.progress(0.1, "at the gate")
-    verdict = publisher.gate.admit(correction, approver=publication.approver, reason=publication.reason)
+    job.progress(0.1, "checking the candidate")
+    verdict = publisher.gate.require_passed(correction, approver=publication.approver, reason=publication.reason)
     job.progress(0.9, "publishing")
-    decision = Decision(
+    author = ChangeAuthor(
         actor=publication.actor,
         reason=publication.reason,
         verdict=verdict.name,
         approver="" if verdict.passed else publication.approver,
         request_id=request_id,
     )
-    return publisher.releases.publish(correction, decision)
+    return publisher.releases.publish(correction, author)

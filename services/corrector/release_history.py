@@ -46,7 +46,7 @@ Kind = release_pb2.Release
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class ChangeAuthor:
     """The author of a change and the reason.
 
     For a release, the passing verdict or the approver who overrode it.
@@ -60,7 +60,7 @@ class Decision:
     request_id: str = ""
 
 
-NO_DECISION = Decision()
+NO_AUTHOR = ChangeAuthor()
 
 
 class ReleaseHistory:
@@ -176,7 +176,7 @@ class ReleaseHistory:
         version: int,
         previous: int,
         correction: str = "",
-        decision: Decision = NO_DECISION,
+        author: ChangeAuthor = NO_AUTHOR,
     ) -> release_pb2.Release:
         """Write the record of a change."""
         release = release_pb2.Release(
@@ -185,7 +185,7 @@ class ReleaseHistory:
             version=version,
             previous_version=previous,
             correction=correction,
-            **asdict(decision),
+            **asdict(author),
         )
         release.create_time.GetCurrentTime()
         # Nanoseconds come first, so that keys sort by time.

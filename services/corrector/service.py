@@ -13,7 +13,7 @@ from services.corrector.gate.comparison import ServedCandidate
 from services.corrector.gate.decision import Gate
 from services.corrector.guard.builder import GuardIssuer
 from services.corrector.publishing import succeeded_correction
-from services.corrector.release_history import Decision
+from services.corrector.release_history import ChangeAuthor
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
@@ -30,8 +30,8 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         self._guards = guards
 
     async def RegisterModel(self, request: pb.RegisterModelRequest, context: Context) -> pb.RegisterModelResponse:
-        decision = Decision(request_id=request.request_id)
-        model = await asyncio.to_thread(self._releases.register, request.model, request.file_digest, decision)
+        author = ChangeAuthor(request_id=request.request_id)
+        model = await asyncio.to_thread(self._releases.register, request.model, request.file_digest, author)
         return pb.RegisterModelResponse(model=model)
 
     async def RunGate(self, request: pb.RunGateRequest, context: Context) -> pb.RunGateResponse:
@@ -41,8 +41,8 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         return pb.RunGateResponse(verdict=verdict)
 
     async def RestorePrevious(self, request: pb.RestorePreviousRequest, context: Context) -> pb.RestorePreviousResponse:
-        decision = Decision(actor=request.actor, reason=request.reason, request_id=request.request_id)
-        release = await asyncio.to_thread(self._releases.restore_previous, request.model, decision)
+        author = ChangeAuthor(actor=request.actor, reason=request.reason, request_id=request.request_id)
+        release = await asyncio.to_thread(self._releases.restore_previous, request.model, author)
         return pb.RestorePreviousResponse(release=release)
 
     async def ServeCandidate(self, request: pb.ServeCandidateRequest, context: Context) -> pb.ServeCandidateResponse:
@@ -63,7 +63,7 @@ class CorrectorService(pb_grpc.CorrectorServiceServicer):
         correction = succeeded_correction(self._store, request.correction)
         model = self._releases.history.check_publishable(correction)
         if request.answers_callers:
-            self._gate.admit(correction, approver=request.approver, reason=request.reason)
+            self._gate.require_passed(correction, approver=request.approver, reason=request.reason)
         candidate = self._releases.serve_candidate(model, self._store.read_bytes(keys.corrected_file(correction.name)))
         if not candidate.name:
             raise NotReady(

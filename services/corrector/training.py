@@ -90,7 +90,7 @@ def _drawn(correction_data: CorrectionData, regions: Sequence[RegionData], total
     latent, labels = region_latents(
         regions,
         per_region=max(1, total // len(regions)),
-        believed=correction_data.believed,
+        label_probabilities=correction_data.label_probabilities,
         min_label_probability=correction_data.run.config.validity.min_label_probability,
         seed=correction_data.correction.config.seed,
     )

@@ -17,20 +17,22 @@ from services.runtime.worker import Stage, Worker
 def build(settings: TransportSettings) -> Service:
     """Wire the distiller."""
     needs = Dependencies.of(settings)
-    tools = DistillerDependencies(store=needs.store, inference=needs.inference)
+    dependencies = DistillerDependencies(store=needs.store, inference=needs.inference)
     stages = {
         DISTILL: Stage(
             kind=work_pb2.DistillWork,
             subject=lambda work: work.run.name,
-            handle=functools.partial(worker.distill, tools),
+            handle=functools.partial(worker.distill, dependencies),
         )
     }
     # Traffic is scored without waiting for the regions of a run.
-    watching = Stage(kind=work_pb2.WatchWork, subject=lambda work: work.model, handle=ObservationScorer(tools).watch)
+    watching = Stage(
+        kind=work_pb2.WatchWork, subject=lambda work: work.model, handle=ObservationScorer(dependencies).watch
+    )
     return Service(
         names=[distiller_service_pb2.DESCRIPTOR.services_by_name["DistillerService"].full_name],
         register=lambda server: distiller_service_pb2_grpc.add_DistillerServiceServicer_to_server(
-            DistillerService(tools), server
+            DistillerService(dependencies), server
         ),
         checks=needs.checks,
         loops=[*Worker(needs.queue, stages).loops, *Worker(needs.queue, {WATCH: watching}).loops],

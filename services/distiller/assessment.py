@@ -47,9 +47,11 @@ class RegionAssessor:
     The groups are those of a run or of a region; `arrays` are the failures.
     """
 
-    def __init__(self, tools: DistillerDependencies, run: run_pb2.Run, arrays: dict[str, Array], job: Job) -> None:
-        self._tools, self._run, self._arrays, self._job = tools, run, arrays, job
-        self._model = Catalog(tools.store).model(run.config.model)
+    def __init__(
+        self, dependencies: DistillerDependencies, run: run_pb2.Run, arrays: dict[str, Array], job: Job
+    ) -> None:
+        self._dependencies, self._run, self._arrays, self._job = dependencies, run, arrays, job
+        self._model = Catalog(dependencies.store).model(run.config.model)
         self.failures = GroupedFailures(**{field.name: arrays[field.name] for field in fields(GroupedFailures)})
 
     def config(self) -> GroupingConfig:
@@ -58,7 +60,7 @@ class RegionAssessor:
         return GroupingConfig(
             kind=_KINDS[config.kind],
             classes=len(self._model.classes),
-            sd_agg=self._tools.store.read_arrays(keys.sources(self._run.name))["sd_agg"],
+            sd_agg=self._dependencies.store.read_arrays(keys.sources(self._run.name))["sd_agg"],
             max_components=config.max_components,
             min_support=config.min_support,
             seed=self._run.config.seed,
@@ -72,10 +74,10 @@ class RegionAssessor:
         if not groups:
             return []
         run, mixture = self._run, self._run.config.mixture
-        classifier = self._tools.inference.classifier(self._model, version=run.config.model_version)
-        report_progress(self._job, 0.6, "asking about the training images nearby")
-        around = read_surroundings(self._tools.store, run, classifier, shard_count)
-        decodes = _Decodes(self._tools, run, classifier, self.failures, len(groups), self._job)
+        classifier = self._dependencies.inference.classifier(self._model, version=run.config.model_version)
+        report_progress(self._job, 0.6, "classifying training images nearby")
+        around = read_surroundings(self._dependencies.store, run, classifier, shard_count)
+        decodes = _Decodes(self._dependencies, run, classifier, self.failures, len(groups), self._job)
         return findings.find_regions(
             groups,
             stable,
@@ -92,7 +94,7 @@ class RegionAssessor:
         """
         if not found:
             return []
-        store, regions = self._tools.store, []
+        store, regions = self._dependencies.store, []
         pictures = records.PictureRenderer.read(store, self._run)
         for rank, finding in enumerate(found, start=1):
             name = names.region(names.last(self._run.name), f"{prefix}{rank}")
@@ -106,15 +108,15 @@ class _Decodes:
 
     def __init__(
         self,
-        tools: DistillerDependencies,
+        dependencies: DistillerDependencies,
         run: run_pb2.Run,
         classifier: Classifier,
         failures: GroupedFailures,
         groups: int,
         job: Job,
     ) -> None:
-        self._decode = read_decoder(tools.store, run.config)
-        self._believed = read_label_model(tools.store, run.config)
+        self._decode = read_decoder(dependencies.store, run.config)
+        self._label_model = read_label_model(dependencies.store, run.config)
         self._run, self._classifier, self._failures, self._groups, self._job = run, classifier, failures, groups, job
 
     def errors(self, number: int, group: Group) -> tuple[int, int]:
@@ -137,7 +139,7 @@ class _Decodes:
 
         def carries(z: Array) -> Array:
             label = findings.label_of(z, group, self._failures)
-            return np.asarray(self._believed(z)[np.arange(len(z)), label] >= least)
+            return np.asarray(self._label_model(z)[np.arange(len(z)), label] >= least)
 
         wanted = self._run.config.mixture.fresh_decodes
         z = draw_carrying(lambda size: group.gaussian.sample(size, generator), wanted, carries)
@@ -150,7 +152,7 @@ def counts(grouping: Grouping, found: Sequence[Finding]) -> region_pb2.GroupCoun
     return region_pb2.GroupCounts(
         failures=grouping.failures,
         failures_without_region=grouping.failures - inside,
-        groups=grouping.found,
+        groups=grouping.group_count,
         below_support=grouping.below_support,
         merged=grouping.merged,
         not_worse_than_control=len(grouping.groups) - len(found),

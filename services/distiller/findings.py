@@ -107,7 +107,7 @@ def count_controls(group: Group, searched: SearchedImages, count: int) -> tuple[
     the decoder is not at fault there.
     """
     wrong, total = 0, 0
-    for label, share in group.labels().items():
+    for label, share in group.label_shares().items():
         usable = np.flatnonzero((searched.label == label) & ~searched.wrong_on_image)
         order = np.argsort(group.gaussian.distance_squared(searched.latent[usable]), kind="stable")
         nearest = usable[order[: round(share * count)]]
@@ -120,7 +120,7 @@ def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
 
     The nearest member's, when it has several.
     """
-    if len(group.labels()) == 1:
+    if len(group.label_shares()) == 1:
         return np.full(len(latents), group.true_label)
     few = group.members[np.linspace(0, len(group.members) - 1, min(len(group.members), _MOST_CANDIDATES)).astype(int)]
     nearest = distances(latents, failures.latent[few]).argmin(axis=1)
@@ -205,7 +205,7 @@ class Finding:
     """A group with its test and the evidence of real images."""
 
     group: Group
-    trial: ErrorRateTest
+    test: ErrorRateTest
     q_value: float
     stability: float
     # Positions of the failures to show, the medoid first.
@@ -223,7 +223,7 @@ class Finding:
 
         Excess error rate over the controls, times typicality.
         """
-        return self.trial.excess * self.real.typicality
+        return self.test.excess * self.real.typicality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,10 +249,10 @@ def find_regions(
     About `controls` controls each. `errors(number, group)` decodes fresh latents of a group; it returns the
     misclassified ones, and the number of decodes.
     """
-    trials = [_test_group(number, group, known, errors, controls) for number, group in enumerate(groups)]
+    tests = [_test_group(number, group, known, errors, controls) for number, group in enumerate(groups)]
     found = [
-        _make_finding(group, trial, float(q), float(stable), known)
-        for group, trial, q, stable in zip(groups, trials, q_values(trials), stability, strict=True)
+        _make_finding(group, test, float(q), float(stable), known)
+        for group, test, q, stable in zip(groups, tests, q_values(tests), stability, strict=True)
         if q <= false_discovery_rate
     ]
     return sorted(found, key=lambda finding: (-finding.score, -len(finding.group.members)))
@@ -266,14 +266,14 @@ def _test_group(
     return ErrorRateTest(errors=wrong, decodes=decodes, control_errors=control_errors, controls=control_count)
 
 
-def _make_finding(group: Group, trial: ErrorRateTest, q_value: float, stability: float, known: RunEvidence) -> Finding:
+def _make_finding(group: Group, test: ErrorRateTest, q_value: float, stability: float, known: RunEvidence) -> Finding:
     latent, training, sd_agg = known.failures.latent, known.around.training, known.around.sd_agg
     shown = choose_exemplars(latent, group.members, sd_agg, _EXEMPLARS)
     misclassified = training.misclassified()
     label, reason = suggest_label(group, latent[shown], training, sd_agg, known.classes)
     return Finding(
         group=group,
-        trial=trial,
+        test=test,
         q_value=q_value,
         stability=stability,
         exemplars=shown,

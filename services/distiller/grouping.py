@@ -19,14 +19,14 @@ from services.statistics.gaussian import Gaussian
 
 Kind = Literal["error_aware", "plain"]
 # Two groups of one confusion that overlap this much are one (Bhattacharyya coefficient).
-_SAME = 0.6
+_MERGE_OVERLAP = 0.6
 # A smaller rise of the bound moves no failure to another group.
 _TOLERANCE = 0.1
 # Makes a covariance definite: this share of it is treated as uncorrelated, and no direction is narrower than this, in
 # aggregate sds.
-_OWN_SHARE, _LEAST_SD = 0.01, 0.05
+_DIAGONAL_SHARE, _LEAST_SD = 0.01, 0.05
 # Base of the numbers of confusions.
-_MOST_CLASSES = 1 << 20
+_CONFUSION_BASE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class GroupedFailures:
 
     def confusion(self) -> Array:
         """Return a number for each pair of true and predicted class, (m,)."""
-        return self.true_label.astype(np.int64) * _MOST_CLASSES + self.predicted_label
+        return self.true_label.astype(np.int64) * _CONFUSION_BASE + self.predicted_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Group:
     # (true, predicted) to number of members, most frequent first
     profile: Sequence[tuple[tuple[int, int], int]]
 
-    def labels(self) -> dict[int, float]:
+    def label_shares(self) -> dict[int, float]:
         """Share of members with each true label.
 
         A single one unless the mixture is plain.
@@ -96,7 +96,7 @@ class Grouping:
     groups: list[Group]
     failures: int
     # Groups before any was merged or left out.
-    found: int
+    group_count: int
     below_support: int
     merged: int
 
@@ -131,12 +131,12 @@ class Grouper:
         fitted = failures.independent()
         dim = fitted.latent.shape[1]
         spread = prior_covariance(fitted.residuals() if self._aware else fitted.latent, config.sd_agg)
-        self.believed = config.component_width**2 * spread
+        self.prior = config.component_width**2 * spread
         self._model = DirichletProcessMixture(
             n_components=min(config.max_components, len(fitted)),
             # A component is expected to be as wide as one confusion, which counts as d failures.
             degrees_of_freedom_prior=dim,
-            covariance_prior=dim * self.believed,
+            covariance_prior=dim * self.prior,
             # Component means lie as far apart as the failures do, however narrow the components are.
             mean_precision_prior=config.component_width**2,
             tol=_TOLERANCE,
@@ -152,7 +152,7 @@ class Grouper:
                 check=lambda _: check(),
             )
 
-    def labels(self, failures: GroupedFailures) -> Array:
+    def components(self, failures: GroupedFailures) -> Array:
         """Return the component of each failure, (m,).
 
         Split by confusion when the mixture models it.
@@ -162,7 +162,7 @@ class Grouper:
         component = self._model.predict(failures.latent.astype(np.float64), categories=self._categories(failures))
         if not self._aware:
             return component
-        return np.asarray(component * _MOST_CLASSES**2 + failures.confusion())
+        return np.asarray(component * _CONFUSION_BASE**2 + failures.confusion())
 
     def _categories(self, failures: GroupedFailures) -> list[Array]:
         return [failures.true_label, failures.predicted_label] if self._aware else []
@@ -177,20 +177,20 @@ def group_failures(
     """
     usable, others = np.flatnonzero(held_out == 0), np.flatnonzero(held_out != 0)
     if not len(usable):
-        return Grouping(groups=[], failures=0, found=0, below_support=0, merged=0)
+        return Grouping(groups=[], failures=0, group_count=0, below_support=0, merged=0)
     grouper = Grouper(failures.take(usable), config, check)
-    _, labels = np.unique(grouper.labels(failures), return_inverse=True)
+    _, labels = np.unique(grouper.components(failures), return_inverse=True)
     members, held_out_members = _by_label(labels, usable), _by_label(labels, others)
     groups = [
-        make_group(failures, members[label], held_out_members.get(label, others[:0]), grouper.believed)
+        make_group(failures, members[label], held_out_members.get(label, others[:0]), grouper.prior)
         for label in members
     ]
-    distinct = _merge_duplicates(groups, failures, grouper.believed, check)
+    distinct = _merge_duplicates(groups, failures, grouper.prior, check)
     supported = [one for one in distinct if len(one.members) >= config.min_support]
     return Grouping(
         groups=sorted(supported, key=lambda one: (-len(one.members), one.true_label, one.predicted_label)),
         failures=len(usable),
-        found=len(groups),
+        group_count=len(groups),
         below_support=len(distinct) - len(supported),
         merged=len(groups) - len(distinct),
     )
@@ -215,16 +215,16 @@ def center_by_label(x: Array, label: Array) -> Array:
 def prior_covariance(x: Array, sd_agg: Array) -> Array:
     """Return the covariance (d, d) of x (n, d), made definite."""
     spread = np.atleast_2d(np.cov(x.astype(np.float64).T, bias=True))
-    own = _OWN_SHARE * spread.diagonal()
-    return np.asarray((1 - _OWN_SHARE) * spread + np.diag(own + (_LEAST_SD * sd_agg) ** 2))
+    own = _DIAGONAL_SHARE * spread.diagonal()
+    return np.asarray((1 - _DIAGONAL_SHARE) * spread + np.diag(own + (_LEAST_SD * sd_agg) ** 2))
 
 
-def make_group(failures: GroupedFailures, members: Array, held_out_members: Array, believed: Array) -> Group:
+def make_group(failures: GroupedFailures, members: Array, held_out_members: Array, prior: Array) -> Group:
     """Return members of the failures, positions (n,), as a group.
 
     Its Gaussian is shrunk towards a covariance (d, d).
     """
-    gaussian = Gaussian.of(failures.latent[members], believed)
+    gaussian = Gaussian.of(failures.latent[members], prior)
     distance = gaussian.distance_squared(failures.latent[members])
     confusions = zip(failures.true_label[members].tolist(), failures.predicted_label[members].tolist(), strict=True)
     profile = sorted(Counter(confusions).items(), key=lambda item: (-item[1], item[0]))
@@ -240,7 +240,7 @@ def make_group(failures: GroupedFailures, members: Array, held_out_members: Arra
 
 
 def _merge_duplicates(
-    groups: list[Group], failures: GroupedFailures, believed: Array, check: Callable[[], None]
+    groups: list[Group], failures: GroupedFailures, prior: Array, check: Callable[[], None]
 ) -> list[Group]:
     """Merge groups that are the same, the most similar first."""
     left, numbers = dict(enumerate(groups)), itertools.count(len(groups))
@@ -251,7 +251,7 @@ def _merge_duplicates(
         one, other, new = left.pop(i), left.pop(j), next(numbers)
         members = np.concatenate([one.members, other.members])
         held_out = np.sort(np.concatenate([one.held_out_members, other.held_out_members]))
-        left[new] = make_group(failures, members, held_out, believed)
+        left[new] = make_group(failures, members, held_out, prior)
         alike = {pair: overlap for pair, overlap in alike.items() if not {i, j} & set(pair)}
         alike |= {(min(pair), max(pair)): overlap for pair, overlap in _duplicates_of(left, new)}
     return list(left.values())
@@ -269,7 +269,7 @@ def _duplicates_of(groups: dict[int, Group], number: int) -> Iterator[tuple[tupl
             other.predicted_label,
         ):
             overlap = one.gaussian.overlap(other.gaussian)
-            if overlap >= _SAME:
+            if overlap >= _MERGE_OVERLAP:
                 yield (other_number, number), overlap
 
 
@@ -297,7 +297,7 @@ def bootstrap_stability(
     scores = np.zeros((bootstraps, len(groups)))
     for number in range(bootstraps if groups else 0):
         drawn = failures.take(_drawn(failures.source, np.random.default_rng([config.seed, _STREAM, number])))
-        found = Grouper(drawn, replace(config, seed=config.seed + number), check).labels(failures)
+        found = Grouper(drawn, replace(config, seed=config.seed + number), check).components(failures)
         _, labels = np.unique(found, return_inverse=True)
         sizes = np.bincount(labels)
         scores[number] = [_most_alike(members, labels, sizes) for members in groups]
@@ -325,8 +325,8 @@ def stability_of(
 def _drawn(source: Array, generator: np.random.Generator) -> Array:
     """Return the positions of resampled sources' failures."""
     sources = np.unique(source)
-    few = max(1, round(len(sources) * min(1.0, _MOST_FAILURES / len(source))))
-    return np.flatnonzero(np.isin(source, generator.choice(sources, few)))
+    sample_size = max(1, round(len(sources) * min(1.0, _MOST_FAILURES / len(source))))
+    return np.flatnonzero(np.isin(source, generator.choice(sources, sample_size)))
 
 
 def _most_alike(members: Array, labels: Array, sizes: Array) -> float:

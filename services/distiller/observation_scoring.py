@@ -84,9 +84,9 @@ _GUARDS = 4
 class ObservationScorer:
     """The scoring stage; caches the guards that it reads."""
 
-    def __init__(self, tools: DistillerDependencies) -> None:
-        self._tools = tools
-        self._store: ArtifactStore = tools.store
+    def __init__(self, dependencies: DistillerDependencies) -> None:
+        self._dependencies = dependencies
+        self._store: ArtifactStore = dependencies.store
         self._guard_model = functools.lru_cache(_GUARDS)(self._read)
 
     def watch(self, work: work_pb2.WatchWork, _: Job) -> work_pb2.Event:
@@ -136,7 +136,7 @@ class ObservationScorer:
     ) -> dict[str, Array]:
         guard_model = self._guard_model(guard)
         if not self._store.exists(key := keys.guard_reference(guard)):
-            classifier = self._tools.inference.classifier(model, version=model.champion_version)
+            classifier = self._dependencies.inference.classifier(model, version=model.champion_version)
             self._store.create_arrays(key, reference_profile(guard_model, classifier, reference_images(guard_model)))
         rows = np.flatnonzero(arrays["has_image"])  # images (m, h, w, c) have rows for these alone
         return scatter_rows(guard_model.look(arrays["image"]), rows, seen) if len(rows) else seen

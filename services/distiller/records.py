@@ -90,7 +90,7 @@ def region_record(
     name: str, finding: Finding, total: int, failures: dict[str, Array], classes: Sequence[str]
 ) -> region_pb2.Region:
     """Return the record of a region of a run with `total` failures."""
-    group, trial = finding.group, finding.trial
+    group, test = finding.group, finding.test
     record = region_pb2.Region(
         name=name,
         weight=len(group.members) / total,
@@ -102,13 +102,13 @@ def region_record(
             region_pb2.Confusion(true_label=classes[true], predicted_label=classes[predicted], count=count)
             for (true, predicted), count in group.profile
         ],
-        error_rate=estimate(trial.errors, trial.decodes),
+        error_rate=estimate(test.errors, test.decodes),
         suggested_label=finding.suggested_label,
         suggestion_reason=finding.suggestion_reason,
         score=finding.score,
         typicality=finding.real.typicality,
-        control_error_rate=estimate(trial.control_errors, trial.controls),
-        p_value=trial.p_value,
+        control_error_rate=estimate(test.control_errors, test.controls),
+        p_value=test.p_value,
         q_value=finding.q_value,
         real_error_rate=estimate(finding.real.wrong, finding.real.images),
         stability=finding.stability,

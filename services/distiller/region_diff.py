@@ -59,8 +59,8 @@ def match_regions(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -
     """
     found = list(_one_to_one(before, after))
     found += _parts(before, after, {i for i, _ in found}, {j for _, j in found})
-    told = [_matched(before, after, i, j) for i, j in found]
-    return sorted(told, key=lambda pair: (pair.shift_sd, pair.before, pair.after))
+    pairs = [_matched(before, after, i, j) for i, j in found]
+    return sorted(pairs, key=lambda pair: (pair.shift_sd, pair.before, pair.after))
 
 
 def _one_to_one(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> Iterator[tuple[int, int]]:
@@ -176,11 +176,11 @@ def _reencoded(
         yield from (_gaussian(store, region) for region in regions)
         return
     carry = _reencode(store, before, after)
-    believed = np.mean([gaussian.covariance for gaussian in here], axis=0)
+    prior = np.mean([gaussian.covariance for gaussian in here], axis=0)
     for region in regions:
         latent = store.map_arrays(keys.region_arrays(region.name))["latent"]
         few = np.linspace(0, len(latent) - 1, min(len(latent), _MOST_CARRIED)).astype(int)
-        yield Gaussian.of(carry(np.asarray(latent[few])), believed)
+        yield Gaussian.of(carry(np.asarray(latent[few])), prior)
 
 
 def _reencode(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> Callable[[Array], Array]:

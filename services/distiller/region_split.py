@@ -55,8 +55,8 @@ def split_group(
     """
     usable = np.flatnonzero(held_out == 0)
     lines = (_line_positions(failures, usable, config.sd_agg), margin)
-    told = [_parts_on_line(position, failures, held_out, config, bootstraps, check) for position in lines]
-    stable = [one for one in told if one and one.stability.mean() >= _LEAST_STABILITY]
+    candidates = [_parts_on_line(position, failures, held_out, config, bootstraps, check) for position in lines]
+    stable = [one for one in candidates if one and one.stability.mean() >= _LEAST_STABILITY]
     if not stable:
         return None
     best = max(stable, key=lambda one: one.stability.mean())
@@ -122,6 +122,6 @@ def _in_latents(found: Grouping, failures: GroupedFailures, sd_agg: Array) -> Gr
     """
     together = np.concatenate([part.members for part in found.groups])
     label = np.repeat(np.arange(len(found.groups)), [len(part.members) for part in found.groups])
-    believed = prior_covariance(center_by_label(failures.latent[together], label), sd_agg)
-    parts = [make_group(failures, part.members, part.held_out_members, believed) for part in found.groups]
+    prior = prior_covariance(center_by_label(failures.latent[together], label), sd_agg)
+    parts = [make_group(failures, part.members, part.held_out_members, prior) for part in found.groups]
     return replace(found, groups=parts)

@@ -25,8 +25,8 @@ MAX_SAMPLES = 256
 class DistillerService(pb_grpc.DistillerServiceServicer):
     """Fresh images, splits and comparisons of regions."""
 
-    def __init__(self, tools: DistillerDependencies) -> None:
-        self._tools = tools
+    def __init__(self, dependencies: DistillerDependencies) -> None:
+        self._dependencies = dependencies
 
     async def SampleRegion(
         self, request: pb.SampleRegionRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -39,19 +39,19 @@ class DistillerService(pb_grpc.DistillerServiceServicer):
     async def SplitRegion(
         self, request: pb.SplitRegionRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.SplitRegionResponse:
-        return pb.SplitRegionResponse(parts=await asyncio.to_thread(split_region, self._tools, request.region))
+        return pb.SplitRegionResponse(parts=await asyncio.to_thread(split_region, self._dependencies, request.region))
 
     async def CompareRegions(
         self, request: pb.CompareRegionsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.CompareRegionsResponse:
-        diff = await asyncio.to_thread(diff_regions, self._tools.store, request.before, request.after)
+        diff = await asyncio.to_thread(diff_regions, self._dependencies.store, request.before, request.after)
         return pb.CompareRegionsResponse(diff=diff)
 
     def _sample(self, region: str, count: int, seed: int) -> Array:
-        reader = Catalog(self._tools.store)
+        reader = Catalog(self._dependencies.store)
         reader.region(region)
         run = reader.run(names.parent(region))
-        arrays = self._tools.store.read_arrays(keys.region_arrays(region))
+        arrays = self._dependencies.store.read_arrays(keys.region_arrays(region))
         gaussian = Gaussian(mean=arrays["mean"], covariance=arrays["covariance"])
         z = gaussian.sample(count, np.random.default_rng(seed))
-        return as_stored(read_decoder(self._tools.store, run.config)(z))
+        return as_stored(read_decoder(self._dependencies.store, run.config)(z))

@@ -20,26 +20,26 @@ from services.storage.catalog import Catalog
 __all__ = ["DistillerDependencies", "distill"]
 
 
-def distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
+def distill(dependencies: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
     """Group the failures of all shards into regions.
 
     A stored distillation is not made again.
     """
     run = work.run
     key = keys.distillation(run.name)
-    if not tools.store.exists(key):
+    if not dependencies.store.exists(key):
         # Created once, as are the regions' arrays: a concurrent worker must not change what was read.
-        tools.store.create_bytes(key, _distill(tools, work, job).SerializeToString(deterministic=True))
-    distillation = tools.store.read_message(key, region_pb2.Distillation)
+        dependencies.store.create_bytes(key, _distill(dependencies, work, job).SerializeToString(deterministic=True))
+    distillation = dependencies.store.read_message(key, region_pb2.Distillation)
     event = work_pb2.Event(subject=run.name)
     event.distilled.region_count = len(distillation.regions)
     event.distilled.counts.CopyFrom(distillation.counts)
     return event
 
 
-def _distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> region_pb2.Distillation:
-    arrays = read_failures(tools.store, work)
-    assessor = RegionAssessor(tools, work.run, arrays, job)
+def _distill(dependencies: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> region_pb2.Distillation:
+    arrays = read_failures(dependencies.store, work)
+    assessor = RegionAssessor(dependencies, work.run, arrays, job)
     report_progress(job, 0.05, f"grouping {len(assessor.failures)} failures")
     config = assessor.config()
     grouping = group_failures(assessor.failures, arrays["held_out"], config, job.check_cancelled)
@@ -57,25 +57,25 @@ def _distill(tools: DistillerDependencies, work: work_pb2.DistillWork, job: Job)
     return region_pb2.Distillation(run=work.run.name, regions=regions, counts=counts(grouping, found))
 
 
-def split_region(tools: DistillerDependencies, name: str) -> Sequence[region_pb2.Region]:
+def split_region(dependencies: DistillerDependencies, name: str) -> Sequence[region_pb2.Region]:
     """Return the parts of a region, largest score first.
 
     A stored split is not made again. Raises NotFound for an unknown region, NotReady when it has no distinct parts that
     are worse than their controls.
     """
-    region, key = Catalog(tools.store).region(name), keys.region_parts(name)
-    if not tools.store.exists(key):
+    region, key = Catalog(dependencies.store).region(name), keys.region_parts(name)
+    if not dependencies.store.exists(key):
         # Created once, since two annotators may ask concurrently.
-        tools.store.create_bytes(key, _split(tools, region).SerializeToString(deterministic=True))
-    return tools.store.read_message(key, region_pb2.Distillation).regions
+        dependencies.store.create_bytes(key, _split(dependencies, region).SerializeToString(deterministic=True))
+    return dependencies.store.read_message(key, region_pb2.Distillation).regions
 
 
-def _split(tools: DistillerDependencies, region: region_pb2.Region) -> region_pb2.Distillation:
-    reader, region_id = Catalog(tools.store), names.last(region.name)
+def _split(dependencies: DistillerDependencies, region: region_pb2.Region) -> region_pb2.Distillation:
+    reader, region_id = Catalog(dependencies.store), names.last(region.name)
     run = reader.run(names.parent(region.name))
     [arrays] = reader.region_failures(run.name, [region.name])
     # The annotator waits for the answer itself, so there is no progress to report.
-    assessor = RegionAssessor(tools, run, arrays, Job(region.name, lambda _: None))
+    assessor = RegionAssessor(dependencies, run, arrays, Job(region.name, lambda _: None))
     parts = split_group(
         assessor.failures,
         arrays["held_out"],
@@ -89,14 +89,14 @@ def _split(tools: DistillerDependencies, region: region_pb2.Region) -> region_pb
             "the classifier's margins; annotate it as invalid or unsure",
             reason="NOT_SEPARABLE",
         )
-    found = assessor.findings(parts.grouping.groups, parts.stability, shard_count=shard_count(tools.store, run))
+    found = assessor.findings(parts.grouping.groups, parts.stability, shard_count=shard_count(dependencies.store, run))
     if not found:
         raise NotReady(
             f"region {region_id!r} has {len(parts.grouping.groups)} parts, but none is misread more often than the "
             "real images around it; call it invalid or unsure",
             reason="NO_PART_WORSE",
         )
-    total = tools.store.read_message(keys.distillation(run.name), region_pb2.Distillation).counts.failures
+    total = dependencies.store.read_message(keys.distillation(run.name), region_pb2.Distillation).counts.failures
     return region_pb2.Distillation(
         run=run.name,
         regions=assessor.stored(found, prefix=f"{region_id}-", total=total),

@@ -18,7 +18,7 @@ from google.longrunning import operations_pb2_grpc
 
 from services.dependencies import Dependencies
 from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
-from services.gateway.audit.journal import AuditInterceptor, AuditLog
+from services.gateway.audit.audit_log import AuditInterceptor, AuditLog
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.datasets.datasets import Datasets
 from services.gateway.files.files import Files
@@ -98,7 +98,7 @@ def build(settings: GatewaySettings) -> Service:
             tally.run,
         ],
         close=close,
-        interceptors=_auth_interceptors(settings, context.journal, limits),
+        interceptors=_auth_interceptors(settings, context.audit_log, limits),
     )
 
 
@@ -109,8 +109,8 @@ def _context(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
     distiller = ServiceClient(settings.distiller_url, distiller_service_pb2_grpc.DistillerServiceStub, settings.tls)
     corrector = ServiceClient(settings.corrector_url, corrector_service_pb2_grpc.CorrectorServiceStub, settings.tls)
     regions = Regions(needs.store)
-    advice = ThresholdAdvisor(regions, generator)
-    runs = Runs(needs.queue, needs.store, needs.inference, advice)
+    threshold_advisor = ThresholdAdvisor(regions, generator)
+    runs = Runs(needs.queue, needs.store, needs.inference, threshold_advisor)
     corrections = Corrections(needs.queue, Catalog(needs.store), runs, regions)
     trials = Trials(needs.queue, Catalog(needs.store), corrections, functools.partial(_serve_candidate, corrector))
     candidates = CandidateRetirement(trials, corrector)
@@ -122,11 +122,11 @@ def _context(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
         runs=runs,
         regions=regions,
         annotator=Annotator(regions, distiller),
-        advice=advice,
+        threshold_advisor=threshold_advisor,
         corrections=corrections,
         publications=ReleaseOperations(needs.queue, corrections, candidates.retire),
         trials=trials,
-        journal=AuditLog(needs.store),
+        audit_log=AuditLog(needs.store),
         models=Models(needs.store, corrector, candidates),
         guards=Guards(Catalog(needs.store), corrector),
         corrector=corrector,
@@ -136,14 +136,14 @@ def _context(settings: GatewaySettings, needs: Dependencies) -> GatewayContext:
 
 
 def _auth_interceptors(
-    settings: GatewaySettings, journal: AuditLog, limits: RateLimits
+    settings: GatewaySettings, audit_log: AuditLog, limits: RateLimits
 ) -> list[grpc.aio.ServerInterceptor]:
     """Return the interceptors: audit, then rate limits, then authentication.
 
     Rate limits also count rejected callers; the audit log sees the outcome of both.
     """
     access = [AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else []
-    return [AuditInterceptor(journal), RateLimitInterceptor(limits), *access]
+    return [AuditInterceptor(audit_log), RateLimitInterceptor(limits), *access]
 
 
 async def _serve_candidate(

@@ -26,7 +26,7 @@ from defuse.v1 import (
 from defuse.version import VERSION
 
 from services.gateway.access.roles import sign_request
-from services.gateway.audit.journal import AuditLog
+from services.gateway.audit.audit_log import AuditLog
 from services.gateway.corrections.corrections import Corrections
 from services.gateway.datasets.datasets import Datasets
 from services.gateway.files.files import Files
@@ -58,11 +58,11 @@ class GatewayContext:
     runs: Runs
     regions: Regions
     annotator: Annotator
-    advice: ThresholdAdvisor
+    threshold_advisor: ThresholdAdvisor
     corrections: Corrections
     publications: ReleaseOperations
     trials: Trials
-    journal: AuditLog
+    audit_log: AuditLog
     models: Models
     guards: Guards
     corrector: "ServiceClient[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]"
@@ -175,7 +175,7 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
 
     async def AdviseValidity(self, request: pb.AdviseValidityRequest, context: Context) -> pb.AdviseValidityResponse:
         run = await self._context.runs.get_distilled(request.run)
-        return pb.AdviseValidityResponse(advice=await self._context.advice.of(run))
+        return pb.AdviseValidityResponse(advice=await self._context.threshold_advisor.of(run))
 
     async def ListRegions(self, request: pb.ListRegionsRequest, context: Context) -> pb.ListRegionsResponse:
         mask, cursor = ReadMask(region_pb2.Region, request.read_mask), Cursor.of(request, request.run)
@@ -275,5 +275,5 @@ class GatewayService(pb_grpc.GatewayServiceServicer):
         return pb.StopTrialResponse(trial=await self._context.trials.stop(request.name))
 
     async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
-        page = await asyncio.to_thread(self._context.journal.page, Cursor.of(request))
+        page = await asyncio.to_thread(self._context.audit_log.page, Cursor.of(request))
         return pb.ListAuditEventsResponse(events=page.entries, next_page_token=page.next_page_token)

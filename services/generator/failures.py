@@ -37,8 +37,8 @@ class Failures:
         Missing fields are 0.
         """
         count = len(arrays["source"])
-        told = {name: arrays.get(name, np.zeros(count)) for name in _TYPES}
-        return cls(latent=arrays["latent"], **{name: array.astype(_TYPES[name]) for name, array in told.items()})
+        given = {name: arrays.get(name, np.zeros(count)) for name in _TYPES}
+        return cls(latent=arrays["latent"], **{name: array.astype(_TYPES[name]) for name, array in given.items()})
 
     @classmethod
     def none(cls, latent_dim: int) -> "Failures":

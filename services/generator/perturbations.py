@@ -139,7 +139,7 @@ def perturbations(
 
     Both are on the device.
     """
-    return _perturbations(
+    return _perturb(
         noise_model,
         _on(device, sd_agg),
         mu=_on(device, mu),
@@ -182,7 +182,7 @@ def draw_perturbations(
     size = _BATCHES_OF_SLOTS * noise_model.batch_size
     for begin in range(0, len(rows), size):
         part = slice(begin, begin + size)
-        yield partial(_slots, shard, row[part], slot[part])
+        yield partial(_draw_slots, shard, row[part], slot[part])
 
 
 def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[PerturbationBatch]:
@@ -197,7 +197,7 @@ def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[Perturb
         yield rest
 
 
-def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, asked_at_once: int) -> tuple[Tensor, int]:
+def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, tested_at_once: int) -> tuple[Tensor, int]:
     """Return the first passing entry of each row.
 
     Rows of `order` are (slots, k); results are ascending in rows, with the number of failed rows. Rows without a
@@ -206,28 +206,28 @@ def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, asked_at
     """
     width = order.shape[1]
     failed = torch.zeros(len(order), dtype=torch.int64, device=order.device)  # (slots,) entries before the one to take
-    for begin in range(0, width, asked_at_once):
+    for begin in range(0, width, tested_at_once):
         open_ = (failed == begin).nonzero()[:, 0]
-        tried = order[open_, begin : begin + asked_at_once]
+        tried = order[open_, begin : begin + tested_at_once]
         out = ~passes(tried.flatten()).view(tried.shape)
         failed[open_] += out.cumprod(dim=1).sum(dim=1)
     rows = (failed < width).nonzero()[:, 0]
     return order[rows, failed[rows]], int(failed.sum())
 
 
-def _perturbations(
+def _perturb(
     noise_model: NoiseModel, sd_agg: Tensor, *, mu: Tensor, source: Tensor, round_: int, draw: Tensor
 ) -> tuple[Tensor, Tensor]:
     eps = noise_model.noise(source=source, round_=round_, draw=draw, dim=mu.shape[1])
     return eps, (mu + noise_model.step(eps, sd_agg)).float()
 
 
-def _slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationBatch, int]:
+def _draw_slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationBatch, int]:
     width = CANDIDATES if shard.screen else 1
     draw = (slot[:, None] * width + torch.arange(width, device=slot.device)).flatten()  # (slots * width,)
     wide = row.repeat_interleave(width)
     mu, source = shard.mu.index_select(0, wide), shard.source[wide]
-    eps, z = _perturbations(shard.noise_model, shard.sd_agg, mu=mu, source=source, round_=shard.round_, draw=draw)
+    eps, z = _perturb(shard.noise_model, shard.sd_agg, mu=mu, source=source, round_=shard.round_, draw=draw)
     if not shard.screen:
         return PerturbationBatch.of(row=wide, draw=draw, eps=eps, z=z), 0
     chosen, screened_out = _choose_draws(shard, shard.labels[wide], eps, z, radius_sd(z, mu, shard.sd_agg))
@@ -246,8 +246,8 @@ def _choose_draws(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius:
         return shard.screening(z.index_select(0, tried), labels[tried], radius[tried])
 
     # On a CPU each tested latent costs, on a GPU each call.
-    asked_at_once = 1 if z.device.type == "cpu" else CANDIDATES
-    return first_passing(_by_promise(shard, labels, eps), passes, asked_at_once=asked_at_once)
+    tested_at_once = 1 if z.device.type == "cpu" else CANDIDATES
+    return first_passing(_by_promise(shard, labels, eps), passes, tested_at_once=tested_at_once)
 
 
 def _by_promise(shard: _Shard, labels: Tensor, eps: Tensor) -> Tensor:

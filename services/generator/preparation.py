@@ -61,9 +61,9 @@ def _prepare(context: RunContext, run: run_pb2.Run, job: Job) -> run_pb2.Preflig
     train = context.images(run, "train")
     pair = _codec(context, run, train, job)
     _report_note(job, _TRAINING_SHARE, "describing the training images in latent space")
-    sd_agg, believed = _store_reference(context, run, pair, train)
+    sd_agg, trained_model = _store_reference(context, run, pair, train)
     job.check_cancelled()
-    _report_note(job, 0.95, "asking about unperturbed reconstructions")
+    _report_note(job, 0.95, "classifying unperturbed reconstructions")
     read = measure_margins(
         real_images(searched, sample),
         searched.labels[sample],
@@ -80,7 +80,7 @@ def _prepare(context: RunContext, run: run_pb2.Run, job: Job) -> run_pb2.Preflig
     return run_pb2.Preflight(
         accuracy=estimate(right, len(sample)),
         reconstruction_accuracy=estimate(kept, of),
-        label_model_accuracy=believed,
+        label_model_accuracy=trained_model,
     )
 
 
@@ -96,16 +96,16 @@ def _store_reference(context: RunContext, run: run_pb2.Run, pair: Codec, train: 
     """
     record_keys = keys.label_model(run.config), keys.reference(run.config)
     if not all(context.store.exists(key) for key in record_keys):
-        believed, reference = _build_reference(context, run, pair, train)
-        context.store.create_bytes(record_keys[0], label_model.to_bytes(believed))
+        trained_model, reference = _build_reference(context, run, pair, train)
+        context.store.create_bytes(record_keys[0], label_model.to_bytes(trained_model))
         context.store.create_arrays(record_keys[1], reference.arrays())
     # All runs use the stored model, also when two workers trained it at once; the VAE likewise.
-    believed = label_model.from_bytes(context.store.read_bytes(record_keys[0]))
+    trained_model = label_model.from_bytes(context.store.read_bytes(record_keys[0]))
     if not context.store.exists(keys.label_model_onnx(run.config)):
-        probabilities = nn.Sequential(believed, nn.Softmax(dim=1))
-        file = to_onnx(probabilities, (believed.latent_dim,), inputs=["z"], outputs=["probabilities"])
+        probabilities = nn.Sequential(trained_model, nn.Softmax(dim=1))
+        file = to_onnx(probabilities, (trained_model.latent_dim,), inputs=["z"], outputs=["probabilities"])
         context.store.create_bytes(keys.label_model_onnx(run.config), file)
-    return context.store.read_arrays(record_keys[1])["sd_agg"], believed.held_out_accuracy
+    return context.store.read_arrays(record_keys[1])["sd_agg"], trained_model.held_out_accuracy
 
 
 def _build_reference(
@@ -117,9 +117,9 @@ def _build_reference(
     mu, sigma = pair.encode_stored(train.images[rows])
     labels, sd_agg = train.labels[rows], aggregate_sd(mu)
     classes = len(context.model(run).classes)
-    believed = label_model.train_label_model(mu, sigma, labels, classes, seed=seed, device=context.device)
+    trained_model = label_model.train_label_model(mu, sigma, labels, classes, seed=seed, device=context.device)
     few = noise.choose_positions(seed=seed ^ 1, count=len(rows), limit=MAX_REFERENCES)
-    return believed, Reference.of(mu[few], sigma[few], labels[few], sd_agg, row=rows[few])
+    return trained_model, Reference.of(mu[few], sigma[few], labels[few], sd_agg, row=rows[few])
 
 
 def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:

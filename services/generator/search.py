@@ -75,7 +75,7 @@ class _Confirmation:
 
     part: Failures
     answer: Pending
-    opinion: Pending | None
+    oracle_answer: Pending | None
     round_trip: Array
 
 
@@ -202,8 +202,8 @@ def _confirm(
     parts = [slice(begin, begin + noise_model.batch_size) for begin in range(0, len(mu), noise_model.batch_size)]
     makers = (partial(_redecoded, valid.take(part), mu[part], noise_model, models) for part in parts)
     kept = [Failures.none(sources.mu.shape[1])]
-    for second in models.decoders.prefetch(makers):
-        kept.append(_filter_confirmed(second, checks, counts))
+    for confirmation in models.decoders.prefetch(makers):
+        kept.append(_filter_confirmed(confirmation, checks, counts))
         check()
     return Failures.joined(kept)
 
@@ -222,29 +222,31 @@ def _redecoded(part: Failures, mu: Array, noise_model: NoiseModel, models: Searc
     return _Confirmation(
         part=part,
         answer=models.submit(images),
-        opinion=models.oracle(images) if models.oracle else None,
+        oracle_answer=models.oracle(images) if models.oracle else None,
         round_trip=radius_sd(models.encode(images)[0], as_array(z), models.sd_agg),
     )
 
 
-def _filter_confirmed(second: _Confirmation, checks: SearchChecks, counts: SearchCounters) -> Failures:
+def _filter_confirmed(confirmation: _Confirmation, checks: SearchChecks, counts: SearchCounters) -> Failures:
     """Remove, reason by reason, failures that the confirmation does not reproduce."""
-    part, count, logits = second.part, len(second.part.source), second.answer.result()
+    part, count, logits = confirmation.part, len(confirmation.part.source), confirmation.answer.result()
     agreed = (logits.argmax(axis=1) == part.predicted_label) & (margins(logits, part.true_label) < -MARGIN_EPSILON)
-    oracle_margin = margins(second.opinion.result(), part.true_label) if second.opinion else np.zeros(count)
+    oracle_margin = (
+        margins(confirmation.oracle_answer.result(), part.true_label) if confirmation.oracle_answer else np.zeros(count)
+    )
     counts.decodes_again += count
     counts.encodes += count
-    counts.classifications += count * (2 if second.opinion else 1)
+    counts.classifications += count * (2 if confirmation.oracle_answer else 1)
     reasons = {
-        "round_trip_sd": second.round_trip <= checks.max_round_trip_sd,
-        "oracle_margin": oracle_margin > MARGIN_EPSILON if second.opinion else np.ones(count, bool),
+        "round_trip_sd": confirmation.round_trip <= checks.max_round_trip_sd,
+        "oracle_margin": oracle_margin > MARGIN_EPSILON if confirmation.oracle_answer else np.ones(count, bool),
         "confirmation": agreed,
     }
     kept = np.ones(count, bool)
     for reason, passed in reasons.items():
         counts.reject(reason, int((kept & ~passed).sum()))
         kept &= passed
-    return part.with_signals(round_trip_sd=second.round_trip, oracle_margin=oracle_margin).take(kept)
+    return part.with_signals(round_trip_sd=confirmation.round_trip, oracle_margin=oracle_margin).take(kept)
 
 
 def _limit_per_source(

@@ -123,7 +123,7 @@ class Queue:
     async def receive(self, streams: Sequence[str], *, block_ms: int = 1000) -> Delivery | None:
         """Return one message, reclaimed ones first; None when none came within `block_ms`."""
         try:
-            return await self._stale(streams) or await self._new(streams, block_ms)
+            return await self._reclaim(streams) or await self._read_new(streams, block_ms)
         except redis.exceptions.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -194,7 +194,7 @@ class Queue:
     async def close(self) -> None:
         await self.redis.aclose()
 
-    async def _new(self, streams: Sequence[str], block_ms: int) -> Delivery | None:
+    async def _read_new(self, streams: Sequence[str], block_ms: int) -> Delivery | None:
         # One stream after the other, so that this worker never claims more than one message; then all at once, where
         # the message that arrives is left for the next call.
         for stream in streams:
@@ -205,16 +205,16 @@ class Queue:
         await self.redis.xread(dict.fromkeys(streams, "$"), count=1, block=block_ms)
         return None
 
-    async def _stale(self, streams: Sequence[str]) -> Delivery | None:
+    async def _reclaim(self, streams: Sequence[str]) -> Delivery | None:
         for stream in streams:
             idle_ms = int(self.claim_after_s * 1000)
             answer = await self.redis.xautoclaim(stream, GROUP, self.consumer, idle_ms, count=1)
             for message_id, values in answer[1]:
                 if values:  # None for a message that was deleted while pending
-                    return await self._with_history(_delivery(stream, message_id, values))
+                    return await self._with_delivery_count(_delivery(stream, message_id, values))
         return None
 
-    async def _with_history(self, delivery: Delivery) -> Delivery:
+    async def _with_delivery_count(self, delivery: Delivery) -> Delivery:
         [entry] = await self.redis.xpending_range(delivery.stream, GROUP, delivery.id, delivery.id, 1)
         error = await self.redis.hget(_errors(delivery.stream), delivery.id)
         return Delivery(

@@ -26,7 +26,7 @@ class Gaussian:
     covariance: Array
 
     @classmethod
-    def of(cls, latents: Array, believed: Array) -> "Gaussian":
+    def of(cls, latents: Array, prior_covariance: Array) -> "Gaussian":
         """Return the Gaussian of latents (n, d), with a shrunk covariance.
 
         It is shrunk towards a prior covariance (d, d). The prior counts as d latents: the result has the expected
@@ -34,7 +34,7 @@ class Gaussian:
         """
         mean = latents.mean(axis=0, dtype=np.float64)
         scatter = (latents - mean).T @ (latents - mean)
-        return cls(mean=mean, covariance=shrunk_covariance(scatter, len(latents), believed))
+        return cls(mean=mean, covariance=shrunk_covariance(scatter, len(latents), prior_covariance))
 
     def distance_squared(self, latents: Array) -> Array:
         """Return the squared Mahalanobis distance of latents (n, d), (n,)."""

@@ -10,7 +10,7 @@ from defuse.errors import InvalidInput, NotReady
 from defuse.v1 import correction_pb2, gate_pb2, model_pb2, release_pb2
 
 from services.corrector.external_triton import OPERATOR, ExternalTritonReleases
-from services.corrector.release_history import Decision
+from services.corrector.release_history import ChangeAuthor
 from services.corrector.signature import read_signature
 from services.corrector.triton_repository import TritonRepository
 from services.storage import keys
@@ -56,14 +56,14 @@ def theirs(tmp_path: Path, inference: InferenceClient, repository: TritonReposit
     repository.withdraw("theirs")
 
 
-def corrected(theirs: Theirs) -> tuple[correction_pb2.Correction, Decision]:
+def corrected(theirs: Theirs) -> tuple[correction_pb2.Correction, ChangeAuthor]:
     """Leave a correction of version 4 that passed the gate."""
     name = "runs/first/corrections/c1"
     theirs.store.write_bytes(keys.corrected_file(name), build_onnx_classifier(seed=1))
     verdict = gate_pb2.GateVerdict(name=f"{NAME}/verdicts/v1", passed=True)
     theirs.store.write_message(keys.verdict(verdict.name), verdict)
     correction = correction_pb2.Correction(name=name, model=NAME, base_version=4)
-    return correction, Decision(actor="anna", reason="bold sevens", verdict=verdict.name)
+    return correction, ChangeAuthor(actor="anna", reason="bold sevens", verdict=verdict.name)
 
 
 def test_a_model_is_taken_on_at_the_version_that_is_served(theirs: Theirs) -> None:
@@ -106,7 +106,7 @@ def test_what_is_not_ours_is_not_changed(theirs: Theirs) -> None:
     """The way back is the operator's; a candidate runs here."""
     model: model_pb2.Model = theirs.releases.register(declare(NAME), theirs.upload())
     with pytest.raises(NotReady, match="not ours to change"):
-        theirs.releases.restore_previous(NAME, Decision())
+        theirs.releases.restore_previous(NAME, ChangeAuthor())
     candidate = theirs.releases.serve_candidate(model, build_onnx_classifier(seed=1))
     assert candidate.name == ""
     with theirs.releases.serving(model, build_onnx_classifier(seed=1)) as version:

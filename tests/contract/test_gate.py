@@ -14,7 +14,7 @@ from defuse.errors import InvalidInput, NotFound, NotReady
 from defuse.v1 import annotation_pb2, correction_pb2, dataset_pb2, gate_pb2, region_pb2
 
 from services.corrector.gate import comparison
-from services.corrector.gate.comparison import IMAGES, Bank
+from services.corrector.gate.comparison import IMAGES, RegressionBank
 from services.corrector.gate.decision import Gate
 from services.corrector.own_triton import Releases
 from services.corrector.triton_repository import TritonRepository
@@ -198,13 +198,13 @@ def test_a_bank_has_the_same_images_for_ever(house: House) -> None:
     """They are drawn once, and carry the region's label."""
     house.judge(candidate())
     model = Catalog(house.store).model(MODEL)
-    bank = Bank(house.store, model)
+    bank = RegressionBank(house.store, model)
     assert bank.regions() == dict(zip(REGIONS, CLASSES, strict=False))
     images = bank.images(REGIONS[1], CLASSES[1])
     assert images.shape == (IMAGES, 2, 3, 1)
     assert (brightest(images.reshape(IMAGES, 6)) == 1).mean() > 0.95
     assert len(np.unique(images, axis=0)) == IMAGES
-    assert np.array_equal(images, Bank(house.store, model).images(REGIONS[1], CLASSES[1]))
+    assert np.array_equal(images, RegressionBank(house.store, model).images(REGIONS[1], CLASSES[1]))
 
 
 def test_a_release_needs_the_gate_or_an_approver(house: House) -> None:
@@ -215,16 +215,16 @@ def test_a_release_needs_the_gate_or_an_approver(house: House) -> None:
         correction.regions.add(region=name, label=label)
     house.store.write_bytes(keys.corrected_file(correction.name), candidate())
     with pytest.raises(NotReady, match="region gain"):
-        house.gate.admit(correction)
+        house.gate.require_passed(correction)
     with pytest.raises(NotReady, match="give an approver"):
-        house.gate.admit(correction, approver="anna")
-    verdict = house.gate.admit(correction, approver="anna", reason="a drill")
+        house.gate.require_passed(correction, approver="anna")
+    verdict = house.gate.require_passed(correction, approver="anna", reason="a drill")
     assert failed_kinds(verdict) == {"region_gain"}
 
     verdict.passed = True
     house.store.write_message(keys.verdict(verdict.name), verdict)
-    assert house.gate.admit(correction) == verdict
+    assert house.gate.require_passed(correction) == verdict
     other = annotation_pb2.Annotation(region=REGIONS[0], verdict="VERDICT_LABEL", label=CLASSES[2])
     house.store.write_message(f"{keys.annotations(REGIONS[0])}/2.pb", other)
     with pytest.raises(NotReady, match="region gain"):
-        house.gate.admit(correction)
+        house.gate.require_passed(correction)

@@ -64,7 +64,7 @@ class Client(AsyncClientMethods):
 
     async def operation(self, name: str) -> "Operation":
         """Return a long-running operation by its name, for instance `Run.operation` or `Correction.operation`."""
-        return Operation(self._connection, await run_call(self._connection, runs.operation(name)))
+        return Operation(self._connection, await execute_call(self._connection, runs.operation(name)))
 
     async def operations(self, run_id: str = "", *, model: str = "", done: bool | None = None) -> "list[Operation]":
         """Return operations, newest first: of a run, a model or all runs.
@@ -72,11 +72,11 @@ class Client(AsyncClientMethods):
         Operations of a run are its search and its corrections, those of a model its releases. `done` selects finished
         or unfinished operations; None returns both.
         """
-        statuses = await run_call(self._connection, runs.operations(run_id, model=model, done=done))
+        statuses = await execute_call(self._connection, runs.operations(run_id, model=model, done=done))
         return [Operation(self._connection, status) for status in statuses]
 
-    async def _run_call(self, call: SansIoCall[T]) -> T:
-        return await run_call(self._connection, call)
+    async def _execute_call(self, call: SansIoCall[T]) -> T:
+        return await execute_call(self._connection, call)
 
     def _read_stream(self, stream: StreamRpc[T]) -> AsyncGenerator[T, None]:
         return read_stream(self._connection, stream)
@@ -93,8 +93,8 @@ class LatentSpace(AsyncLatentSpaceMethods):
         self._connection = connection
         self.run_id = run_id
 
-    async def _run_call(self, call: SansIoCall[T]) -> T:
-        return await run_call(self._connection, call)
+    async def _execute_call(self, call: SansIoCall[T]) -> T:
+        return await execute_call(self._connection, call)
 
 
 class Operation:
@@ -123,7 +123,7 @@ class Operation:
         Raises DeadlineExceeded after `timeout_s` seconds; the operation continues.
         """
         waiting = runs.wait_for_operation(self.name, timeout_s=timeout_s, on_progress=on_progress)
-        self.status = await run_call(self._connection, waiting)
+        self.status = await execute_call(self._connection, waiting)
         return self.status
 
     async def cancel(self) -> None:
@@ -131,11 +131,11 @@ class Operation:
 
         Raises NotReady for a release.
         """
-        await run_call(self._connection, runs.cancel_operation(self.name))
+        await execute_call(self._connection, runs.cancel_operation(self.name))
 
     async def delete(self) -> None:
         """Delete the operation, but not its result. Raises NotReady before its end."""
-        await run_call(self._connection, runs.delete_operation(self.name))
+        await execute_call(self._connection, runs.delete_operation(self.name))
 
 
 class _Connection:
@@ -186,7 +186,7 @@ class _Connection:
                 call.cancel()  # the reader may stop before the end
 
 
-async def run_call(connection: _Connection, call: SansIoCall[T]) -> T:
+async def execute_call(connection: _Connection, call: SansIoCall[T]) -> T:
     """Execute a call step by step; return its value."""
     result: Any = None
     raised: BaseException | None = None
@@ -198,7 +198,7 @@ async def run_call(connection: _Connection, call: SansIoCall[T]) -> T:
             return value
         result, raised = None, None
         try:
-            result = await _run_step(connection, step)
+            result = await _execute_step(connection, step)
         except BaseException as error:  # noqa: BLE001  # the call cleans up, then handles or raises it
             raised = error
 
@@ -211,11 +211,11 @@ async def read_stream(connection: _Connection, stream: StreamRpc[T]) -> AsyncGen
                 yield stream.parse(response)
     except GeneratorExit:
         if stream.on_early_close:
-            await run_call(connection, stream.on_early_close())
+            await execute_call(connection, stream.on_early_close())
         raise
 
 
-async def _run_step(connection: _Connection, step: Step) -> Any:
+async def _execute_step(connection: _Connection, step: Step) -> Any:
     if isinstance(step, Rpc):
         return await connection.call(step.method, step.request, timeout_s=step.timeout_s)
     if isinstance(step, BlockingWork):

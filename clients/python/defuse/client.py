@@ -48,7 +48,7 @@ class Client(ClientMethods):
 
     def operation(self, name: str) -> "Operation":
         """Return a long-running operation by its name, for instance `Run.operation` or `Correction.operation`."""
-        return Operation(self._connection, run_call(self._connection, runs.operation(name)))
+        return Operation(self._connection, execute_call(self._connection, runs.operation(name)))
 
     def operations(self, run_id: str = "", *, model: str = "", done: bool | None = None) -> "list[Operation]":
         """Return operations, newest first: of a run, a model or all runs.
@@ -56,11 +56,11 @@ class Client(ClientMethods):
         Operations of a run are its search and its corrections, those of a model its releases. `done` selects finished
         or unfinished operations; None returns both.
         """
-        statuses = run_call(self._connection, runs.operations(run_id, model=model, done=done))
+        statuses = execute_call(self._connection, runs.operations(run_id, model=model, done=done))
         return [Operation(self._connection, status) for status in statuses]
 
-    def _run_call(self, call: SansIoCall[T]) -> T:
-        return run_call(self._connection, call)
+    def _execute_call(self, call: SansIoCall[T]) -> T:
+        return execute_call(self._connection, call)
 
     def _read_stream(self, stream: StreamRpc[T]) -> Iterator[T]:
         return read_stream(self._connection, stream)
@@ -77,8 +77,8 @@ class LatentSpace(LatentSpaceMethods):
         self._connection = connection
         self.run_id = run_id
 
-    def _run_call(self, call: SansIoCall[T]) -> T:
-        return run_call(self._connection, call)
+    def _execute_call(self, call: SansIoCall[T]) -> T:
+        return execute_call(self._connection, call)
 
 
 class Operation:
@@ -107,7 +107,7 @@ class Operation:
         Raises DeadlineExceeded after `timeout_s` seconds; the operation continues.
         """
         waiting = runs.wait_for_operation(self.name, timeout_s=timeout_s, on_progress=on_progress)
-        self.status = run_call(self._connection, waiting)
+        self.status = execute_call(self._connection, waiting)
         return self.status
 
     def cancel(self) -> None:
@@ -115,14 +115,14 @@ class Operation:
 
         Raises NotReady for a release.
         """
-        run_call(self._connection, runs.cancel_operation(self.name))
+        execute_call(self._connection, runs.cancel_operation(self.name))
 
     def delete(self) -> None:
         """Delete the operation, but not its result. Raises NotReady before its end."""
-        run_call(self._connection, runs.delete_operation(self.name))
+        execute_call(self._connection, runs.delete_operation(self.name))
 
 
-def run_call(connection: Connection, call: SansIoCall[T]) -> T:
+def execute_call(connection: Connection, call: SansIoCall[T]) -> T:
     """Execute a call step by step; return its value."""
     result: Any = None
     raised: BaseException | None = None
@@ -134,7 +134,7 @@ def run_call(connection: Connection, call: SansIoCall[T]) -> T:
             return value
         result, raised = None, None
         try:
-            result = _run_step(connection, step)
+            result = _execute_step(connection, step)
         except BaseException as error:  # noqa: BLE001  # the call cleans up, then handles or raises it
             raised = error
 
@@ -146,11 +146,11 @@ def read_stream(connection: Connection, stream: StreamRpc[T]) -> Iterator[T]:
             yield stream.parse(response)
     except GeneratorExit:
         if stream.on_early_close:
-            run_call(connection, stream.on_early_close())
+            execute_call(connection, stream.on_early_close())
         raise
 
 
-def _run_step(connection: Connection, step: Step) -> Any:
+def _execute_step(connection: Connection, step: Step) -> Any:
     if isinstance(step, Rpc):
         return connection.call(step.method, step.request, timeout_s=step.timeout_s)
     if isinstance(step, BlockingWork):

@@ -36,15 +36,15 @@ def _method(call: Call, *, asynchronous: bool, bound: str) -> Callable[..., Any]
     def read_stream(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         return self._read_stream(start(self, args, kwargs))
 
-    def run_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return self._run_call(start(self, args, kwargs))
+    def execute_call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return self._execute_call(start(self, args, kwargs))
 
     async def run_call_async(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return await self._run_call(start(self, args, kwargs))
+        return await self._execute_call(start(self, args, kwargs))
 
     signature = inspect.signature(call)
     streams = get_origin(signature.return_annotation) is StreamRpc
-    method = read_stream if streams else run_call_async if asynchronous else run_call
+    method = read_stream if streams else run_call_async if asynchronous else execute_call
     functools.update_wrapper(method, call)
     parameters = list(signature.parameters.values())[1 if bound else 0 :]
     result = get_args(signature.return_annotation)[-1]

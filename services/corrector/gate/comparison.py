@@ -34,7 +34,7 @@ _HELD_OUT = 128
 _STREAM = 0x42414E4B
 
 
-class Bank:
+class RegressionBank:
     """The regression bank.
 
     The labelled regions of all runs of a model, each a test that the model must keep.
@@ -99,7 +99,7 @@ class Version(Protocol):
         """Return the logits (n, k) of stored images (n, h, w, c) uint8."""
 
 
-class CandidateFaults:
+class FaultReportingVersion:
     """A candidate whose errors are its own fault.
 
     InvalidInput, unless Triton is away.
@@ -170,7 +170,7 @@ _ALONE = 8
 _FEW = 32
 # Series of requests in which a candidate has to be slower, each of them, to be stopped for it.
 _LATENCY_SERIES = 3
-Say = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 
 
 class Comparison:
@@ -211,7 +211,12 @@ class Comparison:
         return PairedReadings(before=before, after=after)
 
     def checks(
-        self, bank: Bank, file: bytes, *, gain: PairedReadings | None = None, say: Say = lambda _: None
+        self,
+        bank: RegressionBank,
+        file: bytes,
+        *,
+        gain: PairedReadings | None = None,
+        report_progress: ReportProgress = lambda _: None,
     ) -> Iterator[CheckResult]:
         """Yield every check of a candidate with this ONNX file.
 
@@ -223,13 +228,13 @@ class Comparison:
         yield checks.calibration_check(before, after, self._labels)
         if gain is not None:
             yield checks.gain_check(gain)
-        say("asking about the regions of the bank")
+        report_progress("classifying images of labelled regions")
         yield from checks.region_checks(self._banked(bank))
-        say("comparing executions and measuring latency")
+        report_progress("comparing executions and measuring latency")
         yield from self._parities(file)
         yield from self._latencies()
 
-    def _banked(self, bank: Bank) -> dict[str, PairedReadings]:
+    def _banked(self, bank: RegressionBank) -> dict[str, PairedReadings]:
         classes = list(self.model.classes)
         return {
             name: self.region(as_floats(bank.images(name, label)), classes.index(label))

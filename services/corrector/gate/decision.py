@@ -15,7 +15,7 @@ from services.corrector.correction_data import CorrectionData, HeldOutRegion
 from services.corrector.external_triton import AnyReleases
 from services.corrector.gate import checks
 from services.corrector.gate.checks import CheckResult
-from services.corrector.gate.comparison import Bank, CandidateFaults, Comparison, Say
+from services.corrector.gate.comparison import Comparison, FaultReportingVersion, RegressionBank, ReportProgress
 from services.corrector.signature import check_same_signature
 from services.statistics.hypothesis_tests import PairedReadings
 from services.storage import keys
@@ -64,7 +64,7 @@ class Gate:
         file = self._store.read_bytes(keys.corrected_file(correction.name))
         return self._judged(_subject(correction_data, file), correction_data.test, correction_data)
 
-    def admit(
+    def require_passed(
         self, correction: correction_pb2.Correction, *, approver: str = "", reason: str = ""
     ) -> gate_pb2.GateVerdict:
         """Return the verdict with which a correction may answer callers.
@@ -83,18 +83,18 @@ class Gate:
         return verdict
 
     def verdict_on(
-        self, comparison: Comparison, file: bytes, correction_data: CorrectionData, say: Say
+        self, comparison: Comparison, file: bytes, correction_data: CorrectionData, report_progress: ReportProgress
     ) -> gate_pb2.GateVerdict:
         """Judge a correction's candidate that is already served and compared."""
-        bank = Bank(self._store, comparison.model)
+        bank = RegressionBank(self._store, comparison.model)
         gain = self._gain(comparison, correction_data)
-        found = [checks.file_check(""), *comparison.checks(bank, file, gain=gain, say=say)]
-        return self._keep(_subject(correction_data, file), found, bank.regions())
+        found = [checks.file_check(""), *comparison.checks(bank, file, gain=gain, report_progress=report_progress)]
+        return self._decide_and_store(_subject(correction_data, file), found, bank.regions())
 
     def _newest(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict | None:
         """Return the newest verdict against the champion on all labelled regions."""
         model = self._catalog.model(correction.model)
-        bank = Bank(self._store, model).regions()
+        bank = RegressionBank(self._store, model).regions()
         for key in reversed(self._store.keys(f"{model.name}/verdicts")):
             verdict = self._catalog.verdict(key)
             if verdict.correction == correction.name:
@@ -109,7 +109,7 @@ class Gate:
         """
         if len((held_out := join_readings([read for _, read in region_readings(comparison, correction_data)])).before):
             return held_out
-        bank = Bank(self._store, comparison.model)
+        bank = RegressionBank(self._store, comparison.model)
         return join_readings(
             [
                 comparison.region(as_floats(bank.images(region.region, region.label)), region.label_id)
@@ -124,20 +124,22 @@ class Gate:
 
         A file that cannot be run fails.
         """
-        model, bank = subject.model, Bank(self._store, subject.model)
+        model, bank = subject.model, RegressionBank(self._store, subject.model)
         try:
             check_same_signature(model, subject.file)
             with self._releases.serving(model, subject.file) as served:
                 comparison = Comparison(
-                    self._releases.version(model, subject.base_version), CandidateFaults(served), test
+                    self._releases.version(model, subject.base_version), FaultReportingVersion(served), test
                 )
                 gain = self._gain(comparison, correction_data) if correction_data else None
                 found = [checks.file_check(""), *comparison.checks(bank, subject.file, gain=gain)]
         except InvalidInput as error:
             found = [checks.file_check(error.message)]
-        return self._keep(subject, found, bank.regions())
+        return self._decide_and_store(subject, found, bank.regions())
 
-    def _keep(self, subject: _Subject, found: Sequence[CheckResult], bank: Mapping[str, str]) -> gate_pb2.GateVerdict:
+    def _decide_and_store(
+        self, subject: _Subject, found: Sequence[CheckResult], bank: Mapping[str, str]
+    ) -> gate_pb2.GateVerdict:
         digest = hashlib.sha256(subject.file).hexdigest()
         verdict = gate_pb2.GateVerdict(
             # Seconds come first, so that names sort by time.
@@ -158,8 +160,7 @@ class Gate:
         runs = self._catalog.runs_of(model.name)
         if not runs:
             raise NotReady(
-                f"model {names.last(model.name)!r} has no run, so it is not known which images to ask about; name a "
-                "data set",
+                f"model {names.last(model.name)!r} has no run, so there is no default data set; name a data set",
                 reason="NO_DATASET",
             )
         newest: run_pb2.Run = max(runs, key=lambda run: run.create_time.ToNanoseconds())

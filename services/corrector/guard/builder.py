@@ -132,11 +132,11 @@ class GuardBuilder:
         """
         config, label = self._run.config, self._class_id(region.label)
         data = RegionData(latent=arrays["latent"], mean=arrays["mean"], covariance=arrays["covariance"], label=label)
-        believed = read_label_model(self._store, config)
+        label_probabilities = read_label_model(self._store, config)
         latent = sample_region(
             data,
             _DRAWS,
-            carries_label(believed, label, config.validity.min_label_probability),
+            carries_label(label_probabilities, label, config.validity.min_label_probability),
             np.random.default_rng([config.seed, _STREAM]),
         )
         return read_encoder(self._store, config)(self._pictures(latent))

@@ -248,10 +248,10 @@ class DirichletProcessMixture:
             raise ValueError(
                 f"degrees_of_freedom_prior is {degrees:g}: give more than {dim - 1}, the dimensions less one"
             )
-        believed = covariance
+        prior_covariance = covariance
         if self.covariance_prior is not None:
             given = torch.as_tensor(self.covariance_prior, dtype=torch.float64)
-            believed = given if given.ndim == 2 else torch.diag(given.expand(dim))
+            prior_covariance = given if given.ndim == 2 else torch.diag(given.expand(dim))
         return Prior(
             kind=kind,
             components=self.n_components,
@@ -260,7 +260,7 @@ class DirichletProcessMixture:
             mean_precision=1.0 if self.mean_precision_prior is None else self.mean_precision_prior,
             mean=coordinates.enter(centre[None].to(mean.device))[0],
             degrees_of_freedom=degrees,
-            covariance=reduced(coordinates.enter_covariance(believed), kind),
+            covariance=reduced(coordinates.enter_covariance(prior_covariance), kind),
             ridge=reduced(coordinates.enter_covariance(self.reg_covar * eye), kind),
             log_determinant=coordinates.log_determinant,
             category_concentration=self.category_concentration,
@@ -279,8 +279,8 @@ class DirichletProcessMixture:
         self.precisions_cholesky_ = posterior.prior.shape.precision_root(kept).cpu().numpy()
         prior = posterior.prior
         self.mean_precision_prior_, self.degrees_of_freedom_prior_ = prior.mean_precision, prior.degrees_of_freedom
-        believed = coordinates.leave_covariance(prior.shape.expand(_one(prior.covariance, kind)))
-        self.covariance_prior_ = believed.reshape(dim, dim).cpu().numpy()
+        prior_covariance = coordinates.leave_covariance(prior.shape.expand(_one(prior.covariance, kind)))
+        self.covariance_prior_ = prior_covariance.reshape(dim, dim).cpu().numpy()
         self.mean_precision_ = posterior.mean_precision.cpu().numpy()
         self.degrees_of_freedom_ = posterior.degrees_of_freedom.cpu().numpy()
         self.weight_concentration_ = tuple(part.cpu().numpy() for part in posterior.concentration)

@@ -58,7 +58,7 @@ class Corrections:
             (TRAIN, work_pb2.TrainWork(correction=correction, training=position))
             for position in range(len(correction.trainings))
         ]
-        return await self.records.create(correction, works, taking=_model_key(correction))
+        return await self.records.create(correction, works, lock_key=_model_key(correction))
 
     async def get(self, name: str) -> correction_pb2.Correction:
         return await self.records.get(names.check(name, "runs/*/corrections/*", field="name"))
@@ -66,7 +66,7 @@ class Corrections:
     async def page(self, run_name: str, cursor: Cursor) -> Page[correction_pb2.Correction]:
         """Return one page of the corrections of a run, oldest first."""
         await self._runs.get(run_name)
-        return await cursor.page_of(self.records.after(run_name, cursor.after))
+        return await cursor.page_of(self.records.iterate_after(run_name, cursor.after))
 
     def watch(self, name: str) -> AsyncIterator[correction_pb2.Correction]:
         return self.records.watch(names.check(name, "runs/*/corrections/*", field="name"))
@@ -88,8 +88,8 @@ class Corrections:
         ends = event.WhichOneof("kind") in {"corrected", "failed", "cancelled"}
         if ends:
             await self._queue.redis.set(cancel_key(event.subject), "1", ex=CANCEL_MARK_S)
-        return await self.records.apply(
-            event.subject, lambda record: fold(record, event), releasing=model_key if ends else None
+        return await self.records.update(
+            event.subject, lambda record: apply_event(record, event), unlock_key=model_key if ends else None
         )
 
     def _check_uploaded(self, digest: str) -> None:
@@ -121,7 +121,7 @@ class Corrections:
         return correction
 
 
-def fold(correction: correction_pb2.Correction, event: work_pb2.Event) -> Sequence[Work]:
+def apply_event(correction: correction_pb2.Correction, event: work_pb2.Event) -> Sequence[Work]:
     """Apply an event to a correction, in place.
 
     Returns the work that follows. Idempotent.

@@ -183,9 +183,9 @@ class InferenceProxy(grpc.GenericRpcHandler):
         self._comparisons = ShadowComparisons(self._infer, tally)
         unary = grpc.unary_unary_rpc_method_handler
         self._handlers: dict[str, Any] = {
-            _path("ModelInfer"): unary(self._answer_inference),
+            _path("ModelInfer"): unary(self._forward_inference),
             _path("ModelStreamInfer"): grpc.stream_stream_rpc_method_handler(streams.answer),
-            **{_path(name): unary(self._forward(name)) for name in _SERVER},
+            **{_path(name): unary(self._forward_metadata(name)) for name in _SERVER},
             **{_path(name): unary(self._forward_resolved(name)) for name in _MODEL},
             **{
                 _path(f"{kind}SharedMemory{name}"): unary(self._shared(kind, name))
@@ -206,19 +206,19 @@ class InferenceProxy(grpc.GenericRpcHandler):
         answer: bytes = await self._channel.unary_unary(_path(name))(request, timeout=timeout)
         return answer
 
-    def _forward(self, name: str) -> Any:
+    def _forward_metadata(self, name: str) -> Any:
         @_as_triton
-        async def told(request: bytes, context: Any) -> bytes:
+        async def handler(request: bytes, context: Any) -> bytes:
             return await self._call(name, request, context.time_remaining())
 
-        return told
+        return handler
 
     def _forward_resolved(self, name: str) -> Any:
         @_as_triton
-        async def told(request: bytes, context: Any) -> bytes:
+        async def handler(request: bytes, context: Any) -> bytes:
             return await self._call(name, self._routes.request_as_named(request), context.time_remaining())
 
-        return told
+        return handler
 
     def _shared(self, kind: str, name: str) -> Any:
         @_as_triton
@@ -228,7 +228,7 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return shared
 
     @_as_triton
-    async def _answer_inference(self, request: bytes, context: Any) -> bytes:
+    async def _forward_inference(self, request: bytes, context: Any) -> bytes:
         self._memory.check(request, context)
         target = read_target(request)
         route = self._routes.route(target)

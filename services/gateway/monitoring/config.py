@@ -114,7 +114,7 @@ class MonitoredModel:
 
 
 # Called with a model and a batch whose observations changed.
-Told = Callable[[MonitoredModel, str], Awaitable[None]]
+OnChange = Callable[[MonitoredModel, str], Awaitable[None]]
 
 
 class MonitoredModels:

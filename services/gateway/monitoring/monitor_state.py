@@ -21,13 +21,13 @@ from services.arrays import Array
 ODDS_RATIOS = np.array([1.5, 2.0, 4.0, 8.0, 20.0])
 """Alternatives of an increased rate, each with a detector of its own."""
 
-STAKES = np.array([-1.2, -0.6, -0.3, 0.3, 0.6, 1.2])
-"""Stakes on a mean rank above or below one half: alternatives, too."""
+RANK_ALTERNATIVES = np.array([-1.2, -0.6, -0.3, 0.3, 0.6, 1.2])
+"""Alternatives of a mean rank below or above one half, each with a detector of its own."""
 
 # Upper bound of evidence: infinity could never decrease.
-_MOST = 1e300
+_MAX_EVIDENCE = 1e300
 # Normal quantile: confidence that a mean rank under no change deviates from one half by no more than allowed.
-_SURE = 2.6
+_CONFIDENCE_QUANTILE = 2.6
 
 
 def rate_factors(hits: Array, bound: Array) -> Array:
@@ -46,18 +46,18 @@ def rank_factors(ranks: Array, references: int) -> Array:
 
     Without change the mean rank is one half, up to the sampling error of the references.
     """
-    slack = _SURE / np.sqrt(12 * max(1, references))
-    return np.asarray(1 + STAKES * (ranks[:, None] - 0.5) - np.abs(STAKES) * slack)[:, None, :]
+    slack = _CONFIDENCE_QUANTILE / np.sqrt(12 * max(1, references))
+    return np.asarray(1 + RANK_ALTERNATIVES * (ranks[:, None] - 0.5) - np.abs(RANK_ALTERNATIVES) * slack)[:, None, :]
 
 
-def accumulate_evidence(evidence: Array, factors: Array, told: Array) -> Array:
+def accumulate_evidence(evidence: Array, factors: Array, applies: Array) -> Array:
     """Return the evidence (n, k, alternatives) after each of n observations, from the initial evidence (k, a).
 
-    Observations with `told` (n,) False leave the evidence unchanged.
+    Observations with `applies` (n,) False leave the evidence unchanged.
     """
     path = np.empty_like(factors)
     for step, factor in enumerate(factors):
-        evidence = np.minimum((evidence + 1) * factor, _MOST) if told[step] else evidence
+        evidence = np.minimum((evidence + 1) * factor, _MAX_EVIDENCE) if applies[step] else evidence
         path[step] = evidence
     return path
 
@@ -71,7 +71,7 @@ _MOST_VERSIONS, OTHER_VERSIONS = 50, "other"
 # A smaller excess recall of a region does not tell how much traffic moved there.
 _LEAST_RECALL = 0.1
 # After an alert, its subject raises no other within this share of the expected run length.
-_SILENCE = 0.1
+_QUIET_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +133,12 @@ def restart(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
         anew.monitor.hits.add(region=region.region, label=region.label, calm_rate=profile.estimate(number))
     anew.region_evidence[:] = [0.0] * (len(profile.guard.regions) * len(ODDS_RATIOS))
     anew.class_evidence[:] = [0.0] * (len(profile.classes) * len(ODDS_RATIOS))
-    anew.rank_evidence[:] = [0.0] * len(STAKES)
+    anew.rank_evidence[:] = [0.0] * len(RANK_ALTERNATIVES)
     anew.predicted[:] = [0] * len(profile.classes)
     state.CopyFrom(anew)
 
 
-def fold(
+def update_state(
     state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile, *, expected_run_length: float
 ) -> list[monitor_pb2.Alert]:
     """Apply a batch to a state, in place.
@@ -148,20 +148,29 @@ def fold(
     """
     paths = _paths(state, seen, profile)
     weighed = np.sum([_WEIGHTS[kind] * path.mean(axis=(1, 2)) for kind, path in paths.items()], axis=0)
-    reached = np.flatnonzero(weighed >= expected_run_length)
-    count = int(reached[0]) + 1 if len(reached) else len(seen.versions)
+    crossing = _threshold_crossing(weighed, expected_run_length)
+    count = len(seen.versions) if crossing is None else crossing + 1
     _count(state, seen, profile, count)
-    if not len(reached):
+    if crossing is None:
         for kind, field in _FIELDS.items():
             getattr(state, field)[:] = paths[kind][-1].ravel().tolist()
         return []
     alert = _alert(state, profile, {kind: path[count - 1] for kind, path in paths.items()})
     alert.evidence = float(weighed[count - 1])
-    state.silent_until[_about(alert)] = state.total + round(_SILENCE * expected_run_length)
+    state.silent_until[_about(alert)] = state.total + round(_QUIET_SHARE * expected_run_length)
     restart(state, profile)
     _count_versions(state, seen.versions[count:])
     state.total += len(seen.versions) - count
     return [alert]
+
+
+def _threshold_crossing(evidence: Array, expected_run_length: float) -> int | None:
+    """Return the position of the first evidence (n,) that reaches the threshold of an alert.
+
+    The threshold is the expected run length of the configuration.
+    """
+    reached = np.flatnonzero(evidence >= expected_run_length)
+    return int(reached[0]) if len(reached) else None
 
 
 _FIELDS = {
@@ -176,14 +185,14 @@ def _paths(
 ) -> dict["monitor_pb2.Alert.Kind.ValueType", Array]:
     """Return the evidence after each observation, (n, k, alternatives) for each kind."""
     index, inside = seen.arrays["index"], seen.arrays["inside"] > 0
-    looked_at, read = index >= 0, seen.arrays["predicted"] >= 0
+    scored, read = index >= 0, seen.arrays["predicted"] >= 0
     in_region = (index[:, None] == np.arange(len(profile.guard.regions))) & inside[:, None]
     of_class = seen.arrays["predicted"][:, None] == np.arange(len(profile.classes))
     ranks = profile.ranks(np.nan_to_num(seen.arrays["typicality"]))
-    told = {
-        Kind.KIND_REGION_HITS: (rate_factors(in_region, profile.arrays["hits_bound"]), looked_at),
+    factors_by_kind = {
+        Kind.KIND_REGION_HITS: (rate_factors(in_region, profile.arrays["hits_bound"]), scored),
         Kind.KIND_PREDICTION_DRIFT: (rate_factors(of_class, profile.arrays["predicted_bound"]), read),
-        Kind.KIND_LATENT_DRIFT: (rank_factors(ranks, profile.images), looked_at),
+        Kind.KIND_LATENT_DRIFT: (rank_factors(ranks, profile.images), scored),
     }
     return {
         kind: accumulate_evidence(
@@ -191,7 +200,7 @@ def _paths(
             factors * _unsilenced(state, kind, profile)[:, None],
             of_which,
         )
-        for kind, (factors, of_which) in told.items()
+        for kind, (factors, of_which) in factors_by_kind.items()
     }
 
 
@@ -297,13 +306,15 @@ def _alert(
         hits = state.monitor.hits[number]
         alert.calm, alert.now = hits.calm_rate.value, hits.hits / state.monitor.observations
         where = f"region {names.last(hits.region)} of run {names.last(names.parent(hits.region))} ({hits.label})"
-        alert.summary = f"{alert.now:.3g} of the images fall in {where}, {alert.calm:.3g} in calm"
+        alert.summary = f"{alert.now:.3g} of the images fall in {where}, {alert.calm:.3g} in reference traffic"
     elif kind == Kind.KIND_PREDICTION_DRIFT:
         alert.calm = float(profile.arrays["predicted"][number] / profile.images)
         alert.now = state.predicted[number] / max(1, sum(state.predicted))
-        alert.summary = f"{alert.subject!r} is predicted for {alert.now:.3g} of the images, {alert.calm:.3g} in calm"
+        alert.summary = (
+            f"{alert.subject!r} is predicted for {alert.now:.3g} of the images, {alert.calm:.3g} in reference traffic"
+        )
     else:
         alert.calm, alert.now = 0.5, (1 + state.monitor.latent_drift) / 2
         word = "less" if alert.now < alert.calm else "more"
-        alert.summary = f"images are {word} usual than in calm: mean rank {alert.now:.3g} instead of 0.5"
+        alert.summary = f"images are {word} usual than reference images: mean rank {alert.now:.3g} instead of 0.5"
     return alert

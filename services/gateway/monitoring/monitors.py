@@ -18,7 +18,7 @@ from services.gateway.monitoring import observation_changes
 from services.gateway.monitoring.alert_runs import AlertRuns
 from services.gateway.monitoring.alerts import Alerts, alert_name
 from services.gateway.monitoring.config import MonitoredModel, MonitoredModels, retention
-from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, fold, restart
+from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, restart, update_state
 from services.runtime import telemetry
 from services.runtime.queue import KEY, REDIS_AWAY, Queue
 from services.runtime.worker import RETRY_S
@@ -34,7 +34,7 @@ State = monitor_pb2.MonitorState
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ScoredFold:
+class _BatchScores:
     """A scored batch, with its guard's reference profile."""
 
     batch: str
@@ -75,9 +75,9 @@ class Monitors:
             return
         subject = await self._subjects.of(event.subject)
         await self.count_truth(subject, event.watched.batch)
-        look = await asyncio.to_thread(self._look, subject, event.watched) if event.watched.guard else None
-        if look:
-            await self._fold(subject, look)
+        scores = await asyncio.to_thread(self._read_scores, subject, event.watched) if event.watched.guard else None
+        if scores:
+            await self._apply_scores(subject, scores)
 
     async def run(self) -> None:
         """Raise alerts of folded batches, until the task is cancelled."""
@@ -140,9 +140,9 @@ class Monitors:
         except DefuseError as error:
             telemetry.log().warning("no_alert_run", alert=alert.name, reason=error.reason, error=error.message)
 
-    async def _fold(self, subject: MonitoredModel, look: _ScoredFold) -> None:
+    async def _apply_scores(self, subject: MonitoredModel, scores: _BatchScores) -> None:
         name = subject.model.name
-        state_key, folded_key = _key(name, "state"), _key(name, f"folded:{look.batch}")
+        state_key, folded_key = _key(name, "state"), _key(name, f"folded:{scores.batch}")
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
                 try:
@@ -150,7 +150,7 @@ class Monitors:
                     if await pipe.exists(folded_key):
                         return
                     state = _parse(await pipe.get(state_key))
-                    alerts = await asyncio.to_thread(_changed, state, subject, look)
+                    alerts = await asyncio.to_thread(_changed, state, subject, scores)
                     pipe.multi()
                     pipe.set(state_key, state.SerializeToString())
                     pipe.set(folded_key, 1, ex=retention(subject.config))
@@ -159,10 +159,10 @@ class Monitors:
                     await pipe.execute()
                 except redis.exceptions.WatchError:
                     continue
-                _measure(name, look)
+                _export_metrics(name, scores)
                 return
 
-    def _look(self, subject: MonitoredModel, watched: work_pb2.Watched) -> _ScoredFold | None:
+    def _read_scores(self, subject: MonitoredModel, watched: work_pb2.Watched) -> _BatchScores | None:
         try:
             arrays = self._store.read_arrays(keys.observation_scores(watched.batch))
             record = self._store.read_message(keys.batch_record(watched.batch), monitor_pb2.ObservationBatch)
@@ -175,42 +175,42 @@ class Monitors:
             arrays=self._store.read_arrays(keys.guard_reference(watched.guard)),
         )
         answered_by = [versions.get(row.tobytes(), "") for row in arrays["id"]]
-        return _ScoredFold(batch=watched.batch, seen=ScoredBatch(arrays=arrays, versions=answered_by), profile=profile)
+        return _BatchScores(batch=watched.batch, seen=ScoredBatch(arrays=arrays, versions=answered_by), profile=profile)
 
 
-def _changed(state: State, subject: MonitoredModel, look: _ScoredFold) -> list[monitor_pb2.Alert]:
+def _changed(state: State, subject: MonitoredModel, scores: _BatchScores) -> list[monitor_pb2.Alert]:
     """Fold a batch into a state, in place.
 
     Returns the alerts that it causes, with their names.
     """
-    guard = look.profile.guard.name
+    guard = scores.profile.guard.name
     if _number(guard) < _number(state.monitor.guard):
         return []  # scored by a guard that was replaced meanwhile
     if guard != state.monitor.guard:
-        restart(state, look.profile)
+        restart(state, scores.profile)
     alerts = [
         alert
-        for begin in range(0, len(look.seen.versions), _SLICE)
-        for alert in fold(
+        for begin in range(0, len(scores.seen.versions), _SLICE)
+        for alert in update_state(
             state,
-            look.seen.part(begin, begin + _SLICE),
-            look.profile,
+            scores.seen.part(begin, begin + _SLICE),
+            scores.profile,
             expected_run_length=subject.config.expected_run_length,
         )
     ]
     for number, alert in enumerate(alerts):
         alert.create_time.GetCurrentTime()
         alert.name = alert_name(
-            subject.model.name, alert, hashlib.sha256(f"{look.batch} {number}".encode()).hexdigest()[:6]
+            subject.model.name, alert, hashlib.sha256(f"{scores.batch} {number}".encode()).hexdigest()[:6]
         )
     return alerts
 
 
-def _measure(model: str, look: _ScoredFold) -> None:
+def _export_metrics(model: str, scores: _BatchScores) -> None:
     """Count the hits for Prometheus."""
-    inside = look.seen.arrays["index"][look.seen.arrays["inside"] > 0]
-    for number, hits in enumerate(np.bincount(inside, minlength=len(look.profile.guard.regions)).tolist()):
-        region = look.profile.guard.regions[number].region
+    inside = scores.seen.arrays["index"][scores.seen.arrays["inside"] > 0]
+    for number, hits in enumerate(np.bincount(inside, minlength=len(scores.profile.guard.regions)).tolist()):
+        region = scores.profile.guard.regions[number].region
         telemetry.REGION_HITS.labels(names.last(model), region.removeprefix("runs/").replace("/regions/", " ")).inc(
             hits
         )

@@ -16,7 +16,7 @@ from defuse.v1 import model_pb2, monitor_pb2
 
 from services.gateway.monitoring import batches, config
 from services.gateway.monitoring.batches import HOUR
-from services.gateway.monitoring.config import MonitoredModels, Told
+from services.gateway.monitoring.config import MonitoredModels, OnChange
 from services.gateway.monitoring.observation_index import ObservationIndex
 from services.runtime import telemetry
 from services.storage import keys
@@ -41,10 +41,10 @@ def truth_counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> st
     return f"{sum(right)} {len(right)}" if right else ""
 
 
-def total_counts(told: Iterable[bytes]) -> tuple[int, int]:
+def total_counts(counts: Iterable[bytes]) -> tuple[int, int]:
     """Return the sums of right and known counts over batches."""
     right, of = 0, 0
-    for one in told:
+    for one in counts:
         some, some_of = map(int, one.split()[:2])
         right, of = right + some, of + some_of
     return right, of
@@ -72,9 +72,11 @@ MOST_TRUTHS = 10_000
 class GroundTruth:
     """Stores ground truth, and reports the affected batches."""
 
-    def __init__(self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, told: Told) -> None:
+    def __init__(
+        self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, on_change: OnChange
+    ) -> None:
         self._store = store
-        self._told = told
+        self._on_change = on_change
         self._subjects = subjects
         self._index = index
 
@@ -94,7 +96,7 @@ class GroundTruth:
                 there = (await self._index.find(model.name, ids)).get(batch, [])
                 said = [monitor_pb2.Observation(id=one, truth=truths[one]) for one in there]
                 attached += await asyncio.to_thread(self._keep, batch, said)
-            await self._told(subject, batch)
+            await self._on_change(subject, batch)
         return attached
 
     def _keep(self, batch: str, said: list[monitor_pb2.Observation]) -> int:
@@ -133,9 +135,11 @@ MOST_IDS = 10_000
 class Deletions:
     """Deletes observations, and reports the affected batches."""
 
-    def __init__(self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, told: Told) -> None:
+    def __init__(
+        self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, on_change: OnChange
+    ) -> None:
         self._store = store
-        self._told = told
+        self._on_change = on_change
         self._subjects = subjects
         self._index = index
 
@@ -157,7 +161,7 @@ class Deletions:
             # on, and deletes the marked rows. After a crash at this point, a repeated request finds the marks.
             await self._index.mark_deleted(batch, own, config.retention(subject.config))
             await self.take_out(batch, own)
-            await self._told(subject, batch)
+            await self._on_change(subject, batch)
         return sum(map(len, found.values()))
 
     async def take_out(self, batch: str, ids: Sequence[str]) -> None:

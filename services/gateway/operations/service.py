@@ -204,7 +204,7 @@ class Operations:
             run = await self._runs.get(after[1])
             async for position, operation in self._of_run(run, after[2:]):
                 yield [*after[:2], *position], operation
-        async for place, run in self._runs.records.after("", after[:2], newest_first=True):
+        async for place, run in self._runs.records.iterate_after("", after[:2], newest_first=True):
             async for position, operation in self._of_run(run, ()):
                 yield [*place, *position], operation
 
@@ -215,11 +215,11 @@ class Operations:
         """
         if not after:
             yield [names.SEARCH], of_run(run)
-        async for position, correction in self._corrections.records.after(run.name, after[1:]):
+        async for position, correction in self._corrections.records.iterate_after(run.name, after[1:]):
             yield [names.SEARCH, *position], of_correction(correction)
 
     async def _of_model(self, model: str, after: Position) -> AsyncGenerator[Placed[Operation], None]:
-        async for position, publication in self._publications.records.after(model, after):
+        async for position, publication in self._publications.records.iterate_after(model, after):
             yield position, of_publication(publication)
 
 

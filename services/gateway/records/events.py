@@ -18,7 +18,7 @@ from services.runtime.worker import RETRY_S, report_queue_metrics, retry_while_r
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
-Fold = Callable[[work_pb2.Event], Awaitable[Any]]
+ApplyEvent = Callable[[work_pb2.Event], Awaitable[Any]]
 # Events about traffic are not stored: the batches are their record.
 _UNRECORDED = "models"
 
@@ -26,13 +26,13 @@ _UNRECORDED = "models"
 class EventConsumer:
     """Consumes the stream `events`.
 
-    Each event is folded by the collection of its subject.
+    The owner of its collection applies each event to its subject.
     """
 
-    def __init__(self, queue: Queue, store: ArtifactStore, folds: Mapping[str, Fold]) -> None:
+    def __init__(self, queue: Queue, store: ArtifactStore, owners: Mapping[str, ApplyEvent]) -> None:
         self._queue = queue
         self._store = store
-        self._folds = folds
+        self._owners = owners
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
@@ -44,9 +44,9 @@ class EventConsumer:
         while True:
             delivery = await retry_while_redis_is_away(lambda: self._queue.receive([EVENTS]))
             if delivery:
-                await self._apply(delivery)
+                await self._handle(delivery)
 
-    async def _apply(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery) -> None:
         event = work_pb2.Event()
         if delivery.count > MAX_DELIVERIES:
             await retry_while_redis_is_away(lambda: self._queue.give_up(delivery, delivery.last_error))
@@ -55,7 +55,7 @@ class EventConsumer:
             delivery.decode(event)
             with _traced(event, delivery):
                 await self._when_possible(self._record, event, delivery)
-                await self._when_possible(self._fold, event, delivery)
+                await self._when_possible(self._apply_event, event, delivery)
         except NotFound:
             telemetry.log().warning("event_without_subject", subject=event.subject)
         except DefuseError as error:
@@ -64,8 +64,8 @@ class EventConsumer:
             return  # not acknowledged: it is delivered again
         await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery))
 
-    async def _when_possible(self, act: Fold, event: work_pb2.Event, delivery: Delivery) -> None:
-        """Store or fold an event, and retry while a dependency is away.
+    async def _when_possible(self, act: ApplyEvent, event: work_pb2.Event, delivery: Delivery) -> None:
+        """Store or apply an event, and retry while a dependency is away.
 
         Redis is away, or the store is away or full.
         """
@@ -85,11 +85,11 @@ class EventConsumer:
         if key and not await asyncio.to_thread(self._store.exists, key):
             await asyncio.to_thread(self._store.write_message, key, event)
 
-    async def _fold(self, event: work_pb2.Event) -> None:
-        fold = self._folds.get(_collection(event))
-        if fold is None:
+    async def _apply_event(self, event: work_pb2.Event) -> None:
+        apply_event = self._owners.get(_collection(event))
+        if apply_event is None:
             raise NotFound(f"nothing here is called {event.subject!r}", reason="UNKNOWN_SUBJECT")
-        await fold(event)
+        await apply_event(event)
 
 
 def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager[None]:

@@ -36,10 +36,10 @@ class RecordStore(Generic[R]):
         self._collection = collection
         self._ended = ended
 
-    async def create(self, record: R, works: Sequence[Work], *, taking: str | None = None) -> R:
+    async def create(self, record: R, works: Sequence[Work], *, lock_key: str | None = None) -> R:
         """Write a new record and enqueue its first work atomically.
 
-        Raises AlreadyExists for a name in use. `taking` is a key that the record holds until it is released; raise
+        Raises AlreadyExists for a name in use. `lock_key` is a key that the record holds until it is released; raise
         Conflict while another record holds it.
         """
         name, created = _identity(record)
@@ -47,20 +47,21 @@ class RecordStore(Generic[R]):
         while True:
             async with self._queue.redis.pipeline(transaction=True) as pipe:
                 try:
-                    await pipe.watch(key, *([taking] if taking else []), *([claim.held_key] if claim else []))
+                    await pipe.watch(key, *([lock_key] if lock_key else []), *([claim.held_key] if claim else []))
                     if claim:
                         await claim.check(pipe)
-                    if taking:
-                        await self._check_free(taking)
+                    if lock_key:
+                        await self._check_free(lock_key)
                     if await pipe.exists(key):
                         raise AlreadyExists(
-                            f"{name} exists already; choose another name", reason=f"{self._noun.upper()}_EXISTS"
+                            f"{name} exists already; choose another name",
+                            reason=f"{self._resource_name.upper()}_EXISTS",
                         )
                     pipe.multi()
                     pipe.set(key, record.SerializeToString())
                     pipe.zadd(self._index(names.parent(name)), {name: created})
-                    if taking:
-                        pipe.set(taking, name)
+                    if lock_key:
+                        pipe.set(lock_key, name)
                     if claim:
                         claim.note(pipe, record)
                     for stream, message in works:
@@ -74,7 +75,10 @@ class RecordStore(Generic[R]):
         """Return a record; raise NotFound for an unknown name."""
         data = await self._queue.redis.get(_key(name))
         if data is None:
-            raise NotFound(f"there is no {self._noun} {names.last(name)!r}", reason=f"{self._noun.upper()}_NOT_FOUND")
+            raise NotFound(
+                f"there is no {self._resource_name} {names.last(name)!r}",
+                reason=f"{self._resource_name.upper()}_NOT_FOUND",
+            )
         return self._parse(data)
 
     async def list(self, parent: str = "") -> list[R]:
@@ -85,7 +89,7 @@ class RecordStore(Generic[R]):
         values = await self._queue.redis.mget([_key(name.decode()) for name in found])
         return [self._parse(data) for data in values if data is not None]
 
-    async def after(
+    async def iterate_after(
         self, parent: str, position: Position, *, newest_first: bool = False
     ) -> AsyncGenerator[Placed[R], None]:
         """Yield the records of a parent after a position.
@@ -97,25 +101,25 @@ class RecordStore(Generic[R]):
                 yield placed
             position, _ = records[-1]
 
-    async def apply(self, name: str, change: Callable[[R], Sequence[Work]], *, releasing: str | None = None) -> R:
+    async def update(self, name: str, change: Callable[[R], Sequence[Work]], *, unlock_key: str | None = None) -> R:
         """Change a record and enqueue the work that follows atomically.
 
-        Retried after a concurrent change. `releasing` is a key that is freed when this record holds it.
+        Retried after a concurrent change. `unlock_key` is a key that is freed when this record holds it.
         """
         key = _key(name)
         while True:
             async with self._queue.redis.pipeline(transaction=True) as pipe:
                 try:
-                    await pipe.watch(key, *([releasing] if releasing else []))
+                    await pipe.watch(key, *([unlock_key] if unlock_key else []))
                     record = await self.get(name)
-                    holds = releasing and await pipe.get(releasing) == name.encode()
+                    holds = unlock_key and await pipe.get(unlock_key) == name.encode()
                     works = change(record)
                     pipe.multi()
                     pipe.set(key, record.SerializeToString())
                     for stream, message in works:
                         pipe.xadd(stream, entry_fields(message))
                     if holds:
-                        pipe.delete(releasing)
+                        pipe.delete(unlock_key)
                     await pipe.execute()
                 except redis.exceptions.WatchError:
                     continue
@@ -141,7 +145,8 @@ class RecordStore(Generic[R]):
                 record = await self.get(holder.decode())
         if record and not self._ended(record):
             raise Conflict(
-                f"{holder.decode()} is under way; wait until it has ended", reason=f"{self._noun.upper()}_UNDER_WAY"
+                f"{holder.decode()} is under way; wait until it has ended",
+                reason=f"{self._resource_name.upper()}_UNDER_WAY",
             )
 
     async def _read_after(self, parent: str, position: Position, *, newest_first: bool) -> Sequence[Placed[R]]:
@@ -164,7 +169,7 @@ class RecordStore(Generic[R]):
         ]
 
     @property
-    def _noun(self) -> str:
+    def _resource_name(self) -> str:
         return self._collection.removesuffix("s")
 
     def _parse(self, data: bytes) -> R:

@@ -78,8 +78,8 @@ class ReleaseOperations:
         if event.HasField("published") and publication.state not in ENDED:
             await self._retire_if_possible(model)
         ends = event.WhichOneof("kind") in {"published", "failed"}
-        return await self.records.apply(
-            event.subject, lambda record: fold(record, event), releasing=_model_key(model) if ends else None
+        return await self.records.update(
+            event.subject, lambda record: apply_event(record, event), unlock_key=_model_key(model) if ends else None
         )
 
     async def _retire_if_possible(self, model: str) -> None:
@@ -125,10 +125,10 @@ class ReleaseOperations:
         publication.create_time.GetCurrentTime()
         publication.update_time.CopyFrom(publication.create_time)
         work = work_pb2.PublishWork(publication=publication)
-        return await self.records.create(publication, [(PUBLISH, work)], taking=_model_key(correction.model))
+        return await self.records.create(publication, [(PUBLISH, work)], lock_key=_model_key(correction.model))
 
 
-def fold(publication: release_pb2.Publication, event: work_pb2.Event) -> Sequence[Work]:
+def apply_event(publication: release_pb2.Publication, event: work_pb2.Event) -> Sequence[Work]:
     """Apply an event to a publication, in place; no work follows. Idempotent."""
     if publication.state in ENDED:
         return []

@@ -30,10 +30,10 @@ class Runs:
     """Creates, finds, watches and cancels runs."""
 
     def __init__(
-        self, queue: Queue, store: ArtifactStore, inference: InferenceClient, advice: ThresholdAdvisor
+        self, queue: Queue, store: ArtifactStore, inference: InferenceClient, threshold_advisor: ThresholdAdvisor
     ) -> None:
         self._queue = queue
-        self._advice = advice
+        self._threshold_advisor = threshold_advisor
         self._store = store
         self._catalog = Catalog(store)
         self._inference = inference
@@ -50,7 +50,7 @@ class Runs:
         )
         run.create_time.GetCurrentTime()
         run.update_time.CopyFrom(run.create_time)
-        await asyncio.to_thread(self._claim_name, run)
+        await asyncio.to_thread(self._store_run_record, run)
         return await self.records.create(run, [(PREPARE, work_pb2.PrepareWork(run=_as_created(run)))])
 
     async def checked(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
@@ -77,7 +77,7 @@ class Runs:
 
     async def page(self, cursor: Cursor) -> Page[run_pb2.Run]:
         """Return one page of all runs, newest first."""
-        return await cursor.page_of(self.records.after("", cursor.after, newest_first=True))
+        return await cursor.page_of(self.records.iterate_after("", cursor.after, newest_first=True))
 
     def watch(self, name: str) -> AsyncIterator[run_pb2.Run]:
         return self.records.watch(names.check(name, "runs/*", field="name"))
@@ -93,14 +93,14 @@ class Runs:
 
     async def apply(self, event: work_pb2.Event) -> run_pb2.Run:
         """Fold an event into the state of its run."""
-        return await self.records.apply(event.subject, lambda run: fold(run, event))
+        return await self.records.update(event.subject, lambda run: apply_event(run, event))
 
     async def _advised(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
         other = await self.get(config.validity_from)
         check_distilled(other)
-        return with_advised_thresholds(config, await self._advice.of(other), other)
+        return with_advised_thresholds(config, await self._threshold_advisor.of(other), other)
 
-    def _claim_name(self, run: run_pb2.Run) -> None:
+    def _store_run_record(self, run: run_pb2.Run) -> None:
         """Store the run.
 
         Adopt an equal record that a gateway left when it died at this point.
@@ -147,7 +147,7 @@ class Runs:
                 raise NotFound(f"no file {digest} was uploaded; upload the ONNX file first", reason="FILE_NOT_FOUND")
 
 
-def fold(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
+def apply_event(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
     """Apply an event to a run, in place.
 
     Returns the work that follows. Idempotent.
@@ -263,11 +263,12 @@ def _enter(run: run_pb2.Run, state: run_pb2.Run.State.ValueType, note: str) -> N
 def _summary(run: run_pb2.Run) -> str:
     counts = run.counts
     searched = counts.sources - counts.sources_wrong_on_image - counts.sources_wrong_on_reconstruction
-    dropped = counts.candidates - counts.failures - counts.rejected_by_source_limit
+    limited = counts.rejected_by_source_limit
+    dropped = counts.candidates - counts.failures - limited
     return (
         f"{run.region_count} regions from {counts.failures} failures: {counts.decodes} perturbations of {searched} "
         f"images at radius {run.config.search.radius_sd:g} sd in {_times(run.round + 1, 'round')}; {counts.candidates} "
-        f"were misclassified, {dropped} of them not valid or not confirmed; of {_times(run.groups.groups, 'group')} "
+        f"were misclassified, {dropped} of them not valid or not confirmed, {limited} beyond the limit of failures of one image; of {_times(run.groups.groups, 'group')} "
         f"{run.groups.below_support} had too few failures and {run.groups.not_worse_than_control} were no worse than "
         "their controls"
     )

@@ -66,11 +66,11 @@ class Trials:
         trial.create_time.GetCurrentTime()
         # Indexed first, so that a started trial can always be ended; an index entry without a trial is skipped.
         await self._redis.sadd(_INDEX, trial.name)
-        await self._records.create(trial, [], taking=_model_key(trial.name))
+        await self._records.create(trial, [], lock_key=_model_key(trial.name))
         try:
             await self._keep(trial)
         except DefuseError:
-            await self._records.apply(trial.name, _end, releasing=_model_key(trial.name))
+            await self._records.update(trial.name, _end, unlock_key=_model_key(trial.name))
             raise
         return trial
 
@@ -80,7 +80,7 @@ class Trials:
     async def page(self, model_name: str, cursor: Cursor) -> Page[trial_pb2.Trial]:
         """Return one page of the trials of a model, oldest first."""
         model = await asyncio.to_thread(self._catalog.model, model_name)
-        page = await cursor.page_of(self._records.after(model.name, cursor.after))
+        page = await cursor.page_of(self._records.iterate_after(model.name, cursor.after))
         return replace(page, entries=[await self._counted(trial) for trial in page.entries])
 
     async def running(self) -> Sequence[trial_pb2.Trial]:
@@ -108,7 +108,7 @@ class Trials:
             return trial
         await self._redis.srem(_INDEX, name)
         await asyncio.sleep(_KNOWN_S)
-        ended = await self._counted(await self._records.apply(name, _end, releasing=_model_key(name)))
+        ended = await self._counted(await self._records.update(name, _end, unlock_key=_model_key(name)))
         await self._keep(ended)
         return ended
 

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from defuse.calls.uploads import CHUNK_BYTES, upload_bytes, upload_file
-from defuse.client import run_call
+from defuse.client import execute_call
 from defuse.connection import Connection, find_gateway
 from defuse.errors import DeadlineExceeded, NotFound, Unavailable, to_status
 from defuse.v1 import gateway_service_pb2 as pb
@@ -93,8 +93,8 @@ def test_upload_once(connection: Connection, gateway: Gateway, tmp_path: Path, s
     (tmp_path / "file").write_bytes(content)
     progress_calls: list[tuple[int, int]] = []
     ways: dict[str, Callable[[], str]] = {
-        "bytes": lambda: run_call(connection, upload_bytes(content)),
-        "file": lambda: run_call(
+        "bytes": lambda: execute_call(connection, upload_bytes(content)),
+        "file": lambda: execute_call(
             connection, upload_file(tmp_path / "file", lambda *progress: progress_calls.append(progress))
         ),
     }

@@ -70,7 +70,7 @@ def test_regions_count_the_same_whatever_their_size() -> None:
     """Each region gives as many latents, with the annotator's label, and they carry it."""
     regions = [planted(5, -3, label=0), planted(80, 3, label=1)]
     latent, labels = region_latents(
-        regions, per_region=200, believed=one_hot_of_sign, min_label_probability=0.9, seed=0
+        regions, per_region=200, label_probabilities=one_hot_of_sign, min_label_probability=0.9, seed=0
     )
     np.testing.assert_array_equal(labels, [0] * 200 + [1] * 200)
     assert latent.shape == (400, 3)
@@ -81,7 +81,9 @@ def test_regions_count_the_same_whatever_their_size() -> None:
 def test_same_seed_same_latents() -> None:
     """They are the regions and the seed."""
     first, second, other = (
-        region_latents([planted()], per_region=64, believed=one_hot_of_sign, min_label_probability=0.9, seed=seed)[0]
+        region_latents(
+            [planted()], per_region=64, label_probabilities=one_hot_of_sign, min_label_probability=0.9, seed=seed
+        )[0]
         for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, second)

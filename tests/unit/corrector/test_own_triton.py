@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from services.corrector.own_triton import Releases
-from services.corrector.release_history import NO_DECISION, Decision
+from services.corrector.release_history import NO_AUTHOR, ChangeAuthor
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
@@ -22,7 +22,7 @@ from tests.unit.conftest import RememberingTriton
 
 NAME = "models/tiny"
 Kind = release_pb2.Release
-WHO = Decision(actor="anna", reason="bold sevens")
+WHO = ChangeAuthor(actor="anna", reason="bold sevens")
 
 
 class House:
@@ -139,13 +139,13 @@ def test_what_was_done_for_a_request_is_not_done_again(registered: House) -> Non
 
 def test_a_registration_that_is_asked_again(house: House) -> None:
     """With the same id it returns the model; any other one finds the name taken."""
-    asked = replace(NO_DECISION, request_id="first")
+    asked = replace(NO_AUTHOR, request_id="first")
     file = house.upload()
     model = house.releases.register(declare(NAME), file, asked)
     assert house.releases.register(declare(NAME), file, asked) == model
-    for decision in (NO_DECISION, replace(NO_DECISION, request_id="second")):
+    for author in (NO_AUTHOR, replace(NO_AUTHOR, request_id="second")):
         with pytest.raises(AlreadyExists):
-            house.releases.register(declare(NAME), file, decision)
+            house.releases.register(declare(NAME), file, author)
 
 
 def test_lineage_over_several_releases(registered: House) -> None:

@@ -26,7 +26,7 @@ class Gate:
     passed: bool = True
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-    def admit(self, _: correction_pb2.Correction, *, approver: str, reason: str) -> gate_pb2.GateVerdict:
+    def require_passed(self, _: correction_pb2.Correction, *, approver: str, reason: str) -> gate_pb2.GateVerdict:
         self.asked.append((approver, reason))
         if not self.passed and not approver:
             raise NotReady("it does not pass", reason="GATE_NOT_PASSED")

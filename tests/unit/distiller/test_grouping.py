@@ -30,7 +30,7 @@ def halving(truth: Truth) -> type:
     divided = np.arange(len(truth.failures)) % 2
 
     class Halving:
-        believed = 0.16 * np.eye(2)
+        prior = 0.16 * np.eye(2)
 
         def __init__(self, *_: object) -> None:
             pass
@@ -82,7 +82,7 @@ def test_what_is_too_small_is_counted() -> None:
     truth = planted(clusters, held_out_share=0.0)
     few = group_failures(truth.failures, truth.held_out, replace(CONFIG, min_support=20))
     assert [len(found.members) for found in few.groups] == [130]
-    assert (few.failures, few.found, few.below_support, few.merged) == (161, 3, 2, 0)
+    assert (few.failures, few.group_count, few.below_support, few.merged) == (161, 3, 2, 0)
     assert len(group_failures(truth.failures, truth.held_out, replace(CONFIG, min_support=12)).groups) == 3
 
 
@@ -207,13 +207,13 @@ def test_no_usable_failures(truth: Truth) -> None:
     """Without failures, or with held-out ones only, there are no groups and no error."""
     none = truth.failures.take(np.zeros(0, int))
     for failures, held_out in ((none, np.zeros(0)), (truth.failures, np.ones(len(truth.failures)))):
-        nothing = Grouping(groups=[], failures=0, found=0, below_support=0, merged=0)
+        nothing = Grouping(groups=[], failures=0, group_count=0, below_support=0, merged=0)
         assert group_failures(failures, held_out, CONFIG) == nothing
 
 
 def test_a_group_s_gaussian_leans_on_what_is_believed() -> None:
     """Few failures leave the covariance near the believed one, many make it their own."""
-    random, believed = np.random.default_rng(0), 4.0 * np.eye(2)
-    few, many = (Gaussian.of(random.standard_normal((count, 2)), believed) for count in (2, 5000))
+    random, prior = np.random.default_rng(0), 4.0 * np.eye(2)
+    few, many = (Gaussian.of(random.standard_normal((count, 2)), prior) for count in (2, 5000))
     assert few.covariance.trace() > 4
     np.testing.assert_allclose(many.covariance, np.eye(2), atol=0.1)

@@ -6,7 +6,7 @@ from typing import Any
 from defuse.v1 import region_pb2, run_pb2, tensor_pb2, work_pb2
 
 from services.gateway.runs.config import complete
-from services.gateway.runs.runs import fold
+from services.gateway.runs.runs import apply_event
 
 Run = run_pb2.Run
 NAME = "runs/first"
@@ -82,12 +82,12 @@ ADAPTIVE = (
 
 def told(run: run_pb2.Run, events: Sequence[work_pb2.Event]) -> list[list[str]]:
     """Fold events into a run; return the streams that each one's work goes to."""
-    return [[stream for stream, _ in fold(run, event)] for event in events]
+    return [[stream for stream, _ in apply_event(run, event)] for event in events]
 
 
 def works_of(run: run_pb2.Run, *events: work_pb2.Event) -> list[Any]:
     """Fold events into a run; return the messages that start the work that follows."""
-    return [message for event in events for _, message in fold(run, event)]
+    return [message for event in events for _, message in apply_event(run, event)]
 
 
 def copy_of(run: run_pb2.Run) -> run_pb2.Run:

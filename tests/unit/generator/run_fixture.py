@@ -15,7 +15,7 @@ import torch
 from defuse.v1 import dataset_pb2, model_pb2, release_pb2, run_pb2, work_pb2
 
 from services.gateway.runs.config import complete
-from services.gateway.runs.runs import fold
+from services.gateway.runs.runs import apply_event
 from services.generator import preparation, worker
 from services.generator.pipeline import DecoderPool
 from services.generator.run_context import RunContext
@@ -165,7 +165,7 @@ class Workshop:
             stream, work = waiting.pop(-1 if backwards else 0)
             event = self.do(stream, work, context=benches[0])
             benches.append(benches.pop(0))
-            waiting += fold(state, event)
+            waiting += apply_event(state, event)
         return state
 
     def found(self, run: run_pb2.Run) -> dict[str, Array]:

@@ -145,10 +145,10 @@ def test_without_a_direction_the_first_valid_draw_is_taken() -> None:
 
 @given(
     valid=st.lists(st.lists(st.booleans(), min_size=CANDIDATES, max_size=CANDIDATES), max_size=20),
-    asked_at_once=st.integers(1, CANDIDATES + 1),
+    tested_at_once=st.integers(1, CANDIDATES + 1),
 )
 def test_the_first_that_passes_is_taken_however_many_are_asked_at_once(
-    valid: list[list[bool]], asked_at_once: int
+    valid: list[list[bool]], tested_at_once: int
 ) -> None:
     """The chosen draw and the number of failed ones do not depend on the size of the screened groups."""
     passing = np.array(valid, bool).reshape(-1, CANDIDATES)
@@ -159,7 +159,7 @@ def test_the_first_that_passes_is_taken_however_many_are_asked_at_once(
         asked.extend(entries.tolist())
         return torch.from_numpy(passing.ravel())[entries]
 
-    taken, failed = first_passing(torch.from_numpy(order), passes, asked_at_once=asked_at_once)
+    taken, failed = first_passing(torch.from_numpy(order), passes, tested_at_once=tested_at_once)
     in_order = passing.ravel()[order]
     some = in_order.any(axis=1)
     first = np.where(some, in_order.argmax(axis=1), CANDIDATES)
@@ -167,7 +167,7 @@ def test_the_first_that_passes_is_taken_however_many_are_asked_at_once(
     assert failed == first.sum()
     assert len(asked) == len(set(asked))
     needed = np.minimum(first + 1, CANDIDATES)  # of each row
-    assert len(asked) == np.minimum(-(-needed // asked_at_once) * asked_at_once, CANDIDATES).sum()
+    assert len(asked) == np.minimum(-(-needed // tested_at_once) * tested_at_once, CANDIDATES).sum()
 
 
 def test_nothing_is_decoded_where_nothing_is_valid() -> None:

@@ -15,7 +15,7 @@ from defuse.version import VERSION
 
 app = typer.Typer(
     name="defuse",
-    help="Find, name, fix and watch the systematic failures of a deployed image classifier.",
+    help="Find, name, correct and monitor the systematic failures of a deployed image classifier.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

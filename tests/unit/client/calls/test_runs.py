@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 from defuse.calls.runs import RunSettings, run_config
-from defuse.client import run_call
+from defuse.client import execute_call
 from defuse.connection import Connection
 from defuse.errors import InvalidInput
 from defuse.v1 import gateway_service_pb2 as pb
@@ -47,7 +47,7 @@ def connection(gateway: Gateway) -> Iterator[Connection]:
 
 
 def config(connection: Connection, **settings: Any) -> run_pb2.RunConfig:
-    return run_call(connection, run_config(RunSettings(model="tiny", dataset="d1", **settings)))
+    return execute_call(connection, run_config(RunSettings(model="tiny", dataset="d1", **settings)))
 
 
 def test_unset_settings_are_not_sent(connection: Connection) -> None:

@@ -6,7 +6,7 @@ from defuse.errors import DeadlineExceeded, DefuseError, Internal, InvalidInput,
 from defuse.v1 import model_pb2
 
 from services.arrays import Array
-from services.corrector.gate.comparison import CandidateFaults
+from services.corrector.gate.comparison import FaultReportingVersion
 
 IMAGES = np.zeros((2, 1, 3, 3), np.float32)
 
@@ -29,7 +29,7 @@ class Version:
 
 def test_answers_pass() -> None:
     """The candidate's own answers are compared."""
-    asked = CandidateFaults(Version())
+    asked = FaultReportingVersion(Version())
     assert asked.classify(IMAGES) is IMAGES
     assert asked.classify_stored(IMAGES) is IMAGES
     assert (asked.model.name, asked.served) == ("models/tiny", True)
@@ -39,11 +39,11 @@ def test_answers_pass() -> None:
 def test_an_error_is_the_candidate_s(error: DefuseError) -> None:
     """It becomes a reason not to let it through, with the words of who noticed."""
     with pytest.raises(InvalidInput, match=f"does not answer 2 images: {error.message}"):
-        CandidateFaults(Version(error)).classify(IMAGES)
+        FaultReportingVersion(Version(error)).classify(IMAGES)
 
 
 @pytest.mark.parametrize("error", [Unavailable("away"), DeadlineExceeded("slow")])
 def test_where_triton_is_away_nobody_is_to_blame(error: DefuseError) -> None:
     """Nothing was learned of the candidate."""
     with pytest.raises(type(error), match=error.message):
-        CandidateFaults(Version(error)).classify_stored(IMAGES)
+        FaultReportingVersion(Version(error)).classify_stored(IMAGES)

@@ -15,7 +15,7 @@ from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 from opentelemetry import trace
 
 from services.gateway.access.interceptors import AccessInterceptor, RateLimitInterceptor, RateLimits
-from services.gateway.audit.journal import AuditInterceptor, AuditLog, resource_names
+from services.gateway.audit.audit_log import AuditInterceptor, AuditLog, resource_names
 from services.gateway.records.paging import Cursor
 from services.gateway.tokens import Tokens, line_of
 from services.runtime.interceptors import ErrorInterceptor

@@ -6,7 +6,7 @@ import pytest
 from defuse.errors import AlreadyExists, Conflict, NotFound, NotReady
 from defuse.v1 import annotation_pb2, correction_pb2, model_pb2, region_pb2, release_pb2, run_pb2, work_pb2
 
-from services.gateway.corrections.corrections import Corrections, fold
+from services.gateway.corrections.corrections import Corrections, apply_event
 from services.gateway.regions.regions import Regions
 from services.gateway.runs.runs import Runs
 from services.runtime.queue import CHOOSE, PREPARE, TRAIN, Queue
@@ -55,7 +55,7 @@ def test_progress_never_goes_back() -> None:
     """Progress that comes out of order does not turn the bar back; a note is shown."""
     correction = running()
     for event in (progress(0.5, "training", 1), progress(0.2, "late", 1), progress(0.0, "waiting: Triton")):
-        assert list(fold(correction, event)) == []
+        assert list(apply_event(correction, event)) == []
     assert (correction.trainings[1].progress, correction.note) == (0.5, "waiting: Triton")
     assert correction.progress == pytest.approx(0.9 * 0.25)
 
@@ -64,10 +64,10 @@ def test_progress_is_that_of_all_trainings() -> None:
     """Trainings that run side by side count the same; the choice is the rest."""
     correction = running()
     for event in (progress(0.5, "", 0), progress(0.9, "", 1), trained(1)):
-        fold(correction, event)
+        apply_event(correction, event)
     assert correction.progress == pytest.approx(0.9 * 0.75)
-    fold(correction, trained(0))
-    fold(correction, progress(0.5, "measuring"))
+    apply_event(correction, trained(0))
+    apply_event(correction, progress(0.5, "measuring"))
     assert correction.progress == pytest.approx(0.95)
 
 
@@ -76,30 +76,30 @@ def test_a_training_that_failed_does_not_hold_up_the_choice() -> None:
     correction = running()
     why = Training(method=Training.METHOD_ALL_WEIGHTS, error="it diverged")
     ended = work_pb2.Event(subject=FIRST, trained=work_pb2.Trained(position=0, training=why))
-    assert list(fold(correction, ended)) == []
+    assert list(apply_event(correction, ended)) == []
     assert correction.trainings[0].error == "it diverged"
-    ((_, work),) = fold(correction, trained(1))
+    ((_, work),) = apply_event(correction, trained(1))
     assert work.correction.trainings[0].error == "it diverged"
-    assert list(fold(correction, ended)) == []
+    assert list(apply_event(correction, ended)) == []
     assert correction.state == Correction.STATE_RUNNING
 
 
 def test_the_choice_begins_once_all_is_trained() -> None:
     """Only the last training to end starts the choice; a repeated event starts nothing."""
     correction = running()
-    assert list(fold(correction, trained(1, 0.7))) == []
-    assert list(fold(correction, trained(1, 0.2))) == []
-    ((stream, work),) = fold(correction, trained(0, 0.3))
+    assert list(apply_event(correction, trained(1, 0.7))) == []
+    assert list(apply_event(correction, trained(1, 0.2))) == []
+    ((stream, work),) = apply_event(correction, trained(0, 0.3))
     assert stream == CHOOSE
     assert isinstance(work, work_pb2.ChooseWork)
     assert [training.points[0].share for training in work.correction.trainings] == [0.3, 0.7]
-    assert list(fold(correction, trained(0))) == []
+    assert list(apply_event(correction, trained(0))) == []
 
 
 def test_the_end_of_a_correction() -> None:
     """The result is kept, and the correction is done."""
     correction = running()
-    fold(correction, corrected())
+    apply_event(correction, corrected())
     assert (correction.state, correction.progress) == (Correction.STATE_SUCCEEDED, 1.0)
     assert (correction.result.candidate, correction.result.candidate_version) == ("tiny-candidate", 3)
 
@@ -107,7 +107,7 @@ def test_the_end_of_a_correction() -> None:
 def test_a_correction_that_failed() -> None:
     """A failure ends the correction with its sentence."""
     correction = running()
-    fold(correction, failed())
+    apply_event(correction, failed())
     assert (correction.state, correction.error) == (Correction.STATE_FAILED, "the disk is gone")
 
 
@@ -118,10 +118,10 @@ CANCELLED = work_pb2.Event(subject=FIRST, cancelled=work_pb2.Cancelled())
 def test_nothing_changes_a_correction_that_has_ended(end: work_pb2.Event) -> None:
     """Events that come twice or late change nothing."""
     correction = running()
-    fold(correction, end)
+    apply_event(correction, end)
     ended = Correction.FromString(correction.SerializeToString())
     for event in (end, progress(0.1, "late"), trained(0), trained(1), corrected(), failed(), CANCELLED):
-        fold(correction, event)
+        apply_event(correction, event)
         assert correction == ended
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from defuse.v1 import correction_pb2, guard_pb2, monitor_pb2
 
-from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, fold, restart
+from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, restart, update_state
 
 REGIONS = ("runs/a/regions/r1", "runs/a/regions/r2")
 CLASSES = ("ant", "bee")
@@ -63,7 +63,7 @@ def fresh() -> monitor_pb2.MonitorState:
 
 
 def folded(state: monitor_pb2.MonitorState, seen: ScoredBatch) -> list[monitor_pb2.Alert]:
-    return fold(state, seen, profile(), expected_run_length=RUN_LENGTH)
+    return update_state(state, seen, profile(), expected_run_length=RUN_LENGTH)
 
 
 def test_unchanged_traffic_is_counted_and_raises_nothing() -> None:
@@ -87,7 +87,7 @@ def test_accuracy_without_truth() -> None:
     for version in ("1", "2"):
         state = fresh()
         seen = ScoredBatch(arrays=moved.arrays, versions=[version] * 100)
-        fold(state, seen, profile(), expected_run_length=1e300)
+        update_state(state, seen, profile(), expected_run_length=1e300)
         estimates.append(state.monitor.estimated_accuracy)
     assert abs(estimates[0] - (0.5 * 0.8 + 0.5 * 0.1)) < 0.12
     assert abs(estimates[1] - 0.8) < 0.12

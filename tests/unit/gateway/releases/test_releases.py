@@ -20,7 +20,7 @@ from defuse.v1 import correction_pb2, release_pb2, work_pb2
 from defuse.v1 import gateway_service_pb2 as pb
 
 from services.gateway.corrections.corrections import Corrections
-from services.gateway.releases.releases import ReleaseOperations, fold
+from services.gateway.releases.releases import ReleaseOperations, apply_event
 from services.runtime.queue import PUBLISH, Queue
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
@@ -96,9 +96,9 @@ def test_a_release_from_its_beginning_to_its_end(redis_url: str, store: Artifact
         assert (asked.name, asked.correction) == (NAME, ONE)
         assert (asked.actor, asked.reason, asked.approver) == ("ann", "bold sevens", "bea")
         await house.gateways[1].apply(
-            work_pb2.Event(subject=NAME, progress=work_pb2.StageProgress(progress=0.1, note="at the gate"))
+            work_pb2.Event(subject=NAME, progress=work_pb2.StageProgress(progress=0.1, note="checking the candidate"))
         )
-        assert (await house.gateways[0].get(NAME)).note == "at the gate"
+        assert (await house.gateways[0].get(NAME)).note == "checking the candidate"
         assert not waiting.done()
         await house.gateways[1].apply(published())
         assert await waiting == RELEASE
@@ -250,9 +250,9 @@ def test_a_release_cannot_be_stopped(redis_url: str, store: ArtifactStore) -> No
 def test_what_comes_after_the_end() -> None:
     """It changes nothing."""
     publication = Publication(name=NAME, state=Publication.STATE_RUNNING)
-    fold(publication, published())
+    apply_event(publication, published())
     ended = Publication.FromString(publication.SerializeToString())
     for event in (published(), failed(Internal("late")), work_pb2.Event(subject=NAME, progress={"note": "late"})):
-        assert fold(publication, event) == []
+        assert apply_event(publication, event) == []
     assert publication == ended
     assert publication.update_time.seconds > 0

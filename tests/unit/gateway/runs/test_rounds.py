@@ -5,7 +5,7 @@ from defuse.v1 import work_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.runs.runs import fold
+from services.gateway.runs.runs import apply_event
 from services.runtime.queue import DISTILL, IDENTIFY, PLAN
 from tests.unit.gateway.stories import (
     ADAPTIVE,
@@ -70,7 +70,7 @@ def test_events_that_come_twice_or_late_change_nothing() -> None:
     """Any event delivered again, at once or in any later stage or round, leaves the run as it is and starts no work."""
     run = new_run(rounds=3)
     for position, event in enumerate(ADAPTIVE):
-        fold(run, event)
+        apply_event(run, event)
         once = copy_of(run)
         assert told(run, ADAPTIVE[: position + 1]) == [[]] * (position + 1)
         assert run == once
@@ -82,7 +82,7 @@ def test_events_of_a_round_to_come_change_nothing(event: work_pb2.Event) -> None
     run = new_run(rounds=3)
     told(run, ADAPTIVE[:3])
     before = copy_of(run)
-    assert list(fold(run, event)) == []
+    assert list(apply_event(run, event)) == []
     assert run == before
 
 
@@ -103,7 +103,7 @@ def test_progress_rises_over_the_rounds() -> None:
     """Progress is the share of all shards of all rounds, and the note says the round."""
     run, shares, notes = new_run(rounds=3), [], []
     for event in ADAPTIVE[:11]:
-        fold(run, event)
+        apply_event(run, event)
         shares.append(run.progress)
         notes.append(run.note)
     assert shares == pytest.approx([n / 9 for n in (0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8)])

@@ -2,7 +2,7 @@ import pytest
 from defuse.errors import NotReady
 from defuse.v1 import run_pb2
 
-from services.gateway.runs.runs import check_distilled, fold
+from services.gateway.runs.runs import apply_event, check_distilled
 from services.runtime.queue import DISTILL, IDENTIFY
 from tests.unit.gateway.stories import (
     CANCELLED,
@@ -48,7 +48,7 @@ def test_shards_cover_the_sources(sources: int, shards: int) -> None:
 def test_what_preflight_measured_is_told() -> None:
     """The figures of the preflight arrive in the run with the end of its preparation."""
     run = uniform_run()
-    fold(run, prepared(250))
+    apply_event(run, prepared(250))
     assert run.preflight == PREFLIGHT
     assert run.note == "up to 12500 perturbations of 250 images"
 
@@ -65,7 +65,7 @@ def test_shards_in_any_order_give_the_same_run() -> None:
 def test_progress_of_the_present_stage() -> None:
     """Progress and note of the present stage are taken over, without touching the time of the last change."""
     run = new_run()
-    assert list(fold(run, progress(Run.STATE_PREPARING, 0.4, "epoch 2 of 5"))) == []
+    assert list(apply_event(run, progress(Run.STATE_PREPARING, 0.4, "epoch 2 of 5"))) == []
     assert (run.progress, run.note, run.update_time.seconds) == (0.4, "epoch 2 of 5", 1000)
 
 
@@ -74,8 +74,8 @@ def test_progress_of_a_stage_already_left_is_ignored() -> None:
     run = uniform_run()
     told(run, UNIFORM[:2])
     before = copy_of(run)
-    fold(run, progress(Run.STATE_PREPARING, 0.4, "epoch 2 of 5"))
-    fold(run, progress(Run.STATE_DISTILLING, 0.4, "too early"))
+    apply_event(run, progress(Run.STATE_PREPARING, 0.4, "epoch 2 of 5"))
+    apply_event(run, progress(Run.STATE_DISTILLING, 0.4, "too early"))
     assert run == before
 
 
@@ -83,7 +83,7 @@ def test_a_note_without_a_stage_is_shown() -> None:
     """A worker's reason to wait is shown; the progress stays."""
     run = uniform_run()
     told(run, UNIFORM[:2])
-    fold(run, progress(Run.STATE_UNSPECIFIED, 0.0, "waiting: Triton does not answer"))
+    apply_event(run, progress(Run.STATE_UNSPECIFIED, 0.0, "waiting: Triton does not answer"))
     assert run.note == "waiting: Triton does not answer"
     assert run.progress == pytest.approx(1 / 3)
 
@@ -101,7 +101,7 @@ def test_a_stage_that_gave_up_ends_the_run(stage: int) -> None:
     """From any stage, a failure ends the run with its sentence and reason; nothing that comes later changes that."""
     run = uniform_run()
     told(run, UNIFORM[:stage])
-    fold(run, failed("the pictures are mush", "VAE_TOO_COARSE"))
+    apply_event(run, failed("the pictures are mush", "VAE_TOO_COARSE"))
     assert (run.state, run.error, run.error_reason) == (Run.STATE_FAILED, "the pictures are mush", "VAE_TOO_COARSE")
     assert run.update_time.seconds > 1000
     ended = copy_of(run)

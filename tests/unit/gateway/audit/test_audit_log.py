@@ -8,7 +8,7 @@ import pytest
 from defuse.v1 import audit_pb2
 from defuse.v1 import gateway_service_pb2 as pb
 
-from services.gateway.audit.journal import AuditLog
+from services.gateway.audit.audit_log import AuditLog
 from services.gateway.records.paging import Cursor
 from services.storage.artifacts import ArtifactStore
 

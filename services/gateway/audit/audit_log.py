@@ -74,8 +74,8 @@ _MOST_NAMES = 20
 class AuditInterceptor(grpc.aio.ServerInterceptor):
     """Records each mutating call between its end and its answer."""
 
-    def __init__(self, journal: AuditLog) -> None:
-        self._journal = journal
+    def __init__(self, audit_log: AuditLog) -> None:
+        self._audit_log = audit_log
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
@@ -111,7 +111,7 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
             peer=event.peer,
         )
         if stored:
-            await self._journal.keep(event)
+            await self._audit_log.keep(event)
 
 
 def _collect_names(request: Any, names: list[str]) -> Any:

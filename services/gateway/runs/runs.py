@@ -268,9 +268,9 @@ def _summary(run: run_pb2.Run) -> str:
     return (
         f"{run.region_count} regions from {counts.failures} failures: {counts.decodes} perturbations of {searched} "
         f"images at radius {run.config.search.radius_sd:g} sd in {_times(run.round + 1, 'round')}; {counts.candidates} "
-        f"were misclassified, {dropped} of them not valid or not confirmed, {limited} beyond the limit of failures of one image; of {_times(run.groups.groups, 'group')} "
-        f"{run.groups.below_support} had too few failures and {run.groups.not_worse_than_control} were no worse than "
-        "their controls"
+        f"were misclassified, {dropped} of them not valid or not confirmed, {limited} beyond the limit of failures of "
+        f"one image; of {_times(run.groups.groups, 'group')} {run.groups.below_support} had too few failures and "
+        f"{run.groups.not_worse_than_control} were no worse than their controls"
     )
 
 

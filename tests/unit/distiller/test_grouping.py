@@ -35,7 +35,7 @@ def halving(truth: Truth) -> type:
         def __init__(self, *_: object) -> None:
             pass
 
-        def labels(self, _failures: GroupedFailures) -> np.ndarray:
+        def components(self, _failures: GroupedFailures) -> np.ndarray:
             return 2 * truth.cluster + divided
 
     return Halving

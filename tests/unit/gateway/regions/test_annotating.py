@@ -90,7 +90,7 @@ def test_a_distiller_that_is_away(store: ArtifactStore, distiller: Distiller) ->
     """The error says that the verdict is stored and what to do; the same verdict again completes it."""
     distiller.refusal = Unavailable("nothing answers at here:1", reason="AWAY")
     with pytest.raises(
-        Unavailable, match=r"'r1' is annotated as mixed, but not split yet \(nothing answers.*once more"
+        Unavailable, match=r"'r1' is annotated as mixed, but not split yet \(nothing answers.*annotate it again when"
     ) as caught:
         annotate(store, distiller, "MIXED")
     assert caught.value.reason == "AWAY"

@@ -67,7 +67,7 @@ class RealImageCounts:
 
     @property
     def typicality(self) -> float:
-        """Return the share of the label's real images that lie inside, in [0, 1]."""
+        """Return the share of the label's real images that lie inside."""
         return self.images / self.of_label if self.of_label else 0.0
 
 
@@ -141,7 +141,7 @@ def count_real_inside(group: Group, latents: Array, searched: SearchedImages) ->
 
 
 def nearest_images(latents: Array, training: TrainingImages, sd_agg: Array, count: int) -> NearestImages:
-    """Return the training images that are nearest to any of the latents (n, d)."""
+    """Return the training images nearest to any of the latents (n, d)."""
     distance = distances(training.latent / sd_agg, latents / sd_agg).min(axis=1)  # (r,)
     first = np.argsort(distance, kind="stable")[:count]
     return NearestImages(

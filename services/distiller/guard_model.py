@@ -76,7 +76,10 @@ def unscored(count: int) -> dict[str, Array]:
 
 
 def top_predictions(scores: Array) -> dict[str, Array]:
-    """Return the predicted class ids (n,) of logits (n, k), and their confidences (n,)."""
+    """Return the predicted classes of logits (n, k), and their confidences.
+
+    Both are (n,).
+    """
     return {
         "predicted": scores.argmax(axis=1).astype(np.int64),
         "confidence": softmax(scores.astype(np.float64), axis=1).max(axis=1).astype(np.float32),

@@ -122,7 +122,10 @@ class ObservationScorer:
         self._take_out_what_was_deleted(work.batch)
 
     def _take_out_what_was_deleted(self, batch: str) -> None:
-        """Remove the scores of observations that were deleted from the record meanwhile."""
+        """Remove the scores of observations that were deleted meanwhile.
+
+        The record no longer has these observations.
+        """
         left = {keys.observation_digest(one.id) for one in self._record(batch).observations}
         for key in (keys.observation_scores(batch), keys.observed_images(batch)):
             arrays = self._store.read_arrays(key) if self._store.exists(key) else {"id": np.zeros((0, 16), np.uint8)}

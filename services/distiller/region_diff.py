@@ -1,4 +1,4 @@
-"""The difference between the regions of two runs: new, gone and moved ones."""
+"""The difference between two runs' regions: new, gone and moved ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class MatchedRegions:
 
 
 def match_regions(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> list[MatchedRegions]:
-    """Pair the regions of two runs that have the same confusion, by smallest shift.
+    """Pair the regions of two runs that have the same confusion.
 
     Regions are first paired one to one, with the least sum of shifts. A remaining
     region that is part of a region of the other run is then paired with that region.
@@ -118,11 +118,11 @@ _MOST_CARRIED, _BATCH = 2_000, 256
 
 
 def diff_regions(store: ArtifactStore, before: str, after: str) -> region_pb2.RegionsDiff:
-    """Return the regions of the second run that are new, gone or moved.
+    """Compare the regions of two distilled runs: new, gone and moved ones.
 
-    Both runs must be distilled. When they have different VAEs, the second run's
-    failures are decoded, and encoded into the first run's latent space. Raises
-    InvalidInput when their images differ in shape, or their models in classes.
+    When the runs have different VAEs, the second run's failures are decoded, and
+    encoded into the first run's latent space. Raises InvalidInput when their images
+    differ in shape, or their models in classes.
     """
     first, second = (_regions(store, name) for name in (before, after))
     runs = [Catalog(store).run(name) for name in (before, after)]

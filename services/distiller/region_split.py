@@ -74,7 +74,10 @@ def _parts_on_line(
     bootstraps: int,
     check: Callable[[], None],
 ) -> RegionSplit | None:
-    """Return the coarsest parts that positions (m,) on a line separate into, or None."""
+    """Return the coarsest parts of positions (m,) on a line.
+
+    Returns None when the line shows fewer than two parts.
+    """
     usable = np.flatnonzero(held_out == 0)
     line = replace(_own_classes(failures), latent=(position / (position[usable].std() or 1.0))[:, None])
     for narrow in _finer_configs(config, line, len(usable)):

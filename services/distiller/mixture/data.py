@@ -118,7 +118,10 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Points, optionally with categorical factors of values from 0 to size - 1."""
+    """Points, optionally with categorical factors.
+
+    The values of a factor are from 0 to its size - 1.
+    """
 
     x: Rows  # (n, d)
     categories: Sequence[npt.NDArray[np.integer]]  # (n,) each

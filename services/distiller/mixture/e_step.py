@@ -230,7 +230,7 @@ class Screening:
 
 
 def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield each component that is near any point, with the rows of these points."""
+    """Yield each component that is near any point, with these points' rows."""
     component, row = near.T.nonzero(as_tuple=True)
     counts = torch.bincount(component, minlength=near.shape[1]).tolist()
     for number, rows in enumerate(torch.split(row, counts)):
@@ -239,7 +239,7 @@ def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def make_evaluator(posterior: Posterior) -> Callable[[Chunk], ChunkResponsibilities]:
-    """Return the cheaper of the functions that evaluate a posterior on a chunk."""
+    """Return the cheaper function that evaluates a posterior on a chunk."""
     lookup = AliveComponents.of(posterior)
     if posterior.prior.kind == "full" and posterior.prior.dim >= LEAST_DIM:
         return Screening.of(lookup).ask

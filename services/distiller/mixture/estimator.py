@@ -336,7 +336,7 @@ class DirichletProcessMixture:
 
 
 def _one(covariance: Tensor, kind: CovarianceType) -> Tensor:
-    """Return one covariance in the shape that its type has for one component."""
+    """Return one covariance in the shape that its type expects."""
     return covariance if kind == "tied" else covariance[None]
 
 

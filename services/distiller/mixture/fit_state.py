@@ -1,4 +1,4 @@
-"""The state of a fit, and a step of it: one pass over the data.
+"""The state of a fit, and a step: one pass over the data.
 
 A step is an E-step over the data, then the posterior from the sums. With several blocks
 it is memoized: the sums of each block are kept, and the posterior is updated after
@@ -35,7 +35,10 @@ class FitState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The data and the prior of a fit, and the threads and processes that compute."""
+    """The data and the prior of a fit, and the workers that compute.
+
+    The workers are threads and processes.
+    """
 
     points: Points
     prior: Prior
@@ -47,13 +50,19 @@ class Fit:
     check: Callable[[float], None]
 
     def begin(self, blocks: list[Sums]) -> FitState:
-        """Return the state that follows from the block sums of initial responsibilities."""
+        """Return the state that follows from initial responsibilities.
+
+        The responsibilities are given by the sums of each block.
+        """
         total = Sums.total(blocks)
         posterior = Posterior.of(total, self.prior)
         return FitState(posterior=posterior, blocks=blocks, bound=posterior.bound(total))
 
     def expect(self, posterior: Posterior, rows: slice | None = None) -> Sums:
-        """Return the sums of some or all rows of every process, under a posterior."""
+        """Return the sums of rows of every process under a posterior.
+
+        Without `rows`, the sums are over all rows.
+        """
         ask = make_evaluator(posterior)
         return self.sum_up(lambda chunk: ask(chunk).sums, rows)
 

@@ -45,7 +45,10 @@ class DividedComponent:
 
 
 def divided_components(fit: Fit, state: FitState, generator: torch.Generator) -> list[DividedComponent]:
-    """Return the components that may be split, by descending rise of the bound."""
+    """Return the components that may be split, by descending gain.
+
+    The gain is the approximate rise of the bound.
+    """
     parents = _parents(fit, state.posterior)
     best: dict[int, DividedComponent] = {}
     cuts: list[Cut] = [_longest_axis, *[_far_pair] * _PAIRS]

@@ -163,7 +163,7 @@ def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position:
 
 
 def _result(comparison: Comparison, correction_data: CorrectionData) -> correction_pb2.CorrectionResult:
-    """Return both versions' results on images that had no part in the choice.
+    """Return both versions' results on images without part in the choice.
 
     These are the test split and the held-out region images.
     """

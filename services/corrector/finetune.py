@@ -87,7 +87,10 @@ class TrainingMix:
     regions: LabelledDataset
 
     def weighted(self, region_weight: float) -> list[tuple[LabelledDataset, float]]:
-        """Return the data sets whose weight in the loss is not 0, with their weights."""
+        """Return the data sets of the loss, and their weights.
+
+        A data set of weight 0 is left out.
+        """
         parts = [(self.original, 1 - region_weight), (self.regions, region_weight)]
         return [(data, weight) for data, weight in parts if weight]
 
@@ -103,7 +106,10 @@ class InputMap:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOutcome:
-    """The number of steps of a training, and the step of its best weights."""
+    """The number of steps of a training, and its best step.
+
+    The best step has the lowest held-out loss.
+    """
 
     steps: int
     best_step: int
@@ -115,7 +121,7 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
-    """The network, data and schedule of a training that is ready to start."""
+    """The network, data and schedule of a training."""
 
     network: nn.Module
     data: TrainingMix
@@ -134,14 +140,14 @@ def finetune(
     on_checkpoint: Callable[[bytes], None] = lambda _checkpoint: None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> FinetuneOutcome:
-    """Train the network in place, and keep the weights of the lowest held-out loss.
+    """Train the network in place, up to the lowest held-out loss.
 
-    Training stops early once that loss has not fallen several times in a row. Without
-    held-out data it runs to the end. Every draw comes from the schedule's seed: equal
-    seeds give equal weights on one machine with the same number of threads.
-    `on_step(step, steps, loss)` is called after every step and may raise to stop.
-    `on_checkpoint` gets a checkpoint whenever the held-out loss was evaluated; the last
-    one, as `checkpoint`, continues to the same weights.
+    It ends with the weights of that loss. Training stops early once the loss has not
+    fallen several times in a row. Without held-out data it runs to the end. Every draw
+    comes from the schedule's seed: equal seeds give equal weights on one machine with
+    the same number of threads. `on_step(step, steps, loss)` is called after every step
+    and may raise to stop. `on_checkpoint` gets a checkpoint whenever the held-out loss
+    was evaluated; the last one, as `checkpoint`, continues to the same weights.
 
     Several `processes` share every batch, with the result of one process up to
     rounding. The first process alone evaluates, and may end the training of the others,

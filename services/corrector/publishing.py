@@ -1,4 +1,4 @@
-"""The publishing stage of a correction, which runs the gate and then releases."""
+"""The publishing stage of a correction: the gate, then the release."""
 
 from dataclasses import dataclass
 

@@ -21,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CorrectorService(pb_grpc.CorrectorServiceServicer):
-    """The gRPC service for changes to Triton that do not wait in a queue."""
+    """The gRPC service for changes to Triton that bypass the queue."""
 
     def __init__(self, store: ArtifactStore, releases: AnyReleases, gate: Gate, guards: GuardIssuer) -> None:
         self._store = store

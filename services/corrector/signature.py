@@ -137,7 +137,7 @@ def _read_input_shape(model: model_pb2.Model, dims: list[int]) -> None:
 
 
 def _read_output(model: model_pb2.Model, graph: onnx.GraphProto, file: bytes) -> None:
-    """Set the output's name, after a run of the graph has confirmed its shape.
+    """Set the output's name, after a run has confirmed its shape.
 
     Actual outputs are more reliable than declared ones.
     """

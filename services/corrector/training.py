@@ -184,7 +184,7 @@ def follow_announced(trainer: Trainer, announced: AnnouncedTraining) -> None:
 
 
 def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
-    """Run a training, and return its points or the reason why it failed.
+    """Run a training, and return its points or its error.
 
     A failure does not end the correction: its other trainings continue.
     """

@@ -1,6 +1,6 @@
 """The pipeline of decoder and classifier.
 
-Batches are decoded and sent ahead of the answer that is read.
+Batches are decoded and sent ahead of the answer that is awaited.
 """
 
 import contextvars
@@ -39,9 +39,10 @@ T = TypeVar("T")
 class DecoderPool:
     """Threads that draw, decode and send batches in parallel.
 
-    Each batch stays in one thread. Parallel batches are faster than parallel layers: threads that share a batch wait
-    for each other at every layer, and on cores shared with the classifier the slowest thread is late (11,100 decoded
-    and classified images a second against 9,800, with two threads on two cores that Triton shares).
+    Each batch stays in one thread. Parallel batches are faster than parallel layers:
+    threads that share a batch wait for each other at every layer, and on cores shared
+    with the classifier the slowest thread is late (11,100 decoded and classified images
+    a second against 9,800, with two threads on two cores that Triton shares).
     """
 
     def __init__(self, count: int, *, at_start: Callable[[], None] = lambda: None) -> None:
@@ -51,14 +52,14 @@ class DecoderPool:
     def submit(self, make: Callable[[], T]) -> "Future[T]":
         """Run a task in a thread, in the caller's context.
 
-        Its spans thus join the caller's trace.
+        The task's spans thus belong to the caller's trace.
         """
         return self.pool.submit(contextvars.copy_context().run, make)
 
     def prefetch(self, makers: Iterable[Callable[[], T]]) -> Iterator[T]:
         """Yield the result of each task, in order.
 
-        The threads work a few batches ahead.
+        The threads compute a few batches ahead.
         """
         return prefetch(makers, self.submit, ahead=_AHEAD * self.count)
 
@@ -79,8 +80,8 @@ def _sent(batch: B, decode: Callable[[Codes], Images], submit: Callable[[Images]
 
 
 def rounded(images: Images) -> Images:
-    """Return images (n, c, h, w) rounded to eight bits.
+    """Return images (n, c, h, w) in [0, 1], rounded to eight bits.
 
-    They are in [0, 1], and stay on their device.
+    They stay on their device.
     """
     return (images * 255).round() / 255

@@ -42,7 +42,7 @@ _TEMPERATURES = (-4.0, 4.0)
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """The result of a check: a figure, its bound, and whether it passed.
+    """The result of a check: a figure, its bound, and the outcome.
 
     `trials` is the number of images, or of pairs of requests, that the figure is
     computed from.

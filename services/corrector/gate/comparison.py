@@ -301,7 +301,10 @@ def _network(file: bytes) -> OnnxModule | None:
 
 
 def _torch_outputs(network: OnnxModule | None, inputs: Array) -> Array | None:
-    """Return the outputs (n, k) of a graph in torch, or None when it cannot run."""
+    """Return the outputs (n, k) of a graph in torch.
+
+    Returns None when the graph is missing or cannot run.
+    """
     if network is None:
         return None
     try:

@@ -60,7 +60,7 @@ class Gate:
         return self._judged(subject, self._catalog.split(dataset, "test", model))
 
     def judge_correction(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict:
-        """Check the candidate of a finished correction, with all present annotations."""
+        """Check the candidate of a finished correction, with present annotations."""
         correction_data = CorrectionData(self._store, correction)
         file = self._store.read_bytes(keys.corrected_file(correction.name))
         return self._judged(_subject(correction_data, file), correction_data.test, correction_data)
@@ -126,9 +126,9 @@ class Gate:
     def _judged(
         self, subject: _Subject, test: LabelledImages, correction_data: CorrectionData | None = None
     ) -> gate_pb2.GateVerdict:
-        """Serve a file under a temporary name, run all checks and store the verdict.
+        """Run all checks on a file and store the verdict.
 
-        A file that cannot be run fails.
+        The file is served under a temporary name. A file that cannot be run fails.
         """
         model, bank = subject.model, Bank(self._store, subject.model)
         try:

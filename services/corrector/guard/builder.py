@@ -176,7 +176,10 @@ class GuardBuilder:
         record.recall.CopyFrom(_share(inside(self._pictures(held_out)) if len(held_out) else held_out))
 
     def _risk(self, file: bytes) -> Callable[[Array], Array]:
-        """Return a guard as a function from images (n, c, h, w) in [0, 1] to risks (n,)."""
+        """Return a function that computes a guard's risks (n,).
+
+        It takes images (n, c, h, w) in [0, 1].
+        """
         run, position = onnx_function(file), OUTPUTS.index(RISK)
         fixed = self.model.fixed_batch_size
 

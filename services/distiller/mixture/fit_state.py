@@ -1,4 +1,4 @@
-"""The state of a fit, and a step: one pass over the data.
+"""The state of a fit, and a step through the data.
 
 A step is an E-step over the data, then the posterior from the sums. With several blocks
 it is memoized: the sums of each block are kept, and the posterior is updated after
@@ -35,7 +35,7 @@ class FitState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The data and the prior of a fit, and the workers that compute.
+    """The data, the prior and the workers of a fit.
 
     The workers are threads and processes.
     """

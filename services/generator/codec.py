@@ -27,7 +27,7 @@ SD_FLOOR = 1e-3
 
 
 class CodecMismatch(ValueError):
-    """Raised when encoder and decoder do not fit the images or each other."""
+    """Raised when encoder and decoder do not fit images or each other."""
 
 
 @dataclass(frozen=True, kw_only=True)

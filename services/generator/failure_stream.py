@@ -37,7 +37,7 @@ class StreamPosition:
 
     @classmethod
     def of(cls, token: str) -> Self:
-        """Return the position of a token, or the beginning for an empty one.
+        """Return the position of a token; an empty token is the beginning.
 
         Raises InvalidInput for an invalid token.
         """

@@ -63,9 +63,9 @@ def _uniform(seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> 
 
 
 def _bits(seed: int, *parts: Tensor) -> Tensor:
-    """Return 64 uniform bits for each row of a seed and integers (n,).
+    """Return a hash of a seed and integers (n,).
 
-    The result is (n,) int64, on their device.
+    It has 64 uniform bits for each row, as (n,) int64 on the device of the integers.
     """
     state = _mix(torch.full((1,), _signed(seed), device=parts[0].device) + _GOLDEN)  # (1,)
     for part in parts:

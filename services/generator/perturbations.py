@@ -1,4 +1,4 @@
-"""Perturbations of sources: `z = mu + r * sd_agg * eps`, eps ~ N(0, I).
+"""Perturbations of sources: `z = mu + r * sd_agg * eps` with eps ~ N(0, I).
 
 Every eps is a pure function of (seed, source, round, draw). Results therefore do not
 depend on how sources are split into shards and batches, nor on the number of workers.
@@ -199,12 +199,12 @@ def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[Perturb
 
 
 def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, asked_at_once: int) -> tuple[Tensor, int]:
-    """Return the first passing entry of each row, and the failed entries' number.
+    """Return the first passing entry of each row of `order` (slots, k).
 
-    `order` is (slots, k), and the results are ascending in rows. Rows without a passing
-    entry are left out. `passes` tests entries (m,). It is called for `asked_at_once`
-    columns at a time, and for later columns only in rows without an earlier passing
-    entry.
+    Results are ascending in rows, and rows without a passing entry are left out. Also
+    returns the number of entries that failed before. `passes` tests entries (m,). It is
+    called for `asked_at_once` columns at a time, and for later columns only in rows
+    without an earlier passing entry.
     """
     width = order.shape[1]
     failed = torch.zeros(len(order), dtype=torch.int64, device=order.device)  # (slots,) entries before the one to take

@@ -35,7 +35,7 @@ _TRAINING_SHARE = 0.9  # of the progress of `prepare`
 
 
 def prepare(context: RunContext, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
-    """Run the preflight, train or read the VAE, and store the search's inputs."""
+    """Run the preflight, obtain the VAE, and store the search's inputs."""
     run = work.run
     context.use_all_threads()
     if not context.store.exists(keys.preflight(run.name)):

@@ -1,4 +1,4 @@
-"""The rounds of a search: stored results, and the plan of each round.
+"""The rounds of a search: stored results, and each round's plan.
 
 A plan depends on the results of all earlier rounds. Two workers may search one shard at
 the same time, when one of them lost its claim, and margins differ by rounding. Each

@@ -48,7 +48,7 @@ class PreparedRun:
 
 
 class RunContext:
-    """Reads the data that a run needs, and caches the last few reads."""
+    """Reads the data of runs, and caches the last few reads."""
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, device: torch.device) -> None:
         self.threads = torch.get_num_threads()
@@ -119,7 +119,7 @@ class RunContext:
         torch.set_num_threads(self.threads)
 
     def checks(self, run: run_pb2.Run) -> SearchChecks:
-        """Return the checks that a misclassified perturbation must pass to be a failure."""
+        """Return the checks that a misclassified perturbation must pass."""
         record_keys = keys.label_model(run.config), keys.reference(run.config)
         return self._checks(*record_keys, run.config.validity.SerializeToString(deterministic=True))
 

@@ -86,7 +86,7 @@ class VaeConfig:
 
     @property
     def levels(self) -> int:
-        """Return the number of halvings, down to at most 8 pixels a side."""
+        """Return the number of halvings, to at most 8 pixels a side."""
         return max(2, math.ceil(math.log2(max(self.image_shape[1:]) / 8)))
 
 
@@ -247,9 +247,9 @@ def to_bytes(vae: Vae) -> bytes:
 
 
 def from_bytes(data: bytes) -> Vae:
-    """Return the Vae of a file of `to_bytes`, on the CPU, in eval mode.
+    """Return the Vae of a file of `to_bytes`.
 
-    Raises ValueError for any other file.
+    It is on the CPU, in eval mode. Raises ValueError for any other file.
     """
     try:
         header, _ = read_safetensors_header(io.BytesIO(data))

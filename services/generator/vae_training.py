@@ -143,9 +143,10 @@ def seconds_per_image(images: npt.NDArray[np.uint8], config: VaeConfig, *, devic
 
 
 def one_cycle(progress: float) -> float:
-    """Return the share of the peak learning rate at a share of the training.
+    """Return the learning rate at a share of the training.
 
-    It rises linearly and falls along a cosine (Smith & Topin 2018, arXiv:1708.07120).
+    It is a share of the peak rate, which rises linearly and falls along a cosine (Smith
+    & Topin 2018, arXiv:1708.07120).
     """
     if progress < _WARMUP:
         return 0.04 + 0.96 * progress / _WARMUP

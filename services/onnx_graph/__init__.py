@@ -1,1 +1,1 @@
-"""ONNX graphs: read, run as a torch module, trained and written back."""
+"""ONNX graphs that are read, run as a torch module, trained and written back."""

@@ -83,7 +83,10 @@ def device_of(setting: str) -> "torch.device":
 
 
 def limit_threads(count: int) -> None:
-    """Limit torch to a number of threads; 0 leaves the choice to torch."""
+    """Limit torch to a number of threads.
+
+    With 0, torch chooses the number.
+    """
     import torch
 
     if count:

@@ -33,7 +33,7 @@ class DemoData:
 
 
 def read(path: Path, *, seed: int) -> DemoData:
-    """Read class folders or an `.npz`, and split them as the gateway does."""
+    """Read class folders or an `.npz`, split as the gateway does."""
     with dataset_file(path) as packed:
         digest = digest_of(chunks(packed))
         with packed.open("rb") as file:
@@ -145,9 +145,9 @@ def train(
 
 
 def to_onnx(network: DemoClassifier, image_shape: tuple[int, int, int]) -> bytes:
-    """Return the network as an ONNX file for images (h, w, c), any batch size.
+    """Return the network as an ONNX file for images (h, w, c).
 
-    Its input is `images`, and its output is `logits`.
+    The file takes any batch size. Its input is `images`, and its output is `logits`.
     """
     height, width, channels = image_shape
     return onnx_files.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])

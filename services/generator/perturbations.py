@@ -1,7 +1,8 @@
-"""Perturbations of sources: `z = mu + r * sd_agg * eps` with eps ~ N(0, I).
+"""Perturbations of sources: `z = mu + r * sd_agg * eps`.
 
-Every eps is a pure function of (seed, source, round, draw). Results therefore do not
-depend on how sources are split into shards and batches, nor on the number of workers.
+The noise eps ~ N(0, I) is a pure function of (seed, source, round, draw). Results
+therefore do not depend on how sources are split into shards and batches, nor on the
+number of workers.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -145,7 +145,7 @@ def _check(
 
 
 def _held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> npt.NDArray[np.bool_]:
-    """Choose a tenth of each class (n,), at least one image in all.
+    """Choose a tenth of each class (n,), and at least one image.
 
     Small classes are used for training entirely.
     """

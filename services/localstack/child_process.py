@@ -101,7 +101,7 @@ class ChildProcess:
 
 
 def free_port() -> int:
-    """Return a free port, and reserve it for the lifetime of this process.
+    """Return a free port, reserved for the lifetime of this process.
 
     No other caller of this function gets the port meanwhile.
     """

@@ -1,4 +1,4 @@
-"""Replace this process by a program that the kernel ends with its parent.
+"""Start a program that the kernel ends with its parent.
 
 The command is `python parent_death.py NICENESS PROGRAM ARGUMENT...`. It is a program of
 its own because the parent has threads, and a process with threads must not run Python

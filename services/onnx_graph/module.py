@@ -202,7 +202,7 @@ class OnnxModule(nn.Module):
         return free
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the first output, for images in the shape of the model's input."""
+        """Return the first output for images in the model's input shape."""
         values = {self._image: images, **self._integers}
         values.update({name: getattr(self, attribute) for name, attribute in self._held.items()})
         for node, finished in zip(self._nodes, self._last_uses, strict=True):

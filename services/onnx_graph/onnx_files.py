@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def onnx_function(model: bytes) -> Callable[..., list[Array]]:
-    """Return a graph as a function from its inputs, in order, to its outputs.
+    """Return a graph as a function of its inputs, in order.
 
-    It uses the GPU when this build of ONNX Runtime has one. Raises onnxruntime's errors
-    for an invalid file.
+    The function returns a list of outputs. It uses the GPU when this build of ONNX
+    Runtime has one. Raises onnxruntime's errors for an invalid file.
     """
     onnxruntime.set_default_logger_severity(3)
     session = onnxruntime.InferenceSession(model, providers=onnxruntime.get_available_providers())
@@ -102,7 +102,10 @@ TOLERANCE = 1e-3
 
 
 class ParityError(ArithmeticError):
-    """Raised when an exported file does not compute the same as its network."""
+    """Raised when an exported file does not compute what its network computes.
+
+    The difference is larger than rounding.
+    """
 
 
 class Exportable(Protocol):
@@ -122,7 +125,7 @@ class BatchParity:
 
 
 def export(network: Exportable, inputs: Array, batch_sizes: Sequence[int]) -> tuple[bytes, list[BatchParity]]:
-    """Return a network as an ONNX file, with its parity for each batch size.
+    """Return a network as an ONNX file, with parity by batch size.
 
     Torch and ONNX Runtime are compared on the first inputs for each batch size.
     `network` is on the CPU. `inputs` are real inputs of the classifier, at least as

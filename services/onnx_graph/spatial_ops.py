@@ -37,7 +37,10 @@ _NEAREST: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Window:
-    """The path of a kernel over an image, one number per spatial axis."""
+    """The path of a kernel over an image.
+
+    Each field has one number per spatial axis.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]

@@ -39,9 +39,9 @@ class ErrorRateTest:
 
     @property
     def excess(self) -> float:
-        """Return the excess of the error rate over the controls', in [0, 1].
+        """Return the excess of the error rate over the controls'.
 
-        It is 0 without decodes or without controls.
+        It is in [0, 1], and 0 without decodes or without controls.
         """
         if not self.decodes or not self.controls:
             return 0.0

@@ -27,7 +27,7 @@ from services.storage.safetensors import select_group
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """One split of a data set, with labels as class ids of a model."""
+    """A split of a data set, with a model's class ids as labels."""
 
     # (n, h, w, c) uint8
     images: Array

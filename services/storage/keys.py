@@ -226,7 +226,10 @@ def observation_scores(batch: str) -> str:
 
 
 def alerts(model_name: str) -> str:
-    """Return the key prefix of a model's alerts, whose names sort by time."""
+    """Return the key prefix of a model's alerts.
+
+    The names of alerts sort by time.
+    """
     return f"{model_name}/alerts"
 
 
@@ -249,7 +252,7 @@ def audit_event(moment: datetime, unique: str) -> str:
 
 
 def regression_images(model_name: str, region_name: str, label: str) -> str:
-    """Return the key of a labelled region's images in its model's regression bank."""
+    """Return the key of a labelled region's images in the regression bank."""
     run, region = names.last(names.parent(region_name)), names.last(region_name)
     return f"{model_name}/bank/{run}/{region}-{hashlib.sha256(label.encode()).hexdigest()[:8]}.safetensors"
 
@@ -260,7 +263,10 @@ def corrected_file(correction_name: str) -> str:
 
 
 def corrected_weights(correction_name: str) -> str:
-    """Return the key of the state dict of a candidate from a torch factory."""
+    """Return the key of a candidate's state dict.
+
+    Only candidates from a torch factory have one.
+    """
     return weights_file(correction_name)
 
 
@@ -274,7 +280,7 @@ def checkpoint(correction_name: str, position: int) -> str:
 
 
 def point(correction_name: str, position: int, number: int) -> str:
-    """Return the key prefix of the files of one point of a training."""
+    """Return the key prefix of the files of a training's point."""
     return f"{correction_name}/trainings/{position:03d}/{number:02d}"
 
 

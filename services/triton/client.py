@@ -113,7 +113,7 @@ class InferenceClient:
         return sorted(int(version) for version in self._described("get_model_metadata", model_id).versions)
 
     def max_batch_size(self, model_id: str) -> int:
-        """Return the largest batch of a model, 0 when it does not batch."""
+        """Return the largest batch of a model, 0 without batching."""
         return int(self._described("get_model_config", model_id).config.max_batch_size)
 
     def _described(self, what: str, model_id: str) -> Any:
@@ -149,7 +149,7 @@ def _close(in_flight: RequestsInFlight, client: Any) -> None:
 
 
 class Classifier:
-    """One version of a classifier, which maps images in [0, 1] to logits."""
+    """One version of a classifier, from images in [0, 1] to logits."""
 
     served = True
 

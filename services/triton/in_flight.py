@@ -261,9 +261,10 @@ class RequestsInFlight:
             raise to_defuse_error(error, self._url) from error
 
     def _answered(self, sent: SentRequest, result: Any, error: InferenceServerException | None) -> None:
-        """Process an answer in a gRPC thread, which other answers need as well.
+        """Process an answer in a gRPC thread.
 
-        Work that waits is done in another thread.
+        Other answers need the thread as well, so work that waits is done in another
+        thread.
         """
         if error and is_unknown_region(error):
             again = threading.Thread(target=self._settle, args=[sent, self._send_again], daemon=True)

@@ -61,7 +61,7 @@ class CorrectionSettings:
 
 
 def correction_config(settings: CorrectionSettings) -> SansIoCall[correction_pb2.CorrectionConfig]:
-    """Return the message of the settings; upload the weights that they name."""
+    """Return the message of the settings, and upload the named weights."""
     if unknown := [method for method in settings.methods if method not in METHODS]:
         raise InvalidInput(f"method {unknown[0]!r} is unknown; use some of {', '.join(METHODS)}")
     factory = {"function": settings.torch_factory}
@@ -137,10 +137,10 @@ def cancel_correction(run_id: str, correction_id: str) -> SansIoCall[Correction]
 
 
 def judge(model_id: str, onnx: str | Path | bytes, *, dataset: str = "") -> SansIoCall[GateVerdict]:
-    """Ask the gate whether a file may replace the released version.
+    """Check with the gate whether a file may replace the released version.
 
-    `dataset` is the id of the data set whose test split is evaluated, by default that of the model's newest run. A
-    broken file fails the gate.
+    `dataset` is the id of the data set whose test split is evaluated, by default that
+    of the model's newest run. A broken file fails the gate.
     """
     content = yield from read_content(onnx)
     request = pb.JudgeCandidateRequest(
@@ -215,8 +215,9 @@ def start_trial(
     Args:
         run_id: Id of the run.
         correction_id: Id of the correction.
-        mode: `canary`: the candidate responds, the released version takes over its errors. `shadow`: the released
-            version responds, the candidate's scores are only compared.
+        mode: `canary`: the candidate responds, and the released version replaces it on
+            errors. `shadow`: the released version responds, and the candidate's scores
+            are only compared.
         share: Share of the requests, in (0, 1].
         reason: Stored with the trial.
         actor: Stored with the trial; by default the user.

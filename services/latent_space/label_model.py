@@ -102,8 +102,8 @@ def probability_of(model: LabelModel, z: A, labels: A) -> A:
 def draw_carrying(draw: Callable[[int], Array], count: int, carries: Callable[[Array], Array]) -> Array:
     """Draw at most `count` latents (n, d) that carry their label.
 
-    They are chosen from `MOST_DRAWS` times as many draws. `draw(m)` returns latents (m,
-    d), and `carries` returns which latents (m, d) carry their label, (m,) bool.
+    They are chosen from `MOST_DRAWS` times as many draws. `draw(m)` returns latents
+    (m, d), and `carries` returns which latents (m, d) carry their label, (m,) bool.
     """
     z = draw(MOST_DRAWS * count)
     return np.asarray(z[carries(z)][:count])

@@ -107,8 +107,8 @@ class AccuracyDifference:
     def p_lost(self) -> float:
         """Return the one-sided p-value of a loss.
 
-        It is the probability of as many losses if both versions were equal (McNemar,
-        exact).
+        It is the probability of as many losses if both versions were equal
+        (McNemar, exact).
         """
         changed = self.gained + self.lost
         return float(binom.cdf(self.gained, changed, 0.5)) if changed else 1.0

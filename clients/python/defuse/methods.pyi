@@ -65,8 +65,9 @@ class ClientMethods:
     def create_guard(self, run_id: str, *, false_alarm_rate: float = 0.0) -> Guard:
         """Make a guard from the labelled regions of a run.
 
-        Triton serves it beside the model. Every release makes a guard, too. `false_alarm_rate` bounds the share of
-        correctly classified images that the guard puts inside a region; 0 takes the default of 0.05.
+        Triton serves it beside the model. Every release makes a guard as well.
+        `false_alarm_rate` bounds the share of correctly classified images that the guard
+        puts inside a region; 0 takes the default of 0.05.
         """
 
     def guard(self, model_id: str, guard_id: str) -> Guard:
@@ -85,7 +86,10 @@ class ClientMethods:
         """
 
     def create_run(self, run_id: str, *, model: str, dataset: str, **settings: Any) -> Run:
-        """Start a run. `settings` are the other fields of `defuse.calls.runs.RunSettings`."""
+        """Start a run.
+
+        `settings` are the other fields of `defuse.calls.runs.RunSettings`.
+        """
 
     def estimate_run(self, *, model: str, dataset: str, **settings: Any) -> CostEstimate:
         """Estimate the cost of a run without starting it.
@@ -125,9 +129,10 @@ class ClientMethods:
         """
 
     def advise_validity(self, run_id: str) -> ValidityAdvice:
-        """Return validity thresholds that would have excluded the regions annotated as invalid.
+        """Return validity thresholds that would have excluded the invalid regions.
 
-        `validity_from` of a new run applies them. Raises NotReady without an invalid and a labelled region.
+        These are the regions annotated as invalid. `validity_from` of a new run applies the
+        thresholds. Raises NotReady without an invalid and a labelled region.
         """
 
     def regions(self, run_id: str) -> list[Region]:
@@ -191,10 +196,10 @@ class ClientMethods:
         """Cancel a correction."""
 
     def judge(self, model_id: str, onnx: str | Path | bytes, *, dataset: str = "") -> GateVerdict:
-        """Ask the gate whether a file may replace the released version.
+        """Check with the gate whether a file may replace the released version.
 
-        `dataset` is the id of the data set whose test split is evaluated, by default that of the model's newest run. A
-        broken file fails the gate.
+        `dataset` is the id of the data set whose test split is evaluated, by default that
+        of the model's newest run. A broken file fails the gate.
         """
 
     def verdict(self, model_id: str, verdict_id: str) -> GateVerdict:
@@ -235,8 +240,9 @@ class ClientMethods:
         Args:
             run_id: Id of the run.
             correction_id: Id of the correction.
-            mode: `canary`: the candidate responds, the released version takes over its errors. `shadow`: the released
-                version responds, the candidate's scores are only compared.
+            mode: `canary`: the candidate responds, and the released version replaces it on
+                errors. `shadow`: the released version responds, and the candidate's scores
+                are only compared.
             share: Share of the requests, in (0, 1].
             reason: Stored with the trial.
             actor: Stored with the trial; by default the user.
@@ -267,9 +273,10 @@ class ClientMethods:
         webhook_url: str = "",
         start_runs: bool = False,
     ) -> MonitorConfig:
-        """Replace the configuration of a model's monitor. For admins.
+        """Replace the configuration of a model's monitor.
 
-        Omitted settings take their defaults. Raises InvalidInput for values out of bounds.
+        The caller must be an admin. Omitted settings take their defaults. Raises
+        InvalidInput for values out of bounds.
 
         Args:
             model_id: Id of the model.
@@ -297,21 +304,21 @@ class ClientMethods:
         """
 
     def attach_truth(self, model_id: str, truths: Mapping[str, str]) -> int:
-        """Attach ground truth to observations; return the number of known ids.
+        """Attach ground truth to observations, and return the number of known ids.
 
         `truths` maps observation ids to class names.
         """
 
     def delete_observations(self, model_id: str, ids: Sequence[str]) -> int:
-        """Delete observations; return the number of known ids.
+        """Delete observations, and return the number of known ids.
 
-        Everything derived from their images is deleted, too.
+        Everything derived from their images is deleted as well.
         """
 
     def audit_events(self, limit: int = 50) -> list[AuditEvent]:
-        """Return the latest `limit` audit events, newest first. For admins.
+        """Return the latest `limit` audit events, newest first.
 
-        An event is a call that changed something or tried to.
+        The caller must be an admin. An event is a call that changed something or tried to.
         """
 
 class AsyncClientMethods:
@@ -346,8 +353,9 @@ class AsyncClientMethods:
     async def create_guard(self, run_id: str, *, false_alarm_rate: float = 0.0) -> Guard:
         """Make a guard from the labelled regions of a run.
 
-        Triton serves it beside the model. Every release makes a guard, too. `false_alarm_rate` bounds the share of
-        correctly classified images that the guard puts inside a region; 0 takes the default of 0.05.
+        Triton serves it beside the model. Every release makes a guard as well.
+        `false_alarm_rate` bounds the share of correctly classified images that the guard
+        puts inside a region; 0 takes the default of 0.05.
         """
 
     async def guard(self, model_id: str, guard_id: str) -> Guard:
@@ -366,7 +374,10 @@ class AsyncClientMethods:
         """
 
     async def create_run(self, run_id: str, *, model: str, dataset: str, **settings: Any) -> Run:
-        """Start a run. `settings` are the other fields of `defuse.calls.runs.RunSettings`."""
+        """Start a run.
+
+        `settings` are the other fields of `defuse.calls.runs.RunSettings`.
+        """
 
     async def estimate_run(self, *, model: str, dataset: str, **settings: Any) -> CostEstimate:
         """Estimate the cost of a run without starting it.
@@ -408,9 +419,10 @@ class AsyncClientMethods:
         """
 
     async def advise_validity(self, run_id: str) -> ValidityAdvice:
-        """Return validity thresholds that would have excluded the regions annotated as invalid.
+        """Return validity thresholds that would have excluded the invalid regions.
 
-        `validity_from` of a new run applies them. Raises NotReady without an invalid and a labelled region.
+        These are the regions annotated as invalid. `validity_from` of a new run applies the
+        thresholds. Raises NotReady without an invalid and a labelled region.
         """
 
     async def regions(self, run_id: str) -> list[Region]:
@@ -476,10 +488,10 @@ class AsyncClientMethods:
         """Cancel a correction."""
 
     async def judge(self, model_id: str, onnx: str | Path | bytes, *, dataset: str = "") -> GateVerdict:
-        """Ask the gate whether a file may replace the released version.
+        """Check with the gate whether a file may replace the released version.
 
-        `dataset` is the id of the data set whose test split is evaluated, by default that of the model's newest run. A
-        broken file fails the gate.
+        `dataset` is the id of the data set whose test split is evaluated, by default that
+        of the model's newest run. A broken file fails the gate.
         """
 
     async def verdict(self, model_id: str, verdict_id: str) -> GateVerdict:
@@ -520,8 +532,9 @@ class AsyncClientMethods:
         Args:
             run_id: Id of the run.
             correction_id: Id of the correction.
-            mode: `canary`: the candidate responds, the released version takes over its errors. `shadow`: the released
-                version responds, the candidate's scores are only compared.
+            mode: `canary`: the candidate responds, and the released version replaces it on
+                errors. `shadow`: the released version responds, and the candidate's scores
+                are only compared.
             share: Share of the requests, in (0, 1].
             reason: Stored with the trial.
             actor: Stored with the trial; by default the user.
@@ -552,9 +565,10 @@ class AsyncClientMethods:
         webhook_url: str = "",
         start_runs: bool = False,
     ) -> MonitorConfig:
-        """Replace the configuration of a model's monitor. For admins.
+        """Replace the configuration of a model's monitor.
 
-        Omitted settings take their defaults. Raises InvalidInput for values out of bounds.
+        The caller must be an admin. Omitted settings take their defaults. Raises
+        InvalidInput for values out of bounds.
 
         Args:
             model_id: Id of the model.
@@ -582,21 +596,21 @@ class AsyncClientMethods:
         """
 
     async def attach_truth(self, model_id: str, truths: Mapping[str, str]) -> int:
-        """Attach ground truth to observations; return the number of known ids.
+        """Attach ground truth to observations, and return the number of known ids.
 
         `truths` maps observation ids to class names.
         """
 
     async def delete_observations(self, model_id: str, ids: Sequence[str]) -> int:
-        """Delete observations; return the number of known ids.
+        """Delete observations, and return the number of known ids.
 
-        Everything derived from their images is deleted, too.
+        Everything derived from their images is deleted as well.
         """
 
     async def audit_events(self, limit: int = 50) -> list[AuditEvent]:
-        """Return the latest `limit` audit events, newest first. For admins.
+        """Return the latest `limit` audit events, newest first.
 
-        An event is a call that changed something or tried to.
+        The caller must be an admin. An event is a call that changed something or tried to.
         """
 
 class LatentSpaceMethods:

@@ -17,15 +17,18 @@ def as_floats(images: Array) -> Array:
 
 
 def as_stored(images: Array) -> Array:
-    """Return images (n, c, h, w) in [0, 1] rounded to stored images (n, h, w, c) uint8."""
+    """Return images (n, c, h, w) in [0, 1] as stored images (n, h, w, c) uint8.
+
+    Values are rounded.
+    """
     return np.asarray(np.rint(np.clip(images, 0, 1) * 255), np.uint8).transpose(0, 2, 3, 1)
 
 
 def read_safetensors_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     """Return the header of a safetensors file, and its size in bytes.
 
-    https://huggingface.co/docs/safetensors. The library reads headers of named files only, without the offsets that
-    mapping needs. Raises ValueError for any other file.
+    The library reads headers of named files only, without the offsets that mapping needs
+    (https://huggingface.co/docs/safetensors). Raises ValueError for any other file.
     """
     size = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
     header = json.loads(file.read(size))

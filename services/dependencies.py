@@ -1,6 +1,6 @@
 """The dependencies of a service, made from its settings.
 
-Queue, Triton client, artifact store, torch device.
+They are the queue, the Triton client, the artifact store and the torch device.
 """
 
 import asyncio
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Dependencies:
-    """Redis, Triton and the artifact store. The constructor opens no connection."""
+    """Redis, Triton and the artifact store of a service.
+
+    The constructor opens no connection.
+    """
 
     queue: Queue
     inference: InferenceClient
@@ -49,7 +52,7 @@ class Dependencies:
 
     @property
     def checks(self) -> Mapping[str, Check]:
-        """The health checks of all dependencies."""
+        """Return the health checks of all dependencies."""
         return {
             "redis": self.queue.check,
             "triton": lambda: asyncio.to_thread(self.inference.check),
@@ -58,7 +61,7 @@ class Dependencies:
 
 
 class TransportSettings(Settings):
-    """Settings of services that classify, beside those of every service."""
+    """Settings of services that classify, in addition to those of every service."""
 
     triton_transport: TransportSetting = Field(
         AUTO,
@@ -82,7 +85,7 @@ def device_of(setting: str) -> "torch.device":
 def limit_threads(count: int) -> None:
     """Limit torch to a number of threads.
 
-    0 leaves the choice to torch.
+    With 0, torch chooses the number.
     """
     import torch
 

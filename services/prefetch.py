@@ -1,4 +1,4 @@
-"""Prefetching: tasks run a few ahead of the reader of their results."""
+"""Prefetching: tasks run a few ahead of the consumer of their results."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ def prefetch(
 ) -> Iterator[T]:
     """Yield the result of each task, in order.
 
-    `submit` starts tasks, at most `ahead` before the one that is read.
+    `submit` starts tasks, at most `ahead` before the one whose result is yielded.
     """
     waiting: deque[Future[T]] = deque()
     try:

@@ -27,7 +27,7 @@ _OWN: dict[str, type[BaseSettings]] = {
 def settings_table() -> str:
     """Return the settings of every service as Markdown lists.
 
-    Those of all services come first.
+    The settings that all services share come first.
     """
     parts = [_section("Every service", Settings, list(Settings.model_fields))]
     for title, cls in _OWN.items():

@@ -1,7 +1,8 @@
-"""`python -m services.corrector`: annotated regions -> weights -> ONNX -> Triton version.
+"""`python -m services.corrector`: the service that corrects and releases models.
 
-Under torchrun all processes share each training, a GPU each: `torchrun --nproc-per-node 4 -m services.corrector`. The
-first process is the service; the others follow it.
+It turns annotated regions into weights, an ONNX file and a version in Triton. Under
+torchrun all processes share each training, with a GPU each: `torchrun --nproc-per-node
+4 -m services.corrector`. The first process is the service, and the others follow it.
 """
 
 import functools
@@ -29,7 +30,7 @@ from services.runtime.worker import Stage, Worker
 
 
 class CorrectorSettings(TransportSettings):
-    """Settings of the corrector, beside those of every service."""
+    """Settings of the corrector, in addition to those of every service."""
 
     triton_repository: Path = Field(
         Path("/var/lib/defuse/models"), description="Triton's model repository; the corrector is its one writer."
@@ -50,12 +51,12 @@ class CorrectorSettings(TransportSettings):
 
     @property
     def factories(self) -> list[str]:
-        """The entries of `torch_factories`."""
+        """Return the entries of `torch_factories`."""
         return [entry.strip() for entry in self.torch_factories.split(",") if entry.strip()]
 
 
 def main() -> None:
-    """Serve; under torchrun, the first process serves and the others train."""
+    """Run the service; under torchrun, the other processes only train."""
     settings = CorrectorSettings.load()
     limit_threads(settings.threads)
     process_group, device = torchrun_group(device_of(settings.device))
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def _build(settings: CorrectorSettings, *, trainer: Trainer, needs: Dependencies) -> Service:
-    """Wire the corrector."""
+    """Build the corrector's service and its stages."""
     loops: list[Any] = []
     releases: AnyReleases
     if settings.handover:

@@ -1,6 +1,6 @@
 """The choice stage of a correction.
 
-The chosen weights are served as the candidate and measured.
+The file with the chosen weights is served as the candidate and measured.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ RULE = (
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPoint:
-    """A point's accuracy on deciding region images, and on test images."""
+    """A point's results on deciding region images and on test images."""
 
     region_accuracy: float
     # Upper end of its interval.
@@ -46,16 +46,16 @@ class MeasuredPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenPoint:
-    """Position of the chosen point, and whether it satisfies the rule."""
+    """The position of the chosen point, and whether it is non-inferior."""
 
     position: int
     non_inferior: bool
 
 
 def choose(points: Sequence[MeasuredPoint], margin: float) -> ChosenPoint:
-    """Apply `RULE` to the points; the first of equal ones is chosen.
+    """Choose a point by `RULE`, the first of equal ones.
 
-    Losses break ties of accuracy between nearly equal points.
+    Among points whose accuracies hardly differ, the loss decides.
     """
     accepted = [position for position, point in enumerate(points) if point.is_non_inferior(margin)]
     if not accepted:
@@ -68,7 +68,7 @@ def choose(points: Sequence[MeasuredPoint], margin: float) -> ChosenPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateChooser:
-    """The dependencies of the choice stage."""
+    """The store, the releases and the gate that the choice stage uses."""
 
     store: ArtifactStore
     releases: AnyReleases
@@ -76,7 +76,10 @@ class CandidateChooser:
 
 
 def choose_candidate(chooser: CandidateChooser, work: work_pb2.ChooseWork, job: Job) -> work_pb2.Event:
-    """Choose, serve and measure; a stored correction is not made again."""
+    """Choose a candidate, serve it and measure it.
+
+    A correction that is already stored is not computed again.
+    """
     key = keys.correction(work.correction.name)
     if not chooser.store.exists(key):
         correction = correction_pb2.Correction()
@@ -149,7 +152,7 @@ def _choice(
 def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position: int, number: int) -> bytes:
     """Copy the chosen point's files to the candidate's keys.
 
-    Returns the ONNX file.
+    Returns the content of the ONNX file.
     """
     point = keys.point(correction.name, position, number)
     file = store.read_bytes(keys.onnx_file(point))
@@ -160,9 +163,9 @@ def _keep(store: ArtifactStore, correction: correction_pb2.Correction, position:
 
 
 def _result(comparison: Comparison, correction_data: CorrectionData) -> correction_pb2.CorrectionResult:
-    """Return both versions' results on images without a part in the choice.
+    """Return both versions' results on images without part in the choice.
 
-    These are the test split and held-out region images.
+    These are the test split and the held-out region images.
     """
     readings = region_readings(comparison, correction_data)
     together = join_readings([read for _, read in readings])

@@ -1,6 +1,6 @@
 """The data of a correction, read from the store.
 
-Images, labels, regions, and the images that decide the choice.
+They are images, labels, regions, and the region images that decide the choice.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,16 +35,16 @@ class RegionData:
 
     @classmethod
     def single(cls, latent: Array, label: int) -> Self:
-        """Return one failure (d,) with its own label, without a distribution around it."""
+        """Return one failure (d,) as a region without a distribution around it."""
         return cls(latent=latent[None], mean=latent, covariance=np.zeros((len(latent), len(latent))), label=label)
 
 
 def carries_label(
     label_probabilities: Callable[[Array], Array], label: int, min_label_probability: float
 ) -> Callable[[Array], Array]:
-    """Return a function that tells which latents (n, d) carry a label, (n,) bool.
+    """Return a function that tests which latents (n, d) carry a label.
 
-    `believed` is the label model: latents (n, d) to probabilities (n, k).
+    It returns (n,) bool. `label_probabilities` is the label model, which maps latents (n, d) to probabilities (n, k).
     """
     return lambda z: np.asarray(label_probabilities(z)[:, label] >= min_label_probability)
 
@@ -59,8 +59,8 @@ def fresh_latents(
 ) -> Array:
     """Draw latents (n, d) of a region's Gaussian that carry its label.
 
-    There are at most `count` of them. `carried` tests latents, (n,) bool. `spread` scales the region's covariance:
-    wider draws carry the label less often.
+    There are at most `count` of them, and none for a region without a covariance. `carried` tests latents and returns
+    (n,) bool. `spread` scales the region's covariance: wider draws carry the label less often.
     """
     if not region.covariance.any():
         return region.latent[:0]
@@ -73,9 +73,9 @@ def sample_region(
 ) -> Array:
     """Draw latents (count, d) of a region that carry its label.
 
-    `carried` tests latents, (n,) bool. Failures of the region fill up missing ones. They are not preferred: they lie
-    where the search found them, next to the boundary and around few sources, and teach less about the region
-    (docs/explanation/method.md).
+    `carried` tests latents and returns (n,) bool. Failures of the region replace missing draws. They are not preferred,
+    because they lie where the search found them, next to the boundary and around few sources, and represent the region
+    less well (docs/explanation/method.md).
     """
     fresh = fresh_latents(region, count, carried, generator)
     order = generator.permutation(len(region.latent))
@@ -94,7 +94,7 @@ def region_latents(
     """Return latents (n, d) and labels (n,), equally many of each region.
 
     Small regions thus count as much as large ones. Draws that do not carry the region's label with
-    `min_label_probability`, by the label model `believed`, are replaced. There is at least one region.
+    `min_label_probability`, by the label model `label_probabilities`, are replaced. `regions` must not be empty.
     """
     generator = np.random.default_rng(seed)
 
@@ -122,7 +122,7 @@ _SPLIT_STREAM = 0x48414C56
 class HeldOutRegion:
     """Held-out images of one labelled region.
 
-    Failures around sources that correction does not learn from.
+    They are failures around sources that correction does not train on.
     """
 
     region: str
@@ -144,7 +144,7 @@ class CorrectionData:
 
     @property
     def deployed_file(self) -> bytes:
-        """The ONNX file of the corrected version."""
+        """Return the ONNX file of the version that is corrected."""
         return self.store.read_bytes(keys.model_file(self.model.name, self.correction.base_version))
 
     @cached_property
@@ -161,7 +161,7 @@ class CorrectionData:
 
     @cached_property
     def label_probabilities(self) -> Callable[[Array], Array]:
-        """The label model: latents (n, d) to probabilities (n, k)."""
+        """Return the label model, from latents (n, d) to probabilities (n, k)."""
         return read_label_model(self.store, self.run.config)
 
     def regions(self) -> list[RegionData]:
@@ -177,7 +177,7 @@ class CorrectionData:
         ]
 
     def single_failures(self, count: int) -> list[RegionData]:
-        """Return randomly drawn failures of the run, each labelled as its source."""
+        """Return random failures of the run, each with its source's label."""
         failures = self._catalog.all_failures(self.run.name)
         usable = np.flatnonzero(failures["held_out"] == 0)
         generator = np.random.default_rng(self.correction.config.seed)
@@ -187,7 +187,7 @@ class CorrectionData:
     def held_out_original(self) -> LabelledImages:
         """Return real images that neither training nor regions use.
 
-        Early stopping uses them.
+        They serve early stopping.
         """
         split = self._split(keys.SEARCHED_SPLIT)
         seen = np.concatenate([arrays["source"] for _, arrays in self._region_arrays()])
@@ -199,8 +199,8 @@ class CorrectionData:
     def held_out_regions(self, *, deciding: bool) -> list[HeldOutRegion]:
         """Return the held-out failures of each region.
 
-        One half for stopping and choice, the other for the report. The split is by source, and equal in all corrections
-        of a run: no image that decided is ever reported.
+        One half is for stopping and choice, the other for the report. The split is by source and equal in all
+        corrections of a run, so an image that took part in a choice is never reported.
         """
         count = len(self._split(keys.SEARCHED_SPLIT).labels)
         decides = np.random.default_rng([self.run.config.seed, _SPLIT_STREAM]).random(count) < 0.5
@@ -218,7 +218,7 @@ class CorrectionData:
         """Return fresh latents around each region, wider than the training data.
 
         They take part in the choice. Held-out failures lie next to the boundary, which any correction moves first;
-        these latents show how far it reaches into the region. All of them carry the region's label.
+        these latents measure how far it moves into the region. All of them carry the region's label.
         """
         count = max(_LEAST_AROUND, min(_AROUND, _AROUND_IN_ALL // len(self.correction.regions)))
         generator = np.random.default_rng([self.run.config.seed, _AROUND_STREAM])

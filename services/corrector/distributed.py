@@ -1,6 +1,6 @@
-"""Training in several processes, one device each.
+"""Training in several processes, with one device each.
 
-Batches are shared, gradients are summed.
+The processes share each batch and sum their gradients.
 """
 
 import os
@@ -18,16 +18,16 @@ _PATIENCE = timedelta(days=3650)
 
 
 class TrainingAbandoned(Exception):
-    """The first process ended the training.
+    """Raised when the first process has ended the training.
 
-    It was cancelled, or the held-out loss stopped falling.
+    The training was cancelled, or the held-out loss stopped falling.
     """
 
 
 class ProcessGroup(Protocol):
     """The processes that share a training.
 
-    The first one, of rank 0, decides.
+    The first one, of rank 0, decides when it ends.
     """
 
     rank: int
@@ -36,7 +36,7 @@ class ProcessGroup(Protocol):
     def announce(self, work: Any) -> None:
         """Send the next training from the first process to the others.
 
-        None ends them.
+        None ends the other processes.
         """
         ...
 
@@ -48,12 +48,12 @@ class ProcessGroup(Protocol):
         ...
 
     def abandon(self, weights: Collection[Tensor]) -> None:
-        """End the training of the other processes, at their next step."""
+        """End the training of the other processes at their next step."""
         ...
 
 
 class SingleProcess:
-    """One process alone."""
+    """A process group of one process."""
 
     rank, size = 0, 1
 
@@ -73,7 +73,7 @@ SINGLE_PROCESS = SingleProcess()
 class TorchrunGroup:
     """The processes of torchrun.
 
-    A step is one collective call, so processes never wait in different ones.
+    A step is one collective call, so that processes never wait in different calls.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -107,9 +107,9 @@ class TorchrunGroup:
         dist.all_reduce(torch.cat([flat, flat.new_tensor([0.0, 1.0])]))
 
     def close(self) -> None:
-        """Leave together.
+        """Wait for the other processes, then leave the group.
 
-        The first process to leave would destroy what threads of the others use, and they would abort.
+        A process that left early would destroy objects that threads of the others use, and these processes would abort.
         """
         with suppress(RuntimeError):  # a dead process delays nobody
             dist.barrier()
@@ -119,7 +119,7 @@ class TorchrunGroup:
 def torchrun_group(device: torch.device) -> tuple[TorchrunGroup | None, torch.device]:
     """Return the processes of torchrun, and this process's device.
 
-    Outside torchrun the first is None.
+    Outside torchrun there is no group, and the first result is None.
     """
     if "RANK" not in os.environ:
         return None, device

@@ -1,4 +1,4 @@
-"""Evaluation of unserved versions, with ONNX Runtime in this process."""
+"""Evaluation of unserved versions with ONNX Runtime in this process."""
 
 import numpy as np
 from defuse.v1 import correction_pb2, model_pb2, tensor_pb2
@@ -16,7 +16,7 @@ _BATCH = 256
 
 
 class LocalVersion:
-    """A version of a classifier, run in this process."""
+    """A version of a classifier that runs in this process."""
 
     served = False
 
@@ -24,7 +24,10 @@ class LocalVersion:
         self._run, self.model = onnx_function(file), model
 
     def classify(self, images: Array) -> Array:
-        """Return the logits (n, k) of images (n, c, h, w) in [0, 1], as `triton.client.Classifier` does."""
+        """Return the logits (n, k) of images (n, c, h, w) in [0, 1].
+
+        They are those of `triton.client.Classifier`.
+        """
         size = self.model.fixed_batch_size or _BATCH
         parts = [self._answers(images[begin : begin + size]) for begin in range(0, len(images), size)]
         outputs = np.concatenate([no_logits(self.model), *parts])
@@ -33,7 +36,10 @@ class LocalVersion:
         return np.asarray(outputs, np.float32)
 
     def classify_stored(self, images: Array) -> Array:
-        """Return the logits (n, k) of stored images (n, h, w, c) uint8, in bounded batches."""
+        """Return the logits (n, k) of stored images (n, h, w, c) uint8.
+
+        The images are classified in bounded batches.
+        """
         parts = [self.classify(as_floats(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
         return np.concatenate([no_logits(self.model), *parts])
 
@@ -65,7 +71,7 @@ class Evaluator:
         self._images, self._labels = region_images(correction_data, deciding)
 
     def measure(self, file: bytes) -> correction_pb2.Point:
-        """Return the results of a version."""
+        """Return the results of a version, given by its ONNX file."""
         version = LocalVersion(file, self._correction_data.model)
         after = version.reads_stored_correctly(self._correction_data.test)
         answers = version.log_probabilities(self._images)
@@ -79,7 +85,7 @@ class Evaluator:
 
 
 def region_images(correction_data: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
-    """Return the images (n, c, h, w) of regions' latents, and their labels (n,)."""
+    """Return the images (n, c, h, w) and labels (n,) of regions' latents."""
     images = [correction_data.decoded(region.latent) for region in regions]
     labels = [np.full(len(region.latent), region.label_id, np.int64) for region in regions]
     return np.concatenate(images), np.concatenate(labels)
@@ -90,7 +96,7 @@ def accuracy_estimate(correct: Array) -> tensor_pb2.Estimate:
 
 
 def accuracy_change(readings: PairedReadings) -> correction_pb2.PairedDifference:
-    """Return the change between two versions over the same images."""
+    """Return the change of accuracy between two versions on the same images."""
     difference = readings.difference
     low, high = difference.interval()
     return correction_pb2.PairedDifference(

@@ -1,7 +1,7 @@
-"""Releases for an external Triton: nothing of it is written.
+"""Releases for an external Triton, whose repository is never written.
 
-Versions are handed over to its operator. Triton is asked for what it serves; a change that its operator made to a
-handed-over version is noticed and recorded.
+Versions are written to a directory from which Triton's operator takes them. Triton reports the versions that it serves,
+and a change that its operator made to a delivered version is recorded.
 """
 
 import asyncio
@@ -37,9 +37,9 @@ OPERATOR = "operator of Triton"
 
 
 class ExternalTritonReleases:
-    """Registers models of an external Triton and hands versions over.
+    """Registers models of an external Triton and delivers versions to its operator.
 
-    Has the methods of `Releases`.
+    It has the methods of `Releases`.
     """
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
@@ -53,8 +53,8 @@ class ExternalTritonReleases:
     ) -> model_pb2.Model:
         """Register a model that Triton serves under this name.
 
-        The file must be the served version. Raises NotReady when Triton does not serve it, InvalidInput when file and
-        version answer differently.
+        The file must be the served version. Raises NotReady when Triton does not serve the model, and InvalidInput when
+        file and version give different answers.
         """
         if self.history.registered_for(declared, author.request_id):
             return self.history.catalog.model(declared.name)
@@ -72,7 +72,7 @@ class ExternalTritonReleases:
         return self.history.catalog.model(model.name)
 
     def publish(self, correction: correction_pb2.Correction, author: ChangeAuthor) -> release_pb2.Release:
-        """Hand a correction over as a version directory with its verdict.
+        """Write a correction's version directory and its verdict for the operator.
 
         Triton is left unchanged.
         """
@@ -97,7 +97,7 @@ class ExternalTritonReleases:
         )
 
     def restore_previous(self, model_name: str, author: ChangeAuthor) -> release_pb2.Release:
-        """Refuse: the operator of Triton decides which version callers get."""
+        """Raise NotReady: the operator of Triton decides which version callers get."""
         model = self.history.catalog.model(model_name)
         raise NotReady(
             f"Triton at {self._inference.url} is not ours to change; have its operator serve the version of "
@@ -106,7 +106,7 @@ class ExternalTritonReleases:
         )
 
     def version(self, model: model_pb2.Model, version: int) -> Version:
-        """Return a version that runs in this process, like the candidate."""
+        """Return a version that runs in this process, as the candidate does."""
         return LocalVersion(self._store.read_bytes(keys.model_file(model.name, version)), model)
 
     def serve_candidate(self, model: model_pb2.Model, file: bytes) -> ServedCandidate:
@@ -114,10 +114,10 @@ class ExternalTritonReleases:
         return ServedCandidate(name="", version=0, classifier=LocalVersion(file, model))
 
     def withdraw_candidates(self, model_name: str) -> None:
-        """Do nothing: Triton serves no candidates."""
+        """Do nothing, since Triton serves no candidates."""
 
     def serve_guard(self, model: model_pb2.Model, file: bytes) -> int:
-        """Hand a guard and the ensemble over, as entries of a repository.
+        """Write a guard and the ensemble as repository entries for the operator.
 
         Returns the guard's version.
         """
@@ -136,20 +136,20 @@ class ExternalTritonReleases:
 
     @contextmanager
     def serving(self, model: model_pb2.Model, file: bytes) -> Iterator[Version]:
-        """Run a file in this process."""
+        """Yield a version that runs a file in this process."""
         yield LocalVersion(file, model)
 
     def notice(self, model_name: str) -> None:
         """Record a change of version that Triton's operator made.
 
-        Callers who name no version get the newest one that Triton serves. A version that was never handed over is
+        Callers who name no version get the newest one that Triton serves. A version that was never delivered is
         ignored.
         """
         with exclusive_lock(self._root):
             self._notice(self.history.catalog.model(model_name))
 
     async def watch_versions(self) -> None:
-        """Check all models periodically, without end."""
+        """Check the versions of all models periodically, without end."""
         while True:
             await asyncio.to_thread(self._notice_all)
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -193,7 +193,10 @@ class ExternalTritonReleases:
             )
 
     def _hand_over(self, model: model_pb2.Model, version: int, verdict: str) -> None:
-        """Write `NAME/VERSION/model.onnx`, `NAME/VERSION.verdict.json` and a `config.pbtxt` as a template."""
+        """Write a version's files for the operator.
+
+        They are `NAME/VERSION/model.onnx`, `NAME/VERSION.verdict.json` and a `config.pbtxt` as a template.
+        """
         model_id = names.last(model.name)
         directory = self._root / model_id
         partial = directory / f".partial-{version}-{uuid.uuid4().hex[:8]}"
@@ -211,9 +214,9 @@ class ExternalTritonReleases:
 
 @contextmanager
 def _naming_remedy(directory: Path, partial: Path | None = None) -> Iterator[None]:
-    """Name the remedy when a directory cannot be written.
+    """Raise StoreFull with a remedy when a directory cannot be written.
 
-    A partial one is removed.
+    A partial directory is removed.
     """
     try:
         yield

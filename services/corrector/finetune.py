@@ -1,6 +1,6 @@
-"""Fine-tuning of deployed weights.
+"""Fine-tuning of deployed weights on original and region images.
 
-Loss = (1 - lambda) CE(original) + lambda CE(regions), on augmented images.
+The loss is (1 - lambda) CE(original) + lambda CE(regions), on augmented images.
 """
 
 import math
@@ -24,7 +24,7 @@ DRAWS = 4
 class Augmentation:
     """The allowed changes of a training image.
 
-    Pixels that move in from outside repeat the border.
+    Pixels that enter from outside repeat the border.
     """
 
     # Share of the image's side, in both directions.
@@ -43,7 +43,7 @@ class Augmentation:
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False).numpy()
 
     def _maps(self, draws: Array, height: int, width: int) -> Array:
-        """Return affine maps (n, 2, 3) from the new image to the old.
+        """Return affine maps (n, 2, 3) from the new image to the old one.
 
         Coordinates are in [-1, 1] from border to border.
         """
@@ -65,7 +65,7 @@ _EVALUATED_AT_ONCE = 256
 class LabelledDataset:
     """A data set that is read in batches.
 
-    Rows by position, as images (n, c, h, w) in [0, 1].
+    `fetch` maps positions to images (n, c, h, w) in [0, 1].
     """
 
     fetch: Callable[[Array], Array]
@@ -78,13 +78,19 @@ class LabelledDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingMix:
-    """Original data and region data. With lambda 0, regions are not read."""
+    """Original data and region data.
+
+    With lambda 0, the regions are not read.
+    """
 
     original: LabelledDataset
     regions: LabelledDataset
 
     def weighted(self, region_weight: float) -> list[tuple[LabelledDataset, float]]:
-        """Return the weighted data sets, and their weights in the loss."""
+        """Return the data sets of the loss, and their weights.
+
+        A data set of weight 0 is left out.
+        """
         parts = [(self.original, 1 - region_weight), (self.regions, region_weight)]
         return [(data, weight) for data, weight in parts if weight]
 
@@ -100,19 +106,22 @@ class InputMap:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOutcome:
-    """The steps of a training, and the step of its best weights."""
+    """The number of steps of a training, and its best step.
+
+    The best step has the lowest held-out loss.
+    """
 
     steps: int
     best_step: int
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer finite."""
+    """Raised when the loss is no longer finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
-    """A training, ready to start."""
+    """The network, data and schedule of a training."""
 
     network: nn.Module
     data: TrainingMix
@@ -131,17 +140,17 @@ def finetune(
     on_checkpoint: Callable[[bytes], None] = lambda _checkpoint: None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> FinetuneOutcome:
-    """Train the network in place.
+    """Train the network in place, up to the lowest held-out loss.
 
-    It ends with the weights of the lowest held-out loss. Training stops early once that loss has not fallen several
-    times in a row; without held-out data it runs to the end. Every draw comes from the schedule's seed: equal seeds
-    give equal weights on one machine with the same number of threads. `on_step(step, steps, loss)` is called after
-    every step and may raise to stop. `on_checkpoint` gets a checkpoint whenever the held-out loss was evaluated; the
-    last one, as `checkpoint`, continues to the same weights.
+    It ends with the weights of that loss. Training stops early once the loss has not fallen several times in a row.
+    Without held-out data it runs to the end. Every draw comes from the schedule's seed: equal seeds give equal weights
+    on one machine with the same number of threads. `on_step(step, steps, loss)` is called after every step and may
+    raise to stop. `on_checkpoint` gets a checkpoint whenever the held-out loss was evaluated; the last one, as
+    `checkpoint`, continues to the same weights.
 
-    Raises Diverged when the loss is not finite. Several `processes` share every batch, with the result of one process
-    up to rounding. The first process alone evaluates, and may end the training of the others, which raises
-    TrainingAbandoned there.
+    Several `processes` share every batch, with the result of one process up to rounding. The first process alone
+    evaluates, and may end the training of the others, which raises TrainingAbandoned there. Raises Diverged when the
+    loss is not finite.
     """
     network, weight = finetune_job.network.to(device), finetune_job.schedule.region_weight
     state = TrainingState(network, finetune_job.schedule, len(finetune_job.data.original))
@@ -189,8 +198,8 @@ def _loss_of_batch(
 ) -> Tensor:
     """Return this process's part of the mixed loss of a batch.
 
-    The parts of all processes add up to it. Original and region images share one pass through the network, which is
-    faster than two.
+    The parts of all processes add up to the loss. Original and region images share one pass through the network, which
+    is faster than two.
     """
     inputs, schedule = finetune_job.inputs, finetune_job.schedule
     mine = _part_of(len(rows), schedule.unit, processes)

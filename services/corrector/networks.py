@@ -1,6 +1,6 @@
 """The network that is corrected.
 
-The served ONNX graph, or a torch module that computes the same.
+It is the served ONNX graph, or a torch module that computes the same.
 """
 
 import importlib
@@ -27,10 +27,10 @@ from services.triton.preprocessing import input_shape, preprocess
 
 
 class TorchModule(nn.Module):
-    """A torch module as it is served.
+    """A torch module that computes and is exported as the served model.
 
-    In inference mode, exported with the deployed names. BatchNorm keeps its statistics and Dropout does nothing,
-    whatever the module's mode, as in an ONNX file.
+    It stays in inference mode, as an ONNX file is: BatchNorm keeps its statistics and Dropout has no effect, whatever
+    mode is requested. The export has the deployed names.
     """
 
     def __init__(self, module: nn.Module, model: model_pb2.Model) -> None:
@@ -44,7 +44,7 @@ class TorchModule(nn.Module):
         return super().train(mode=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the outputs (n, k) of inputs shaped as the served model's."""
+        """Return the outputs (n, k) of inputs in the served model's shape."""
         outputs: Tensor = self.module(images)
         return outputs
 
@@ -121,7 +121,7 @@ def _factory(function: str, allowed: Sequence[str]) -> Callable[[], Any]:
 
 
 def _last_layer(network: nn.Module) -> frozenset[str]:
-    """Return the parameters of the last module with a matrix.
+    """Return the parameter names of the last module with a matrix.
 
     Modules are in the order of definition.
     """
@@ -139,10 +139,10 @@ _COMPARED = 64
 
 
 def deployed_network(data: CorrectionData, allowed_factories: Sequence[str]) -> Network:
-    """Return the network with the weights of the corrected version.
+    """Return the network with the weights of the version that is corrected.
 
-    Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module computes
-    something else than the served model.
+    Raises InvalidInput for a graph with an operator that cannot be trained, and for a factory whose module does not
+    compute the same as the served model.
     """
     wanted = data.correction.config.torch_factory
     if wanted.function:
@@ -174,9 +174,9 @@ def real_inputs(data: CorrectionData, count: int) -> Array:
 
 
 def _weights(data: CorrectionData) -> bytes:
-    """Return the uploaded weights.
+    """Return the uploaded weights, or those of the base version's correction.
 
-    Without any, those of the correction behind the base version.
+    Raises InvalidInput when there are neither.
     """
     digest = data.correction.config.torch_factory.weights_digest
     if digest:

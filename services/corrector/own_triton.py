@@ -1,4 +1,4 @@
-"""Releases in our own Triton repository: versions registered, published, rolled back."""
+"""Releases in our own Triton repository: registration, publication and rollback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ _CANDIDATES = 4
 class Releases:
     """Changes the version that callers get.
 
-    One change at a time, across processes that share the repository.
+    One change is made at a time, across all processes that share the repository.
     """
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, root: Path) -> None:
@@ -38,7 +38,7 @@ class Releases:
     ) -> model_pb2.Model:
         """Check a file against its declaration and serve it as version 1.
 
-        Once for one request.
+        A repeated request has no further effect.
         """
         with exclusive_lock(self._root):
             if self.history.registered_for(declared, author.request_id):
@@ -73,7 +73,10 @@ class Releases:
             )
 
     def restore_previous(self, model_name: str, author: ChangeAuthor) -> release_pb2.Release:
-        """Give callers the version that the champion replaced."""
+        """Serve the version that the champion replaced, and record the rollback.
+
+        Raises NotReady when the champion is the first version.
+        """
         with exclusive_lock(self._root):
             model = self.history.catalog.model(model_name)
             if made := self.history.made(model_name, author.request_id):
@@ -105,7 +108,8 @@ class Releases:
     def serve_candidate(self, model: model_pb2.Model, file: bytes) -> ServedCandidate:
         """Serve a file beside the champion under a candidate's name.
 
-        The same file gets the same name. Earlier candidates stay served, up to `_CANDIDATES`, as one may be on trial.
+        The same file gets the same version. Earlier candidates stay served, up to `_CANDIDATES`, as one may be on
+        trial.
         """
         with exclusive_lock(self._root):
             model_id = candidate_id(names.last(model.name))
@@ -124,7 +128,7 @@ class Releases:
                 self._repository.withdraw(model_id)
 
     def serve_guard(self, model: model_pb2.Model, file: bytes) -> int:
-        """Serve a guard as `NAME-guard`, and both as an ensemble.
+        """Serve a guard as `NAME-guard`, and model and guard as an ensemble.
 
         Returns the guard's version. The previous guard stays loaded for requests under way.
         """
@@ -162,9 +166,9 @@ class Releases:
             raise InvalidInput(error.message, reason="NOT_LOADABLE") from error
 
     def _clear(self, model: model_pb2.Model) -> None:
-        """Remove the remains of a refused registration.
+        """Remove the files of a registration that failed.
 
-        Another model's directory is left alone.
+        Raises AlreadyExists for the directory of a model that is not registered here.
         """
         model_id = names.last(model.name)
         if self._store.exists(keys.model_version(model.name, 1)):

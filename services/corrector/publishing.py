@@ -17,7 +17,7 @@ from services.storage.artifacts import ArtifactStore
 
 @dataclass(frozen=True, kw_only=True)
 class Publisher:
-    """The dependencies of the publishing stage."""
+    """The store, releases, gate and guards that the publishing stage uses."""
 
     store: ArtifactStore
     releases: AnyReleases
@@ -26,9 +26,9 @@ class Publisher:
 
 
 def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_pb2.Event:
-    """Put a correction to the gate and publish it.
+    """Run the gate on a correction and publish it.
 
-    A published correction is not published again.
+    A correction that is already published is not published again.
     """
     release = _published(publisher, work.publication, job)
     job.progress(0.95, "making the guard")
@@ -41,7 +41,7 @@ def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_
 def succeeded_correction(store: ArtifactStore, name: str) -> correction_pb2.Correction:
     """Return the record of a correction that succeeded.
 
-    Raises NotReady for any other.
+    Raises NotReady for any other correction.
     """
     key = keys.correction(names.check(name, "runs/*/corrections/*"))
     try:

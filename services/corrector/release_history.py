@@ -1,6 +1,6 @@
 """The history of a model.
 
-Every version and every release is a record, written once.
+Every version and every release is a record, which is written once.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ _KEPT_ENDINGS = (_CANDIDATE, names.GUARD, names.GUARDED)
 
 
 def candidate_id(model_id: str) -> str:
-    """Return the name under which a model's candidate is served."""
+    """Return the name under which a model's candidates are served."""
     return f"{model_id}{_CANDIDATE}"
 
 
 def gate_id(model_id: str) -> str:
-    """Return a temporary name for a file at the gate."""
+    """Return a temporary name for a file that the gate checks."""
     return f"{model_id}{AT_GATE}{uuid.uuid4().hex[:8]}"
 
 
 def check_model_id(model_id: str) -> None:
-    """Raise InvalidInput for a name that is reserved for another model."""
+    """Raise InvalidInput for a name that is reserved for another purpose."""
     if model_id.endswith(_KEPT_ENDINGS) or AT_GATE in model_id:
         raise InvalidInput(
             f"model name {model_id!r} ends with one of {', '.join(map(repr, _KEPT_ENDINGS))} or has {AT_GATE!r} in it; "
@@ -47,9 +47,9 @@ Kind = release_pb2.Release
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeAuthor:
-    """The author of a change and the reason.
+    """The author of a change and the reason for it.
 
-    For a release, the passing verdict or the approver who overrode it.
+    A release also has the passing verdict, or the approver who overrode it.
     """
 
     actor: str = ""
@@ -71,9 +71,10 @@ class ReleaseHistory:
         self.catalog = Catalog(store)
 
     def uploaded_file(self, declared: model_pb2.Model, file_digest: str) -> bytes:
-        """Return the file of a model to be registered.
+        """Return the file of a model that is about to be registered.
 
-        Raises when it may not be registered.
+        Raises InvalidInput for a reserved name, AlreadyExists for a registered model, and NotFound for a file that was
+        not uploaded.
         """
         model_id = names.last(names.check(declared.name, "models/*"))
         check_model_id(model_id)
@@ -89,7 +90,8 @@ class ReleaseHistory:
     def check_publishable(self, correction: correction_pb2.Correction) -> model_pb2.Model:
         """Return the model of a correction that may be published now.
 
-        Raises when it may not.
+        Raises AlreadyExists when the correction was released before, and NotReady when its base version is no longer
+        the champion.
         """
         model = self.catalog.model(correction.model)
         for release in self.catalog.releases(model.name):
@@ -107,7 +109,7 @@ class ReleaseHistory:
         return model
 
     def made(self, model_name: str, request_id: str) -> release_pb2.Release | None:
-        """Return the change that was made for a request; None without one."""
+        """Return the change that was made for a request, or None."""
         changes = self.catalog.releases(model_name) if request_id else []
         return next((change for change in changes if change.request_id == request_id), None)
 
@@ -123,9 +125,9 @@ class ReleaseHistory:
         return [self.store.read_message(key, model_pb2.ModelVersion) for key in written if self.store.exists(key)]
 
     def version_of(self, model: model_pb2.Model, correction: correction_pb2.Correction) -> int:
-        """Return the version of a correction.
+        """Return the version number of a correction.
 
-        It is written now when a process died before it did.
+        The version is written first when it does not exist yet.
         """
         versions = self.versions(model.name)
         for version in versions:
@@ -135,7 +137,7 @@ class ReleaseHistory:
         return self.write_version(model, int(names.last(versions[-1].name)) + 1, file, correction=correction.name)
 
     def write_version(self, model: model_pb2.Model, version: int, file: bytes, *, correction: str = "") -> int:
-        """Write a version's file and record; return its number."""
+        """Write a version's file and record, and return its number."""
         record = model_pb2.ModelVersion(
             name=names.model_version(model.name, version),
             digest=hashlib.sha256(file).hexdigest(),
@@ -147,9 +149,9 @@ class ReleaseHistory:
         return version
 
     def candidate_number(self, model_name: str, file: bytes) -> int:
-        """Return the number of a candidate.
+        """Return the number of a candidate's file.
 
-        Equal for equal files, and never reused.
+        Equal files have equal numbers, and no number is reused.
         """
         digest = hashlib.sha256(file).hexdigest()
         known = [self.store.read_bytes(key).decode() for key in self.store.keys(keys.candidates(model_name))]
@@ -161,7 +163,7 @@ class ReleaseHistory:
     def replaced_by(self, model: model_pb2.Model) -> int:
         """Return the version that the champion replaced when it was published.
 
-        0 for the first one.
+        The result is 0 for the first version.
         """
         for release in self.catalog.releases(model.name):
             if release.kind in {Kind.KIND_REGISTERED, Kind.KIND_RELEASED} and release.version == model.champion_version:
@@ -178,7 +180,7 @@ class ReleaseHistory:
         correction: str = "",
         author: ChangeAuthor = NO_AUTHOR,
     ) -> release_pb2.Release:
-        """Write the record of a change."""
+        """Write the record of a change and return it."""
         release = release_pb2.Release(
             model=model_name,
             kind=kind,

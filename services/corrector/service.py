@@ -1,4 +1,4 @@
-"""CorrectorService: translates and delegates."""
+"""CorrectorService: converts calls and delegates them."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CorrectorService(pb_grpc.CorrectorServiceServicer):
-    """Changes to the Triton repository that do not wait in a queue."""
+    """The gRPC service for changes to Triton that bypass the queue."""
 
     def __init__(self, store: ArtifactStore, releases: AnyReleases, gate: Gate, guards: GuardIssuer) -> None:
         self._store = store

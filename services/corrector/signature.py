@@ -29,7 +29,7 @@ _MAX_BATCH = 256
 def read_signature(declared: model_pb2.Model, file: bytes) -> model_pb2.Model:
     """Return the declared model, completed from the file.
 
-    Raises InvalidInput when both disagree.
+    Raises InvalidInput when declaration and file disagree.
     """
     graph = _parse(file).graph
     model = model_pb2.Model()
@@ -43,7 +43,7 @@ def read_signature(declared: model_pb2.Model, file: bytes) -> model_pb2.Model:
 
 
 def check_same_signature(model: model_pb2.Model, file: bytes) -> None:
-    """Raise InvalidInput for inputs and outputs that differ from the model's."""
+    """Raise InvalidInput for inputs or outputs that differ from the model's."""
     found = read_signature(model, file)
     for field, noticed in _NOTICED.items():
         if getattr(found, field) != getattr(model, field):
@@ -108,7 +108,10 @@ def _read_input(model: model_pb2.Model, graph: onnx.GraphProto) -> None:
 
 
 def _read_input_shape(model: model_pb2.Model, dims: list[int]) -> None:
-    """Split (batch, ...) dimensions, where 0 stands for an unknown size."""
+    """Set image shape and batch size from the input's dimensions (batch, ...).
+
+    A dimension of 0 is an unknown size.
+    """
     channels_first = model.preprocessing.layout == model_pb2.Preprocessing.LAYOUT_NCHW
     layout = "NCHW" if channels_first else "NHWC"
     if len(dims) != 4:
@@ -134,7 +137,10 @@ def _read_input_shape(model: model_pb2.Model, dims: list[int]) -> None:
 
 
 def _read_output(model: model_pb2.Model, graph: onnx.GraphProto, file: bytes) -> None:
-    """Run the graph once: actual outputs are more reliable than declared ones."""
+    """Set the output's name, after a run has confirmed its shape.
+
+    Actual outputs are more reliable than declared ones.
+    """
     batch = model.fixed_batch_size or 2
     height, width, channels = model.image_shape
     channels_first = model.preprocessing.layout == model_pb2.Preprocessing.LAYOUT_NCHW

@@ -1,6 +1,6 @@
 """The training stage of a correction.
 
-Its inputs, one training, and the candidate weights that come of it.
+A training reads its inputs, fine-tunes the network, and measures the resulting points.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ _FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30
 def read_finetune_job(
     correction_data: CorrectionData, wanted: Training, allowed_factories: Sequence[str]
 ) -> tuple[Network, FinetuneJob]:
-    """Return the deployed network, and everything that a training of it needs."""
+    """Return the deployed network, and the job that trains it."""
     network = deployed_network(correction_data, allowed_factories)
     if wanted.method == Training.METHOD_LAST_LAYER:
         _train_last_layer_only(network)
@@ -72,7 +72,7 @@ def _train_last_layer_only(network: Network) -> None:
 def _data(correction_data: CorrectionData, wanted: Training) -> TrainingMix:
     """Return the training data.
 
-    Original data, and images of regions or of single failures.
+    They are original data, and images of regions or of single failures.
     """
     config = correction_data.correction.config
     regions = correction_data.regions()
@@ -140,7 +140,7 @@ _STEPS_SHARE = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """The dependencies of the training stage."""
+    """The store, device and processes that the training stage uses."""
 
     store: ArtifactStore
     device: torch.device
@@ -161,7 +161,7 @@ class AnnouncedTraining:
 def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Event:
     """Run one training of a correction.
 
-    A stored training is not run again.
+    A training that is already stored is not run again.
     """
     name, store = work.correction.name, trainer.store
     key = keys.training(name, work.training)
@@ -175,7 +175,7 @@ def train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> work_pb2.Even
 
 
 def follow_announced(trainer: Trainer, announced: AnnouncedTraining) -> None:
-    """Take this process's part in a training that the first process announced."""
+    """Run this process's part of a training that the first process announced."""
     work = work_pb2.TrainWork.FromString(announced.work)
     correction_data = CorrectionData(trainer.store, work.correction)
     _, finetune_job = read_finetune_job(correction_data, work.correction.trainings[work.training], trainer.factories)
@@ -184,9 +184,9 @@ def follow_announced(trainer: Trainer, announced: AnnouncedTraining) -> None:
 
 
 def _trained(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
-    """Train.
+    """Run a training, and return its points or its error.
 
-    A method that does not apply returns the reason, and the other trainings continue.
+    A failure does not end the correction: its other trainings continue.
     """
     wanted = work.correction.trainings[work.training]
     try:
@@ -227,7 +227,10 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
 
 
 def _finetuned(trainer: Trainer, finetune_job: FinetuneJob, work: work_pb2.TrainWork, job: Job) -> FinetuneOutcome:
-    """Train from a dead worker's last checkpoint, with the other processes."""
+    """Fine-tune the network with all processes, from the last checkpoint if any.
+
+    A worker that died leaves a checkpoint.
+    """
     key = keys.checkpoint(work.correction.name, work.training)
     checkpoint = trainer.store.read_bytes(key) if trainer.store.exists(key) else None
 

@@ -1,6 +1,6 @@
 """The state of a fine-tuning between two steps.
 
-Weights, moments of Adam, best weights; saved and restored.
+It has the weights, the moments of Adam and the best weights, and can be saved and restored.
 """
 
 import math
@@ -25,9 +25,9 @@ JUDGEMENTS, PATIENCE = 12, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The schedule of Adam.
+    """The configuration of a training with Adam.
 
-    Its rate rises to `learning_rate` and falls to zero along a cosine.
+    The learning rate rises to `learning_rate` and then falls to zero along a cosine.
     """
 
     # 0 means at least `MIN_EPOCHS`, and enough for `MIN_STEPS`.
@@ -43,15 +43,15 @@ class Schedule:
 
     @property
     def unit(self) -> int:
-        """Images that must stay together.
+        """Return the number of images that must stay together.
 
-        The batch of a graph with a fixed batch size.
+        It is the batch size of a graph with a fixed batch size, and 1 otherwise.
         """
         return self.fixed_batch_size or 1
 
     @property
     def whole_batch(self) -> int:
-        """The batch size, rounded up to whole units."""
+        """Return the batch size, rounded up to whole units."""
         return -(-self.batch_size // self.unit) * self.unit
 
     def epochs_over(self, count: int) -> int:
@@ -66,7 +66,7 @@ class Schedule:
 
 
 class TrainingState:
-    """Weights in training.
+    """The weights and the optimizer of a training.
 
     Only parameters that require a gradient are trained, evaluated and saved.
     """
@@ -83,9 +83,9 @@ class TrainingState:
         self._best_step, self._best_loss = 0, math.inf
 
     def batches(self) -> Iterator[tuple[int, Array]]:
-        """Yield each further step and its rows, until early stopping.
+        """Yield each remaining step and its rows, until early stopping.
 
-        Batches are full. The last batch of an epoch is filled up with rows of the same epoch.
+        Batches are full: the last batch of an epoch is filled up with rows of the same epoch.
         """
         generator, size = np.random.default_rng([self._schedule.seed, 0]), self._schedule.whole_batch
         step = 0
@@ -99,7 +99,7 @@ class TrainingState:
                     return
 
     def descend(self, loss: Tensor, processes: ProcessGroup) -> float:
-        """Take a gradient step; return the loss, summed over the processes."""
+        """Make a gradient step, and return the loss, summed over the processes."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.rate_at((self.step + 0.5) / self.steps)
         self._optimizer.zero_grad(set_to_none=True)
@@ -110,14 +110,14 @@ class TrainingState:
         return total
 
     def is_evaluation_due(self) -> bool:
-        """Return whether the held-out loss is due.
+        """Return whether the held-out loss is to be evaluated after this step.
 
-        Several times in a training, and at its end.
+        It is evaluated several times in a training, and at its end.
         """
         return self.step % max(1, self.steps // JUDGEMENTS) == 0 or self.step == self.steps
 
     def judge(self, held_out_loss: float) -> None:
-        """Keep the weights when they are the best so far."""
+        """Keep the weights when their held-out loss is the lowest so far."""
         if held_out_loss < self._best_loss:
             self._best = {name: weight.detach().clone() for name, weight in self.weights.items()}
             self._best_step, self._best_loss, self._failed = self.step, held_out_loss, 0
@@ -146,7 +146,7 @@ class TrainingState:
     def restore(self, checkpoint: bytes, *, judges: bool) -> None:
         """Resume from a checkpoint of `to_bytes`.
 
-        Only the process that `judges` keeps the best weights.
+        Only the process that `judges` counts failed evaluations.
         """
         tensors = safetensors.torch.load(checkpoint)
         self.step, self._failed, self._best_step = tensors["counts"].tolist()

@@ -1,9 +1,8 @@
-"""The model repository of Triton.
+"""The model repository of Triton: versions and the configuration of each entry.
 
-Atomically written versions, and the configuration of each entry. A version is an immutable directory: it is written
-under a temporary name and renamed. `config.pbtxt` lists the loaded versions in a `specific` policy; a changed policy
-takes effect when the model is loaded again. The entries work with NVIDIA's ONNX Runtime backend and with the embedded
-one.
+A version is an immutable directory: it is written under a temporary name and renamed. `config.pbtxt` lists the loaded
+versions in a `specific` policy, and a changed policy takes effect when the model is loaded again. The entries work with
+NVIDIA's ONNX Runtime backend and with the embedded one.
 """
 
 import fcntl
@@ -85,9 +84,9 @@ def _entry(model: model_pb2.Model, model_id: str) -> model_config_pb2.ModelConfi
 
 
 def _batch(model: model_pb2.Model) -> list[int]:
-    """Return the batch dimension of a graph with a fixed one.
+    """Return the batch dimension of a graph with a fixed batch size.
 
-    Triton adds it to others.
+    Triton adds the dimension itself for other graphs, so it is then empty.
     """
     return [model.fixed_batch_size] if model.fixed_batch_size else []
 
@@ -116,7 +115,7 @@ def _run_by_onnx_runtime(config: model_config_pb2.ModelConfig, model: model_pb2.
 
 
 def _warm_up(config: model_config_pb2.ModelConfig) -> None:
-    """Have Triton warm up with the smallest and the largest batch."""
+    """Make Triton warm up with the smallest and the largest batch."""
     for size in sorted({min(1, config.max_batch_size), config.max_batch_size}):
         warm_up = config.model_warmup.add(name=f"batch {size}", batch_size=size, count=1)
         for entry in config.input:
@@ -130,7 +129,7 @@ _LONGESTAT_GATE_S = 6 * 3600.0
 
 
 class TritonRepository:
-    """Writes a model repository, of which it is the only writer."""
+    """Writes a model repository, as its only writer."""
 
     def __init__(self, root: Path, inference: InferenceClient) -> None:
         self._root = root
@@ -144,7 +143,7 @@ class TritonRepository:
         return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
     def add_version(self, model_id: str, version: int, file: bytes) -> None:
-        """Write a version's directory; an existing one is left unchanged."""
+        """Write a version's directory, unless it exists."""
         target = self._root / model_id / str(version)
         if target.exists():
             return
@@ -158,13 +157,13 @@ class TritonRepository:
             raise StoreFull(f"cannot write {target} ({error.strerror}); free space in {self._root}") from error
 
     def add_ensemble(self, model_id: str) -> None:
-        """Write the one version of an ensemble, an empty directory."""
+        """Write the only version of an ensemble, an empty directory."""
         (self._root / model_id / "1").mkdir(parents=True, exist_ok=True)
 
     def serve(self, model: model_pb2.Model, model_id: str, versions: Sequence[int]) -> None:
         """Make Triton serve exactly these versions of a classifier.
 
-        Callers without a version get the newest.
+        Callers who name no version get the newest.
         """
         self.serve_as(classifier_config(model, model_id, versions))
 
@@ -184,7 +183,7 @@ class TritonRepository:
     def withdraw(self, model_id: str) -> None:
         """Stop serving a model and remove its directory.
 
-        The directory goes even when Triton does not answer.
+        The directory is removed even when Triton does not answer.
         """
         try:
             self._inference.unload(model_id)
@@ -192,7 +191,7 @@ class TritonRepository:
             self.remove(model_id)
 
     def sweep(self) -> None:
-        """Remove what dead processes left at the gate."""
+        """Remove the temporary models that dead processes left behind."""
         for directory in self._root.glob(f"*{AT_GATE}*"):
             if time.time() - directory.stat().st_mtime > _LONGESTAT_GATE_S:
                 with suppress(DefuseError):
@@ -207,7 +206,7 @@ class TritonRepository:
 def exclusive_lock(root: Path) -> Iterator[None]:
     """Lock a directory against other writers while the block runs.
 
-    Writers are in this process and in others.
+    The other writers are in this process and in others.
     """
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:

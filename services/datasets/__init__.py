@@ -1,6 +1,6 @@
 """Labelled images from a file.
 
-An `.npz` of arrays, or a zip of class folders.
+The file is an `.npz` of arrays, or a zip of class folders.
 """
 
 from services.datasets.npz import SPLITS, SplitImages

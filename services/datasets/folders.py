@@ -21,7 +21,7 @@ _MODES = _GRAY | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB
 
 
 def read_folders(archive: zipfile.ZipFile) -> tuple[dict[str, SplitImages], list[str]]:
-    """Return the splits of the folders, and the classes by label."""
+    """Return the splits of the folders, and the classes in label order."""
     files = _image_files(archive)
     classes = _declared_classes(archive) or sorted({folder for _, folder, _ in files})
     unknown = sorted({folder for _, folder, _ in files} - set(classes))
@@ -52,7 +52,10 @@ def _split(archive: zipfile.ZipFile, names: Sequence[str], labels: Array) -> Spl
 
 
 def _image_files(archive: zipfile.ZipFile) -> list[tuple[str, str, str]]:
-    """Return (split, class folder, member) of every image; without split folders, all are training images."""
+    """Return split, class folder and member of every image.
+
+    Without split folders, all are training images.
+    """
     files = []
     around = _around(archive)
     for name in sorted(archive.namelist()):
@@ -80,7 +83,7 @@ def _is_picture(path: PurePosixPath) -> bool:
 def _around(archive: zipfile.ZipFile) -> str:
     """Return the folder around the split folders, with its slash.
 
-    Empty when they are at the top.
+    The result is empty when they are at the top.
     """
     paths = [path for path in map(PurePosixPath, archive.namelist()) if _is_picture(path) or path.name == _CLASSES_FILE]
     tops = {path.parts[0] for path in paths if path.parts}
@@ -116,7 +119,7 @@ def _picture(archive: zipfile.ZipFile, name: str) -> Image.Image:
 def _kind(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[tuple[int, int], str]:
     """Return the common size of all images, and their mode.
 
-    Size is width and height; the mode is gray only when all are gray.
+    The size is width and height. The mode is gray only when all images are gray.
     """
     first, modes = _picture(archive, names[0]), set()
     for name in names:

@@ -26,7 +26,10 @@ PART_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class SplitImages:
-    """One split. Its file must stay open while images are read."""
+    """One split of labelled images.
+
+    Its file must stay open while images are read.
+    """
 
     # (h, w, c)
     image_shape: tuple[int, ...]
@@ -38,12 +41,12 @@ class SplitImages:
     cut_by_seed: bool = False
 
     def parts(self) -> Iterator[Array]:
-        """Yield the images in order, (m, h, w, c) at a time."""
+        """Yield the images (n, h, w, c) in order, in parts (m, h, w, c)."""
         return self.read(self.rows)
 
     @property
     def images(self) -> Array:
-        """Read all images (n, h, w, c) into memory."""
+        """Return all images (n, h, w, c) in memory."""
         return np.concatenate(list(self.parts()))
 
     def take(self, rows: Array, *, cut_by_seed: bool = False) -> "SplitImages":
@@ -57,7 +60,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 class ArchivedArray:
-    """An array that is read completely when it is made.
+    """An array that is read completely when the object is created.
 
     Later reads therefore cannot fail on damage. Raises one of `DAMAGED`, or ValueError for anything but an array of
     numbers.
@@ -81,7 +84,7 @@ class ArchivedArray:
     def rows(self, wanted: Array) -> Iterator[Array]:
         """Yield the rows at ascending positions, in parts of bounded size.
 
-        A part has as many rows as fit in `PART_BYTES`, at least one.
+        A part has as many rows as fit in `PART_BYTES`, and at least one.
         """
         begin = 0
         for part in self._scattered() if self._in_columns else self._consecutive():
@@ -120,7 +123,10 @@ class ArchivedArray:
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, Fortran order and type; the array's bytes follow."""
+    """Return shape, Fortran order and type of an array.
+
+    The array's bytes follow in the file.
+    """
     version = np.lib.format.read_magic(member)
     if version not in _HEADERS:
         raise ValueError(

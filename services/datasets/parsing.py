@@ -1,4 +1,4 @@
-"""The splits of a file of either kind, checked and completed."""
+"""The splits of a data set file, checked and completed."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ MIN_SIDE, MAX_SIDE = 8, 128
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedImages:
-    """The content of a file."""
+    """The splits and the classes of a file."""
 
     splits: Mapping[str, SplitImages]
     # In the order of the labels; empty when the labels are plain class ids.
@@ -27,12 +27,12 @@ class ParsedImages:
 
 
 def parse_images(file: IO[bytes], *, seed: int) -> ParsedImages:
-    """Read a file.
+    """Return the splits and the classes of a file.
 
     Missing splits are cut from its training images, by seed. The whole file is read once and checked, and only labels
     are kept: images are read again on demand.
 
-    Raises InvalidInput, naming the culprit, for a file of another kind, images of mixed sizes, labels that are no class
+    Raises InvalidInput, naming the cause, for a file of another kind, images of mixed sizes, labels that are no class
     ids, and splits without images.
     """
     try:

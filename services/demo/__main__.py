@@ -1,6 +1,6 @@
-"""`python -m services.demo [DATA]`.
+"""`python -m services.demo [DATA]`: the whole workflow on real images.
 
-The main job on real images, with real servers and the public client only.
+It uses real servers, and the public client only.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from services.localstack.stack import LocalStack, StackSettings
 def main() -> None:
     """Run the demo.
 
-    Exit with status 1 and one line when something is missing or refused.
+    Exits with status 1 and a one-line error message when something is missing or refused.
     """
     arguments = _arguments()
     display = Display(Console())

@@ -1,6 +1,6 @@
 """The images and the classifier of the demo.
 
-Handwritten digits, and a small convolutional network.
+They are handwritten digits and a small convolutional network.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from services.storage.catalog import LabelledImages
 
 @dataclass(frozen=True, kw_only=True)
 class DemoData:
-    """The images of the demo, split and identified."""
+    """The images of the demo, with their splits and their digest."""
 
     path: Path
     # Digest of the content: the key of cached results.
@@ -33,7 +33,7 @@ class DemoData:
 
 
 def read(path: Path, *, seed: int) -> DemoData:
-    """Read class folders or an `.npz`, split as the gateway splits them."""
+    """Read class folders or an `.npz`, split as the gateway does."""
     with dataset_file(path) as packed:
         digest = digest_of(chunks(packed))
         with packed.open("rb") as file:
@@ -76,7 +76,10 @@ _LEARNING_RATE = 2e-3
 
 
 class DemoClassifier(nn.Module):
-    """Two convolutions and two linear layers; images (n, c, h, w), normalised, to logits (n, k)."""
+    """A classifier with two convolutions and two linear layers.
+
+    It maps normalised images (n, c, h, w) to logits (n, k).
+    """
 
     def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
@@ -118,7 +121,10 @@ def train(
     on_epoch: Callable[[int, int, float], None],
     epochs: int = _EPOCHS,
 ) -> DemoClassifier:
-    """Train on images (n, h, w, c) uint8 with labels (n,); `on_epoch(epoch, epochs, loss)` follows each epoch."""
+    """Train a classifier on images (n, h, w, c) uint8 with labels (n,).
+
+    `on_epoch(epoch, epochs, loss)` is called after each epoch.
+    """
     torch.manual_seed(seed)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in statistics(images))
     inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std  # (n, c, h, w)
@@ -139,6 +145,9 @@ def train(
 
 
 def to_onnx(network: DemoClassifier, image_shape: tuple[int, int, int]) -> bytes:
-    """Export the network for images (h, w, c), any batch size; input `images`, output `logits`."""
+    """Return the network as an ONNX file for images (h, w, c).
+
+    The file takes any batch size. Its input is `images`, and its output is `logits`.
+    """
     height, width, channels = image_shape
     return onnx_files.to_onnx(network, (channels, height, width), inputs=["images"], outputs=["logits"])

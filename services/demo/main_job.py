@@ -1,4 +1,4 @@
-"""The main job of a user, through the public client."""
+"""The whole workflow of a user, through the public client."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from services.demo.classifier import DemoData
 class ProgressLine:
     """A progress bar with a title.
 
-    Call it with the fraction done and a note.
+    A call takes the finished fraction and a note.
     """
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
@@ -37,7 +37,7 @@ class ProgressLine:
 
 
 class Display:
-    """A console with stages and tables."""
+    """A console that shows stages and tables."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -128,7 +128,7 @@ def run_main_job(
 
 
 def serve_classifier(client: Client, data: DemoData, *, name: str, cache: Path, display: Display) -> Model:
-    """Train the classifier, or take it from the cache, and register it."""
+    """Register the classifier, trained now or read from the cache."""
     train = data.splits["train"]
     file = cache / f"classifier-{_cache_key(data)}.onnx"
     with display.stage("training a classifier") as stage:
@@ -150,7 +150,10 @@ def serve_classifier(client: Client, data: DemoData, *, name: str, cache: Path, 
 
 
 def _cache_key(data: DemoData) -> str:
-    """Return the key of the trained classifier: images, recipe and torch version."""
+    """Return the cache key of the trained classifier.
+
+    It depends on images, recipe and torch version.
+    """
     recipe = Path(classifier.__file__).read_bytes()
     return hashlib.sha256(recipe + f"{data.digest}:{torch.__version__}".encode()).hexdigest()[:16]
 
@@ -173,9 +176,9 @@ def _search(client: Client, model: Model, dataset: Dataset, name: str, display: 
 
 
 def _annotate(client: Client, run: Run, display: Display) -> list[Region]:
-    """Accept every suggested label.
+    """Accept the suggested label of every region.
 
-    Prints that a person should look at the images instead.
+    A note says that a person would inspect the images instead.
     """
     regions = client.regions(run.id)
     for region in regions:

@@ -1,4 +1,4 @@
-"""`python -m services.distiller`: failures -> mixture -> regions."""
+"""`python -m services.distiller`: the service that groups failures into regions."""
 
 import functools
 
@@ -15,7 +15,7 @@ from services.runtime.worker import Stage, Worker
 
 
 def build(settings: TransportSettings) -> Service:
-    """Wire the distiller."""
+    """Build the distiller's service and its stages from its settings."""
     needs = Dependencies.of(settings)
     dependencies = DistillerDependencies(store=needs.store, inference=needs.inference)
     stages = {

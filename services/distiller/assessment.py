@@ -1,6 +1,6 @@
-"""Assessment of groups of failures.
+"""Assessment of groups of failures, and storage of those that are regions.
 
-Tested by the served classifier, described by real images, stored as regions.
+The served classifier tests the groups, and real images describe them.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ _STREAM = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DistillerDependencies:
-    """The dependencies of the distiller."""
+    """The artifact store and the inference client that the distiller uses."""
 
     store: ArtifactStore
     inference: InferenceClient
@@ -44,7 +44,7 @@ class DistillerDependencies:
 class RegionAssessor:
     """Decides which groups of failures are regions.
 
-    The groups are those of a run or of a region; `arrays` are the failures.
+    The groups are those of a run or of a region, and `arrays` has the failures.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class RegionAssessor:
         )
 
     def findings(self, groups: Sequence[Group], stable: Array, *, shard_count: int) -> list[Finding]:
-        """Return the groups that are worse than their controls, highest score first.
+        """Test groups, and return the regions among them by descending score.
 
-        `stable` (g,) is the stability.
+        `stable` (g,) is the stability of each group. The served classifier classifies fresh decodes of the groups.
         """
         if not groups:
             return []
@@ -88,9 +88,9 @@ class RegionAssessor:
         )
 
     def stored(self, found: Sequence[Finding], *, prefix: str, total: int) -> list[region_pb2.Region]:
-        """Store the arrays of regions, named by prefix and rank.
+        """Store the arrays of regions and return their records.
 
-        Returns their records, of `total` failures in all.
+        Regions are named by prefix and rank. `total` is the number of failures in all.
         """
         if not found:
             return []
@@ -120,7 +120,7 @@ class _Decodes:
         self._run, self._classifier, self._failures, self._groups, self._job = run, classifier, failures, groups, job
 
     def errors(self, number: int, group: Group) -> tuple[int, int]:
-        """Return the misclassified decodes of a group, and the number of decodes."""
+        """Return the numbers of misclassified and of all decodes of a group."""
         self._job.check_cancelled()
         report_progress(self._job, 0.7 + 0.3 * number / self._groups, f"testing group {number + 1} of {self._groups}")
         z, label = self._drawn(group, np.random.default_rng([self._run.config.seed, _STREAM, number]))
@@ -130,10 +130,11 @@ class _Decodes:
         return int((answers != label).sum()), len(z)
 
     def _drawn(self, group: Group, generator: np.random.Generator) -> tuple[Array, Array]:
-        """Return latents (n, d) of a group that carry their labels (n,).
+        """Return latents (n, d) of a group, and their labels (n,).
 
-        They are drawn from the group's Gaussian; the run's validity decides. Fewer than `fresh_decodes` remain when
-        hardly any draw carries its label.
+        The latents are drawn from the group's Gaussian. They are kept when the label model gives their label at least
+        the probability that the run's validity requires. Fewer than `fresh_decodes` remain when hardly any draw is
+        kept.
         """
         least = self._run.config.validity.min_label_probability
 
@@ -147,7 +148,7 @@ class _Decodes:
 
 
 def counts(grouping: Grouping, found: Sequence[Finding]) -> region_pb2.GroupCounts:
-    """Return the counts of failures and groups, by outcome."""
+    """Return the numbers of failures and groups by outcome."""
     inside = sum(len(finding.group.members) for finding in found)
     return region_pb2.GroupCounts(
         failures=grouping.failures,

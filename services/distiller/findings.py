@@ -20,10 +20,7 @@ _VOTES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SearchedImages:
-    """The searched real images, with the served classifier's answers.
-
-    There are s of them.
-    """
+    """The s searched real images, with the served classifier's answers."""
 
     latent: Array  # (s, d) posterior means
     label: Array  # (s,) class ids
@@ -33,7 +30,7 @@ class SearchedImages:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingImages:
-    """Training images, r of them, with the served classifier's answers."""
+    """The r training images, with the served classifier's answers."""
 
     latent: Array  # (r, d) posterior means
     label: Array  # (r,) class ids
@@ -58,9 +55,9 @@ class Surroundings:
 
 @dataclass(frozen=True, kw_only=True)
 class RealImageCounts:
-    """Real images of a group's label.
+    """Numbers of real images that have a group's label.
 
-    The number inside, of these the misclassified ones, and the number in all.
+    `images` lie inside the group, `wrong` of these are misclassified, and `of_label` is the number in all.
     """
 
     wrong: int
@@ -69,15 +66,15 @@ class RealImageCounts:
 
     @property
     def typicality(self) -> float:
-        """Share of the label's real images that lie inside, in [0, 1]."""
+        """Return the share of the label's real images that lie inside."""
         return self.images / self.of_label if self.of_label else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearestImages:
-    """Training images, nearest first, with their distances in aggregate sds per dimension.
+    """Training images (n,), nearest first, with their distances.
 
-    (n,) each.
+    Distances are in aggregate sds per dimension.
     """
 
     row: Array
@@ -87,9 +84,9 @@ class NearestImages:
 
 
 def choose_exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -> Array:
-    """Choose members to show.
+    """Return the members of a group that are shown.
 
-    The medoid first, then evenly spaced to the farthest one.
+    The medoid comes first, and the others follow at even ranks up to the farthest one.
     """
     x = latent[members] / sd_agg
     few = x[np.linspace(0, len(x) - 1, min(len(x), _MOST_CANDIDATES)).astype(int)]
@@ -100,11 +97,11 @@ def choose_exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -
 
 
 def count_controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, int]:
-    """Return the misclassified controls, and the number of controls.
+    """Return the numbers of misclassified and of all controls of a group.
 
-    There are about `count` at most. Controls are unperturbed reconstructions of the real images nearest to a group,
-    with its labels in the proportion of its failures. Images that the classifier misreads as they are, are left out:
-    the decoder is not at fault there.
+    Controls are unperturbed reconstructions of the real images nearest to the group, with its labels in the proportion
+    of its failures. Their number is about `count` at most. Images that the classifier misclassifies before
+    reconstruction are left out, because there the decoder is not the cause.
     """
     wrong, total = 0, 0
     for label, share in group.label_shares().items():
@@ -118,7 +115,7 @@ def count_controls(group: Group, searched: SearchedImages, count: int) -> tuple[
 def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
     """Return the true labels (n,) of latents (n, d) drawn from a group.
 
-    The nearest member's, when it has several.
+    In a group with several labels, each latent has the label of the nearest member.
     """
     if len(group.label_shares()) == 1:
         return np.full(len(latents), group.true_label)
@@ -130,7 +127,8 @@ def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
 def count_real_inside(group: Group, latents: Array, searched: SearchedImages) -> RealImageCounts:
     """Count the searched real images of a group's label that lie inside.
 
-    Inside means as near to the mean, in Mahalanobis distance, as 95 % of its failures, latents (m, d).
+    An image lies inside when it is as near to the mean, in Mahalanobis distance, as 95 % of the group's failures,
+    latents (m, d).
     """
     edge = np.quantile(group.gaussian.distance_squared(latents), _INSIDE)
     alike = searched.label == group.true_label
@@ -141,7 +139,7 @@ def count_real_inside(group: Group, latents: Array, searched: SearchedImages) ->
 
 
 def nearest_images(latents: Array, training: TrainingImages, sd_agg: Array, count: int) -> NearestImages:
-    """Return the training images nearest to any of latents (n, d)."""
+    """Return the training images nearest to any of the latents (n, d)."""
     distance = distances(training.latent / sd_agg, latents / sd_agg).min(axis=1)  # (r,)
     first = np.argsort(distance, kind="stable")[:count]
     return NearestImages(
@@ -153,9 +151,9 @@ def nearest_images(latents: Array, training: TrainingImages, sd_agg: Array, coun
 
 
 def novelty_sd(latents: Array, misclassified: TrainingImages, sd_agg: Array) -> float | None:
-    """Return the median distance of latents (n, d) to the nearest misclassified training image.
+    """Return the median distance of latents (n, d) to misclassified training images.
 
-    None without any.
+    Each latent counts its nearest one. Returns None when no training image is misclassified.
     """
     if not len(misclassified.row):
         return None
@@ -167,8 +165,8 @@ def suggest_label(
 ) -> tuple[str, str]:
     """Return the suggested label of a group, and the reason.
 
-    The label is that of most training images near its exemplars, latents (n, d); without a majority, the sources'
-    label.
+    It is the label of most training images near the group's exemplars, latents (n, d), or the sources' label when none
+    has a majority.
     """
     carried = sum(number for (true, _), number in group.profile if true == group.true_label)
     source = (
@@ -185,9 +183,9 @@ def suggest_label(
 
 
 def distances(a: Array, b: Array) -> Array:
-    """Return the distances (n, m) of a (n, d) and b (m, d).
+    """Return the distances (n, m) of a (n, d) and b (m, d), per dimension.
 
-    They are divided by the root of d.
+    They are Euclidean distances divided by the square root of d.
     """
     # Centred: far from the origin, differences of large squares lose all digits.
     centre = b.mean(axis=0, dtype=np.float64) if len(b) else 0.0
@@ -202,7 +200,7 @@ _EXEMPLARS, _NEAREST = 16, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A group with its test and the evidence of real images."""
+    """A group with its test and the evidence from real images."""
 
     group: Group
     test: ErrorRateTest
@@ -221,14 +219,14 @@ class Finding:
     def score(self) -> float:
         """Return the priority of a fix.
 
-        Excess error rate over the controls, times typicality.
+        It is the excess of the error rate over the controls', times the typicality.
         """
         return self.test.excess * self.real.typicality
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvidence:
-    """The data behind the findings of a run."""
+    """The data from which the findings of a run are made."""
 
     failures: GroupedFailures
     around: Surroundings
@@ -244,10 +242,10 @@ def find_regions(
     controls: int,
     false_discovery_rate: float,
 ) -> list[Finding]:
-    """Return the groups that are worse than their controls, highest score first.
+    """Return the groups that are worse than their controls, by descending score.
 
-    About `controls` controls each. `errors(number, group)` decodes fresh latents of a group; it returns the
-    misclassified ones, and the number of decodes.
+    `stability` (g,) is that of each group. `errors(number, group)` decodes fresh latents of a group, and returns the
+    numbers of misclassified and of all decodes. Each group has about `controls` controls.
     """
     tests = [_test_group(number, group, known, errors, controls) for number, group in enumerate(groups)]
     found = [

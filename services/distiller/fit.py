@@ -1,11 +1,10 @@
-"""`python -m services.distiller.fit`.
+"""`python -m services.distiller.fit`: fits one large mixture to stored arrays.
 
-Fit one large mixture to stored arrays, in all processes of torchrun.
+  torchrun --nproc-per-node 2 -m services.distiller.fit STORE KEY OUT [--array latent] [--category true_label ...]
 
-    torchrun --nproc-per-node 2 -m services.distiller.fit STORE KEY OUT [--array latent] [--category true_label ...]
-
-Each process reads a part of the rows, a chunk at a time. The result equals that of one process to 1e-9; the first one
-writes it to OUT: weights (K,), means (K, d), covariances, counts (K,), lower_bound and converged, largest weight first.
+Each process of torchrun reads a part of the rows, a chunk at a time. The result equals that of one process to 1e-9. The
+first process writes it to OUT: weights (K,), means (K, d), covariances, counts (K,), lower_bound and converged, with
+the largest weight first.
 """
 
 import argparse
@@ -26,9 +25,9 @@ from services.storage.artifacts import ArtifactStore
 
 
 def main() -> None:
-    """Fit, and let the first process write.
+    """Fit the mixture and write the result.
 
-    Exit with status 1 and one line when something is missing.
+    Exits with status 1 and a one-line error message when the input is invalid or missing.
     """
     try:
         _fit(_arguments())
@@ -83,9 +82,9 @@ def _arguments() -> argparse.Namespace:
 
 @contextmanager
 def _together(device: str) -> Iterator[tuple[int, int, str, Any]]:
-    """Give rank, number of processes, this process's device and the process group.
+    """Yield rank, number of processes, device and process group.
 
-    One process outside torchrun.
+    Outside torchrun there is one process, and no group.
     """
     if "RANK" not in os.environ:
         yield 0, 1, device, None

@@ -1,6 +1,6 @@
-"""Groups of failures.
+"""Grouping of failures by a mixture, and the stability of the groups.
 
-Components of one mixture, split by confusion, and their stability under resampling.
+Each component of the mixture is split by confusion. Resampling of the failures measures the stability.
 """
 
 import itertools
@@ -31,7 +31,7 @@ _CONFUSION_BASE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedFailures:
-    """Failures of one run; latents (m, d), class ids and sources (m,)."""
+    """Failures of one run: latents (m, d), class ids and sources (m,)."""
 
     latent: Array
     true_label: Array
@@ -79,9 +79,9 @@ class Group:
     profile: Sequence[tuple[tuple[int, int], int]]
 
     def label_shares(self) -> dict[int, float]:
-        """Share of members with each true label.
+        """Return the share of members with each true label.
 
-        A single one unless the mixture is plain.
+        A group of an error-aware mixture has only one true label.
         """
         counts: Counter[int] = Counter()
         for (true, _), count in self.profile:
@@ -91,7 +91,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """All supported groups, largest first, and the counts of the others."""
+    """All groups with enough support, largest first, and counts of the others."""
 
     groups: list[Group]
     failures: int
@@ -121,7 +121,7 @@ class Grouper:
     """A mixture fitted to failures, which assigns failures to groups.
 
     It is fitted to one failure of each source and confusion. Further ones are steps from the same image and lie close
-    to it: no new evidence of a place, but enough to split a place into the neighbourhoods of its sources.
+    to it: they are no new evidence for a group, but would split it into the neighbourhoods of its sources.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Grouper:
     def components(self, failures: GroupedFailures) -> Array:
         """Return the component of each failure, (m,).
 
-        Split by confusion when the mixture models it.
+        When the mixture models confusions, each pair of component and confusion has its own number.
         """
         if not len(failures):
             return np.zeros(0, np.int64)
@@ -173,7 +173,7 @@ def group_failures(
 ) -> Grouping:
     """Group failures; those with `held_out` (m,) are assigned but not fitted.
 
-    `check` may raise to stop.
+    `check` is called repeatedly, and may raise to stop.
     """
     usable, others = np.flatnonzero(held_out == 0), np.flatnonzero(held_out != 0)
     if not len(usable):
@@ -197,14 +197,14 @@ def group_failures(
 
 
 def _by_label(labels: Array, rows: Array) -> dict[int, Array]:
-    """Return the ascending rows of each label that occurs."""
+    """Return the rows of each label that occurs, in ascending order."""
     order = rows[np.argsort(labels[rows], kind="stable")]
     found, begins = np.unique(labels[order], return_index=True)
     return dict(zip(found.tolist(), np.split(order, begins[1:]), strict=True)) if len(rows) else {}
 
 
 def center_by_label(x: Array, label: Array) -> Array:
-    """Return x (n, d) minus the means of equally labelled rows (n,), (n, d)."""
+    """Return x (n, d) minus the mean of the rows with the same label."""
     x = x.astype(np.float64)
     _, label = np.unique(label, return_inverse=True)
     means = np.zeros((label.max() + 1, x.shape[1]))
@@ -220,9 +220,9 @@ def prior_covariance(x: Array, sd_agg: Array) -> Array:
 
 
 def make_group(failures: GroupedFailures, members: Array, held_out_members: Array, prior: Array) -> Group:
-    """Return members of the failures, positions (n,), as a group.
+    """Return the failures at some positions (n,) as a group.
 
-    Its Gaussian is shrunk towards a covariance (d, d).
+    Its Gaussian is shrunk towards the covariance `prior` (d, d).
     """
     gaussian = Gaussian.of(failures.latent[members], prior)
     distance = gaussian.distance_squared(failures.latent[members])
@@ -242,7 +242,10 @@ def make_group(failures: GroupedFailures, members: Array, held_out_members: Arra
 def _merge_duplicates(
     groups: list[Group], failures: GroupedFailures, prior: Array, check: Callable[[], None]
 ) -> list[Group]:
-    """Merge groups that are the same, the most similar first."""
+    """Merge groups that overlap so much that they are the same.
+
+    The most similar groups are merged first.
+    """
     left, numbers = dict(enumerate(groups)), itertools.count(len(groups))
     alike = {pair: overlap for j in left for pair, overlap in _duplicates_of(left, j) if pair[0] < pair[1]}
     while alike:
@@ -258,9 +261,9 @@ def _merge_duplicates(
 
 
 def _duplicates_of(groups: dict[int, Group], number: int) -> Iterator[tuple[tuple[int, int], float]]:
-    """Yield the groups that equal one group, and their overlaps.
+    """Yield the groups that duplicate one group, and their overlaps.
 
-    Each is given as a pair with that group.
+    Each comes as a pair of its number and the number of that group.
     """
     one = groups[number]
     for other_number, other in groups.items():
@@ -287,12 +290,12 @@ def bootstrap_stability(
     bootstraps: int,
     check: Callable[[], None] = lambda: None,
 ) -> Array:
-    """Return the stability (g,) of each group.
+    """Return the stability (g,) of each group over bootstrap samples.
 
-    Its mean Jaccard index with the most similar one of every bootstrap. Hennig, Cluster-wise assessment of cluster
-    stability (2007). Sources are drawn with replacement, each with all its failures, which are not independent. A
-    source drawn twice counts once, since coincident points would look like a cluster. The fitted mixture then assigns
-    all failures. `check` may raise to stop.
+    It is the group's mean Jaccard index with the most similar group of every bootstrap sample (Hennig, Cluster-wise
+    assessment of cluster stability, 2007). Sources are drawn with replacement, each with all its failures, because
+    these are not independent. A source drawn twice counts once, since coincident points would look like a cluster. The
+    fitted mixture then assigns all failures. `check` may raise to stop.
     """
     scores = np.zeros((bootstraps, len(groups)))
     for number in range(bootstraps if groups else 0):
@@ -315,7 +318,7 @@ def stability_of(
 ) -> Array:
     """Return the stability (g,) of each group over its fitted failures.
 
-    Failures that are `held_out` (m,) were not fitted.
+    Failures with `held_out` (m,) were not fitted, and are left out.
     """
     usable = np.flatnonzero(held_out == 0)
     members = [np.searchsorted(usable, np.sort(group.members)) for group in grouping.groups]
@@ -323,13 +326,13 @@ def stability_of(
 
 
 def _drawn(source: Array, generator: np.random.Generator) -> Array:
-    """Return the positions of resampled sources' failures."""
+    """Return the positions of all failures of resampled sources."""
     sources = np.unique(source)
     sample_size = max(1, round(len(sources) * min(1.0, _MOST_FAILURES / len(source))))
     return np.flatnonzero(np.isin(source, generator.choice(sources, sample_size)))
 
 
 def _most_alike(members: Array, labels: Array, sizes: Array) -> float:
-    """Return the largest Jaccard index of members with any label's failures."""
+    """Return the largest Jaccard index of members with one label's failures."""
     found, shared = np.unique(labels[members], return_counts=True)
     return float((shared / (len(members) + sizes[found] - shared)).max())

@@ -1,4 +1,4 @@
-"""A guard as a function of stored images."""
+"""A guard's scores for stored images."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,10 @@ class GuardModel:
         self._encode = read_encoder(store, self.run.config)
 
     def look(self, images: Array) -> dict[str, Array]:
-        """Return index, inside, risk and typicality (n,), and latent (n, d), of stored images (n, h, w, c)."""
+        """Return the guard's scores of stored images (n, h, w, c).
+
+        They are index, inside, risk and typicality (n,), and latent (n, d).
+        """
         size = self.model.fixed_batch_size or _BATCH
         parts = [self._part(images[begin : begin + size], size) for begin in range(0, len(images), size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -40,7 +43,7 @@ class GuardModel:
         return self._catalog.split(self.run.config.dataset, name, self.model)
 
     def error_rate(self, region: str) -> float:
-        """Return how often the searched version misclassifies images of a region."""
+        """Return the error rate of the searched version in a region."""
         return float(self._catalog.region(region).error_rate.value)
 
     def _part(self, images: Array, size: int) -> dict[str, Array]:
@@ -60,7 +63,7 @@ class GuardModel:
 
 
 def unscored(count: int) -> dict[str, Array]:
-    """Return the scores of images that could not be scored.
+    """Return placeholder scores for images that could not be scored.
 
     They have the form of `GuardModel.look`, without latents.
     """
@@ -73,7 +76,10 @@ def unscored(count: int) -> dict[str, Array]:
 
 
 def top_predictions(scores: Array) -> dict[str, Array]:
-    """Return the predicted class ids (n,) of logits (n, k), and the confidence of each, (n,)."""
+    """Return the predicted classes of logits (n, k), and their confidences.
+
+    Both are (n,).
+    """
     return {
         "predicted": scores.argmax(axis=1).astype(np.int64),
         "confidence": softmax(scores.astype(np.float64), axis=1).max(axis=1).astype(np.float32),
@@ -90,7 +96,7 @@ def as_logits(scores: Array, model: model_pb2.Model) -> Array:
 def scatter_rows(parts: dict[str, Array], rows: Sequence[int] | Array, into: dict[str, Array]) -> dict[str, Array]:
     """Return the arrays `into` with `parts` written to some rows.
 
-    Arrays of `parts` alone are zero elsewhere.
+    An array that only `parts` has is zero in all other rows.
     """
     count = len(next(iter(into.values())))
     whole = dict(into)

@@ -1,6 +1,6 @@
-"""The scoring stage.
+"""The scoring stage: scores of reported batches, and the reference profile.
 
-Observed batches through a guard, and the reference profile that they are compared with.
+A guard scores the batches. The reference profile is the distribution of scores that they are compared with.
 """
 
 import functools
@@ -31,11 +31,12 @@ _ABOVE = 0.01
 def reference_profile(guard_model: GuardModel, classifier: Classifier, data: LabelledImages) -> dict[str, Array]:
     """Return the reference profile of m labelled images.
 
-    It comes from a guard and a version of its model. images (1,): m. hits (k,): images inside each region; hits_low and
-    hits_high (k,), ends of the share's 95 % interval; hits_bound (k,), which the true shares exceed with probability
-    0.01 at most. predicted (c,) and predicted_bound (c,): the same for the predicted classes. typicality (m,),
-    ascending. correct (1,): correctly classified images; confidence (1,): the value that as many exceed (Garg et al.,
-    2022). error_rate (k,): of the regions, by the searched version, searched_version (1,); recall (1,): the guard's.
+    It is computed with a guard and a version of its model. images (1,): m. hits (k,): images inside each region;
+    hits_low and hits_high (k,): ends of the share's 95 % interval; hits_bound (k,): bounds that the true shares exceed
+    with probability 0.01 at most. predicted (c,) and predicted_bound (c,): the same for the predicted classes.
+    typicality (m,): ascending. correct (1,): correctly classified images; confidence (1,): the value that as many
+    exceed (Garg et al., 2022). error_rate (k,): that of the searched version, searched_version (1,), in each region;
+    recall (1,): the guard's.
     """
     seen, read = guard_model.look(data.images), top_predictions(classifier.classify_stored(data.images))
     count = len(data.labels)
@@ -72,7 +73,10 @@ def reference_images(guard_model: GuardModel) -> LabelledImages:
 
 
 def _bounds(counts: Array, trials: int) -> Array:
-    """Return simultaneous upper bounds (k,) of shares (Clopper and Pearson, 1934; Bonferroni)."""
+    """Return simultaneous upper bounds (k,) of shares (Clopper and Pearson, 1934).
+
+    They are simultaneous by Bonferroni's correction.
+    """
     above = _ABOVE / max(1, len(counts))
     return np.where(counts < trials, beta.ppf(1 - above, counts + 1, np.maximum(trials - counts, 1)), 1.0)
 
@@ -82,7 +86,7 @@ _GUARDS = 4
 
 
 class ObservationScorer:
-    """The scoring stage; caches the guards that it reads."""
+    """The scoring stage, with a cache of the guards that it reads."""
 
     def __init__(self, dependencies: DistillerDependencies) -> None:
         self._dependencies = dependencies
@@ -115,7 +119,10 @@ class ObservationScorer:
         self._take_out_what_was_deleted(work.batch)
 
     def _take_out_what_was_deleted(self, batch: str) -> None:
-        """Remove the scores of observations that were deleted from the record meanwhile."""
+        """Remove the scores of observations that were deleted meanwhile.
+
+        The record no longer has these observations.
+        """
         left = {keys.observation_digest(one.id) for one in self._record(batch).observations}
         for key in (keys.observation_scores(batch), keys.observed_images(batch)):
             arrays = self._store.read_arrays(key) if self._store.exists(key) else {"id": np.zeros((0, 16), np.uint8)}
@@ -147,9 +154,9 @@ class ObservationScorer:
 
 
 def _scores_only(arrays: dict[str, Array], model: model_pb2.Model) -> dict[str, Array]:
-    """Return what follows from scores alone, in the rows that have some.
+    """Return predictions in the rows with reported scores, and placeholders elsewhere.
 
-    Predicted class -1 in the others.
+    The predicted class is -1 in rows without scores.
     """
     count = len(arrays["id"])
     unread: dict[str, Array] = {

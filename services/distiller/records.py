@@ -1,6 +1,6 @@
-"""Stored arrays of a run.
+"""The arrays of a run that the distiller reads and writes.
 
-The surroundings and failures that are read, the regions that are written.
+It reads failures and the images around them, and writes regions.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ _BATCH = 4_096
 
 
 def read_surroundings(store: ArtifactStore, run: run_pb2.Run, classifier: Classifier, shard_count: int) -> Surroundings:
-    """Read the posteriors of real images.
+    """Return the real images around a run's failures, with their latents.
 
     The training images among them are classified through Triton.
     """
@@ -89,7 +89,7 @@ _PICTURES_BYTES = 4 << 20
 def region_record(
     name: str, finding: Finding, total: int, failures: dict[str, Array], classes: Sequence[str]
 ) -> region_pb2.Region:
-    """Return the record of a region of a run with `total` failures."""
+    """Return the record of a region, in a run with `total` failures."""
     group, test = finding.group, finding.test
     record = region_pb2.Region(
         name=name,
@@ -164,7 +164,7 @@ class PictureRenderer:
         }
 
     def _few(self) -> int:
-        """Return the number of images of each kind.
+        """Return the number of images of each kind that a region has.
 
         There are four kinds, which are sent in one message.
         """

@@ -1,4 +1,4 @@
-"""The regions of two runs compared: which are new, gone or moved."""
+"""The difference between two runs' regions: new, gone and moved ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,7 @@ _CONFIDENCE = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class RegionPlace:
-    """A region's Gaussian, its confusion by name, and its sources.
-
-    Sources are given by their number.
-    """
+    """A region's Gaussian, its confusion by name, and its number of sources."""
 
     confusion: tuple[str, str]
     gaussian: Gaussian
@@ -40,9 +37,9 @@ class RegionPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedRegions:
-    """Positions of a region before and after, and its shift.
+    """The positions of a region before and after, and its shift.
 
-    Also whether the shift exceeds chance.
+    `moved` is whether the shift exceeds chance.
     """
 
     before: int
@@ -52,10 +49,11 @@ class MatchedRegions:
 
 
 def match_regions(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> list[MatchedRegions]:
-    """Pair regions of the same confusion one to one, minimising all shifts.
+    """Pair the regions of two runs that have the same confusion.
 
-    The least shift first. Remaining regions that are part of a region of the other run are paired with it, too. Regions
-    without a pair are new or gone. Both runs must share one latent space.
+    Regions are first paired one to one, with the least sum of shifts. A remaining region that is part of a region of
+    the other run is then paired with that region. Regions without a pair are new or gone. The pairs are returned by
+    ascending shift. Both runs must share one latent space.
     """
     found = list(_one_to_one(before, after))
     found += _parts(before, after, {i for i, _ in found}, {j for _, j in found})
@@ -76,9 +74,9 @@ def _one_to_one(before: Sequence[RegionPlace], after: Sequence[RegionPlace]) -> 
 def _parts(
     before: Sequence[RegionPlace], after: Sequence[RegionPlace], paired: set[int], paired_after: set[int]
 ) -> Iterator[tuple[int, int]]:
-    """Yield remaining regions that are part of another run's region.
+    """Yield the remaining regions that are part of another run's region.
 
-    Each comes with that region.
+    Each comes as a pair with that region.
     """
     overlap = np.array([[_overlap(one, other) for other in after] for one in before]).reshape(len(before), len(after))
     if not overlap.size:
@@ -108,7 +106,7 @@ def _limit_sd(one: RegionPlace, other: RegionPlace) -> float:
 def _chance_sd(one: RegionPlace, other: RegionPlace) -> float:
     """Return the distance of means that chance explains.
 
-    Of one region found twice (99 %, Hotelling's test).
+    It is the 99 % quantile for one region that is found twice (Hotelling's test).
     """
     noise = 1 / one.sources + 1 / other.sources
     return float(np.sqrt(noise * chi2.ppf(_CONFIDENCE, len(one.gaussian.mean))))
@@ -119,10 +117,10 @@ _MOST_CARRIED, _BATCH = 2_000, 256
 
 
 def diff_regions(store: ArtifactStore, before: str, after: str) -> region_pb2.RegionsDiff:
-    """Return which regions of the second run are new, gone or moved.
+    """Compare the regions of two distilled runs: new, gone and moved ones.
 
-    Both runs are distilled. When the runs have different VAEs, the second run's failures are decoded, and encoded into
-    the first run's latent space. Raises InvalidInput when their images differ in shape or their models in classes.
+    When the runs have different VAEs, the second run's failures are decoded, and encoded into the first run's latent
+    space. Raises InvalidInput when their images differ in shape, or their models in classes.
     """
     first, second = (_regions(store, name) for name in (before, after))
     runs = [Catalog(store).run(name) for name in (before, after)]

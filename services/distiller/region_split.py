@@ -1,9 +1,10 @@
-"""The split of a mixed region into parts, on a line.
+"""The split of a mixed region into parts, along a line.
 
-Components on the line are expected to be narrow. In all latent dimensions, a region of a few hundred failures falls
-into arbitrary pieces once components are expected to be narrower than the region. Two places show along the direction
-of largest spread; when there is one place, the classifier's margin still separates failures at the border of two
-classes from others. The line with the more stable parts is used.
+In all latent dimensions, a region of a few hundred failures falls into arbitrary pieces once components are expected to
+be narrower than the region. The split therefore uses a line, on which components are expected to be narrow. One
+candidate is the direction of largest spread, along which two groups separate. The other is the classifier's margin,
+which separates failures at the border of two classes from others when there is one group. The line with the more stable
+parts is used.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ _LEAST_STABILITY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSplit:
-    """Parts of a region as groups, with the stability of each."""
+    """The parts of a region as groups, with the stability of each."""
 
     grouping: Grouping
     stability: Array
@@ -50,8 +51,9 @@ def split_group(
 ) -> RegionSplit | None:
     """Return two or more parts of a region's failures with enough support.
 
-    None when no parts are found. Failures with `held_out` (m,) are assigned but not fitted; `margin` (m,) is the logit
-    of the true class minus the largest other one. `config` is the run's. `check` may raise to stop.
+    Returns None when no stable parts are found. Failures with `held_out` (m,) are assigned but not fitted. `margin`
+    (m,) is the logit of the true class minus the largest other one, and `config` is the run's. `check` may raise to
+    stop.
     """
     usable = np.flatnonzero(held_out == 0)
     lines = (_line_positions(failures, usable, config.sd_agg), margin)
@@ -71,7 +73,10 @@ def _parts_on_line(
     bootstraps: int,
     check: Callable[[], None],
 ) -> RegionSplit | None:
-    """Return the coarsest parts that positions (m,) on a line show."""
+    """Return the coarsest parts of positions (m,) on a line.
+
+    Returns None when the line shows fewer than two parts.
+    """
     usable = np.flatnonzero(held_out == 0)
     line = replace(_own_classes(failures), latent=(position / (position[usable].std() or 1.0))[:, None])
     for narrow in _finer_configs(config, line, len(usable)):
@@ -93,16 +98,16 @@ def _line_positions(failures: GroupedFailures, usable: Array, sd_agg: Array) -> 
 
 
 def _own_classes(failures: GroupedFailures) -> GroupedFailures:
-    """Return the failures with class ids renumbered among their own classes."""
+    """Return the failures with class ids renumbered among the classes that occur."""
     _, true = np.unique(failures.true_label, return_inverse=True)
     _, predicted = np.unique(failures.predicted_label, return_inverse=True)
     return replace(failures, true_label=true, predicted_label=predicted)
 
 
 def _finer_configs(config: GroupingConfig, line: GroupedFailures, usable: int) -> Iterator[GroupingConfig]:
-    """Yield ever finer grouping configurations.
+    """Yield grouping configurations with ever narrower components.
 
-    Each part is one confusion, also in a plain mixture.
+    Each part has one confusion, even when the run's mixture is plain.
     """
     for width in _WIDTHS:
         yield replace(
@@ -118,7 +123,7 @@ def _finer_configs(config: GroupingConfig, line: GroupedFailures, usable: int) -
 def _in_latents(found: Grouping, failures: GroupedFailures, sd_agg: Array) -> Grouping:
     """Return the same groups with Gaussians in latent space.
 
-    They are shrunk towards the covariance around their means.
+    The Gaussians are shrunk towards the covariance around the groups' means.
     """
     together = np.concatenate([part.members for part in found.groups])
     label = np.repeat(np.arange(len(found.groups)), [len(part.members) for part in found.groups])

@@ -1,4 +1,4 @@
-"""DistillerService: translates and delegates."""
+"""DistillerService: converts calls and delegates them."""
 
 import asyncio
 from typing import Any
@@ -23,7 +23,7 @@ MAX_SAMPLES = 256
 
 
 class DistillerService(pb_grpc.DistillerServiceServicer):
-    """Fresh images, splits and comparisons of regions."""
+    """The gRPC service for fresh images, splits and comparisons of regions."""
 
     def __init__(self, dependencies: DistillerDependencies) -> None:
         self._dependencies = dependencies

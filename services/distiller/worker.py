@@ -1,7 +1,4 @@
-"""The stages of the distiller.
-
-Group the failures of a run into regions, split a region into parts.
-"""
+"""The stages of the distiller: runs into regions, and regions into parts."""
 
 from collections.abc import Sequence
 
@@ -23,7 +20,7 @@ __all__ = ["DistillerDependencies", "distill"]
 def distill(dependencies: DistillerDependencies, work: work_pb2.DistillWork, job: Job) -> work_pb2.Event:
     """Group the failures of all shards into regions.
 
-    A stored distillation is not made again.
+    A distillation that is already stored is not computed again.
     """
     run = work.run
     key = keys.distillation(run.name)
@@ -60,8 +57,8 @@ def _distill(dependencies: DistillerDependencies, work: work_pb2.DistillWork, jo
 def split_region(dependencies: DistillerDependencies, name: str) -> Sequence[region_pb2.Region]:
     """Return the parts of a region, largest score first.
 
-    A stored split is not made again. Raises NotFound for an unknown region, NotReady when it has no distinct parts that
-    are worse than their controls.
+    A split that is already stored is not computed again. Raises NotFound for an unknown region, and NotReady when it
+    has no distinct parts that are worse than their controls.
     """
     region, key = Catalog(dependencies.store).region(name), keys.region_parts(name)
     if not dependencies.store.exists(key):

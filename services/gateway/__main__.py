@@ -1,4 +1,4 @@
-"""`python -m services.gateway`: the public API."""
+"""`python -m services.gateway`: the server of the public API."""
 
 import functools
 
@@ -52,7 +52,7 @@ GATE_DEADLINE_S = 900.0
 
 
 def build(settings: GatewaySettings) -> Service:
-    """Wire the gateway."""
+    """Build the gateway's services, proxies and background tasks from its settings."""
     needs = Dependencies.of(settings)
     context = _context(settings, needs)
     operations = Operations(needs.queue, context.runs, context.corrections, context.publications)
@@ -140,7 +140,7 @@ def _auth_interceptors(
 ) -> list[grpc.aio.ServerInterceptor]:
     """Return the interceptors: audit, then rate limits, then authentication.
 
-    Rate limits also count rejected callers; the audit log sees the outcome of both.
+    Rate limits also count rejected callers, and the audit log records the outcome of both.
     """
     access = [AccessInterceptor(Tokens(settings.tokens_file))] if settings.tokens_file else []
     return [AuditInterceptor(audit_log), RateLimitInterceptor(limits), *access]
@@ -149,7 +149,7 @@ def _auth_interceptors(
 async def _serve_candidate(
     corrector: "ServiceClient[corrector_service_pb2_grpc.CorrectorServiceAsyncStub]", trial: trial_pb2.Trial
 ) -> tuple[str, int]:
-    """Have the corrector serve the candidate of a trial."""
+    """Make the corrector serve the candidate of a trial."""
     wanted = corrector_service_pb2.ServeCandidateRequest(
         correction=trial.correction,
         answers_callers=trial.mode == trial_pb2.Trial.MODE_CANARY,

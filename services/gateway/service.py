@@ -1,4 +1,4 @@
-"""GatewayService: translates and delegates."""
+"""GatewayService: converts calls of the public API and delegates them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -76,7 +76,7 @@ class GatewayContext:
 
 
 class GatewayService(pb_grpc.GatewayServiceServicer):
-    """The public API."""
+    """The gRPC service of the public API."""
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context

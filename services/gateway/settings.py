@@ -6,7 +6,7 @@ from services.runtime.settings import Settings
 
 
 class GatewaySettings(Settings):
-    """Settings of the gateway, beside those of every service."""
+    """Settings of the gateway, in addition to those of every service."""
 
     corrector_url: str = Field("127.0.0.1:8013", description="HOST:PORT of the corrector.")
     generator_url: str = Field("127.0.0.1:8011", description="HOST:PORT of a generator.")

@@ -1,7 +1,7 @@
-"""`python -m services.gateway.tokens FILE NAME ROLE`.
+"""`python -m services.gateway.tokens FILE NAME ROLE`: creates a caller's token.
 
-Tokens of callers, and the command that creates one. A file has one line `NAME ROLE DIGEST` each. A name may have
-several tokens, so that a new one can be in use before the old one is removed.
+Each line of a tokens file is `NAME ROLE DIGEST`. A name may have several tokens, so that a new one can be in use before
+the old one is removed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _LOOK_EVERY_S = 1.0
 class Tokens:
     """Finds callers by token.
 
-    Reloads the file when it changes, and ignores an invalid one.
+    It reloads the file when the file changes, and ignores an invalid one.
     """
 
     def __init__(self, file: Path) -> None:
@@ -82,13 +82,13 @@ def new_token() -> str:
 def digest_of(token: str) -> str:
     """Return the SHA-256 digest of a token.
 
-    Tokens have too many random bits to be guessed from it.
+    A token has too many random bits to be guessed from its digest.
     """
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def line_of(name: str, role: str, token: str) -> str:
-    """Return the file's line for a token.
+    """Return the line of a tokens file for a token.
 
     Raises InvalidInput for an invalid name.
     """
@@ -98,7 +98,7 @@ def line_of(name: str, role: str, token: str) -> str:
 def read_tokens(file: Path) -> dict[str, Caller]:
     """Return the callers of a file by digest.
 
-    Raises InvalidInput that names an invalid line.
+    Raises InvalidInput that names the first invalid line.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -130,7 +130,7 @@ def _parsed(line: str) -> tuple[str, Caller]:
 def _stamp(file: Path) -> tuple[int, int, int] | None:
     """Return a value that changes whenever the file is changed or replaced.
 
-    None while it is missing.
+    Returns None while the file is missing.
     """
     try:
         found = file.stat()

@@ -1,4 +1,4 @@
-"""`python -m services.generator`: image -> latent -> perturbation -> image -> failure."""
+"""`python -m services.generator`: the service that searches for failures."""
 
 import functools
 from typing import Any
@@ -16,7 +16,7 @@ from services.runtime.worker import Stage, Worker
 
 
 class GeneratorSettings(TransportSettings):
-    """Settings of the generator, beside those of every service."""
+    """Settings of the generator, in addition to those of every service."""
 
     device: str = Field(
         "auto", pattern="^(auto|cpu|cuda(:[0-9]+)?)$", description="`cuda` if there is one, else `cpu`."
@@ -26,7 +26,7 @@ class GeneratorSettings(TransportSettings):
 
 
 def build(settings: GeneratorSettings) -> Service:
-    """Wire the generator."""
+    """Build the generator's service and its stages from its settings."""
     limit_threads(settings.threads)
     needs = Dependencies.of(settings, in_flight=settings.triton_requests_in_flight)
     context = RunContext(needs.store, needs.inference, device_of(settings.device))

@@ -1,9 +1,9 @@
 """Allocation of decodes to sources and directions with failures.
 
-The breadth of the search is kept. The search goes in rounds. After each round, the failure rate of every source is
-estimated from its margins and its failures, and the next round's decodes are assigned one by one where they are worth
-most. All functions depend only on the results of all sources, in source order, so the result does not depend on how the
-work was shared.
+The search goes in rounds. After each round, the failure rate of every source is estimated from its margins and its
+failures, and the next round's decodes are assigned one by one where they are worth most, as far as the breadth of the
+search is kept. All functions depend only on the results of all sources, in source order, so the result does not depend
+on how the work was shared.
 """
 
 import math
@@ -65,9 +65,9 @@ def uniform_allocation(searchable: Array, decodes_per_source: int) -> Array:
 
 
 def allocate(tally: SourceStatistics, *, decodes: int, limit: int, uniform_decodes: int) -> Array:
-    """Return the number of decodes (n,) of each source next round.
+    """Return the number of decodes (n,) of each source in the next round.
 
-    They are `decodes` in all at most. A decode is worth its expected new failures, of which at most `limit` of a source
+    They are at most `decodes` in all. A decode is worth its expected new failures, of which at most `limit` of a source
     count, plus a weight times its expected new sources. The weight is the least one that keeps the breadth: failures
     come from as many different sources, for their number, as a uniform search of `uniform_decodes` a source would find.
     """
@@ -89,7 +89,7 @@ def failure_rates(tally: SourceStatistics) -> Array:
     """Return the estimated failure rate (n,) of each source's perturbations.
 
     The margins of a source are modelled as normal around a mean of its own, and the means as normal around a line in
-    the margin of the reconstruction; line and variances are estimated from all sources (empirical Bayes). The resulting
+    the margin of the reconstruction. Line and variances are estimated from all sources (empirical Bayes). The resulting
     rate is the prior of the counted failures.
     """
     count = tally.decodes
@@ -108,9 +108,9 @@ def failure_rates(tally: SourceStatistics) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionSums:
-    """Sums over decodes, by class (k, ...), for directions.
+    """Sums over decodes by class, from which directions follow.
 
-    They are of the step x (d) in latent sds and of the change y of the margin.
+    They are sums over the step x (d) in latent sds and the change y of the margin.
     """
 
     count: Array  # (k,)
@@ -120,7 +120,10 @@ class DirectionSums:
 
     @classmethod
     def of(cls, label: Array, step: Array, change: Array, classes: int) -> "DirectionSums":
-        """Sum over decodes with labels (n,), steps (n, d) and changes of the margin (n,)."""
+        """Return the sums of decodes with labels (n,) and steps (n, d).
+
+        `change` (n,) is the change of the margin.
+        """
         one_hot = np.zeros((classes, len(label)))
         one_hot[label, np.arange(len(label))] = 1.0
         return cls(
@@ -134,9 +137,10 @@ class DirectionSums:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def directions(self) -> Array:
-        """Return for each class the direction (k, d) in which the margin rises most.
+        """Return for each class the direction (k, d) of the largest margin rise.
 
-        0 without data. The noise is white, so the covariance of step and margin is the slope of their regression.
+        The direction is 0 without data. The noise is white, so the covariance of step and margin is the slope of their
+        regression.
         """
         count = np.maximum(self.count, 1.0)
         slope = self.xy / count[:, None] - (self.x / count[:, None]) * (self.y / count)[:, None]
@@ -145,9 +149,9 @@ class DirectionSums:
 
 
 def _line(x: Array, y: Array, weight: Array) -> Any:
-    """Fit y = a + b x by weighted least squares.
+    """Return y = a + b x, fitted by weighted least squares.
 
-    B = 1 when x does not vary.
+    The slope is 1 when x does not vary.
     """
     centre, level = np.average(x, weights=weight), np.average(y, weights=weight)
     spread = np.average((x - centre) ** 2, weights=weight)
@@ -158,7 +162,7 @@ def _line(x: Array, y: Array, weight: Array) -> Any:
 def _variances(tally: SourceStatistics, mean: Array, expected: Array, drawn: Array) -> tuple[float, float]:
     """Return the variances of margins within and between sources.
 
-    Between means: of the sources' means around the line.
+    The variance between sources is that of their means around the line.
     """
     count = tally.decodes[drawn]
     residual = float(np.average((mean - expected)[drawn] ** 2, weights=count))
@@ -192,11 +196,11 @@ def _gains(rate: Array, failures: Array, confusion_failures: Array, limit: int, 
 
 
 def uniform_breadth(tally: SourceStatistics, *, decodes: int, limit: int) -> float:
-    """Return the uniform search's number of sources for each failure.
+    """Return the number of sources per failure of a uniform search.
 
-    It would make `decodes` decodes a source. Estimated from the first round, which prefers no source: its failure rate
-    as a falling function of the reconstruction's margin. Differences between sources of one margin are ignored, which
-    errs on the side of breadth.
+    Such a search makes `decodes` decodes a source. The estimate comes from the first round, which prefers no source:
+    the failure rate is a falling function of the reconstruction's margin. Differences between sources of one margin are
+    ignored, which overestimates the breadth.
     """
     drawn = tally.searchable & (tally.first_decodes > 0)
     if not tally.first_failures[drawn].any():
@@ -233,7 +237,7 @@ def _with_breadth(gains: _Gains, tally: SourceStatistics, breadth: float, decode
 def _most_worth(gains: _Gains, weight: float, decodes: int) -> Array:
     """Return a mask (n, j) of the `decodes` most valuable entries.
 
-    Ties are in source order; worth falls with j.
+    Worth falls with j, and ties are resolved in source order.
     """
     worth = (gains.failures + weight * gains.breadth).ravel()
     chosen = worth > 0

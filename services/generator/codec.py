@@ -1,4 +1,4 @@
-"""Codecs: images to latents and back.
+"""Codecs, which map images to latents and back.
 
 A codec is our VAE, or a user's pair of ONNX files.
 """
@@ -27,7 +27,7 @@ SD_FLOOR = 1e-3
 
 
 class CodecMismatch(ValueError):
-    """Encoder and decoder do not fit the images, or each other."""
+    """Raised when encoder and decoder do not fit images or each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Codec:
     """An encoder and a decoder as functions of arrays.
 
     The arithmetic is float32 throughout, although bfloat16 would be faster: two decodes of one latent, in any batch and
-    on any machine, must give the same image up to rounding, or a failure could not be reproduced.
+    on any machine, must give the same image up to rounding. A failure could not be reproduced otherwise.
     """
 
     # images (n, c, h, w) float32 in [0, 1], arrays or tensors on any device -> mu, sigma (n, d)
@@ -48,7 +48,10 @@ class Codec:
     image_shape: tuple[int, int, int]
 
     def encode_stored(self, images: Array) -> tuple[Array, Array]:
-        """Return mu and sigma (n, d) of stored images (n, h, w, c) uint8, in bounded batches."""
+        """Return mu and sigma (n, d) of stored images (n, h, w, c) uint8.
+
+        The images are encoded in bounded batches.
+        """
         parts = [self.encode(as_floats(images[begin : begin + _BATCH])) for begin in range(0, len(images), _BATCH)]
         nothing = np.zeros((0, self.latent_dim), np.float32)
         mu, sigma = zip(*parts, strict=True) if parts else ((nothing,), (nothing,))
@@ -56,9 +59,9 @@ class Codec:
 
 
 def aggregate_sd(mu: Array) -> Array:
-    """Return the sd of posterior means (n, d), by dimension (d,).
+    """Return the sd (d,) of posterior means (n, d) by dimension.
 
-    It is over images, and at least SD_FLOOR. Dead dimensions stay at the floor: a step there changes nothing that the
+    It is over images, and at least SD_FLOOR. Dead dimensions have this floor: a step there changes nothing that the
     decoder reads, and division is safe.
     """
     return np.asarray(np.maximum(np.std(mu, axis=0, dtype=np.float64), SD_FLOOR), np.float32)
@@ -67,8 +70,8 @@ def aggregate_sd(mu: Array) -> Array:
 def vae_codec(vae: Vae, device: torch.device) -> Codec:
     """Return a trained VAE as a codec on a device.
 
-    Channels last: 64 us an image instead of 74 with contiguous weights, where ONNX Runtime needs 73 (MNIST's decoder,
-    2 cores with AVX-512, medians).
+    It uses channels-last weights: 64 us an image instead of 74 with contiguous weights, where ONNX Runtime needs 73
+    (MNIST's decoder, 2 cores with AVX-512, medians).
     """
     network = vae.to(device).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
@@ -85,10 +88,10 @@ def vae_codec(vae: Vae, device: torch.device) -> Codec:
 
 
 def onnx_codec(encoder: OnnxFunction, decoder: OnnxFunction, image_shape: tuple[int, int, int]) -> Codec:
-    """Return a user's pair as a codec.
+    """Return a user's pair of functions as a codec.
 
-    Raises CodecMismatch, with the shapes, when it does not fit. The encoder's second output is sigma; without one, the
-    posterior is a point.
+    The encoder's second output is sigma; without one, the posterior is a point. Raises CodecMismatch, with the shapes,
+    when the pair does not fit the images.
     """
 
     def encode(images: Images) -> tuple[Array, Array]:
@@ -134,7 +137,7 @@ def _other_images(image_shape: tuple[int, int, int]) -> Array:
 def _other_latents(mu: Array) -> Array:
     """Return latents of images (n, d), zero, and draws around them.
 
-    Draws are in their own scale, which no convention fixes.
+    Draws have the scale of the latents, which no convention fixes.
     """
     draws = mu.mean(axis=0) + mu.std(axis=0) * np.random.default_rng(0).standard_normal(mu.shape)
     return np.concatenate([mu, np.zeros_like(mu[:1]), draws]).astype(np.float32)

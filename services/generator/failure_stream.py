@@ -1,6 +1,6 @@
-"""The failure stream of a run.
+"""The failure stream of a run, which can be resumed anywhere.
 
-Stored failures in the order of rounds, sources and draws, resumable anywhere.
+Stored failures come in the order of rounds, sources and draws.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _TOKEN = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,18})")
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPosition:
-    """A position in the stream: after `offset` failures of a shard."""
+    """A position in the stream, after `offset` failures of a shard."""
 
     round_: int = 0
     shard: int = 0
@@ -37,9 +37,9 @@ class StreamPosition:
 
     @classmethod
     def of(cls, token: str) -> Self:
-        """Return the position of a token, the beginning for an empty one.
+        """Return the position of a token; an empty token is the beginning.
 
-        Raises InvalidInput for an invalid one.
+        Raises InvalidInput for an invalid token.
         """
         if not token:
             return cls()
@@ -58,7 +58,7 @@ async def stream_failures(
 ) -> AsyncIterator[pb.IdentifyResponse]:
     """Yield the failures of a run as they are stored.
 
-    Raises when the run failed or was cancelled.
+    Raises an error when the run failed or was cancelled.
     """
     await _wait_for_artifact(context, run, keys.sources(run.name))
     size = run.config.search.shard_size
@@ -85,7 +85,7 @@ async def _has_round(context: RunContext, run: run_pb2.Run, round_: int) -> bool
 
 
 async def _wait_for_artifact(context: RunContext, run: run_pb2.Run, key: str) -> None:
-    """Wait until an artifact exists."""
+    """Wait until an artifact exists; raise when the run has ended before."""
     while not await asyncio.to_thread(context.store.exists, key):
         await asyncio.to_thread(_check_alive, context, run)
         await asyncio.sleep(_POLL_S)
@@ -103,10 +103,7 @@ def _check_alive(context: RunContext, run: run_pb2.Run) -> None:
 def _responses(
     context: RunContext, run: run_pb2.Run, round_: int, shard: int, offset: int
 ) -> list[pb.IdentifyResponse]:
-    """Return a shard's results after `offset`, in bounded messages.
-
-    They are those of one round.
-    """
+    """Return a shard's results of one round after `offset`, in bounded messages."""
     arrays = context.catalog.failures(run.name, round_, shard)
     count, dim = arrays["latent"].shape
     size = max(1, _RESPONSE_BYTES // (4 * dim + _FAILURE_BYTES + len(run.name)))

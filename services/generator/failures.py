@@ -1,4 +1,4 @@
-"""Failures and counts of a search, as arrays."""
+"""The failures and counts of a search, as arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,7 +10,7 @@ from services.arrays import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Failures:
-    """Misclassified perturbations, as arrays over m of them; `Failure` in the contract."""
+    """The m misclassified perturbations, as arrays; `Failure` in the contract."""
 
     source: Array
     round: Array
@@ -32,7 +32,7 @@ class Failures:
 
     @classmethod
     def of(cls, **arrays: Array) -> "Failures":
-        """Build failures from arrays over m of them, in their stored types.
+        """Return failures of arrays over m of them, in their stored types.
 
         Missing fields are 0.
         """
@@ -114,6 +114,6 @@ class SearchCounters:
     classifications: int = 0
 
     def reject(self, reason: str, count: int) -> None:
-        """Count candidates that failed a check."""
+        """Count candidates that a check rejected."""
         name = _REASONS[reason]
         setattr(self, name, getattr(self, name) + count)

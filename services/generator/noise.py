@@ -1,8 +1,8 @@
 """Noise as a pure function of (seed, source, round, draw).
 
-It does not depend on how work is shared. Counter-based: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the
-identity, then the quantile function of the distribution. Computed on the device of its arguments: the bits are equal on
-every device, the values up to rounding.
+It does not depend on how work is shared. It is counter-based: SplitMix64 hashes the identity (Steele, Lea and Flood,
+OOPSLA 2014), then the quantile function of the distribution is applied. It is computed on the device of its arguments:
+the bits are equal on every device, and the values are equal up to rounding.
 """
 
 import numpy as np
@@ -17,7 +17,10 @@ _RELEASED_CONCENTRATION = 50.0
 
 
 def standard_normal(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
-    """Return standard normal noise (n, dim), one row for each (source, draw) of integers (n,)."""
+    """Return standard normal noise (n, dim), a row for each (source, draw).
+
+    `source` and `draw` are integers (n,).
+    """
     eps: Tensor = torch.special.ndtri(_uniform(seed, source, round_, draw, dim))
     return eps
 
@@ -25,7 +28,7 @@ def standard_normal(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim
 def released_noise(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> Tensor:
     """Return noise (n, dim) as in the authors' released code.
 
-    Every draw is nearly the same shift. Torch has no such quantile function, so it is computed on the host.
+    Every draw is nearly the same shift. Torch does not have this quantile function, so it is computed on the host.
     """
     uniform = _uniform(seed, source, round_, draw, dim)
     noise = betaincinv(_RELEASED_CONCENTRATION, _RELEASED_CONCENTRATION, uniform.cpu().numpy())
@@ -35,15 +38,15 @@ def released_noise(*, seed: int, source: Tensor, round_: int, draw: Tensor, dim:
 def is_held_out(*, seed: int, source: Array, fraction: float) -> Array:
     """Return whether each source (n,) is held out of correction.
 
-    A fixed share, drawn by seed and source alone.
+    A fixed share is held out, determined by seed and source alone.
     """
     return np.asarray(_unit(_bits(seed ^ 0x48454C44, torch.tensor(source))) < fraction)
 
 
 def choose_positions(*, seed: int, count: int, limit: int) -> Array:
-    """Return positions of at most `limit` of `count` items, by seed.
+    """Return ascending positions of at most `limit` of `count` items, by seed.
 
-    They are ascending; 0 means all.
+    A limit of 0 means all items.
     """
     if not 0 < limit < count:
         return np.arange(count, dtype=np.int64)
@@ -58,9 +61,9 @@ def _uniform(seed: int, source: Tensor, round_: int, draw: Tensor, dim: int) -> 
 
 
 def _bits(seed: int, *parts: Tensor) -> Tensor:
-    """Hash a seed and integers (n,) to 64 bits each.
+    """Return a hash of a seed and integers (n,).
 
-    Uniform, (n,) int64, on their device.
+    It has 64 uniform bits for each row, as (n,) int64 on the device of the integers.
     """
     state = _mix(torch.full((1,), _signed(seed), device=parts[0].device) + _GOLDEN)  # (1,)
     for part in parts:
@@ -69,7 +72,7 @@ def _bits(seed: int, *parts: Tensor) -> Tensor:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """Finalise SplitMix64; multiplication wraps around by intent."""
+    """Apply the finaliser of SplitMix64; multiplication wraps around."""
     bits = _shift_right(bits, 30).bitwise_xor_(bits).mul_(_FIRST_FACTOR)
     bits = _shift_right(bits, 27).bitwise_xor_(bits).mul_(_SECOND_FACTOR)
     return _shift_right(bits, 31).bitwise_xor_(bits)
@@ -84,7 +87,7 @@ def _shift_right(bits: Tensor, by: int) -> Tensor:
 
 
 def _unit(bits: Tensor) -> Tensor:
-    """Map 64 bits to the open interval (0, 1)."""
+    """Return 64 bits mapped to the open interval (0, 1)."""
     return _shift_right(bits, 11).double().add_(0.5).mul_(2.0**-53)
 
 

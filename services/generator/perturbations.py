@@ -1,7 +1,7 @@
-"""Perturbations of sources: `z = mu + r * sd_agg * eps`, eps ~ N(0, I).
+"""Perturbations of sources: `z = mu + r * sd_agg * eps`.
 
-Every eps is a pure function of (seed, source, round, draw): results do not depend on how sources are split into shards
-and batches, nor on the number of workers.
+The noise eps ~ N(0, I) is a pure function of (seed, source, round, draw). Results therefore do not depend on how
+sources are split into shards and batches, nor on the number of workers.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseModel:
-    """The distribution of steps, and how many failures of a source count."""
+    """The distribution of steps, and the largest number of failures per source."""
 
     seed: int
     # Standard deviation of a step in aggregate latent standard deviations.
@@ -51,7 +51,7 @@ class NoiseModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Real images to search around, as arrays over n sources."""
+    """The n real images to search around, as arrays."""
 
     # (n,) position in the split
     index: Array
@@ -65,7 +65,7 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundAllocation:
-    """The plan of one shard and round, as arrays over sources."""
+    """The plan of one shard in one round, as arrays over sources."""
 
     round_: int
     # (n,) perturbations to decode
@@ -82,9 +82,9 @@ class RoundAllocation:
 
 @dataclass(frozen=True, kw_only=True)
 class PerturbationBatch:
-    """Perturbations of one batch, over its rows.
+    """The b perturbations of one batch.
 
-    Arrays on the host, and the latents on their device.
+    Arrays are on the host, except the latents z on their device.
     """
 
     row: Array  # position in the shard
@@ -95,7 +95,7 @@ class PerturbationBatch:
 
     @classmethod
     def of(cls, *, row: Tensor, draw: Tensor, eps: Tensor, z: Tensor) -> "PerturbationBatch":
-        """Copy what the host needs, all at once.
+        """Return a batch with everything that the host needs copied at once.
 
         Every copy waits for all earlier work of the device.
         """
@@ -112,7 +112,7 @@ class PerturbationBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shard:
-    """Data of a shard on the device that draws."""
+    """The data of a shard on the device that draws."""
 
     noise_model: NoiseModel
     round_: int
@@ -135,7 +135,7 @@ def perturbations(
     draw: Array,
     device: torch.device = CPU,
 ) -> tuple[Tensor, Tensor]:
-    """Return noise and latents (n, d) of perturbations, by their identities.
+    """Return noise and latents (n, d) of perturbations, given their identities.
 
     Both are on the device.
     """
@@ -157,11 +157,11 @@ def draw_perturbations(
     screening: Screening | None,
     device: torch.device,
 ) -> Iterator[Callable[[], tuple[PerturbationBatch, int]]]:
-    """Yield tasks that draw the perturbations to decode.
+    """Yield tasks that draw the perturbations to decode, in source order.
 
-    They are in source order, and count the draws that were screened out. Each decode has a slot of draws of its own:
-    one draw, or several when the plan has a direction, of which the most promising valid one is decoded. A slot without
-    a valid draw is not decoded, so tasks return different numbers of draws.
+    A task returns a batch and the number of draws that were screened out. Each decode has a slot of draws of its own:
+    one draw, or several when the plan screens, of which the most promising valid one is decoded. A slot without a valid
+    draw is not decoded, so tasks return different numbers of draws.
     """
     rows = np.repeat(np.arange(len(sources.index)), round_allocation.decodes)  # (slots,)
     slots = np.arange(len(rows)) - np.repeat(
@@ -198,11 +198,11 @@ def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[Perturb
 
 
 def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, tested_at_once: int) -> tuple[Tensor, int]:
-    """Return the first passing entry of each row.
+    """Return the first passing entry of each row of `order` (slots, k).
 
-    Rows of `order` are (slots, k); results are ascending in rows, with the number of failed rows. Rows without a
-    passing entry are left out. `passes` tests entries (m,); it is called for `asked_at_once` columns at a time, for
-    later ones only in rows without an earlier passing entry.
+    Results are ascending in rows, and rows without a passing entry are left out. Also returns the number of entries
+    that failed before. `passes` tests entries (m,). It is called for `tested_at_once` columns at a time, and for later
+    columns only in rows without an earlier passing entry.
     """
     width = order.shape[1]
     failed = torch.zeros(len(order), dtype=torch.int64, device=order.device)  # (slots,) entries before the one to take
@@ -237,7 +237,7 @@ def _draw_slots(shard: _Shard, row: Tensor, slot: Tensor) -> tuple[PerturbationB
 def _choose_draws(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius: Tensor) -> tuple[Tensor, int]:
     """Return each slot's most promising passing draw, ascending.
 
-    Also returns how many slots have none.
+    Also returns the number of draws that were screened out.
     """
 
     def passes(tried: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ def _choose_draws(shard: _Shard, labels: Tensor, eps: Tensor, z: Tensor, radius:
 
 
 def _by_promise(shard: _Shard, labels: Tensor, eps: Tensor) -> Tensor:
-    """Return the positions (slots, CANDIDATES) of each slot's draws, the most promising first.
+    """Return the positions (slots, CANDIDATES) of draws, the most promising first.
 
     The most promising draw goes furthest against its class's direction, in which margins rise.
     """

@@ -1,6 +1,6 @@
 """The pipeline of decoder and classifier.
 
-Batches are decoded and sent ahead of the answer that is read.
+Batches are decoded and sent ahead of the answer that is awaited.
 """
 
 import contextvars
@@ -51,14 +51,14 @@ class DecoderPool:
     def submit(self, make: Callable[[], T]) -> "Future[T]":
         """Run a task in a thread, in the caller's context.
 
-        Its spans thus join the caller's trace.
+        The task's spans thus belong to the caller's trace.
         """
         return self.pool.submit(contextvars.copy_context().run, make)
 
     def prefetch(self, makers: Iterable[Callable[[], T]]) -> Iterator[T]:
         """Yield the result of each task, in order.
 
-        The threads work a few batches ahead.
+        The threads compute a few batches ahead.
         """
         return prefetch(makers, self.submit, ahead=_AHEAD * self.count)
 
@@ -79,8 +79,8 @@ def _sent(batch: B, decode: Callable[[Codes], Images], submit: Callable[[Images]
 
 
 def rounded(images: Images) -> Images:
-    """Return images (n, c, h, w) rounded to eight bits.
+    """Return images (n, c, h, w) in [0, 1], rounded to eight bits.
 
-    They are in [0, 1], and stay on their device.
+    They stay on their device.
     """
     return (images * 255).round() / 255

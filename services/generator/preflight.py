@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 
 class PreflightRefused(Exception):
-    """The run is refused; `reason` names the figure that refuses it."""
+    """Raised when the run is refused; `reason` names the cause."""
 
     def __init__(self, reason: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -24,9 +24,9 @@ class PreflightRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceMargins:
-    """Margins of n sources.
+    """Margins of n sources, on image and reconstruction.
 
-    The logit of the label minus the largest other one.
+    A margin is the logit of the label minus the largest other one.
     """
 
     # (n,) on the real image
@@ -43,7 +43,10 @@ class SourceMargins:
 
     @property
     def searchable(self) -> Array:
-        """Return whether image and reconstruction are classified correctly, by more than rounding."""
+        """Return whether image and reconstruction are both classified correctly.
+
+        The margins must be larger than rounding.
+        """
         return np.asarray(self.right_on_image & (self.reconstruction_margin > MARGIN_EPSILON))
 
     def arrays(self) -> dict[str, Array]:
@@ -60,9 +63,9 @@ class _ImageBatch:
 def measure_margins(
     images: Array, labels: Array, mu: Array, models: SearchModels, *, batch_size: int, check: Callable[[], None]
 ) -> SourceMargins:
-    """Classify stored images (n, h, w, c) uint8, and the reconstructions of their posterior means mu (n, d).
+    """Classify stored images (n, h, w, c) uint8 and their reconstructions.
 
-    `check` is called before every batch and may raise to stop.
+    `mu` (n, d) has the posterior means of the images. `check` is called before every batch and may raise to stop.
     """
 
     def batch_of(part: slice) -> _ImageBatch:
@@ -81,7 +84,10 @@ def measure_margins(
 
 
 def check_accuracy(right: int, images: int, *, declared: float) -> None:
-    """Raise PreflightRefused when labelled images contradict the declared accuracy, at 95 % confidence."""
+    """Raise PreflightRefused when labelled images contradict the declared accuracy.
+
+    The contradiction must hold at 95 % confidence.
+    """
     highest = 1.0 if right == images else float(beta.ppf(CONFIDENCE, right + 1, images - right))
     if highest < declared:
         raise PreflightRefused(
@@ -93,7 +99,10 @@ def check_accuracy(right: int, images: int, *, declared: float) -> None:
 
 
 def check_reconstructions(right: int, images: int, *, allowed_loss: float) -> None:
-    """Raise PreflightRefused when too many reconstructions are misclassified, at 95 % confidence."""
+    """Raise PreflightRefused when too many reconstructions are misclassified.
+
+    The excess must hold at 95 % confidence.
+    """
     lost = images - right
     lowest = 0.0 if lost == 0 else float(beta.ppf(1 - CONFIDENCE, lost, images - lost + 1))
     if lowest > allowed_loss:

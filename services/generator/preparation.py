@@ -1,6 +1,6 @@
-"""The stage `prepare`: preflight, VAE, label model and reference latents.
+"""The stage `prepare`, and the estimate of a run's cost.
 
-And the estimate of a run's cost.
+The stage makes the preflight, the VAE, the label model and the reference latents.
 """
 
 import time
@@ -90,7 +90,7 @@ def _read_correctly(context: RunContext, run: run_pb2.Run, images: LabelledImage
 
 
 def _store_reference(context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
-    """Store label model and reference.
+    """Store the label model and the reference.
 
     Returns the latent scale (d,) and the label model's held-out accuracy.
     """
@@ -111,7 +111,7 @@ def _store_reference(context: RunContext, run: run_pb2.Run, pair: Codec, train: 
 def _build_reference(
     context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages
 ) -> tuple[label_model.LabelModel, Reference]:
-    """Train the label model on labelled training images, and build the reference."""
+    """Train the label model on labelled training images, and make the reference."""
     seed = run.config.seed
     rows = noise.choose_positions(seed=seed, count=len(train.labels), limit=_TRAINING_LATENTS)
     mu, sigma = pair.encode_stored(train.images[rows])
@@ -155,7 +155,10 @@ def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str
 
 
 def _train_vae(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
-    """Train the run's VAE, from a dead worker's last checkpoint."""
+    """Train the run's VAE, from the last checkpoint if there is one.
+
+    A worker that died leaves a checkpoint.
+    """
     prefix = keys.vae(run.config, CHECKPOINTS)
 
     def on_checkpoint(epoch: int, checkpoint: bytes) -> None:
@@ -185,7 +188,7 @@ def _train_vae(context: RunContext, run: run_pb2.Run, train: LabelledImages, job
 
 
 def _checkpoints(context: RunContext, prefix: str) -> list[str]:
-    """Return the keys of checkpoints, the last epoch last.
+    """Return the keys of checkpoints, by ascending epoch.
 
     Partial ones of a killed worker are left out.
     """
@@ -200,7 +203,7 @@ def _last_checkpoint(context: RunContext, prefix: str) -> tuple[int, bytes] | No
 
 
 def vae_config(wanted: run_pb2.VaeConfig, images: tuple[int, ...]) -> vae.VaeConfig:
-    """Return architecture and schedule for training images of shape (n, h, w, c)."""
+    """Return the VAE's configuration for training images of shape (n, h, w, c)."""
     count, height, width, channels = images
     given = {"latent_dim": wanted.latent_dim, "epochs": wanted.epochs, "beta": wanted.beta}
     overrides = {name: value for name, value in given.items() if value}
@@ -228,7 +231,7 @@ class _LatentBatch:
 
 
 def estimate_cost(context: RunContext, config: run_pb2.RunConfig) -> run_pb2.CostEstimate:
-    """Measure a few batches of training and of search; nothing is stored."""
+    """Estimate a run's cost from a few batches, without storing anything."""
     run = run_pb2.Run(config=config)
     context.use_all_threads()
     available = len(context.images(run, keys.SEARCHED_SPLIT).labels)
@@ -249,7 +252,7 @@ def estimate_cost(context: RunContext, config: run_pb2.RunConfig) -> run_pb2.Cos
 def _codec_or_untrained(context: RunContext, run: run_pb2.Run) -> tuple[Codec, float]:
     """Return the run's codec and the seconds of its training.
 
-    An untrained codec of the same size stands for a missing one.
+    An untrained codec of the same size replaces a missing one.
     """
     if run.config.vae.encoder_digest:
         return context.uploaded_codec(run.config), 0.0

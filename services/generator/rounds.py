@@ -1,8 +1,8 @@
-"""The rounds of a search.
+"""The rounds of a search: stored results, and each round's plan.
 
-Stored results of shards, and the plan that each round makes from all earlier ones. Two workers may search one shard at
-once, when one of them slept through its claim, and margins differ by rounding. Each result is therefore one artifact
-that is created once: the second worker reads the results of the first.
+A plan depends on the results of all earlier rounds. Two workers may search one shard at the same time, when one of them
+lost its claim, and margins differ by rounding. Each result is therefore one artifact that is created once: the second
+worker reads the results of the first.
 """
 
 from collections.abc import Mapping
@@ -100,13 +100,13 @@ class RoundPlan:
 
     @classmethod
     def of(cls, arrays: dict[str, Array]) -> "RoundPlan":
-        """Return the plan of arrays that `arrays` returned."""
+        """Return the plan that the method `arrays` has converted to arrays."""
         tally, sums = SourceStatistics(**select_group(arrays, "tally")), DirectionSums(**select_group(arrays, "sums"))
         return cls(tally=tally, sums=sums, **select_group(arrays, "plan"))
 
 
 def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: int) -> RoundPlan:
-    """Plan a round from the previous one's stored results."""
+    """Return the plan of a round, from the previous one's stored results."""
     tally, sums, confusions = _totals(context, run, round_, shard_count)
     wanted = run.config.search
     budget_left = wanted.draws_per_source * int(tally.searchable.sum()) - int(tally.decodes.sum())
@@ -120,10 +120,7 @@ def make_plan(context: RunContext, run: run_pb2.Run, round_: int, shard_count: i
 
 
 def first_allocation(run: run_pb2.Run, examined: SourceMargins) -> RoundAllocation:
-    """Return the first round's allocation for a shard.
-
-    It prefers no source.
-    """
+    """Return the first round's allocation for a shard, which prefers no source."""
     adaptive = is_adaptive(run)
     return RoundAllocation(
         round_=0,
@@ -152,9 +149,9 @@ def planned_allocation(plan: RoundPlan, run: run_pb2.Run, round_: int, shard: in
 def _totals(
     context: RunContext, run: run_pb2.Run, round_: int, shard_count: int
 ) -> tuple[SourceStatistics, DirectionSums, Array]:
-    """Return the sums of all earlier rounds, in source order.
+    """Return the sums of all earlier rounds by source, class and confusion.
 
-    By source, by class, and by confusion.
+    Sources are in their order.
     """
     latest, sums, confusions = _round_totals(context, run, round_ - 1, shard_count)
     if round_ == 1:
@@ -170,7 +167,7 @@ def _totals(
 
 
 def _first_round(context: RunContext, run: run_pb2.Run, shard_count: int, latest: dict[str, Array]) -> dict[str, Array]:
-    """Return the statistics that the first round found once and for all."""
+    """Return the statistics that only the first round determines."""
     examined = [read_margins(context.store, run.name, shard)[0] for shard in range(shard_count)]
     return {
         "searchable": np.concatenate([part.searchable for part in examined]),
@@ -186,7 +183,7 @@ def _round_totals(
 ) -> tuple[dict[str, Array], list[DirectionSums], Array]:
     """Return the results of one round.
 
-    By source and shard, and its failures by true and predicted label (k, k).
+    They are statistics by source, sums by shard, and failures by true and predicted label (k, k).
     """
     classes = len(context.model(run).classes)
     confusions = np.zeros((classes, classes), np.int32)

@@ -1,6 +1,6 @@
-"""The run context.
+"""The run context: a run's model, images, codec and reference.
 
-A run's model, images, codec and reference, read from the store once.
+They are read from the store once.
 """
 
 import functools
@@ -48,7 +48,7 @@ class PreparedRun:
 
 
 class RunContext:
-    """Reads what a run needs, and caches the last few reads."""
+    """Reads the data of runs, and caches the last few reads."""
 
     def __init__(self, store: ArtifactStore, inference: InferenceClient, device: torch.device) -> None:
         self.threads = torch.get_num_threads()
@@ -69,7 +69,7 @@ class RunContext:
         return self.catalog.model(run.config.model)
 
     def classifier(self, run: run_pb2.Run) -> Classifier:
-        """Return the model under test, at the run's version."""
+        """Return the classifier under test, at the run's version."""
         return self.inference.classifier(self.model(run), version=run.config.model_version)
 
     def images(self, run: run_pb2.Run, split: str) -> LabelledImages:
@@ -112,14 +112,14 @@ class RunContext:
         )
 
     def use_all_threads(self) -> None:
-        """Let torch use all its threads in the calling thread, for training.
+        """Let torch use all its threads in the calling thread.
 
-        Decoder threads use one.
+        The threads of the decoder pool use one each.
         """
         torch.set_num_threads(self.threads)
 
     def checks(self, run: run_pb2.Run) -> SearchChecks:
-        """Return the checks that make a misclassified perturbation a failure."""
+        """Return the checks that a misclassified perturbation must pass."""
         record_keys = keys.label_model(run.config), keys.reference(run.config)
         return self._checks(*record_keys, run.config.validity.SerializeToString(deterministic=True))
 
@@ -187,7 +187,7 @@ def thresholds_of(config: run_pb2.ValidityConfig) -> Thresholds:
 
 
 def shard_slice(run: run_pb2.Run, shard: int) -> slice:
-    """Return the slice of the run's sources that a shard has."""
+    """Return the slice of the run's sources that belongs to a shard."""
     size = run.config.search.shard_size
     return slice(shard * size, (shard + 1) * size)
 

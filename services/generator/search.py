@@ -1,6 +1,6 @@
-"""The search around real images for latents whose decoded images are misclassified.
+"""The search around real images for latents whose images are misclassified.
 
-Perturbations are decoded and classified. A misclassified perturbation is a candidate; a candidate that passes every
+Perturbations are decoded and classified. A misclassified perturbation is a candidate. A candidate that passes every
 check, and is confirmed by a second, separate call, is a failure.
 """
 
@@ -37,7 +37,7 @@ MARGIN_EPSILON = 1e-3
 class SearchModels:
     """The functions that the search calls.
 
-    It knows neither Triton nor the networks.
+    The search itself is independent of Triton and of the networks.
     """
 
     # (n, d) -> (n, c, h, w) in [0, 1]
@@ -68,9 +68,9 @@ class SearchChecks:
 
 @dataclass(frozen=True, kw_only=True)
 class _Confirmation:
-    """A batch of failures, drawn and decoded again.
+    """A batch of failures that was drawn and decoded again.
 
-    Pending logits, and the deviation of the images.
+    It has the pending logits, and the deviation of the re-encoded images.
     """
 
     part: Failures
@@ -102,8 +102,9 @@ def search(
     classes: int,
     check: Callable[[], None] = lambda: None,
 ) -> ShardResult:
-    """Decode and classify an allocation; keep what is misclassified, valid and confirmed.
+    """Search one shard in one round, and return its confirmed failures.
 
+    It decodes and classifies the allocated perturbations, and keeps those that are misclassified, valid and confirmed.
     `check` is called after every batch and may raise to stop.
     """
     counts = SearchCounters(sources=len(sources.index) if round_allocation.round_ == 0 else 0)
@@ -158,7 +159,7 @@ def _candidates(
     logits: Array,
     margin: Array,
 ) -> Failures:
-    """Return the misclassified perturbations of one batch, with their provenance."""
+    """Return the misclassified perturbations of one batch, with their identities."""
     wrong = np.flatnonzero(margin < -MARGIN_EPSILON)
     row, z = batch.row[wrong], batch.latent[wrong]
     return Failures.of(
@@ -194,9 +195,9 @@ def _confirm(
     counts: SearchCounters,
     check: Callable[[], None],
 ) -> Failures:
-    """Confirm each failure.
+    """Return the failures that a second search of the same draws confirms.
 
-    Reproduce it from its identity, as the stored image, in separate calls.
+    Each failure is reproduced from its identity, as a stored image, in separate calls.
     """
     mu = sources.mu[np.searchsorted(sources.index, valid.source)]
     parts = [slice(begin, begin + noise_model.batch_size) for begin in range(0, len(mu), noise_model.batch_size)]
@@ -258,7 +259,7 @@ def _limit_per_source(
 ) -> Failures:
     """Remove all but the first failures of each source.
 
-    Failures of earlier rounds count.
+    Failures of earlier rounds count towards the limit.
     """
     earlier = round_allocation.found[np.searchsorted(sources.index, confirmed.source)]
     kept = confirmed.take(earlier + _rank_within(confirmed.source) < noise_model.max_failures_per_source)
@@ -270,7 +271,7 @@ def _limit_per_source(
 def _rank_within(group: Array) -> Array:
     """Return each entry's number of predecessors in its group.
 
-    Groups are contiguous.
+    Groups must be contiguous.
     """
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]]) if len(group) else np.zeros(0, int)
     lengths = np.diff(np.r_[starts, len(group)])

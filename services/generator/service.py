@@ -1,4 +1,4 @@
-"""GeneratorService: translates and delegates."""
+"""GeneratorService: converts calls and delegates them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GeneratorService(pb_grpc.GeneratorServiceServicer):
-    """The failure stream, fitted thresholds, and the VAE as a service."""
+    """The gRPC service for failures, fitted thresholds, and the VAE."""
 
     def __init__(self, context: RunContext, queue: Queue) -> None:
         self._context = context
@@ -75,7 +75,7 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         return pb.LearnValidityResponse(advice=advice)
 
     async def _cancel(self, run_name: str) -> None:
-        """Cancel a run: its workers stop at their next batch.
+        """Cancel a run, whose workers then stop at their next batch.
 
         A run that has ended stays as it is.
         """

@@ -1,9 +1,9 @@
 """A small convolutional variational autoencoder, and its files.
 
-Safetensors weights, encoder and decoder as ONNX. Kingma & Welling 2014, "Auto-Encoding Variational Bayes"
-(arXiv:1312.6114); the KL weight `beta` is Higgins et al. 2017. The Gaussian likelihood of colour images, whose variance
-follows the error, is the optimal sigma-VAE of Rybkin et al. 2021 (arXiv:2006.13202), with a variance for each image.
-Figures behind the defaults are in docs/explanation/method.md.
+The files are safetensors weights, and encoder and decoder as ONNX. The model is that of Kingma & Welling 2014,
+"Auto-Encoding Variational Bayes" (arXiv:1312.6114), with the KL weight `beta` of Higgins et al. 2017. The Gaussian
+likelihood of colour images, whose variance follows the error, is the optimal sigma-VAE of Rybkin et al. 2021
+(arXiv:2006.13202), with a variance for each image. The figures behind the defaults are in docs/explanation/method.md.
 """
 
 import io
@@ -40,7 +40,7 @@ _RANGES_REAL = {"learning_rate": (1e-6, 0.1), "beta": (0.0, 100.0)}
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """Architecture and schedule of one VAE.
+    """The architecture and schedule of one VAE.
 
     `image_shape` is (channels, height, width) in pixels; `width` is the number of channels at half resolution of a
     32-pixel image; `beta` is the weight of the KL in nats; `likelihood` is that of the pixels, bernoulli or gaussian;
@@ -70,7 +70,10 @@ class VaeConfig:
 
     @classmethod
     def for_shape(cls, image_shape: tuple[int, int, int], n_images: int, **overrides: Any) -> Self:
-        """Choose architecture and schedule for `n_images` images (c, h, w); `overrides` replace single fields."""
+        """Return architecture and schedule for `n_images` images (c, h, w).
+
+        `overrides` replace single fields.
+        """
         _check_shape(image_shape)
         if n_images < 1:
             raise ValueError(f"n_images is {n_images}: a VAE needs at least one image")
@@ -80,7 +83,7 @@ class VaeConfig:
 
     @property
     def levels(self) -> int:
-        """Number of halvings, to at most 8 pixels a side."""
+        """Return the number of halvings, to at most 8 pixels a side."""
         return max(2, math.ceil(math.log2(max(self.image_shape[1:]) / 8)))
 
 
@@ -90,9 +93,9 @@ def _gray_defaults(n_pixels: int, n_images: int) -> dict[str, Any]:
 
 
 def _colour_defaults(n_values: int, n_images: int) -> dict[str, Any]:
-    """Photographs vary more than digits, and in lighting.
+    """Return the defaults for photographs, which vary more than digits.
 
-    More dimensions, more steps, an error scale an image.
+    They have more dimensions, more steps, and a variance for each image, since lighting varies as well.
     """
     epochs = min(200, 5 + 700_000 // n_images)  # 200 epochs of 3,000 images, 19 of 50,000
     schedule = {"epochs": epochs, "learning_rate": 4e-3, "max_shift": 1}
@@ -109,8 +112,9 @@ def _check_shape(image_shape: tuple[int, int, int]) -> None:
 class Vae(nn.Module):
     """A VAE: encoder q(z|x), and decoder p(x|z) around the decoded image.
 
-    q(z|x) = N(mu, diag(sigma^2)); the prior is N(0, I). Images are padded to a multiple of 2^levels by repeating the
-    last row and column, and cropped on output. `new_vae` gives seeded weights; the constructor alone gives torch's own.
+    q(z|x) is N(mu, diag(sigma^2)), and the prior is N(0, I). Images are padded to a multiple of 2^levels by repeating
+    the last row and column, and cropped on output. `new_vae` gives seeded weights; the constructor alone gives torch's
+    own.
     """
 
     def __init__(self, config: VaeConfig) -> None:
@@ -153,17 +157,20 @@ class Vae(nn.Module):
 
 
 def gaussian_means(parameters: Tensor) -> Tensor:
-    """Return the means of Gaussian pixels.
+    """Return the means of Gaussian pixels, which may lie outside [0, 1].
 
-    They may lie outside [0, 1] until they are decoded. Linear: a sigmoid under a squared error has no gradient where it
-    is wrong by the whole range, and half-trained weights stay there. A quarter is its slope at gray, so that new
-    weights begin alike with either likelihood.
+    The map is linear, because a sigmoid under a squared error has no gradient where it is wrong by the whole range, and
+    half-trained weights stay there. A quarter is the sigmoid's slope at gray, so that new weights begin alike with
+    either likelihood.
     """
     return 0.5 + 0.25 * parameters
 
 
 class _Residual(nn.Module):
-    """Pre-activation residual block (He et al. 2016, arXiv:1603.05027); the identity when new."""
+    """A pre-activation residual block (He et al. 2016, arXiv:1603.05027).
+
+    It is the identity when new.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -181,7 +188,10 @@ def _down(channels: int, widths: list[int]) -> Iterator[nn.Module]:
 
 
 def _up(channels: int, widths: list[int]) -> Iterator[nn.Module]:
-    """Double the grid by sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158), without full-size feature maps."""
+    """Yield layers that double the grid by sub-pixel convolution.
+
+    They need no full-size feature maps (Shi et al. 2016, arXiv:1609.05158).
+    """
     for outputs, inputs in reversed(list(itertools.pairwise([channels, *widths]))):
         yield nn.SiLU()
         yield nn.Conv2d(inputs, 4 * outputs, 3, padding=1)
@@ -189,9 +199,9 @@ def _up(channels: int, widths: list[int]) -> Iterator[nn.Module]:
 
 
 def _widths(config: VaeConfig) -> list[int]:
-    """Channels by level, shallow to deep.
+    """Return the number of channels of each level, shallow to deep.
 
-    Halved when the grid doubles, so that levels cost about the same.
+    It is halved when the grid doubles, so that levels cost about the same.
     """
     return [max(8, config.width * 2 // 2**depth) for depth in reversed(range(config.levels))]
 
@@ -199,7 +209,7 @@ def _widths(config: VaeConfig) -> list[int]:
 def new_vae(config: VaeConfig, generator: torch.Generator) -> Vae:
     """Return a Vae on the CPU with weights drawn from `generator` only.
 
-    The global generator is untouched.
+    The global generator is not used.
     """
     vae = empty_vae(config).to_empty(device="cpu")
     for name, parameter in vae.named_parameters():
@@ -235,7 +245,7 @@ def to_bytes(vae: Vae) -> bytes:
 def from_bytes(data: bytes) -> Vae:
     """Return the Vae of a file of `to_bytes`.
 
-    On the CPU, in eval mode. Raises ValueError for any other file.
+    It is on the CPU, in eval mode. Raises ValueError for any other file.
     """
     try:
         header, _ = read_safetensors_header(io.BytesIO(data))
@@ -248,12 +258,18 @@ def from_bytes(data: bytes) -> Vae:
 
 
 def encoder_onnx(vae: Vae) -> bytes:
-    """Return an ONNX model: images (n, c, h, w) in [0, 1] -> mu, sigma (n, d); any n."""
+    """Return an ONNX model of the encoder, for any n.
+
+    It maps images (n, c, h, w) in [0, 1] to mu and sigma (n, d).
+    """
     return to_onnx(_Half(vae, vae.encode), vae.config.image_shape, inputs=["images"], outputs=["mu", "sigma"])
 
 
 def decoder_onnx(vae: Vae) -> bytes:
-    """Return an ONNX model: z (n, d) -> images (n, c, h, w) in [0, 1]; any n."""
+    """Return an ONNX model of the decoder, for any n.
+
+    It maps z (n, d) to images (n, c, h, w) in [0, 1].
+    """
     return to_onnx(_Half(vae, vae.decode), (vae.config.latent_dim,), inputs=["z"], outputs=["images"])
 
 

@@ -1,6 +1,6 @@
-"""Training of a VAE.
+"""The training of a VAE.
 
-The weighted ELBO, one cycle of Adam, a checkpoint after every epoch.
+It maximises the weighted ELBO in one cycle of Adam, with a checkpoint after every epoch.
 """
 
 import math
@@ -26,7 +26,7 @@ _WARMUP = 0.15  # share of the steps on which the learning rate rises
 
 
 class TrainingCancelled(Exception):
-    """Training was cancelled by the caller; no model is returned."""
+    """Raised when the caller cancelled the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class EpochReport:
 class _Training:
     """The state of a training after an epoch.
 
-    Weights, moments of Adam, state of the generator.
+    It has the weights, the moments of Adam and the state of the generator.
     """
 
     def __init__(self, config: VaeConfig, seed: int, device: torch.device | str) -> None:
@@ -90,13 +90,14 @@ def train_vae(
     resume: tuple[int, bytes] | None = None,
     on_checkpoint: Callable[[int, bytes], None] = lambda _epoch, _checkpoint: None,
 ) -> Vae:
-    """Maximise the weighted ELBO on images (n, h, w, c) uint8.
+    """Train a VAE on images (n, h, w, c) uint8 and return it.
 
-    Returns the model on `device`, in eval mode. Every draw comes from `seed`: equal seeds give equal weights on one
-    machine with the same number of threads. `on_epoch` is called after each epoch, `should_stop` before each batch.
-    `on_checkpoint` gets the number of finished epochs and a checkpoint after each epoch; the last such pair, as
-    `resume`, continues to the same weights. Raises ValueError for images that the config does not describe,
-    TrainingCancelled when `should_stop` returns True, FloatingPointError when the loss is no longer finite.
+    It maximises the weighted ELBO. The model is on `device`, in eval mode. Every draw comes from `seed`: equal seeds
+    give equal weights on one machine with the same number of threads. `on_epoch` is called after each epoch,
+    `should_stop` before each batch. `on_checkpoint` gets the number of finished epochs and a checkpoint after each
+    epoch; the last such pair, as `resume`, continues to the same weights. Raises ValueError for images that the config
+    does not describe, TrainingCancelled when `should_stop` returns True, and FloatingPointError when the loss is no
+    longer finite.
     """
     check_images(images, config)
     training = _Training(config, seed, device)
@@ -123,9 +124,9 @@ def train_vae(
 
 
 def seconds_per_image(images: npt.NDArray[np.uint8], config: VaeConfig, *, device: torch.device | str) -> float:
-    """Measure one training step on batches of `images`.
+    """Return the measured time of a training step per image, in seconds.
 
-    A first step is not counted.
+    A first step on batches of `images` is not counted.
     """
     training = _Training(config, 0, device)
     batches = [images[i : i + config.batch_size] for i in range(0, len(images), config.batch_size)]
@@ -139,22 +140,29 @@ def seconds_per_image(images: npt.NDArray[np.uint8], config: VaeConfig, *, devic
 
 
 def one_cycle(progress: float) -> float:
-    """Return the share of the peak learning rate: linear up, cosine down (Smith & Topin 2018, arXiv:1708.07120)."""
+    """Return the learning rate at a share of the training.
+
+    It is a share of the peak rate, which rises linearly and falls along a cosine (Smith & Topin 2018,
+    arXiv:1708.07120).
+    """
     if progress < _WARMUP:
         return 0.04 + 0.96 * progress / _WARMUP
     return 0.5 + 0.5 * math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP))
 
 
 def gaussian_kl(mu: Tensor, sigma: Tensor) -> Tensor:
-    """Return KL(N(mu, diag(sigma^2)) || N(0, I)) in nats (n,) of (n, d): Kingma & Welling, appendix B."""
+    """Return KL(N(mu, diag(sigma^2)) || N(0, I)) in nats (n,) of (n, d).
+
+    The formula is in appendix B of Kingma & Welling.
+    """
     return 0.5 * (mu**2 + sigma**2 - 1 - 2 * sigma.log()).sum(dim=1)  # (n, d) -> (n,)
 
 
 def reconstruction_loss(parameters: Tensor, images: Tensor, likelihood: str) -> Tensor:
     """Return -log p(images | parameters) in nats (b,), both (b, c, h, w).
 
-    The Gaussian variance is each image's maximum-likelihood one, its own squared error: relative changes of the error
-    count, so that a sign in a dark photograph weighs as much as one in the sun.
+    The Gaussian variance is each image's maximum-likelihood one, its own squared error. Relative changes of the error
+    therefore count: a sign in a dark photograph weighs as much as one in the sun.
     """
     if likelihood == "bernoulli":
         return F.binary_cross_entropy_with_logits(parameters, images, reduction="none").flatten(1).sum(dim=1)
@@ -165,7 +173,7 @@ def reconstruction_loss(parameters: Tensor, images: Tensor, likelihood: str) -> 
 def random_shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Shift images (b, c, h, w) by up to `most` pixels each way.
 
-    Edges are repeated; 0 draws nothing.
+    Edges are repeated. With 0 nothing is drawn.
     """
     if not most:
         return images
@@ -178,7 +186,7 @@ def random_shift(images: Tensor, most: int, generator: torch.Generator) -> Tenso
 def _step(
     vae: Vae, optimizer: torch.optim.Optimizer, images: Tensor, rate: float, generator: torch.Generator
 ) -> npt.NDArray[np.float64]:
-    """Take one step on images (b, c, h, w).
+    """Make one training step on images (b, c, h, w).
 
     Returns the summed reconstruction loss and KL (2,) in nats.
     """

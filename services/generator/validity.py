@@ -1,8 +1,8 @@
 """Validity: whether a perturbation still shows its label.
 
-Signals need no person; thresholds can be fitted to annotations. A VAE blurs, and a step can cross a true class
-boundary: an unreadable decoded image is no failure of the classifier. The signals come from labelled training images
-alone; none of them has seen the classifier under test.
+A VAE blurs, and a step can cross a true class boundary: an unreadable decoded image is no failure of the classifier.
+The signals of validity need no person, and their thresholds can be fitted to annotations. The signals come from
+labelled training images alone; none of them uses the classifier under test.
 
 Fitting is greedy: each step moves the threshold that most increases the share of rejected invalid failures minus that
 of valid ones. Regions count equally, whatever their size: failures of one region are not independent evidence.
@@ -35,7 +35,7 @@ _LEAST_VARIANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The bounds of a valid perturbation: ValidityConfig of the contract."""
+    """The bounds of a valid perturbation; `ValidityConfig` in the contract."""
 
     max_radius_sd: float
     min_typicality: float
@@ -46,9 +46,9 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Labelled training images in latent space.
+    """The r labelled training images in latent space.
 
-    R of them, and a Gaussian of the aggregate posterior for each class.
+    It also has a Gaussian of the aggregate posterior for each class.
     """
 
     # (r, d) posterior means in aggregate latent sds
@@ -70,7 +70,10 @@ class Reference:
 
     @classmethod
     def of(cls, mu: Array, sigma: Array, label: Array, sd_agg: Array, *, row: Array) -> "Reference":
-        """Describe training images at rows (r,) by their posteriors mu, sigma (r, d) and labels (r,)."""
+        """Return the reference of training images at rows (r,).
+
+        They have posteriors mu, sigma (r, d) and labels (r,).
+        """
         x, noise = (mu / sd_agg).astype(np.float64), (sigma / sd_agg).astype(np.float64)
         classes = np.unique(label)
         # In a dead dimension a VAE's posterior is the prior, which is assumed for a user's pair without sigma, too.
@@ -99,9 +102,9 @@ class Reference:
         return np.asarray(np.searchsorted(self.log_density, density) / len(self.log_density))
 
     def neighbour_agreement(self, z: Array, label: Array, device: torch.device) -> Array:
-        """Return each latent's neighbour agreement (n,).
+        """Return the neighbour agreement (n,) of each latent z (n, d).
 
-        It is the share of the nearest training images of z (n, d) that carry its label (n,).
+        It is the share of the latent's nearest training images that carry its label (n,).
         """
         if not len(z):
             return np.zeros(0)
@@ -127,9 +130,9 @@ class Reference:
 
 
 def radius_sd(z: A, mu: A, sd_agg: A) -> A:
-    """Return `norm((z - mu) / sd_agg) / sqrt(d)`, (n,).
+    """Return the radius (n,) of the step from mu to z (n, d).
 
-    The radius of the step from mu to z (n, d).
+    It is `norm((z - mu) / sd_agg) / sqrt(d)`.
     """
     # A dead latent dimension has no scale, and no step was made along it.
     scale = sd_agg + (sd_agg == 0)
@@ -139,7 +142,7 @@ def radius_sd(z: A, mu: A, sd_agg: A) -> A:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidityCheck:
-    """One signal: how it is measured on candidates, and which values pass."""
+    """A check of one signal: its measurement, and the values that pass."""
 
     # Field of the failure that records the value.
     field: str
@@ -154,7 +157,7 @@ def latent_checks(
     label_probability: Callable[[Array, Array], Array],
     device: torch.device,
 ) -> list[ValidityCheck]:
-    """Return the checks of a candidate's latent alone, the cheap ones first."""
+    """Return the checks that need a candidate's latent only, cheap ones first."""
     return [
         ValidityCheck(field="radius_sd", measure=lambda c: c.radius_sd, passes=lambda v: v <= thresholds.max_radius_sd),
         ValidityCheck(
@@ -178,10 +181,10 @@ def latent_checks(
 def screening(
     thresholds: Thresholds, *, label_probability: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return a function that tells which latents are worth decoding.
+    """Return a function that tests which latents are worth decoding.
 
-    Its arguments are latents (n, d), labels and radii (n,). The label model is the one signal that is both cheap and
-    decisive.
+    Its arguments are latents (n, d), labels and radii (n,). It uses the label model, the only signal that is both cheap
+    and decisive.
     """
 
     def passes(z: Tensor, label: Tensor, radius: Tensor) -> Tensor:
@@ -192,22 +195,25 @@ def screening(
 
 
 def _posterior(x: Array, noise: Array, least: Array, pooled: Array) -> tuple[Array, Array]:
-    """Return mean and covariance of one class's posteriors, shrunk to the pooled."""
+    """Return mean and covariance of one class's posteriors.
+
+    The covariance is shrunk towards the pooled one.
+    """
     return x.mean(axis=0), shrunk_covariance(len(x) * _covariance(x, noise, least), len(x), pooled)
 
 
 def _covariance(x: Array, noise: Array, least: Array) -> Array:
     """Return the covariance (d, d) of posteriors.
 
-    They have means x and sds `noise` (n, d); a least variance (d,) is added.
+    They have means x and sds `noise` (n, d). A least variance (d,) is added.
     """
     return np.asarray(np.cov(x.T, bias=True).reshape(x.shape[1], -1) + np.diag((noise**2).mean(axis=0) + least))
 
 
 def _log_density(x: Array, log_share: Array, mean: Array, whitening: Array) -> Array:
-    """Return the log density (n,) of x (n, d) under the mixture.
+    """Return the log density (n,) of x (n, d) under the classes' mixture.
 
-    The mixture is of the classes' Gaussians; a constant is left out.
+    A constant is left out.
     """
     parts = []
     for share, centre, root in zip(log_share, mean, whitening, strict=True):
@@ -226,7 +232,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """A field of failures, and whether its bound is lower or upper."""
+    """A field of failures, with its threshold as lower or upper bound."""
 
     field: str
     threshold: str
@@ -244,9 +250,9 @@ SIGNALS = (
 
 @dataclass(frozen=True, kw_only=True)
 class FittedThresholds:
-    """Thresholds, with their weighted shares of rejected failures.
+    """Fitted thresholds, with the shares of failures that they reject.
 
-    Shares are of invalid and of valid failures.
+    The shares are of invalid and of valid failures, and weighted.
     """
 
     thresholds: Thresholds
@@ -263,7 +269,7 @@ class _Move:
 
 @dataclass(frozen=True, kw_only=True)
 class _JudgedFailures:
-    """All failures, m of them, by signal, and their weights (m,).
+    """The m annotated failures by signal, and their weights (m,).
 
     The weights of invalid failures sum to 1, and so do those of valid ones.
     """
@@ -273,9 +279,9 @@ class _JudgedFailures:
     valid: Array
 
     def move(self, signal: Signal, kept: Array) -> _Move | None:
-        """Return the best move of one threshold.
+        """Return the best move of one threshold, or None.
 
-        The others keep given failures (m,).
+        The other thresholds keep the failures in `kept` (m,).
         """
         rows = np.flatnonzero(kept)
         # Sorted so that rejected failures come first, for either kind of bound.
@@ -298,7 +304,7 @@ def fit_thresholds(
 ) -> FittedThresholds:
     """Return fitted thresholds, and the shares that they would have rejected.
 
-    No threshold is looser than the search's. Regions are given by the signals of their failures, (m,) each; there is at
+    No threshold is looser than the search's. Regions are given by the signals of their failures, (m,) each. There is at
     least one region of either kind.
     """
     judged, thresholds = _together(invalid, valid), had
@@ -334,7 +340,7 @@ def _best(judged: _JudgedFailures, kept: Array) -> _Move | None:
 def _moved(thresholds: Thresholds, move: _Move) -> Thresholds:
     """Return the thresholds after a move.
 
-    A threshold that rounding would loosen stays.
+    A threshold that rounding would loosen stays as it is.
     """
     name, before = move.signal.threshold, getattr(thresholds, move.signal.threshold)
     stricter = max if move.signal.at_least else min

@@ -1,6 +1,6 @@
 """The stages of the search.
 
-`identify` searches one shard in one round, `plan` allocates the next round.
+`identify` searches one shard in one round, and `plan` allocates the next round.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from services.storage import keys
 def identify(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
     """Search one shard and store its results.
 
-    A stored shard is not searched again.
+    A shard whose results are stored is not searched again.
     """
     run, round_, shard = work.run, work.round, work.shard
     if not context.store.exists(keys.shard_result(run.name, round_, shard)):
@@ -40,7 +40,7 @@ def identify(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work
 def plan(context: RunContext, work: work_pb2.PlanWork, job: Job) -> work_pb2.Event:
     """Plan a round and store the plan.
 
-    A stored plan is not made again.
+    A plan that is stored is not made again.
     """
     job.check_cancelled()
     run, key = work.run, keys.plan(work.run.name, work.round)
@@ -76,7 +76,7 @@ def _search_shard(context: RunContext, work: work_pb2.IdentifyWork, job: Job) ->
 def _examined(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> tuple[SourceMargins, Array]:
     """Return the margins of the shard's sources, and their latents.
 
-    Measured once, in the first round.
+    They are measured once, in the first round.
     """
     run = work.run
     if not context.store.exists(keys.shard_sources(run.name, work.shard)):
@@ -104,7 +104,7 @@ def _round_allocation(context: RunContext, work: work_pb2.IdentifyWork, examined
 
 
 def _count_sources(counts: SearchCounters, examined: SourceMargins) -> None:
-    """Count the classified unperturbed sources, and those left out."""
+    """Count the unperturbed sources that were classified and left out."""
     counts.sources_wrong_on_image = int((~examined.right_on_image).sum())
     counts.sources_wrong_on_reconstruction = int((examined.right_on_image & ~examined.searchable).sum())
     counts.decodes_again += counts.sources

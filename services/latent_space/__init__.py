@@ -1,1 +1,1 @@
-"""The latent space as generator, distiller and corrector share it."""
+"""The latent space that generator, distiller and corrector share."""

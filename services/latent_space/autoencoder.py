@@ -1,4 +1,4 @@
-"""Encoder, decoder and label model of a run, as array functions.
+"""Encoder, decoder and label model of a run, as functions of arrays.
 
 They are read from the store.
 """
@@ -19,8 +19,8 @@ _BATCH = 256
 def read_decoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
     """Return the decoder of a run's VAE.
 
-    Latents (n, d) to images (n, c, h, w) in [0, 1]. Values of a user's decoder outside [0, 1] are clipped, as in the
-    search.
+    It maps latents (n, d) to images (n, c, h, w) in [0, 1]. Values of a user's decoder outside [0, 1] are clipped, as
+    in the search.
     """
     decode = _first_output(store.read_bytes(keys.vae(config, "decoder.onnx")))
     return lambda z: np.clip(decode(z), 0, 1)
@@ -29,7 +29,7 @@ def read_decoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[A
 def read_encoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
     """Return the encoder of a run's VAE.
 
-    Images (n, c, h, w) in [0, 1] to posterior means (n, d).
+    It maps images (n, c, h, w) in [0, 1] to posterior means (n, d).
     """
     return _first_output(store.read_bytes(keys.vae(config, "encoder.onnx")))
 
@@ -37,7 +37,7 @@ def read_encoder(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[A
 def read_label_model(store: ArtifactStore, config: run_pb2.RunConfig) -> Callable[[Array], Array]:
     """Return the label model of a run.
 
-    Latents (n, d) to probabilities (n, k) of the model's classes.
+    It maps latents (n, d) to probabilities (n, k) of the model's classes.
     """
     return _first_output(store.read_bytes(keys.label_model_onnx(config)))
 

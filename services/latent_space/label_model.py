@@ -1,8 +1,8 @@
-"""The latent label model.
+"""The label model: a classifier of latents that predicts their label.
 
-The label of a latent according to the data. A classifier of latents, trained on draws from the encoder's posterior of
-labelled training images. It never sees the classifier under test, and sees no more of an image than the VAE kept, so it
-can judge whether a perturbed latent still shows its source's label.
+It is trained on draws from the encoder's posterior of labelled training images. It does not use the classifier under
+test, and gets no more of an image than the VAE kept, so it can judge whether a perturbed latent still shows its
+source's label.
 """
 
 import io
@@ -34,10 +34,10 @@ _SD_FLOOR = 1e-3  # a dimension without spread is not scaled
 
 
 class LabelModel(nn.Module):
-    """Two hidden layers on standardised latents.
+    """A classifier of standardised latents, with two hidden layers.
 
-    `mean` and `sd` (d,) are stored with the weights. `held_out_accuracy` is in [0, 1]: accuracy on posterior means of
-    images kept from training.
+    `mean` and `sd` (d,) are stored with the weights. `held_out_accuracy`, in [0, 1], is the accuracy on posterior means
+    of images kept from training.
     """
 
     mean: Tensor
@@ -67,11 +67,12 @@ def train_label_model(
     seed: int,
     device: torch.device | str,
 ) -> LabelModel:
-    """Fit a LabelModel to draws from posteriors.
+    """Return a label model trained on draws from posteriors.
 
     Draws are mu + sigma * eps of (n, d) posteriors with labels (n,) in 0..n_classes-1. Logits are adjusted by the log
-    class frequencies in training (Menon et al. 2021, arXiv:2007.07314), so that a rare label is not considered unlikely
-    for being rare; a label without images gets probability 0. Raises ValueError for shapes or labels that do not fit.
+    class frequencies in training, so that a rare label is not considered unlikely for being rare (Menon et al. 2021,
+    arXiv:2007.07314). A label without images gets probability 0. Raises ValueError for shapes or labels that do not
+    fit.
     """
     _check(mu, sigma, labels, n_classes)
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +88,7 @@ def train_label_model(
 def probability_of(model: LabelModel, z: A, labels: A) -> A:
     """Return the probability (n,) that each latent has its label.
 
-    Latents z are (n, d), labels (n,); the result has the type of z.
+    Latents z are (n, d), and labels are (n,). The result has the type of z.
     """
     if isinstance(z, Tensor):
         return _probabilities(model, z).gather(1, labels[:, None])[:, 0]
@@ -100,7 +101,7 @@ def probability_of(model: LabelModel, z: A, labels: A) -> A:
 def draw_carrying(draw: Callable[[int], Array], count: int, carries: Callable[[Array], Array]) -> Array:
     """Draw at most `count` latents (n, d) that carry their label.
 
-    They are chosen from `MOST_DRAWS` times as many draws. `draw(m)` returns latents (m, d); `carries` returns which of
+    They are chosen from `MOST_DRAWS` times as many draws. `draw(m)` returns latents (m, d), and `carries` returns which
     latents (m, d) carry their label, (m,) bool.
     """
     z = draw(MOST_DRAWS * count)
@@ -108,16 +109,19 @@ def draw_carrying(draw: Callable[[int], Array], count: int, carries: Callable[[A
 
 
 def to_bytes(model: LabelModel) -> bytes:
-    """Return weights, standardisation and held-out accuracy as one safetensors file."""
+    """Return a label model as one safetensors file.
+
+    It has weights, standardisation and held-out accuracy.
+    """
     fields = {name: getattr(model, name) for name in ("latent_dim", "n_classes", "held_out_accuracy")}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return safetensors.torch.save(tensors, metadata={"label_model": json.dumps(fields)})
 
 
 def from_bytes(data: bytes) -> LabelModel:
-    """Return the model of a file of `to_bytes`.
+    """Return the label model of a file of `to_bytes`.
 
-    On the CPU, in eval mode. Raises ValueError for any other file.
+    It is on the CPU, in eval mode. Raises ValueError for any other file.
     """
     try:
         header, _ = read_safetensors_header(io.BytesIO(data))
@@ -140,7 +144,7 @@ def _check(
 
 
 def _held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> npt.NDArray[np.bool_]:
-    """Choose a tenth of each class (n,), at least one image in all.
+    """Choose a tenth of each class (n,), and at least one image.
 
     Small classes are used for training entirely.
     """

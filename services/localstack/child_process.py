@@ -1,4 +1,4 @@
-"""Child processes that end with their parent and restart when dead."""
+"""Child processes that end with their parent and can be restarted."""
 
 import os
 import signal
@@ -51,14 +51,14 @@ class ChildProcess:
             )
 
     def restart(self) -> None:
-        """Start a dead process again, after ending what is left of it."""
+        """Start a dead process again, after its remaining children are killed."""
         self._end_group()
         self.start()
 
     def wait_ready(self, deadline: float) -> None:
         """Wait until the process is ready.
 
-        Raises Unavailable with the end of its log when it ends or times out.
+        Raises Unavailable with the end of its log when it ends or is not ready in time.
         """
         while not self.ready():
             if not self.alive():
@@ -88,9 +88,9 @@ class ChildProcess:
         self.process.wait()
 
     def _end_group(self) -> None:
-        """Kill what is left of the process's group.
+        """Kill the remaining processes of the process's group.
 
-        For instance stubs of a killed server.
+        Stubs of a killed server are an example.
         """
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -101,7 +101,10 @@ class ChildProcess:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and keep it from other callers as long as this process lives."""
+    """Return a free port, reserved for the lifetime of this process.
+
+    No other caller of this function gets the port meanwhile.
+    """
     count = len(_PORTS)
     for number in range(count):
         port = _PORTS[(os.getpid() * _PORTS_OF_PROCESS + number) % count]

@@ -1,7 +1,7 @@
-"""Become a program that the kernel ends with its parent.
+"""Start a program that the kernel ends with its parent.
 
-`python parent_death.py NICENESS PROGRAM ARGUMENT...`. A program of its own, because the parent has threads, and a
-process with threads must not run Python between fork and exec.
+The command is `python parent_death.py NICENESS PROGRAM ARGUMENT...`. It is a program of its own because the parent has
+threads, and a process with threads must not run Python between fork and exec.
 """
 
 import contextlib

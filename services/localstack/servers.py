@@ -1,8 +1,8 @@
-"""The servers of the local stack.
+"""The servers of the local stack: Redis and Triton.
 
-Redis and Triton from wheels, as child processes on free ports. Triton is installed once into a virtual environment of
-its own, with the layout that its container has: the wheel pins numpy below 2, under which alone its Python backend
-returns outputs.
+They come from wheels and run as child processes on free ports. Triton is installed once into a virtual environment of
+its own, with the layout that its container has: the wheel pins numpy below 2, the only versions with which its Python
+backend returns outputs.
 """
 
 import fcntl
@@ -30,16 +30,16 @@ _STUB = "triton_python_backend_stub"
 
 @dataclass(frozen=True, kw_only=True)
 class TritonWheel:
-    """An installed server."""
+    """A Triton server, installed from its wheel."""
 
     environment: Path
 
     def command(
         self, *, repository: Path, backends: Path, grpc_port: int, http_port: int, metrics_port: int
     ) -> list[str]:
-        """Return the command line.
+        """Return the command line of the server.
 
-        Every model of the repository is loaded at start, later ones on request.
+        Triton loads every model of the repository at start, and later ones on request.
         """
         return [
             str(self._pytriton / "tritonserver" / "bin" / "tritonserver"),
@@ -67,7 +67,7 @@ class TritonWheel:
     def write_backends(self, directory: Path) -> None:
         """Write the backend directory.
 
-        Copies, because Triton rejects paths that leave the directory.
+        It contains copies, because Triton rejects paths that leave the directory.
         """
         shutil.rmtree(directory, ignore_errors=True)
         server = self._pytriton / "tritonserver"
@@ -86,7 +86,7 @@ class TritonWheel:
 
 
 def ensure_triton(cache: Path, say: Callable[[str], None]) -> TritonWheel:
-    """Return the server, installing it on first use.
+    """Return the server, which the first call installs.
 
     Raises NotReady on a platform without a wheel.
     """
@@ -144,7 +144,7 @@ _CHECK_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A started server, not necessarily ready."""
+    """A started server, which may not be ready yet."""
 
     child: ChildProcess
     # HOST:PORT
@@ -154,7 +154,7 @@ class Server:
 def start_redis(directory: Path, *, log: Path) -> Server:
     """Start Redis with its data in a directory, configured as a queue.
 
-    Append-only file, no eviction.
+    It has an append-only file, and never evicts keys.
     """
     binary = _redis_binary()
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The local stack.
+"""The local stack: Redis, Triton and the services on this machine.
 
-A real Redis, a real Triton, and the services, as child processes on free ports.
+All of them are child processes on free ports.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 class StackSettings(BaseSettings):
     """Settings of the local stack.
 
-    All others are passed on to the services.
+    All other settings are passed on to the services.
     """
 
     model_config = SettingsConfigDict(env_prefix="DEFUSE_", extra="ignore", frozen=True)
@@ -54,7 +54,7 @@ class StackSettings(BaseSettings):
 
 
 class LocalStack:
-    """Starts all processes, restarts dead ones, and stops them."""
+    """Starts all processes, restarts dead ones, and stops all."""
 
     def __init__(self, settings: StackSettings, say: Say) -> None:
         self._settings = settings
@@ -85,7 +85,7 @@ class LocalStack:
         return self._home / "logs"
 
     def addresses(self) -> Mapping[str, str]:
-        """Return HOST:PORT of every server."""
+        """Return HOST:PORT of every server, by name."""
         return dict(self._addresses)
 
     def watch(self) -> None:
@@ -102,7 +102,7 @@ class LocalStack:
             time.sleep(_WATCH_S)
 
     def stop(self) -> None:
-        """Stop all processes, callers before callees."""
+        """Stop all processes, callers before the services that they call."""
         for child in reversed(self._children):
             child.stop(_GRACE_S)
         self._children.clear()
@@ -134,9 +134,9 @@ class LocalStack:
         return f"redis://{server.address}/0"
 
     def _given_triton(self, url: str) -> dict[str, str]:
-        """Return the settings for an existing Triton.
+        """Return the services' settings for an existing Triton.
 
-        Without its repository it is an external one.
+        Without a repository, Triton is an external one.
         """
         if self._settings.triton_repository:
             return {"DEFUSE_TRITON_URL": url, "DEFUSE_TRITON_REPOSITORY": str(self._settings.triton_repository)}
@@ -184,7 +184,7 @@ class LocalStack:
         return self._home / "stack.json"
 
     def _write_state(self) -> None:
-        """Write the stack's addresses for clients on this machine."""
+        """Write the stack's addresses to a file for clients on this machine."""
         state = {
             "pid": os.getpid(),
             "addresses": self._addresses,
@@ -197,7 +197,10 @@ class LocalStack:
 
 
 def _lock_directory(home: Path) -> IO[str]:
-    """Lock a directory, so that one stack uses it."""
+    """Lock a directory so that only one stack uses it.
+
+    Raises Conflict when another stack uses it.
+    """
     home.mkdir(parents=True, exist_ok=True)
     lock = (home / ".lock").open("w")
     try:

@@ -1,1 +1,1 @@
-"""ONNX graphs: read, run as a torch module, trained and written back."""
+"""ONNX graphs, which are run in torch, trained and written back."""

@@ -1,7 +1,7 @@
 """ONNX operators: elementwise, along an axis, and matrix products.
 
-Source: https://onnx.ai/onnx/operators. Every function takes its node, then the node's inputs; None where an optional
-input is left out.
+Their source is https://onnx.ai/onnx/operators. Every function takes its node, then the node's inputs, which are None
+where an optional input is left out.
 """
 
 import functools

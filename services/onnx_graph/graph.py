@@ -1,6 +1,6 @@
-"""An ONNX graph read for execution.
+"""An ONNX graph, read for execution.
 
-Nodes in torch terms, constant tensors, the image input and the needed nodes.
+It has nodes in torch terms, constant tensors, the image input, and only the needed nodes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,7 +65,7 @@ class Operator:
 
 
 class Operators(dict[str, Operator]):
-    """op_type -> Operator, for the domain ai.onnx."""
+    """The map from op_type to Operator, for the domain ai.onnx."""
 
     def register(self, *op_types: str, **properties: Any) -> Callable[[Run], Run]:
         def add(run: Run) -> Run:
@@ -76,7 +76,7 @@ class Operators(dict[str, Operator]):
 
 
 def to_tensor(proto: TensorProto) -> Tensor:
-    """Copy an ONNX tensor.
+    """Return a copy of an ONNX tensor.
 
     Raises ValueError for a type that torch does not have, or missing data.
     """
@@ -94,16 +94,19 @@ def to_tensor(proto: TensorProto) -> Tensor:
 
 
 def to_bytes(tensor: Tensor) -> bytes:
-    """The raw_data of a tensor: its elements in row-major order, little endian."""
+    """Return the raw_data of a tensor.
+
+    It has the elements in row-major order, little endian.
+    """
     tensor = tensor.detach().cpu().contiguous()
     array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def to_attribute(proto: onnx.AttributeProto) -> Any:
-    """Text for bytes, torch tensors for tensors.
+    """Return the value of an attribute.
 
-    Numbers and subgraphs as they are.
+    Bytes become text, and tensors become torch tensors. Numbers and subgraphs stay as they are.
     """
     value = onnx.helper.get_attribute_value(proto)
     if isinstance(value, bytes):
@@ -123,7 +126,7 @@ class Graph:
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Return references to initializers and Constant tensors, by value name."""
+    """Yield references to initializers and Constant tensors, with value names."""
     for initializer in model.graph.initializer:
         yield initializer.name, initializer
     for node in model.graph.node:
@@ -133,7 +136,7 @@ def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
 
 
 def read_graph(model: onnx.ModelProto) -> Graph:
-    """Read a graph.
+    """Return the graph of a model.
 
     Raises ValueError for several inputs, missing external data or unsupported tensor types.
     """
@@ -164,7 +167,7 @@ def _image(model: onnx.ModelProto) -> str:
 def _needed(nodes: Sequence[onnx.NodeProto], output: str) -> tuple[set[str], list[onnx.NodeProto]]:
     """Return the values and nodes that `output` depends on.
 
-    Further heads are not run.
+    Further heads of the graph are not run.
     """
     needed, kept = {output}, []
     for node in reversed(nodes):
@@ -197,7 +200,7 @@ def _constants(model: onnx.ModelProto, protos: Sequence[onnx.NodeProto], needed:
 def _constant(name: str, attribute: AttributeProto) -> Tensor:
     """Return the value of a Constant node.
 
-    A tensor, a number or a list of numbers.
+    It is a tensor, a number or a list of numbers.
     """
     if attribute.name == "value":
         return to_tensor(attribute.t)

@@ -37,7 +37,7 @@ class _Use(Enum):
 def learnable(graph: Graph) -> frozenset[str]:
     """Return the names of the constants to train.
 
-    A constant is classified by its consumers, followed through nodes of constants up to where it meets the image's
+    A constant is classified by its consumers, through nodes of constants up to the node where it meets the image's
     features. One fixed use makes it fixed.
     """
     features = _reached(graph.image, graph.nodes)
@@ -51,9 +51,10 @@ def learnable(graph: Graph) -> frozenset[str]:
 
 
 def last_layer(graph: Graph, weights: Collection[str]) -> frozenset[str]:
-    """Return the weights from the last product with features to the output.
+    """Return the names of the last layer's weights, its matrix and bias.
 
-    Its matrix and bias. None when features are combined between that product and the output.
+    The last layer is the last product with features before the output. The result is empty when features are combined
+    between that product and the output.
     """
     makers = {output: node for node in graph.nodes for output in node.outputs if output}
     features = _reached(graph.image, graph.nodes)
@@ -90,9 +91,9 @@ def _trains(tensor: Tensor, uses: set[_Use]) -> bool:
 
 
 def _idle_affines(graph: Graph) -> set[str]:
-    """Return the ones and zeros of a normalisation without affine parameters.
+    """Return the ones and zeros of normalisations without affine parameters.
 
-    Exporters write them.
+    Exporters write such constants.
     """
     normalisations = (node for node in graph.nodes if node.op_type in {"InstanceNormalization", "GroupNormalization"})
     names = {name for node in normalisations for name in node.inputs[1:] if name in graph.constants}
@@ -107,7 +108,7 @@ def _is_mask(tensor: Tensor) -> bool:
 def _reached(image: str, nodes: Sequence[Node]) -> set[str]:
     """Return the values that depend on the image's content.
 
-    Its shape alone does not count.
+    A dependence on its shape alone does not count.
     """
     reached = {image}
     for node in nodes:
@@ -117,9 +118,9 @@ def _reached(image: str, nodes: Sequence[Node]) -> set[str]:
 
 
 def _preprocessed(graph: Graph, features: set[str]) -> set[str]:
-    """Return the features that are still the image.
+    """Return the features that are still the image, before the first weight.
 
-    Rearranged, resized or normalised, before the first weight.
+    They are rearranged, resized or normalised only.
     """
     raw = {graph.image}
     for node in graph.nodes:
@@ -157,9 +158,9 @@ _DATA_FIELDS = ("float_data", "double_data", "int32_data", "raw_data")
 
 
 class OnnxModule(nn.Module):
-    """Runs a graph as it is served.
+    """A torch module that runs a graph as it is served.
 
-    Weights are parameters, other float constants are buffers. BatchNormalization and Dropout are in inference mode
+    Weights are parameters, and other float constants are buffers. BatchNormalization and Dropout are in inference mode,
     whatever the mode of the module. Integers and booleans are plain tensors on the CPU, where shapes are computed.
     Raises UnsupportedOperator for a node without an equivalent here, and ValueError for a model with several inputs,
     missing external data or an unsupported tensor type.
@@ -200,7 +201,7 @@ class OnnxModule(nn.Module):
         return free
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the first output, for images shaped as the model's input."""
+        """Return the first output for images in the model's input shape."""
         values = {self._image: images, **self._integers}
         values.update({name: getattr(self, attribute) for name, attribute in self._held.items()})
         for node, finished in zip(self._nodes, self._last_uses, strict=True):
@@ -232,7 +233,7 @@ def _run(node: Node, values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _on_one_device(inputs: Sequence[Tensor | None], fixed: Sequence[int]) -> list[Tensor | None]:
-    """Move shape arithmetic from the CPU to its features' device."""
+    """Return inputs with shape arithmetic moved to the features' device."""
     operands = [x for slot, x in enumerate(inputs) if slot not in fixed and x is not None]
     device = next((x.device for x in operands if x.device.type != "cpu"), None)
     if device is None:

@@ -1,4 +1,4 @@
-"""ONNX files: export from torch, ONNX Runtime, and parity."""
+"""ONNX files: export from torch, ONNX Runtime, and parity of both."""
 
 import logging
 import warnings
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def onnx_function(model: bytes) -> Callable[..., list[Array]]:
-    """Return the graph as a function of its inputs.
+    """Return a graph as a function of its inputs, in order.
 
-    Inputs are in order; the result is a list of outputs. Uses the GPU when this build of ONNX Runtime has one. Raises
+    The function returns a list of outputs. It uses the GPU when this build of ONNX Runtime has one. Raises
     onnxruntime's errors for an invalid file.
     """
     onnxruntime.set_default_logger_severity(3)
@@ -39,7 +39,7 @@ def onnx_function(model: bytes) -> Callable[..., list[Array]]:
 def in_batches(function: Callable[[Array], Array], inputs: Array, batch_size: int) -> Array:
     """Apply a function to slices and concatenate the results.
 
-    Slices are along the first axis; this bounds the memory of one call.
+    Slices along the first axis bound the memory of one call.
     """
     parts = [function(inputs[begin : begin + batch_size]) for begin in range(0, len(inputs), batch_size)]
     return np.concatenate(parts)
@@ -59,7 +59,7 @@ def to_onnx(
 ) -> bytes:
     """Return a module of one input as an ONNX file.
 
-    The input is (n, *example_shape), for any n or for one batch size alone.
+    The input is (n, *example_shape), for any n or for one batch size only.
     """
     device = next(module.parameters()).device
     # A batch size of one would become a constant.
@@ -82,7 +82,10 @@ def to_onnx(
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's warning that torchvision is missing, which nothing here needs."""
+    """Silence the exporter's warning that torchvision is missing.
+
+    Nothing here needs torchvision.
+    """
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)
@@ -99,7 +102,10 @@ TOLERANCE = 1e-3
 
 
 class ParityError(ArithmeticError):
-    """An exported file computes something else than its network."""
+    """Raised when an exported file does not compute what its network computes.
+
+    The difference is larger than rounding.
+    """
 
 
 class Exportable(Protocol):
@@ -112,18 +118,18 @@ class Exportable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchParity:
-    """Agreement of torch and ONNX Runtime on one batch."""
+    """The agreement of torch and ONNX Runtime on one batch."""
 
     batch_size: int
     max_abs_difference: float
 
 
 def export(network: Exportable, inputs: Array, batch_sizes: Sequence[int]) -> tuple[bytes, list[BatchParity]]:
-    """Return the network as an ONNX file.
+    """Return a network as an ONNX file, with parity by batch size.
 
-    Compare torch and ONNX Runtime on the first inputs for each batch size. `network` is on the CPU. `inputs` are real
-    inputs of the classifier, at least as many as the largest batch. Raises ParityError when the two disagree by more
-    than rounding.
+    Torch and ONNX Runtime are compared on the first inputs for each batch size. `network` is on the CPU. `inputs` are
+    real inputs of the classifier, at least as many as the largest batch. Raises ParityError when the two disagree by
+    more than rounding.
     """
     file = network.to_onnx().SerializeToString()
     parity = []
@@ -138,7 +144,7 @@ def export(network: Exportable, inputs: Array, batch_sizes: Sequence[int]) -> tu
 
 
 def largest_difference(file: bytes, inputs: Array, outputs: Array) -> tuple[float, float]:
-    """Return the largest difference of outputs, and rounding's bound.
+    """Return the largest difference of outputs, and the bound for rounding.
 
     The difference is between ONNX Runtime's outputs and the given ones.
     """

@@ -1,4 +1,4 @@
-"""The supported ONNX operators, and the refusal of others."""
+"""The supported ONNX operators, and the check for others."""
 
 from typing import Final
 
@@ -14,7 +14,7 @@ _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 
 
 class UnsupportedOperator(ValueError):
-    """The graph has a node that cannot run in torch.
+    """Raised for a graph with a node that cannot run in torch.
 
     The remedy is an export without it.
     """

@@ -1,7 +1,7 @@
 """ONNX operators that move elements, and the integer arithmetic of shapes.
 
-Source: https://onnx.ai/onnx/operators. Shapes stay tensors, computed anew in each forward pass: a graph may be run with
-any batch size.
+Their source is https://onnx.ai/onnx/operators. Shapes stay tensors and are computed anew in each forward pass, because
+a graph may be run with any batch size.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def _ints(values: Tensor) -> list[int]:
 def _chosen(node: Node, attribute: str, given: Tensor | None) -> list[int] | None:
     """Return integers that are an input or, in old opsets, an attribute.
 
-    None if neither is there.
+    Returns None when there is neither.
     """
     listed = node.get(attribute) if given is None else _ints(given)
     return None if listed is None else list(listed)
@@ -178,7 +178,7 @@ def _pad_by_copies(mode: str, x: Tensor, begin: Sequence[int], end: Sequence[int
 
 
 def _source(mode: str, at: Tensor, size: int) -> Tensor:
-    """Return the element at a position that may lie outside."""
+    """Return the source position of positions that may lie outside."""
     if mode == "edge":
         return at.clamp(0, size - 1)
     if mode == "wrap":

@@ -1,7 +1,7 @@
-"""ONNX operators over images: convolution, pooling, normalisation, resizing. Source: https://onnx.ai/onnx/operators.
+"""ONNX operators over images: convolution, pooling, normalisation, resizing.
 
-Tensors are [batch, channel, *spatial] with one, two or three spatial axes; a pad, a stride or a kernel size is given
-per spatial axis.
+Their source is https://onnx.ai/onnx/operators. Tensors are [batch, channel, *spatial] with one, two or three spatial
+axes. A pad, a stride or a kernel size is given per spatial axis.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,10 @@ _NEAREST: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Window:
-    """A kernel's path over an image, one number per spatial axis."""
+    """The path of a kernel over an image.
+
+    Each field has one number per spatial axis.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -61,7 +64,7 @@ def _window(node: Node, size: Sequence[int], kernel: Sequence[int]) -> _Window:
 
 
 def _same_padding(window: _Window, size: Sequence[int]) -> list[int]:
-    """The padding that makes ceil(size / stride) outputs."""
+    """Return the padding that gives ceil(size / stride) outputs."""
     axes = zip(size, window.stride, window.extent, strict=True)
     return [max((-(-n // stride) - 1) * stride + extent - n, 0) for n, stride, extent in axes]
 
@@ -73,7 +76,7 @@ def _split_padding(window: _Window, total: Sequence[int], *, upper: bool) -> _Wi
 
 
 def _pad(x: Tensor, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> Tensor:
-    """Widen the last axes; negative numbers crop."""
+    """Pad the last axes; negative numbers crop them."""
     pairs = [pad for pair in zip(reversed(begin), reversed(end), strict=True) for pad in pair]
     return F.pad(x, pairs, value=value) if any(pairs) else x
 
@@ -103,7 +106,7 @@ def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
 def _crop(node: Node, full: _Window, size: Sequence[int], got: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Return the crop of a ConvTranspose, before and after.
 
-    Its pads, or what its output_shape asks for.
+    It is given by the pads, or by the output_shape.
     """
     auto_pad, wanted = node.get("auto_pad", "NOTSET"), node.get("output_shape")
     if wanted is None and auto_pad.startswith("SAME"):
@@ -117,9 +120,9 @@ def _crop(node: Node, full: _Window, size: Sequence[int], got: Sequence[int]) ->
 
 
 def _overhang(node: Node, size: Sequence[int], window: _Window) -> list[int]:
-    """Return the overhang of a ceil_mode pool's last window.
+    """Return how far a ceil_mode pool's last window exceeds the padding.
 
-    It reaches beyond the padding; a window starts inside the image.
+    Every window starts inside the image.
     """
     if not node.get("ceil_mode", 0):
         return [0] * len(size)
@@ -236,7 +239,10 @@ def _upsample(node: Node, x: Tensor, scales: Tensor | None = None) -> Tensor:
 def _resize_axes(
     node: Node, x: Tensor, axes: Sequence[int], targets: Sequence[int], factors: Sequence[float]
 ) -> Tensor:
-    """Both modes are separable: one axis after the other."""
+    """Resize one axis after the other.
+
+    Both modes are separable.
+    """
     for axis, target, factor in zip(axes, targets, factors, strict=True):
         if factor != 1 or target != x.shape[axis]:
             source = _source(node, x.shape[axis], target, factor).to(x.device)  # [target]
@@ -245,7 +251,7 @@ def _resize_axes(
 
 
 def _source(node: Node, size: int, target: int, factor: float) -> Tensor:
-    """Where in the original axis each resized element lies."""
+    """Return the position of each resized element in the original axis."""
     at = torch.arange(target, dtype=torch.float64)
     mode = node.get("coordinate_transformation_mode", "half_pixel")
     if mode == "asymmetric":

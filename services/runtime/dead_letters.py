@@ -27,9 +27,9 @@ _STAGES = [stream.rpartition(":")[2] for stream in _STREAMS]
 
 
 def main() -> None:
-    """List or replay.
+    """List or replay dead letters, as the arguments say.
 
-    Exit with status 1 and one line when Redis does not answer.
+    Exits with status 1 and a one-line error message when Redis does not answer.
     """
     parser = argparse.ArgumentParser(prog="python -m services.runtime.dead_letters", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["list", "replay"], default="list")

@@ -11,7 +11,7 @@ _CHECK_S = 2.0
 
 
 def is_healthy(address: str, tls: TlsFiles) -> bool:
-    """Return whether the service at an address and all its dependencies answer."""
+    """Return whether the service at an address and its dependencies answer."""
     with open_channel(grpc, address, tls) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
@@ -22,10 +22,10 @@ def is_healthy(address: str, tls: TlsFiles) -> bool:
 
 
 def main() -> None:
-    """Exit with status 0 when this host's service serves, else 1.
+    """Exit with status 0 when this host's service is healthy, else 1.
 
-    The service listens at `DEFUSE_PORT`. Reads variables only, without the settings classes, because it is started
-    every few seconds.
+    The service listens at `DEFUSE_PORT`. The command reads environment variables without the settings classes, because
+    it is started every few seconds.
     """
     tls = TlsFiles.of_environment()
     scheme = SCHEME if tls.certificate else ""

@@ -18,7 +18,10 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns exceptions of methods into statuses; callers never see a stack trace."""
+    """Converts exceptions of methods to statuses.
+
+    Callers never receive a stack trace.
+    """
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
@@ -45,7 +48,7 @@ def rejecting_handler(handler: Any, error: DefuseError) -> Any:
 def wrap_handler(handler: Any, manager: Callable[[Any, Any], AbstractAsyncContextManager[Any]]) -> Any:
     """Return a handler whose calls run within a context manager.
 
-    `manager(request, context)` yields the request.
+    `manager(request, context)` yields the request for the method.
     """
     inner = getattr(handler, _kind(handler))
 
@@ -101,7 +104,7 @@ def _streaming(method: str, inner: Callable[..., AsyncIterator[Any]]) -> Callabl
 async def _responses(answer: Any) -> AsyncIterator[Any]:
     """Yield the responses of a streaming method.
 
-    The health service's is a coroutine that writes to the context.
+    The method may also be a coroutine that writes to the context, as the health service's is.
     """
     if hasattr(answer, "__aiter__"):
         async for response in answer:
@@ -124,7 +127,7 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, start
 
 
 def to_known_error(error: BaseException) -> DefuseError:
-    """Return the error that a caller sees for an exception."""
+    """Return the error that a caller receives for an exception."""
     if isinstance(error, DefuseError):
         return error
     if isinstance(error, REDIS_AWAY):
@@ -147,7 +150,7 @@ def _histogram(method: str, code: str) -> Any:
 class DeadlineInterceptor(grpc.aio.ServerInterceptor):
     """Ends unary calls without a deadline after a time limit.
 
-    Streams have none.
+    Streams are not limited.
     """
 
     def __init__(self, *, default_s: float) -> None:
@@ -185,7 +188,7 @@ _ANSWER_S = 1.0
 class DrainInterceptor(grpc.aio.ServerInterceptor):
     """Tracks calls, and stops a server without any CANCELLED call.
 
-    gRPC itself ends them as CANCELLED, which callers take for an intended cancellation; after UNAVAILABLE they retry.
+    gRPC itself ends calls as CANCELLED, which callers take for an intended cancellation. After UNAVAILABLE they retry.
     """
 
     def __init__(self) -> None:
@@ -196,7 +199,7 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):
     async def stop(self, server: grpc.aio.Server, drain_s: float) -> None:
         """Reject new calls, and end those under way after some seconds.
 
-        They end as UNAVAILABLE.
+        These calls end as UNAVAILABLE.
         """
         stopping = asyncio.create_task(server.stop(drain_s + _ANSWER_S))
         await asyncio.wait([stopping], timeout=drain_s)

@@ -1,9 +1,10 @@
-"""Queues on Redis Streams: at-least-once delivery; messages of dead workers are reclaimed.
+"""Queues on Redis Streams with at-least-once delivery.
 
 Each stage has one stream, and each stream one consumer group. A message stays on its stream until it is acknowledged,
 and is deleted with the acknowledgement: a stream holds exactly the unfinished messages, so nothing unacknowledged can
-be trimmed. A worker renews its claim with heartbeats; a message without them is reclaimed by a living worker. After
-`MAX_DELIVERIES` a message moves to the stream's dead letters with its last error, from where it can be replayed.
+be trimmed. A worker renews its claim with heartbeats, and a message without them is reclaimed by a living worker. After
+`MAX_DELIVERIES` deliveries a message moves to the stream's dead letters with its last error, and can be replayed from
+there.
 """
 
 import os
@@ -68,7 +69,7 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamState:
-    """Counts of a stream's messages, and the age of the oldest.
+    """The numbers of a stream's messages, and the age of the oldest.
 
     Unfinished, claimed and dead messages are counted.
     """
@@ -80,7 +81,7 @@ class StreamState:
 
 
 class Queue:
-    """The streams of one Redis server."""
+    """Sends and receives messages on the streams of one Redis server."""
 
     def __init__(self, url: str, *, claim_after_s: float = 15.0, timeout_s: float = 5.0) -> None:
         self.url = url
@@ -112,7 +113,7 @@ class Queue:
         await self.redis.xadd(stream, entry_fields(message))
 
     async def open(self, streams: Iterable[str]) -> None:
-        """Create missing streams and their groups."""
+        """Create the streams and groups that are missing."""
         for stream in streams:
             try:
                 await self.redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
@@ -121,7 +122,10 @@ class Queue:
                     raise
 
     async def receive(self, streams: Sequence[str], *, block_ms: int = 1000) -> Delivery | None:
-        """Return one message, reclaimed ones first; None when none came within `block_ms`."""
+        """Return one message, reclaimed ones first.
+
+        Returns None when none arrives within `block_ms` milliseconds.
+        """
         try:
             return await self._reclaim(streams) or await self._read_new(streams, block_ms)
         except redis.exceptions.ResponseError as error:

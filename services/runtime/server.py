@@ -1,6 +1,6 @@
-"""The process of a service.
+"""The process of a service: a gRPC server with health and metrics.
 
-A gRPC server with health, reflection, metrics, mapped errors and draining.
+The server also has reflection, error mapping and draining.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _CONNECTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """The result of a service's `build`."""
+    """The parts of a service, which its `build` returns."""
 
     # Full names of the gRPC services, for health and reflection.
     names: Sequence[str]
@@ -56,7 +56,7 @@ class Service:
 def serve(name: str, settings: S, build: Callable[[S], Service]) -> None:
     """Run a service until SIGTERM or SIGINT.
 
-    Exit with one line when it cannot start.
+    Exits with a one-line error message when the service cannot start.
     """
     telemetry.configure_logging(name, level=settings.log_level, log_format=settings.log_format)
     _allow_connections()
@@ -146,7 +146,7 @@ async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
 async def _cancel_tasks(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel tasks until they are done.
 
-    A client whose server goes away at that moment can swallow a cancellation.
+    A client whose server becomes unavailable at that moment can swallow a cancellation.
     """
     pending = {task for task in tasks if not task.done()}
     while pending:
@@ -156,7 +156,7 @@ async def _cancel_tasks(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 
 async def _update_health(service: Service, healths: health.aio.HealthServicer) -> None:
-    """Update health: SERVING while every dependency answers."""
+    """Update the health status, which is SERVING while every dependency answers."""
     serving: bool | None = None
     while True:
         faults = [fault for name, check in service.checks.items() if (fault := await _fault(name, check))]

@@ -1,6 +1,6 @@
 """Settings of every service.
 
-Read from `DEFUSE_*` variables or a TOML file, validated at start.
+They are read from `DEFUSE_*` variables or a TOML file, and validated at start.
 """
 
 import os
@@ -22,7 +22,10 @@ STORE_COPIES_BYTES = 8 * 2**30
 
 
 class Settings(BaseSettings):
-    """Settings of every service. Variables override the file that `DEFUSE_SETTINGS_FILE` names."""
+    """Settings of every service.
+
+    Variables override the file that `DEFUSE_SETTINGS_FILE` names.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, validate_default=True)
 
@@ -94,14 +97,14 @@ class Settings(BaseSettings):
 
     @property
     def tls(self) -> TlsFiles:
-        """The files of `tls_*`."""
+        """Return the files that the `tls_*` settings name."""
         return TlsFiles(certificate=self.tls_certificate, key=self.tls_key, authority=self.tls_authority)
 
     @classmethod
     def load(cls) -> Self:
         """Read the settings.
 
-        Exit with one line for each invalid one, by the variable's name.
+        Exits with one line for each invalid setting, by the variable's name.
         """
         try:
             return cls()

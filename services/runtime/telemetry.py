@@ -1,4 +1,4 @@
-"""Logs as events with fields, and Prometheus metrics on a port."""
+"""Logs as structured events, and Prometheus metrics on a port."""
 
 import logging
 import sys
@@ -68,6 +68,9 @@ def log() -> structlog.typing.FilteringBoundLogger:
 
 
 def start_metrics_server(host: str, port: int) -> tuple[Any, int]:
-    """Serve the metrics; return the server, for shutdown, and its port."""
+    """Serve the metrics, and return the server and its port.
+
+    The server is returned for its shutdown.
+    """
     server, _ = prometheus_client.start_http_server(port, addr=host)
     return server, server.server_port

@@ -19,8 +19,9 @@ from services.runtime.settings import MAX_MESSAGE_BYTES
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """Return the credentials of a server.
 
-    With an authority, callers must present a certificate of it. Files are read again when they change; invalid content
-    leaves the previous one in use. Raises InvalidInput when a file cannot be read or is invalid at start.
+    With an authority, callers must present a certificate that it signed. Files are read again when they change, and
+    invalid content leaves the previous one in use. Raises InvalidInput when a file cannot be read or is invalid at
+    start.
     """
     return grpc.dynamic_ssl_server_credentials(
         _read(files),
@@ -38,7 +39,7 @@ def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
 def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
     """Return a callback for each TLS handshake.
 
-    The new configuration, or None without a change.
+    The callback returns the new configuration, or None without a change.
     """
     seen = _stamps(files)
 
@@ -62,7 +63,7 @@ def _renewed(files: TlsFiles) -> Callable[[], grpc.ServerCertificateConfiguratio
 def _check(files: TlsFiles) -> None:
     """Raise InvalidInput for mismatched or invalid certificate files.
 
-    gRPC would not say why.
+    gRPC would not name the reason.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -95,7 +96,7 @@ UNLIMITED = -1
 def channel_to(address: str, tls: TlsFiles, *, receive_bytes: int) -> Any:
     """Return an asyncio channel to HOST:PORT or grpcs://HOST:PORT.
 
-    It accepts answers of this many bytes.
+    It accepts answers of at most `receive_bytes` bytes.
     """
     options = [("grpc.max_receive_message_length", receive_bytes), ("grpc.max_send_message_length", UNLIMITED)]
     return open_channel(grpc.aio, address, tls, options=options, interceptors=tracing.client_interceptors())
@@ -107,7 +108,7 @@ DEADLINE_S = 120.0
 
 
 class ServiceClient(Generic[S]):
-    """A client of another service."""
+    """Calls another service with deadlines."""
 
     def __init__(self, url: str, stub: Callable[[grpc.aio.Channel], S], tls: TlsFiles) -> None:
         self.url = url
@@ -115,7 +116,7 @@ class ServiceClient(Generic[S]):
         self._stub = stub(self._channel)
 
     async def call(self, method: Callable[..., Any], *, deadline_s: float | None = DEADLINE_S) -> Any:
-        """Make a call with a deadline, by default that of services.
+        """Make a call with a deadline, by default `DEADLINE_S`.
 
         Raises the error of the other service.
         """

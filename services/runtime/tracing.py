@@ -19,7 +19,7 @@ _exporting = False
 def export_spans(service: str, url: str | None) -> Iterator[None]:
     """Export the spans of this process while the block runs.
 
-    Without a URL, none are created. Raises NotReady when the packages for it are missing.
+    Without a URL no spans are created. Raises NotReady when the packages for it are missing.
     """
     global _exporting  # noqa: PLW0603  # OpenTelemetry has one provider a process, too
     if not url:
@@ -54,7 +54,7 @@ def client_interceptors() -> list[Any]:
 
 
 def current_trace_context() -> dict[str, str]:
-    """Return the present context as headers; empty without one."""
+    """Return the present context as headers, empty without one."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier
@@ -80,7 +80,7 @@ def set_outcome(outcome: str, *, failed: bool) -> None:
 def start_request_span(name: str, **attributes: Any) -> Span:
     """Start a span below the present one, if there is one.
 
-    `ended` ends it.
+    `end_span` ends it.
     """
     if not trace.get_current_span().get_span_context().is_valid:
         return trace.INVALID_SPAN
@@ -88,7 +88,7 @@ def start_request_span(name: str, **attributes: Any) -> Span:
 
 
 def end_span(span: Span, error: BaseException | None = None) -> None:
-    """End a span of `request`."""
+    """End a span of `start_request_span`, with an error if there is one."""
     if error:
         span.set_status(Status(StatusCode.ERROR, str(error)))
     span.end()
@@ -96,7 +96,7 @@ def end_span(span: Span, error: BaseException | None = None) -> None:
 
 @contextmanager
 def end_span_on_error(span: Span) -> Iterator[None]:
-    """End a span of `request` when the block raises.
+    """End a span of `start_request_span` when the block raises.
 
     Otherwise later code ends it.
     """
@@ -108,7 +108,7 @@ def end_span_on_error(span: Span) -> Iterator[None]:
 
 
 def propagation_headers(span: Span) -> dict[str, str]:
-    """Return the headers that make a request part of a span."""
+    """Return the headers that make a request part of a span's trace."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier, trace.set_span_in_context(span))
     return carrier
@@ -117,7 +117,7 @@ def propagation_headers(span: Span) -> dict[str, str]:
 def trace_ids() -> dict[str, str]:
     """Return the ids of the present trace and span, for logs.
 
-    Empty without one.
+    The result is empty without a span.
     """
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:

@@ -1,12 +1,12 @@
-"""The worker: turns messages into stored effects.
+"""The worker, which turns messages into stored effects.
 
-It does one heavy job at a time, off the event loop.
+It does one heavy job at a time, outside the event loop.
 
 The exception of a handler decides what happens to its message:
 - Unavailable, StoreFull: an operator must act; the worker reports it, waits, and retries;
-- Cancelled: nothing more to do;
+- Cancelled: the message is acknowledged;
 - any other DefuseError: a retry would fail again; the subject fails with the error's message;
-- anything else: a defect or a poisoned message; it is delivered again, five times at most, then it is a dead letter.
+- anything else: a defect or a poisoned message; it is delivered five times in all, then it becomes a dead letter.
 """
 
 import asyncio
@@ -35,7 +35,10 @@ T = TypeVar("T")
 
 
 class Job:
-    """Progress and cancellation of a message, for its handler in a thread."""
+    """The progress and cancellation of a message, for its handler.
+
+    The handler runs in a thread.
+    """
 
     def __init__(self, subject: str, publish: Callable[[work_pb2.Event], None]) -> None:
         self.subject = subject
@@ -58,7 +61,7 @@ class Job:
         return self._cancelled.is_set()
 
     def check_cancelled(self) -> None:
-        """Raise Cancelled after a cancellation."""
+        """Raise Cancelled when the job was cancelled."""
         if self.cancelled():
             raise Cancelled(f"{self.subject} was cancelled")
 
@@ -80,7 +83,7 @@ class Stage(Generic[W]):
 
 
 async def retry_while_redis_is_away(call: Callable[[], Awaitable[T]]) -> T:
-    """Make a call to Redis, and retry it while Redis is away."""
+    """Make a call to Redis, and retry it while Redis is unavailable."""
     while True:
         try:
             return await call()
@@ -98,13 +101,13 @@ class Worker:
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """The coroutines that run as long as the service."""
+        """Return the coroutines that run as long as the service."""
         return [self.run, lambda: report_queue_metrics(self._queue, self._stages.keys())]
 
     async def run(self) -> None:
-        """Work until the task is cancelled.
+        """Handle messages until the task is cancelled.
 
-        A claimed message stays pending and is reclaimed by another worker.
+        A claimed message then stays pending, and another worker reclaims it.
         """
         streams = list(self._stages)
         await retry_while_redis_is_away(lambda: self._queue.open(streams))

@@ -1,1 +1,1 @@
-"""Statistics that several services share: mathematics only."""
+"""Statistics that several services share, as pure mathematics."""

@@ -8,7 +8,7 @@ from services.arrays import Array
 
 
 def shrunk_covariance(scatter: Array, count: int, prior: Array) -> Array:
-    """Return a covariance (d, d) shrunk towards a prior one.
+    """Return a covariance (d, d) that is shrunk towards a prior one.
 
     The prior (d, d) counts as d points. `scatter` (d, d) is the sum of squares of `count` points around their mean. The
     result is the inverse of the expected precision under the Wishart prior that the distiller's mixture has for its
@@ -20,7 +20,7 @@ def shrunk_covariance(scatter: Array, count: int, prior: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """A mean (d,) and a definite covariance (d, d)."""
+    """A Gaussian with a mean (d,) and a definite covariance (d, d)."""
 
     mean: Array
     covariance: Array
@@ -29,7 +29,7 @@ class Gaussian:
     def of(cls, latents: Array, prior_covariance: Array) -> "Gaussian":
         """Return the Gaussian of latents (n, d), with a shrunk covariance.
 
-        It is shrunk towards a prior covariance (d, d). The prior counts as d latents: the result has the expected
+        It is shrunk towards the covariance `prior_covariance` (d, d), which counts as d latents. The result has the expected
         precision under the mixture's Wishart prior.
         """
         mean = latents.mean(axis=0, dtype=np.float64)
@@ -37,13 +37,13 @@ class Gaussian:
         return cls(mean=mean, covariance=shrunk_covariance(scatter, len(latents), prior_covariance))
 
     def distance_squared(self, latents: Array) -> Array:
-        """Return the squared Mahalanobis distance of latents (n, d), (n,)."""
+        """Return the squared Mahalanobis distances (n,) of latents (n, d)."""
         root = np.linalg.cholesky(self.covariance)
         whitened = np.linalg.solve(root, (latents - self.mean).T)  # (d, n)
         return np.asarray((whitened**2).sum(axis=0))
 
     def sample(self, count: int, generator: np.random.Generator) -> Array:
-        """Draw latents (count, d)."""
+        """Draw latents (count, d) from the Gaussian."""
         z = generator.multivariate_normal(self.mean, self.covariance, size=count, method="cholesky")
         return np.asarray(z, np.float32)
 
@@ -53,7 +53,7 @@ class Gaussian:
         return float(np.sqrt(both.distance_squared(other.mean[None])[0]))
 
     def overlap(self, other: "Gaussian") -> float:
-        """Return the Bhattacharyya coefficient, in [0, 1]; 1 when both are equal."""
+        """Return the Bhattacharyya coefficient in [0, 1], 1 for equal Gaussians."""
         middle = (self.covariance + other.covariance) / 2
         log_determinants = [
             np.linalg.slogdet(covariance)[1] for covariance in (middle, self.covariance, other.covariance)

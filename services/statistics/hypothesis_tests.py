@@ -1,4 +1,4 @@
-"""Exact binomial intervals and tests, paired comparisons, and false discovery rates."""
+"""Exact binomial intervals, paired comparisons, and false discovery rates."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ CONFIDENCE = 0.95
 
 
 def clopper_pearson(successes: int, trials: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the exact interval of a binomial share (Clopper and Pearson, Biometrika 1934); (0, 1) without trials."""
+    """Return the exact interval of a binomial share, (0, 1) without trials.
+
+    The interval is that of Clopper and Pearson (Biometrika 1934).
+    """
     tail = (1 - confidence) / 2
     low = float(beta.ppf(tail, successes, trials - successes + 1)) if successes > 0 else 0.0
     high = float(beta.ppf(1 - tail, successes + 1, trials - successes)) if successes < trials else 1.0
@@ -23,9 +26,9 @@ def clopper_pearson(successes: int, trials: int, *, confidence: float = CONFIDEN
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorRateTest:
-    """Fresh decodes of a group beside controls.
+    """The test of a group's error rate against its controls'.
 
-    Numbers of both, and of the misclassified ones.
+    It has the numbers of fresh decodes and of controls, and of the misclassified ones among both.
     """
 
     errors: int
@@ -35,9 +38,9 @@ class ErrorRateTest:
 
     @property
     def excess(self) -> float:
-        """Excess of the error rate over the controls', in [0, 1].
+        """Return the excess of the error rate over the controls'.
 
-        0 without any.
+        It is in [0, 1], and 0 without decodes or without controls.
         """
         if not self.decodes or not self.controls:
             return 0.0
@@ -47,7 +50,7 @@ class ErrorRateTest:
     def p_value(self) -> float:
         """Return the p-value of Fisher's exact test against the controls.
 
-        It is 1 when there is nothing to compare with.
+        It is 1 when there are no decodes or no controls.
         """
         table = [
             [self.errors, self.decodes - self.errors],
@@ -57,7 +60,10 @@ class ErrorRateTest:
 
 
 def q_values(trials: Sequence[ErrorRateTest]) -> Array:
-    """Return each trial's least false discovery rate at which it is rejected (Benjamini and Hochberg, 1995)."""
+    """Return the q-value of each test.
+
+    It is the least false discovery rate at which the test is rejected (Benjamini and Hochberg, 1995).
+    """
     if not trials:
         return np.zeros(0)
     return np.asarray(false_discovery_control([trial.p_value for trial in trials], method="bh"))
@@ -68,7 +74,7 @@ _NEARLY_1 = 1 - 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyDifference:
-    """The change between two versions over `trials` images."""
+    """The difference in accuracy of two versions on `trials` images."""
 
     # Images that only the new version, and only the old version, classifies correctly.
     gained: int
@@ -77,13 +83,14 @@ class AccuracyDifference:
 
     @property
     def value(self) -> float:
-        """Accuracy after minus accuracy before, in [-1, 1]."""
+        """Return accuracy after minus accuracy before, in [-1, 1]."""
         return (self.gained - self.lost) / self.trials if self.trials else 0.0
 
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """Return the score interval of the difference (Tango, Statistics in Medicine 17, 1998); (-1, 1) without trials.
+        """Return the score interval of the difference, (-1, 1) without trials.
 
-        Unlike Wald's, it keeps its level when few images change, and has a width when none does.
+        Unlike Wald's interval, it keeps its level when few images change, and has a width when none does (Tango,
+        Statistics in Medicine 17, 1998).
         """
         if not self.trials:
             return -1.0, 1.0
@@ -96,14 +103,17 @@ class AccuracyDifference:
         return min(1.0, 2 * float(binom.cdf(min(self.gained, self.lost), changed, 0.5))) if changed else 1.0
 
     def p_lost(self) -> float:
-        """Return the probability of as many losses if both versions were equal (McNemar, exact, one-sided)."""
+        """Return the one-sided p-value of a loss.
+
+        It is the probability of as many losses if both versions were equal (McNemar, exact).
+        """
         changed = self.gained + self.lost
         return float(binom.cdf(self.gained, changed, 0.5)) if changed else 1.0
 
     def _bound(self, outermost: float, quantile: float) -> float:
         """Return the difference whose score is the quantile.
 
-        It lies between the outermost and the measured one.
+        It lies between `outermost` and the measured difference.
         """
         if self.value == outermost:
             return outermost
@@ -113,7 +123,7 @@ class AccuracyDifference:
     def _score(self, delta: float) -> float:
         """Return Tango's score of a supposed difference (equation 5).
 
-        It is the distance in standard errors.
+        It is the distance to the measured difference in standard errors.
         """
         n, gained, lost = self.trials, self.gained, self.lost
         b = -gained - lost + (2 * n - gained + lost) * delta
@@ -128,7 +138,7 @@ class AccuracyDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedReadings:
-    """Correctness of two versions on the same images, (n,) bool each."""
+    """The correctness of two versions on the same images, (n,) bool each."""
 
     before: Array
     after: Array

@@ -1,1 +1,1 @@
-"""The artifact store: the record of everything that a user can name."""
+"""The artifact store, the record of everything that a user can name."""

@@ -1,7 +1,7 @@
-"""The artifact store.
+"""The artifact store, on any file system that fsspec supports.
 
-The record of everything, on any file system that fsspec supports. An artifact is written completely or not at all, and
-never changed. Arrays are safetensors, records are protobuf, so that reading the store cannot run code.
+An artifact is written completely or not at all, and never changed. Arrays are safetensors and records are protobuf, so
+that reading the store cannot run code.
 """
 
 import os
@@ -31,8 +31,8 @@ M = TypeVar("M", bound=Message)
 class ArtifactStore:
     """Reads and writes artifacts below one fsspec URL.
 
-    Safe to use from several threads and processes. `copies_bytes` bounds the local copies that mapping the arrays of a
-    remote store needs.
+    It is safe to use from several threads and processes. `copies_bytes` bounds the local copies that mapping the arrays
+    of a remote store needs.
     """
 
     def __init__(self, url: str, *, copies_bytes: int = STORE_COPIES_BYTES) -> None:
@@ -66,7 +66,7 @@ class ArtifactStore:
     def write_bytes(self, key: str, data: bytes) -> None:
         """Write an artifact completely.
 
-        Raises StoreFull on a full disk, leaving nothing behind.
+        Raises StoreFull on a full disk, and then leaves nothing behind.
         """
         with self.writing(key) as file:
             file.write(data)
@@ -89,10 +89,10 @@ class ArtifactStore:
                 raise
 
     def create_bytes(self, key: str, data: bytes) -> None:
-        """Write an artifact that several may create at once.
+        """Write an artifact that several processes may create at once.
 
-        The first one stays, the others change nothing. Guaranteed on a local file system; elsewhere two concurrent
-        writers can both write.
+        The first one stays, and the others change nothing. This is guaranteed on a local file system; elsewhere two
+        concurrent writers can both write.
         """
         if self.exists(key):
             return
@@ -117,7 +117,7 @@ class ArtifactStore:
             return int(self._fs.size(self._path(key)))
 
     def open(self, key: str) -> Any:
-        """Open an artifact for reading, seekable."""
+        """Open an artifact for reading, as a seekable file."""
         with self._finding(key):
             return self._fs.open(self._path(key), "rb")
 
@@ -137,13 +137,16 @@ class ArtifactStore:
         self.write_bytes(key, _safetensors(arrays))
 
     def create_arrays(self, key: str, arrays: Arrays) -> None:
-        """Write arrays that several may create at once, as `create_bytes` does."""
+        """Write arrays that several processes may create at once.
+
+        It does so as `create_bytes` does.
+        """
         self.create_bytes(key, _safetensors(arrays))
 
     def write_streamed(self, key: str, arrays: Mapping[str, StreamedArray]) -> None:
         """Write arrays that are never in memory as a whole.
 
-        They are read like any others.
+        They are read as any other arrays.
         """
         with self.writing(key) as file:
             write_streamed(file, arrays)
@@ -161,8 +164,8 @@ class ArtifactStore:
     def map_arrays(self, key: str) -> dict[str, npt.NDArray[Any]]:
         """Return arrays whose rows are read from disk on use.
 
-        This bounds memory for any size. An artifact of a remote store is copied to this disk first; the most recently
-        used copies are kept.
+        Memory is thus bounded for any size. An artifact of a remote store is copied to this disk first, and the most
+        recently used copies are kept.
         """
         with self._finding(key), self._on_this_disk(key) as file:
             return mapped_arrays(file, whose=f"{key} in {self.url}")

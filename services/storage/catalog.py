@@ -1,4 +1,4 @@
-"""The catalog: reads the records that several services need."""
+"""The catalog, which reads the records that several services need."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from services.storage.safetensors import select_group
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """One split, with labels as class ids of a model."""
+    """A split of a data set, with a model's class ids as labels."""
 
     # (n, h, w, c) uint8
     images: Array
@@ -86,7 +86,7 @@ class Catalog:
     def guards(self, model_name: str) -> list[guard_pb2.Guard]:
         """Return the guards of a model, oldest first.
 
-        NotFound for an unknown model.
+        Raises NotFound for an unknown model.
         """
         found = self.store.keys(f"{self.model(model_name).name}/guards")
         return [self.guard(key) for key in sorted(found, key=lambda key: int(names.last(key)))]
@@ -130,8 +130,8 @@ class Catalog:
     def regions(self, run_name: str) -> list[region_pb2.Region]:
         """Return the annotated regions of a run, largest score first.
 
-        None before it is distilled. Parts of mixed regions are included, recursively; annotating such a region
-        otherwise removes its parts.
+        The list is empty before the run is distilled. It includes the parts of mixed regions, recursively. A mixed
+        region that is annotated otherwise loses its parts.
         """
         listed = [one for region in self._distilled(keys.distillation(run_name)) for one in self._with_parts(region)]
         return sorted(listed, key=lambda region: -region.score)
@@ -146,14 +146,14 @@ class Catalog:
     def parts(self, region_name: str) -> list[region_pb2.Region]:
         """Return the parts of a split region, largest score first.
 
-        None for other regions.
+        Other regions have none.
         """
         return self._distilled(keys.region_parts(region_name))
 
     def failures(self, run_name: str, round_: int, shard: int) -> dict[str, Array]:
         """Return one shard's failures in one round, as arrays.
 
-        Names are the contract's fields.
+        The names of the arrays are the contract's fields.
         """
         return select_group(self.store.read_arrays(keys.shard_result(run_name, round_, shard)), "failures")
 
@@ -181,7 +181,7 @@ class Catalog:
     def split(self, dataset_name: str, split_name: str, model: model_pb2.Model) -> LabelledImages:
         """Return a split with labels as the model's class ids.
 
-        Images stay on disk until use.
+        Images are read from disk on use.
         """
         arrays = self.store.map_arrays(keys.split(dataset_name, split_name))
         table = label_map(self.dataset(dataset_name), model)
@@ -212,14 +212,14 @@ def check_fit(model: model_pb2.Model, dataset: dataset_pb2.Dataset) -> None:
 
 
 def format_shape(sizes: Iterable[int]) -> str:
-    """Return sizes in the usual notation: 28x28x1."""
+    """Return sizes in the usual notation, such as 28x28x1."""
     return "x".join(str(size) for size in sizes)
 
 
 def label_map(dataset: dataset_pb2.Dataset, model: model_pb2.Model) -> npt.NDArray[np.int64]:
     """Return the model's class id for each label of a data set.
 
-    Class names are matched when the data set has any; folders named by number and plain ids are class ids. Raises
+    Class names are matched when the data set has any. Folders named by number and plain ids are class ids. Raises
     InvalidInput for labels that the model does not have.
     """
     count = len(model.classes)
@@ -240,7 +240,7 @@ def label_map(dataset: dataset_pb2.Dataset, model: model_pb2.Model) -> npt.NDArr
 
 
 def estimate(successes: int, trials: int) -> tensor_pb2.Estimate:
-    """Return a share with its interval as it is stored and sent."""
+    """Return a share with its interval, as it is stored and sent."""
     from services.statistics.hypothesis_tests import clopper_pearson  # the gateway has no scipy
 
     low, high = clopper_pearson(successes, trials)

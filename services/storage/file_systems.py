@@ -1,7 +1,7 @@
-"""File systems: full disks, temporary files, packages, local copies.
+"""File systems: full disks, temporary files, packages and local copies.
 
-fsspec's `filecache` is not used for the copies: it bounds the age of its files, not their bytes, so a long run would
-fill the disk.
+fsspec's `filecache` is not used for the copies, because it bounds the age of its files instead of their bytes. A long
+run would fill the disk.
 """
 
 import errno
@@ -34,7 +34,7 @@ _EXTRAS = {
 
 @contextmanager
 def naming_missing_package(url: str) -> Iterator[None]:
-    """Turn a missing package into NotReady that names the extra."""
+    """Raise NotReady that names the extra when a package is missing."""
     try:
         yield
     except ImportError as error:
@@ -54,7 +54,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def naming_full_disk(
     where: str, what: str, *, remedy: str = "free space there; the work then continues"
 ) -> Iterator[None]:
-    """Turn a full disk into StoreFull.
+    """Raise StoreFull when the disk is full.
 
     The error names the place, the content and the remedy.
     """
@@ -69,7 +69,7 @@ def naming_full_disk(
 def scratch_file() -> IO[bytes]:
     """Open a temporary file that is deleted when it is closed.
 
-    Fill it with `append`.
+    `append_chunk` writes to it.
     """
     # Unbuffered: a write that a full disk refused must not be repeated when the file is closed.
     return tempfile.TemporaryFile(prefix="defuse-", buffering=0)
@@ -86,8 +86,8 @@ def append_chunk(file: IO[bytes], chunk: bytes) -> None:
 class LocalCopies:
     """Keeps the most recently used copies in a temporary directory.
 
-    At most `max_bytes`, or one copy. Safe to use from several threads. Two concurrent requests for the same artifact
-    may both fetch it.
+    The copies have at most `max_bytes` in all, or there is one copy. It is safe to use from several threads. Two
+    concurrent requests for the same artifact may both fetch it.
     """
 
     def __init__(self, *, max_bytes: int) -> None:
@@ -101,7 +101,7 @@ class LocalCopies:
     def open(self, key: str, fetch: Callable[[Path], object]) -> BinaryIO:
         """Open the copy of an artifact.
 
-        `fetch` writes a missing one to a path.
+        `fetch` writes a missing copy to a path.
         """
         name = hashlib.sha256(key.encode()).hexdigest()
         with self._lock, suppress(FileNotFoundError):

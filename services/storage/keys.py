@@ -1,8 +1,8 @@
-"""Where each record lies in the artifact store.
+"""The keys of all records in the artifact store.
 
-The key of a record is its resource name, so a person finds in the store what the API names. Owners write: the gateway
-`audit`, `files`, `datasets`, `runs/*/run.pb`, events and annotations; the generator `vaes`, `runs/*/sources`, plans and
-results; the distiller regions; the corrector models and what a correction leaves.
+The key of a record is its resource name, so a person finds in the store what the API names. Each service writes its own
+records: the gateway `audit`, `files`, `datasets`, `runs/*/run.pb`, events and annotations; the generator `vaes`,
+`runs/*/sources`, plans and results; the distiller regions; the corrector models and the files of a correction.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def releases(name: str) -> str:
 
 
 def candidates(name: str) -> str:
-    """Digests of all candidates of a model, by number."""
+    """Return the key prefix of the numbered digests of a model's candidates."""
     return f"{name}/candidates"
 
 
@@ -58,39 +58,45 @@ def event(name: str, key: str) -> str:
 
 
 def sources(run_name: str) -> str:
-    """The searched images of a run, and the scale of its latents."""
+    """Return the key of a run's searched images and its latents' scale."""
     return f"{run_name}/sources.safetensors"
 
 
 def shard_sources(run_name: str, shard: int) -> str:
-    """Posteriors of one shard's sources, and their margins."""
+    """Return the key of the posteriors and margins of one shard's sources."""
     return f"{run_name}/sources/{shard:05d}.safetensors"
 
 
 def vae(config: run_pb2.RunConfig, part: str) -> str:
-    """A part of a run's VAE.
+    """Return the key of a part of a run's VAE.
 
-    Runs with the same data and the same VAE configuration share it.
+    Runs with the same data and the same VAE configuration share the VAE.
     """
     identity = config.dataset.encode() + b"|" + config.vae.SerializeToString(deterministic=True)
     return f"vaes/{hashlib.sha256(identity).hexdigest()[:16]}/{part}"
 
 
 def label_model(config: run_pb2.RunConfig) -> str:
-    """The label model.
+    """Return the key of the label model.
 
-    Shared by runs with the same VAE, seed and model classes.
+    Runs with the same VAE, seed and model classes share it.
     """
     return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.safetensors")
 
 
 def label_model_onnx(config: run_pb2.RunConfig) -> str:
-    """The label model for other services: latents (n, d) to probabilities (n, k)."""
+    """Return the key of the label model for other services.
+
+    It maps latents (n, d) to probabilities (n, k).
+    """
     return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.onnx")
 
 
 def reference(config: run_pb2.RunConfig) -> str:
-    """Labelled training images in latent space; shared like the label model."""
+    """Return the key of the labelled training images in latent space.
+
+    They are shared as the label model is.
+    """
     return vae(config, f"{names.last(config.model)}-{config.seed}/reference.safetensors")
 
 
@@ -99,14 +105,14 @@ def preflight(run_name: str) -> str:
 
 
 def plan(run_name: str, round_: int) -> str:
-    """The allocation of a round, and the sums of all earlier rounds."""
+    """Return the key of a round's allocation and the earlier rounds' sums."""
     return f"{run_name}/plans/{round_:03d}.safetensors"
 
 
 def shard_result(run_name: str, round_: int, shard: int) -> str:
-    """The results of one shard in one round.
+    """Return the key of the results of one shard in one round.
 
-    Failures, statistics for the next plan, counts.
+    They are failures, statistics for the next plan, and counts.
     """
     return f"{run_name}/results/{round_:03d}-{shard:05d}.safetensors"
 
@@ -120,7 +126,7 @@ def region_arrays(region_name: str) -> str:
 
 
 def region_parts(region_name: str) -> str:
-    """The parts of a split region."""
+    """Return the key of the parts of a split region."""
     return f"{region_name}/parts.pb"
 
 
@@ -133,54 +139,60 @@ def correction(name: str) -> str:
 
 
 def verdict(name: str) -> str:
-    """A verdict of the gate."""
+    """Return the key of a verdict of the gate."""
     return f"{name}/verdict.pb"
 
 
 def guard(name: str) -> str:
-    """The record of a guard."""
+    """Return the key of the record of a guard."""
     return f"{name}/guard.pb"
 
 
 def guard_reference(name: str) -> str:
-    """The reference profile.
+    """Return the key of a guard's reference profile.
 
-    Scores of the test split by a guard and by the version that its run searched.
+    The profile has scores of the test split by the guard and by the version that its run searched.
     """
     return f"{name}/reference.safetensors"
 
 
 def observed_hours(model_name: str) -> str:
-    """The hours with reported observations."""
+    """Return the key prefix of the hours with reported observations."""
     return f"{model_name}/observations"
 
 
 def observations(model_name: str, hour: str) -> str:
-    """Batches reported within an hour, `2026-11-26-14`, UTC."""
+    """Return the key prefix of the batches reported within an hour.
+
+    An hour is `2026-11-26-14`, in UTC.
+    """
     return f"{observed_hours(model_name)}/{hour}"
 
 
 def batch_record(batch: str) -> str:
-    """The observations of a batch without images, an ObservationBatch.
+    """Return the key of a batch's observations without images.
 
-    `batch` is its key below `observations`. Written last of a report: a batch exists once this is there.
+    They are an ObservationBatch. `batch` is the key of the batch below `observations`. The record is the last part of a
+    report to be written: a batch exists once its record does.
     """
     return f"{batch}/reported.pb"
 
 
 def observed_images(batch: str) -> str:
-    """Images and scores of a batch, in the report's order.
+    """Return the key of the images and scores of a batch.
 
-    `id` (n, 16) uint8 names the rows by `observation_digest`; `has_image` (n,) bool, `image` (m, h, w, c) uint8 for the
-    m rows with an image; `has_scores` (n,) bool, `scores` (n, k) float32, zeros in rows without scores.
+    They are in the report's order. `id` (n, 16) uint8 names the rows by `observation_digest`; `has_image` (n,) bool,
+    `image` (m, h, w, c) uint8 for the m rows with an image; `has_scores` (n,) bool, `scores` (n, k) float32, zeros in
+    rows without scores.
     """
     return f"{batch}/images.safetensors"
 
 
 def truths(batch: str) -> str:
-    """Ground truth of a batch, in the order of the keys.
+    """Return the key prefix of a batch's ground truth.
 
-    The latest statement counts. Each is an ObservationBatch whose observations have `id` and `truth` only.
+    Each object is an ObservationBatch whose observations have `id` and `truth` only. The latest statement about an
+    observation counts, in the order of the keys.
     """
     return f"{batch}/truths"
 
@@ -195,60 +207,66 @@ def observation_digest(observation_id: str) -> bytes:
 
 
 def monitor_config(model_name: str) -> str:
-    """The monitor configuration of a model."""
+    """Return the key of a model's monitor configuration."""
     return f"{model_name}/monitor/config.pb"
 
 
 def observation_scores(batch: str) -> str:
-    """The scores of a batch: region index, inside, risk, typicality, latent.
+    """Return the key of the scores of a batch.
 
-    Predicted class and confidence. `id` names its rows as in `observed_images`, so that a row can be removed
-    independently of earlier removals.
+    They are region index, inside, risk, typicality, latent, predicted class and confidence. `id` names the rows as in
+    `observed_images`, so that a row can be removed independently of earlier removals.
     """
     return f"{batch}/watched.safetensors"
 
 
 def alerts(model_name: str) -> str:
-    """The alerts of a model; their names sort by time."""
+    """Return the key prefix of a model's alerts.
+
+    The names of alerts sort by time.
+    """
     return f"{model_name}/alerts"
 
 
 def alert(name: str) -> str:
-    """The record of an alert."""
+    """Return the key of the record of an alert."""
     return f"{name}/alert.pb"
 
 
 def trial(name: str) -> str:
-    """The record of a trial."""
+    """Return the key of the record of a trial."""
     return f"{name}/trial.pb"
 
 
 def audit_event(moment: datetime, unique: str) -> str:
-    """An audit event.
+    """Return the key of an audit event.
 
-    One folder a day, with keys that sort by time.
+    Each day has a folder, and keys sort by time.
     """
     return f"{AUDIT}/{moment:%Y-%m-%d}/{moment:%H%M%S.%f}-{unique}.pb"
 
 
 def regression_images(model_name: str, region_name: str, label: str) -> str:
-    """Images of a labelled region in its model's regression bank."""
+    """Return the key of a labelled region's images in the regression bank."""
     run, region = names.last(names.parent(region_name)), names.last(region_name)
     return f"{model_name}/bank/{run}/{region}-{hashlib.sha256(label.encode()).hexdigest()[:8]}.safetensors"
 
 
 def corrected_file(correction_name: str) -> str:
-    """The ONNX file of a candidate."""
+    """Return the key of a candidate's ONNX file."""
     return onnx_file(correction_name)
 
 
 def corrected_weights(correction_name: str) -> str:
-    """The state dict of a candidate from a torch factory."""
+    """Return the key of a candidate's state dict.
+
+    Only candidates from a torch factory have one.
+    """
     return weights_file(correction_name)
 
 
 def training(correction_name: str, position: int) -> str:
-    """The results of one training of a correction."""
+    """Return the key of the results of one training of a correction."""
     return f"{correction_name}/trainings/{position:03d}/training.pb"
 
 
@@ -257,7 +275,7 @@ def checkpoint(correction_name: str, position: int) -> str:
 
 
 def point(correction_name: str, position: int, number: int) -> str:
-    """The key prefix of the files of one point of a training."""
+    """Return the key prefix of the files of a training's point."""
     return f"{correction_name}/trainings/{position:03d}/{number:02d}"
 
 

@@ -1,8 +1,7 @@
-"""Arrays in safetensors files.
+"""Arrays in safetensors files: mapped reading, streamed writing, and groups.
 
-Memory-mapped reading, streamed writing, and named groups of arrays. A mapped array is read from disk page by page, and
-its pages can be evicted again. A streamed array is written a part at a time, since the header is known before the rows
-are.
+A mapped array is read from disk page by page, and its pages can be evicted again. A streamed array is written a part at
+a time, since its header is known before its rows are.
 """
 
 import json
@@ -33,8 +32,8 @@ TYPES = {
 def mapped_arrays(file: BinaryIO, *, whose: str) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an open file, read-only.
 
-    Raises Internal for any other kind, naming `whose`. The file may be closed, and even deleted, while its arrays are
-    in use.
+    The file may be closed, and even deleted, while its arrays are in use. Raises Internal, naming `whose`, for a file
+    of another kind.
     """
     try:
         header, offset = read_safetensors_header(file)
@@ -64,7 +63,7 @@ class StreamedArray:
 
     @classmethod
     def whole(cls, array: Array) -> "StreamedArray":
-        """Return an array in memory as one part."""
+        """Return a streamed array of one part, which is in memory."""
         return cls(shape=array.shape, dtype=array.dtype, parts=[array])
 
     @property
@@ -73,7 +72,7 @@ class StreamedArray:
 
 
 def write_streamed(file: IO[bytes], arrays: Mapping[str, StreamedArray]) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file from parts of arrays.
 
     Raises ValueError when the parts of an array do not fill its shape.
     """
@@ -108,6 +107,6 @@ def join_groups(**groups: Arrays) -> dict[str, npt.NDArray[Any]]:
 
 
 def select_group(arrays: Arrays, wanted: str) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of one group by name."""
+    """Return the arrays of one group, by name."""
     prefix = f"{wanted}."
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -1,6 +1,6 @@
 """The client of Triton over gRPC.
 
-Images in [0, 1] in, logits out, one preprocessing for each classifier.
+It maps images in [0, 1] to logits, with one preprocessing for each classifier.
 """
 
 import weakref
@@ -29,9 +29,9 @@ _CLOSE_GRACE_S = 2.0
 
 
 class InferenceClient:
-    """A connection to one Triton server. The constructor opens none.
+    """A connection to one Triton server.
 
-    Safe to use from several threads.
+    The constructor opens no connection. The client is safe to use from several threads.
     """
 
     def __init__(
@@ -55,24 +55,24 @@ class InferenceClient:
 
     @property
     def transport(self) -> str:
-        """Name of the transport in use.
+        """Return the name of the transport in use.
 
-        Chosen now if no image was sent yet. Raises Unavailable while Triton does not answer, or when it refuses the
-        requested transport.
+        The transport is chosen now if no image was sent yet. Raises Unavailable while Triton does not answer, or when
+        it refuses the requested transport.
         """
         return self._choice.name()
 
     def close(self) -> None:
         """Release the memory shared with Triton and close the connection.
 
-        Called at exit.
+        It is also called when the process ends.
         """
         self._closing()
 
     def check(self) -> None:
         """Raise Unavailable unless Triton answers.
 
-        Checks liveness: readiness is false while any model is loaded or unloaded.
+        The check is for liveness, because readiness is false while any model is loaded or unloaded.
         """
         try:
             live = self._client.is_server_live(client_timeout=self._check_timeout_s)
@@ -84,7 +84,7 @@ class InferenceClient:
     def load(self, model_id: str) -> None:
         """Load or reload a model from its repository entry.
 
-        Raises NotReady with Triton's message when it refuses.
+        Raises NotReady with Triton's message when Triton refuses.
         """
         try:
             self._client.load_model(model_id, client_timeout=self.timeout_s)
@@ -105,14 +105,14 @@ class InferenceClient:
             raise to_defuse_error(error, self.url) from error
 
     def versions(self, model_id: str) -> list[int]:
-        """Return the served versions of a model, ascending; raise NotReady without any."""
+        """Return the served versions of a model, ascending.
+
+        Raises NotReady when there are none.
+        """
         return sorted(int(version) for version in self._described("get_model_metadata", model_id).versions)
 
     def max_batch_size(self, model_id: str) -> int:
-        """Return the largest batch of a model.
-
-        0 when it does not batch.
-        """
+        """Return the largest batch of a model, 0 without batching."""
         return int(self._described("get_model_config", model_id).config.max_batch_size)
 
     def _described(self, what: str, model_id: str) -> Any:
@@ -122,16 +122,16 @@ class InferenceClient:
             raise to_defuse_error(error, self.url) from error
 
     def classifier(self, model: model_pb2.Model, *, version: int, model_id: str | None = None) -> "Classifier":
-        """Return a version of a model.
+        """Return a version of a model as a classifier.
 
-        `model_id` when it is served under another name.
+        `model_id` is the name under which it is served, by default the model's own.
         """
         return Classifier(self, model, version=version, model_id=model_id or names.last(model.name))
 
     def infer(self, request: Request, images: Any, write: Callable[[Any, Any], None]) -> "Future[Array]":
         """Send one request, whose input `write(images, input)` fills.
 
-        Waits while too many are in flight.
+        It waits while too many requests are in flight.
         """
         return self._in_flight.send(request, images, write)
 
@@ -148,7 +148,7 @@ def _close(in_flight: RequestsInFlight, client: Any) -> None:
 
 
 class Classifier:
-    """One version of a classifier: images in [0, 1] in, logits out."""
+    """One version of a classifier, from images in [0, 1] to logits."""
 
     served = True
 
@@ -159,11 +159,11 @@ class Classifier:
         self._client = client
 
     def submit(self, images: Any) -> "PendingLogits":
-        """Send images (n, c, h, w) in [0, 1].
+        """Send images (n, c, h, w) in [0, 1], and return pending logits.
 
-        They go in as many requests as the model's batch size needs. Images are a numpy array or an object with DLPack
-        support, such as a torch tensor on a CUDA device; they may be changed once this returns. Waits while too many
-        requests are in flight, from any caller.
+        They are sent in as many requests as the model's batch size needs. Images are a numpy array or an object with
+        DLPack support, such as a torch tensor on a CUDA device; they may be changed once this method returns. It waits
+        while too many requests are in flight, from any caller.
         """
         limit = self.model.fixed_batch_size or self.model.max_batch_size
         parts = [self._request(images[begin : begin + limit]) for begin in range(0, len(images), limit)]
@@ -174,7 +174,10 @@ class Classifier:
         return self.submit(images).result()
 
     def classify_stored(self, images: Array, *, batch_size: int = 256) -> Array:
-        """Return the logits (n, k) of stored images (n, h, w, c) uint8, sending a few batches ahead."""
+        """Return the logits (n, k) of stored images (n, h, w, c) uint8.
+
+        Batches are sent before the first answer is awaited.
+        """
         pending = [
             self.submit(as_floats(images[begin : begin + batch_size])) for begin in range(0, len(images), batch_size)
         ]
@@ -195,7 +198,7 @@ class Classifier:
         return self._client.infer(request, images, self._write), count
 
     def _write(self, images: Any, out: Any) -> None:
-        """Write the input.
+        """Write the input of a request.
 
         A fixed batch size is filled up with the last image.
         """
@@ -205,16 +208,16 @@ class Classifier:
 
 
 class PendingLogits:
-    """Requests under way."""
+    """The logits of requests under way."""
 
     def __init__(self, parts: "list[tuple[Future[Array], int]]", classifier: Classifier) -> None:
         self._parts = parts
         self._classifier = classifier  # keeps the client, whose deletion would end the requests
 
     def result(self) -> Array:
-        """Wait for all answers.
+        """Wait for all answers and return the logits (n, k).
 
-        Returns logits (n, k), or log-probabilities for a model with probabilities.
+        They are log-probabilities for a model that returns probabilities.
         """
         model = self._classifier.model
         outputs = np.concatenate([no_logits(model), *(future.result()[:count] for future, count in self._parts)])

@@ -1,6 +1,6 @@
-"""CUDA shared memory: decoded images never leave the device.
+"""CUDA shared memory, with which decoded images never leave the device.
 
-Answers are sent in the reply: a few numbers for each image are not worth a second region.
+Answers are sent in the reply, because a few numbers for each image are not worth a second region.
 """
 
 import os
@@ -25,7 +25,7 @@ _TRIAL = BufferSize(input_bytes=4096, output_bytes=0)
 class CudaSharedMemory:
     """The transport for a CUDA device that torch and Triton share.
 
-    Needs the package `cuda-python`.
+    It needs the package `cuda-python`.
     """
 
     name = CUDA_SHARED_MEMORY
@@ -87,7 +87,7 @@ class CudaRegion:
 
 
 class CudaMemory:
-    """One region, the input of a request."""
+    """A region that holds the input of a request."""
 
     def __init__(self, region: CudaRegion, buffer_size: BufferSize, regions: SharedMemoryRegions) -> None:
         self.buffer_size = buffer_size
@@ -97,7 +97,7 @@ class CudaMemory:
     def accept(self, images: Any) -> Any:
         """Return images as a torch tensor on the device.
 
-        Other libraries' images come through DLPack.
+        Images of other libraries are converted through DLPack.
         """
         import torch
         from torch.utils import dlpack

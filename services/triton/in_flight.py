@@ -1,7 +1,7 @@
 """Requests in flight.
 
-A fixed number of slots, each with memory that its requests reuse. The transport is the requested one, or the first that
-works; a transport that stops working is chosen again.
+There is a fixed number of slots, each with memory that its requests reuse. The transport is the requested one, or the
+first that works; it is chosen again when it stops working.
 """
 
 import queue
@@ -47,9 +47,9 @@ _BEST_FIRST = (CUDA_SHARED_MEMORY, SYSTEM_SHARED_MEMORY, GRPC)
 
 
 class TransportChoice:
-    """The transport in use.
+    """The choice of the transport.
 
-    Chosen at first use, and again when it stops working. Safe to use from several threads.
+    It is made at first use, and again when the transport stops working. It is safe to use from several threads.
     """
 
     def __init__(self, wanted: TransportSetting, client: Any, url: str, *, timeout_s: float) -> None:
@@ -69,7 +69,7 @@ class TransportChoice:
     def name(self) -> str:
         """Return the transport's name.
 
-        Raises Unavailable when Triton does not answer or refuses the requested one.
+        Raises Unavailable when Triton does not answer or refuses the requested transport.
         """
         return self._transport().name
 
@@ -111,7 +111,7 @@ class TransportChoice:
     def _drop(self, transport: Transport, refusal: TransportRefused) -> None:
         """Switch to the next transport.
 
-        Without one the refusal is raised, and the transport is tried again at the next use.
+        Raises Unavailable without a next one, and the transport is tried again at the next use.
         """
         if transport is not self._offers[0]:
             return  # another thread got the same refusal
@@ -137,7 +137,7 @@ class Slot:
         self._lock = threading.Lock()
 
     def swap(self, memory: Memory | None) -> Memory | None:
-        """Replace the memory, and return the previous one to one caller.
+        """Replace the memory, and return the previous one to one caller only.
 
         That caller may be `close`.
         """
@@ -161,7 +161,7 @@ class SentRequest:
 class RequestsInFlight:
     """Sends requests, a fixed number at a time.
 
-    Safe to use from several threads.
+    It is safe to use from several threads.
     """
 
     def __init__(self, client: Any, choice: TransportChoice, url: str, *, count: int, timeout_s: float) -> None:
@@ -177,9 +177,9 @@ class RequestsInFlight:
             self._free.put(slot)
 
     def send(self, request: Request, images: Any, write: Callable[[Any, Any], None]) -> "Future[Array]":
-        """Wait for a free slot, fill its memory by `write(images, input)`, send it.
+        """Wait for a free slot, fill its memory and send the request.
 
-        Returns the pending answer.
+        `write(images, input)` fills the memory. Returns the pending answer.
         """
         slot = self._take()
         try:
@@ -195,7 +195,7 @@ class RequestsInFlight:
         return sent.answer
 
     def close(self, grace_s: float) -> None:
-        """Release all memory, waiting at most `grace_s` for requests under way.
+        """Release all memory; wait at most `grace_s` seconds for requests under way.
 
         Later senders get an error.
         """
@@ -257,9 +257,9 @@ class RequestsInFlight:
             raise to_defuse_error(error, self._url) from error
 
     def _answered(self, sent: SentRequest, result: Any, error: InferenceServerException | None) -> None:
-        """Take an answer in a gRPC thread, which other answers need.
+        """Process an answer in a gRPC thread.
 
-        Anything that waits is left to another thread.
+        Other answers need the thread as well, so work that waits is done in another thread.
         """
         if error and is_unknown_region(error):
             again = threading.Thread(target=self._settle, args=[sent, self._send_again], daemon=True)
@@ -270,7 +270,7 @@ class RequestsInFlight:
             self._settle(sent, lambda _: sent.memory.read(sent.request, result))
 
     def _settle(self, sent: SentRequest, outcome: Callable[[SentRequest], Array | None]) -> None:
-        """Free the slot and settle the answer, given an outcome."""
+        """Set the answer to an outcome, and free the slot."""
         try:
             logits = outcome(sent)
         except Exception as error:  # noqa: BLE001  # whatever it is, somebody waits for it
@@ -289,7 +289,7 @@ class RequestsInFlight:
         raise to_defuse_error(error, self._url) from error
 
     def _send_again(self, sent: SentRequest) -> None:
-        """Send a request again, after Triton restarted and forgot its regions."""
+        """Send a request again, after a restarted Triton has lost its regions."""
         self._check_open()
         if not sent.resends:
             raise Unavailable(
@@ -304,6 +304,6 @@ class RequestsInFlight:
 
     @staticmethod
     def _replace_memory(sent: SentRequest, memory: Memory | None) -> None:
-        """Retire memory that Triton may still use for an abandoned request."""
+        """Replace memory that Triton may still use for an abandoned request."""
         if before := sent.slot.swap(memory):
             before.abandon()

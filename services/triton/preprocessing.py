@@ -1,4 +1,4 @@
-"""Value preprocessing: from stored pixels to a classifier's input.
+"""Value preprocessing, from stored pixels to a classifier's input.
 
 The owner of the classifier declares it.
 """
@@ -23,10 +23,10 @@ def input_shape(shape: tuple[int, ...], model: model_pb2.Model) -> tuple[int, ..
 
 
 def preprocess(images: Any, model: model_pb2.Model, *, out: Any = None) -> Any:
-    """Return the classifier's input for images (n, c, h, w).
+    """Return the classifier's input for images (n, c, h, w) in [0, 1].
 
-    Images are in [0, 1]; the model declares the map. Written to `out` when given. Works for numpy arrays and torch
-    tensors alike.
+    The model declares the map. The result is written to `out` when that is given. The function accepts numpy arrays and
+    torch tensors.
     """
     if out is None:
         out = np.empty(input_shape(images.shape, model), np.uint8 if model.input_datatype == "UINT8" else np.float32)
@@ -42,9 +42,9 @@ def preprocess(images: Any, model: model_pb2.Model, *, out: Any = None) -> Any:
 
 
 def undo_preprocessing(inputs: Array, model: model_pb2.Model) -> Array:
-    """Invert `preprocess`: return stored images (n, h, w, c) uint8.
+    """Return stored images (n, h, w, c) uint8, the inverse of `preprocess`.
 
-    They are right to the nearest byte.
+    They are correct to the nearest byte.
     """
     pixels = inputs.astype(np.float32)
     if _channels_last(model):
@@ -59,7 +59,7 @@ def undo_preprocessing(inputs: Array, model: model_pb2.Model) -> Array:
 def _normalise(pixels: Any, declared: model_pb2.Preprocessing) -> None:
     """Normalise pixels (n, c, h, w) in place.
 
-    From [0, 1] to the declared range, mean and standard deviation.
+    The map is from [0, 1] to the declared range, mean and standard deviation.
     """
     if declared.high - declared.low != 1:
         pixels *= declared.high - declared.low

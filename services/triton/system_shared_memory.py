@@ -1,8 +1,8 @@
-"""System shared memory.
+"""System shared memory: batches in files of /dev/shm, which Triton maps.
 
-Batches in files of /dev/shm, which a Triton on this host maps. The library's own `tritonclient.utils.shared_memory` is
-not used: it relies on `multiprocessing.shared_memory`, whose tracker process unlinks files that others still use, and
-which reserves nothing, so that a full /dev/shm is a SIGBUS.
+Triton must run on this host. The library's own `tritonclient.utils.shared_memory` is not used for two reasons: it
+relies on `multiprocessing.shared_memory`, whose tracker process unlinks files that others still use, and it reserves
+nothing, so that a full /dev/shm is a SIGBUS.
 """
 
 import fcntl
@@ -38,9 +38,9 @@ _STEPS_PER_DOUBLING_BITS = 3
 
 
 class SystemSharedMemory:
-    """Images are written where Triton reads them.
+    """The transport for a Triton on this host.
 
-    Answers are read where it writes them.
+    Images are written where Triton reads them, and answers are read where it writes them.
     """
 
     name = SYSTEM_SHARED_MEMORY
@@ -57,7 +57,7 @@ class SystemSharedMemory:
         )
 
     def probe(self) -> None:
-        """Register a small region; when that works, remove files of dead processes."""
+        """Register a small region; then remove the files of dead processes."""
         self.memory(_TRIAL).release()
         remove_orphans()
         with suppress(InferenceServerException):  # the next process tries again
@@ -91,7 +91,7 @@ class SystemSharedMemory:
     def _unregister_orphans(self) -> None:
         """Unregister regions without a file in the shared /dev/shm.
 
-        Other processes' regions always have one.
+        The regions of living processes always have one.
         """
         known = self._client.get_system_shared_memory_status(client_timeout=self._timeout_s).regions
         for name in known:
@@ -100,7 +100,7 @@ class SystemSharedMemory:
 
 
 class SystemMemory(HostMemory):
-    """One region: the input, then the output."""
+    """A region that holds the input of a request, then the output."""
 
     def __init__(self, file: "RegionFile", buffer_size: BufferSize, regions: SharedMemoryRegions) -> None:
         super().__init__(file.buffer, buffer_size)
@@ -133,7 +133,7 @@ class SystemMemory(HostMemory):
 class RegionFile:
     """A uniquely named file in /dev/shm, locked by its process.
 
-    Names are never reused: Triton remembers the closed descriptor of a key that it has mapped.
+    Names are never reused, because Triton remembers the closed descriptor of a key that it has mapped.
     """
 
     def __init__(self, size: int) -> None:
@@ -153,7 +153,7 @@ class RegionFile:
             raise
 
     def remove(self) -> None:
-        """Remove name and lock.
+        """Remove the file's name and lock.
 
         The mapping stays as long as an array refers to it.
         """
@@ -164,7 +164,8 @@ class RegionFile:
 def remove_orphans() -> None:
     """Remove the files of killed processes.
 
-    Found by lock rather than by the process id in the name: containers that share /dev/shm do not share process ids.
+    They are found by lock rather than by the process id in the name, because containers that share /dev/shm do not
+    share process ids.
     """
     names = []
     for path in DIRECTORY.glob(f"{OWN_REGION_PREFIX}*"):

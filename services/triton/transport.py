@@ -1,6 +1,6 @@
-"""How batches reach Triton.
+"""The transports that send batches to Triton.
 
-The transport interface, gRPC, registered shared memory, and Triton's errors.
+They are gRPC and registered shared memory. Triton's errors are mapped here as well.
 """
 
 import math
@@ -25,7 +25,7 @@ _NO_REGION = "Unable to find shared memory region"
 
 
 def is_away(error: InferenceServerException) -> bool:
-    """Return whether an error is not Triton's answer.
+    """Return whether an error comes from the connection instead of Triton.
 
     The request may be under way, or may never have arrived.
     """
@@ -38,7 +38,7 @@ def is_unknown_region(error: InferenceServerException) -> bool:
 
 
 def to_defuse_error(error: InferenceServerException, url: str) -> DefuseError:
-    """Return our error for a refusal of the Triton at `url`."""
+    """Return the DefuseError for an error of the Triton at `url`."""
     text = error.message()
     if is_away(error):
         return Unavailable(
@@ -62,13 +62,13 @@ CUDA_SHARED_MEMORY: Final = "cuda-shared-memory"
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
-    """Return numpy's type for Triton's name of it."""
+    """Return numpy's type for one of Triton's type names."""
     dtype: np.dtype[Any] = np.dtype(triton_to_np_dtype(datatype))
     return dtype
 
 
 class TransportRefused(Exception):
-    """A transport does not work here.
+    """Raised when a transport does not work here.
 
     The message has the reason and the remedy.
     """
@@ -76,7 +76,7 @@ class TransportRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class BufferSize:
-    """Bytes of input and output that a request needs."""
+    """The bytes of input and output that a request needs."""
 
     input_bytes: int
     output_bytes: int
@@ -85,7 +85,7 @@ class BufferSize:
         return self.input_bytes >= other.input_bytes and self.output_bytes >= other.output_bytes
 
     def joined(self, other: "BufferSize") -> "BufferSize":
-        """Return the size that holds either."""
+        """Return the size that holds both sizes."""
         return BufferSize(
             input_bytes=max(self.input_bytes, other.input_bytes),
             output_bytes=max(self.output_bytes, other.output_bytes),
@@ -118,7 +118,7 @@ class Request:
 
 
 class Memory(Protocol):
-    """Holds the images of one request, and possibly its answer."""
+    """Memory for the images of one request, and possibly its answer."""
 
     buffer_size: BufferSize
 
@@ -126,22 +126,25 @@ class Memory(Protocol):
         """Return images in a form that can be assigned to `input`."""
 
     def input(self, request: Request) -> Any:
-        """Return the request's input to be written.
+        """Return the request's input, to be written.
 
-        A numpy array or a torch tensor on the memory itself.
+        It is a numpy array or a torch tensor on the memory itself.
         """
 
     def bind(self, request: Request, tensor: Any, output: Any) -> None:
-        """Set the locations of images and answer on tritonclient's input and output."""
+        """Set the locations of images and answer in tritonclient's objects."""
 
     def read(self, request: Request, result: Any) -> Array:
         """Return the answer, which stays valid when the memory is reused."""
 
     def release(self) -> None:
-        """Release the memory; no request uses it."""
+        """Release the memory, which no request uses."""
 
     def abandon(self) -> None:
-        """Release the memory once Triton is done with an abandoned request."""
+        """Release the memory once Triton no longer uses it.
+
+        The request was abandoned, and Triton may still work on it.
+        """
 
 
 class Transport(Protocol):
@@ -151,13 +154,16 @@ class Transport(Protocol):
     def name(self) -> str: ...
 
     def probe(self) -> None:
-        """Raise TransportRefused when unusable, Unavailable while Triton is away."""
+        """Raise TransportRefused when the transport is unusable.
+
+        Raises Unavailable while Triton does not answer.
+        """
 
     def memory(self, buffer_size: BufferSize) -> Memory:
-        """Return memory for a request; raise as `try_out` does."""
+        """Return memory for a request; raise as `probe` does."""
 
     def close(self) -> None:
-        """Release abandoned memory that Triton is done with."""
+        """Release abandoned memory that Triton no longer uses."""
 
 
 class HostMemory:
@@ -168,9 +174,9 @@ class HostMemory:
         self._buffer = buffer
 
     def accept(self, images: Any) -> Array:
-        """Return images as an array.
+        """Return images as a numpy array.
 
-        Those on another device are copied through DLPack.
+        Images on another device are copied through DLPack.
         """
         if isinstance(images, np.ndarray):
             return images
@@ -184,7 +190,7 @@ class HostMemory:
 
 
 class PrivateMemory(HostMemory):
-    """Memory of this process, copied into each request."""
+    """Memory of this process, which is copied into each request."""
 
     def bind(self, request: Request, tensor: Any, _: Any) -> None:
         tensor.set_data_from_numpy(self.input(request))
@@ -194,24 +200,24 @@ class PrivateMemory(HostMemory):
         return array
 
     def release(self) -> None:
-        """Do nothing: the garbage collector frees it."""
+        """Do nothing, since the garbage collector frees the memory."""
 
     abandon = release
 
 
 class Grpc:
-    """Images travel in the request; works with any Triton."""
+    """The transport that sends images in the request, to any Triton."""
 
     name = GRPC
 
     def probe(self) -> None:
-        """Do nothing: it works if anything does."""
+        """Do nothing, since this transport works with any Triton."""
 
     def memory(self, buffer_size: BufferSize) -> PrivateMemory:
         return PrivateMemory(np.empty(buffer_size.input_bytes, np.uint8), buffer_size)
 
     def close(self) -> None:
-        """Do nothing: it holds nothing at Triton."""
+        """Do nothing, since this transport holds no memory at Triton."""
 
 
 # Prefix of the services' region names; the process id follows, which tells an operator the owner.
@@ -224,7 +230,7 @@ _POLL_S = 0.001
 class SharedMemoryRegions:
     """Registers and unregisters regions of one kind.
 
-    Safe to use from several threads.
+    It is safe to use from several threads.
     """
 
     def __init__(self, url: str, *, register: Callable[..., None], unregister: Callable[[str], None]) -> None:
@@ -237,7 +243,7 @@ class SharedMemoryRegions:
     def add(self, name: str, *details: Any) -> None:
         """Register a region.
 
-        Raises TransportRefused with Triton's message, or Unavailable while it does not answer.
+        Raises TransportRefused with Triton's message, or Unavailable while Triton does not answer.
         """
         self.remove_leaving()
         try:
@@ -263,7 +269,7 @@ class SharedMemoryRegions:
     def remove_leaving(self) -> bool:
         """Unregister the regions that Triton has released.
 
-        Returns whether it still uses some.
+        Returns whether Triton still uses some.
         """
         with suppress(IndexError):  # another thread may empty the deque
             for _ in range(len(self._leaving)):

@@ -63,14 +63,17 @@ class Client(AsyncClientMethods):
         return LatentSpace(self._connection, run_id)
 
     async def operation(self, name: str) -> "Operation":
-        """Return a long-running operation by its name, for instance `Run.operation` or `Correction.operation`."""
+        """Return a long-running operation by its name.
+
+        `Run.operation` and `Correction.operation` are such names.
+        """
         return Operation(self._connection, await execute_call(self._connection, runs.operation(name)))
 
     async def operations(self, run_id: str = "", *, model: str = "", done: bool | None = None) -> "list[Operation]":
-        """Return operations, newest first: of a run, a model or all runs.
+        """Return operations of a run, a model or all runs, newest first.
 
-        Operations of a run are its search and its corrections, those of a model its releases. `done` selects finished
-        or unfinished operations; None returns both.
+        The operations of a run are its search and its corrections, and those of a model its releases. `done` selects
+        finished or unfinished operations; None returns both.
         """
         statuses = await execute_call(self._connection, runs.operations(run_id, model=model, done=done))
         return [Operation(self._connection, status) for status in statuses]
@@ -85,8 +88,8 @@ class Client(AsyncClientMethods):
 class LatentSpace(AsyncLatentSpaceMethods):
     """The latent space of a run: its VAE as functions of arrays.
 
-    One call takes at most 1 MiB of images. Raises NotReady until the VAE is trained, InvalidInput for images or latents
-    of a wrong shape.
+    One call takes at most 1 MiB of images. Raises NotReady until the VAE is trained, and InvalidInput for images or
+    latents of a wrong shape.
     """
 
     def __init__(self, connection: "_Connection", run_id: str) -> None:
@@ -112,13 +115,13 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """Resource name, for instance `runs/{run}/operations/{operation}`."""
+        """Return the resource name, such as `runs/{run}/operations/{operation}`."""
         return self.status.name
 
     async def wait(
         self, *, timeout_s: float | None = None, on_progress: Callable[[OperationStatus], None] = lambda _: None
     ) -> OperationStatus:
-        """Wait for the end of the operation; return its status.
+        """Wait for the end of the operation and return its status.
 
         Raises DeadlineExceeded after `timeout_s` seconds; the operation continues.
         """
@@ -127,19 +130,25 @@ class Operation:
         return self.status
 
     async def cancel(self) -> None:
-        """Cancel the operation; no effect on a finished one.
+        """Cancel the operation; a finished one stays as it is.
 
         Raises NotReady for a release.
         """
         await execute_call(self._connection, runs.cancel_operation(self.name))
 
     async def delete(self) -> None:
-        """Delete the operation, but not its result. Raises NotReady before its end."""
+        """Delete the operation, but not its result.
+
+        Raises NotReady before its end.
+        """
         await execute_call(self._connection, runs.delete_operation(self.name))
 
 
 class _Connection:
-    """A gRPC connection to a gateway, the counterpart of `defuse.connection.Connection`."""
+    """A gRPC connection to a gateway for programs with an event loop.
+
+    It is the counterpart of `defuse.connection.Connection`.
+    """
 
     def __init__(self, address: str, *, timeout_s: float, token: str | None = None) -> None:
         self.address = address
@@ -187,7 +196,7 @@ class _Connection:
 
 
 async def execute_call(connection: _Connection, call: SansIoCall[T]) -> T:
-    """Execute a call step by step; return its value."""
+    """Execute a call step by step and return its value."""
     result: Any = None
     raised: BaseException | None = None
     while True:

@@ -47,14 +47,17 @@ class Client(ClientMethods):
         return LatentSpace(self._connection, run_id)
 
     def operation(self, name: str) -> "Operation":
-        """Return a long-running operation by its name, for instance `Run.operation` or `Correction.operation`."""
+        """Return a long-running operation by its name.
+
+        `Run.operation` and `Correction.operation` are such names.
+        """
         return Operation(self._connection, execute_call(self._connection, runs.operation(name)))
 
     def operations(self, run_id: str = "", *, model: str = "", done: bool | None = None) -> "list[Operation]":
-        """Return operations, newest first: of a run, a model or all runs.
+        """Return operations of a run, a model or all runs, newest first.
 
-        Operations of a run are its search and its corrections, those of a model its releases. `done` selects finished
-        or unfinished operations; None returns both.
+        The operations of a run are its search and its corrections, and those of a model its releases. `done` selects
+        finished or unfinished operations; None returns both.
         """
         statuses = execute_call(self._connection, runs.operations(run_id, model=model, done=done))
         return [Operation(self._connection, status) for status in statuses]
@@ -69,8 +72,8 @@ class Client(ClientMethods):
 class LatentSpace(LatentSpaceMethods):
     """The latent space of a run: its VAE as functions of arrays.
 
-    One call takes at most 1 MiB of images. Raises NotReady until the VAE is trained, InvalidInput for images or latents
-    of a wrong shape.
+    One call takes at most 1 MiB of images. Raises NotReady until the VAE is trained, and InvalidInput for images or
+    latents of a wrong shape.
     """
 
     def __init__(self, connection: Connection, run_id: str) -> None:
@@ -96,13 +99,13 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """Resource name, for instance `runs/{run}/operations/{operation}`."""
+        """Return the resource name, such as `runs/{run}/operations/{operation}`."""
         return self.status.name
 
     def wait(
         self, *, timeout_s: float | None = None, on_progress: Callable[[OperationStatus], None] = lambda _: None
     ) -> OperationStatus:
-        """Wait for the end of the operation; return its status.
+        """Wait for the end of the operation and return its status.
 
         Raises DeadlineExceeded after `timeout_s` seconds; the operation continues.
         """
@@ -111,19 +114,22 @@ class Operation:
         return self.status
 
     def cancel(self) -> None:
-        """Cancel the operation; no effect on a finished one.
+        """Cancel the operation; a finished one stays as it is.
 
         Raises NotReady for a release.
         """
         execute_call(self._connection, runs.cancel_operation(self.name))
 
     def delete(self) -> None:
-        """Delete the operation, but not its result. Raises NotReady before its end."""
+        """Delete the operation, but not its result.
+
+        Raises NotReady before its end.
+        """
         execute_call(self._connection, runs.delete_operation(self.name))
 
 
 def execute_call(connection: Connection, call: SansIoCall[T]) -> T:
-    """Execute a call step by step; return its value."""
+    """Execute a call step by step and return its value."""
     result: Any = None
     raised: BaseException | None = None
     while True:

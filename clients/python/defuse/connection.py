@@ -53,7 +53,7 @@ _RECONNECT_S = 1.0
 class Credentials:
     """The bearer token of a connection.
 
-    Without a `token` it is that of the environment; an empty one sends none.
+    By default the token comes from the environment. An empty `token` means that none is sent.
     """
 
     def __init__(self, token: str | None, address: str) -> None:
@@ -66,13 +66,16 @@ class Credentials:
     def user(self) -> str:
         """Return the user's name as the default actor of a call.
 
-        It is empty for callers with a token: the gateway knows them.
+        It is empty for callers with a token, whom the gateway knows.
         """
         return "" if self._token_metadata else getpass.getuser()
 
 
 def find_token() -> str:
-    """Return the token in `DEFUSE_TOKEN` or in the file `DEFUSE_TOKEN_FILE`, else nothing."""
+    """Return the token of the environment, or an empty string.
+
+    It is in `DEFUSE_TOKEN` or in the file `DEFUSE_TOKEN_FILE`. Raises InvalidInput for a file that cannot be read.
+    """
     if token := os.environ.get("DEFUSE_TOKEN"):
         return token
     file = os.environ.get("DEFUSE_TOKEN_FILE")
@@ -104,9 +107,10 @@ def token_metadata(token: str, address: str) -> list[tuple[str, str]]:
 
 
 def trace_metadata() -> list[tuple[str, str]]:
-    """Return the caller's OpenTelemetry trace context as metadata; nothing without tracing.
+    """Return the caller's OpenTelemetry trace context as metadata.
 
-    The package is looked up among the loaded modules: programs without tracing never import it.
+    The metadata is empty without tracing. The package is looked up among the loaded modules, so that programs without
+    tracing never import it.
     """
     propagate = sys.modules.get("opentelemetry.propagate")
     carrier: dict[str, str] = {}
@@ -118,7 +122,7 @@ def trace_metadata() -> list[tuple[str, str]]:
 def retry_service_config(*services: ServiceDescriptor) -> str:
     """Return a gRPC service config that retries idempotent unary methods.
 
-    The contract marks them by `idempotency_level`; google.longrunning.Operations is added.
+    The contract marks these methods by `idempotency_level`. Methods of google.longrunning.Operations are added.
     """
     methods = [
         {"service": service.full_name, "method": method.name}
@@ -207,7 +211,7 @@ def find_method(stubs: Sequence[Any], name: str) -> Any:
 
 
 def reconnect_delay_s(error: grpc.RpcError, address: str, method: str, *, timeout_s: float | None, end: float) -> float:
-    """Return the wait before a broken stream is requested again, in seconds.
+    """Return the seconds to wait before a broken stream is requested again.
 
     Raises DeadlineExceeded at `end` (monotonic time), and every error but Unavailable.
     """
@@ -223,7 +227,7 @@ def reconnect_delay_s(error: grpc.RpcError, address: str, method: str, *, timeou
 
 
 def find_gateway() -> str:
-    """Return the address in `DEFUSE_GATEWAY`, else that of the user's local stack.
+    """Return the address in `DEFUSE_GATEWAY`, or that of the local stack.
 
     Raises Unavailable if there is neither.
     """

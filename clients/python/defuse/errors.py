@@ -185,7 +185,7 @@ def _details(error: DefuseError) -> Iterator[Message]:
 def _truncate(text: str) -> str:
     """Truncate a text for the headers.
 
-    It travels up to three times, once percent-encoded: nine bytes for a character of three.
+    The text is sent up to three times, once percent-encoded: nine bytes for a character of three.
     """
     return text.encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")
 
@@ -219,7 +219,7 @@ def _is_absent(code: grpc.StatusCode, details: str) -> bool:
 
 
 def _detail(status: status_pb2.Status | None, kind: Any) -> Any:
-    """Return a status's detail of a kind; empty if it has none."""
+    """Return a status's detail of a kind, empty if it has none."""
     for detail in status.details if status else ():
         if detail.Unpack(kind):
             break

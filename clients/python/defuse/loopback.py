@@ -1,4 +1,4 @@
-"""Loopback addresses: unreachable from other hosts."""
+"""Loopback addresses, which other hosts cannot reach."""
 
 import ipaddress
 
@@ -6,7 +6,7 @@ import ipaddress
 def is_loopback(address: str) -> bool:
     """Return whether HOST or HOST:PORT is a loopback address.
 
-    Unix sockets are. Names other than localhost are not resolved and are not.
+    Unix sockets count as such. Names are not resolved, and only localhost counts.
     """
     if address.startswith("unix:"):
         return True

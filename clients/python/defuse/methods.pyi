@@ -65,7 +65,7 @@ class ClientMethods:
     def create_guard(self, run_id: str, *, false_alarm_rate: float = 0.0) -> Guard:
         """Make a guard from the labelled regions of a run.
 
-        Triton serves it beside the model. Every release makes a guard, too. `false_alarm_rate` bounds the share of
+        Triton serves it beside the model. Every release makes a guard as well. `false_alarm_rate` bounds the share of
         correctly classified images that the guard puts inside a region; 0 takes the default of 0.05.
         """
 
@@ -80,12 +80,15 @@ class ClientMethods:
     ) -> Dataset:
         """Create a data set from a directory, a file or a URL.
 
-        The source is a directory of class folders, an `.npz` file, or a URL that the services can read.
-        `seed` draws the splits that the source does not have. `on_progress` receives the bytes sent and the total bytes.
+        The source is a directory of class folders, an `.npz` file, or a URL that the services can read. `seed` draws the
+        splits that the source does not have. `on_progress` receives the bytes sent and the total bytes.
         """
 
     def create_run(self, run_id: str, *, model: str, dataset: str, **settings: Any) -> Run:
-        """Start a run. `settings` are the other fields of `defuse.calls.runs.RunSettings`."""
+        """Start a run.
+
+        `settings` are the other fields of `defuse.calls.runs.RunSettings`.
+        """
 
     def estimate_run(self, *, model: str, dataset: str, **settings: Any) -> CostEstimate:
         """Estimate the cost of a run without starting it.
@@ -119,15 +122,15 @@ class ClientMethods:
     def failures(self, run_id: str, *, resume_token: str = "", cancel_run: bool = False) -> Iterator[FailureBatch]:
         """Yield batches of failures while the search finds them.
 
-        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the
-        `resume_token` of a batch does the same in another process. With `cancel_run`, closing the iterator before its end
-        cancels the run.
+        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the `resume_token`
+        of a batch does the same in another process. With `cancel_run`, closing the iterator before its end cancels the run.
         """
 
     def advise_validity(self, run_id: str) -> ValidityAdvice:
-        """Return validity thresholds that would have excluded the regions annotated as invalid.
+        """Return validity thresholds that would have excluded the invalid regions.
 
-        `validity_from` of a new run applies them. Raises NotReady without an invalid and a labelled region.
+        These are the regions annotated as invalid. `validity_from` of a new run applies the thresholds. Raises NotReady
+        without an invalid and a labelled region.
         """
 
     def regions(self, run_id: str) -> list[Region]:
@@ -148,8 +151,8 @@ class ClientMethods:
     def export_regions(self, run_id: str, file: Path) -> Path:
         """Write the regions of a run to a safetensors file.
 
-        Arrays are named `{region}.{name}`, records are JSON metadata. The file has
-        neither annotations nor the parts of mixed regions. Returns its path.
+        Arrays are named `{region}.{name}`, records are JSON metadata. The file has neither annotations nor the parts of
+        mixed regions. Returns its path.
         """
 
     def annotate(
@@ -191,7 +194,7 @@ class ClientMethods:
         """Cancel a correction."""
 
     def judge(self, model_id: str, onnx: str | Path | bytes, *, dataset: str = "") -> GateVerdict:
-        """Ask the gate whether a file may replace the released version.
+        """Check with the gate whether a file may replace the released version.
 
         `dataset` is the id of the data set whose test split is evaluated, by default that of the model's newest run. A
         broken file fails the gate.
@@ -206,8 +209,8 @@ class ClientMethods:
         """Release the candidate of a correction as a new model version.
 
         Raises NotReady for a candidate that fails the gate, unless an `approver` overrides it with a `reason`. Both are
-        stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits
-        for it.
+        stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits for
+        it.
         """
 
     def rollback(self, model_id: str, *, reason: str = "", actor: str | None = None) -> Release:
@@ -235,8 +238,9 @@ class ClientMethods:
         Args:
             run_id: Id of the run.
             correction_id: Id of the correction.
-            mode: `canary`: the candidate responds, the released version takes over its errors. `shadow`: the released
-                version responds, the candidate's scores are only compared.
+            mode: `canary`: the candidate responds, and the released version replaces it on
+                errors. `shadow`: the released version responds, and the candidate's scores
+                are only compared.
             share: Share of the requests, in (0, 1].
             reason: Stored with the trial.
             actor: Stored with the trial; by default the user.
@@ -267,9 +271,9 @@ class ClientMethods:
         webhook_url: str = "",
         start_runs: bool = False,
     ) -> MonitorConfig:
-        """Replace the configuration of a model's monitor. For admins.
+        """Replace the configuration of a model's monitor.
 
-        Omitted settings take their defaults. Raises InvalidInput for values out of bounds.
+        The caller must be an admin. Omitted settings take their defaults. Raises InvalidInput for values out of bounds.
 
         Args:
             model_id: Id of the model.
@@ -297,21 +301,21 @@ class ClientMethods:
         """
 
     def attach_truth(self, model_id: str, truths: Mapping[str, str]) -> int:
-        """Attach ground truth to observations; return the number of known ids.
+        """Attach ground truth to observations, and return the number of known ids.
 
         `truths` maps observation ids to class names.
         """
 
     def delete_observations(self, model_id: str, ids: Sequence[str]) -> int:
-        """Delete observations; return the number of known ids.
+        """Delete observations, and return the number of known ids.
 
-        Everything derived from their images is deleted, too.
+        Everything derived from their images is deleted as well.
         """
 
     def audit_events(self, limit: int = 50) -> list[AuditEvent]:
-        """Return the latest `limit` audit events, newest first. For admins.
+        """Return the latest `limit` audit events, newest first.
 
-        An event is a call that changed something or tried to.
+        The caller must be an admin. An event is a call that changed something or tried to.
         """
 
 class AsyncClientMethods:
@@ -346,7 +350,7 @@ class AsyncClientMethods:
     async def create_guard(self, run_id: str, *, false_alarm_rate: float = 0.0) -> Guard:
         """Make a guard from the labelled regions of a run.
 
-        Triton serves it beside the model. Every release makes a guard, too. `false_alarm_rate` bounds the share of
+        Triton serves it beside the model. Every release makes a guard as well. `false_alarm_rate` bounds the share of
         correctly classified images that the guard puts inside a region; 0 takes the default of 0.05.
         """
 
@@ -361,12 +365,15 @@ class AsyncClientMethods:
     ) -> Dataset:
         """Create a data set from a directory, a file or a URL.
 
-        The source is a directory of class folders, an `.npz` file, or a URL that the services can read.
-        `seed` draws the splits that the source does not have. `on_progress` receives the bytes sent and the total bytes.
+        The source is a directory of class folders, an `.npz` file, or a URL that the services can read. `seed` draws the
+        splits that the source does not have. `on_progress` receives the bytes sent and the total bytes.
         """
 
     async def create_run(self, run_id: str, *, model: str, dataset: str, **settings: Any) -> Run:
-        """Start a run. `settings` are the other fields of `defuse.calls.runs.RunSettings`."""
+        """Start a run.
+
+        `settings` are the other fields of `defuse.calls.runs.RunSettings`.
+        """
 
     async def estimate_run(self, *, model: str, dataset: str, **settings: Any) -> CostEstimate:
         """Estimate the cost of a run without starting it.
@@ -402,15 +409,15 @@ class AsyncClientMethods:
     ) -> AsyncGenerator[FailureBatch]:
         """Yield batches of failures while the search finds them.
 
-        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the
-        `resume_token` of a batch does the same in another process. With `cancel_run`, closing the iterator before its end
-        cancels the run.
+        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the `resume_token`
+        of a batch does the same in another process. With `cancel_run`, closing the iterator before its end cancels the run.
         """
 
     async def advise_validity(self, run_id: str) -> ValidityAdvice:
-        """Return validity thresholds that would have excluded the regions annotated as invalid.
+        """Return validity thresholds that would have excluded the invalid regions.
 
-        `validity_from` of a new run applies them. Raises NotReady without an invalid and a labelled region.
+        These are the regions annotated as invalid. `validity_from` of a new run applies the thresholds. Raises NotReady
+        without an invalid and a labelled region.
         """
 
     async def regions(self, run_id: str) -> list[Region]:
@@ -433,8 +440,8 @@ class AsyncClientMethods:
     async def export_regions(self, run_id: str, file: Path) -> Path:
         """Write the regions of a run to a safetensors file.
 
-        Arrays are named `{region}.{name}`, records are JSON metadata. The file has
-        neither annotations nor the parts of mixed regions. Returns its path.
+        Arrays are named `{region}.{name}`, records are JSON metadata. The file has neither annotations nor the parts of
+        mixed regions. Returns its path.
         """
 
     async def annotate(
@@ -476,7 +483,7 @@ class AsyncClientMethods:
         """Cancel a correction."""
 
     async def judge(self, model_id: str, onnx: str | Path | bytes, *, dataset: str = "") -> GateVerdict:
-        """Ask the gate whether a file may replace the released version.
+        """Check with the gate whether a file may replace the released version.
 
         `dataset` is the id of the data set whose test split is evaluated, by default that of the model's newest run. A
         broken file fails the gate.
@@ -491,8 +498,8 @@ class AsyncClientMethods:
         """Release the candidate of a correction as a new model version.
 
         Raises NotReady for a candidate that fails the gate, unless an `approver` overrides it with a `reason`. Both are
-        stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits
-        for it.
+        stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits for
+        it.
         """
 
     async def rollback(self, model_id: str, *, reason: str = "", actor: str | None = None) -> Release:
@@ -520,8 +527,9 @@ class AsyncClientMethods:
         Args:
             run_id: Id of the run.
             correction_id: Id of the correction.
-            mode: `canary`: the candidate responds, the released version takes over its errors. `shadow`: the released
-                version responds, the candidate's scores are only compared.
+            mode: `canary`: the candidate responds, and the released version replaces it on
+                errors. `shadow`: the released version responds, and the candidate's scores
+                are only compared.
             share: Share of the requests, in (0, 1].
             reason: Stored with the trial.
             actor: Stored with the trial; by default the user.
@@ -552,9 +560,9 @@ class AsyncClientMethods:
         webhook_url: str = "",
         start_runs: bool = False,
     ) -> MonitorConfig:
-        """Replace the configuration of a model's monitor. For admins.
+        """Replace the configuration of a model's monitor.
 
-        Omitted settings take their defaults. Raises InvalidInput for values out of bounds.
+        The caller must be an admin. Omitted settings take their defaults. Raises InvalidInput for values out of bounds.
 
         Args:
             model_id: Id of the model.
@@ -582,21 +590,21 @@ class AsyncClientMethods:
         """
 
     async def attach_truth(self, model_id: str, truths: Mapping[str, str]) -> int:
-        """Attach ground truth to observations; return the number of known ids.
+        """Attach ground truth to observations, and return the number of known ids.
 
         `truths` maps observation ids to class names.
         """
 
     async def delete_observations(self, model_id: str, ids: Sequence[str]) -> int:
-        """Delete observations; return the number of known ids.
+        """Delete observations, and return the number of known ids.
 
-        Everything derived from their images is deleted, too.
+        Everything derived from their images is deleted as well.
         """
 
     async def audit_events(self, limit: int = 50) -> list[AuditEvent]:
-        """Return the latest `limit` audit events, newest first. For admins.
+        """Return the latest `limit` audit events, newest first.
 
-        An event is a call that changed something or tried to.
+        The caller must be an admin. An event is a call that changed something or tried to.
         """
 
 class LatentSpaceMethods:

@@ -1,4 +1,4 @@
-"""Resource names, for instance `models/{model}` and `runs/{run}/regions/{region}`."""
+"""Resource names, such as `models/{model}` and `runs/{run}/regions/{region}`."""
 
 import re
 
@@ -14,7 +14,7 @@ SEARCH = "search"
 def check_id(kind: str, value: str, *, field: str | None = None) -> str:
     """Return a valid id; raise InvalidInput for any other.
 
-    `field` is the field of the request with the id.
+    `field` is the field of the request that has the id.
     """
     if not _ID.fullmatch(value):
         raise InvalidInput(
@@ -112,9 +112,9 @@ def parent(name: str) -> str:
 
 
 def check(name: str, pattern: str, *, field: str | None = None) -> str:
-    """Return a name that matches a pattern, for instance `runs/*`.
+    """Return a name that matches a pattern, such as `runs/*`.
 
-    Raises InvalidInput for any other name. `field` is the field of the request with the name.
+    Raises InvalidInput for any other name. `field` is the field of the request that has the name.
     """
     parts, wanted = name.split("/"), pattern.split("/")
     if len(parts) != len(wanted) or any(w not in {"*", p} for p, w in zip(parts, wanted, strict=True)):

@@ -1,4 +1,4 @@
-"""HTML of values for notebooks: tables with pictures."""
+"""HTML representations of values for notebooks, as tables with pictures."""
 
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
@@ -108,7 +108,7 @@ def _annotation(region: Region) -> str:
 
 
 def _facts_table(title: str, facts: Mapping[str, Any]) -> str:
-    """Return a table of names and values; empty values are omitted."""
+    """Return a table of names and values, without empty values."""
     rows = "".join(
         f'<tr><th style="text-align: left">{escape(name)}</th>'
         f'<td style="text-align: left">{escape(str(value))}</td></tr>'
@@ -119,14 +119,14 @@ def _facts_table(title: str, facts: Mapping[str, Any]) -> str:
 
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Return a table of rows; nothing without rows."""
+    """Return a table of rows, or an empty string without rows."""
     body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
     titles = "".join(f"<th>{escape(name)}</th>" for name in columns)
     return f"<table><tr>{titles}</tr>{body}</table>" if body else ""
 
 
 def _image_row(title: str, images: Images) -> str:
-    """Return images (n, h, w, c) in a row; nothing without images."""
+    """Return images (n, h, w, c) in a row, or an empty string without images."""
     from defuse.pictures import data_uri  # hooks import this package, too, and need no Pillow
 
     tags = "".join(

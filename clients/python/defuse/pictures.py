@@ -19,7 +19,7 @@ _INK, _PAPER, _FAINT = (25, 25, 25), (255, 255, 255), (120, 120, 120)
 
 
 def to_image(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """Return pixels (h, w, c) with 1 or 3 channels as image."""
+    """Return pixels (h, w, c) with 1 or 3 channels as an image."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
@@ -32,9 +32,9 @@ def enlarge(pixels: npt.NDArray[np.uint8], side: int = _SIDE) -> Image.Image:
 
 
 def read_picture(path: Path, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Read an image file of a given shape (h, w, c).
+    """Return the pixels (h, w, c) uint8 of an image file.
 
-    Returns uint8. Raises InvalidInput for other files and other sizes.
+    Raises InvalidInput for other files, and for sizes other than `shape`.
     """
     try:
         with Image.open(path) as opened:
@@ -126,7 +126,7 @@ def _title_with_labels(title: str, near: Sequence[RealImage]) -> str:
 def _paste_row(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, title: str, images: Images | Sequence[Images]
 ) -> int:
-    """Paste a titled row of images; return the next row's top."""
+    """Paste a titled row of images, and return the next row's top."""
     draw.text((_GAP, top), title, _FAINT, font_size=11)
     for column, pixels in enumerate(images):
         sheet.paste(enlarge(pixels), (_GAP + column * (_SIDE + _GAP), top + _LINE - 2))

@@ -42,9 +42,9 @@ def write_report(client: Client, run_id: str, directory: Path) -> Path:
 
 
 def to_json(value: Any) -> Any:
-    """Return a value as JSON has it.
+    """Return a value in the types of JSON.
 
-    Dataclasses become objects, datetimes ISO 8601 texts, tuples lists. Metadata `json` of a field renames its key.
+    Dataclasses become objects, datetimes ISO 8601 texts, and tuples lists. A field's metadata `json` renames its key.
     """
     if is_dataclass(value):
         return {field.metadata.get("json", field.name): to_json(getattr(value, field.name)) for field in fields(value)}

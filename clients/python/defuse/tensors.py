@@ -15,7 +15,7 @@ def images_to_proto(images: npt.NDArray[np.uint8]) -> tensor_pb2.ImageTensor:
 
 
 def images_from_proto(message: tensor_pb2.ImageTensor) -> npt.NDArray[np.uint8]:
-    """Return images (n, h, w, c) uint8.
+    """Return the images (n, h, w, c) uint8 of a message.
 
     A message without a shape has no images. Raises InvalidInput if shape and bytes disagree.
     """
@@ -35,7 +35,7 @@ def floats_to_proto(values: npt.NDArray[np.floating]) -> tensor_pb2.FloatTensor:
 
 
 def floats_from_proto(message: tensor_pb2.FloatTensor) -> npt.NDArray[np.float32]:
-    """Return a writable array of float32.
+    """Return the float32 array of a message, writable.
 
     Raises InvalidInput if shape and bytes disagree.
     """

@@ -21,7 +21,7 @@ _VARIABLES = {
 class TlsFiles:
     """PEM files: certificate chain, private key, and trusted authorities.
 
-    Without `authority` the authorities of the system are trusted.
+    Without `authority` the system's authorities are trusted.
     """
 
     certificate: Path | None = None
@@ -30,12 +30,18 @@ class TlsFiles:
 
     @classmethod
     def of_environment(cls) -> Self:
-        """Return the files named by `DEFUSE_TLS_CERTIFICATE`, `DEFUSE_TLS_KEY` and `DEFUSE_TLS_AUTHORITY`."""
+        """Return the files that the environment names.
+
+        The variables are `DEFUSE_TLS_CERTIFICATE`, `DEFUSE_TLS_KEY` and `DEFUSE_TLS_AUTHORITY`.
+        """
         named = {part: os.environ.get(variable) for part, variable in _VARIABLES.items()}
         return cls(**{part: Path(path) for part, path in named.items() if path})
 
     def read(self, part: str) -> bytes | None:
-        """Return the content of a file. Raises InvalidInput if it is unreadable."""
+        """Return the content of a file, or None.
+
+        Raises InvalidInput if the file is unreadable.
+        """
         path: Path | None = getattr(self, part)
         try:
             return path.read_bytes() if path else None
@@ -43,12 +49,15 @@ class TlsFiles:
             raise InvalidInput(f"{_VARIABLES[part]}: {path} cannot be read ({error.strerror})") from error
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """Return the credentials of a channel. Raises InvalidInput for unreadable files."""
+        """Return the credentials of a channel.
+
+        Raises InvalidInput for unreadable files.
+        """
         return grpc.ssl_channel_credentials(self.read("authority"), self.read("key"), self.read("certificate"))
 
 
 def open_channel(api: Any, address: str, tls: TlsFiles, **options: Any) -> Any:
-    """Return a channel of `grpc` or `grpc.aio`, with TLS for `grpcs://` addresses."""
+    """Return a channel of `grpc` or `grpc.aio`, with TLS for `grpcs://`."""
     if is_secure(address):
         return api.secure_channel(target_of(address), tls.channel_credentials(), **options)
     return api.insecure_channel(address, **options)

@@ -1,1 +1,1 @@
-"""The gate: whether a candidate may replace the champion."""
+"""The gate, which decides whether a candidate may replace the champion."""

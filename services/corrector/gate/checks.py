@@ -1,9 +1,10 @@
-"""The checks of the gate.
+"""The checks of the gate: each compares a figure with a bound.
 
-Each has a figure, an interval, a bound, and a rule in words. There are two kinds of rule, for two kinds of evidence.
-The test split has enough images to prove that nothing is lost: a candidate must be non-inferior, and fails in doubt. A
-class or a region rarely has: there a candidate fails when it loses more than the margin and chance does not explain the
-loss, over all of them (Holm, Scandinavian Journal of Statistics 1979); the check states the smallest detectable loss.
+A check has an interval as well, and a rule in words. There are two kinds of rule for two kinds of evidence. The test
+split has enough images to prove that no accuracy is lost: a candidate must be non-inferior, and fails in doubt. A class
+or a region rarely has enough images. There, a candidate fails when it loses more than the margin and chance does not
+explain the loss, over all classes or regions (Holm, Scandinavian Journal of Statistics 1979). Such a check states the
+smallest detectable loss.
 """
 
 import math
@@ -40,9 +41,9 @@ _TEMPERATURES = (-4.0, 4.0)
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """A figure against a bound.
+    """The result of a check: a figure, its bound, and the outcome.
 
-    `trials` is the number of images or turns behind it.
+    `trials` is the number of images, or of pairs of requests, that the figure is computed from.
     """
 
     kind: Kind
@@ -56,7 +57,7 @@ class CheckResult:
 
 
 def file_check(fault: str) -> CheckResult:
-    """Check whether the candidate can be compared at all.
+    """Return the check of whether the candidate can be compared at all.
 
     `fault` is empty when it can.
     """
@@ -84,7 +85,7 @@ def accuracy_check(readings: PairedReadings, margin: float = TEST_MARGIN) -> Che
 def class_checks(readings: PairedReadings, labels: Array, classes: Sequence[str]) -> list[CheckResult]:
     """Check each class with test images for a loss.
 
-    Labels are class ids (n,).
+    `labels` are class ids (n,).
     """
     present = np.unique(labels).tolist()
     return _losses("class", {classes[label]: readings.take(labels == label) for label in present}, CLASS_MARGIN)
@@ -98,7 +99,7 @@ def region_checks(regions: Mapping[str, PairedReadings]) -> list[CheckResult]:
 def gain_check(readings: PairedReadings) -> CheckResult:
     """Check whether the corrected regions are classified better.
 
-    The images are held out, and had no part in the choice.
+    The images must have had no part in training and choice.
     """
     difference = readings.difference
     low, _ = difference.interval()
@@ -117,8 +118,8 @@ def gain_check(readings: PairedReadings) -> CheckResult:
 def calibration_check(before: Array, after: Array, labels: Array) -> CheckResult:
     """Check whether the candidate is more miscalibrated, beyond chance.
 
-    Log-probabilities (n, k) and labels (n,). The figure is the increase of the part of the mean log loss that one
-    temperature for all images would remove (Guo et al., ICML 2017); it does not depend on accuracy.
+    Inputs are log-probabilities (n, k) and labels (n,). The figure is the increase of the part of the mean log loss
+    that one temperature for all images would remove (Guo et al., ICML 2017). It does not depend on accuracy.
     """
     increase = _excess(after, labels) - _excess(before, labels)  # (n,)
     figure = float(increase.mean())
@@ -136,7 +137,7 @@ def calibration_check(before: Array, after: Array, labels: Array) -> CheckResult
 
 
 def parity_check(executions: str, batch_size: int, one: Array, other: Array) -> CheckResult:
-    """Check whether two executions of the candidate agree on a batch, (n, k) each."""
+    """Check whether two executions of the candidate agree on a batch (n, k)."""
     scale = max(1.0, float(np.abs(one).max(initial=0.0)))
     agrees = one.shape == other.shape and bool(np.isfinite(one).all() and np.isfinite(other).all())
     figure = float(np.abs(one - other).max(initial=0.0)) / scale if agrees else 1.0
@@ -152,10 +153,10 @@ def parity_check(executions: str, batch_size: int, one: Array, other: Array) -> 
 
 
 def latency_check(batch_size: int, before: Array, after: Array) -> CheckResult:
-    """Check whether requests take longer.
+    """Check whether requests take longer than with the base version.
 
-    Seconds (n,) of n alternating requests to each version. The figure is the median ratio of neighbouring requests,
-    with the exact interval of a median: a slow phase of the machine slows both.
+    Inputs are the seconds (n,) of n alternating requests to each version. The figure is the median ratio of
+    neighbouring requests, with the exact interval of a median: a slow phase of the machine slows both versions.
     """
     ratios = np.sort(after / before)
     rank = int(binom.ppf((1 - CONFIDENCE) / 2, len(ratios), 0.5))
@@ -207,7 +208,7 @@ def _change(
 def _holm(p_values: Sequence[float]) -> list[bool]:
     """Return which hypotheses are rejected (Holm 1979).
 
-    The probability of any false rejection is bounded.
+    The method bounds the probability of any false rejection.
     """
     rejected = [False] * len(p_values)
     for rank, position in enumerate(np.argsort(p_values, kind="stable")):
@@ -218,9 +219,9 @@ def _holm(p_values: Sequence[float]) -> list[bool]:
 
 
 def _least_shown(trials: int, hypotheses: int) -> float:
-    """Return the smallest loss that would be detected without any gain.
+    """Return the smallest loss that would be detected when nothing is gained.
 
-    As many images as a sign test needs.
+    It is the number of images that a sign test needs, as a share of the trials.
     """
     return min(1.0, math.ceil(math.log2(hypotheses / _FALSE_ALARMS)) / trials) if trials else 1.0
 

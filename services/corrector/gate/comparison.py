@@ -1,4 +1,4 @@
-"""A candidate compared with the champion, and the regression bank."""
+"""The comparison of a candidate with the champion, and the regression bank."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,9 +35,9 @@ _STREAM = 0x42414E4B
 
 
 class RegressionBank:
-    """The regression bank.
+    """The regression bank: the labelled regions of all runs of a model.
 
-    The labelled regions of all runs of a model, each a test that the model must keep.
+    A candidate must not lose accuracy on any of them.
     """
 
     def __init__(self, store: ArtifactStore, model: model_pb2.Model) -> None:
@@ -46,7 +46,10 @@ class RegressionBank:
         self._model = model
 
     def regions(self) -> Mapping[str, str]:
-        """Return the label of each region by `runs/{run}/regions/{region}`, by present annotations."""
+        """Return the present label of each annotated region, by region name.
+
+        The names are `runs/{run}/regions/{region}`.
+        """
         return {
             region.name: region.annotation.label
             for run in self._catalog.runs_of(self._model.name)
@@ -57,9 +60,9 @@ class RegressionBank:
     def images(self, region_name: str, label: str) -> Array:
         """Return the images (n, h, w, c) uint8 of a region.
 
-        Always the same ones, even after its run is deleted. Held-out failures come first, then fresh draws from its
-        Gaussian that carry the label: no correction was trained on either. Fewer than `IMAGES` when few draws carry the
-        label; none is repeated.
+        They are always the same, even after the region's run is deleted. Held-out failures come first, then fresh draws
+        from the region's Gaussian that carry the label: no correction was trained on either. No image is repeated, so
+        there are fewer than `IMAGES` when few draws carry the label.
         """
         key = keys.regression_images(self._model.name, region_name, label)
         if not self._store.exists(key):
@@ -86,7 +89,7 @@ class RegressionBank:
 
 
 class Version(Protocol):
-    """A version of a classifier: images in, logits out."""
+    """A version of a classifier, which maps images to logits."""
 
     model: model_pb2.Model
     # Whether Triton serves it.
@@ -100,9 +103,9 @@ class Version(Protocol):
 
 
 class FaultReportingVersion:
-    """A candidate whose errors are its own fault.
+    """A candidate whose errors count as its own faults.
 
-    InvalidInput, unless Triton is away.
+    They are raised as InvalidInput, except when Triton is unavailable or too slow.
     """
 
     def __init__(self, version: Version) -> None:
@@ -128,9 +131,9 @@ class FaultReportingVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedCandidate:
-    """A candidate, and its name and version in Triton.
+    """A candidate with its name and version in Triton.
 
-    No name when it runs in this process.
+    The name is empty when the candidate runs in this process.
     """
 
     name: str
@@ -147,8 +150,8 @@ _WARM_UP = 3
 def measure_latency(before: Version, after: Version, images: Array) -> tuple[Array, Array]:
     """Return the seconds (n,) that a request takes with each version.
 
-    The versions alternate in n turns. Images (m, c, h, w) in [0, 1] are one request. The order changes from turn to
-    turn.
+    The versions alternate in n turns, and the order changes from turn to turn. A request has all images (m, c, h, w) in
+    [0, 1].
     """
     versions = (before, after)
     for version in versions * _WARM_UP:
@@ -195,7 +198,7 @@ class Comparison:
 
     @property
     def test(self) -> PairedReadings:
-        """Correctness of both versions on the test split."""
+        """Return the correctness of both versions on the test split."""
         before, after = (answers.argmax(axis=1) == self._labels for answers in self._answers)
         return PairedReadings(before=before, after=after)
 
@@ -220,7 +223,7 @@ class Comparison:
     ) -> Iterator[CheckResult]:
         """Yield every check of a candidate with this ONNX file.
 
-        `gain` when it corrects regions.
+        `gain` has the readings on the corrected regions, or is None for a file that corrects none.
         """
         yield checks.accuracy_check(self.test)
         yield from checks.class_checks(self.test, self._labels, self.model.classes)
@@ -260,9 +263,9 @@ class Comparison:
         yield from map(self._latency, sorted({sizes[0], sizes[-1]}))
 
     def _latency(self, size: int) -> CheckResult:
-        """Measure until a series passes, three at most.
+        """Measure the latency in up to three series, until one passes.
 
-        Load slows a version in one series; a slower file is slower in all of them.
+        Other load slows a version in one series, but a slower file is slower in all of them.
         """
         images = self._request(size)
         for _ in range(_LATENCY_SERIES):
@@ -283,7 +286,7 @@ class Comparison:
 def _in_small_requests(ask: Callable[[Array], Array], images: Array) -> Array:
     """Return the logits (n, k) of images, classified in small requests.
 
-    n may be 0; other requests pass in between.
+    Other callers' requests can run in between. n may be 0.
     """
     return np.concatenate([ask(images[begin : begin + _FEW]) for begin in range(0, max(1, len(images)), _FEW)])
 
@@ -291,7 +294,7 @@ def _in_small_requests(ask: Callable[[Array], Array], images: Array) -> Array:
 def _network(file: bytes) -> OnnxModule | None:
     """Return the candidate's graph in torch.
 
-    None when it has an unsupported operator.
+    Returns None for a graph with an unsupported operator.
     """
     try:
         return OnnxModule(onnx.load_model_from_string(file)).eval()
@@ -302,7 +305,7 @@ def _network(file: bytes) -> OnnxModule | None:
 def _torch_outputs(network: OnnxModule | None, inputs: Array) -> Array | None:
     """Return the outputs (n, k) of a graph in torch.
 
-    None when it cannot run there.
+    Returns None when the graph is missing or cannot run.
     """
     if network is None:
         return None

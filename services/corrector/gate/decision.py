@@ -1,4 +1,4 @@
-"""The decision of the gate: candidates are checked, and verdicts are stored."""
+"""The decision of the gate, which checks candidates and stores verdicts."""
 
 import hashlib
 import time
@@ -35,7 +35,7 @@ class _Subject:
 
 
 class Gate:
-    """Judges candidates against the champion."""
+    """Decides whether candidates may replace the champion."""
 
     def __init__(self, store: ArtifactStore, releases: AnyReleases) -> None:
         self._store = store
@@ -43,11 +43,11 @@ class Gate:
         self._releases = releases
 
     def judge_file(self, model_name: str, digest: str, dataset: str = "") -> gate_pb2.GateVerdict:
-        """Judge an uploaded file as a replacement of the champion.
+        """Check an uploaded file as a replacement of the champion.
 
-        The file is served under a temporary name. `dataset` has the test split; by default that of the model's newest
-        run. Raises NotFound for an unknown model, file or data set, InvalidInput for a data set of other images or
-        classes, NotReady when there is no data set.
+        The file is served under a temporary name. `dataset` provides the test split; the default is that of the model's
+        newest run. Raises NotFound for an unknown model, file or data set, InvalidInput for a data set of other images
+        or classes, and NotReady when there is no data set.
         """
         model = self._catalog.model(model_name)
         if not self._store.exists(keys.file(digest)):
@@ -59,7 +59,7 @@ class Gate:
         return self._judged(subject, self._catalog.split(dataset, "test", model))
 
     def judge_correction(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict:
-        """Judge the candidate of a finished correction, by what is known now."""
+        """Check the candidate of a finished correction, with present annotations."""
         correction_data = CorrectionData(self._store, correction)
         file = self._store.read_bytes(keys.corrected_file(correction.name))
         return self._judged(_subject(correction_data, file), correction_data.test, correction_data)
@@ -67,10 +67,11 @@ class Gate:
     def require_passed(
         self, correction: correction_pb2.Correction, *, approver: str = "", reason: str = ""
     ) -> gate_pb2.GateVerdict:
-        """Return the verdict with which a correction may answer callers.
+        """Return the verdict that allows a correction to answer callers.
 
-        Raises NotReady when it may not. The newest verdict that covers everything known now, or a new one. A failed
-        verdict needs an approver and a reason.
+        The newest verdict is reused when it compares with the present champion on all labelled regions; otherwise the
+        candidate is checked again. A failed verdict is enough with an approver and a reason. Raises NotReady without
+        them.
         """
         verdict = self._newest(correction) or self.judge_correction(correction)
         if not verdict.passed and not (approver and reason):
@@ -85,14 +86,17 @@ class Gate:
     def verdict_on(
         self, comparison: Comparison, file: bytes, correction_data: CorrectionData, report_progress: ReportProgress
     ) -> gate_pb2.GateVerdict:
-        """Judge a correction's candidate that is already served and compared."""
+        """Check a correction's candidate that is already served and compared."""
         bank = RegressionBank(self._store, comparison.model)
         gain = self._gain(comparison, correction_data)
         found = [checks.file_check(""), *comparison.checks(bank, file, gain=gain, report_progress=report_progress)]
         return self._decide_and_store(_subject(correction_data, file), found, bank.regions())
 
     def _newest(self, correction: correction_pb2.Correction) -> gate_pb2.GateVerdict | None:
-        """Return the newest verdict against the champion on all labelled regions."""
+        """Return the correction's newest verdict when it is current, else None.
+
+        A current verdict compares with the present champion, on all labelled regions.
+        """
         model = self._catalog.model(correction.model)
         bank = RegressionBank(self._store, model).regions()
         for key in reversed(self._store.keys(f"{model.name}/verdicts")):
@@ -103,9 +107,9 @@ class Gate:
         return None
 
     def _gain(self, comparison: Comparison, correction_data: CorrectionData) -> PairedReadings:
-        """Return the correctness on the corrected regions.
+        """Return both versions' correctness on images of the corrected regions.
 
-        Held-out images, or the bank's when there are none.
+        The images are held out. The bank's images of these regions are used when none are held out.
         """
         if len((held_out := join_readings([read for _, read in region_readings(comparison, correction_data)])).before):
             return held_out
@@ -120,9 +124,9 @@ class Gate:
     def _judged(
         self, subject: _Subject, test: LabelledImages, correction_data: CorrectionData | None = None
     ) -> gate_pb2.GateVerdict:
-        """Serve the file under a temporary name and run all checks.
+        """Run all checks on a file and store the verdict.
 
-        A file that cannot be run fails.
+        The file is served under a temporary name. A file that cannot be run fails.
         """
         model, bank = subject.model, RegressionBank(self._store, subject.model)
         try:
@@ -170,9 +174,9 @@ class Gate:
 def region_readings(
     comparison: Comparison, correction_data: CorrectionData
 ) -> list[tuple[HeldOutRegion, PairedReadings]]:
-    """Return both versions' correctness on each corrected region's held-out images.
+    """Return both versions' correctness on each corrected region.
 
-    Images that decided are left out.
+    The images are held out. Those that took part in the choice are left out.
     """
     return [
         (region, comparison.region(correction_data.decoded(region.latent), region.label_id))
@@ -188,7 +192,7 @@ def join_readings(readings: Sequence[PairedReadings]) -> PairedReadings:
 
 
 def describe_check(check: gate_pb2.Check) -> str:
-    """Return the finding of a check in a few words."""
+    """Return the kind, subject, figure and rule of a check as text."""
     kind = gate_pb2.Check.Kind.Name(check.kind).removeprefix("KIND_").lower().replace("_", " ")
     if check.kind == gate_pb2.Check.KIND_FILE:
         return f"{kind}: {check.rule}"
@@ -197,7 +201,7 @@ def describe_check(check: gate_pb2.Check) -> str:
 
 
 def _subject(correction_data: CorrectionData, file: bytes) -> _Subject:
-    """Return a correction's candidate, to be compared with its base version."""
+    """Return a correction's candidate, for comparison with its base version."""
     return _Subject(
         model=correction_data.model,
         file=file,

@@ -1,1 +1,1 @@
-"""The guard: a model that tells the known region of live images."""
+"""The guard, a model that recognises live images of known regions."""

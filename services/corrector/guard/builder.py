@@ -1,6 +1,6 @@
-"""Guards of the labelled regions of a run.
+"""Guards for the labelled regions of a run.
 
-Built, calibrated on real images, measured and served.
+A guard is built, calibrated on real images, measured and served.
 """
 
 import math
@@ -67,7 +67,8 @@ class GuardBuilder:
     def build(self, false_alarm_rate: float = FALSE_ALARM_RATE) -> BuiltGuard:
         """Build the guard of the regions that have a label now.
 
-        Raises NotReady when there are none, or too few images for calibration; InvalidInput for a rate outside (0, 1).
+        Raises NotReady when there are none, or too few images for calibration, and InvalidInput for a rate outside (0,
+        1).
         """
         if not 0 < false_alarm_rate < 1:
             raise InvalidInput(
@@ -126,9 +127,9 @@ class GuardBuilder:
         )
 
     def _encoded(self, region: correction_pb2.LabelledRegion, arrays: dict[str, Array]) -> Array:
-        """Return posterior means (n, d) of a region's images.
+        """Return the posterior means (n, d) of a region's images.
 
-        They differ from the latents behind the images: decoding and encoding draws them together.
+        They differ from the latents behind the images, because decoding and encoding moves them closer together.
         """
         config, label = self._run.config, self._class_id(region.label)
         data = RegionData(latent=arrays["latent"], mean=arrays["mean"], covariance=arrays["covariance"], label=label)
@@ -146,9 +147,9 @@ class GuardBuilder:
         return as_floats(as_stored(read_decoder(self._store, self._run.config)(latent)))
 
     def _clean_held_out(self) -> Array:
-        """Return correctly classified images that no region was fitted around.
+        """Return correctly classified images that no region was fitted to.
 
-        Searched images (n, h, w, c).
+        They are searched images (n, h, w, c).
         """
         sources = self._store.read_arrays(keys.sources(self._run.name))
         held_out = self._few(sources["index"][sources["held_out"] == 1])
@@ -159,7 +160,7 @@ class GuardBuilder:
     def _measure(self, record: guard_pb2.Guard, inside: Callable[[Array], Array]) -> None:
         """Write a guard's measured rates into its record.
 
-        `inside` tests images (n, c, h, w) in [0, 1], (n,) bool.
+        `inside` tests images (n, c, h, w) in [0, 1] and returns (n,) bool.
         """
         split = self._split("test")
         rows = self._few(np.arange(len(split.labels)))
@@ -174,7 +175,10 @@ class GuardBuilder:
         record.recall.CopyFrom(_share(inside(self._pictures(held_out)) if len(held_out) else held_out))
 
     def _risk(self, file: bytes) -> Callable[[Array], Array]:
-        """Return a guard as a function: images (n, c, h, w) in [0, 1] to risks (n,)."""
+        """Return a function that computes a guard's risks (n,).
+
+        It takes images (n, c, h, w) in [0, 1].
+        """
         run, position = onnx_function(file), OUTPUTS.index(RISK)
         fixed = self.model.fixed_batch_size
 
@@ -203,9 +207,9 @@ class GuardBuilder:
 def conformal_threshold(risk: Array, false_alarm_rate: float) -> float:
     """Return a threshold that new images exceed with a bounded probability.
 
-    The new images are like those of the given risks (n,). Split conformal prediction (Vovk, Gammerman and Shafer,
-    2005): the ceil((1 - rate) (n + 1))-th smallest risk, rounded up to the next float, since the threshold itself
-    counts as inside. Raises NotReady for too few images.
+    It is the ceil((1 - rate) (n + 1))-th smallest of the given risks (n,), by split conformal prediction (Vovk,
+    Gammerman and Shafer, 2005). The bound holds for new images that are distributed like the given ones. The threshold
+    is rounded up to the next float, since the threshold itself counts as inside. Raises NotReady for too few images.
     """
     rank = math.ceil((1 - false_alarm_rate) * (len(risk) + 1))
     if rank > len(risk):
@@ -223,7 +227,7 @@ def _share(found: Array) -> tensor_pb2.Estimate:
 
 
 class GuardIssuer:
-    """Builds guards and has them served."""
+    """Builds guards and makes Triton serve them."""
 
     def __init__(self, store: ArtifactStore, releases: AnyReleases) -> None:
         self._store = store
@@ -231,7 +235,7 @@ class GuardIssuer:
         self._releases = releases
 
     def requested(self, request: corrector_service_pb2.IssueGuardRequest) -> guard_pb2.Guard:
-        """Return the guard of a request; built on the first call."""
+        """Return the guard of a request, which the first call builds."""
         model = self._catalog.run(request.run).config.model
         for guard in self._catalog.guards(model) if request.request_id else ():
             if guard.request_id == request.request_id:
@@ -239,9 +243,9 @@ class GuardIssuer:
         return self.issue(request.run, request.false_alarm_rate, request_id=request.request_id)
 
     def issue(self, run_name: str, false_alarm_rate: float = 0.0, *, request_id: str = "") -> guard_pb2.Guard:
-        """Build a guard of a run's labelled regions and serve it.
+        """Build a guard for a run's labelled regions and serve it.
 
-        A rate of 0 takes the default. Raises as `GuardBuilder.build` does, NotFound for an unknown run.
+        A rate of 0 takes the default. Raises NotFound for an unknown run, and otherwise as `GuardBuilder.build` does.
         """
         builder = GuardBuilder(self._store, self._catalog.run(run_name))
         built, model = builder.build(false_alarm_rate or FALSE_ALARM_RATE), builder.model
@@ -258,7 +262,7 @@ class GuardIssuer:
     def renew(self, run_name: str, release: release_pb2.Release) -> None:
         """Build the guard of a release, once.
 
-        Its failure does not fail the release.
+        A failure is logged and does not fail the release.
         """
         guards, since = self._catalog.guards(release.model), release.create_time.ToNanoseconds()
         if any(guard.run == run_name and guard.create_time.ToNanoseconds() >= since for guard in guards):

@@ -1,7 +1,8 @@
 """The guard as one ONNX graph.
 
-Classifier input -> encoder -> region, risk, inside or not. The graph is written around the encoder's own graph at its
-own opset, since any exporter may have made it: every operator used here has the same meaning from opset 13 on.
+The graph maps the classifier's input through the encoder to region, risk, and whether the image is inside the region.
+It is written around the encoder's own graph at that graph's opset, since any exporter may have made it: every operator
+used here has the same meaning from opset 13 on.
 """
 
 from collections.abc import Sequence
@@ -23,9 +24,9 @@ _LEAST_VARIANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMixtures:
-    """Gaussians over points x (n, d).
+    """K Gaussians over points x (n, d).
 
-    K weights, means, and inverses of the covariances' lower Cholesky factors.
+    They have weights, means, and inverses of the covariances' lower Cholesky factors.
     """
 
     log_weight: Array  # (k,)
@@ -36,8 +37,8 @@ class GaussianMixtures:
     def of(cls, parts: Sequence[Array], weights: Sequence[float]) -> Self:
         """Fit one Gaussian to each of k non-empty sets of points (n, d).
 
-        The covariance of a set is shrunk towards the pooled one, which counts as d points: the posterior mean under the
-        Wishart prior of the distiller's mixture.
+        The covariance of a set is shrunk towards the pooled one, which counts as d points: it is the posterior mean
+        under the Wishart prior of the distiller's mixture.
         """
         pooled = _pooled(parts)
         covariances = [shrunk_covariance(_scatter(x), len(x), pooled) for x in parts]
@@ -49,7 +50,10 @@ class GaussianMixtures:
 
     @property
     def log_scale(self) -> Array:
-        """Log of weight times density at the mean, without `(2 pi)^(-d/2)`, (k,)."""
+        """Return the log of weight times density at the mean, (k,).
+
+        The factor `(2 pi)^(-d/2)` is left out.
+        """
         return np.asarray(self.log_weight + np.log(np.diagonal(self.whitening, axis1=1, axis2=2)).sum(axis=1))
 
 
@@ -79,7 +83,7 @@ _ENCODER = "encoder_"
 
 @dataclass(frozen=True, kw_only=True)
 class GuardMixtures:
-    """The latent mixtures behind a guard, and typicality.
+    """The latent mixtures and the typicality table of a guard.
 
     Latents are in units of `scale`.
     """
@@ -136,20 +140,20 @@ def _encoder(file: bytes) -> onnx.ModelProto:
 
 @dataclass(kw_only=True)
 class _Writer:
-    """Collects nodes and constants, named by number."""
+    """Collects nodes and constants of a graph, named by number."""
 
     prefix: str = "pixels_"
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
 
     def add(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Add a node with one output; return the output's name."""
+        """Add a node with one output, and return the output's name."""
         output = name or f"{self.prefix}{operator.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=f"make_{output}", **attributes))
         return output
 
     def constant(self, value: Array) -> str:
-        """Add a tensor; return its name."""
+        """Add a tensor and return its name."""
         name = f"{self.prefix}constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
@@ -177,7 +181,10 @@ def _channels_first(model: model_pb2.Model) -> bool:
 
 
 def _pixels(write: _Writer, model: model_pb2.Model) -> str:
-    """Invert the preprocessing: classifier input to images (n, c, h, w) in [0, 1]."""
+    """Write the inverse of the preprocessing, and return its output's name.
+
+    It maps the classifier's input to images (n, c, h, w) in [0, 1].
+    """
     declared = model.preprocessing
     pixels = write.add("Cast", model.input_name, to=TensorProto.FLOAT)
     if not _channels_first(model):
@@ -195,7 +202,7 @@ def _per_channel(values: Sequence[float]) -> Array:
 
 
 def _head(write: _Writer, mu: str, known: GuardMixtures, threshold: float) -> None:
-    """Write the graph behind the encoder, from posterior means (n, d) to the outputs."""
+    """Write the part behind the encoder, from posterior means (n, d) to outputs."""
     # Relative to a point amid the real images: far from the origin, float32 cannot resolve distances.
     centre = np.exp(known.real.log_weight) @ known.real.mean
     x = write.add("Div", mu, write.constant(known.scale.astype(np.float32)))
@@ -216,9 +223,10 @@ def _head(write: _Writer, mu: str, known: GuardMixtures, threshold: float) -> No
 
 
 def _log_density(write: _Writer, x: str, mixture: GaussianMixtures, centre: Array) -> tuple[str, str]:
-    """Write the log density (n, 1) of points, and the likeliest component.
+    """Write the log density (n, 1) of points, and the likeliest component (n, 1).
 
-    Points x (n, d) are relative to a centre; `(2 pi)^(-d/2)` is left out; the component is (n, 1).
+    Points x (n, d) are relative to a centre, and the factor `(2 pi)^(-d/2)` is left out. Returns the names of both
+    outputs.
     """
     components, dim = mixture.mean.shape
     towards = mixture.whitening.transpose(2, 0, 1).reshape(dim, components * dim)

@@ -1,4 +1,4 @@
-"""A Dirichlet-process mixture by variational Bayes.
+"""A Dirichlet-process mixture, fitted by variational Bayes.
 
 An iteration is two matrix products, for any number of points.
 """

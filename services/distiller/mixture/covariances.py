@@ -1,8 +1,8 @@
 """The four covariance types of a component.
 
-The features of a point that each needs, and what follows from their sums. A component is determined by
-responsibility-weighted sums over points of a feature row: 1, x, and the products that the covariance needs. The log
-density of a point is linear in the same features, so an iteration is two matrix products for every type.
+Each type defines the features of a point that it needs, and the moments that follow from their sums. A component is
+determined by responsibility-weighted sums over points of a feature row: 1, x, and the products that the covariance
+needs. The log density of a point is linear in the same features, so an iteration is two matrix products for every type.
 """
 
 import math
@@ -27,10 +27,10 @@ class Moments:
 
 
 class Shape(Protocol):
-    """One covariance type in d dimensions."""
+    """The interface of a covariance type in d dimensions."""
 
     def width(self) -> int:
-        """Number of features of a point."""
+        """Return the number f of features of a point."""
 
     def features(self, x: Tensor) -> Tensor:
         """Return features (n, f) of points x (n, d)."""
@@ -38,7 +38,7 @@ class Shape(Protocol):
     def moments(self, sums: Tensor, scatter: Tensor, count: Tensor, /) -> Moments:
         """Return moments from sums of features (K, f) and counts (K,).
 
-        Tied covariances also need the scatter of all points (d, d).
+        A tied covariance also needs the scatter (d, d) of all points.
         """
 
     def expand(self, covariance: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Shape(Protocol):
     def precision_root(self, covariance: Tensor) -> Tensor:
         """Return the root U of the precision, in the covariance's shape.
 
-        U U^T = covariance^-1.
+        It satisfies U U^T = covariance^-1.
         """
 
     def log_determinant(self, root: Tensor) -> Tensor:
@@ -59,19 +59,19 @@ class Shape(Protocol):
     def coefficients(self, mean: Tensor, root: Tensor) -> Tensor:
         """Return the coefficients (f, K) of features in the log density.
 
-        They give -1/2 (x - m)^T P (x - m), without common terms.
+        They give -1/2 (x - m)^T P (x - m), without the terms of `common`.
         """
 
     def common(self, x: Tensor, root: Tensor) -> Tensor:
-        """Return the terms (n, 1) that `coefficients` leaves out as equal for all components.
+        """Return the terms (n, 1) that all components have in common.
 
-        Zeros unless tied.
+        `coefficients` leaves these terms out. They are zero unless the covariance is tied.
         """
 
 
 @dataclass(frozen=True)
 class Full:
-    """Each component has a covariance matrix (K, d, d).
+    """The type in which each component has a covariance matrix (K, d, d).
 
     Products of pairs i <= j are packed row by row.
     """
@@ -130,7 +130,10 @@ class Full:
 
 @dataclass(frozen=True)
 class Tied:
-    """All components share one covariance matrix (d, d), so their quadratic term is equal."""
+    """The type in which all components share one covariance matrix (d, d).
+
+    Their quadratic term is therefore equal.
+    """
 
     dim: int
 
@@ -167,7 +170,7 @@ class Tied:
 
 @dataclass(frozen=True)
 class Diagonal:
-    """Each component has a variance for each dimension, (K, d)."""
+    """The type in which each component has a variance per dimension (K, d)."""
 
     dim: int
 
@@ -206,7 +209,7 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Spherical:
-    """Each component has one variance, (K,)."""
+    """The type in which each component has one variance (K,)."""
 
     dim: int
 

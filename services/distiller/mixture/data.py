@@ -1,6 +1,6 @@
-"""The data of a fit.
+"""The data of a fit: whitened coordinates and chunks of points.
 
-Whitened coordinates, and chunks of points in memory or mapped from disk.
+Points are in memory or mapped from disk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +22,10 @@ _LEAST_SHARE = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """The map `x -> (x - centre) @ matrix`.
+    """The map `x -> (x - centre) @ matrix` into the coordinates of a fit.
 
-    Results of a fit are mapped back. It whitens for full covariance matrices. For diagonal ones it may not rotate the
-    axes, and for spherical ones it may not stretch them.
+    Results of a fit are mapped back. The map whitens the data for full covariance matrices. For diagonal ones it may
+    not rotate the axes, and for spherical ones it may not stretch them.
     """
 
     centre: Tensor  # (d,)
@@ -57,33 +57,33 @@ class Coordinates:
 
     @property
     def log_determinant(self) -> float:
-        """Log volume of the unit cube's image.
+        """Return the log volume of the unit cube's image.
 
         It is the difference between log densities in both units.
         """
         return float(torch.linalg.slogdet(self.matrix)[1])
 
     def enter(self, x: Tensor) -> Tensor:
-        """Map points (n, d)."""
+        """Map points (n, d) into the coordinates of the fit."""
         return (x - self.centre) @ self.matrix
 
     def leave(self, x: Tensor) -> Tensor:
-        """Map points (n, d) back."""
+        """Map points (n, d) back to the original coordinates."""
         return x @ self.inverse + self.centre
 
     def enter_covariance(self, covariance: Tensor) -> Tensor:
-        """Map covariance matrices (..., d, d)."""
+        """Map covariance matrices (..., d, d) into the coordinates of the fit."""
         return self.matrix.T @ covariance @ self.matrix
 
     def leave_covariance(self, covariance: Tensor) -> Tensor:
-        """Map covariance matrices (..., d, d) back."""
+        """Map covariance matrices (..., d, d) back to the original coordinates."""
         return self.inverse.T @ covariance @ self.inverse
 
 
 def definite(covariance: Tensor) -> Tensor:
     """Return a covariance (d, d) with some variance in every direction.
 
-    Data may be coplanar, a prior may not. The least variance is relative to the units of each dimension.
+    Data may be coplanar, but a prior may not. The least variance is relative to the units of each dimension.
     """
     variance = covariance.diagonal()
     unit = torch.where(variance > 0, variance, variance.max() if bool(variance.any()) else 1.0).sqrt()
@@ -95,9 +95,9 @@ def definite(covariance: Tensor) -> Tensor:
 
 
 class Rows(Protocol):
-    """An object that is sliced by row, like an array (n, d).
+    """An object that can be sliced by row, like an array (n, d).
 
-    Slices may have strides: numpy arrays, memory maps and tensors.
+    Examples are numpy arrays, memory maps and tensors. Slices may have strides.
     """
 
     @property
@@ -116,7 +116,10 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Points, optionally with categorical factors of values from 0 to size - 1."""
+    """Points, optionally with categorical factors.
+
+    The values of a factor are from 0 to its size - 1.
+    """
 
     x: Rows  # (n, d)
     categories: Sequence[npt.NDArray[np.integer]]  # (n,) each
@@ -135,7 +138,7 @@ class Points:
     def makers(self, rows: slice | None = None) -> Iterator[Callable[[], Chunk]]:
         """Yield functions that read the chunks of some or all rows.
 
-        They are in order, so that threads can read in parallel.
+        The functions are in the order of the chunks, and threads can call them in parallel.
         """
         begin, end, _ = (rows or slice(None)).indices(len(self))
         for first in range(begin, end, self.chunk_size):
@@ -152,13 +155,13 @@ class Points:
         )
 
     def strided(self, stride: int) -> "Points":
-        """Return every `stride`-th point; nothing of a memory map is read yet."""
+        """Return every `stride`-th point, without reading a memory map."""
         return replace(self, x=self.x[::stride], categories=[values[::stride] for values in self.categories])
 
     def blocks(self, count: int) -> list[slice]:
-        """Split the points into at most `count` parts of equal size.
+        """Split the points into at most `count` parts of nearly equal size.
 
-        Parts are consecutive, not empty, and nearly equal.
+        The parts are consecutive, and none is empty.
         """
         edges = np.linspace(0, len(self), min(count, max(len(self), 1)) + 1).round().astype(int)
         return [slice(int(a), int(b)) for a, b in pairwise(edges) if a < b]
@@ -166,7 +169,8 @@ class Points:
     def moments(self, reducer: Reducer) -> tuple[Tensor, Tensor]:
         """Return the mean (d,) and the unbiased covariance (d, d).
 
-        Both are over the points of all processes, in two passes. Raises ValueError for values that are not finite.
+        Both are over the points of all processes, and need two passes. Raises ValueError for values that are not
+        finite.
         """
         count, first = self._added(reducer, lambda x: (torch.ones_like(x[:, 0]).sum(), x.sum(dim=0)))
         mean = first / count

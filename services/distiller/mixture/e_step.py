@@ -1,12 +1,12 @@
 """The E-step: responsibilities of all components, or of near ones only.
 
 `ask_all` evaluates every component for every point, in two matrix products. In many dimensions, most components are so
-far from a point that their share of it vanishes in floating point; `Screening` finds those from a few dimensions. The
-distance in the leading dimensions never exceeds the whole one: for an upper triangular precision root U, (x - m)^T U
-U^T (x - m) is a sum of squares of which the first q need only the first q dimensions of x (the distance under the
-marginal). So a few dimensions bound every log joint from above, one component evaluated in full bounds the best one
-from below, and negligible ones are left out. Coordinates are rotated so that the leading dimensions are those in which
-the components differ most.
+far from a point that their responsibility vanishes in floating point. `Screening` finds these components from a few
+dimensions. The distance in the leading dimensions never exceeds the whole one: for an upper triangular precision root
+U, (x - m)^T U U^T (x - m) is a sum of squares of which the first q need only the first q dimensions of x (the distance
+under the marginal). A few dimensions therefore bound every log joint from above, one component evaluated in full bounds
+the best one from below, and negligible components are left out. Coordinates are rotated so that the leading dimensions
+are those in which the components differ most.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -45,9 +45,9 @@ class AliveComponents:
         )
 
     def log_joint(self, features: Tensor, categories: Sequence[Tensor]) -> Tensor:
-        """Return E[log pi + log p(point)] of points and alive components.
+        """Return E[log pi + log p(point)] of points and alive components, (b, a).
 
-        (b, a), without common terms.
+        Terms that all components have in common are left out.
         """
         joint = features @ self.coefficients
         for table, values in zip(self.log_categories, categories, strict=True):
@@ -56,9 +56,9 @@ class AliveComponents:
 
 
 def alive_components(posterior: Posterior) -> Tensor:
-    """Return the components that have points, and the likeliest of the others.
+    """Return the components that have points, and the likeliest empty one.
 
-    All empty components are alike: when the likeliest of them gets no points, none would.
+    Empty components are alike: when the likeliest of them gets no points, none would.
     """
     is_alive = posterior.count > NOTHING
     if not bool(is_alive.all()):
@@ -87,7 +87,7 @@ def ask_all(chunk: Chunk, lookup: AliveComponents) -> ChunkResponsibilities:
 
 
 def normalise_(joint: Tensor) -> Tensor:
-    """Turn log joints (b, a) into responsibilities in place; return their log sums, (b,)."""
+    """Replace log joints (b, a) by responsibilities; return their log sums (b,)."""
     highest = joint.amax(dim=1, keepdim=True)
     joint.sub_(highest).exp_()
     total = joint.sum(dim=1, keepdim=True)
@@ -98,10 +98,10 @@ def normalise_(joint: Tensor) -> Tensor:
 def _summed(
     chunk: Chunk, features: Tensor, responsibility: Tensor, normaliser: Tensor, lookup: AliveComponents
 ) -> Sums:
-    """Return the sums of a chunk, from its responsibilities.
+    """Return the sums of a chunk, given its responsibilities (b, a).
 
-    Responsibilities are (b, a), and the log sums behind them (b,). -sum r log r equals the log sums minus
-    responsibilities times log joints, which are linear in the sums.
+    `normaliser` (b,) has the log sums of the joints. -sum r log r equals these log sums minus responsibilities times
+    log joints, which are linear in the sums.
     """
     prior = lookup.posterior.prior
     found = responsibility.T @ features  # (a, f)
@@ -135,7 +135,7 @@ _MOST_SHARE = 0.4
 class Screening:
     """A posterior that is evaluated in leading dimensions first.
 
-    For full covariance matrices.
+    It applies to full covariance matrices only.
     """
 
     lookup: AliveComponents
@@ -154,7 +154,7 @@ class Screening:
         return cls(lookup=lookup, leading=leading, constant=constant, mean=mean, root=root)
 
     def ask(self, chunk: Chunk) -> ChunkResponsibilities:
-        """Return the result of `ask_all`, up to rounding."""
+        """Return the result of `ask_all` for a chunk, up to rounding."""
         at_most = Full(_LEADING).features(chunk.x[:, :_LEADING]) @ self.leading  # (b, a)
         for table, values in zip(self.lookup.log_categories, chunk.categories, strict=True):
             at_most += table[values]
@@ -173,7 +173,7 @@ class Screening:
     def _best(self, chunk: Chunk, at_most: Tensor) -> Tensor:
         """Return a lower bound (b,) of each point's best log joint.
 
-        It is the log joint with the most promising component; far lower ones are negligible.
+        It is the log joint with the component of the highest upper bound. Components far below it are negligible.
         """
         promising = at_most.argmax(dim=1)
         best = at_most.new_empty(len(at_most))
@@ -227,7 +227,7 @@ class Screening:
 
 
 def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield each component that is near any point, with those rows."""
+    """Yield each component that is near any point, with these points' rows."""
     component, row = near.T.nonzero(as_tuple=True)
     counts = torch.bincount(component, minlength=near.shape[1]).tolist()
     for number, rows in enumerate(torch.split(row, counts)):
@@ -236,7 +236,7 @@ def _by_component(near: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def make_evaluator(posterior: Posterior) -> Callable[[Chunk], ChunkResponsibilities]:
-    """Return the cheaper way to evaluate a posterior on a chunk."""
+    """Return the cheaper function that evaluates a posterior on a chunk."""
     lookup = AliveComponents.of(posterior)
     if posterior.prior.kind == "full" and posterior.prior.dim >= LEAST_DIM:
         return Screening.of(lookup).ask

@@ -1,10 +1,9 @@
-"""The EM loop.
+"""The EM loop: iterations, split and merge moves, and a learned prior.
 
-Split and merge moves, iterations to convergence, and empirical Bayes of the prior. The prior of scikit-learn's mixture
-expects a component to be as wide as all data, with vague degrees of freedom. A small component then costs much more
-evidence than it should, and is merged with its neighbour. The components that were found show better what a component
-looks like: the prior is set to the maximum of the bound, given them (type II maximum likelihood, as in Bishop, Pattern
-Recognition and Machine Learning, 3.5 and 10.2).
+The prior of scikit-learn's mixture expects a component to be as wide as all data, with vague degrees of freedom. A
+small component then costs much more evidence than it should, and is merged with its neighbour. The components that were
+found are better evidence of the shape of a component: the prior is set to the maximum of the bound, given these
+components (type II maximum likelihood, as in Bishop, Pattern Recognition and Machine Learning, 3.5 and 10.2).
 """
 
 import math
@@ -28,7 +27,7 @@ _TRIED, _MOST = 64, 4.0
 def learn_prior(posterior: Posterior) -> Prior:
     """Return the prior that maximises the bound for a posterior.
 
-    Its own prior when there is nothing to learn from.
+    Returns the posterior's own prior when fewer than two components have enough points, or the covariance is tied.
     """
     prior = posterior.prior
     filled = posterior.count > _LEAST_POINTS * prior.dim
@@ -49,10 +48,10 @@ def learn_prior(posterior: Posterior) -> Prior:
 
 
 def _degrees_of_freedom(posterior: Posterior, filled: Tensor, typical_log_determinant: float) -> float:
-    """Return the nu of highest expected log Wishart density.
+    """Return the degrees of freedom nu with the highest expected log density.
 
-    The density is of the components' precisions, with a fitted scale. Wishart(nu, W) with nu W = P, the mean of all
-    expected precisions.
+    The density is the Wishart density of the components' precisions, with a fitted scale: Wishart(nu, W), where nu W =
+    P is the mean of all expected precisions.
     """
     dim, degrees = posterior.prior.dim, posterior.degrees_of_freedom[filled]
     tried = dim - 1 + torch.logspace(0, math.log10(_MOST * dim + 1), _TRIED, dtype=torch.float64, device=degrees.device)
@@ -69,10 +68,7 @@ def _summed_digamma(degrees: Tensor, dim: int) -> Tensor:
 
 
 def _kept(typical: Tensor, prior: Prior) -> Tensor:
-    """Return the inverse of the typical precision (d, d).
-
-    It has the shape of the covariance type.
-    """
+    """Return the inverse of the typical precision (d, d), by covariance type."""
     if prior.kind == "full":
         inverse: Tensor = torch.linalg.inv(typical)
         return (inverse + inverse.mT) / 2
@@ -84,7 +80,7 @@ _MOST_ROUNDS = 10
 
 
 def split_and_merge(fit: Fit, state: FitState, generator: torch.Generator) -> None:
-    """Merge and split until neither raises the bound."""
+    """Merge and split components until neither raises the bound."""
     for _ in range(_MOST_ROUNDS):
         while merge(fit, state):
             pass
@@ -96,7 +92,10 @@ def split_and_merge(fit: Fit, state: FitState, generator: torch.Generator) -> No
 
 
 def sort_components(state: FitState) -> None:
-    """Sort components by size, as stick-breaking expects, when that raises the bound."""
+    """Sort components by size when that raises the bound.
+
+    Stick-breaking expects the largest component first.
+    """
     ranks = state.posterior.count.argsort(descending=True, stable=True)
     blocks = [block.take(ranks) for block in state.blocks]
     total = Sums.total(blocks)
@@ -111,9 +110,9 @@ _WARM_UP = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EMLoop:
-    """The EM loop.
+    """The EM loop, with its tolerance and its limit of iterations.
 
-    Its tolerance, its limit of iterations, and whether it makes moves.
+    `moves` is whether it splits and merges components.
     """
 
     moves: bool
@@ -123,7 +122,7 @@ class EMLoop:
     def run(self, fit: Fit, state: FitState, generator: torch.Generator) -> None:
         """Iterate until the bound rises by less than `tol`.
 
-        Warn when `max_iter` passes do not suffice.
+        Warns when `max_iter` passes do not suffice.
         """
         if self.moves:
             for _ in range(min(_WARM_UP, self.max_iter)):
@@ -144,7 +143,7 @@ class EMLoop:
     def learn(self, fit: Fit, state: FitState, generator: torch.Generator) -> Fit:
         """Continue with a prior learned from the components.
 
-        Later bounds belong to another model.
+        Later bounds belong to another model and cannot be compared with earlier ones.
         """
         fit = replace(fit, prior=learn_prior(state.posterior))
         state.converged = False

@@ -33,7 +33,6 @@ class DirichletProcessMixture:
 
     It may have categorical factors. Parameters shared with scikit-learn's BayesianGaussianMixture have the same
     meaning, and with `moves=False, blocks=1` every iteration gives the same result as there. New parameters:
-
     `category_concentration` is that of the Dirichlet prior of each categorical factor: below 1, components that mix
     values are unlikely. `moves` merges, splits and sorts components, which finds a higher bound. `learn_prior` learns
     the expected shape of a component from the components found, and continues: this separates small components that the
@@ -106,12 +105,12 @@ class DirichletProcessMixture:
         responsibilities: Array | None = None,
         check: Callable[[float], None] = lambda _: None,
     ) -> "DirichletProcessMixture":
-        """Fit points (n, d).
+        """Fit the mixture to points (n, d).
 
-        An array or an object sliced like one, such as a memory map of any length. `categories` are arrays (n,) of class
-        ids, one for each factor; `category_sizes` is the number of classes of each, when there may be more than occur
-        here. `responsibilities` (n, K) are the start, in place of `init_params`. `check` is called with the bound after
-        every pass over the data, and may raise to stop. Raises ValueError for invalid data or parameters.
+        `X` is an array or an object sliced like one, such as a memory map of any length. `categories` are arrays (n,)
+        of class ids, one for each factor; `category_sizes` is the number of classes of each, when there may be more
+        than occur here. `responsibilities` (n, K) are the start, in place of `init_params`. `check` is called with the
+        bound after every pass over the data, and may raise to stop. Raises ValueError for invalid data or parameters.
         """
         reducer, ascent = self._reducer(), EMLoop(moves=self.moves, tol=self.tol, max_iter=self.max_iter)
         points = self._points(X, categories, category_sizes, reducer)
@@ -142,7 +141,7 @@ class DirichletProcessMixture:
         return self._asked(X, categories, shares)
 
     def score_samples(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
-        """Return the expected log density of each point, defined as in scikit-learn, (n,)."""
+        """Return the expected log density (n,) of each point, as in scikit-learn."""
         return self._asked(X, categories, normalise_)
 
     def sample(self, n_samples: int = 1, *, random_state: int = 0) -> tuple[Array, Array]:
@@ -157,7 +156,7 @@ class DirichletProcessMixture:
         return np.concatenate(parts), labels
 
     def fit_predict(self, X: Rows, *, categories: Sequence[Array] = ()) -> Array:
-        """Fit, and return the likeliest component of each point, (n,)."""
+        """Fit the mixture and return the likeliest component of each point, (n,)."""
         return self.fit(X, categories=categories).predict(X, categories=categories)
 
     def _points(self, X: Rows, categories: Sequence[Array], sizes: Sequence[int] | None, reducer: Reducer) -> Points:
@@ -290,9 +289,9 @@ class DirichletProcessMixture:
         self.converged_, self.n_features_in_ = state.converged, dim
 
     def _asked(self, X: Rows, categories: Sequence[Array], of: Callable[[Tensor], Tensor]) -> Array:
-        """Return a function of every chunk's log joints, for all points.
+        """Return the results (n, ...) of a function of log joints, for all points.
 
-        The expected log joints are (b, K), the result (n, ...).
+        The function maps the expected log joints (b, K) of a chunk to its results.
         """
         if not hasattr(self, "_posterior"):
             raise NotFittedError("this mixture is not fitted yet: call fit first")
@@ -330,7 +329,7 @@ class DirichletProcessMixture:
 
 
 def _one(covariance: Tensor, kind: CovarianceType) -> Tensor:
-    """Return one covariance as the stack of one that its type expects."""
+    """Return one covariance in the shape that its type expects."""
     return covariance if kind == "tied" else covariance[None]
 
 

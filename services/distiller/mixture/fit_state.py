@@ -1,8 +1,8 @@
-"""The state of a fit, and its step.
+"""The state of a fit, and a step through the data.
 
-E-step over the data, posterior from the sums. With several blocks it is memoized (Hughes and Sudderth, Memoized online
-variational inference, NIPS 2013): the sums of each block are kept, and the posterior is updated after every block, so
-that one pass over the data advances as far as several. The bound still rises at every step.
+A step is an E-step over the data, then the posterior from the sums. With several blocks it is memoized: the sums of
+each block are kept, and the posterior is updated after every block, so that one pass over the data advances as far as
+several (Hughes and Sudderth, Memoized online variational inference, NIPS 2013). The bound still rises at every step.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from services.distiller.mixture.posterior import Posterior, Prior, Sums
 
 @dataclass(kw_only=True)
 class FitState:
-    """The state of a fit."""
+    """The posterior, sums and bounds that a fit has reached."""
 
     posterior: Posterior
     # The sums of each block under the posterior that last evaluated it.
@@ -33,7 +33,10 @@ class FitState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The data of a fit, and the threads and processes that compute."""
+    """The data, the prior and the workers of a fit.
+
+    The workers are threads and processes.
+    """
 
     points: Points
     prior: Prior
@@ -45,7 +48,10 @@ class Fit:
     check: Callable[[float], None]
 
     def begin(self, blocks: list[Sums]) -> FitState:
-        """Return the state after initial responsibilities, given by block sums."""
+        """Return the state that follows from initial responsibilities.
+
+        The responsibilities are given by the sums of each block.
+        """
         total = Sums.total(blocks)
         posterior = Posterior.of(total, self.prior)
         return FitState(posterior=posterior, blocks=blocks, bound=posterior.bound(total))
@@ -53,7 +59,7 @@ class Fit:
     def expect(self, posterior: Posterior, rows: slice | None = None) -> Sums:
         """Return the sums of rows of every process under a posterior.
 
-        Without `rows`, those of all rows.
+        Without `rows`, the sums are over all rows.
         """
         ask = make_evaluator(posterior)
         return self.sum_up(lambda chunk: ask(chunk).sums, rows)
@@ -64,7 +70,7 @@ class Fit:
         return total.of(self.reducer.total(total.parts()))
 
     def step(self, state: FitState) -> None:
-        """Pass over the data once."""
+        """Update the state by one pass over the data."""
         for number, rows in enumerate(self.blocks):
             state.blocks[number] = self.expect(state.posterior, rows)
             state.posterior = Posterior.of(state.sums, self.prior)
@@ -77,7 +83,7 @@ class Fit:
         state.bound = state.posterior.bound(state.sums)
 
     def note(self, state: FitState) -> None:
-        """Count a pass over the data, and report its bound."""
+        """Count a pass over the data and report its bound."""
         state.iteration += 1
         state.bounds.append(state.bound)
         self.check(state.bound)

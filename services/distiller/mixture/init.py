@@ -20,7 +20,7 @@ def initial_sums(fit: Fit, start: Start, generator: torch.Generator) -> list[Sum
     """Return the sums of the initial responsibilities, block by block.
 
     `k-means++` (Arthur and Vassilvitskii, SODA 2007) chooses distant centres, `kmeans` improves them by Lloyd's
-    algorithm, `random_from_data` takes random points; each point then belongs to the nearest. `random` draws
+    algorithm, and `random_from_data` takes random points. Each point then belongs to the nearest centre. `random` draws
     responsibilities.
     """
     if start == "random":
@@ -78,7 +78,10 @@ def _sampled(fit: Fit) -> Tensor:
 
 
 def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Choose centres (count, d) among points (s, d), each with probability proportional to its squared distance."""
+    """Choose centres (count, d) among points (s, d) by k-means++.
+
+    Each is drawn with a probability proportional to its squared distance from the centres before it.
+    """
     first = int(torch.randint(len(x), (1,), generator=generator))
     chosen = [first]
     distance = ((x - x[first]) ** 2).sum(dim=1)
@@ -94,7 +97,7 @@ def _far_apart(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def draw_weighted(weight: Tensor, generator: torch.Generator) -> int:
     """Draw a position with probability proportional to weights (n,).
 
-    The generator is on the CPU, for any device.
+    The generator is on the CPU, whatever the device of the weights.
     """
     draw = torch.rand(1, generator=generator, dtype=torch.float64).to(weight.device)
     cumulated = weight.cumsum(0)
@@ -104,7 +107,7 @@ def draw_weighted(weight: Tensor, generator: torch.Generator) -> int:
 def _lloyd_means(x: Tensor, centres: Tensor) -> Tensor:
     """Return the means of the points (s, d) nearest to each centre.
 
-    A centre without points stays.
+    A centre without points stays where it is.
     """
     label = _nearest(x, centres)
     count = torch.bincount(label, minlength=len(centres)).to(x.dtype)[:, None]

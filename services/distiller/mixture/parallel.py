@@ -19,9 +19,8 @@ R = TypeVar("R")
 class Reducer:
     """Threads for chunks, and torch.distributed processes for rows.
 
-    One chunk for each thread is faster than threads that share a product, which wait for each other at every one; on
-    shared cores the slowest is late. Results are added in the order of the chunks, so the number of threads changes no
-    digit.
+    One chunk for each thread is faster than threads that share each product, because such threads wait for the slowest
+    one at every product. Results are added in the order of the chunks, so the number of threads does not change them.
     """
 
     def __init__(self, threads: int, group: "dist.ProcessGroup | None" = None) -> None:
@@ -30,7 +29,7 @@ class Reducer:
 
     @contextmanager
     def workers(self) -> Iterator[None]:
-        """Keep torch from starting its own threads while the block runs."""
+        """Run a thread pool while the block runs, without torch's own threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self.threads, "mixture", initializer=torch.set_num_threads, initargs=(1,))
@@ -43,7 +42,7 @@ class Reducer:
     def each(self, work: Callable[[C], R], chunks: Iterable[Callable[[], C]]) -> Iterator[R]:
         """Yield the result of `work` for every chunk, in order.
 
-        Threads work a few chunks ahead.
+        Threads compute a few chunks ahead.
         """
         tasks = (partial(_worked, work, chunk) for chunk in chunks)
         return prefetch(tasks, self._pool.submit, ahead=self.threads)

@@ -1,8 +1,8 @@
 """The variational posterior of a Dirichlet-process mixture, and its bound.
 
-Both are functions of sums over the data. Blei and Jordan, Variational inference for Dirichlet process mixtures
-(Bayesian Analysis 2006), with the Gaussian-Wishart components of Bishop, Pattern Recognition and Machine Learning
-(2006), 10.2; constants are dropped from the bound as in scikit-learn, so that both can be compared.
+Both are functions of sums over the data (Blei and Jordan, Variational inference for Dirichlet process mixtures,
+Bayesian Analysis 2006). Components are Gaussian-Wishart (Bishop, Pattern Recognition and Machine Learning, 2006, 10.2).
+Constants are dropped from the bound as in scikit-learn, so that both bounds can be compared.
 """
 
 import math
@@ -54,9 +54,9 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Responsibility-weighted sums over points: the sufficient statistics of a posterior.
+    """Responsibility-weighted sums over points.
 
-    They are additive.
+    They are the sufficient statistics of a posterior, and additive.
     """
 
     features: Tensor  # (K, f)
@@ -80,14 +80,14 @@ class Sums:
 
     @property
     def count(self) -> Tensor:
-        """Points of each component, (K,)."""
+        """Return the number of points of each component, (K,)."""
         return self.features[:, 0]
 
     def parts(self) -> list[Tensor]:
         return [self.features, self.scatter, self.entropy, *self.categories]
 
     def of(self, parts: Sequence[Tensor]) -> "Sums":
-        """Return sums with other values."""
+        """Return sums with other values and the same structure."""
         return Sums(features=parts[0], scatter=parts[1], entropy=parts[2], categories=list(parts[3:]))
 
     def __add__(self, other: "Sums") -> "Sums":
@@ -108,7 +108,10 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class Posterior:
-    """The posterior of K components; all (K, ...) but for the tied covariance."""
+    """The posterior of K components.
+
+    All arrays are (K, ...) except a tied covariance.
+    """
 
     prior: Prior
     count: Tensor  # (K,)
@@ -170,7 +173,7 @@ class Posterior:
     def constant(self) -> Tensor:
         """Return the constant part (K,) of a point's expected log density.
 
-        It depends on the component alone.
+        It depends on the component but not on the point.
         """
         dim, degrees = self.prior.dim, self.degrees_of_freedom
         divided = 0.5 * (degrees[..., None] - torch.arange(dim, dtype=degrees.dtype, device=degrees.device))
@@ -180,15 +183,18 @@ class Posterior:
         return normal + 0.5 * (log_lambda - dim / self.mean_precision) + self.expected_log_weights()
 
     def coefficients(self) -> Tensor:
-        """Return the coefficients (f, K) of features in E[log pi + log p(x)], without categories."""
+        """Return the coefficients (f, K) of features in E[log pi + log p(x)].
+
+        Categories are left out.
+        """
         coefficients = self.prior.shape.coefficients(self.mean, self.root)
         coefficients[0] += self.constant()
         return coefficients
 
     def component_bounds(self, sums: Sums) -> Tensor:
-        """Return each component's contribution to the bound, without its weight, (K,).
+        """Return each component's contribution (K,) to the bound, without its weight.
 
-        Meaningless when tied.
+        It has no meaning for a tied covariance.
         """
         categories = sum((_log_dirichlet(category, self.prior) for category in sums.categories), torch.zeros(()))
         return categories - log_wishart_norm(self) - 0.5 * self.prior.dim * self.mean_precision.log()
@@ -196,7 +202,7 @@ class Posterior:
     def bound(self, sums: Sums) -> float:
         """Return the lower bound of the log evidence, up to a constant.
 
-        It is for the sums behind this posterior.
+        `sums` are those that the posterior was made from.
         """
         first, second = self.concentration
         if self.prior.process:
@@ -214,7 +220,10 @@ def empty_bound(like: Sums, prior: Prior) -> float:
 
 
 def log_wishart_norm(posterior: Posterior) -> Tensor:
-    """Return the log normalisers of the components' Wishart distributions, without pi, (K,) or ()."""
+    """Return the log normalisers of the components' Wishart distributions.
+
+    They are (K,), or () for a tied covariance, and without the factors of pi.
+    """
     dim, degrees = posterior.prior.dim, posterior.degrees_of_freedom
     log_det = posterior.prior.shape.log_determinant(posterior.root) + posterior.prior.log_determinant
     log_det = log_det - 0.5 * dim * degrees.log()
@@ -231,7 +240,7 @@ def _concentration(count: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
 
 
 def _log_category(count: Tensor, prior: Prior) -> Tensor:
-    """Return E[log probability] of the values of one factor, (c, K), given their counts (c, K)."""
+    """Return E[log probability] (c, K) of one factor's values, given their counts."""
     first = prior.category_concentration + count
     return torch.digamma(first) - torch.digamma(first.sum(dim=0))
 
@@ -239,7 +248,7 @@ def _log_category(count: Tensor, prior: Prior) -> Tensor:
 def _log_dirichlet(count: Tensor, prior: Prior) -> Tensor:
     """Return each component's share (K,) of one factor's bound.
 
-    Counts are (c, K); 0 without any.
+    `count` is (c, K). The share is 0 for a component without points.
     """
     size, gamma = len(count), prior.category_concentration
     raised = (torch.lgamma(gamma + count) - math.lgamma(gamma)).sum(dim=0)

@@ -1,7 +1,7 @@
 """Split and merge moves, each kept when it raises the bound.
 
-Merges: Hughes and Sudderth, Memoized online variational inference (NIPS 2013), 4.2. Splits: Ueda et al., SMEM algorithm
-for mixture models (Neural Computation 2000).
+Merges follow Hughes and Sudderth (Memoized online variational inference, NIPS 2013, 4.2), and splits follow Ueda et al.
+(SMEM algorithm for mixture models, Neural Computation 2000).
 """
 
 import math
@@ -21,9 +21,9 @@ _NEIGHBOURS = 6
 
 
 def merge(fit: Fit, state: FitState) -> bool:
-    """Pass over the data once, and merge pairs that raise the bound.
+    """Merge pairs of components when that raises the bound.
 
-    Returns whether there were any.
+    It passes over the data once, and returns whether it merged any.
     """
     pairs = _candidates(state)
     overlaps = torch.zeros(len(fit.blocks), len(pairs), dtype=torch.float64, device=pairs.device)
@@ -52,7 +52,7 @@ def merge(fit: Fit, state: FitState) -> bool:
 def _candidates(state: FitState) -> Tensor:
     """Return pairs (p, 2) of components that may be merged.
 
-    Those that find each other's means likely.
+    Of each pair, at least one component gives the mean of the other a high density.
     """
     posterior, sums = state.posterior, state.sums
     alive = (posterior.count > FILLED).nonzero()[:, 0]
@@ -73,9 +73,9 @@ def _candidates(state: FitState) -> Tensor:
 
 
 def _gain(sums: Sums, pairs: Tensor, posterior: Posterior) -> Tensor:
-    """Return the approximate change (p,) of the bound by merging pairs.
+    """Return the approximate change (p,) of the bound by merging pairs (p, 2).
 
-    Pairs (p, 2) share no point.
+    The estimate assumes that the components of a pair share no point.
     """
     both = sums.take(pairs[:, 0])
     other = sums.take(pairs[:, 1])
@@ -92,7 +92,10 @@ def _gain(sums: Sums, pairs: Tensor, posterior: Posterior) -> Tensor:
 
 
 def _overlap(responsibility: Tensor, columns: Tensor) -> Tensor:
-    """Return the entropy that merging pairs of components (p, 2) loses, summed over points, (p,)."""
+    """Return the entropy (p,) that merging each pair of components (p, 2) loses.
+
+    It is summed over points.
+    """
     lost = []
     for a, b in columns.tolist():
         first, second = responsibility[:, a], responsibility[:, b]
@@ -102,9 +105,9 @@ def _overlap(responsibility: Tensor, columns: Tensor) -> Tensor:
 
 
 def _merge_greedily(state: FitState, pairs: Tensor, overlaps: Tensor) -> bool:
-    """Merge pairs, the most rewarding first, while the bound rises.
+    """Merge pairs while the bound rises, and return whether any was merged.
 
-    Each component is merged once.
+    The pair with the largest estimated rise comes first, and each component is merged at most once.
     """
     prior = state.posterior.prior
     total = state.sums
@@ -161,9 +164,9 @@ def split(fit: Fit, state: FitState, generator: torch.Generator) -> bool:
 
 
 def _try_splits(fit: Fit, state: FitState, divided: list[DividedComponent]) -> bool:
-    """Try some splits.
+    """Try some splits, and return whether they are kept.
 
-    Keep them when the bound is higher a few iterations later. Return whether they are kept.
+    They are kept when the bound is higher a few iterations later.
     """
     posterior = Posterior.of(_divided(state.sums, divided), fit.prior)
     # Every block is evaluated first: a block that still has the whole component would restore it.
@@ -183,7 +186,7 @@ def _try_splits(fit: Fit, state: FitState, divided: list[DividedComponent]) -> b
 def _divided(sums: Sums, found: list[DividedComponent]) -> Sums:
     """Return sums in which sub-clusters replace their components.
 
-    One replaces its component, the other an empty component.
+    One sub-cluster replaces its component, and the other an empty component.
     """
     features, categories = sums.features.clone(), [category.clone() for category in sums.categories]
     empty = (sums.count < FILLED).nonzero()[:, 0].tolist()

@@ -1,7 +1,7 @@
-"""Two sub-clusters inside every component, fitted to its own points.
+"""Two sub-clusters inside every component, which a split would produce.
 
-The result of a split. Chang and Fisher, Parallel sampling of DP mixture models using sub-cluster splits (NIPS 2013);
-here by variational inference, on a sample, for all components in parallel.
+They are fitted to the component's own points by variational inference, on a sample, for all components in parallel
+(after Chang and Fisher, Parallel sampling of DP mixture models using sub-cluster splits, NIPS 2013).
 """
 
 import math
@@ -35,7 +35,7 @@ _ITERATIONS = 8
 class DividedComponent:
     """A split component.
 
-    The sums of both sub-clusters, and the approximate rise of the bound.
+    It has the sums of both sub-clusters, and the approximate rise of the bound.
     """
 
     component: int
@@ -44,7 +44,10 @@ class DividedComponent:
 
 
 def divided_components(fit: Fit, state: FitState, generator: torch.Generator) -> list[DividedComponent]:
-    """Return the components that may be split, the most rewarding first."""
+    """Return the components that may be split, by descending gain.
+
+    The gain is the approximate rise of the bound.
+    """
     parents = _parents(fit, state.posterior)
     best: dict[int, DividedComponent] = {}
     cuts: list[Cut] = [_longest_axis, *[_far_pair] * _PAIRS]
@@ -59,7 +62,7 @@ def divided_components(fit: Fit, state: FitState, generator: torch.Generator) ->
 class _Parent:
     """The sampled points of one component.
 
-    Each stands for `scale` points of the data.
+    Each point represents `scale` points of the data.
     """
 
     component: int
@@ -68,7 +71,7 @@ class _Parent:
 
 
 def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
-    """Return the components, with their points among a sample.
+    """Return the components with their points in a sample.
 
     The sample is taken evenly from all processes.
     """
@@ -96,7 +99,7 @@ def _parents(fit: Fit, posterior: Posterior) -> list[_Parent]:
 class _Inside:
     """A fit inside every component at once.
 
-    Its points know only its two sub-clusters, 2 i and 2 i + 1.
+    The points of component i belong only to its two sub-clusters, 2 i and 2 i + 1.
     """
 
     def __init__(self, parents: Sequence[_Parent], state: FitState, reducer: Reducer) -> None:
@@ -133,10 +136,10 @@ class _Inside:
         return self._summed(share)
 
     def _summed(self, share_of: Callable[[_Parent, Tensor, slice], Tensor]) -> tuple[Sums, Tensor]:
-        """Return the sums of all sub-clusters, and the entropies (p,).
+        """Return the sums of all sub-clusters and the entropies (p,).
 
-        The entropies are of every parent's responsibilities. `share_of` maps a parent, its features (m, f) and the
-        position of its sub-clusters to responsibilities (m, 2).
+        The entropies are those of every parent's responsibilities. `share_of` maps a parent, its features (m, f) and
+        the position of its sub-clusters to responsibilities (m, 2).
         """
 
         def work(numbered: tuple[int, _Parent]) -> tuple[Sums, Tensor]:
@@ -166,9 +169,9 @@ class _Inside:
 
 
 def _fit_from_cut(inside: _Inside, cut: Cut, generator: torch.Generator) -> list[DividedComponent]:
-    """Return every parent's sub-clusters a few iterations after a cut.
+    """Return the sub-clusters of parents a few iterations after a cut.
 
-    Only parents with two remaining sub-clusters have any.
+    A parent is left out when one of its sub-clusters has lost its points.
     """
     sums, entropy = inside.begun(cut, generator)
     for _ in range(_ITERATIONS):
@@ -201,10 +204,11 @@ def _gain(children: Sums, prior: Prior) -> Tensor:
 
 
 def _tied_gain(first: Sums, second: Sums, posterior: Posterior) -> Tensor:
-    """Like `_gain`, for tied covariances and without weights.
+    """Return the result of `_gain` for tied covariances, without weights.
 
-    The scatter between sub-clusters is no longer explained. It is measured in units of the covariance that remains when
-    all parents are split, so it is optimistic: a shared covariance shrinks only as far as all splits together allow.
+    A split explains the scatter between sub-clusters. This scatter is measured in units of the covariance that remains
+    when all parents are split, so the result is optimistic: a shared covariance shrinks only as far as all splits
+    together allow.
     """
     prior, count = posterior.prior, torch.stack([first.count, second.count]) + LEAST_COUNT
     means = torch.stack([first.features[:, 1:], second.features[:, 1:]]) / count[:, :, None]
@@ -225,9 +229,9 @@ def _concatenated(sums: Sequence[Sums]) -> Sums:
 
 
 def _longest_axis(x: Tensor, _standardised: Tensor, _generator: torch.Generator) -> Tensor:
-    """Return a side of each point (m, d), (m,) bool.
+    """Return a side of each point (m, d), as (m,) bool.
 
-    Two means started along the axis of most variance.
+    The sides are those of two means, started along the axis of most variance.
     """
     centred = x - x.mean(dim=0)
     axis = torch.linalg.eigh(centred.T @ centred)[1][:, -1]
@@ -235,9 +239,9 @@ def _longest_axis(x: Tensor, _standardised: Tensor, _generator: torch.Generator)
 
 
 def _far_pair(_x: Tensor, standardised: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a side of each point (m,) bool.
+    """Return a side of each point, as (m,) bool.
 
-    Two means started from a random point and a distant one.
+    The sides are those of two means, started from a random point and a distant one.
     """
     first = standardised[int(torch.randint(len(standardised), (1,), generator=generator))]
     distance = ((standardised - first) ** 2).sum(dim=1)

@@ -1,4 +1,1 @@
-"""Authentication and authorisation.
-
-Callers by token, calls by the role that they require.
-"""
+"""Authentication of callers by token, and authorisation by role."""

@@ -1,7 +1,8 @@
 """Server interceptors for authentication, authorisation and rate limits.
 
-Callers are distinguished by token, without one by host. Rejected calls count towards the limits, so that nobody can try
-tokens at will. Inference calls do not count: Triton has queues of its own, and clients make thousands of them a second.
+Callers are distinguished by token, or by host when they send none. Rejected calls count towards the limits, so that
+nobody can guess tokens at will. Inference calls do not count: Triton has queues of its own, and clients make thousands
+of such calls a second.
 """
 
 import time
@@ -52,7 +53,7 @@ def _said(metadata: Iterable[tuple[str, Any]]) -> str:
 def authenticate(tokens: Tokens, said: str) -> Caller:
     """Return the caller of a `Bearer TOKEN` header.
 
-    Raises Unauthenticated for any other value or an unknown token.
+    Raises Unauthenticated for any other header or an unknown token.
     """
     scheme, _, token = said.partition(" ")
     if scheme.lower() != _SCHEME:
@@ -124,7 +125,7 @@ class RateLimits:
 class RateLimitInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls beyond the rate limits of their caller.
 
-    It runs before authentication, so that rejected calls count.
+    It runs before authentication, so that rejected calls count as well.
     """
 
     def __init__(self, limits: RateLimits) -> None:
@@ -144,9 +145,6 @@ class RateLimitInterceptor(grpc.aio.ServerInterceptor):
 
 
 def caller_name(context: Any) -> str:
-    """Return the caller's name.
-
-    That of its token, else its address without the port.
-    """
+    """Return the name of the caller's token, or its address without port."""
     known = roles.current_caller()
     return known.name if known else host_of(unquote(context.peer()).partition(":")[2])

@@ -1,7 +1,7 @@
-"""Callers and roles.
+"""Callers, roles, and the role that each method requires.
 
-The role that each method requires, by the contract, and the caller of the present call. A table here has the methods of
-other services, such as inference; viewers may call those that change nothing.
+The contract states the roles of Defuse's own methods. A table in this module states those of other services, such as
+inference, where viewers may call every method that changes nothing.
 """
 
 from collections.abc import Mapping
@@ -40,17 +40,14 @@ def set_caller(caller: Caller) -> None:
 
 
 def current_caller() -> Caller | None:
-    """Return the caller of the present call.
-
-    None when tokens are not in use.
-    """
+    """Return the caller of the present call, or None without tokens."""
     return _present.get()
 
 
 def require(role: Role, what: str) -> None:
     """Raise PermissionDenied unless the caller has a role or a higher one.
 
-    Without tokens everybody has all roles.
+    Every caller has all roles when tokens are not in use.
     """
     caller = current_caller()
     if caller and caller.role < role:
@@ -65,7 +62,7 @@ def require(role: Role, what: str) -> None:
 def sign_request(request: M) -> M:
     """Write the caller's name into the request's name fields, in place.
 
-    Raises PermissionDenied for another name. An approver is either the caller or empty.
+    An approver stays as it is, and must be empty or the caller. Raises PermissionDenied for the name of anybody else.
     """
     if caller := current_caller():
         for field in _SAYING.intersection(request.DESCRIPTOR.fields_by_name):
@@ -106,10 +103,7 @@ _METHODS: Mapping[str, Role] = {
 
 
 def contract_roles(service: ServiceDescriptor) -> dict[str, Role]:
-    """Return the required role of each offered method, by path.
-
-    The contract states it.
-    """
+    """Return the role that the contract requires for each method, by path."""
     roles = {method.name: method.GetOptions().Extensions[access_pb2.required_role] for method in service.methods}
     return {f"/{service.full_name}/{name}": role for name, role in roles.items() if role}
 
@@ -131,9 +125,9 @@ _LOOKING = {
 
 @cache  # only methods that are offered
 def required_role(method: str) -> Role | None:
-    """Return the least role for a method.
+    """Return the lowest role that may call a method.
 
-    None when no token is needed. Methods without a stated role are for admins.
+    The result is None when the method needs no token. A method without a stated role requires an admin.
     """
     if (role := _ROLES.get(method)) is not None:
         return role
@@ -142,9 +136,9 @@ def required_role(method: str) -> Role | None:
 
 
 def required_role_of_call(method: str, request: Any) -> Role | None:
-    """Return the least role for a call with this request.
+    """Return the lowest role that may make a call with this request.
 
-    A stream that cancels its run needs an operator.
+    A stream of failures that cancels its run requires an operator.
     """
     if method == _IDENTIFY and _cancels(request):
         return _OPERATOR
@@ -154,7 +148,7 @@ def required_role_of_call(method: str, request: Any) -> Role | None:
 def is_mutation(method: str, request: Any) -> bool:
     """Return whether a call with this request changes something.
 
-    Inference and reads do not.
+    Inference, reports of traffic and reads count as no change.
     """
     role = required_role_of_call(method, request)
     return role is not None and role > _VIEWER and method not in _LOOKING

@@ -1,6 +1,6 @@
-"""The audit log.
+"""The audit log: an event for each call that changes something.
 
-Every mutating call is an event, in the log and in the artifact store.
+Events are written to the service's log and to the artifact store.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class AuditLog:
     async def keep(self, event: audit_pb2.AuditEvent) -> None:
         """Store an event.
 
-        When that fails, only the log has it, and the audited call goes on.
+        When storing fails, the event is in the service's log only, and the audited call continues.
         """
         key = keys.audit_event(event.time.ToDatetime(UTC), uuid.uuid4().hex[:6])
         try:
@@ -72,7 +72,10 @@ _MOST_NAMES = 20
 
 
 class AuditInterceptor(grpc.aio.ServerInterceptor):
-    """Records each mutating call between its end and its answer."""
+    """Records each call that changes something, after its end.
+
+    The call's answer is sent once the event is stored.
+    """
 
     def __init__(self, audit_log: AuditLog) -> None:
         self._audit_log = audit_log
@@ -117,7 +120,7 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
 def _collect_names(request: Any, names: list[str]) -> Any:
     """Collect the resource names of a request.
 
-    For a request stream, those of its first messages as they arrive.
+    Of a request stream, the names in its first messages are collected as they arrive.
     """
     if not hasattr(request, "__aiter__"):
         names.extend(resource_names(request))
@@ -161,7 +164,7 @@ def _event(method: str, names: list[str], context: Any, error: BaseException | N
 
 
 def _outcome(context: Any, error: BaseException | None) -> tuple[str, str]:
-    """Return the status code and the error's reason of a call."""
+    """Return the status code and the error reason of a call."""
     if error is None:
         return "OK", ""
     if isinstance(error, asyncio.CancelledError | GeneratorExit):

@@ -1,7 +1,4 @@
-"""The configuration of a correction.
-
-Defaults, bounds, and the trainings that follow from it.
-"""
+"""The configuration of a correction: its defaults, bounds and trainings."""
 
 import math
 
@@ -75,7 +72,7 @@ def complete(config: CorrectionConfig) -> CorrectionConfig:
 def trainings(config: CorrectionConfig) -> list[Training]:
     """Return the trainings of a complete configuration.
 
-    Each method at each learning rate, with each lambda that applies.
+    Each method is trained at each learning rate and with each lambda that applies to it.
     """
     return [
         Training(method=method, region_weight=weight, learning_rate=rate)

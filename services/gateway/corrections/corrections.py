@@ -1,6 +1,6 @@
-"""Corrections: one of a model at a time.
+"""Corrections, of which each model has at most one under way.
 
-Their state is a fold over the corrector's events.
+The corrector's events update the state of a correction.
 """
 
 import asyncio
@@ -80,9 +80,9 @@ class Corrections:
         return await self.apply(event)
 
     async def apply(self, event: work_pb2.Event) -> correction_pb2.Correction:
-        """Fold an event into its correction.
+        """Apply an event to its correction.
 
-        Once it has ended, its remaining work is cancelled.
+        An event that ends the correction also cancels its remaining work.
         """
         model_key = _model_key(await self.get(event.subject))
         ends = event.WhichOneof("kind") in {"corrected", "failed", "cancelled"}
@@ -122,9 +122,9 @@ class Corrections:
 
 
 def apply_event(correction: correction_pb2.Correction, event: work_pb2.Event) -> Sequence[Work]:
-    """Apply an event to a correction, in place.
+    """Apply an event to a correction, in place, and return its work.
 
-    Returns the work that follows. Idempotent.
+    The work is that of the next stage. Applying an event twice has the same effect as applying it once.
     """
     if correction.state in ENDED:
         return []

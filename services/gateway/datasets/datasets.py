@@ -18,7 +18,7 @@ from services.storage.safetensors import StreamedArray
 
 
 class Datasets:
-    """Creates data sets."""
+    """Creates data sets from uploaded files and URLs."""
 
     def __init__(self, store: ArtifactStore, files: Files, *, max_bytes: int) -> None:
         self._store = store
@@ -28,7 +28,7 @@ class Datasets:
     def create(self, *, file_digest: str, uri: str, display_name: str, seed: int) -> dataset_pb2.Dataset:
         """Return the data set of an uploaded file or a URL.
 
-        The same content and seed give the same one.
+        The same content and seed give the same data set.
         """
         if bool(file_digest) == bool(uri):
             raise InvalidInput("give either the digest of an uploaded file or a URL", reason="BAD_DATASET", field="uri")

@@ -1,6 +1,7 @@
 """Downloads of URLs into temporary files.
 
-A zip needs random access, which not every web server offers; and the hashed bytes must be the parsed ones.
+A whole copy is needed for two reasons: a zip file needs random access, which not every web server offers, and the
+hashed bytes must be the parsed ones.
 """
 
 import hashlib
@@ -22,10 +23,10 @@ _SILENCE_S = 60.0
 
 @contextmanager
 def downloaded(uri: str, *, max_bytes: int) -> Iterator[tuple[IO[bytes], str]]:
-    """Give a URL's content as a seekable file, with its SHA-256.
+    """Yield a URL's content as a seekable file, with its hexadecimal SHA-256.
 
-    The digest is hexadecimal. Raises InvalidInput for a URL that cannot be read and for more than `max_bytes`, NotReady
-    when the package for this kind of URL is not installed, StoreFull when the temporary file does not fit on the disk.
+    Raises InvalidInput for a URL that cannot be read or has more than `max_bytes`, NotReady when the package for this
+    kind of URL is not installed, and StoreFull when the temporary file does not fit on the disk.
     """
     protocol = _protocol(uri)
     with scratch_file() as target:
@@ -49,9 +50,9 @@ def _protocol(uri: str) -> str:
 
 @contextmanager
 def _file_system(protocol: str) -> Iterator[Any]:
-    """Give the file system of a URL scheme.
+    """Yield the file system of a URL scheme.
 
-    Connections to web servers are closed at the end.
+    Connections to web servers are closed when the block ends.
     """
     if protocol not in {"http", "https"}:
         yield fsspec.filesystem(protocol)

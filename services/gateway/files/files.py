@@ -1,4 +1,4 @@
-"""Uploaded files, stored by content: the same file is stored once."""
+"""Uploaded files, stored by content: equal files are stored once."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ class Files:
     async def upload(self, messages: AsyncIterator[gateway_service_pb2.UploadFileRequest]) -> tuple[str, int]:
         """Store the file that a stream of messages carries.
 
-        Returns its digest and size in bytes.
+        Returns its digest and its size in bytes.
         """
         first = await anext(aiter(messages), None)
         if first is None:
@@ -43,7 +43,7 @@ class Files:
     async def receive(self, digest: str, chunks: AsyncIterator[bytes]) -> int:
         """Store a file and return its size in bytes.
 
-        Raises InvalidInput, storing nothing, for another digest.
+        Raises InvalidInput, and stores nothing, when the content has another digest or is too large.
         """
         key = keys.file(_checked_digest(digest))
         if await asyncio.to_thread(self._store.exists, key):
@@ -70,7 +70,7 @@ class Files:
     def size(self, digest: str) -> int:
         """Return the size of a stored file in bytes.
 
-        Raises NotFound when it is missing.
+        Raises NotFound when the file was not uploaded.
         """
         key = keys.file(_checked_digest(digest))
         if not self._store.exists(key):

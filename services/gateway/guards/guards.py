@@ -1,4 +1,4 @@
-"""Guards: created by a corrector, read from the store."""
+"""Guards: the corrector creates them, and the store keeps them."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ class Guards:
         self._corrector = corrector
 
     async def create(self, request: pb.CreateGuardRequest, *, deadline_s: float | None) -> guard_pb2.Guard:
-        """Build and serve a guard of the labelled regions of a run."""
+        """Build and serve a guard for the labelled regions of a run."""
         order = corrector_service_pb2.IssueGuardRequest(
             run=request.run, false_alarm_rate=request.false_alarm_rate, request_id=request.request_id
         )

@@ -1,1 +1,1 @@
-"""Inference by the Open Inference Protocol, proxied to Triton without decoding tensors."""
+"""Inference over the Open Inference Protocol, proxied without decoding tensors."""

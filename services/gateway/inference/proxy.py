@@ -1,11 +1,12 @@
-"""The reverse proxy of `inference.GRPCInferenceService`: unary calls, streams and guarded requests.
+"""The reverse proxy of `inference.GRPCInferenceService`.
 
-Requests are bytes: model and version, their first fields, are replaced when a trial draws the request; the rest goes to
-Triton unchanged, as do Triton's errors and the caller's deadline. In a stream, a request that the gateway rejects is
-answered with its error, as Triton answers one, and the stream continues; trials draw from unary requests only.
+It serves unary calls, streams and guarded requests, all as bytes. It replaces the first fields, model and version, when
+a trial draws the request, and sends the rest to Triton unchanged. Triton's errors and the caller's deadline are passed
+on as well. In a stream, a request that the gateway rejects is answered with its error, as Triton does, and the stream
+continues. Trials draw unary requests only.
 
 With the metadata `defuse-guard: true` a caller gets the guard's outputs beside the classifier's. When a model has no
-guard, or its guard is just being replaced, the caller gets the classifier's answer, which says so.
+guard, or its guard is being replaced, the caller gets the classifier's answer with a parameter that says so.
 """
 
 import asyncio
@@ -56,8 +57,8 @@ def asks_for_guard(context: Any) -> bool:
 async def infer_guarded(request: bytes, target: Target, infer: Infer, *, champion: bytes, context: Any) -> bytes:
     """Return the answer of classifier and guard.
 
-    Where there is no guard, the classifier's answer to `champion`. Serialized protobuf messages are merged by
-    concatenation, so tensors are not decoded here either.
+    Without a guard, the result is the classifier's answer to `champion`, marked accordingly. Serialized protobuf
+    messages are merged by concatenation, so tensors are not decoded here either.
     """
     wanted = with_target(request, target, model=names.guarded_model(target.model), version="")
     if names_outputs(request):
@@ -116,10 +117,7 @@ class StreamProxy:
 
 
 async def _take(call: Any, answers: "asyncio.Queue[bytes | None]") -> None:
-    """Put Triton's answers into the caller's queue.
-
-    None marks the end of the stream.
-    """
+    """Put Triton's answers into the caller's queue, then None as the end."""
     with suppress(grpc.aio.AioRpcError):
         async for answer in call:
             await answers.put(answer)
@@ -137,7 +135,7 @@ def _refusal(request: bytes, error: DefuseError) -> bytes:
 def code_for_caller(code: grpc.StatusCode) -> grpc.StatusCode:
     """Return the caller's status code for one of Triton's.
 
-    An unrequested cancellation means that it is stopping.
+    A cancellation that nobody requested means that Triton is stopping, so it becomes UNAVAILABLE.
     """
     return grpc.StatusCode.UNAVAILABLE if code is grpc.StatusCode.CANCELLED else code
 
@@ -156,7 +154,10 @@ async def _abort_as(error: grpc.aio.AioRpcError, context: Any) -> NoReturn:
 
 
 def _as_triton(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
-    """Make a method `(..., request, context)` abort with Triton's status when Triton refuses."""
+    """Make a method abort with Triton's status when Triton refuses.
+
+    The method's last two parameters are `request` and `context`.
+    """
 
     @functools.wraps(method)
     async def answer(*arguments: Any) -> bytes:
@@ -249,9 +250,9 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return answer
 
     async def _answer_in_trial(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
-        """Answer within a trial.
+        """Answer a request to a model that has a trial.
 
-        `challenger` is the request to it, or None when it was not drawn.
+        `challenger` is the request to the challenger, empty when the request was not drawn.
         """
         if challenger and trial.mode == trial_pb2.Trial.MODE_CANARY:
             return await self._canary(trial, champion, challenger, context)
@@ -261,9 +262,9 @@ class InferenceProxy(grpc.GenericRpcHandler):
         return answer
 
     async def _canary(self, trial: trial_pb2.Trial, champion: bytes, challenger: bytes, context: Any) -> bytes:
-        """Answer by the challenger, or by the champion when it fails.
+        """Answer from the challenger, or from the champion when the challenger fails.
 
-        The challenger has half of the caller's deadline.
+        The challenger gets half of the caller's deadline.
         """
         left = context.time_remaining()
         try:

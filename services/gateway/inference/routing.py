@@ -1,8 +1,8 @@
-"""Routing of inference requests.
+"""Routing of inference requests to champions and challengers.
 
-Model and version are read from the serialized bytes, and replaced there. Known encoders write the fields of
-`inference.ModelInferRequest` in the order of their numbers; a later value of a singular field replaces an earlier one
-in any order.
+Model and version are read and replaced in the serialized bytes. Known encoders write the fields of
+`inference.ModelInferRequest` in the order of their numbers. In any order, a later value of a singular field replaces an
+earlier one.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _LONGEST_BITS = 70
 class Target:
     """The model and version that a request names.
 
-    `end` is the offset of its other fields.
+    `end` is the offset of the request's other fields.
     """
 
     model: str
@@ -64,7 +64,7 @@ def read_target(request: bytes) -> Target:
 def with_target(request: bytes, target: Target, *, model: str, version: str) -> bytes:
     """Return the request with another model and version, otherwise unchanged.
 
-    The same object when nothing changes.
+    Returns the same object when nothing changes.
     """
     if (model, version) == (target.model, target.version):
         return request
@@ -75,9 +75,9 @@ def with_target(request: bytes, target: Target, *, model: str, version: str) -> 
 
 
 def may_refer_to_memory(request: bytes) -> bool:
-    """Say whether tensors of a serialized ModelInferRequest may be in shared memory.
+    """Return whether tensors of a serialized ModelInferRequest may be in shared memory.
 
-    Their contents are passed over.
+    The contents of tensors are skipped.
     """
     if len(request) < _SMALL and _SHARED not in request:
         return False
@@ -88,9 +88,9 @@ def may_refer_to_memory(request: bytes) -> bool:
 
 
 def names_outputs(request: bytes) -> bool:
-    """Say whether a serialized ModelInferRequest names the outputs that it asks for.
+    """Return whether a serialized ModelInferRequest names the outputs that it requests.
 
-    Without, all are answered.
+    A request that names none gets all outputs.
     """
     return any(tag == _OUTPUTS for tag, _, _ in _top_level_fields(request) or ())
 
@@ -98,7 +98,7 @@ def names_outputs(request: bytes) -> bool:
 def _top_level_fields(request: bytes) -> list[tuple[int, int, int]] | None:
     """Return tag, begin and end of each field.
 
-    None where one is not of the kind that they are today.
+    Returns None when a field has a type or number that the message does not use today.
     """
     found, position = [], 0
     while position < len(request):
@@ -124,7 +124,7 @@ def _field(tag: int, value: str) -> bytes:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a length and where what it counts begins."""
+    """Return a length, and the position at which its content begins."""
     value = shift = 0
     while position < len(data) and shift < _LONGEST_BITS:
         byte = data[position]
@@ -144,9 +144,9 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """Where a request goes.
+    """The model and version that a request goes to.
 
-    Without a version Triton gives the champion: the newest version that is loaded.
+    Without a version Triton uses the champion, the newest version that is loaded.
     """
 
     model: str
@@ -157,9 +157,9 @@ class Route:
 
 
 class RoutingTable:
-    """The trials under way as this gateway knows them.
+    """The trials under way, as this gateway knows them.
 
-    `Trials` is their only writer.
+    `Trials` is the only writer of the underlying records.
     """
 
     def __init__(self, trials: Trials) -> None:
@@ -175,10 +175,7 @@ class RoutingTable:
             await asyncio.sleep(REFRESH_S)
 
     def show(self, running: Iterable[trial_pb2.Trial], *, since: float | None = None) -> None:
-        """Replace the trials under way, as of a given time.
-
-        By default, as of now.
-        """
+        """Replace the trials under way by those at a time, default now."""
         self._known_at = time.monotonic() if since is None else since
         self._running = {names.last(names.parent(trial.name)): trial for trial in running}
 
@@ -192,15 +189,15 @@ class RoutingTable:
     def request_as_named(self, request: bytes) -> bytes:
         """Return a request with model and version resolved.
 
-        Raises NotFound as `named` does. Model and version are the first fields of every request for inference or about
-        a model.
+        Model and version are the first fields of every request for inference or about a model. Raises NotFound as
+        `named` does.
         """
         target = read_target(request)
         meant = self.named(target)
         return with_target(request, target, model=meant.model, version=meant.version)
 
     def named(self, target: Target) -> Route:
-        """Resolve a model and version.
+        """Return the route of a model and version, without a trial.
 
         Raises NotFound for the challenger of a model without a trial.
         """
@@ -217,9 +214,9 @@ class RoutingTable:
         return Route(model=target.model, version="" if target.version == CHAMPION else target.version)
 
     def _trial(self, model_id: str) -> trial_pb2.Trial | None:
-        """Return the trial of a model.
+        """Return the trial of a model, or None without one.
 
-        None when this gateway's view is stale, as the trial may have ended.
+        Also returns None when this gateway's view is stale, as the trial may have ended.
         """
         return self._running.get(model_id) if time.monotonic() - self._known_at < LEASE_S else None
 
@@ -232,6 +229,6 @@ def challenger_of(trial: trial_pb2.Trial) -> tuple[str, str]:
 def _draw(request_id: str) -> float:
     """Return a number in [0, 1) that depends on the id alone.
 
-    A retry therefore takes the same route.
+    A retry therefore takes the same route. A request without an id gets a random number.
     """
     return zlib.crc32(request_id.encode()) / 2**32 if request_id else random.random()  # noqa: S311  # no secret

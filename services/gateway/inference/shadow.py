@@ -1,7 +1,4 @@
-"""Shadow traffic of a trial.
-
-The challenger's answers are compared with the champion's.
-"""
+"""Shadow traffic of a trial, which compares the challenger with the champion."""
 
 import asyncio
 import time
@@ -39,7 +36,7 @@ class TrialCounters:
             await retry_while_redis_is_away(self.flush)
 
     async def flush(self) -> None:
-        """Write the counts so far to the trials."""
+        """Add the counts so far to the trials."""
         while self._seen:
             name, figures = self._seen.popitem()
             try:
@@ -67,7 +64,10 @@ class ShadowComparisons:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def begin(self, trial: trial_pb2.Trial, request: bytes, champion: bytes) -> None:
-        """Send a request to the challenger and compare its answer."""
+        """Start to send a request to the challenger and compare its answer.
+
+        The request is dropped and counted when too many are under way, or when its classes cannot be compared.
+        """
         if len(self._under_way) >= _AT_ONCE or _SHARED in request or classes_of(champion) is None:
             self._tally.add(trial.name, dropped=1)
             return
@@ -100,7 +100,7 @@ class ShadowComparisons:
 def classes_of(answer: bytes) -> npt.NDArray[np.intp] | None:
     """Return the class (n,) of each image in a serialized ModelInferResponse.
 
-    None when its numbers are elsewhere, as with shared memory, or not float32.
+    Returns None when the scores are not float32, or not in the message, as with shared memory.
     """
     response = service_pb2.ModelInferResponse.FromString(answer)
     # Triton leaves an empty entry for an output in shared memory.

@@ -1,7 +1,7 @@
 """Shared memory between local callers and Triton, registered through the gateway.
 
-All callers share one name space of regions, and Triton opens any shared-memory file that it is told of. Shared memory
-is therefore off by default, open to callers of this host only, and never to the services' own regions.
+All callers share one name space of regions, and Triton opens any shared-memory file that a caller names. Shared memory
+is therefore off by default and limited to callers of this host, and the services' own regions are never accessible.
 """
 
 from collections.abc import Awaitable, Callable
@@ -72,7 +72,7 @@ class SharedMemory:
     async def _forget_all(self, kind: str, context: Any) -> bytes:
         """Unregister all regions but the services' own.
 
-        Raises the first refusal after trying all.
+        Raises the first of Triton's refusals after it has tried all regions.
         """
         ask = getattr(service_pb2, f"{kind}SharedMemoryStatusRequest")()
         status: Any = _parsed(f"{kind}SharedMemoryStatusResponse", await self._made(kind, STATUS, ask, context))

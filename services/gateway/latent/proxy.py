@@ -1,6 +1,6 @@
 """The reverse proxy of GeneratorService.
 
-Calls pass as bytes, after their role was checked.
+Calls are forwarded as bytes after their role was checked.
 """
 
 from collections.abc import AsyncIterator

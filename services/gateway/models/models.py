@@ -1,4 +1,4 @@
-"""Models, the gate for their candidates, and the version that callers get."""
+"""Models, the gate for their candidates, and rollbacks."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ from services.storage.catalog import Catalog
 class Models:
     """Registers and lists models, judges candidates, and rolls versions back.
 
-    A corrector does the work.
+    The corrector does the work.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Models:
         return cursor.page_of_append_only(await asyncio.to_thread(self._catalog.releases, model.name))
 
     async def judge(self, request: pb.JudgeCandidateRequest, *, deadline_s: float | None) -> gate_pb2.GateVerdict:
-        """Put an uploaded file to the gate of a model."""
+        """Run the gate of a model on an uploaded file."""
         candidate = corrector_service_pb2.RunGateRequest(
             model=request.model, file_digest=request.file_digest, dataset=request.dataset
         )
@@ -73,7 +73,7 @@ class Models:
         return await asyncio.to_thread(self._catalog.verdict, name)
 
     async def roll_back(self, request: pb.RollbackModelRequest) -> release_pb2.Release:
-        """Give callers the previous version, and retire present candidates."""
+        """Restore the previous version, and retire the present candidates."""
         restore = corrector_service_pb2.RestorePreviousRequest(
             model=request.model, actor=request.actor, reason=request.reason, request_id=request.request_id
         )

@@ -1,1 +1,1 @@
-"""Production traffic: reported, retained, deleted, watched for change."""
+"""Production traffic: its reports, retention, deletion, and alerts about changes."""

@@ -1,4 +1,4 @@
-"""Alert runs: searches on captured images of an alert's region."""
+"""Alert runs: searches around the captured images of an alert's region."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ from services.storage.safetensors import StreamedArray
 
 @dataclass(frozen=True, kw_only=True)
 class Period:
-    """A time period, open at its begin and closed at its end."""
+    """A time period, which excludes its begin and includes its end."""
 
     since: datetime
     until: datetime
@@ -37,7 +37,7 @@ class Period:
     def may_hold(self, hour: str) -> bool:
         """Return whether observations of an hour may belong to this period.
 
-        They must have been answered and scored in it.
+        Observations are stored by the hour in which they were reported.
         """
         return self.since.strftime(HOUR) <= names.last(hour) <= self.until.strftime(HOUR)
 
@@ -58,9 +58,9 @@ class CapturedImages:
 
 
 def captured_images(store: ArtifactStore, model_name: str, region: int, period: Period) -> Sequence[CapturedImages]:
-    """Yield the images of a period in one region, by batch.
+    """Return the images of a period in one region, by batch.
 
-    The region is given by its index.
+    `region` is the index of the region in its guard.
     """
     return [
         found
@@ -93,7 +93,7 @@ _VAE_PARTS = {"encoder_digest": "encoder.onnx", "decoder_digest": "decoder.onnx"
 
 @dataclass(frozen=True, kw_only=True)
 class _Cause:
-    """The subject of an alert."""
+    """The model, guard and region that an alert is about."""
 
     model: model_pb2.Model
     guard: guard_pb2.Guard
@@ -115,9 +115,9 @@ class AlertRuns:
         self._runs = runs
 
     async def start(self, alert_name: str) -> run_pb2.Run:
-        """Return the run of an alert; start it on the first call.
+        """Return the run of an alert, which the first call starts.
 
-        Raises InvalidInput for an alert that is about no region, NotReady when no images of it were kept.
+        Raises InvalidInput for an alert that is not about a region, and NotReady when no images of it were kept.
         """
         alert = await self._alerts.get(alert_name)
         run_id = run_id_of(alert)
@@ -135,9 +135,9 @@ class AlertRuns:
         return run
 
     def _config(self, alert: monitor_pb2.Alert) -> run_pb2.RunConfig:
-        """Return the guard's run configuration for other images.
+        """Return the guard's run configuration with the alert's images.
 
-        The present champion is searched.
+        The run searches the present champion.
         """
         cause = self._cause(alert)
         images = captured_images(self._store, cause.model.name, cause.region, self._period(alert, cause.guard))
@@ -177,7 +177,7 @@ class AlertRuns:
     def _period(self, alert: monitor_pb2.Alert, guard: guard_pb2.Guard) -> Period:
         """Return the period of an alert's images.
 
-        Since the guard began, or since the previous alert.
+        It begins when the guard was created, or at the previous alert if that is later.
         """
         earlier = [name for name in self._store.keys(keys.alerts(names.parent(alert.name))) if name < alert.name]
         begins = [guard.create_time.ToDatetime(UTC)]
@@ -187,9 +187,9 @@ class AlertRuns:
         return Period(since=max(begins), until=alert.create_time.ToDatetime(UTC))
 
     def _dataset(self, base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
-        """Return the name of a data set with these searched images.
+        """Return the name of a data set that searches these images.
 
-        It is created on the first call.
+        The first call creates the data set.
         """
         base = self._catalog.dataset(base_name)
         name = names.dataset(_digest(base_name, cause, images))
@@ -214,7 +214,7 @@ class AlertRuns:
         return name
 
     def _give_vae(self, before: run_pb2.RunConfig, vae: run_pb2.VaeConfig) -> None:
-        """Give a run another run's VAE, as if uploaded by a user."""
+        """Set another run's VAE in a configuration, as uploaded files."""
         if vae.encoder_digest:
             return
         for field, part in _VAE_PARTS.items():
@@ -230,9 +230,9 @@ class AlertRuns:
 
 
 def run_id_of(alert: monitor_pb2.Alert) -> str:
-    """Return the id of an alert's run.
+    """Return the id of an alert's run, made of model and alert.
 
-    Model and alert, with the model shortened when both are too long.
+    The model's id is shortened when both together are too long.
     """
     alert_id = names.last(alert.name)
     model_id = names.last(names.parent(alert.name))
@@ -240,9 +240,9 @@ def run_id_of(alert: monitor_pb2.Alert) -> str:
 
 
 def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> str:
-    """Return a digest of a data set's content.
+    """Return a digest of the content of an alert's data set.
 
-    A stored observation never changes.
+    Ids identify the images, since a stored observation never changes.
     """
     content = hashlib.sha256(f"{base_name}:{cause.model.name}:{cause.label}".encode())
     for part in images:
@@ -251,9 +251,9 @@ def _digest(base_name: str, cause: _Cause, images: Sequence[CapturedImages]) -> 
 
 
 def _describe_like(base: dataset_pb2.Dataset, model: model_pb2.Model, label: str) -> tuple[dataset_pb2.Dataset, int]:
-    """Return a data set's description with another label.
+    """Return a data set's description, and a label's stored value.
 
-    Also returns the stored value of the label.
+    The description is a copy of another data set's. The label is added to its classes when it has no stored value.
     """
     made = dataset_pb2.Dataset()
     made.CopyFrom(base)

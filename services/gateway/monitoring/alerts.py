@@ -1,4 +1,4 @@
-"""Alerts: stored, streamed to watchers, posted to webhooks."""
+"""Alerts: stored, streamed to watchers and posted to webhooks."""
 
 import asyncio
 import uuid
@@ -28,14 +28,14 @@ _PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 class Webhooks:
-    """Posts messages as JSON; each dropped message is counted and logged."""
+    """Posts messages as JSON; counts and logs each dropped message."""
 
     def __init__(self, *, pauses_s: tuple[float, ...] = _PAUSES_S) -> None:
         self._pauses_s = pauses_s
         self._waiting: asyncio.Queue[tuple[str, Message]] = asyncio.Queue(_MOST_WAITING)
 
     def post(self, url: str, message: Message) -> None:
-        """Enqueue a message; dropped when too many are waiting."""
+        """Enqueue a message, or drop it when too many are waiting."""
         try:
             self._waiting.put_nowait((url, message))
         except asyncio.QueueFull:
@@ -65,9 +65,9 @@ class Webhooks:
 
 
 async def _attempt(session: aiohttp.ClientSession, url: str, message: Message) -> str:
-    """Return the reason of a failed post.
+    """Post a message once, and return the reason of a failure.
 
-    Empty when the server accepted it.
+    The reason is empty when the server accepted the message.
     """
     try:
         # Redirects are not followed: alerts go to the configured host only.
@@ -101,8 +101,8 @@ class Alerts:
     async def raise_(self, model_name: str, alert: monitor_pb2.Alert) -> monitor_pb2.Alert:
         """Store an alert of a model and notify watchers and webhooks.
 
-        Returns it with its name and time. An alert that already has a name, sortable by time like those given here,
-        keeps it and is raised once.
+        Returns the alert with its name and time. An alert that already has a name keeps it and is raised only once;
+        such names must sort by time.
         """
         raised = monitor_pb2.Alert()
         raised.CopyFrom(alert)
@@ -149,14 +149,14 @@ class Alerts:
         )
 
     async def begin_watch(self) -> str:
-        """Return the position in time at which a watcher begins."""
+        """Return the present position in the stream of alerts."""
         last = await self._redis.xrevrange(_RAISED, count=1)
         return last[0][0].decode() if last else "0-0"
 
     async def watch(self, since: str, *, model_name: str = "") -> AsyncIterator[monitor_pb2.Alert]:
-        """Yield alerts of one model or of all as they are raised.
+        """Yield alerts of one model or of all, as they are raised.
 
-        Does not end.
+        The iterator does not end by itself.
         """
         while True:
             for entry, values in await self._redis.xrange(_RAISED, min=f"({since}"):

@@ -1,7 +1,7 @@
-"""Batches of observations: validation, and the form in which they are stored.
+"""Batches of observations: their validation and their stored form.
 
-Each row carries its observation's id, so deleted observations can be removed from each file of a batch separately, in
-any order and again after a crash.
+Each row carries the id of its observation. Deleted observations can therefore be removed from each file of a batch
+separately, in any order and again after a crash.
 """
 
 import math
@@ -35,7 +35,7 @@ _VALUE_BYTES = {"FP32": 4, "UINT8": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class ReceivedBatch:
-    """The observations of one report."""
+    """The observations of one report and their batch id."""
 
     id: str
     observations: Sequence[monitor_pb2.Observation]
@@ -46,7 +46,7 @@ async def receive_batch(
 ) -> tuple[MonitoredModel, ReceivedBatch]:
     """Return the model and the batch of a report.
 
-    Raises InvalidInput for a batch that is too large.
+    Raises InvalidInput for a report that is empty or too large.
     """
     first = await anext(aiter(requests), None)
     if first is None:
@@ -98,10 +98,7 @@ def check_batch(observations: Sequence[monitor_pb2.Observation], model: model_pb
 
 
 def _fault(observation: monitor_pb2.Observation, model: model_pb2.Model) -> str:
-    """Return the fault of an observation and its remedy.
-
-    Empty when it is valid.
-    """
+    """Return the fault of an observation and its remedy, or ""."""
     if not (0 < len(observation.id) <= _LONGEST_ID and observation.id.isprintable()):
         return f"has an id that is refused: use 1 to {_LONGEST_ID} printable characters"
     if not 0 <= observation.time.seconds <= _LATEST_S:
@@ -145,7 +142,7 @@ _OF_IMAGES = ("image",)
 def record_of(observations: Sequence[monitor_pb2.Observation]) -> monitor_pb2.ObservationBatch:
     """Return observations without images and scores.
 
-    A missing time becomes the present time.
+    The present time replaces a missing one.
     """
     batch = monitor_pb2.ObservationBatch()
     for observation in observations:
@@ -158,9 +155,9 @@ def record_of(observations: Sequence[monitor_pb2.Observation]) -> monitor_pb2.Ob
 
 
 def arrays_of(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> dict[str, Array]:
-    """Return images and scores of valid observations, as `keys.observed_images` describes.
+    """Return images and scores of valid observations.
 
-    Raises InvalidInput for an input that is not a number.
+    `keys.observed_images` describes the arrays. Raises InvalidInput for an input that is not a number.
     """
     return {
         "id": digests(observation.id for observation in observations),
@@ -181,7 +178,7 @@ def digests(ids: Any) -> Array:
 def without_rows(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[str, Array] | None:
     """Return arrays without the rows of these ids.
 
-    None when no row is affected.
+    Returns None when the arrays have none of these rows.
     """
     kept = np.array([name.tobytes() not in gone for name in arrays["id"]], bool)
     if kept.all():
@@ -193,7 +190,7 @@ def without_rows(arrays: Mapping[str, Array], gone: Collection[bytes]) -> dict[s
 def _images(observations: Sequence[monitor_pb2.Observation], model: model_pb2.Model) -> Array:
     """Return the images (m, h, w, c) uint8 of the observations that have one.
 
-    Model inputs are converted back.
+    Model inputs are converted back to images.
     """
     shown = [observation for observation in observations if observation.WhichOneof("image")]
     images = np.zeros((len(shown), *model.image_shape), np.uint8)

@@ -1,10 +1,10 @@
-"""CloudEvents 1.0 over HTTP, and their Open Inference Protocol payloads in JSON.
+"""CloudEvents 1.0 over HTTP, with Open Inference Protocol payloads in JSON.
 
-A request of n images and its response become n observations, `{id}-{row}`: images come from the request, scores and
-version from the response.
+A request of n images and its response become n observations, `{id}-{row}`: the images come from the request, the scores
+and the version from the response.
 
-The cloudevents SDK (2.2) is not used: it gives an event without an id a random one, so that request and response would
-never be joined, and it reports a malformed body by any of six exceptions.
+The cloudevents SDK (2.2) is not used for two reasons. It gives an event without an id a random one, so that request and
+response could not be joined, and it reports a malformed body by any of six exceptions.
 """
 
 import base64
@@ -149,7 +149,7 @@ def merge_parts(
 ) -> Sequence[monitor_pb2.Observation]:
     """Merge request and response into observations.
 
-    Raises InvalidInput when they differ in their number of images.
+    Raises InvalidInput when their numbers of images differ.
     """
     images, scores = request.observations, response.observations
     if len(images) != len(scores):
@@ -188,7 +188,7 @@ def _scores(data: Mapping[str, Any], model: model_pb2.Model) -> list[monitor_pb2
 
 
 def _tensor(data: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
-    """Return the tensor of a name, or the only tensor."""
+    """Return the tensor with this name, or the only tensor."""
     tensors = data.get(side)
     if not isinstance(tensors, list) or not all(isinstance(one, dict) for one in tensors):
         raise InvalidInput(
@@ -203,7 +203,7 @@ def _tensor(data: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
 
 
 def _values(tensor: Mapping[str, Any], one: Sequence[int], model: model_pb2.Model) -> Array:
-    """Return the numbers of a tensor (n, *one), flat or nested on the wire."""
+    """Return the numbers of a tensor (n, *one), flat or nested in JSON."""
     said = tensor.get("shape")
     if not isinstance(said, list) or said[1:] != list(one) or not isinstance(said[0], int) or said[0] < 0:
         raise InvalidInput(

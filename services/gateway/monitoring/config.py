@@ -1,7 +1,4 @@
-"""The configuration of a monitor.
-
-Defaults, bounds, and a short-lived cache of each model.
-"""
+"""The configuration of a monitor, and a short-lived cache of models."""
 
 import asyncio
 import math
@@ -43,7 +40,7 @@ def complete(config: monitor_pb2.MonitorConfig) -> monitor_pb2.MonitorConfig:
 
 
 def read_config(store: ArtifactStore, model_name: str) -> monitor_pb2.MonitorConfig:
-    """Return the configuration of a model, or the defaults."""
+    """Return the stored configuration of a model, or the defaults."""
     try:
         return store.read_message(keys.monitor_config(model_name), monitor_pb2.MonitorConfig)
     except NotFound:
@@ -105,7 +102,7 @@ _KNOWN_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class MonitoredModel:
-    """A model with its monitor's configuration."""
+    """A model with its newest guard and its monitor's configuration."""
 
     model: model_pb2.Model
     # Name of the newest guard; empty without one.

@@ -1,7 +1,7 @@
-"""The event joiner.
+"""The join of the request and response events of an inference.
 
-Request and response of an inference become one observation, in either order. Senders do not wait for the store: events
-in Redis are durable, and complete pairs are stored from there, many at once.
+Both become one observation, in whatever order they arrive. Senders do not wait for the store: an event is durable once
+it is in Redis, and complete pairs are stored from there, many at once.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _FIELDS_OF_WHOLE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class EventPair:
-    """Request and response of one inference, as far as they have arrived."""
+    """The request and response of one inference that have arrived so far."""
 
     key: str
     model: str
@@ -57,7 +57,7 @@ class PendingEvents:
         self._redis = queue.redis
 
     async def put(self, model_name: str, event_id: str, half: str, batch: monitor_pb2.ObservationBatch) -> None:
-        """Keep one part of an event, unless its pair was settled before."""
+        """Store one part of an event, unless its pair was settled before."""
         key = _key(model_name, event_id)
         if await self._redis.exists(_settled(key)):
             return
@@ -71,9 +71,9 @@ class PendingEvents:
             await self._redis.zadd(_WHOLE, {key: time.time()})
 
     async def take_complete(self) -> Sequence[EventPair]:
-        """Take some complete pairs.
+        """Remove some complete pairs from the queue and return them.
 
-        No other gateway gets them until they are given back, or late.
+        No other gateway gets these pairs until they are given back or have waited too long.
         """
         found = await self._redis.zpopmin(_WHOLE, MOST_AT_ONCE)
         pairs = [await self._read(key.decode()) for key, _ in found]
@@ -85,9 +85,9 @@ class PendingEvents:
             await self._redis.zadd(_WHOLE, {pair.key: time.time() for pair in pairs})
 
     async def settle(self, pair: EventPair) -> bool:
-        """Remove a pair.
+        """Remove a pair, and return whether this gateway removed it.
 
-        Returns whether this gateway removed it, of several that may try.
+        Several gateways may try, and one of them succeeds.
         """
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zrem(_WAITING, pair.key)
@@ -145,17 +145,17 @@ class EventJoiner:
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """The coroutines that run as long as the gateway."""
+        """Return the coroutines that run as long as the gateway."""
         return [
             lambda: _call_periodically(self.store_complete, _STORE_EVERY_S),
             lambda: _call_periodically(self.clean_up, _LOOK_EVERY_S),
         ]
 
     async def take(self, model_name: str, event: CloudEvent) -> None:
-        """Keep an event until it is stored with its counterpart.
+        """Store an event until its counterpart arrives.
 
-        It is durable once this returns. Raises InvalidInput for an event that could never be stored, because its sender
-        is gone by then.
+        The event is durable once this method returns. Raises InvalidInput for an event that could never be stored,
+        because its sender cannot be informed later.
         """
         subject = await self._subjects.of(model_name)
         half, batch = await asyncio.to_thread(event_part, event, subject.model)
@@ -172,9 +172,9 @@ class EventJoiner:
                 raise
 
     async def clean_up(self) -> None:
-        """Drop pairs that waited too long or exceed the bounds.
+        """Drop incomplete pairs that waited too long or exceed the bounds.
 
-        Adopt complete pairs of gateways that died.
+        Complete ones among them, left by gateways that died, return to the queue.
         """
         late, beyond = await self._pending.late(), await self._pending.too_many()
         await self._pending.give_back([pair for pair in (*late, *beyond) if pair.complete])
@@ -188,7 +188,7 @@ class EventJoiner:
     async def _store(self, pairs: Sequence[EventPair]) -> None:
         """Store pairs, then remove them.
 
-        A crash in between stores them again, which changes nothing.
+        A crash in between makes another gateway store them again, which changes nothing.
         """
         found: dict[str, list[EventPair]] = {}
         for pair in pairs:
@@ -212,7 +212,7 @@ class EventJoiner:
     async def _observations(self, pair: EventPair, model: model_pb2.Model) -> Sequence[monitor_pb2.Observation]:
         """Return the observations of a pair.
 
-        None when the pair is dropped, so that it does not fail the others.
+        An invalid pair is dropped and has none, so that the other pairs do not fail with it.
         """
         reason = "halves_differ"
         try:
@@ -232,7 +232,10 @@ class EventJoiner:
 
 
 async def _call_periodically(call: Callable[[], Awaitable[None]], pause_s: float) -> None:
-    """Call periodically until the task is cancelled, whatever dependency is away."""
+    """Call periodically until the task is cancelled.
+
+    A failure of a dependency is logged, and the call is retried.
+    """
     while True:
         try:
             await call()

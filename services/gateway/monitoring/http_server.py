@@ -1,7 +1,7 @@
 """The gateway's HTTP server: `POST /v1/models/{model}:observe` takes CloudEvents.
 
-An event is answered with 202 once it lies in Redis, where it waits for its counterpart: senders such as KServe's
-payload logger drop events that are not accepted quickly.
+An event is answered with 202 once it is in Redis, where it waits for its counterpart. Senders such as KServe's payload
+logger drop events that are not accepted quickly.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ _STATUSES: Mapping[type[DefuseError], int] = {
 
 
 class HttpServer:
-    """Serves HTTP on a port."""
+    """Serves HTTP on one port."""
 
     def __init__(self, settings: GatewaySettings, observing: EventJoiner, limits: RateLimits) -> None:
         self._observing = observing
@@ -94,9 +94,9 @@ class HttpServer:
         return aiohttp.web.Response(status=202)
 
     def _who(self, request: aiohttp.web.Request) -> str:
-        """Return the name that a call counts for, admitted or not.
+        """Return the name under which a call counts, admitted or not.
 
-        That of its token, else its host.
+        It is the name of the caller's token, or its host without a valid token.
         """
         if self._tokens:
             with suppress(Unauthenticated):
@@ -104,7 +104,7 @@ class HttpServer:
         return request.remote or ""
 
     def _admit(self, request: aiohttp.web.Request) -> None:
-        """Raise unless the caller may report."""
+        """Raise Unauthenticated or PermissionDenied unless the caller may report."""
         if self._tokens:
             roles.set_caller(authenticate(self._tokens, request.headers.get("authorization", "")))
             roles.require(access_pb2.ROLE_OPERATOR, "observe")

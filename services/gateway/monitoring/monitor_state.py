@@ -1,11 +1,12 @@
-"""The state of a monitor.
+"""The state of a monitor: updates by scored batches, and change detection.
 
-A fold over scored batches, with sequential change detection. The detector is a Shiryaev-Roberts e-detector (Shin,
-Ramdas and Rinaldo, 2024, "E-detectors: a nonparametric framework for sequential change detection"): `M_t = (M_{t-1} +
-1) e_t`, where each `e_t` has a conditional expectation of at most 1 while nothing has changed. Then `M_t - t` is a
-supermartingale, so that M reaches a threshold only after as many observations in expectation, whatever their
-distribution; the same holds for any mean of such detectors. The expected run length of the configuration is the
-threshold of an alert.
+The detector is a Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo, 2024,
+"E-detectors: a nonparametric framework for sequential change detection"): `M_t =
+(M_{t-1} + 1) e_t`, where each `e_t` has a conditional expectation of at most 1 while
+nothing has changed. Then `M_t - t` is a supermartingale, so that M reaches a threshold
+only after as many observations in expectation, whatever their distribution. The same
+holds for any mean of such detectors. The expected run length of the configuration is
+the threshold of an alert.
 """
 
 from collections import Counter
@@ -31,9 +32,10 @@ _CONFIDENCE_QUANTILE = 2.6
 
 
 def rate_factors(hits: Array, bound: Array) -> Array:
-    """Return e-values (n, k, alternatives) of indicators (n, k) whose reference rates (k,) are at most `bound`.
+    """Return e-values (n, k, alternatives) of indicators (n, k).
 
-    They are likelihood ratios of Bernoulli variables: of expectation 1 at the bound, and less at any lower rate.
+    Their reference rates (k,) are at most `bound`. The e-values are likelihood ratios of Bernoulli variables: their
+    expectation is 1 at the bound, and less at any lower rate.
     """
     profile = np.clip(bound, 1e-9, 1 - 1e-9)[:, None]
     odds = profile / (1 - profile) * ODDS_RATIOS
@@ -42,18 +44,20 @@ def rate_factors(hits: Array, bound: Array) -> Array:
 
 
 def rank_factors(ranks: Array, references: int) -> Array:
-    """Return e-values (n, 1, alternatives) of ranks (n,) in [0, 1] among so many reference values.
+    """Return e-values (n, 1, alternatives) of ranks (n,) in [0, 1].
 
-    Without change the mean rank is one half, up to the sampling error of the references.
+    `references` is the number of reference values. Without change the mean rank is one half, up to the sampling error
+    of these values.
     """
     slack = _CONFIDENCE_QUANTILE / np.sqrt(12 * max(1, references))
     return np.asarray(1 + RANK_ALTERNATIVES * (ranks[:, None] - 0.5) - np.abs(RANK_ALTERNATIVES) * slack)[:, None, :]
 
 
 def accumulate_evidence(evidence: Array, factors: Array, applies: Array) -> Array:
-    """Return the evidence (n, k, alternatives) after each of n observations, from the initial evidence (k, a).
+    """Return the evidence (n, k, alternatives) after each of n observations.
 
-    Observations with `applies` (n,) False leave the evidence unchanged.
+    It starts from the initial evidence (k, alternatives). Observations with `applies` (n,) False leave the evidence
+    unchanged.
     """
     path = np.empty_like(factors)
     for step, factor in enumerate(factors):
@@ -91,10 +95,7 @@ class ScoredBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceProfile:
-    """Statistics of a guard's reference images, and their column names.
-
-    The distiller stores them.
-    """
+    """Statistics of a guard's reference images, as the distiller stores them."""
 
     guard: guard_pb2.Guard
     classes: Sequence[str]
@@ -141,10 +142,10 @@ def restart(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
 def update_state(
     state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile, *, expected_run_length: float
 ) -> list[monitor_pb2.Alert]:
-    """Apply a batch to a state, in place.
+    """Apply a batch to a state, in place, and return its alerts.
 
-    Returns the alert that it causes, if any. After an alert the monitor restarts; the rest of the batch is not tested
-    for change.
+    A batch causes at most one alert. After an alert the monitor restarts, and the rest of the batch is counted but not
+    tested for change.
     """
     paths = _paths(state, seen, profile)
     weighed = np.sum([_WEIGHTS[kind] * path.mean(axis=(1, 2)) for kind, path in paths.items()], axis=0)
@@ -207,10 +208,7 @@ def _paths(
 def _unsilenced(
     state: monitor_pb2.MonitorState, kind: "monitor_pb2.Alert.Kind.ValueType", profile: ReferenceProfile
 ) -> Array:
-    """Return 1 for subjects that may raise an alert, else 0.
-
-    Silenced subjects may not; (k,).
-    """
+    """Return 1 for subjects (k,) that may raise alerts, else 0."""
     silent = [state.silent_until.get(f"{kind} {subject}", 0) > state.total for subject in _subjects(kind, profile)]
     return 1.0 - np.array(silent)
 
@@ -255,7 +253,7 @@ def _count_versions(state: monitor_pb2.MonitorState, versions: Sequence[str]) ->
 def _counted_version(counts: Mapping[str, int], version: str) -> str:
     """Return the name under which a version is counted.
 
-    Reporters choose names, so their number is bounded.
+    Reporters choose the names of versions, so their number is bounded.
     """
     return version if version in counts or len(counts) < _MOST_VERSIONS else OTHER_VERSIONS
 
@@ -274,10 +272,10 @@ def _update_rates(state: monitor_pb2.MonitorState, profile: ReferenceProfile) ->
 
 
 def _estimated_accuracy(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> float:
-    """Return the estimated accuracy without ground truth.
+    """Return the accuracy, estimated without ground truth.
 
-    Outside the regions it follows from confidence. Hits beyond the reference rate, divided by the guard's recall, moved
-    into the region and are misclassified at the region's error rate.
+    Outside the regions, accuracy follows from confidence. The share of traffic that moved into a region is its hits
+    beyond the reference rate, divided by the guard's recall; it is misclassified at the region's error rate.
     """
     usual = state.confident / state.outside
     if set(state.monitor.versions) != {str(profile.arrays["searched_version"][0])}:
@@ -294,7 +292,10 @@ def _alert(
     profile: ReferenceProfile,
     evidence: Mapping["monitor_pb2.Alert.Kind.ValueType", Array],
 ) -> monitor_pb2.Alert:
-    """Return the alert about the subject with most evidence (k, alternatives) over all kinds."""
+    """Return the alert about the subject with most evidence over all kinds.
+
+    The evidence of each kind is an array (k, alternatives).
+    """
     shares = {kind: _WEIGHTS[kind] * of.sum(axis=1) / of.size for kind, of in evidence.items()}
     kind = max(shares, key=lambda one: float(shares[one].max()))
     number = int(shares[kind].argmax())

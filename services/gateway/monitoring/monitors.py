@@ -1,6 +1,6 @@
 """Monitors: the state of each model's traffic, in Redis.
 
-Changed by compare-and-set, once for each batch.
+Each batch changes the state once, by compare-and-set.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ State = monitor_pb2.MonitorState
 
 @dataclass(frozen=True, kw_only=True)
 class _BatchScores:
-    """A scored batch, with its guard's reference profile."""
+    """A scored batch with its guard's reference profile."""
 
     batch: str
     seen: ScoredBatch
@@ -43,7 +43,7 @@ class _BatchScores:
 
 
 class Monitors:
-    """Folds scored batches into states, and raises alerts."""
+    """Applies scored batches to the states of monitors, and raises alerts."""
 
     def __init__(
         self, queue: Queue, store: ArtifactStore, subjects: MonitoredModels, alerts: Alerts, alert_runs: AlertRuns
@@ -65,9 +65,9 @@ class Monitors:
         return monitor
 
     async def apply(self, event: work_pb2.Event) -> None:
-        """Fold a scored batch.
+        """Apply the event of a scored batch.
 
-        A batch that was folded before, or deleted meanwhile, changes nothing.
+        A batch that was applied before, or deleted meanwhile, changes nothing.
         """
         if event.HasField("failed"):
             telemetry.log().error("batch_not_scored", model=event.subject, error=event.failed.error)
@@ -80,7 +80,7 @@ class Monitors:
             await self._apply_scores(subject, scores)
 
     async def run(self) -> None:
-        """Raise alerts of folded batches, until the task is cancelled."""
+        """Raise alerts of applied batches until the task is cancelled."""
         while True:
             try:
                 await self.raise_pending()
@@ -90,7 +90,7 @@ class Monitors:
             await asyncio.sleep(_RAISE_EVERY_S)
 
     async def count_truth(self, subject: MonitoredModel, batch: str) -> None:
-        """Recount the correct predictions of a batch, over its observations with truth."""
+        """Recount a batch's correct predictions, over its observations with truth."""
         counts = await asyncio.to_thread(observation_changes.truth_counts, self._store, batch, subject.model.classes)
         key = _key(subject.model.name, "truth")
         if not counts:
@@ -100,10 +100,7 @@ class Monitors:
         await self._redis.hset(key, batch, f"{counts} {kept_until:.0f}")
 
     async def _kept_truth(self, model_name: str) -> list[bytes]:
-        """Return the truth counts of batches that are still kept.
-
-        Drop the others.
-        """
+        """Return the truth counts of kept batches; drop the others."""
         key = _key(model_name, "truth")
         counted = await self._redis.hgetall(key)
         past = [batch for batch, count in counted.items() if float(count.split()[-1]) < time.time()]
@@ -112,9 +109,10 @@ class Monitors:
         return [count for batch, count in counted.items() if batch not in past]
 
     async def raise_pending(self) -> None:
-        """Raise alerts of folded batches, including those of a gateway that died.
+        """Raise alerts of applied batches, including those of gateways that died.
 
-        Each already has its name. One of several gateways raises them; the others wait until its claim expires.
+        Each alert already has its name. One of several gateways raises it; the others wait until that gateway's claim
+        expires.
         """
         for data in await self._redis.lrange(_PENDING, 0, -1):
             alert = monitor_pb2.Alert.FromString(data)
@@ -179,10 +177,7 @@ class Monitors:
 
 
 def _changed(state: State, subject: MonitoredModel, scores: _BatchScores) -> list[monitor_pb2.Alert]:
-    """Fold a batch into a state, in place.
-
-    Returns the alerts that it causes, with their names.
-    """
+    """Apply a batch to a state, in place, and return named alerts."""
     guard = scores.profile.guard.name
     if _number(guard) < _number(state.monitor.guard):
         return []  # scored by a guard that was replaced meanwhile

@@ -1,7 +1,6 @@
-"""Later changes of stored observations.
+"""Later changes of stored observations: ground truth, deletions and retention.
 
-Ground truth attached, observations deleted on request or after their retention. Every gateway runs the retention; hours
-that one gateway deleted are gone for the others.
+Every gateway enforces the retention. An hour that one gateway has deleted no longer exists for the others.
 """
 
 import asyncio
@@ -24,9 +23,9 @@ from services.storage.artifacts import ArtifactStore
 
 
 def truth_counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
-    """Return (right, known) counts of a batch over observations with truth and prediction.
+    """Return the numbers of correct and of known predictions of a batch.
 
-    None without any.
+    They are one text, over the observations with truth and prediction; it is empty when there are none.
     """
     truths = _truths(store, batch)
     try:
@@ -42,7 +41,7 @@ def truth_counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> st
 
 
 def total_counts(counts: Iterable[bytes]) -> tuple[int, int]:
-    """Return the sums of right and known counts over batches."""
+    """Return the sums of correct and known counts over batches."""
     right, of = 0, 0
     for one in counts:
         some, some_of = map(int, one.split()[:2])
@@ -53,7 +52,7 @@ def total_counts(counts: Iterable[bytes]) -> tuple[int, int]:
 def _truths(store: ArtifactStore, batch: str) -> dict[bytes, str]:
     """Return the true classes of observations by row id.
 
-    The latest statement counts.
+    The latest statement about an observation counts.
     """
     try:
         record = store.read_message(keys.batch_record(batch), monitor_pb2.ObservationBatch)
@@ -70,7 +69,7 @@ MOST_TRUTHS = 10_000
 
 
 class GroundTruth:
-    """Stores ground truth, and reports the affected batches."""
+    """Stores ground truth and reports the affected batches."""
 
     def __init__(
         self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, on_change: OnChange
@@ -83,7 +82,7 @@ class GroundTruth:
     async def attach(self, model_name: str, truths: Mapping[str, str]) -> int:
         """Store the true classes of observations, by id.
 
-        Returns how many of the ids are known.
+        Returns the number of ids that belong to stored observations.
         """
         subject = await self._subjects.of(names.check(model_name, "models/*", field="model"))
         model = subject.model
@@ -133,7 +132,7 @@ MOST_IDS = 10_000
 
 
 class Deletions:
-    """Deletes observations, and reports the affected batches."""
+    """Deletes observations and reports the affected batches."""
 
     def __init__(
         self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, on_change: OnChange
@@ -146,7 +145,7 @@ class Deletions:
     async def delete(self, model_name: str, ids: Sequence[str]) -> int:
         """Delete observations from the store.
 
-        Returns how many of the ids were known.
+        Returns the number of ids that were known.
         """
         if len(ids) > MOST_IDS:
             raise InvalidInput(
@@ -172,8 +171,8 @@ class Deletions:
     def _take_out(self, batch: str, ids: Sequence[str]) -> None:
         """Delete observations from each file of a batch.
 
-        The record goes first. A concurrent scorer reads the record again after it has written its result: either it
-        finds the rows missing there, or its result exists in time to be changed here.
+        The record goes first. A concurrent scorer reads the record again after it has written its result: it either
+        finds the rows missing, or its result exists in time to be changed here.
         """
         if not self._keep_record(batch, ids):
             self._store.remove_below(batch)

@@ -1,7 +1,7 @@
-"""The observation index.
+"""The observation index, in Redis, for all gateways.
 
-Batch of each observation, batches being stored, batches handed on; in Redis, for all gateways. The store is the record.
-Entries of this index point into it, and expire once their target is gone.
+It has the batch of each observation, the batches being stored and the batches already enqueued for scoring. The store
+remains the record: entries of the index refer to it, and expire once their target has been deleted.
 """
 
 import time
@@ -61,7 +61,7 @@ class ObservationIndex:
     async def place(self, model_name: str, batch_id: str, batch: str, kept: timedelta) -> str:
         """Return the key of the batch with this id.
 
-        `batch` unless storing began elsewhere.
+        It is `batch` unless storing began under another key.
         """
         key = f"{KEY}observed:{names.last(model_name)}:batch:{batch_id}"
         await self._redis.set(key, batch, nx=True, ex=kept + _LONGER)
@@ -71,8 +71,8 @@ class ObservationIndex:
     async def claim(self, batch: str, ids: Sequence[str], kept: timedelta) -> tuple[str, Sequence[str]]:
         """Claim observations for a batch about to be stored.
 
-        Returns a claim token and the claimed ids. Observations of other stored batches, and deleted ones, are not
-        claimed: each counts once. Raises Conflict while another batch with one of them is being stored.
+        Returns a claim token and the claimed ids. Each observation counts once, so observations of other stored batches
+        and deleted ones are not claimed. Raises Conflict while another batch with one of them is being stored.
         """
         record_keys, token = [_id_key(batch, one) for one in ids], uuid.uuid4().hex
         own = None
@@ -89,7 +89,7 @@ class ObservationIndex:
     async def check(self, batch: str, token: str) -> None:
         """Raise Conflict when the claim of a storing gateway has lapsed.
 
-        Another gateway may have claimed the same observations.
+        Another gateway may then have claimed the same observations.
         """
         if await self._redis.get(_lease_key(batch)) != token.encode():
             raise Conflict(
@@ -97,7 +97,7 @@ class ObservationIndex:
             )
 
     async def enqueue_once(self, batch: str, work: Message, kept: timedelta) -> None:
-        """Enqueue the work of a stored batch, once."""
+        """Enqueue the work of a stored batch, unless it was enqueued before."""
         marker = f"{KEY}observed:handed-on:{batch}"
         while True:
             async with self._redis.pipeline(transaction=True) as pipe:
@@ -115,7 +115,7 @@ class ObservationIndex:
                 return
 
     async def abandoned(self) -> Sequence[str]:
-        """Return batches whose storing began long ago and never ended."""
+        """Return the batches whose storing began long ago and never ended."""
         found = await self._redis.zrangebyscore(_UNFINISHED, "-inf", time.time() - LEASE_S)
         return [batch.decode() for batch in found]
 
@@ -124,9 +124,9 @@ class ObservationIndex:
         await self._redis.zrem(_UNFINISHED, batch)
 
     async def find(self, model_name: str, ids: Sequence[str], *, deleted: bool = False) -> dict[str, list[str]]:
-        """Return the ids of observations by batch; unknown ones are left out.
+        """Return the known ids of observations by batch.
 
-        Deleted ones are left out, too, unless they are requested.
+        Deleted observations are left out unless they are requested.
         """
         found: dict[str, list[str]] = {}
         if not ids:
@@ -139,10 +139,7 @@ class ObservationIndex:
         return found
 
     async def mark_deleted(self, batch: str, ids: Sequence[str], kept: timedelta) -> None:
-        """Mark observations of a batch as deleted.
-
-        No late report restores them.
-        """
+        """Mark observations as deleted, so that no late report restores them."""
         async with self._redis.pipeline(transaction=True) as pipe:
             for one in ids:
                 pipe.set(_id_key(batch, one), f"{_DELETED}{batch}", ex=kept + _LONGER)
@@ -162,7 +159,7 @@ class ObservationIndex:
     async def alone(self, batch: str) -> AsyncIterator[None]:
         """Lock a stored batch while the block runs.
 
-        Raises Conflict when the lock expired.
+        Raises Conflict when the lock expired before the block ended.
         """
         try:
             async with self._redis.lock(f"{KEY}observed:lock:{batch}", timeout=_LOCK_S):
@@ -175,7 +172,10 @@ class ObservationIndex:
             ) from error
 
     async def _keeps(self, holder: str) -> bool:
-        """Return whether observations stay with their present batch."""
+        """Return whether a batch keeps its observations.
+
+        Raises Conflict while the batch is being stored.
+        """
         if holder.startswith(_DELETED) or await self._exists(holder):
             return True
         if await self._redis.exists(_lease_key(holder)):

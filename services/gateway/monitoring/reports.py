@@ -1,7 +1,6 @@
-"""Reports of batches.
+"""Reports of batches: delivery at least once, with exactly one effect.
 
-Stored and handed on with at-least-once delivery and exactly one effect. A gateway can be killed between any two steps;
-comments at each step say how it is resumed.
+A gateway can be killed between any two steps; comments at each step say how it is resumed.
 """
 
 import asyncio
@@ -37,9 +36,9 @@ class BatchReports:
         self._deletions = deletions
 
     async def store(self, subject: MonitoredModel, batch: ReceivedBatch) -> int:
-        """Store a batch once, and enqueue it for scoring.
+        """Store a batch once and enqueue it for scoring.
 
-        Returns how many of its observations are stored.
+        Returns the number of its observations that are stored.
         """
         try:
             await asyncio.to_thread(check_batch, batch.observations, subject.model)
@@ -58,7 +57,7 @@ class BatchReports:
         return await self._finish(subject, place)
 
     async def run(self) -> None:
-        """Hand on batches of dead gateways, until the task is cancelled."""
+        """Enqueue batches of dead gateways until the task is cancelled."""
         while True:
             try:
                 await self.finish_abandoned()
@@ -67,10 +66,7 @@ class BatchReports:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def finish_abandoned(self) -> None:
-        """Hand on batches that are stored but not enqueued.
-
-        Drop those that were never stored.
-        """
+        """Enqueue batches that were stored only, and drop those never stored."""
         for place in await self._index.abandoned():
             try:
                 subject = await self._subjects.of(place.partition("/observations/")[0])
@@ -84,7 +80,7 @@ class BatchReports:
     async def _place(self, subject: MonitoredModel, batch_id: str) -> str:
         """Return the key of a batch.
 
-        The one where storing began, else one in the present hour.
+        It is the key under which storing began, or a new one in the present hour.
         """
         now = datetime.now(UTC)
         here, before = (_place(subject, now - timedelta(hours=hours), batch_id) for hours in (0, 1))
@@ -134,9 +130,9 @@ class BatchReports:
         return True
 
     async def _finish(self, subject: MonitoredModel, place: str) -> int:
-        """Delete observations that were marked during storing, and hand the batch on.
+        """Delete observations that were marked during storing, and enqueue the batch.
 
-        Returns how many are left.
+        Returns the number of remaining observations.
         """
         ids = await asyncio.to_thread(self._ids, place)
         if ids and (deleted := await self._index.deleted_of(place, ids)):
@@ -147,10 +143,7 @@ class BatchReports:
         return len(ids)
 
     def _ids(self, place: str) -> Sequence[str]:
-        """Return the stored observation ids of a batch.
-
-        Empty when all were deleted.
-        """
+        """Return the stored observation ids of a batch, empty after their deletion."""
         with suppress(NotFound):
             record = self._store.read_message(keys.batch_record(place), monitor_pb2.ObservationBatch)
             return [observation.id for observation in record.observations]

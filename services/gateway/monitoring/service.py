@@ -1,4 +1,4 @@
-"""MonitorService: translates and delegates; and the wiring of monitoring."""
+"""MonitorService and the construction of the parts that it delegates to."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -48,7 +48,7 @@ class MonitorContext:
 
 
 class MonitorService(pb_grpc.MonitorServiceServicer):
-    """Production traffic."""
+    """The gRPC service for production traffic."""
 
     def __init__(self, context: MonitorContext) -> None:
         self._context = context
@@ -99,7 +99,7 @@ class MonitorService(pb_grpc.MonitorServiceServicer):
 
 
 class Monitoring:
-    """All parts of monitoring, wired together."""
+    """All parts of monitoring, connected with each other."""
 
     def __init__(
         self, settings: GatewaySettings, queue: Queue, store: ArtifactStore, runs: Runs, limits: RateLimits
@@ -131,5 +131,5 @@ class Monitoring:
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """The coroutines that run as long as the gateway."""
+        """Return the coroutines that run as long as the gateway."""
         return self._loops

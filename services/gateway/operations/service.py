@@ -82,7 +82,7 @@ def _operation(name: str, record: Any, state: State, *, target: str, verb: str) 
 
 
 def _ended(operation: Operation, state: State, response: Message, error: DefuseError) -> Operation:
-    """Set the outcome of an operation that has ended."""
+    """Set the outcome of an operation that has ended, in place."""
     operation.done = state != _Metadata.STATE_RUNNING
     if state == _Metadata.STATE_SUCCEEDED:
         operation.response.Pack(response)
@@ -134,8 +134,8 @@ class Operations:
     async def list(self, parent: str, wanted: str, cursor: Cursor) -> Page[Operation]:
         """Return one page of filtered operations.
 
-        They are those of a run, of all runs or of a model. Runs come newest first, each with its search before its
-        corrections; corrections and releases come oldest first.
+        They belong to one run, to all runs or to a model. Runs come newest first, each with its search before its
+        corrections. Corrections and releases come oldest first.
         """
         if parent in _EVERYWHERE:
             found = self._of_all(cursor.after)
@@ -146,9 +146,9 @@ class Operations:
         return await cursor.page_of(self._filtered(found, _filter(wanted)))
 
     async def wait(self, name: str, timeout_s: float | None) -> Operation:
-        """Return an operation once it has ended, or after `timeout_s`.
+        """Return an operation once it has ended.
 
-        It is returned in its present state; the timeout is in seconds.
+        After `timeout_s` seconds it is returned in its present state.
         """
         end = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         operation, source = await self.get(name), await self._source(name)
@@ -159,9 +159,9 @@ class Operations:
         return operation
 
     async def cancel(self, name: str) -> None:
-        """Cancel an operation; no effect on one that has ended.
+        """Cancel an operation; one that has ended stays as it is.
 
-        Raises NotReady when it cannot be cancelled.
+        Raises NotReady when the operation cannot be cancelled.
         """
         await self.get(name)
         source = await self._source(name)
@@ -198,7 +198,7 @@ class Operations:
     async def _of_all(self, after: Position) -> AsyncGenerator[Placed[Operation], None]:
         """Yield the operations of all runs.
 
-        A position is the run's, then that within the run.
+        A position consists of the run's position and the position within the run.
         """
         if after:
             run = await self._runs.get(after[1])
@@ -211,7 +211,7 @@ class Operations:
     async def _of_run(self, run: run_pb2.Run, after: Position) -> AsyncGenerator[Placed[Operation], None]:
         """Yield the search of a run, then its corrections.
 
-        A position is the search's, then the correction's.
+        A position consists of the search's position and the correction's.
         """
         if not after:
             yield [names.SEARCH], of_run(run)
@@ -270,9 +270,9 @@ class OperationsService(pb_grpc.OperationsServicer):  # type: ignore[misc]  # it
 
 
 def _patience_s(request: pb.WaitOperationRequest, context: Context) -> float | None:
-    """Return how long a call may wait.
+    """Return how long a call may wait, in seconds.
 
-    The smaller of its timeout and its remaining deadline.
+    It is the smaller of the requested timeout and the remaining deadline.
     """
     left = context.time_remaining()
     bounds = [] if left is None else [max(0.0, left - _ANSWER_S)]

@@ -1,7 +1,4 @@
-"""The event consumer.
-
-Each event of a stage is stored, then folded into its record.
-"""
+"""The event consumer: stores each event and applies it to its record."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,7 +23,7 @@ _UNRECORDED = "models"
 class EventConsumer:
     """Consumes the stream `events`.
 
-    The owner of its collection applies each event to its subject.
+    The collection of an event's subject determines which function applies it.
     """
 
     def __init__(self, queue: Queue, store: ArtifactStore, owners: Mapping[str, ApplyEvent]) -> None:
@@ -36,7 +33,7 @@ class EventConsumer:
 
     @property
     def loops(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """The coroutines that run as long as the gateway."""
+        """Return the coroutines that run as long as the gateway."""
         return [self.run, lambda: report_queue_metrics(self._queue, [EVENTS])]
 
     async def run(self) -> None:
@@ -65,9 +62,9 @@ class EventConsumer:
         await retry_while_redis_is_away(lambda: self._queue.acknowledge(delivery))
 
     async def _when_possible(self, act: ApplyEvent, event: work_pb2.Event, delivery: Delivery) -> None:
-        """Store or apply an event, and retry while a dependency is away.
+        """Store or apply an event, and retry while a dependency fails.
 
-        Redis is away, or the store is away or full.
+        It retries while Redis or the store is unavailable, or the store is full.
         """
         while True:
             try:
@@ -93,9 +90,9 @@ class EventConsumer:
 
 
 def _traced(event: work_pb2.Event, delivery: Delivery) -> AbstractContextManager[None]:
-    """Start a span for an event with consequences.
+    """Return a span for an event that has consequences.
 
-    There are too many progress events to trace.
+    Progress events have none, and are too many to trace.
     """
     kind = event.WhichOneof("kind")
     if kind in {None, "progress"}:

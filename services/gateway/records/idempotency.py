@@ -1,8 +1,8 @@
 """Idempotent requests (AIP-155): a retry returns the first response.
 
 A request's effect and answer are kept for a day. The record that a request creates is written in one transaction with a
-mark of the request, so a gateway that dies in between leaves both or neither; services that create something elsewhere
-receive the id, and do not create it twice.
+mark of the request, so a gateway that dies in between leaves both or neither. Services that create something elsewhere
+receive the request id, and do not create it twice.
 """
 
 import asyncio
@@ -41,9 +41,9 @@ class Claim:
 
     @property
     def key(self) -> str:
-        """Redis key of the request's state.
+        """Return the Redis key of the request's state.
 
-        Its digest, the record that it created, its answer.
+        The state has the request's digest, the record that it created, and its answer.
         """
         return f"{_KEY}{self.request_id}"
 
@@ -54,7 +54,7 @@ class Claim:
     async def check(self, redis: Any) -> None:
         """Raise Conflict when another gateway took the request over.
 
-        It does so after a long silence of this one.
+        Another gateway does so when this one has not renewed its lease for a long time.
         """
         if await redis.get(self.held_key) != self.holder.encode():
             raise Conflict(f"request {self.request_id!r} is carried out elsewhere; ask again", reason="REQUEST_TAKEN")
@@ -71,7 +71,10 @@ claimed: ContextVar[Claim | None] = ContextVar("claimed", default=None)
 
 
 def idempotent(method: F) -> F:
-    """Make a servicer's method idempotent for each `request_id`; the servicer has `requests`."""
+    """Make a servicer's method idempotent for each `request_id`.
+
+    The servicer has an attribute `requests`.
+    """
     kind: type[Message] = method.__annotations__["return"]
 
     @functools.wraps(method)
@@ -91,7 +94,7 @@ class IdempotentRequests:
     async def answer(self, request: Any, kind: type[A], carry_out: Callable[[], Awaitable[A]]) -> A:
         """Return the answer to a request, carried out now or before.
 
-        A failed one is carried out again. Raises AlreadyExists when another request used the id.
+        A request that failed is carried out again. Raises AlreadyExists when another request used the id.
         """
         claim = Claim(request_id=names.check_id("request", request.request_id), holder=uuid.uuid4().hex)
         digest = _digest(request)
@@ -172,7 +175,10 @@ def _answer(known: dict[bytes, bytes], kind: type[A]) -> A | None:
 
 
 def _of_record(known: dict[bytes, bytes], kind: type[A]) -> A | None:
-    """Return a dead gateway's answer when the written record is it."""
+    """Return the answer that a written record implies, or None.
+
+    A gateway that died after it wrote the record leaves it without an answer.
+    """
     made = Any_.FromString(known.get(b"made", b""))
     fields: Any = kind.DESCRIPTOR.fields
     for field in fields:

@@ -1,6 +1,6 @@
 """Paged lists (AIP-158) and read masks (AIP-157).
 
-A page token names the last entry of a page, so it stays right when entries are added.
+A page token names the last entry of a page, so it stays valid when entries are added.
 """
 
 import base64
@@ -28,7 +28,7 @@ Placed = tuple[Position, M]
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Generic[M]):
-    """Some entries of a list.
+    """Some entries of a list, and the next page's token.
 
     The token is empty on the last page.
     """
@@ -51,8 +51,8 @@ class Cursor:
     def of(cls, request: Any, *about: str) -> Self:
         """Read `page_size` and `page_token` of a request.
 
-        `about` distinguishes its list from others. Raises InvalidInput for a negative size, and for a token of another
-        list.
+        `about` distinguishes the request's list from others. Raises InvalidInput for a negative size, and for the token
+        of another list.
         """
         if request.page_size < 0:
             raise InvalidInput(
@@ -67,7 +67,7 @@ class Cursor:
     def page(self, placed: Iterable[Placed[M]]) -> Page[M]:
         """Return one page of entries that follow the previous page.
 
-        At least one entry, whatever its size.
+        The page has at least one entry, whatever its size in bytes, unless none is left.
         """
         entries: list[M] = []
         left, last = MOST_BYTES, self.after
@@ -82,7 +82,7 @@ class Cursor:
     async def page_of(self, placed: AsyncGenerator[Placed[M], None]) -> Page[M]:
         """Return one page of a stream of entries.
 
-        No more entries are read than needed.
+        No more entries are read than the page needs.
         """
         found: list[Placed[M]] = []
         async with aclosing(placed) as entries:
@@ -95,7 +95,7 @@ class Cursor:
     def page_of_append_only(self, entries: Sequence[M]) -> Page[M]:
         """Return one page of a list that only grows.
 
-        An entry's number is its position.
+        The position of an entry is its number.
         """
         numbers = self.after_cursor(range(len(entries)), lambda number: [number])
         return self.page((position, entries[number]) for position, number in numbers)

@@ -1,6 +1,6 @@
-"""The record store.
+"""The record store: records in Redis, changed by compare-and-set.
 
-Records in Redis, changed by compare-and-set together with the work that follows.
+A change and the work that follows from it are written in one transaction.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ Work = tuple[str, Message]
 
 
 class RecordStore(Generic[R]):
-    """All records of one kind."""
+    """Creates, reads and changes all records of one kind."""
 
     def __init__(self, queue: Queue, kind: type[R], collection: str, ended: Callable[[R], bool]) -> None:
         self._queue = queue
@@ -37,10 +37,10 @@ class RecordStore(Generic[R]):
         self._ended = ended
 
     async def create(self, record: R, works: Sequence[Work], *, lock_key: str | None = None) -> R:
-        """Write a new record and enqueue its first work atomically.
+        """Write a new record and enqueue its first work, in one transaction.
 
-        Raises AlreadyExists for a name in use. `lock_key` is a key that the record holds until it is released; raise
-        Conflict while another record holds it.
+        `lock_key` is a key that the record holds until it is released. Raises AlreadyExists for a name in use, and
+        Conflict while another record holds the key.
         """
         name, created = _identity(record)
         key, claim = _key(name), claimed.get()
@@ -92,9 +92,9 @@ class RecordStore(Generic[R]):
     async def iterate_after(
         self, parent: str, position: Position, *, newest_first: bool = False
     ) -> AsyncGenerator[Placed[R], None]:
-        """Yield the records of a parent after a position.
+        """Yield the records of a parent after a position, with their positions.
 
-        Each comes with its own position; an empty position yields all.
+        An empty position yields all records.
         """
         while records := await self._read_after(parent, position, newest_first=newest_first):
             for placed in records:
@@ -102,9 +102,10 @@ class RecordStore(Generic[R]):
             position, _ = records[-1]
 
     async def update(self, name: str, change: Callable[[R], Sequence[Work]], *, unlock_key: str | None = None) -> R:
-        """Change a record and enqueue the work that follows atomically.
+        """Change a record and enqueue the resulting work, in one transaction.
 
-        Retried after a concurrent change. `unlock_key` is a key that is freed when this record holds it.
+        A concurrent change of the record makes it start again. `unlock_key` is a key that is freed when this record
+        holds it.
         """
         key = _key(name)
         while True:

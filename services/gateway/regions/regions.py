@@ -1,6 +1,6 @@
 """Regions and their annotations.
 
-One stored object an annotation, of which the latest counts.
+Each annotation is a stored object, and the latest of a region counts.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class AnnotationImages:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRegions:
-    """Names of regions annotated as invalid, and as their sources' label."""
+    """The names of regions annotated as invalid, and with their sources' label."""
 
     invalid: Sequence[str]
     valid: Sequence[str]
@@ -63,7 +63,7 @@ class Regions:
         self._catalog = Catalog(store)
 
     def distillation(self, run: run_pb2.Run) -> region_pb2.Distillation:
-        """Return a run's annotated regions, with parts, by descending score."""
+        """Return a run's annotated regions with their parts, by descending score."""
         found = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         del found.regions[:]
         found.regions.extend(self._catalog.regions(run.name))
@@ -72,7 +72,7 @@ class Regions:
     def page(self, run: run_pb2.Run, cursor: Cursor) -> tuple[Page[region_pb2.Region], region_pb2.GroupCounts]:
         """Return one page of a run's regions, and its group counts.
 
-        Regions come by descending score.
+        Regions are sorted by descending score.
         """
         found = self.distillation(run)
         placed = cursor.after_cursor(found.regions, lambda region: [-region.score, region.name])
@@ -95,10 +95,10 @@ class Regions:
         )
 
     def export(self, run: run_pb2.Run) -> bytes:
-        """Return a safetensors file with all regions' arrays and records.
+        """Return a safetensors file with the arrays and records of all regions.
 
-        Records are JSON metadata. Annotations, and the parts that follow from them, are left out: the file is the same
-        at every call, so that a broken download can be resumed.
+        The records are JSON metadata. The file is without annotations, and without the parts that follow from them. It
+        is therefore the same at every call, and an interrupted download can be resumed.
         """
         distillation = self._store.read_message(keys.distillation(run.name), region_pb2.Distillation)
         arrays = {
@@ -110,7 +110,7 @@ class Regions:
         return save(arrays, metadata={"distillation": record})
 
     def export_from(self, run: run_pb2.Run, offset: int) -> Iterator[bytes]:
-        """Yield the exported file in parts from a byte offset on.
+        """Return the exported file from a byte offset on, in parts.
 
         Raises InvalidInput for a negative offset.
         """
@@ -120,7 +120,7 @@ class Regions:
         return (content[begin : begin + _PART_BYTES] for begin in range(offset, len(content), _PART_BYTES))
 
     def annotate(self, annotation: annotation_pb2.Annotation) -> region_pb2.Region:
-        """Store an annotation.
+        """Store an annotation and return its region.
 
         Raises InvalidInput for a label that the model does not have.
         """
@@ -144,10 +144,10 @@ class Regions:
         ]
 
     def judged(self, run: run_pb2.Run) -> JudgedRegions:
-        """Return the regions whose annotation tells whether failures are valid.
+        """Return the regions whose annotation decides whether their failures are valid.
 
         Failures are valid when they show their label. A region with another label than its sources counts as neither:
-        its images are valid, but not of their label.
+        its images are valid, but not of that label.
         """
         regions = self.distillation(run).regions
         return JudgedRegions(
@@ -182,14 +182,14 @@ class Regions:
 def _mark() -> str:
     """Return a unique suffix for an annotation.
 
-    The same for a retried request, which is stored once.
+    A retried request gets the same suffix, so that its annotation is stored once.
     """
     claim = claimed.get()
     return hashlib.sha256(claim.request_id.encode()).hexdigest()[:12] if claim else uuid.uuid4().hex[:12]
 
 
 class Annotator:
-    """Annotates regions, and has mixed ones split."""
+    """Annotates regions, and makes the distiller split mixed ones."""
 
     def __init__(
         self, regions: Regions, distiller: "ServiceClient[distiller_service_pb2_grpc.DistillerServiceAsyncStub]"
@@ -200,11 +200,11 @@ class Annotator:
     async def annotate(
         self, annotation: annotation_pb2.Annotation
     ) -> tuple[region_pb2.Region, Sequence[region_pb2.Region]]:
-        """Store an annotation.
+        """Store an annotation and return its region and the region's parts.
 
-        Returns the region and, when it is mixed, its parts, largest score first. The annotation is stored even when the
-        split fails. Raises NotReady when the region has no parts, Unavailable or DeadlineExceeded when the distiller
-        did not answer; repeating the annotation then completes it.
+        Only a mixed region has parts, largest score first. The annotation is stored even when the split fails, and
+        repeating it then completes it. Raises NotReady when the region cannot be split, and Unavailable or
+        DeadlineExceeded when the distiller does not answer.
         """
         region = await asyncio.to_thread(self._regions.annotate, annotation)
         if annotation.verdict != annotation_pb2.Annotation.VERDICT_MIXED:

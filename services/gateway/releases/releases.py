@@ -1,6 +1,6 @@
-"""Releases under way.
+"""Releases, of which each model has at most one under way.
 
-One of a model at a time, done by a corrector, independent of its caller.
+The corrector does the work, and continues when the caller disconnects.
 """
 
 import uuid
@@ -38,8 +38,8 @@ class ReleaseOperations:
     async def released(self, request: pb.ReleaseCorrectionRequest) -> release_pb2.Release:
         """Publish a correction and return its release.
 
-        The same request waits for the same publication. Raises the corrector's refusal, and Conflict while another
-        release of the model is under way.
+        A repeated request waits for the same publication. Raises the error of a failed publication, and Conflict while
+        another release of the model is under way.
         """
         publication = await self._find_or_create(request)
         async for latest in self.records.watch(publication.name):
@@ -69,7 +69,7 @@ class ReleaseOperations:
         return publication
 
     async def apply(self, event: work_pb2.Event) -> release_pb2.Publication:
-        """Fold an event into its publication.
+        """Apply an event to its publication.
 
         Candidates are retired before the publication ends.
         """
@@ -83,9 +83,9 @@ class ReleaseOperations:
         )
 
     async def _retire_if_possible(self, model: str) -> None:
-        """Retire the candidates.
+        """Retire the candidates of a model.
 
-        While the corrector is away they stay until the next release, which is harmless.
+        While the corrector is unavailable they stay until the next release, which is harmless.
         """
         try:
             await self._retire(model)
@@ -129,7 +129,10 @@ class ReleaseOperations:
 
 
 def apply_event(publication: release_pb2.Publication, event: work_pb2.Event) -> Sequence[Work]:
-    """Apply an event to a publication, in place; no work follows. Idempotent."""
+    """Apply an event to a publication, in place, and return no work.
+
+    Applying an event twice has the same effect as applying it once.
+    """
     if publication.state in ENDED:
         return []
     kind = event.WhichOneof("kind")

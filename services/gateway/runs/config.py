@@ -94,7 +94,7 @@ def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
 
 
 class ThresholdAdvisor:
-    """Fits validity thresholds to annotations; a generator does the work."""
+    """Returns validity thresholds that the generator fits to annotations."""
 
     def __init__(
         self, regions: Regions, generator: "ServiceClient[generator_service_pb2_grpc.GeneratorServiceAsyncStub]"
@@ -105,7 +105,7 @@ class ThresholdAdvisor:
     async def of(self, run: run_pb2.Run) -> run_pb2.ValidityAdvice:
         """Return thresholds fitted to the latest annotations of a run.
 
-        Raises NotReady when they do not suffice.
+        Raises NotReady without at least one invalid and one valid region.
         """
         judged = await asyncio.to_thread(self._regions.judged, run)
         for named, word in ((judged.invalid, "invalid"), (judged.valid, "labelled as their sources are")):
@@ -128,7 +128,7 @@ def with_advised_thresholds(
 ) -> run_pb2.RunConfig:
     """Return a configuration with advised thresholds in place of missing ones.
 
-    The radius keeps its default when the other run used another noise model, whose radii have another scale.
+    The radius keeps its default when the other run used another noise model, because its radii have another scale.
     """
     whole = run_pb2.RunConfig(validity=advice.validity)
     if complete(config).search.noise != whose.config.search.noise:

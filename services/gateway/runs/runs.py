@@ -1,7 +1,4 @@
-"""Runs: the state is a fold over the events of the stages.
-
-The configuration is checked once.
-"""
+"""Runs: their creation, and their state, which follows the stages' events."""
 
 import asyncio
 import math
@@ -40,7 +37,7 @@ class Runs:
         self.records: RecordStore[run_pb2.Run] = RecordStore(queue, run_pb2.Run, "runs", lambda run: run.state in ENDED)
 
     async def create(self, run_id: str, config: run_pb2.RunConfig) -> run_pb2.Run:
-        """Start a run, after checking configuration, data and served classifier."""
+        """Start a run, after a check of configuration, data and served classifier."""
         name = names.run(names.check_id("run", run_id, field="run_id"))
         run = run_pb2.Run(
             name=name,
@@ -56,8 +53,8 @@ class Runs:
     async def checked(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
         """Return a complete, checked configuration.
 
-        Defaults, versions and advised thresholds are filled in. Advised thresholds are resolved here because later
-        annotations must not change a run.
+        It has defaults, versions and advised thresholds. The thresholds are resolved here because later annotations
+        must not change a run.
         """
         whole = complete(await self._advised(config) if config.validity_from else config)
         await asyncio.to_thread(self._check, whole)
@@ -67,9 +64,9 @@ class Runs:
         return await self.records.get(names.check(name, "runs/*"))
 
     async def get_distilled(self, name: str) -> run_pb2.Run:
-        """Return a run whose regions lie in the store.
+        """Return a run whose regions are in the store.
 
-        Raises NotReady for any other.
+        Raises NotReady for any other run.
         """
         run = await self.get(name)
         check_distilled(run)
@@ -92,7 +89,7 @@ class Runs:
         return await self.apply(event)
 
     async def apply(self, event: work_pb2.Event) -> run_pb2.Run:
-        """Fold an event into the state of its run."""
+        """Apply an event to the state of its run."""
         return await self.records.update(event.subject, lambda run: apply_event(run, event))
 
     async def _advised(self, config: run_pb2.RunConfig) -> run_pb2.RunConfig:
@@ -101,9 +98,9 @@ class Runs:
         return with_advised_thresholds(config, await self._threshold_advisor.of(other), other)
 
     def _store_run_record(self, run: run_pb2.Run) -> None:
-        """Store the run.
+        """Store the run's record, unless an equal one exists.
 
-        Adopt an equal record that a gateway left when it died at this point.
+        A gateway that died at this point leaves an equal record. Raises AlreadyExists for another one.
         """
         key = keys.run(run.name)
         if not self._store.exists(key):
@@ -131,9 +128,9 @@ class Runs:
             self._check_served(oracle, config.validity.oracle_version)
 
     def _check_served(self, model: model_pb2.Model, version: int) -> None:
-        """Classify one image, which shows more than readiness.
+        """Check that a version is loaded and takes its declared input.
 
-        The version is loaded and takes its declared input.
+        It classifies one image, which proves more than a readiness check.
         """
         height, width, channels = model.image_shape
         classifier = self._inference.classifier(model, version=version)
@@ -148,9 +145,9 @@ class Runs:
 
 
 def apply_event(run: run_pb2.Run, event: work_pb2.Event) -> Sequence[Work]:
-    """Apply an event to a run, in place.
+    """Apply an event to a run, in place, and return its work.
 
-    Returns the work that follows. Idempotent.
+    The work is that of the next stage or round. Applying an event twice has the same effect as applying it once.
     """
     if run.state in ENDED:
         return []
@@ -243,7 +240,7 @@ def _on_shard(run: run_pb2.Run, done: work_pb2.ShardIdentified) -> list[Work]:
 
 
 def _rounds(run: run_pb2.Run) -> int:
-    """Return the largest number of rounds."""
+    """Return the largest number of rounds of a run."""
     search = run.config.search
     return 1 if search.strategy == run_pb2.SearchConfig.STRATEGY_UNIFORM else search.rounds
 
@@ -279,12 +276,12 @@ def _times(count: int, noun: str) -> str:
 
 
 def _as_created(run: run_pb2.Run) -> run_pb2.Run:
-    """Return the immutable part of a run, which travels with its work."""
+    """Return the immutable part of a run, which its work messages carry."""
     return run_pb2.Run(name=run.name, config=run.config, create_time=run.create_time)
 
 
 def check_distilled(run: run_pb2.Run) -> None:
-    """Raise NotReady unless the run's regions lie in the store."""
+    """Raise NotReady unless the run's regions are in the store."""
     if run.state != run_pb2.Run.STATE_SUCCEEDED:
         state = run_pb2.Run.State.Name(run.state).removeprefix("STATE_").lower()
         raise NotReady(

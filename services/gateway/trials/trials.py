@@ -1,4 +1,4 @@
-"""Trials of candidates on live requests: started, counted over all gateways, stopped."""
+"""Trials of candidates on live requests, counted over all gateways."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -31,7 +31,10 @@ Serve = Callable[[trial_pb2.Trial], Awaitable[tuple[str, int]]]
 
 
 class Trials:
-    """All trials; stored at begin and end, in Redis in between."""
+    """Starts, finds, counts and stops trials.
+
+    The store has their records at begin and end; Redis has their state in between.
+    """
 
     def __init__(self, queue: Queue, catalog_: Catalog, corrections: Corrections, serve: Serve) -> None:
         self._redis = queue.redis
@@ -45,8 +48,8 @@ class Trials:
     async def start(self, wanted: trial_pb2.Trial) -> trial_pb2.Trial:
         """Start a trial of a correction's candidate.
 
-        Raises NotReady when it may not answer callers. Raises Conflict while another trial of the model is under way,
-        and InvalidInput for a share outside (0, 1].
+        Raises NotReady when the candidate may not answer callers, Conflict while another trial of the model is under
+        way, and InvalidInput for a share outside (0, 1].
         """
         _check(wanted)
         correction = await self._corrections.get(wanted.correction)
@@ -92,14 +95,11 @@ class Trials:
         return [trial for trial in found if trial.state == _RUNNING]
 
     async def of_model(self, model_name: str) -> trial_pb2.Trial | None:
-        """Return the trial of a model that is under way.
-
-        None without one.
-        """
+        """Return the trial of a model that is under way, or None."""
         return next((trial for trial in await self.running() if names.parent(trial.name) == model_name), None)
 
     async def stop(self, name: str) -> trial_pb2.Trial:
-        """End a trial; no request is routed to it after this returns.
+        """End a trial, and return once no request is routed to it.
 
         A trial that has ended is returned unchanged.
         """
@@ -148,7 +148,7 @@ def _end(trial: trial_pb2.Trial) -> Sequence[Work]:
 
 
 def _counts(found: Mapping[str, float]) -> trial_pb2.TrialCounts:
-    """Return the summed counts, with mean times in place of summed ones."""
+    """Return a trial's counts, with mean times instead of sums."""
 
     def mean_ms(who: str) -> float:
         answered = found.get(f"{who}_requests", 0) - found.get(f"{who}_errors", 0)

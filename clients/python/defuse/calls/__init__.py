@@ -1,7 +1,7 @@
-"""Tables of all calls; both clients get their methods from them.
+"""Tables of all calls, from which both clients get their methods.
 
-A call is a generator without I/O (`defuse.calls.sans_io`). To add a call, define it in the module of its resource,
-list it here, and run `python -m clients.generate_stubs`.
+A call is a generator without I/O (`defuse.calls.sans_io`). To add a call, define it in the module of its resource, list
+it here, and run `python -m clients.generate_stubs`.
 """
 
 from collections.abc import Callable, Mapping

@@ -37,14 +37,12 @@ class CorrectionSettings:
     """The settings of a correction; 0 and empty values take their defaults.
 
     region_weights: lambdas of the loss `(1 - lambda) CE(original) + lambda CE(regions)`, each in [0, 1).
-    learning_rates: peak learning rates of Adam.
-    methods: "all_weights", "last_layer" and "interpolation"; the baselines "unclustered" and "continued".
-    epochs: largest number of passes over the training data.
-    margin: largest accepted loss of test accuracy, in [0, 1].
-    unclustered_failures: failures for the baseline without regions; by default the number of regions.
-    augmentation: max_shift (share of the side), max_rotation_degrees, horizontal_flip; none by default.
-    torch_factory: `module:function` that builds the classifier, for ONNX files with operators that cannot be trained.
-    weights: a safetensors file with the state dict of the factory's module.
+    learning_rates: peak learning rates of Adam. methods: "all_weights", "last_layer" and "interpolation"; the baselines
+    "unclustered" and "continued". epochs: largest number of passes over the training data. margin: largest accepted
+    loss of test accuracy, in [0, 1]. unclustered_failures: failures for the baseline without regions; by default the
+    number of regions. augmentation: max_shift (share of the side), max_rotation_degrees, horizontal_flip; none by
+    default. torch_factory: `module:function` that builds the classifier, for ONNX files with operators that cannot be
+    trained. weights: a safetensors file with the state dict of the factory's module.
     """
 
     region_weights: Sequence[float] = ()
@@ -61,7 +59,7 @@ class CorrectionSettings:
 
 
 def correction_config(settings: CorrectionSettings) -> SansIoCall[correction_pb2.CorrectionConfig]:
-    """Return the message of the settings; upload the weights that they name."""
+    """Return the message of the settings, and upload the named weights."""
     if unknown := [method for method in settings.methods if method not in METHODS]:
         raise InvalidInput(f"method {unknown[0]!r} is unknown; use some of {', '.join(METHODS)}")
     factory = {"function": settings.torch_factory}
@@ -137,7 +135,7 @@ def cancel_correction(run_id: str, correction_id: str) -> SansIoCall[Correction]
 
 
 def judge(model_id: str, onnx: str | Path | bytes, *, dataset: str = "") -> SansIoCall[GateVerdict]:
-    """Ask the gate whether a file may replace the released version.
+    """Check with the gate whether a file may replace the released version.
 
     `dataset` is the id of the data set whose test split is evaluated, by default that of the model's newest run. A
     broken file fails the gate.
@@ -165,8 +163,8 @@ def release(
     """Release the candidate of a correction as a new model version.
 
     Raises NotReady for a candidate that fails the gate, unless an `approver` overrides it with a `reason`. Both are
-    stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits
-    for it.
+    stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits for
+    it.
     """
     request = pb.ReleaseCorrectionRequest(
         name=names.correction(run_id, correction_id),
@@ -215,8 +213,9 @@ def start_trial(
     Args:
         run_id: Id of the run.
         correction_id: Id of the correction.
-        mode: `canary`: the candidate responds, the released version takes over its errors. `shadow`: the released
-            version responds, the candidate's scores are only compared.
+        mode: `canary`: the candidate responds, and the released version replaces it on
+            errors. `shadow`: the released version responds, and the candidate's scores
+            are only compared.
         share: Share of the requests, in (0, 1].
         reason: Stored with the trial.
         actor: Stored with the trial; by default the user.

@@ -70,7 +70,7 @@ def models() -> SansIoCall[list[Model]]:
 def create_guard(run_id: str, *, false_alarm_rate: float = 0.0) -> SansIoCall[Guard]:
     """Make a guard from the labelled regions of a run.
 
-    Triton serves it beside the model. Every release makes a guard, too. `false_alarm_rate` bounds the share of
+    Triton serves it beside the model. Every release makes a guard as well. `false_alarm_rate` bounds the share of
     correctly classified images that the guard puts inside a region; 0 takes the default of 0.05.
     """
     request = pb.CreateGuardRequest(

@@ -31,9 +31,9 @@ def configure_monitor(
     webhook_url: str = "",
     start_runs: bool = False,
 ) -> SansIoCall[MonitorConfig]:
-    """Replace the configuration of a model's monitor. For admins.
+    """Replace the configuration of a model's monitor.
 
-    Omitted settings take their defaults. Raises InvalidInput for values out of bounds.
+    The caller must be an admin. Omitted settings take their defaults. Raises InvalidInput for values out of bounds.
 
     Args:
         model_id: Id of the model.
@@ -90,7 +90,7 @@ def start_alert_run(model_id: str, alert_id: str) -> SansIoCall[Run]:
 
 
 def attach_truth(model_id: str, truths: Mapping[str, str]) -> SansIoCall[int]:
-    """Attach ground truth to observations; return the number of known ids.
+    """Attach ground truth to observations, and return the number of known ids.
 
     `truths` maps observation ids to class names.
     """
@@ -103,9 +103,9 @@ def attach_truth(model_id: str, truths: Mapping[str, str]) -> SansIoCall[int]:
 
 
 def delete_observations(model_id: str, ids: Sequence[str]) -> SansIoCall[int]:
-    """Delete observations; return the number of known ids.
+    """Delete observations, and return the number of known ids.
 
-    Everything derived from their images is deleted, too.
+    Everything derived from their images is deleted as well.
     """
     deleted = 0
     for begin in range(0, len(ids), _MAX_IDS_PER_CALL):
@@ -116,9 +116,9 @@ def delete_observations(model_id: str, ids: Sequence[str]) -> SansIoCall[int]:
 
 
 def audit_events(limit: int = 50) -> SansIoCall[list[AuditEvent]]:
-    """Return the latest `limit` audit events, newest first. For admins.
+    """Return the latest `limit` audit events, newest first.
 
-    An event is a call that changed something or tried to.
+    The caller must be an admin. An event is a call that changed something or tried to.
     """
     events: list[audit_pb2.AuditEvent] = []
     request = gateway_service_pb2.ListAuditEventsRequest()

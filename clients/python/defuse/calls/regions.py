@@ -59,8 +59,8 @@ def diff_regions(before: str, after: str) -> SansIoCall[RegionsDiff]:
 def export_regions(run_id: str, file: Path) -> SansIoCall[Path]:
     """Write the regions of a run to a safetensors file.
 
-    Arrays are named `{region}.{name}`, records are JSON metadata. The file has
-    neither annotations nor the parts of mixed regions. Returns its path.
+    Arrays are named `{region}.{name}`, records are JSON metadata. The file has neither annotations nor the parts of
+    mixed regions. Returns its path.
     """
     request = pb.ExportRegionsRequest(run=names.run(run_id))
     pieces: list[bytes] = []

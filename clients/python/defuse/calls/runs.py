@@ -36,16 +36,21 @@ _RECONNECT_S = 1.0
 class RunSettings:
     """The settings of a run.
 
-    Sections hold deviations from the defaults, by field name of the contract.
+    Each section has deviations from the defaults, by field name of the contract.
 
     search: radius_sd, draws_per_source, strategy ("adaptive" or "uniform"), noise ("gaussian" or "released"), ...
+
     vae: latent_dim, epochs, beta, seed; or `encoder` and `decoder`, the paths of two ONNX files.
+
     validity: min_label_probability, min_neighbour_agreement, min_typicality, max_radius_sd, max_round_trip_sd, and
-        `oracle`, the id of a second, stronger model.
+    `oracle`, the id of a second, stronger model.
+
     preflight: declared_accuracy, max_reconstruction_loss.
+
     mixture: kind ("error_aware" or "plain"), max_components, min_support, fresh_decodes, false_discovery_rate,
-        bootstraps.
-    validity_from: id of a run; its annotations advise the thresholds that `validity` leaves out.
+    bootstraps.
+
+    validity_from: id of a run whose annotations advise the thresholds that `validity` leaves out.
     """
 
     model: str
@@ -61,7 +66,7 @@ class RunSettings:
 
 
 def run_config(settings: RunSettings) -> SansIoCall[run_pb2.RunConfig]:
-    """Return the message of the settings; upload the files that they name."""
+    """Return the message of the settings, and upload the named files."""
     vae = dict(settings.vae)
     for part in ("encoder", "decoder"):
         if path := vae.pop(part, None):
@@ -84,13 +89,19 @@ def run_config(settings: RunSettings) -> SansIoCall[run_pb2.RunConfig]:
 
 
 def _with_enum_names(section: Section, *enums: str) -> dict[str, Any]:
-    """Return the section with enum names of the contract, `STRATEGY_UNIFORM` for `uniform`."""
+    """Return the section with the contract's enum names.
+
+    `uniform` becomes `STRATEGY_UNIFORM`, for example.
+    """
     values = {name: section[name] for name in enums if section.get(name)}
     return {**section, **{name: f"{name.upper()}_{value.upper()}" for name, value in values.items()}}
 
 
 def create_run(run_id: str, *, model: str, dataset: str, **settings: Any) -> SansIoCall[Run]:
-    """Start a run. `settings` are the other fields of `defuse.calls.runs.RunSettings`."""
+    """Start a run.
+
+    `settings` are the other fields of `defuse.calls.runs.RunSettings`.
+    """
     config = yield from run_config(RunSettings(model=model, dataset=dataset, **settings))
     request = pb.CreateRunRequest(run_id=run_id, config=config, request_id=new_request_id())
     response = yield Rpc(method="CreateRun", request=request)
@@ -160,9 +171,8 @@ def cancel_run(run_id: str) -> SansIoCall[Run]:
 def failures(run_id: str, *, resume_token: str = "", cancel_run: bool = False) -> StreamRpc[FailureBatch]:
     """Yield batches of failures while the search finds them.
 
-    A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the
-    `resume_token` of a batch does the same in another process. With `cancel_run`, closing the iterator before its end
-    cancels the run.
+    A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the `resume_token`
+    of a batch does the same in another process. With `cancel_run`, closing the iterator before its end cancels the run.
     """
     request = generator_service_pb2.IdentifyRequest(run=names.run(run_id), resume_token=resume_token)
 
@@ -179,9 +189,10 @@ _cancel_run = cancel_run  # a parameter of `failures` hides the name
 
 
 def advise_validity(run_id: str) -> SansIoCall[ValidityAdvice]:
-    """Return validity thresholds that would have excluded the regions annotated as invalid.
+    """Return validity thresholds that would have excluded the invalid regions.
 
-    `validity_from` of a new run applies them. Raises NotReady without an invalid and a labelled region.
+    These are the regions annotated as invalid. `validity_from` of a new run applies the thresholds. Raises NotReady
+    without an invalid and a labelled region.
     """
     response = yield Rpc(method="AdviseValidity", request=pb.AdviseValidityRequest(run=names.run(run_id)))
     return ValidityAdvice.from_proto(response.advice)
@@ -194,10 +205,10 @@ def operation(name: str) -> SansIoCall[OperationStatus]:
 
 
 def operations(run_id: str = "", *, model: str = "", done: bool | None = None) -> SansIoCall[list[OperationStatus]]:
-    """Return operations, newest first: of a run, a model or all runs.
+    """Return operations of a run, a model or all runs, newest first.
 
-    Operations of a run are its search and its corrections, those of a model its releases. `done` selects finished or
-    unfinished operations; None returns both.
+    The operations of a run are its search and its corrections, and those of a model its releases. `done` selects
+    finished or unfinished operations; None returns both.
     """
     filter_ = "" if done is None else f"done={str(done).lower()}"
     parent = names.model(model) if model else names.run(run_id) if run_id else ""
@@ -237,7 +248,7 @@ def wait_for_operation(
 
 
 def cancel_operation(name: str) -> SansIoCall[None]:
-    """Cancel an operation; no effect on a finished one."""
+    """Cancel an operation; a finished one stays as it is."""
     yield Rpc(method="CancelOperation", request=operations_proto_pb2.CancelOperationRequest(name=name))
 
 

@@ -1,7 +1,7 @@
-"""Calls without I/O: generators of steps that `defuse.Client` and `defuse.aio.Client` execute.
+"""Calls without I/O, which `defuse.Client` and `defuse.aio.Client` execute.
 
 A call is a generator. It yields steps, receives their results, and returns the caller's value. An exception of a step
-is raised at its `yield`. See https://sans-io.readthedocs.io for the pattern.
+is raised at its `yield` (https://sans-io.readthedocs.io describes the pattern).
 """
 
 import time
@@ -18,7 +18,7 @@ _RETRY_INTERVAL_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Rpc:
-    """Send a request; the result is the response.
+    """The step that sends a request; its result is the response.
 
     `request` is a message, or an iterator of messages for a client stream. Without `timeout_s` the deadline is the
     connection's.
@@ -31,9 +31,9 @@ class Rpc:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamRpc(Generic[T]):
-    """Read a server stream to its end.
+    """The step that reads a server stream to its end.
 
-    The result is the last value, or None for an empty stream. A broken stream is requested again. `parse` may change
+    Its result is the last value, or None for an empty stream. A broken stream is requested again. `parse` may change
     `request`, so that the next attempt resumes where the last one broke. `on_early_close` runs when the reader closes
     the iterator before the end of the stream.
     """
@@ -48,22 +48,22 @@ class StreamRpc(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Sleep:
-    """Wait for some seconds."""
+    """The step that waits for some seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurrentUser:
-    """Look up the default actor.
+    """The step that returns the default actor.
 
-    The result is the user's name, or empty for callers with a token: the gateway knows them.
+    Its result is the user's name, or empty for callers with a token, whom the gateway knows.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockingWork:
-    """Run a function that blocks; the result is its return value."""
+    """The step that runs a blocking function, with its return value."""
 
     function: Callable[[], Any]
 
@@ -73,14 +73,14 @@ SansIoCall: TypeAlias = Generator[Step, Any, T]
 
 
 def new_request_id() -> str:
-    """Return a unique request id; it makes retries of a request idempotent."""
+    """Return a unique request id, which makes retries of a request idempotent."""
     return str(uuid.uuid4())
 
 
 def build_message(kind: Callable[..., T], values: Mapping[str, Any]) -> T:
     """Return a protobuf message with the given fields.
 
-    None leaves a field out. Raises InvalidInput for unknown fields and wrong types.
+    A value of None leaves its field out. Raises InvalidInput for unknown fields and wrong types.
     """
     try:
         return kind(**{name: value for name, value in values.items() if value is not None})
@@ -91,7 +91,7 @@ def build_message(kind: Callable[..., T], values: Mapping[str, Any]) -> T:
 def list_all_pages(method: str, request: Any, field: str) -> SansIoCall[list[Any]]:
     """Return the entries of all pages of a list call.
 
-    `field` is the field of a response that holds them.
+    `field` is the field of a response that has the entries.
     """
     entries: list[Any] = []
     while True:

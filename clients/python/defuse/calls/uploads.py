@@ -1,4 +1,4 @@
-"""Uploads of files in chunks, addressed by digest; data sets.
+"""Uploads of data sets and other files in chunks, addressed by digest.
 
 A file is uploaded only if the gateway does not have its digest.
 """
@@ -28,8 +28,8 @@ def add_dataset(
 ) -> SansIoCall[Dataset]:
     """Create a data set from a directory, a file or a URL.
 
-    The source is a directory of class folders, an `.npz` file, or a URL that the services can read.
-    `seed` draws the splits that the source does not have. `on_progress` receives the bytes sent and the total bytes.
+    The source is a directory of class folders, an `.npz` file, or a URL that the services can read. `seed` draws the
+    splits that the source does not have. `on_progress` receives the bytes sent and the total bytes.
     """
     request = pb.CreateDatasetRequest(display_name=str(source), seed=seed, request_id=new_request_id())
     if "://" in str(source):
@@ -44,7 +44,7 @@ def add_dataset(
 
 @contextmanager
 def dataset_file(source: Path) -> Iterator[Path]:
-    """Provide the file to upload for a data set.
+    """Yield the file to upload for a data set.
 
     It is `source` itself, or a temporary zip of a directory.
     """
@@ -58,7 +58,10 @@ def dataset_file(source: Path) -> Iterator[Path]:
 
 
 def _write_zip(source: Path, target: Path) -> Path:
-    """Pack a directory, uncompressed; the same content gives the same bytes."""
+    """Write a directory to an uncompressed zip and return its path.
+
+    The same content gives the same bytes.
+    """
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(path for path in source.rglob("*") if path.is_file()):
             entry = zipfile.ZipInfo(path.relative_to(source).as_posix(), date_time=_ZIP_EPOCH)
@@ -85,13 +88,13 @@ def _read_file(path: Path) -> bytes:
 
 
 def upload_bytes(content: bytes) -> SansIoCall[str]:
-    """Upload content from memory; return its digest."""
+    """Upload content from memory and return its digest."""
     pieces = [content[begin : begin + CHUNK_BYTES] for begin in range(0, len(content), CHUNK_BYTES)]
     return (yield from _upload(digest_of([content]), lambda: iter(pieces)))
 
 
 def upload_file(path: Path, on_progress: Callable[[int, int], None]) -> SansIoCall[str]:
-    """Upload a file; return its digest.
+    """Upload a file and return its digest.
 
     `on_progress` receives the bytes sent and the total bytes.
     """
@@ -116,7 +119,7 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def digest_of(pieces: Iterable[bytes]) -> str:
-    """Return the SHA-256 of content in pieces, hexadecimal."""
+    """Return the hexadecimal SHA-256 of content in pieces."""
     content = hashlib.sha256()
     for piece in pieces:
         content.update(piece)

@@ -1,4 +1,4 @@
-"""The command `defuse`: the client on the command line."""
+"""The command `defuse`, which is the client on the command line."""
 
 import os
 import sys
@@ -39,7 +39,10 @@ app.command()(monitoring.audit)
 
 
 def main() -> None:
-    """Run the command line; an error is one line and status 1."""
+    """Run the command line.
+
+    An error is printed in one line, and the exit status is then 1.
+    """
     try:
         app()
     except DefuseError as error:

@@ -100,7 +100,7 @@ def create_guard(
 ) -> None:
     """Make a guard from the labelled regions of a run.
 
-    Triton serves it. Every release makes a guard, too.
+    Triton serves it. Every release makes a guard as well.
     """
     with Client() as client:
         guard = client.create_guard(run, false_alarm_rate=false_alarm_rate)

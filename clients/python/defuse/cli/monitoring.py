@@ -160,9 +160,9 @@ def _time(alert: Alert) -> str:
 def audit(
     limit: Annotated[int, typer.Option(min=1, help="Number of events.")] = 50, as_json: JsonOption = False
 ) -> None:
-    """List the latest audit events. For admins.
+    """List the latest audit events.
 
-    An event is a call that changed something or tried to.
+    The caller must be an admin. An event is a call that changed something or tried to.
     """
     with Client() as client:
         events = client.audit_events(limit)

@@ -103,7 +103,7 @@ def annotate(
     """Annotate a region with a label or another verdict.
 
     With --suggested and no region, every region without a verdict gets its suggested label. A mixed region is split;
-    its parts are printed, too, and can be annotated like any region.
+    its parts are printed as well, and can be annotated like any region.
     """
     if sum(bool(choice) for choice in (label, verdict, suggested)) != 1:
         raise InvalidInput("give one of --label, --verdict and --suggested")

@@ -34,9 +34,9 @@ def gate(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the gate whether a file may replace the released version.
+    """Check with the gate whether a file may replace the released version.
 
-    The exit status is 2 for a candidate that fails, for the pipelines of other teams.
+    The exit status is 2 for a candidate that fails, so that pipelines can use the command.
     """
     with Client() as client:
         verdict = client.judge(name, onnx, dataset=dataset)
@@ -94,7 +94,10 @@ def release(
 
 
 def _latest_correction(client: Client, run: str) -> str:
-    """Return the latest succeeded correction of a run. Raises NotReady without one."""
+    """Return the latest succeeded correction of a run.
+
+    Raises NotReady without one.
+    """
     corrections = [correction for correction in client.corrections(run) if correction.state == "succeeded"]
     if not corrections:
         raise NotReady(f"run {run!r} has no finished correction; make one with `defuse correct {run} --wait`")

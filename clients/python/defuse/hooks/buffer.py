@@ -12,9 +12,9 @@ FULL, CLOSED = "full", "closed"
 
 
 class Dropped(Exception):
-    """An item is not reported. It never reaches the program.
+    """Raised when an item is not reported; it never reaches the program.
 
-    `reason` is counted, `message` is logged. `observation_id` is the id of the one observation of a batch at fault, if
+    `reason` is counted, and `message` is logged. `observation_id` is the id of the observation at fault in a batch, if
     it is known.
     """
 
@@ -43,13 +43,13 @@ class DeliveryCounts:
 
     @property
     def sampled(self) -> int:
-        """The number of sampled items."""
+        """Return the number of sampled items."""
         return self.seen - self.not_sampled
 
 
 @dataclass(kw_only=True)
 class DeliveryCounter:
-    """Mutable delivery counts; the owner locks them."""
+    """Mutable delivery counts, which their owner locks."""
 
     seen: int = 0
     not_sampled: int = 0
@@ -69,19 +69,19 @@ class DeliveryCounter:
 
 
 class BufferedItem(Protocol):
-    """Something to report: observations of one request, or one truth."""
+    """An item to report: the observations of one request, or one truth."""
 
     @property
     def kind(self) -> str:
-        """OBSERVATIONS or TRUTHS."""
+        """Return OBSERVATIONS or TRUTHS."""
 
     @property
     def count(self) -> int:
-        """Number of observations or truths."""
+        """Return the number of observations or truths."""
 
     @property
     def size(self) -> int:
-        """Size in bytes."""
+        """Return the size in bytes."""
 
 
 class Buffer:
@@ -107,7 +107,7 @@ class Buffer:
 
     @property
     def queued(self) -> int:
-        """Number of queued observations and truths."""
+        """Return the number of queued observations and truths."""
         return self._queued
 
     def count_unsampled(self, kind: str, count: int) -> None:
@@ -125,7 +125,7 @@ class Buffer:
             counter.dropped[reason] += count
 
     def put(self, item: BufferedItem) -> int:
-        """Queue or drop an item; return the number of queued ones."""
+        """Queue or drop an item, and return the number of queued ones."""
         count, size = item.count, item.size
         with self._lock:
             full = self._held + count > self._capacity or self._held_bytes + size > self._capacity_bytes
@@ -142,7 +142,10 @@ class Buffer:
             return self._queued
 
     def take(self, max_count: int, max_bytes: int) -> list[BufferedItem]:
-        """Take the oldest items within bounds, but at least one."""
+        """Remove and return the oldest items within bounds.
+
+        At least one item is returned, if there is any.
+        """
         with self._lock:
             taken: list[BufferedItem] = []
             count = size = 0
@@ -164,7 +167,7 @@ class Buffer:
             counter.waiting -= stored + sum(dropped.values())
 
     def release(self, items: list[BufferedItem]) -> None:
-        """Free the room of taken items."""
+        """Free the space of taken items."""
         with self._lock:
             self._held -= sum(item.count for item in items)
             self._held_bytes -= sum(item.size for item in items)

@@ -84,16 +84,16 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
 
     @property
     def counts(self) -> DeliveryCounts:
-        """Delivery counts of observations."""
+        """Return the delivery counts of observations."""
         return self._buffer.counts(OBSERVATIONS)
 
     @property
     def truth_counts(self) -> DeliveryCounts:
-        """Delivery counts of truths."""
+        """Return the delivery counts of truths."""
         return self._buffer.counts(TRUTHS)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Report waiting items for at most `timeout_s` seconds, and end the reporting.
+        """Report waiting items for at most `timeout_s` seconds, then stop.
 
         The rest is dropped, and so are all later observations.
         """
@@ -138,7 +138,10 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
         return call
 
     def capture_request(self, request: Any) -> CapturedRequest | None:
-        """Copy a request before its inference; for interceptors. Never raises."""
+        """Copy a request before its inference, for interceptors.
+
+        The method never raises.
+        """
         try:
             return self._capture(request)
         except Exception as error:  # noqa: BLE001  # no error may reach the caller
@@ -146,7 +149,10 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
             return None
 
     def report_response(self, captured: CapturedRequest | None, response: Any) -> None:
-        """Report a captured request with its response; for interceptors. Never raises."""
+        """Report a captured request with its response, for interceptors.
+
+        The method never raises.
+        """
         if captured is not None:
             self._never_raise(self._report, captured, response)
 
@@ -202,7 +208,7 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
         self._thread.notify(self._buffer.put(item))
 
     def _never_raise(self, function: Callable[..., None], *arguments: Any, kind: str = OBSERVATIONS) -> None:
-        """Call a function on the caller's thread; count its errors as drops."""
+        """Call a function on the caller's thread; count errors as drops."""
         try:
             function(*arguments)
         except Dropped as drop:
@@ -216,7 +222,7 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
         self._log_throttled.error_once("defect", "the hook has a defect", error)
 
     def _start(self) -> None:
-        """Start with empty counts; thread and channel start with the first item."""
+        """Create empty counts; thread and channel start with the first item."""
         self._ids = IdGenerator()
         self._buffer = Buffer(self._capacity, self._capacity_bytes)
         uploader = Uploader(self._gateway, self._credentials, self._log_throttled)
@@ -226,7 +232,7 @@ class Monitor(grpc.UnaryUnaryClientInterceptor):
     def _restart(self) -> None:
         """Restart in a forked child.
 
-        The parent's locks may be held for ever there. The parent reports the items that were waiting.
+        The parent's locks may stay locked there. The parent reports the items that were waiting.
         """
         self._parents_threads.append(self._thread)
         self._start()
@@ -240,7 +246,7 @@ def _restart_in_child(reference: "weakref.ref[Monitor]") -> None:
 
 
 class AioInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
-    """Hooks a monitor into a `grpc.aio` channel, as one of its `interceptors`."""
+    """An interceptor that hooks a monitor into a `grpc.aio` channel."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
@@ -258,7 +264,7 @@ class AioInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 def watch(client: C, monitor: Monitor) -> C:
-    """Hook a monitor into a client of `tritonclient.grpc`; return the client.
+    """Hook a monitor into a client of `tritonclient.grpc`, and return the client.
 
     The client may be blocking or on an event loop. The monitor reports `infer` and `async_infer`, but not streams.
     Raises InvalidInput for other objects.
@@ -278,7 +284,10 @@ def watch(client: C, monitor: Monitor) -> C:
 
 
 class _AioModelInfer:
-    """`ModelInfer` on an event loop: an existing aio channel accepts no interceptors."""
+    """A monitored `ModelInfer` on an event loop.
+
+    It exists because an open aio channel accepts no interceptors.
+    """
 
     def __init__(self, infer: Any, monitor: Monitor) -> None:
         self._infer = infer

@@ -1,7 +1,7 @@
 """Observations of single images, logged or captured from requests.
 
-Requests and responses of the Open Inference Protocol are read by field names, whatever module their classes come from:
-a second copy of the protocol would be a descriptor conflict.
+Requests and responses of the Open Inference Protocol are read by field names, whatever module their classes come from,
+because a second copy of the protocol would be a descriptor conflict.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ _TYPED_CONTENTS = {
 class Sampler:
     """Samples a share of all ids by their hashes.
 
-    Every process decides the same for an id. Raises InvalidInput for a share outside of [0, 1].
+    Every process samples the same ids. Raises InvalidInput for a share outside of [0, 1].
     """
 
     def __init__(self, share: float) -> None:
@@ -105,7 +105,7 @@ class Observation:
     def to_proto(self) -> monitor_pb2.Observation:
         """Return the message of the observation.
 
-        Raises Dropped for an invalid observation: the gateway would refuse its whole batch.
+        Raises Dropped for an invalid observation, because the gateway would refuse its whole batch.
         """
         if not (0 < len(self.id) <= _MAX_ID_LENGTH and self.id.isprintable()):
             raise Dropped(
@@ -187,9 +187,10 @@ def image_fields(image: LoggedImage) -> dict[str, Any]:
 # Created on the caller's thread, where a frozen dataclass would take twice the time.
 @dataclass(kw_only=True, slots=True)
 class CapturedRequest:
-    """A copy of a request; its caller may reuse the message.
+    """A copy of a request, whose message the caller may reuse.
 
-    `message_class` is the class of the message, `content` its serialization, or None for a request that is not sampled.
+    `message_class` is the class of the message, and `content` its serialization, or None for a request that is not
+    sampled.
     """
 
     id: str
@@ -203,7 +204,7 @@ class CapturedRequest:
 # Created on the caller's thread, too.
 @dataclass(slots=True)
 class CapturedInference:
-    """A sampled request and its response, serialized, to be buffered."""
+    """A sampled request and its response, serialized for the buffer."""
 
     request: CapturedRequest
     request_content: bytes
@@ -294,7 +295,7 @@ def _split_rows(content: bytes, tensor: Any, count: int) -> list[bytes]:
 
 
 def _scores(response: Any, count: int) -> list[tuple[float, ...]]:
-    """Return the scores of each image, empty without any.
+    """Return the scores of each image, empty if there are none.
 
     Scores are the first FP32 output that is not a guard's.
     """

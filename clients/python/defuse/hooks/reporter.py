@@ -1,4 +1,4 @@
-"""The reporting thread: takes buffered items, redacts, batches and uploads them."""
+"""The reporting thread, which redacts, batches and uploads buffered items."""
 
 import threading
 import time
@@ -49,7 +49,7 @@ class ReportBatch:
         self.requests.append(pb.ReportRequest(model=f"models/{self.model}", batch_id=self.id))
 
     def has_capacity(self, observation: monitor_pb2.Observation, size: int) -> bool:
-        """Return whether an observation fits; a batch has an id only once."""
+        """Return whether an observation fits; a batch has each id only once."""
         ids = self.observation_ids
         full = len(ids) == MAX_OBSERVATIONS or (ids and self.size + size > MAX_BATCH_BYTES)
         return not full and observation.id not in ids
@@ -77,7 +77,7 @@ class ReportBatch:
 def batch_observations(observations: Iterable[tuple[str, monitor_pb2.Observation]]) -> Iterator[ReportBatch]:
     """Group (model, observation) pairs into batches of one model and size.
 
-    An observation of a wrong size would make the gateway refuse its batch. A repeated id goes to another batch.
+    An observation of a wrong size would make the gateway refuse its batch. A repeated id is put into another batch.
     """
     started: dict[tuple[str, int, int, int], ReportBatch] = {}
     for model, observation in observations:
@@ -92,7 +92,7 @@ def batch_observations(observations: Iterable[tuple[str, monitor_pb2.Observation
 
 
 class Reporter:
-    """Uploads the items of a buffer; for one thread at a time."""
+    """Uploads the items of a buffer, in one thread at a time."""
 
     def __init__(self, buffer: Buffer, uploader: Uploader, log: ThrottledLog, redact: Redact | None) -> None:
         self._buffer = buffer
@@ -102,10 +102,10 @@ class Reporter:
         self._held_since = 0.0
 
     def report_queued(self) -> None:
-        """Report the items that are queued now; each is settled exactly once.
+        """Report the items that are queued now, and settle each exactly once.
 
-        Items that arrive meanwhile wait for the next call: many small batches would keep this thread and the gateway
-        busy.
+        Items that arrive meanwhile wait for the next call, because many small batches would keep this thread and the
+        gateway busy.
         """
         remaining = self._buffer.queued
         while remaining > 0 and (items := self._buffer.take(MAX_OBSERVATIONS, MAX_BATCH_BYTES)):
@@ -166,7 +166,7 @@ class Reporter:
     def _send(self, batch: ReportBatch, unsettled: Counter[str]) -> None:
         """Report a batch.
 
-        If the gateway names a wrong observation, retry without it, a few times.
+        If the gateway names a wrong observation, the batch is sent again without it, a few times.
         """
         for _ in range(_MAX_REPORTS):
             count = len(batch.observation_ids)
@@ -185,7 +185,7 @@ class Reporter:
         self._drop(unsettled, OBSERVATIONS, len(batch.observation_ids), last)
 
     def _attach(self, model: str, truths: Sequence[TruthLabel], unsettled: Counter[str]) -> None:
-        """Attach truths; after a refusal, those of each label alone."""
+        """Attach truths; after a refusal, attach those of each label separately."""
         label_by_id = {truth.id: truth.label for truth in truths}
         labels = set(label_by_id.values())
         try:
@@ -240,7 +240,7 @@ class ReporterThread:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread; no effect on a started one."""
+        """Start the thread, unless it was started before."""
         if self._thread is None:
             with self._starting:
                 if self._thread is None:
@@ -249,15 +249,15 @@ class ReporterThread:
                     self._thread = thread
 
     def notify(self, queued: int) -> None:
-        """Wake the thread for a full batch.
+        """Wake the thread when a batch is full.
 
-        Fewer observations wait for the period: each wake-up costs the caller.
+        Fewer observations wait for the period, because each wake-up costs the caller.
         """
         if queued >= MAX_OBSERVATIONS and not self._wake.is_set():
             self._wake.set()
 
     def close(self, timeout_s: float) -> None:
-        """Report queued items for at most `timeout_s` seconds; end the thread."""
+        """Report queued items for at most `timeout_s` seconds, then end the thread."""
         self._closing.set()
         self._wake.set()
         self._uploader.hurry()

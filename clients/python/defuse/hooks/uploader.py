@@ -74,14 +74,14 @@ class Uploader:
         self._closed = threading.Event()
 
     def report(self, requests: list[pb.ReportRequest]) -> int:
-        """Report a batch; return the number of stored observations.
+        """Report a batch and return the number of stored observations.
 
         Raises Dropped for a refused batch, and after `close`.
         """
         return int(self._call(lambda stub: stub.Report.future, lambda: iter(requests)).stored)
 
     def attach_truth(self, request: pb.AttachTruthRequest) -> int:
-        """Attach ground truth; return the number of known observations.
+        """Attach ground truth and return the number of known observations.
 
         Raises Dropped for a refused request, and after `close`.
         """
@@ -133,7 +133,10 @@ class Uploader:
             return pb_grpc.MonitorServiceStub(self._channel)
 
     def _open_channel(self) -> grpc.Channel:
-        """Return a new channel. Raises Dropped for unreadable TLS files."""
+        """Return a new channel.
+
+        Raises Dropped for unreadable TLS files.
+        """
         try:
             channel: grpc.Channel = open_channel(grpc, self._gateway, TlsFiles.of_environment(), options=_OPTIONS)
         except InvalidInput as error:

@@ -1,4 +1,4 @@
-"""Values that the client returns, frozen, with plain ids."""
+"""The frozen values that the client returns, with plain ids."""
 
 from defuse.values.correction import Choice, Correction, CorrectionPoint, GateCheck, GateVerdict, RegionChange
 from defuse.values.model import Dataset, Guard, Model, Preprocessing

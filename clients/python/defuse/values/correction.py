@@ -12,7 +12,7 @@ from defuse.values.primitives import Estimate, PairedDifference, enum_word, mess
 
 @dataclass(frozen=True, kw_only=True)
 class GateCheck:
-    """One check of the gate: a figure against a bound.
+    """One check of the gate, which compares a figure with a bound.
 
     `kind` is file, test, class, calibration, region_gain, region, parity or latency. `subject` is the checked class,
     region or batch size.
@@ -85,7 +85,7 @@ class GateVerdict:
 
     @property
     def failed(self) -> tuple[GateCheck, ...]:
-        """The failed checks."""
+        """Return the failed checks."""
         return tuple(check for check in self.checks if not check.passed)
 
 
@@ -93,9 +93,9 @@ class GateVerdict:
 class CorrectionPoint:
     """One set of weights of a correction, with its figures.
 
-    `method` is one of `defuse.calls.corrections.METHODS`, `region_weight` is lambda. `share` is the position between
-    the weights before (0) and after (1) the training; it is below 1 only for interpolation. `regions` is the accuracy
-    on the images that decide: held-out failures and newly drawn ones.
+    `method` is one of `defuse.calls.corrections.METHODS`, and `region_weight` is lambda. `share` is the position
+    between the weights before (0) and after (1) the training; it is below 1 only for interpolation. `regions` is the
+    accuracy on the images that decide: held-out failures and newly drawn ones.
     """
 
     method: str
@@ -138,7 +138,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionChange:
-    """Accuracy on the held-out images of one region, before and after."""
+    """The accuracy on one region's held-out images, before and after."""
 
     region: str
     label: str
@@ -229,7 +229,7 @@ class Correction:
 
     @property
     def ended(self) -> bool:
-        """Whether the correction is finished."""
+        """Return whether the correction is finished."""
         return self.state in {"succeeded", "failed", "cancelled"}
 
 

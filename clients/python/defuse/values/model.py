@@ -26,7 +26,10 @@ class Preprocessing:
     std: Sequence[float] = ()
 
     def to_proto(self) -> model_pb2.Preprocessing:
-        """Return the message. Raises InvalidInput for an unknown layout."""
+        """Return the message.
+
+        Raises InvalidInput for an unknown layout.
+        """
         if self.layout not in {"NCHW", "NHWC"}:
             raise InvalidInput(f"layout {self.layout!r} is unknown; use NCHW or NHWC")
         return model_pb2.Preprocessing(

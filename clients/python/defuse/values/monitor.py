@@ -103,7 +103,7 @@ class MonitorState:
 
     @property
     def real_accuracy(self) -> float | None:
-        """Accuracy on observations with ground truth; None without any."""
+        """Return the accuracy on observations with ground truth, None without any."""
         return self.right / self.truths if self.truths else None
 
 

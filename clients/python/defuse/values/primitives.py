@@ -16,7 +16,10 @@ def to_datetime(timestamp: Timestamp) -> datetime:
 
 
 def enum_word(name: str, prefix: str) -> str:
-    """Return an enum value's name without its prefix: `succeeded` for `STATE_SUCCEEDED`."""
+    """Return an enum value's name without its prefix.
+
+    `STATE_SUCCEEDED` becomes `succeeded`, for example.
+    """
     return name.removeprefix(f"{prefix}_").lower()
 
 
@@ -57,8 +60,8 @@ class Estimate:
 class PairedDifference:
     """Accuracy after minus accuracy before, on the same images.
 
-    The 95 % interval is the score interval of Tango (1998), `p_value` that of McNemar's exact test. Only the version
-    after classifies the `gained` images correctly, only the version before the `lost` ones.
+    The 95 % interval is the score interval of Tango (1998), and `p_value` is that of McNemar's exact test. Only the
+    version after classifies the `gained` images correctly, and only the version before the `lost` ones.
     """
 
     value: float

@@ -129,12 +129,15 @@ class Region:
 
     @property
     def parent_region(self) -> str:
-        """Id of the split region, `r3` for its part `r3-1`; otherwise empty."""
+        """Return the id of the region that this part was split from.
+
+        It is `r3` for the part `r3-1`, and empty for other regions.
+        """
         return self.id.rpartition("-")[0]
 
     @property
     def state(self) -> str:
-        """`open`, or the verdict: labelled, invalid, mixed, unsure."""
+        """Return `open`, or the verdict: labelled, invalid, mixed or unsure."""
         if not self.annotation:
             return "open"
         return "labelled" if self.annotation.verdict == "label" else self.annotation.verdict

@@ -17,8 +17,8 @@ from defuse.values.run import Run
 class Release:
     """A change of a model's released version.
 
-    `kind` is registered, released or rolled_back. `verdict` is the id of the gate's verdict, `approver` the person who
-    released a candidate that failed the gate.
+    `kind` is registered, released or rolled_back. `verdict` is the id of the gate's verdict, and `approver` the person
+    who released a candidate that failed the gate.
     """
 
     model: str
@@ -72,9 +72,9 @@ class TrialCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A candidate on live requests, beside the released version.
+    """A trial of a candidate on live requests, beside the released version.
 
-    `mode` is canary or shadow, `state` running or ended.
+    `mode` is canary or shadow, and `state` is running or ended.
     """
 
     id: str
@@ -118,7 +118,7 @@ class Trial:
 class OperationStatus:
     """The status of a search, a correction or a release.
 
-    `verb` is search, correct or release, `state` running, succeeded, failed or cancelled.
+    `verb` is search, correct or release. `state` is running, succeeded, failed or cancelled.
     """
 
     # `runs/{run}/operations/{operation}`, or `models/{model}/operations/{operation}`
@@ -156,12 +156,15 @@ class OperationStatus:
 
     @property
     def parent(self) -> str:
-        """Resource name of the run or of the model: `runs/{run}`, `models/{model}`."""
+        """Return the resource name of the run or model.
+
+        It is `runs/{run}` or `models/{model}`.
+        """
         return names.parent(self.name)
 
     @property
     def ended(self) -> bool:
-        """Whether the operation is finished."""
+        """Return whether the operation is finished."""
         return self.state != "running"
 
 

@@ -18,7 +18,7 @@ SECTIONS = ("search", "vae", "validity", "preflight", "mixture")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCounts:
-    """Counts of a search."""
+    """The counts of a search."""
 
     sources: int
     sources_wrong_on_image: int
@@ -69,7 +69,7 @@ class Preflight:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCounts:
-    """Counts of the clustering: groups of failures, and rejected groups."""
+    """Counts of the groups of failures, and of rejected groups."""
 
     # Failures in the mixture: those from sources that correction may use.
     failures: int
@@ -173,13 +173,16 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether the run is finished."""
+        """Return whether the run is finished."""
         return self.state in {"succeeded", "failed", "cancelled"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A misclassified decoded perturbation, identified by run, source, round and draw."""
+    """A misclassified decoded perturbation.
+
+    It is identified by run, source, round and draw.
+    """
 
     # Index of the source image in the searched split.
     source: int

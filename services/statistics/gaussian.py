@@ -29,8 +29,8 @@ class Gaussian:
     def of(cls, latents: Array, prior_covariance: Array) -> "Gaussian":
         """Return the Gaussian of latents (n, d), with a shrunk covariance.
 
-        It is shrunk towards the covariance `prior_covariance` (d, d), which counts as d latents. The result has the expected
-        precision under the mixture's Wishart prior.
+        It is shrunk towards the covariance `prior_covariance` (d, d), which counts as d latents. The result has the
+        expected precision under the mixture's Wishart prior.
         """
         mean = latents.mean(axis=0, dtype=np.float64)
         scatter = (latents - mean).T @ (latents - mean)

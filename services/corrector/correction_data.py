@@ -244,7 +244,10 @@ class CorrectionData:
         return self.store.read_arrays(keys.region_arrays(region))["exemplars"]
 
     def decoded(self, latent: Array) -> Array:
-        """Return the images (n, c, h, w) in [0, 1] of latents (n, d); n may be 0."""
+        """Return the images (n, c, h, w) in [0, 1] of latents (n, d).
+
+        n may be 0.
+        """
         height, width, channels = self.model.image_shape
         return self.decode(latent) if len(latent) else np.zeros((0, channels, height, width), np.float32)
 

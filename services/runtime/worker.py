@@ -3,10 +3,13 @@
 It does one heavy job at a time, outside the event loop.
 
 The exception of a handler decides what happens to its message:
-- Unavailable, StoreFull: an operator must act; the worker reports it, waits, and retries;
+- Unavailable, StoreFull: an operator must act; the worker reports it, waits, and
+  retries;
 - Cancelled: the message is acknowledged;
-- any other DefuseError: a retry would fail again; the subject fails with the error's message;
-- anything else: a defect or a poisoned message; it is delivered five times in all, then it becomes a dead letter.
+- any other DefuseError: a retry would fail again; the subject fails with the error's
+  message;
+- anything else: a defect or a poisoned message; it is delivered five times in all,
+  then it becomes a dead letter.
 """
 
 import asyncio

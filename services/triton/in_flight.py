@@ -143,7 +143,7 @@ class Slot:
     def swap(self, memory: Memory | None) -> Memory | None:
         """Replace the memory, and return the previous one to one caller only.
 
-        That caller may be `close`.
+        `close` may be this caller.
         """
         with self._lock:
             before, self._memory = self._memory, memory

@@ -1,6 +1,7 @@
 """The Python client of Defuse.
 
-Defuse finds, names, fixes and watches the systematic failures of a deployed image classifier.
+Defuse finds, names, fixes and watches the systematic failures of a deployed image
+classifier.
 
 >>> from defuse import Client
 >>> with Client() as client:  # doctest: +SKIP

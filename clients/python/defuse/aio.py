@@ -32,14 +32,16 @@ T = TypeVar("T")
 class Client(AsyncClientMethods):
     """The client of a gateway on an event loop.
 
-    Use it in `async with`, or await `close`. It has the methods of `defuse.Client`: calls are awaited, streams are read
-    by `async for`. Callbacks such as `on_change` are plain functions, called on the event loop.
+    Use it in `async with`, or await `close`. It has the methods of `defuse.Client`:
+    calls are awaited, streams are read by `async for`. Callbacks such as `on_change`
+    are plain functions, called on the event loop.
 
     Args:
-        address: HOST:PORT of the gateway. By default `DEFUSE_GATEWAY`, else the local stack of `defuse up`.
+        address: HOST:PORT of the gateway. By default `DEFUSE_GATEWAY`, else the local
+            stack of `defuse up`.
         timeout_s: Deadline of short calls, in seconds.
-        token: Bearer token, for gateways that require one. By default `DEFUSE_TOKEN`, else the content of the file
-            `DEFUSE_TOKEN_FILE`.
+        token: Bearer token, for gateways that require one. By default `DEFUSE_TOKEN`,
+            else the content of the file `DEFUSE_TOKEN_FILE`.
 
     Every method raises a subclass of DefuseError: see `defuse.errors`.
     """
@@ -176,8 +178,9 @@ class _Connection:
     async def watch(self, method: str, request: Any, timeout_s: float | None) -> AsyncGenerator[Any, None]:
         """Yield the messages of a stream; reconnect after connection losses.
 
-        It reconnects while the gateway or Redis is unavailable. Each attempt sends the current state of `request`, so
-        that a reader can resume. Raises DeadlineExceeded after `timeout_s` seconds.
+        It reconnects while the gateway or Redis is unavailable. Each attempt sends the
+        current state of `request`, so that a reader can resume. Raises DeadlineExceeded
+        after `timeout_s` seconds.
         """
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:

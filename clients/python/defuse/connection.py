@@ -90,8 +90,8 @@ def find_token() -> str:
 def token_metadata(token: str, address: str) -> list[tuple[str, str]]:
     """Return the authorization metadata of calls to an address.
 
-    It is empty without a token. Raises InvalidInput for a token that is not printable ASCII, and for an unencrypted
-    address on another host.
+    It is empty without a token. Raises InvalidInput for a token that is not printable
+    ASCII, and for an unencrypted address on another host.
     """
     if not token:
         return []
@@ -111,8 +111,8 @@ def token_metadata(token: str, address: str) -> list[tuple[str, str]]:
 def trace_metadata() -> list[tuple[str, str]]:
     """Return the caller's OpenTelemetry trace context as metadata.
 
-    The metadata is empty without tracing. The package is looked up among the loaded
-    modules, so that programs without tracing never import it.
+    The metadata is empty without tracing. The package is taken from the loaded modules,
+    so that programs without tracing never import it.
     """
     propagate = sys.modules.get("opentelemetry.propagate")
     carrier: dict[str, str] = {}
@@ -179,8 +179,9 @@ class Connection:
     def watch(self, method: str, request: Any, timeout_s: float | None) -> Iterator[Any]:
         """Yield the messages of a stream; reconnect after connection losses.
 
-        It reconnects while the gateway or Redis is unavailable. Each attempt sends the current state of `request`, so
-        that a reader can resume. Raises DeadlineExceeded after `timeout_s` seconds.
+        It reconnects while the gateway or Redis is unavailable. Each attempt sends the
+        current state of `request`, so that a reader can resume. Raises DeadlineExceeded
+        after `timeout_s` seconds.
         """
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:

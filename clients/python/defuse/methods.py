@@ -1,7 +1,8 @@
 """Base classes whose methods are made from the tables in `defuse.calls`.
 
-Type checkers and editors read `methods.pyi`, which `python -m clients.generate_stubs` writes from the same tables.
-A derived class implements `_run_call` and `_read_stream`, which execute a call with or without an event loop.
+Type checkers and editors read `methods.pyi`, which `python -m clients.generate_stubs`
+writes from the same tables. A derived class implements `_run_call` and `_read_stream`,
+which execute a call with or without an event loop.
 """
 
 import functools

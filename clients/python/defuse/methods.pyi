@@ -81,8 +81,9 @@ class ClientMethods:
     ) -> Dataset:
         """Create a data set from a directory, a file or a URL.
 
-        The source is a directory of class folders, an `.npz` file, or a URL that the services can read.
-        `seed` draws the splits that the source does not have. `on_progress` receives the bytes sent and the total bytes.
+        The source is a directory of class folders, an `.npz` file, or a URL that the
+        services can read. `seed` draws the splits that the source does not have.
+        `on_progress` receives the bytes sent and the total bytes.
         """
 
     def create_run(self, run_id: str, *, model: str, dataset: str, **settings: Any) -> Run:
@@ -123,9 +124,9 @@ class ClientMethods:
     def failures(self, run_id: str, *, resume_token: str = "", cancel_run: bool = False) -> Iterator[FailureBatch]:
         """Yield batches of failures while the search finds them.
 
-        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the
-        `resume_token` of a batch does the same in another process. With `cancel_run`, closing the iterator before its end
-        cancels the run.
+        A slow reader slows the stream down, but loses nothing. Lost connections resume
+        where they broke, and the `resume_token` of a batch does the same in another
+        process. With `cancel_run`, closing the iterator before its end cancels the run.
         """
 
     def advise_validity(self, run_id: str) -> ValidityAdvice:
@@ -162,9 +163,10 @@ class ClientMethods:
     ) -> Region:
         """Annotate a region with a label or another verdict.
 
-        `verdict` is label, invalid, mixed or unsure. A mixed region is split into parts `r3-1`, `r3-2` and so on of `r3`,
-        which `regions` lists. Raises NotReady if it cannot be split; the verdict is stored nevertheless. `annotator` is the
-        user by default.
+        `verdict` is label, invalid, mixed or unsure. A mixed region such as `r3` is split
+        into parts `r3-1`, `r3-2` and so on, which `regions` lists. `annotator` is the user
+        by default. Raises NotReady if the region cannot be split; the verdict is stored
+        nevertheless.
         """
 
     def create_correction(self, run_id: str, **settings: Any) -> Correction:
@@ -210,15 +212,15 @@ class ClientMethods:
     ) -> Release:
         """Release the candidate of a correction as a new model version.
 
-        Raises NotReady for a candidate that fails the gate, unless an `approver` overrides it with a `reason`. Both are
-        stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits
-        for it.
+        Reason, approver and actor are stored; the actor is the user by default. A release
+        continues during a connection loss, and the call waits for it. Raises NotReady for a
+        candidate that fails the gate, unless an `approver` overrides it with a `reason`.
         """
 
     def rollback(self, model_id: str, *, reason: str = "", actor: str | None = None) -> Release:
         """Restore the previous version of a model.
 
-        `reason` and `actor`, by default the user, are stored.
+        `reason` and `actor` are stored; the actor is the user by default.
         """
 
     def releases(self, model_id: str) -> list[Release]:
@@ -280,11 +282,13 @@ class ClientMethods:
 
         Args:
             model_id: Id of the model.
-            expected_run_length: Observations between two false alarms, in expectation, at least.
+            expected_run_length: Observations between two false alarms, in expectation, at
+                least.
             retention_s: How long observations are stored, in seconds.
             keep: `images`, or `latents` to delete images after their evaluation.
             webhook_url: URL to which alerts are posted.
-            start_runs: Whether an alert about a region starts a run on the images that caused it.
+            start_runs: Whether an alert about a region starts a run on the images that
+                caused it.
         """
 
     def alerts(self, model_id: str) -> list[Alert]:
@@ -293,14 +297,15 @@ class ClientMethods:
     def watch_alerts(self, model_id: str = "") -> Iterator[Alert]:
         """Yield new alerts of a model, or of all models, without end.
 
-        The stream reconnects after connection losses. Alerts that were raised during a connection loss are missing;
-        `alerts` lists them.
+        The stream reconnects after connection losses. Alerts that were raised during a
+        connection loss are missing; `alerts` lists them.
         """
 
     def start_alert_run(self, model_id: str, alert_id: str) -> Run:
         """Start a run on the captured images that caused a region alert.
 
-        Returns the existing run of an alert that has one. Raises NotReady if no images were kept.
+        Returns the existing run of an alert that has one. Raises NotReady if no images were
+        kept.
         """
 
     def attach_truth(self, model_id: str, truths: Mapping[str, str]) -> int:
@@ -369,8 +374,9 @@ class AsyncClientMethods:
     ) -> Dataset:
         """Create a data set from a directory, a file or a URL.
 
-        The source is a directory of class folders, an `.npz` file, or a URL that the services can read.
-        `seed` draws the splits that the source does not have. `on_progress` receives the bytes sent and the total bytes.
+        The source is a directory of class folders, an `.npz` file, or a URL that the
+        services can read. `seed` draws the splits that the source does not have.
+        `on_progress` receives the bytes sent and the total bytes.
         """
 
     async def create_run(self, run_id: str, *, model: str, dataset: str, **settings: Any) -> Run:
@@ -413,9 +419,9 @@ class AsyncClientMethods:
     ) -> AsyncGenerator[FailureBatch]:
         """Yield batches of failures while the search finds them.
 
-        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the
-        `resume_token` of a batch does the same in another process. With `cancel_run`, closing the iterator before its end
-        cancels the run.
+        A slow reader slows the stream down, but loses nothing. Lost connections resume
+        where they broke, and the `resume_token` of a batch does the same in another
+        process. With `cancel_run`, closing the iterator before its end cancels the run.
         """
 
     async def advise_validity(self, run_id: str) -> ValidityAdvice:
@@ -454,9 +460,10 @@ class AsyncClientMethods:
     ) -> Region:
         """Annotate a region with a label or another verdict.
 
-        `verdict` is label, invalid, mixed or unsure. A mixed region is split into parts `r3-1`, `r3-2` and so on of `r3`,
-        which `regions` lists. Raises NotReady if it cannot be split; the verdict is stored nevertheless. `annotator` is the
-        user by default.
+        `verdict` is label, invalid, mixed or unsure. A mixed region such as `r3` is split
+        into parts `r3-1`, `r3-2` and so on, which `regions` lists. `annotator` is the user
+        by default. Raises NotReady if the region cannot be split; the verdict is stored
+        nevertheless.
         """
 
     async def create_correction(self, run_id: str, **settings: Any) -> Correction:
@@ -502,15 +509,15 @@ class AsyncClientMethods:
     ) -> Release:
         """Release the candidate of a correction as a new model version.
 
-        Raises NotReady for a candidate that fails the gate, unless an `approver` overrides it with a `reason`. Both are
-        stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits
-        for it.
+        Reason, approver and actor are stored; the actor is the user by default. A release
+        continues during a connection loss, and the call waits for it. Raises NotReady for a
+        candidate that fails the gate, unless an `approver` overrides it with a `reason`.
         """
 
     async def rollback(self, model_id: str, *, reason: str = "", actor: str | None = None) -> Release:
         """Restore the previous version of a model.
 
-        `reason` and `actor`, by default the user, are stored.
+        `reason` and `actor` are stored; the actor is the user by default.
         """
 
     async def releases(self, model_id: str) -> list[Release]:
@@ -572,11 +579,13 @@ class AsyncClientMethods:
 
         Args:
             model_id: Id of the model.
-            expected_run_length: Observations between two false alarms, in expectation, at least.
+            expected_run_length: Observations between two false alarms, in expectation, at
+                least.
             retention_s: How long observations are stored, in seconds.
             keep: `images`, or `latents` to delete images after their evaluation.
             webhook_url: URL to which alerts are posted.
-            start_runs: Whether an alert about a region starts a run on the images that caused it.
+            start_runs: Whether an alert about a region starts a run on the images that
+                caused it.
         """
 
     async def alerts(self, model_id: str) -> list[Alert]:
@@ -585,14 +594,15 @@ class AsyncClientMethods:
     def watch_alerts(self, model_id: str = "") -> AsyncGenerator[Alert]:
         """Yield new alerts of a model, or of all models, without end.
 
-        The stream reconnects after connection losses. Alerts that were raised during a connection loss are missing;
-        `alerts` lists them.
+        The stream reconnects after connection losses. Alerts that were raised during a
+        connection loss are missing; `alerts` lists them.
         """
 
     async def start_alert_run(self, model_id: str, alert_id: str) -> Run:
         """Start a run on the captured images that caused a region alert.
 
-        Returns the existing run of an alert that has one. Raises NotReady if no images were kept.
+        Returns the existing run of an alert that has one. Raises NotReady if no images were
+        kept.
         """
 
     async def attach_truth(self, model_id: str, truths: Mapping[str, str]) -> int:

@@ -77,7 +77,8 @@ def data_uri(pixels: npt.NDArray[np.uint8]) -> str:
 def contact_sheet(pictures: RegionPictures) -> Image.Image:
     """Return the contact sheet of a region, for annotation.
 
-    Rows of failures alternate with rows of their source images; the nearest training images follow.
+    Rows of failures alternate with rows of their source images; the nearest training
+    images follow.
     """
     region = pictures.region
     rows = [

@@ -277,7 +277,7 @@ class Comparison:
         return [fixed] if fixed else sorted({1, 2, self.model.max_batch_size})
 
     def _request(self, size: int) -> Array:
-        """Return test images (size, c, h, w) in [0, 1], repeated when there are fewer."""
+        """Return test images (size, c, h, w) in [0, 1], repeated if needed."""
         return as_floats(self._images[np.resize(np.arange(len(self._images)), size)])
 
 

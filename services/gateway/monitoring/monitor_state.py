@@ -176,7 +176,10 @@ _FIELDS = {
 def _paths(
     state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile
 ) -> dict["monitor_pb2.Alert.Kind.ValueType", Array]:
-    """Return the evidence after each observation, (n, k, alternatives) for each kind."""
+    """Return the evidence (n, k, alternatives) of each kind.
+
+    It is the evidence after each of the n observations.
+    """
     index, inside = seen.arrays["index"], seen.arrays["inside"] > 0
     looked_at, read = index >= 0, seen.arrays["predicted"] >= 0
     in_region = (index[:, None] == np.arange(len(profile.guard.regions))) & inside[:, None]

@@ -26,8 +26,8 @@ from services.storage.artifacts import ArtifactStore
 def truth_counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
     """Return the numbers of correct and of known predictions of a batch.
 
-    They are one text, over the observations with truth and prediction; it is empty when
-    there are none.
+    They are two numbers in a text, over the observations with truth and prediction. The
+    text is empty when there are none.
     """
     truths = _truths(store, batch)
     try:

@@ -38,11 +38,13 @@ def configure_monitor(
 
     Args:
         model_id: Id of the model.
-        expected_run_length: Observations between two false alarms, in expectation, at least.
+        expected_run_length: Observations between two false alarms, in expectation, at
+            least.
         retention_s: How long observations are stored, in seconds.
         keep: `images`, or `latents` to delete images after their evaluation.
         webhook_url: URL to which alerts are posted.
-        start_runs: Whether an alert about a region starts a run on the images that caused it.
+        start_runs: Whether an alert about a region starts a run on the images that
+            caused it.
     """
     if keep not in {"images", "latents"}:
         raise InvalidInput(f"keep {keep!r} is unknown; use images or latents")
@@ -73,8 +75,8 @@ def alerts(model_id: str) -> SansIoCall[list[Alert]]:
 def watch_alerts(model_id: str = "") -> StreamRpc[Alert]:
     """Yield new alerts of a model, or of all models, without end.
 
-    The stream reconnects after connection losses. Alerts that were raised during a connection loss are missing;
-    `alerts` lists them.
+    The stream reconnects after connection losses. Alerts that were raised during a
+    connection loss are missing; `alerts` lists them.
     """
     request = pb.WatchAlertsRequest(model=names.model(model_id) if model_id else "")
     return StreamRpc(method="WatchAlerts", request=request, parse=lambda response: Alert.from_proto(response.alert))
@@ -83,7 +85,8 @@ def watch_alerts(model_id: str = "") -> StreamRpc[Alert]:
 def start_alert_run(model_id: str, alert_id: str) -> SansIoCall[Run]:
     """Start a run on the captured images that caused a region alert.
 
-    Returns the existing run of an alert that has one. Raises NotReady if no images were kept.
+    Returns the existing run of an alert that has one. Raises NotReady if no images were
+    kept.
     """
     request = pb.StartAlertRunRequest(name=names.alert(model_id, alert_id))
     response = yield Rpc(method="StartAlertRun", request=request)

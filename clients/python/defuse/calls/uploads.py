@@ -28,8 +28,9 @@ def add_dataset(
 ) -> SansIoCall[Dataset]:
     """Create a data set from a directory, a file or a URL.
 
-    The source is a directory of class folders, an `.npz` file, or a URL that the services can read.
-    `seed` draws the splits that the source does not have. `on_progress` receives the bytes sent and the total bytes.
+    The source is a directory of class folders, an `.npz` file, or a URL that the
+    services can read. `seed` draws the splits that the source does not have.
+    `on_progress` receives the bytes sent and the total bytes.
     """
     request = pb.CreateDatasetRequest(display_name=str(source), seed=seed, request_id=new_request_id())
     if "://" in str(source):

@@ -50,8 +50,8 @@ def correct(
 ) -> None:
     """Fine-tune the deployed weights on the labelled regions of a run.
 
-    Several methods are tried; the best result becomes the candidate. With --wait the exit status is 2 for a correction
-    that does not succeed.
+    Several methods are tried; the best result becomes the candidate. With --wait the
+    exit status is 2 for a correction that does not succeed.
     """
     with Client() as client:
         correction = client.create_correction(

@@ -35,7 +35,8 @@ _KINDS = (OBSERVATIONS, TRUTHS)
 class ReportBatch:
     """Observations of one model, in messages of bounded size.
 
-    Images and scores of a batch have one size, since the gateway accepts or refuses a batch as a whole.
+    Images and scores of a batch have one size, since the gateway accepts or refuses a
+    batch as a whole.
     """
 
     model: str

@@ -115,7 +115,8 @@ class CorrectionPoint:
 class Choice:
     """The chosen point of a correction, and the rule of the choice.
 
-    If no point is non-inferior, it is the one with the largest lower bound on the change of test accuracy.
+    If no point is non-inferior, it is the one with the largest lower bound on the
+    change of test accuracy.
     """
 
     rule: str

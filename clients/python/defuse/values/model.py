@@ -15,8 +15,8 @@ from defuse.values.primitives import Estimate, enum_word, to_datetime
 class Preprocessing:
     """The map from stored pixels to the classifier's input.
 
-    A pixel in [0, 255] becomes `(low + pixel / 255 * (high - low) - mean) / std`, with `mean` and `std` per channel.
-    `layout` is NCHW or NHWC.
+    A pixel in [0, 255] becomes `(low + pixel / 255 * (high - low) - mean) / std`, with
+    `mean` and `std` per channel. `layout` is NCHW or NHWC.
     """
 
     layout: str = "NCHW"

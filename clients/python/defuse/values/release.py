@@ -52,8 +52,8 @@ class Release:
 class TrialCounts:
     """Requests, compared images and mean latencies of a trial.
 
-    The champion responds to the requests counted in `challenger_errors`. `dropped` requests were sampled, but not
-    compared. Latencies are in milliseconds.
+    The champion responds to the requests counted in `challenger_errors`. `dropped`
+    requests were sampled, but not compared. Latencies are in milliseconds.
     """
 
     champion_requests: int

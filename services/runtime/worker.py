@@ -56,7 +56,10 @@ class Job:
         state: "run_pb2.Run.State.ValueType" = 0,  # type: ignore[assignment]  # 0 is unset
         training: int | None = None,
     ) -> None:
-        """Report progress to the gateway; a lost report does no harm."""
+        """Report progress to the gateway.
+
+        A lost report does no harm.
+        """
         step = work_pb2.StageProgress(state=state, progress=fraction, note=note, training=training)
         self._publish(work_pb2.Event(subject=self.subject, progress=step))
 
@@ -74,7 +77,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[W]):
-    """The handler of one stream's messages."""
+    """The type and the handler of one stream's messages."""
 
     kind: type[W]
     # Name of the run or correction that a message belongs to.

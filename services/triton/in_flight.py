@@ -152,7 +152,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class SentRequest:
-    """A request under way."""
+    """A request under way, with its slot, memory and pending answer."""
 
     slot: Slot
     memory: Memory

@@ -291,7 +291,7 @@ class SharedMemoryRegions:
             time.sleep(_POLL_S)
 
     def _refusal(self, name: str, free: Callable[[], None]) -> InferenceServerException | None:
-        """Unregister a region and free it; return the reason of a failure."""
+        """Unregister a region and free it, or return the reason of a failure."""
         try:
             self._unregister(name)
         except InferenceServerException as error:

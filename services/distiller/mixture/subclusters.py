@@ -222,7 +222,7 @@ def _tied_gain(first: Sums, second: Sums, posterior: Posterior) -> Tensor:
 
 
 def _concatenated(sums: Sequence[Sums]) -> Sums:
-    """Concatenate the components of several sums."""
+    """Return the components of several sums as one."""
     return replace(
         sums[0],
         features=torch.cat([part.features for part in sums]),

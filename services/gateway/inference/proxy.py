@@ -79,7 +79,10 @@ _WAITING = 2
 
 
 class StreamProxy:
-    """Proxies inference streams to Triton's `ModelStreamInfer`, which is `method`."""
+    """Proxies inference streams to Triton.
+
+    `method` is Triton's `ModelStreamInfer`.
+    """
 
     def __init__(self, method: Any, routes: RoutingTable, memory: SharedMemory) -> None:
         self._method = method
@@ -174,7 +177,7 @@ def _as_triton(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitab
 
 
 class InferenceProxy(grpc.GenericRpcHandler):
-    """Proxies inference calls to Triton."""
+    """Proxies the calls of `inference.GRPCInferenceService` to Triton."""
 
     def __init__(
         self, url: str, tls: TlsFiles, routes: RoutingTable, tally: TrialCounters, *, shared_memory: bool = False

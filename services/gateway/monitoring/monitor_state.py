@@ -1,12 +1,12 @@
 """The state of a monitor: updates by scored batches, and change detection.
 
 The detector is a Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo, 2024,
-"E-detectors: a nonparametric framework for sequential change detection"): `M_t =
-(M_{t-1} + 1) e_t`, where each `e_t` has a conditional expectation of at most 1 while
-nothing has changed. Then `M_t - t` is a supermartingale, so that M reaches a threshold
-only after as many observations in expectation, whatever their distribution. The same
-holds for any mean of such detectors. The expected run length of the configuration is
-the threshold of an alert.
+"E-detectors: a nonparametric framework for sequential change detection"):
+`M_t = (M_{t-1} + 1) e_t`, where each `e_t` has a conditional expectation of at most 1
+while nothing has changed. Then `M_t - t` is a supermartingale, so that M reaches a
+threshold only after as many observations in expectation, whatever their distribution.
+The same holds for any mean of such detectors. The expected run length of the
+configuration is the threshold of an alert.
 """
 
 from collections import Counter
@@ -124,7 +124,10 @@ class ReferenceProfile:
 
 
 def restart(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
-    """Restart a monitor with a guard, in place; silenced subjects stay silenced."""
+    """Restart a monitor with a guard, in place.
+
+    Silenced subjects stay silenced.
+    """
     silent, total, config = dict(state.silent_until), state.total, state.monitor.config
     anew = monitor_pb2.MonitorState(total=total, silent_until=silent)
     anew.monitor.name = f"{names.parent(profile.guard.name)}/monitor"
@@ -219,7 +222,7 @@ def _about(alert: monitor_pb2.Alert) -> str:
 
 
 def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile, count: int) -> None:
-    """Count the first observations of a batch."""
+    """Count the first `count` observations of a batch in the state."""
     arrays = {name: array[:count] for name, array in seen.arrays.items()}
     state.total += count
     state.monitor.observations += count

@@ -202,7 +202,7 @@ def _changed(state: State, subject: MonitoredModel, look: _ScoredFold) -> list[m
 
 
 def _measure(model: str, look: _ScoredFold) -> None:
-    """Count the hits for Prometheus."""
+    """Add a batch's hits to the Prometheus metrics."""
     inside = look.seen.arrays["index"][look.seen.arrays["inside"] > 0]
     for number, hits in enumerate(np.bincount(inside, minlength=len(look.profile.guard.regions)).tolist()):
         region = look.profile.guard.regions[number].region

@@ -162,7 +162,10 @@ class Deletions:
         return sum(map(len, found.values()))
 
     async def take_out(self, batch: str, ids: Sequence[str]) -> None:
-        """Delete marked observations from every file of a batch; idempotent."""
+        """Delete marked observations from every file of a batch.
+
+        It can be repeated after a crash.
+        """
         async with self._index.alone(batch):
             await asyncio.to_thread(self._take_out, batch, ids)
 

@@ -52,7 +52,10 @@ Exists = Callable[[str], Awaitable[bool]]
 
 
 class ObservationIndex:
-    """Finds observations. Batches are named by their keys in the store."""
+    """Finds, claims and marks observations, for all gateways.
+
+    Batches are named by their keys in the store.
+    """
 
     def __init__(self, queue: Queue, exists: Exists) -> None:
         self._redis = queue.redis

@@ -291,7 +291,10 @@ class SharedMemoryRegions:
             time.sleep(_POLL_S)
 
     def _refusal(self, name: str, free: Callable[[], None]) -> InferenceServerException | None:
-        """Unregister a region and free it, or return the reason of a failure."""
+        """Unregister a region and free it.
+
+        Returns the reason of a failure, or None.
+        """
         try:
             self._unregister(name)
         except InferenceServerException as error:

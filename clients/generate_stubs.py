@@ -1,8 +1,9 @@
 # ruff: noqa: INP001  # a script beside the package
-"""Write `defuse/methods.pyi` from the tables of calls: `python -m clients.generate_stubs`.
+"""`python -m clients.generate_stubs`: writes `defuse/methods.pyi`.
 
-Type checkers and editors read signatures and docstrings of the clients' methods there. A test compares the committed
-file with `stubs()`.
+The stubs come from the tables of calls. Type checkers and editors read signatures and
+docstrings of the clients' methods there. A test compares the committed file with
+`stubs()`.
 """
 
 import ast
@@ -39,7 +40,7 @@ def stubs() -> str:
 
 
 def _method(name: str, call: Call, imports: set[str], asynchronous: bool, bound: bool) -> str:
-    """Return the stub of a method; add its imports to `imports`."""
+    """Return the stub of a method, and add its imports to `imports`."""
     module = ast.parse(Path(inspect.getfile(call)).read_text(encoding="utf-8"))
     function = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == call.__name__)
     arguments = function.args
@@ -85,7 +86,7 @@ def _imports(module: ast.Module, nodes: list[ast.AST]) -> set[str]:
 
 
 def _indented(docstring: str | None) -> str:
-    """Return a docstring of a function as that of a method."""
+    """Return a function's docstring, indented as that of a method."""
     lines = (docstring or "").splitlines(keepends=True)
     return "".join(f"    {line}" if index and line.strip() else line for index, line in enumerate(lines))
 

@@ -1,4 +1,4 @@
-"""The list of all settings for docs/reference/settings.md: `python -m services.settings_table`."""
+"""`python -m services.settings_table`: all settings, for docs/reference/settings.md."""
 
 import sys
 import textwrap

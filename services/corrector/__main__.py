@@ -1,8 +1,8 @@
 """`python -m services.corrector`: the service that corrects and releases models.
 
-It turns annotated regions into weights, an ONNX file and a version in Triton. Under
-torchrun all processes share each training, with a GPU each: `torchrun --nproc-per-node
-4 -m services.corrector`. The first process is the service, and the others follow it.
+It turns annotated regions into weights, an ONNX file and a version in Triton. Under torchrun all processes share each
+training, with a GPU each: `torchrun --nproc-per-node 4 -m services.corrector`. The first process is the service, and
+the others follow it.
 """
 
 import functools

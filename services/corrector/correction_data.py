@@ -59,8 +59,9 @@ def fresh_latents(
 ) -> Array:
     """Draw latents (n, d) of a region's Gaussian that carry its label.
 
-    There are at most `count` of them, and none for a region without a covariance. `carried` tests latents and returns
-    (n,) bool. `spread` scales the region's covariance: wider draws carry the label less often.
+    There are at most `count` of them, and none for a region without a covariance.
+    `carried` tests latents and returns (n,) bool. `spread` scales the region's
+    covariance: wider draws carry the label less often.
     """
     if not region.covariance.any():
         return region.latent[:0]
@@ -238,7 +239,10 @@ class CorrectionData:
         return self.store.read_arrays(keys.region_arrays(region))["exemplars"]
 
     def decoded(self, latent: Array) -> Array:
-        """Return the images (n, c, h, w) in [0, 1] of latents (n, d); n may be 0."""
+        """Return the images (n, c, h, w) in [0, 1] of latents (n, d).
+
+        n may be 0.
+        """
         height, width, channels = self.model.image_shape
         return self.decode(latent) if len(latent) else np.zeros((0, channels, height, width), np.float32)
 

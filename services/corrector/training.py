@@ -227,7 +227,7 @@ def _train(trainer: Trainer, work: work_pb2.TrainWork, job: Job) -> Training:
 
 
 def _finetuned(trainer: Trainer, finetune_job: FinetuneJob, work: work_pb2.TrainWork, job: Job) -> FinetuneOutcome:
-    """Fine-tune the network with all processes, from the last checkpoint if any.
+    """Run the fine-tuning with all processes, from the last checkpoint if any.
 
     A worker that died leaves a checkpoint.
     """

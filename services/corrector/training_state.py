@@ -85,7 +85,8 @@ class TrainingState:
     def batches(self) -> Iterator[tuple[int, Array]]:
         """Yield each remaining step and its rows, until early stopping.
 
-        Batches are full: the last batch of an epoch is filled up with rows of the same epoch.
+        Batches are full: the last batch of an epoch is filled up with rows of the same
+        epoch.
         """
         generator, size = np.random.default_rng([self._schedule.seed, 0]), self._schedule.whole_batch
         step = 0

@@ -1,8 +1,9 @@
 """The model repository of Triton: versions and the configuration of each entry.
 
-A version is an immutable directory: it is written under a temporary name and renamed. `config.pbtxt` lists the loaded
-versions in a `specific` policy, and a changed policy takes effect when the model is loaded again. The entries work with
-NVIDIA's ONNX Runtime backend and with the embedded one.
+A version is an immutable directory: it is written under a temporary name and renamed.
+`config.pbtxt` lists the loaded versions in a `specific` policy, and a changed policy
+takes effect when the model is loaded again. The entries work with NVIDIA's ONNX Runtime
+backend and with the embedded one.
 """
 
 import fcntl

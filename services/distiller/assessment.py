@@ -104,7 +104,7 @@ class RegionAssessor:
 
 
 class _Decodes:
-    """Classifies fresh decodes of groups through Triton."""
+    """Decodes fresh latents of groups, and classifies them through Triton."""
 
     def __init__(
         self,

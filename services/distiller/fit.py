@@ -2,9 +2,10 @@
 
   torchrun --nproc-per-node 2 -m services.distiller.fit STORE KEY OUT [--array latent] [--category true_label ...]
 
-Each process of torchrun reads a part of the rows, a chunk at a time. The result equals that of one process to 1e-9. The
-first process writes it to OUT: weights (K,), means (K, d), covariances, counts (K,), lower_bound and converged, with
-the largest weight first.
+Each process of torchrun reads a part of the rows, a chunk at a time. The result equals
+that of one process to 1e-9. The first process writes it to OUT: weights (K,), means
+(K, d), covariances, counts (K,), lower_bound and converged, with the largest weight
+first.
 """
 
 import argparse

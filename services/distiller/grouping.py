@@ -120,8 +120,9 @@ class GroupingConfig:
 class Grouper:
     """A mixture fitted to failures, which assigns failures to groups.
 
-    It is fitted to one failure of each source and confusion. Further ones are steps from the same image and lie close
-    to it: they are no new evidence for a group, but would split it into the neighbourhoods of its sources.
+    It is fitted to one failure of each source and confusion. Further ones are steps
+    from the same image and lie close to it: they are no new evidence for a group, but
+    would split it into the neighbourhoods of its sources.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Settings of the gateway."""
+"""The settings of the gateway, read from variables or a file."""
 
 from pydantic import Field, FilePath
 

@@ -67,9 +67,11 @@ def uniform_allocation(searchable: Array, decodes_per_source: int) -> Array:
 def allocate(tally: SourceStatistics, *, decodes: int, limit: int, uniform_decodes: int) -> Array:
     """Return the number of decodes (n,) of each source in the next round.
 
-    They are at most `decodes` in all. A decode is worth its expected new failures, of which at most `limit` of a source
-    count, plus a weight times its expected new sources. The weight is the least one that keeps the breadth: failures
-    come from as many different sources, for their number, as a uniform search of `uniform_decodes` a source would find.
+    They are at most `decodes` in all. A decode is worth its expected new failures, of
+    which at most `limit` of a source count, plus a weight times its expected new
+    sources. The weight is the least one that keeps the breadth: failures come from as
+    many different sources, for their number, as a uniform search of `uniform_decodes` a
+    source would find.
     """
     rate = failure_rates(tally)
     open_ = tally.searchable & (tally.failures < limit)

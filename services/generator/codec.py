@@ -70,8 +70,8 @@ def aggregate_sd(mu: Array) -> Array:
 def vae_codec(vae: Vae, device: torch.device) -> Codec:
     """Return a trained VAE as a codec on a device.
 
-    It uses channels-last weights: 64 us an image instead of 74 with contiguous weights, where ONNX Runtime needs 73
-    (MNIST's decoder, 2 cores with AVX-512, medians).
+    It uses channels-last weights: 64 us an image instead of 74 with contiguous weights,
+    where ONNX Runtime needs 73 (MNIST's decoder, 2 cores with AVX-512, medians).
     """
     network = vae.to(device).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 

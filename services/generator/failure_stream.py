@@ -85,7 +85,10 @@ async def _has_round(context: RunContext, run: run_pb2.Run, round_: int) -> bool
 
 
 async def _wait_for_artifact(context: RunContext, run: run_pb2.Run, key: str) -> None:
-    """Wait until an artifact exists; raise when the run has ended before."""
+    """Wait until an artifact exists.
+
+    Raises an error when the run was cancelled or has failed.
+    """
     while not await asyncio.to_thread(context.store.exists, key):
         await asyncio.to_thread(_check_alive, context, run)
         await asyncio.sleep(_POLL_S)

@@ -46,7 +46,7 @@ class Failures:
 
     @classmethod
     def joined(cls, parts: "Sequence[Failures]") -> "Failures":
-        """Concatenate failures."""
+        """Return the failures of several parts as one."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 

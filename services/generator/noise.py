@@ -1,8 +1,9 @@
 """Noise as a pure function of (seed, source, round, draw).
 
-It does not depend on how work is shared. It is counter-based: SplitMix64 hashes the identity (Steele, Lea and Flood,
-OOPSLA 2014), then the quantile function of the distribution is applied. It is computed on the device of its arguments:
-the bits are equal on every device, and the values are equal up to rounding.
+It does not depend on how work is shared. It is counter-based: SplitMix64 hashes the
+identity (Steele, Lea and Flood, OOPSLA 2014), then the quantile function of the
+distribution is applied. It is computed on the device of its arguments: the bits are
+equal on every device, and the values are equal up to rounding.
 """
 
 import numpy as np

@@ -159,9 +159,10 @@ def draw_perturbations(
 ) -> Iterator[Callable[[], tuple[PerturbationBatch, int]]]:
     """Yield tasks that draw the perturbations to decode, in source order.
 
-    A task returns a batch and the number of draws that were screened out. Each decode has a slot of draws of its own:
-    one draw, or several when the plan screens, of which the most promising valid one is decoded. A slot without a valid
-    draw is not decoded, so tasks return different numbers of draws.
+    A task returns a batch and the number of draws that were screened out. Each decode
+    has a slot of draws of its own: one draw, or several when the plan screens, of which
+    the most promising valid one is decoded. A slot without a valid draw is not decoded,
+    so tasks return different numbers of draws.
     """
     rows = np.repeat(np.arange(len(sources.index)), round_allocation.decodes)  # (slots,)
     slots = np.arange(len(rows)) - np.repeat(

@@ -1,8 +1,9 @@
 """The rounds of a search: stored results, and each round's plan.
 
-A plan depends on the results of all earlier rounds. Two workers may search one shard at the same time, when one of them
-lost its claim, and margins differ by rounding. Each result is therefore one artifact that is created once: the second
-worker reads the results of the first.
+A plan depends on the results of all earlier rounds. Two workers may search one shard at
+the same time, when one of them lost its claim, and margins differ by rounding. Each
+result is therefore one artifact that is created once: the second worker reads the
+results of the first.
 """
 
 from collections.abc import Mapping

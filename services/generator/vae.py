@@ -150,7 +150,10 @@ class Vae(nn.Module):
         return gaussian_means(parameters).clamp(0, 1)
 
     def decode_parameters(self, z: Tensor) -> Tensor:
-        """Return logits (n, c, h, w) of Bernoulli pixels, or the argument of `gaussian_means`."""
+        """Return the parameters (n, c, h, w) of the pixels' distributions.
+
+        They are logits of Bernoulli pixels, or the argument of `gaussian_means`.
+        """
         _, h, w = self.config.image_shape
         parameters: Tensor = self.decoder(z)  # (n, c, H, W)
         return parameters[:, :, :h, :w]  # (n, c, h, w)

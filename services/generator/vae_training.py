@@ -92,12 +92,14 @@ def train_vae(
 ) -> Vae:
     """Train a VAE on images (n, h, w, c) uint8 and return it.
 
-    It maximises the weighted ELBO. The model is on `device`, in eval mode. Every draw comes from `seed`: equal seeds
-    give equal weights on one machine with the same number of threads. `on_epoch` is called after each epoch,
-    `should_stop` before each batch. `on_checkpoint` gets the number of finished epochs and a checkpoint after each
-    epoch; the last such pair, as `resume`, continues to the same weights. Raises ValueError for images that the config
-    does not describe, TrainingCancelled when `should_stop` returns True, and FloatingPointError when the loss is no
-    longer finite.
+    It maximises the weighted ELBO. The model is on `device`, in eval mode. Every draw
+    comes from `seed`: equal seeds give equal weights on one machine with the same
+    number of threads. `on_epoch` is called after each epoch, `should_stop` before each
+    batch. `on_checkpoint` gets the number of finished epochs and a checkpoint after
+    each epoch; the last such pair, as `resume`, continues to the same weights. Raises
+    ValueError for images that the config does not describe, TrainingCancelled when
+    `should_stop` returns True, and FloatingPointError when the loss is no longer
+    finite.
     """
     check_images(images, config)
     training = _Training(config, seed, device)
@@ -161,8 +163,9 @@ def gaussian_kl(mu: Tensor, sigma: Tensor) -> Tensor:
 def reconstruction_loss(parameters: Tensor, images: Tensor, likelihood: str) -> Tensor:
     """Return -log p(images | parameters) in nats (b,), both (b, c, h, w).
 
-    The Gaussian variance is each image's maximum-likelihood one, its own squared error. Relative changes of the error
-    therefore count: a sign in a dark photograph weighs as much as one in the sun.
+    The Gaussian variance is each image's maximum-likelihood one, its own squared error.
+    Relative changes of the error therefore count: a sign in a dark photograph weighs as
+    much as one in the sun.
     """
     if likelihood == "bernoulli":
         return F.binary_cross_entropy_with_logits(parameters, images, reduction="none").flatten(1).sum(dim=1)

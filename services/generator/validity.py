@@ -4,8 +4,9 @@ A VAE blurs, and a step can cross a true class boundary: an unreadable decoded i
 The signals of validity need no person, and their thresholds can be fitted to annotations. The signals come from
 labelled training images alone; none of them uses the classifier under test.
 
-Fitting is greedy: each step moves the threshold that most increases the share of rejected invalid failures minus that
-of valid ones. Regions count equally, whatever their size: failures of one region are not independent evidence.
+Fitting is greedy: each step moves the threshold that most increases the share of
+rejected invalid failures minus that of valid ones. Regions count equally, whatever
+their size: failures of one region are not independent evidence.
 """
 
 import functools

@@ -25,7 +25,7 @@ _PORTS_OF_PROCESS = 64
 
 @dataclass(kw_only=True)
 class ChildProcess:
-    """One process of the local stack."""
+    """A process of the local stack, which can be restarted."""
 
     name: str
     command: Sequence[str]

@@ -50,9 +50,10 @@ class Node:
 class Operator:
     """The implementation of an operator, and its trainable inputs.
 
-    `fixed` inputs are never trained: shapes, bounds, statistics. `weights` are trained whatever their size. A constant
-    in any other slot is trained when it has more than one element. A `view` returns its first input, rearranged. `only`
-    lists the implemented attribute values, when not all of them are.
+    `fixed` inputs are never trained: shapes, bounds, statistics. `weights` are trained
+    whatever their size. A constant in any other slot is trained when it has more than
+    one element. A `view` returns its first input, rearranged. `only` lists the
+    implemented attribute values, when not all of them are.
     """
 
     run: Run

@@ -1,4 +1,7 @@
-"""Dead letters: `python -m services.runtime.dead_letters [replay STREAM]` lists or replays them."""
+"""`python -m services.runtime.dead_letters [replay STREAM]`: the dead letters.
+
+The command lists the dead letters, or replays those of a stream.
+"""
 
 import argparse
 import asyncio

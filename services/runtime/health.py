@@ -1,4 +1,4 @@
-"""Health checks: `python -m services.runtime.health` checks the service on this host."""
+"""`python -m services.runtime.health`: the health check of the local service."""
 
 import os
 import sys

@@ -3,10 +3,13 @@
 It does one heavy job at a time, outside the event loop.
 
 The exception of a handler decides what happens to its message:
-- Unavailable, StoreFull: an operator must act; the worker reports it, waits, and retries;
+- Unavailable, StoreFull: an operator must act; the worker reports it, waits, and
+  retries;
 - Cancelled: the message is acknowledged;
-- any other DefuseError: a retry would fail again; the subject fails with the error's message;
-- anything else: a defect or a poisoned message; it is delivered five times in all, then it becomes a dead letter.
+- any other DefuseError: a retry would fail again; the subject fails with the error's
+  message;
+- anything else: a defect or a poisoned message; it is delivered five times in all,
+  then it becomes a dead letter.
 """
 
 import asyncio
@@ -53,7 +56,10 @@ class Job:
         state: "run_pb2.Run.State.ValueType" = 0,  # type: ignore[assignment]  # 0 is unset
         training: int | None = None,
     ) -> None:
-        """Report progress to the gateway; a lost report does no harm."""
+        """Report progress to the gateway.
+
+        A lost report does no harm.
+        """
         step = work_pb2.StageProgress(state=state, progress=fraction, note=note, training=training)
         self._publish(work_pb2.Event(subject=self.subject, progress=step))
 
@@ -71,7 +77,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[W]):
-    """The handler of one stream's messages."""
+    """The type and the handler of one stream's messages."""
 
     kind: type[W]
     # Name of the run or correction that a message belongs to.

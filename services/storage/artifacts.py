@@ -175,7 +175,10 @@ class ArtifactStore:
         self._discard(self._path(key))
 
     def remove_below(self, prefix: str) -> None:
-        """Remove every artifact below a prefix; safe to call concurrently."""
+        """Remove every artifact below a prefix.
+
+        Several processes may do so at the same time.
+        """
         with suppress(FileNotFoundError):
             self._fs.rm(self._path(prefix), recursive=True)
         self._fs.invalidate_cache()

@@ -27,7 +27,7 @@ from services.storage.safetensors import select_group
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """A split of a data set, with a model's class ids as labels."""
+    """A split of a data set, labelled by a model's class ids."""
 
     # (n, h, w, c) uint8
     images: Array

@@ -1,8 +1,9 @@
 """The keys of all records in the artifact store.
 
-The key of a record is its resource name, so a person finds in the store what the API names. Each service writes its own
-records: the gateway `audit`, `files`, `datasets`, `runs/*/run.pb`, events and annotations; the generator `vaes`,
-`runs/*/sources`, plans and results; the distiller regions; the corrector models and the files of a correction.
+The key of a record is its resource name, so a person finds in the store what the API
+names. Each service writes its own records: the gateway `audit`, `files`, `datasets`,
+`runs/*/run.pb`, events and annotations; the generator `vaes`, `runs/*/sources`, plans
+and results; the distiller regions; the corrector models and the files of a correction.
 """
 
 import hashlib
@@ -172,8 +173,9 @@ def observations(model_name: str, hour: str) -> str:
 def batch_record(batch: str) -> str:
     """Return the key of a batch's observations without images.
 
-    They are an ObservationBatch. `batch` is the key of the batch below `observations`. The record is the last part of a
-    report to be written: a batch exists once its record does.
+    They are an ObservationBatch. `batch` is the key of the batch below `observations`.
+    The record is the last part of a report to be written: a batch exists once its
+    record does.
     """
     return f"{batch}/reported.pb"
 

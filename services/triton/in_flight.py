@@ -139,7 +139,7 @@ class Slot:
     def swap(self, memory: Memory | None) -> Memory | None:
         """Replace the memory, and return the previous one to one caller only.
 
-        That caller may be `close`.
+        `close` may be this caller.
         """
         with self._lock:
             before, self._memory = self._memory, memory
@@ -148,7 +148,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class SentRequest:
-    """A request under way."""
+    """A request under way, with its slot, memory and pending answer."""
 
     slot: Slot
     memory: Memory

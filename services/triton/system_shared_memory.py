@@ -1,8 +1,9 @@
 """System shared memory: batches in files of /dev/shm, which Triton maps.
 
-Triton must run on this host. The library's own `tritonclient.utils.shared_memory` is not used for two reasons: it
-relies on `multiprocessing.shared_memory`, whose tracker process unlinks files that others still use, and it reserves
-nothing, so that a full /dev/shm is a SIGBUS.
+Triton must run on this host. The library's own `tritonclient.utils.shared_memory` is
+not used for two reasons: it relies on `multiprocessing.shared_memory`, whose tracker
+process unlinks files that others still use, and it reserves nothing, so that a full
+/dev/shm is a SIGBUS.
 """
 
 import fcntl

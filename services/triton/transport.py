@@ -290,7 +290,10 @@ class SharedMemoryRegions:
             time.sleep(_POLL_S)
 
     def _refusal(self, name: str, free: Callable[[], None]) -> InferenceServerException | None:
-        """Unregister a region and free it; return the reason of a failure."""
+        """Unregister a region and free it.
+
+        Returns the reason of a failure, or None.
+        """
         try:
             self._unregister(name)
         except InferenceServerException as error:

@@ -36,10 +36,11 @@ class Client(AsyncClientMethods):
     by `async for`. Callbacks such as `on_change` are plain functions, called on the event loop.
 
     Args:
-        address: HOST:PORT of the gateway. By default `DEFUSE_GATEWAY`, else the local stack of `defuse up`.
+        address: HOST:PORT of the gateway. By default `DEFUSE_GATEWAY`, else the local
+            stack of `defuse up`.
         timeout_s: Deadline of short calls, in seconds.
-        token: Bearer token, for gateways that require one. By default `DEFUSE_TOKEN`, else the content of the file
-            `DEFUSE_TOKEN_FILE`.
+        token: Bearer token, for gateways that require one. By default `DEFUSE_TOKEN`,
+            else the content of the file `DEFUSE_TOKEN_FILE`.
 
     Every method raises a subclass of DefuseError: see `defuse.errors`.
     """

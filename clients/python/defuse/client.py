@@ -20,10 +20,11 @@ class Client(ClientMethods):
     methods for event loops.
 
     Args:
-        address: HOST:PORT of the gateway. By default `DEFUSE_GATEWAY`, else the local stack of `defuse up`.
+        address: HOST:PORT of the gateway. By default `DEFUSE_GATEWAY`, else the local
+            stack of `defuse up`.
         timeout_s: Deadline of short calls, in seconds.
-        token: Bearer token, for gateways that require one. By default `DEFUSE_TOKEN`, else the content of the file
-            `DEFUSE_TOKEN_FILE`.
+        token: Bearer token, for gateways that require one. By default `DEFUSE_TOKEN`,
+            else the content of the file `DEFUSE_TOKEN_FILE`.
 
     Every method raises a subclass of DefuseError: see `defuse.errors`.
     """

@@ -109,7 +109,7 @@ def token_metadata(token: str, address: str) -> list[tuple[str, str]]:
 def trace_metadata() -> list[tuple[str, str]]:
     """Return the caller's OpenTelemetry trace context as metadata.
 
-    The metadata is empty without tracing. The package is looked up among the loaded modules, so that programs without
+    The metadata is empty without tracing. The package is taken from the loaded modules, so that programs without
     tracing never import it.
     """
     propagate = sys.modules.get("opentelemetry.propagate")

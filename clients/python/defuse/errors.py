@@ -16,7 +16,7 @@
     └── Internal            a defect of Defuse
 
 Every message names the wrong value and the remedy. `reason` is machine-readable (`REGION_NOT_FOUND`), `field` is the
-path of the wrong field of a request, `retry_after_s` the delay after which a retry may succeed. They travel as
+path of the wrong field of a request, and `retry_after_s` is the delay after which a retry may succeed. They are sent as
 google.rpc.ErrorInfo, BadRequest and RetryInfo. `CODES` maps classes to status codes: servers read it in one direction,
 clients in the other.
 """

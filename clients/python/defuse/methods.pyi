@@ -122,8 +122,9 @@ class ClientMethods:
     def failures(self, run_id: str, *, resume_token: str = "", cancel_run: bool = False) -> Iterator[FailureBatch]:
         """Yield batches of failures while the search finds them.
 
-        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the `resume_token`
-        of a batch does the same in another process. With `cancel_run`, closing the iterator before its end cancels the run.
+        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke, and the
+        `resume_token` of a batch does the same in another process. With `cancel_run`, closing the iterator before its end
+        cancels the run.
         """
 
     def advise_validity(self, run_id: str) -> ValidityAdvice:
@@ -160,9 +161,9 @@ class ClientMethods:
     ) -> Region:
         """Annotate a region with a label or another verdict.
 
-        `verdict` is label, invalid, mixed or unsure. A mixed region is split into parts `r3-1`, `r3-2` and so on of `r3`,
-        which `regions` lists. Raises NotReady if it cannot be split; the verdict is stored nevertheless. `annotator` is the
-        user by default.
+        `verdict` is label, invalid, mixed or unsure. A mixed region such as `r3` is split into parts `r3-1`, `r3-2` and so
+        on, which `regions` lists. `annotator` is the user by default. Raises NotReady if the region cannot be split; the
+        verdict is stored nevertheless.
         """
 
     def create_correction(self, run_id: str, **settings: Any) -> Correction:
@@ -208,15 +209,15 @@ class ClientMethods:
     ) -> Release:
         """Release the candidate of a correction as a new model version.
 
-        Raises NotReady for a candidate that fails the gate, unless an `approver` overrides it with a `reason`. Both are
-        stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits for
-        it.
+        Reason, approver and actor are stored; the actor is the user by default. A release continues during a connection
+        loss, and the call waits for it. Raises NotReady for a candidate that fails the gate, unless an `approver` overrides
+        it with a `reason`.
         """
 
     def rollback(self, model_id: str, *, reason: str = "", actor: str | None = None) -> Release:
         """Restore the previous version of a model.
 
-        `reason` and `actor`, by default the user, are stored.
+        `reason` and `actor` are stored; the actor is the user by default.
         """
 
     def releases(self, model_id: str) -> list[Release]:
@@ -277,11 +278,13 @@ class ClientMethods:
 
         Args:
             model_id: Id of the model.
-            expected_run_length: Observations between two false alarms, in expectation, at least.
+            expected_run_length: Observations between two false alarms, in expectation, at
+                least.
             retention_s: How long observations are stored, in seconds.
             keep: `images`, or `latents` to delete images after their evaluation.
             webhook_url: URL to which alerts are posted.
-            start_runs: Whether an alert about a region starts a run on the images that caused it.
+            start_runs: Whether an alert about a region starts a run on the images that
+                caused it.
         """
 
     def alerts(self, model_id: str) -> list[Alert]:
@@ -409,8 +412,9 @@ class AsyncClientMethods:
     ) -> AsyncGenerator[FailureBatch]:
         """Yield batches of failures while the search finds them.
 
-        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the `resume_token`
-        of a batch does the same in another process. With `cancel_run`, closing the iterator before its end cancels the run.
+        A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke, and the
+        `resume_token` of a batch does the same in another process. With `cancel_run`, closing the iterator before its end
+        cancels the run.
         """
 
     async def advise_validity(self, run_id: str) -> ValidityAdvice:
@@ -449,9 +453,9 @@ class AsyncClientMethods:
     ) -> Region:
         """Annotate a region with a label or another verdict.
 
-        `verdict` is label, invalid, mixed or unsure. A mixed region is split into parts `r3-1`, `r3-2` and so on of `r3`,
-        which `regions` lists. Raises NotReady if it cannot be split; the verdict is stored nevertheless. `annotator` is the
-        user by default.
+        `verdict` is label, invalid, mixed or unsure. A mixed region such as `r3` is split into parts `r3-1`, `r3-2` and so
+        on, which `regions` lists. `annotator` is the user by default. Raises NotReady if the region cannot be split; the
+        verdict is stored nevertheless.
         """
 
     async def create_correction(self, run_id: str, **settings: Any) -> Correction:
@@ -497,15 +501,15 @@ class AsyncClientMethods:
     ) -> Release:
         """Release the candidate of a correction as a new model version.
 
-        Raises NotReady for a candidate that fails the gate, unless an `approver` overrides it with a `reason`. Both are
-        stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits for
-        it.
+        Reason, approver and actor are stored; the actor is the user by default. A release continues during a connection
+        loss, and the call waits for it. Raises NotReady for a candidate that fails the gate, unless an `approver` overrides
+        it with a `reason`.
         """
 
     async def rollback(self, model_id: str, *, reason: str = "", actor: str | None = None) -> Release:
         """Restore the previous version of a model.
 
-        `reason` and `actor`, by default the user, are stored.
+        `reason` and `actor` are stored; the actor is the user by default.
         """
 
     async def releases(self, model_id: str) -> list[Release]:
@@ -566,11 +570,13 @@ class AsyncClientMethods:
 
         Args:
             model_id: Id of the model.
-            expected_run_length: Observations between two false alarms, in expectation, at least.
+            expected_run_length: Observations between two false alarms, in expectation, at
+                least.
             retention_s: How long observations are stored, in seconds.
             keep: `images`, or `latents` to delete images after their evaluation.
             webhook_url: URL to which alerts are posted.
-            start_runs: Whether an alert about a region starts a run on the images that caused it.
+            start_runs: Whether an alert about a region starts a run on the images that
+                caused it.
         """
 
     async def alerts(self, model_id: str) -> list[Alert]:

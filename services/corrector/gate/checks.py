@@ -1,10 +1,11 @@
 """The checks of the gate: each compares a figure with a bound.
 
-A check has an interval as well, and a rule in words. There are two kinds of rule for two kinds of evidence. The test
-split has enough images to prove that no accuracy is lost: a candidate must be non-inferior, and fails in doubt. A class
-or a region rarely has enough images. There, a candidate fails when it loses more than the margin and chance does not
-explain the loss, over all classes or regions (Holm, Scandinavian Journal of Statistics 1979). Such a check states the
-smallest detectable loss.
+A check has an interval as well, and a rule in words. There are two kinds of rule for
+two kinds of evidence. The test split has enough images to prove that no accuracy is
+lost: a candidate must be non-inferior, and fails in doubt. A class or a region rarely
+has enough images. There, a candidate fails when it loses more than the margin and
+chance does not explain the loss, over all classes or regions (Holm, Scandinavian
+Journal of Statistics 1979). Such a check states the smallest detectable loss.
 """
 
 import math

@@ -60,9 +60,10 @@ class RegressionBank:
     def images(self, region_name: str, label: str) -> Array:
         """Return the images (n, h, w, c) uint8 of a region.
 
-        They are always the same, even after the region's run is deleted. Held-out failures come first, then fresh draws
-        from the region's Gaussian that carry the label: no correction was trained on either. No image is repeated, so
-        there are fewer than `IMAGES` when few draws carry the label.
+        They are always the same, even after the region's run is deleted. Held-out
+        failures come first, then fresh draws from the region's Gaussian that carry the
+        label: no correction was trained on either. No image is repeated, so there are
+        fewer than `IMAGES` when few draws carry the label.
         """
         key = keys.regression_images(self._model.name, region_name, label)
         if not self._store.exists(key):
@@ -279,7 +280,7 @@ class Comparison:
         return [fixed] if fixed else sorted({1, 2, self.model.max_batch_size})
 
     def _request(self, size: int) -> Array:
-        """Return test images (size, c, h, w) in [0, 1], repeated when there are fewer."""
+        """Return test images (size, c, h, w) in [0, 1], repeated if needed."""
         return as_floats(self._images[np.resize(np.arange(len(self._images)), size)])
 
 

@@ -185,7 +185,7 @@ def region_readings(
 
 
 def join_readings(readings: Sequence[PairedReadings]) -> PairedReadings:
-    """Concatenate paired readings."""
+    """Return several paired readings as one."""
     return PairedReadings(
         before=np.concatenate([one.before for one in readings]), after=np.concatenate([one.after for one in readings])
     )

@@ -37,8 +37,9 @@ class GaussianMixtures:
     def of(cls, parts: Sequence[Array], weights: Sequence[float]) -> Self:
         """Fit one Gaussian to each of k non-empty sets of points (n, d).
 
-        The covariance of a set is shrunk towards the pooled one, which counts as d points: it is the posterior mean
-        under the Wishart prior of the distiller's mixture.
+        The covariance of a set is shrunk towards the pooled one, which counts as d
+        points: it is the posterior mean under the Wishart prior of the distiller's
+        mixture.
         """
         pooled = _pooled(parts)
         covariances = [shrunk_covariance(_scatter(x), len(x), pooled) for x in parts]

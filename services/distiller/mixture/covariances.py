@@ -1,8 +1,10 @@
 """The four covariance types of a component.
 
-Each type defines the features of a point that it needs, and the moments that follow from their sums. A component is
-determined by responsibility-weighted sums over points of a feature row: 1, x, and the products that the covariance
-needs. The log density of a point is linear in the same features, so an iteration is two matrix products for every type.
+Each type defines the features of a point that it needs, and the moments that follow
+from their sums. A component is determined by responsibility-weighted sums over points
+of a feature row: 1, x, and the products that the covariance needs. The log density of a
+point is linear in the same features, so an iteration is two matrix products for every
+type.
 """
 
 import math
@@ -45,7 +47,10 @@ class Shape(Protocol):
         """Return covariances, or matrices of their shape, as (K, d, d) or (d, d)."""
 
     def outer(self, difference: Tensor, weight: Tensor) -> Tensor:
-        """Return the products (K, ...) of differences (K, d) with themselves, times weights (K,)."""
+        """Return the products (K, ...) of differences (K, d) with themselves.
+
+        They are multiplied by weights (K,).
+        """
 
     def precision_root(self, covariance: Tensor) -> Tensor:
         """Return the root U of the precision, in the covariance's shape.
@@ -267,7 +272,10 @@ def _precision_root(covariance: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor, dim: int) -> Tensor:
-    """Return symmetric matrices (K, d, d) from packed upper triangles (K, d (d + 1) / 2)."""
+    """Return symmetric matrices (K, d, d) from packed upper triangles.
+
+    The triangles are (K, d (d + 1) / 2).
+    """
     i, j = torch.triu_indices(dim, dim, device=packed.device)
     out = packed.new_empty(len(packed), dim, dim)
     out[:, i, j] = packed

@@ -1,12 +1,14 @@
 """The E-step: responsibilities of all components, or of near ones only.
 
-`ask_all` evaluates every component for every point, in two matrix products. In many dimensions, most components are so
-far from a point that their responsibility vanishes in floating point. `Screening` finds these components from a few
-dimensions. The distance in the leading dimensions never exceeds the whole one: for an upper triangular precision root
-U, (x - m)^T U U^T (x - m) is a sum of squares of which the first q need only the first q dimensions of x (the distance
-under the marginal). A few dimensions therefore bound every log joint from above, one component evaluated in full bounds
-the best one from below, and negligible components are left out. Coordinates are rotated so that the leading dimensions
-are those in which the components differ most.
+`ask_all` evaluates every component for every point, in two matrix products. In many
+dimensions, most components are so far from a point that their responsibility vanishes
+in floating point. `Screening` finds these components from a few dimensions. The
+distance in the leading dimensions never exceeds the whole one: for an upper triangular
+precision root U, (x - m)^T U U^T (x - m) is a sum of squares of which the first q need
+only the first q dimensions of x (the distance under the marginal). A few dimensions
+therefore bound every log joint from above, one component evaluated in full bounds the
+best one from below, and negligible components are left out. Coordinates are rotated so
+that the leading dimensions are those in which the components differ most.
 """
 
 from collections.abc import Callable, Iterator, Sequence

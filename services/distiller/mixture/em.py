@@ -1,9 +1,11 @@
 """The EM loop: iterations, split and merge moves, and a learned prior.
 
-The prior of scikit-learn's mixture expects a component to be as wide as all data, with vague degrees of freedom. A
-small component then costs much more evidence than it should, and is merged with its neighbour. The components that were
-found are better evidence of the shape of a component: the prior is set to the maximum of the bound, given these
-components (type II maximum likelihood, as in Bishop, Pattern Recognition and Machine Learning, 3.5 and 10.2).
+The prior of scikit-learn's mixture expects a component to be as wide as all data, with
+vague degrees of freedom. A small component then costs much more evidence than it
+should, and is merged with its neighbour. The components that were found are better
+evidence of the shape of a component: the prior is set to the maximum of the bound,
+given these components (type II maximum likelihood, as in Bishop, Pattern Recognition
+and Machine Learning, 3.5 and 10.2).
 """
 
 import math
@@ -50,8 +52,8 @@ def learn_prior(posterior: Posterior) -> Prior:
 def _degrees_of_freedom(posterior: Posterior, filled: Tensor, typical_log_determinant: float) -> float:
     """Return the degrees of freedom nu with the highest expected log density.
 
-    The density is the Wishart density of the components' precisions, with a fitted scale: Wishart(nu, W), where nu W =
-    P is the mean of all expected precisions.
+    The density is the Wishart density of the components' precisions, with a fitted
+    scale: Wishart(nu, W), where nu W = P is the mean of all expected precisions.
     """
     dim, degrees = posterior.prior.dim, posterior.degrees_of_freedom[filled]
     tried = dim - 1 + torch.logspace(0, math.log10(_MOST * dim + 1), _TRIED, dtype=torch.float64, device=degrees.device)

@@ -40,10 +40,12 @@ class DirichletProcessMixture:
     in one pass over the data. `threads`, `device` and `chunk_size` change results by rounding alone, as does `group`, a
     torch.distributed group whose processes each hold a part of the rows.
 
-    After `fit`: `weights_` (K,), `means_` (K, d), `covariances_` (shape by type), `precisions_cholesky_`,
-    `weight_concentration_`, `mean_precision_`, `degrees_of_freedom_`, `categories_` (for each factor a (c, K) array of
-    probabilities), `counts_` (K,) points of each component, `lower_bound_`, `lower_bounds_`, `converged_`, `n_iter_`,
-    `n_features_in_`; and of the prior, possibly learned, `mean_precision_prior_`, `degrees_of_freedom_prior_`,
+    After `fit`: `weights_` (K,), `means_` (K, d), `covariances_` (shape by type),
+    `precisions_cholesky_`, `weight_concentration_`, `mean_precision_`,
+    `degrees_of_freedom_`, `categories_` (for each factor a (c, K) array of
+    probabilities), `counts_` (K,) points of each component, `lower_bound_`,
+    `lower_bounds_`, `converged_`, `n_iter_`, `n_features_in_`; and of the prior,
+    possibly learned, `mean_precision_prior_`, `degrees_of_freedom_prior_`,
     `covariance_prior_` (d, d).
     """
 

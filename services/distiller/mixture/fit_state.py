@@ -1,8 +1,10 @@
 """The state of a fit, and a step through the data.
 
-A step is an E-step over the data, then the posterior from the sums. With several blocks it is memoized: the sums of
-each block are kept, and the posterior is updated after every block, so that one pass over the data advances as far as
-several (Hughes and Sudderth, Memoized online variational inference, NIPS 2013). The bound still rises at every step.
+A step is an E-step over the data, then the posterior from the sums. With several blocks
+it is memoized: the sums of each block are kept, and the posterior is updated after
+every block, so that one pass over the data advances as far as several (Hughes and
+Sudderth, Memoized online variational inference, NIPS 2013). The bound still rises at
+every step.
 """
 
 from collections.abc import Callable

@@ -162,7 +162,10 @@ class Posterior:
         return torch.digamma(first) - both + torch.cat([torch.zeros_like(left[:1]), left[:-1]])
 
     def weights(self) -> Tensor:
-        """Return the expected weights (K,), defined as in scikit-learn; they sum to 1."""
+        """Return the expected weights (K,), defined as in scikit-learn.
+
+        They sum to 1.
+        """
         first, second = self.concentration
         if not self.prior.process:
             return first / first.sum()

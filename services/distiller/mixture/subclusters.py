@@ -206,9 +206,9 @@ def _gain(children: Sums, prior: Prior) -> Tensor:
 def _tied_gain(first: Sums, second: Sums, posterior: Posterior) -> Tensor:
     """Return the result of `_gain` for tied covariances, without weights.
 
-    A split explains the scatter between sub-clusters. This scatter is measured in units of the covariance that remains
-    when all parents are split, so the result is optimistic: a shared covariance shrinks only as far as all splits
-    together allow.
+    A split explains the scatter between sub-clusters. This scatter is measured in units
+    of the covariance that remains when all parents are split, so the result is
+    optimistic: a shared covariance shrinks only as far as all splits together allow.
     """
     prior, count = posterior.prior, torch.stack([first.count, second.count]) + LEAST_COUNT
     means = torch.stack([first.features[:, 1:], second.features[:, 1:]]) / count[:, :, None]
@@ -220,7 +220,7 @@ def _tied_gain(first: Sums, second: Sums, posterior: Posterior) -> Tensor:
 
 
 def _concatenated(sums: Sequence[Sums]) -> Sums:
-    """Concatenate the components of several sums."""
+    """Return the components of several sums as one."""
     return replace(
         sums[0],
         features=torch.cat([part.features for part in sums]),

@@ -1,8 +1,8 @@
 """Server interceptors for authentication, authorisation and rate limits.
 
-Callers are distinguished by token, or by host when they send none. Rejected calls count towards the limits, so that
-nobody can guess tokens at will. Inference calls do not count: Triton has queues of its own, and clients make thousands
-of such calls a second.
+Callers are distinguished by token, or by host when they send none. Rejected calls count
+towards the limits, so that nobody can guess tokens at will. Inference calls do not
+count: Triton has queues of its own, and clients make thousands of such calls a second.
 """
 
 import time

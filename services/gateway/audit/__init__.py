@@ -1,1 +1,1 @@
-"""The audit log."""
+"""The audit log of calls that change something."""

@@ -74,7 +74,7 @@ _MOST_NAMES = 20
 class AuditInterceptor(grpc.aio.ServerInterceptor):
     """Records each call that changes something, after its end.
 
-    The call's answer is sent once the event is stored.
+    A unary call is answered once its event is recorded.
     """
 
     def __init__(self, audit_log: AuditLog) -> None:

@@ -1,1 +1,1 @@
-"""Corrections."""
+"""Corrections: their configuration, start and state."""

@@ -1,1 +1,1 @@
-"""Data sets."""
+"""Data sets: their creation from uploaded files and URLs."""

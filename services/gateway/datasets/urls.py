@@ -1,7 +1,7 @@
 """Downloads of URLs into temporary files.
 
-A whole copy is needed for two reasons: a zip file needs random access, which not every web server offers, and the
-hashed bytes must be the parsed ones.
+A whole copy is needed for two reasons: a zip file needs random access, which not every
+web server offers, and the hashed bytes must be the parsed ones.
 """
 
 import hashlib

@@ -1,1 +1,1 @@
-"""Uploaded files."""
+"""Uploads of files into the artifact store."""

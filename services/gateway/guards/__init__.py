@@ -1,1 +1,1 @@
-"""Guards."""
+"""Guards: their creation and listing."""

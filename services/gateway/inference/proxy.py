@@ -5,8 +5,9 @@ a trial draws the request, and sends the rest to Triton unchanged. Triton's erro
 on as well. In a stream, a request that the gateway rejects is answered with its error, as Triton does, and the stream
 continues. Trials draw unary requests only.
 
-With the metadata `defuse-guard: true` a caller gets the guard's outputs beside the classifier's. When a model has no
-guard, or its guard is being replaced, the caller gets the classifier's answer with a parameter that says so.
+With the metadata `defuse-guard: true` a caller gets the guard's outputs beside the
+classifier's. When a model has no guard, or its guard is being replaced, the caller gets
+the classifier's answer with a parameter that says so.
 """
 
 import asyncio
@@ -76,7 +77,10 @@ _WAITING = 2
 
 
 class StreamProxy:
-    """Proxies inference streams to Triton's `ModelStreamInfer`, which is `method`."""
+    """Proxies inference streams to Triton.
+
+    `method` is Triton's `ModelStreamInfer`.
+    """
 
     def __init__(self, method: Any, routes: RoutingTable, memory: SharedMemory) -> None:
         self._method = method
@@ -170,7 +174,7 @@ def _as_triton(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitab
 
 
 class InferenceProxy(grpc.GenericRpcHandler):
-    """Proxies inference calls to Triton."""
+    """Proxies the calls of `inference.GRPCInferenceService` to Triton."""
 
     def __init__(
         self, url: str, tls: TlsFiles, routes: RoutingTable, tally: TrialCounters, *, shared_memory: bool = False

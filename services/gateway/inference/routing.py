@@ -45,7 +45,10 @@ class Target:
 
 
 def read_target(request: bytes) -> Target:
-    """Return the target of a serialized ModelInferRequest; raise InvalidInput for invalid bytes."""
+    """Return the target of a serialized ModelInferRequest.
+
+    Raises InvalidInput for invalid bytes.
+    """
     values = {_MODEL_NAME: b"", _MODEL_VERSION: b"", _ID: b""}
     position = 0
     while position < len(request) and (tag := request[position]) in values:
@@ -157,7 +160,7 @@ class Route:
 
 
 class RoutingTable:
-    """The trials under way, as this gateway knows them.
+    """The trials under way, as far as this gateway has read them.
 
     `Trials` is the only writer of the underlying records.
     """

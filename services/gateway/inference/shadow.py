@@ -17,7 +17,7 @@ from services.runtime.worker import retry_while_redis_is_away
 
 
 class TrialCounters:
-    """Counts in memory, so that no request waits for Redis."""
+    """Counts a trial's requests in memory, so that none waits for Redis."""
 
     def __init__(self, trials: Trials) -> None:
         self._trials = trials

@@ -1,1 +1,1 @@
-"""The latent space of a run."""
+"""Access to the latent space of a run, through a generator."""

@@ -1,1 +1,1 @@
-"""Models."""
+"""Models: their registration, gate and rollback."""

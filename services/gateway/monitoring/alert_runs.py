@@ -44,7 +44,7 @@ class Period:
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedImages:
-    """Captured images of one batch; a later deletion does not change them."""
+    """Captured images of one batch, which a later deletion does not change."""
 
     # Ids of the observations, (n, 16) uint8.
     ids: Array
@@ -106,7 +106,7 @@ class _Cause:
 
 
 class AlertRuns:
-    """Starts runs on the images behind alerts."""
+    """Starts runs on the images that caused alerts."""
 
     def __init__(self, store: ArtifactStore, alerts: Alerts, runs: Runs) -> None:
         self._store = store

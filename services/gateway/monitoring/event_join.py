@@ -1,7 +1,8 @@
 """The join of the request and response events of an inference.
 
-Both become one observation, in whatever order they arrive. Senders do not wait for the store: an event is durable once
-it is in Redis, and complete pairs are stored from there, many at once.
+Both become one observation, in whatever order they arrive. Senders do not wait for the
+store: an event is durable once it is in Redis, and complete pairs are stored from
+there, many at once.
 """
 
 import asyncio

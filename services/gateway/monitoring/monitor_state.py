@@ -1,12 +1,10 @@
 """The state of a monitor: updates by scored batches, and change detection.
 
-The detector is a Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo, 2024,
-"E-detectors: a nonparametric framework for sequential change detection"): `M_t =
-(M_{t-1} + 1) e_t`, where each `e_t` has a conditional expectation of at most 1 while
-nothing has changed. Then `M_t - t` is a supermartingale, so that M reaches a threshold
-only after as many observations in expectation, whatever their distribution. The same
-holds for any mean of such detectors. The expected run length of the configuration is
-the threshold of an alert.
+The detector is a Shiryaev-Roberts e-detector (Shin, Ramdas and Rinaldo, 2024, "E-detectors: a nonparametric framework
+for sequential change detection"): `M_t = (M_{t-1} + 1) e_t`, where each `e_t` has a conditional expectation of at most
+1 while nothing has changed. Then `M_t - t` is a supermartingale, so that M reaches a threshold only after as many
+observations in expectation, whatever their distribution. The same holds for any mean of such detectors. The expected
+run length of the configuration is the threshold of an alert.
 """
 
 from collections import Counter
@@ -34,8 +32,9 @@ _CONFIDENCE_QUANTILE = 2.6
 def rate_factors(hits: Array, bound: Array) -> Array:
     """Return e-values (n, k, alternatives) of indicators (n, k).
 
-    Their reference rates (k,) are at most `bound`. The e-values are likelihood ratios of Bernoulli variables: their
-    expectation is 1 at the bound, and less at any lower rate.
+    Their reference rates (k,) are at most `bound`. The e-values are likelihood ratios
+    of Bernoulli variables: their expectation is 1 at the bound, and less at any lower
+    rate.
     """
     profile = np.clip(bound, 1e-9, 1 - 1e-9)[:, None]
     odds = profile / (1 - profile) * ODDS_RATIOS
@@ -123,7 +122,10 @@ class ReferenceProfile:
 
 
 def restart(state: monitor_pb2.MonitorState, profile: ReferenceProfile) -> None:
-    """Restart a monitor with a guard, in place; silenced subjects stay silenced."""
+    """Restart a monitor with a guard, in place.
+
+    Silenced subjects stay silenced.
+    """
     silent, total, config = dict(state.silent_until), state.total, state.monitor.config
     anew = monitor_pb2.MonitorState(total=total, silent_until=silent)
     anew.monitor.name = f"{names.parent(profile.guard.name)}/monitor"
@@ -184,7 +186,10 @@ _FIELDS = {
 def _paths(
     state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile
 ) -> dict["monitor_pb2.Alert.Kind.ValueType", Array]:
-    """Return the evidence after each observation, (n, k, alternatives) for each kind."""
+    """Return the evidence (n, k, alternatives) of each kind.
+
+    It is the evidence after each of the n observations.
+    """
     index, inside = seen.arrays["index"], seen.arrays["inside"] > 0
     scored, read = index >= 0, seen.arrays["predicted"] >= 0
     in_region = (index[:, None] == np.arange(len(profile.guard.regions))) & inside[:, None]
@@ -224,7 +229,7 @@ def _about(alert: monitor_pb2.Alert) -> str:
 
 
 def _count(state: monitor_pb2.MonitorState, seen: ScoredBatch, profile: ReferenceProfile, count: int) -> None:
-    """Count the first observations of a batch."""
+    """Count the first `count` observations of a batch in the state."""
     arrays = {name: array[:count] for name, array in seen.arrays.items()}
     state.total += count
     state.monitor.observations += count

@@ -202,7 +202,7 @@ def _changed(state: State, subject: MonitoredModel, scores: _BatchScores) -> lis
 
 
 def _export_metrics(model: str, scores: _BatchScores) -> None:
-    """Count the hits for Prometheus."""
+    """Add a batch's hits to the Prometheus metrics."""
     inside = scores.seen.arrays["index"][scores.seen.arrays["inside"] > 0]
     for number, hits in enumerate(np.bincount(inside, minlength=len(scores.profile.guard.regions)).tolist()):
         region = scores.profile.guard.regions[number].region

@@ -25,7 +25,8 @@ from services.storage.artifacts import ArtifactStore
 def truth_counts(store: ArtifactStore, batch: str, classes: Sequence[str]) -> str:
     """Return the numbers of correct and of known predictions of a batch.
 
-    They are one text, over the observations with truth and prediction; it is empty when there are none.
+    They are two numbers in a text, over the observations with truth and prediction. The text is empty when there are
+    none.
     """
     truths = _truths(store, batch)
     try:
@@ -164,15 +165,19 @@ class Deletions:
         return sum(map(len, found.values()))
 
     async def take_out(self, batch: str, ids: Sequence[str]) -> None:
-        """Delete marked observations from every file of a batch; idempotent."""
+        """Delete marked observations from every file of a batch.
+
+        It can be repeated after a crash.
+        """
         async with self._index.alone(batch):
             await asyncio.to_thread(self._take_out, batch, ids)
 
     def _take_out(self, batch: str, ids: Sequence[str]) -> None:
         """Delete observations from each file of a batch.
 
-        The record goes first. A concurrent scorer reads the record again after it has written its result: it either
-        finds the rows missing, or its result exists in time to be changed here.
+        The record goes first. A concurrent scorer reads the record again after it has
+        written its result: it either finds the rows missing, or its result exists in
+        time to be changed here.
         """
         if not self._keep_record(batch, ids):
             self._store.remove_below(batch)

@@ -1,7 +1,8 @@
 """The observation index, in Redis, for all gateways.
 
-It has the batch of each observation, the batches being stored and the batches already enqueued for scoring. The store
-remains the record: entries of the index refer to it, and expire once their target has been deleted.
+It has the batch of each observation, the batches being stored and the batches already
+enqueued for scoring. The store remains the record: entries of the index refer to it,
+and expire once their target has been deleted.
 """
 
 import time
@@ -51,7 +52,10 @@ Exists = Callable[[str], Awaitable[bool]]
 
 
 class ObservationIndex:
-    """Finds observations. Batches are named by their keys in the store."""
+    """Finds, claims and marks observations, for all gateways.
+
+    Batches are named by their keys in the store.
+    """
 
     def __init__(self, queue: Queue, exists: Exists) -> None:
         self._redis = queue.redis

@@ -25,7 +25,7 @@ _LOOK_EVERY_S = 15.0
 
 
 class BatchReports:
-    """Stores reported batches."""
+    """Stores reported batches and enqueues them for scoring."""
 
     def __init__(
         self, store: ArtifactStore, subjects: MonitoredModels, index: ObservationIndex, deletions: Deletions

@@ -1,1 +1,1 @@
-"""Long-running operations."""
+"""The standard interface to long-running operations."""

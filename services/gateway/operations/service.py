@@ -1,4 +1,4 @@
-"""google.longrunning.Operations: runs, corrections and releases as views of their records."""
+"""google.longrunning.Operations: runs, corrections and releases as operations."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -115,7 +115,10 @@ class _Source:
 
 
 class Operations:
-    """Operations named `runs/{run}/operations/{operation}` and `models/{model}/operations/{operation}`."""
+    """Finds, lists, awaits, cancels and deletes operations.
+
+    Their names are `runs/{run}/operations/{operation}` and `models/{model}/operations/{operation}`.
+    """
 
     def __init__(self, queue: Queue, runs: Runs, corrections: Corrections, publications: ReleaseOperations) -> None:
         self._redis = queue.redis
@@ -244,7 +247,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class OperationsService(pb_grpc.OperationsServicer):  # type: ignore[misc]  # its stubs have no types
-    """The standard interface to long-running operations."""
+    """The gRPC service of the standard interface to long-running operations."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations

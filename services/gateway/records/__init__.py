@@ -1,1 +1,1 @@
-"""Records of the gateway: compare-and-set, idempotency, paging, read masks and events."""
+"""Records of the gateway: storage, idempotency, paging, read masks and events."""

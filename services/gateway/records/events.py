@@ -77,7 +77,10 @@ class EventConsumer:
                 return
 
     async def _record(self, event: work_pb2.Event) -> None:
-        """Write an event to the store, once; progress events are not kept."""
+        """Write an event to the store, once.
+
+        Progress events are not stored.
+        """
         key = _event_key(event)
         if key and not await asyncio.to_thread(self._store.exists, key):
             await asyncio.to_thread(self._store.write_message, key, event)

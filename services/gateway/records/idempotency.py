@@ -86,7 +86,7 @@ def idempotent(method: F) -> F:
 
 
 class IdempotentRequests:
-    """The state of requests with an id, shared by all gateways."""
+    """Carries out requests with an id once, over all gateways."""
 
     def __init__(self, queue: Queue) -> None:
         self._redis = queue.redis

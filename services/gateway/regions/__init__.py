@@ -1,1 +1,1 @@
-"""Regions and annotations."""
+"""Regions of finished runs, and their annotations."""

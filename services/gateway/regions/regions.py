@@ -146,8 +146,8 @@ class Regions:
     def judged(self, run: run_pb2.Run) -> JudgedRegions:
         """Return the regions whose annotation decides whether their failures are valid.
 
-        Failures are valid when they show their label. A region with another label than its sources counts as neither:
-        its images are valid, but not of that label.
+        Failures are valid when they show their label. A region with another label than
+        its sources counts as neither: its images are valid, but not of that label.
         """
         regions = self.distillation(run).regions
         return JudgedRegions(

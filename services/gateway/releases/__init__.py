@@ -1,1 +1,1 @@
-"""Releases."""
+"""Releases: their start and state, and the retirement of candidates."""

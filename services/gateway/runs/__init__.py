@@ -1,1 +1,1 @@
-"""Runs."""
+"""Runs: their configuration, start and state."""

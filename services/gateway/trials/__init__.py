@@ -1,1 +1,1 @@
-"""Trials."""
+"""Trials of candidates on live requests."""

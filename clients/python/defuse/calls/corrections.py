@@ -36,13 +36,20 @@ _LOAD_DEADLINE_S = 150.0
 class CorrectionSettings:
     """The settings of a correction; 0 and empty values take their defaults.
 
-    region_weights: lambdas of the loss `(1 - lambda) CE(original) + lambda CE(regions)`, each in [0, 1).
-    learning_rates: peak learning rates of Adam. methods: "all_weights", "last_layer" and "interpolation"; the baselines
-    "unclustered" and "continued". epochs: largest number of passes over the training data. margin: largest accepted
-    loss of test accuracy, in [0, 1]. unclustered_failures: failures for the baseline without regions; by default the
-    number of regions. augmentation: max_shift (share of the side), max_rotation_degrees, horizontal_flip; none by
-    default. torch_factory: `module:function` that builds the classifier, for ONNX files with operators that cannot be
-    trained. weights: a safetensors file with the state dict of the factory's module.
+    region_weights: lambdas of the loss
+        `(1 - lambda) CE(original) + lambda CE(regions)`, each in [0, 1).
+    learning_rates: peak learning rates of Adam.
+    methods: "all_weights", "last_layer" and "interpolation"; the baselines "unclustered"
+        and "continued".
+    epochs: largest number of passes over the training data.
+    margin: largest accepted loss of test accuracy, in [0, 1].
+    unclustered_failures: failures for the baseline without regions; by default the
+        number of regions.
+    augmentation: max_shift (share of the side), max_rotation_degrees, horizontal_flip;
+        none by default.
+    torch_factory: `module:function` that builds the classifier, for ONNX files with
+        operators that cannot be trained.
+    weights: a safetensors file with the state dict of the factory's module.
     """
 
     region_weights: Sequence[float] = ()
@@ -162,9 +169,9 @@ def release(
 ) -> SansIoCall[Release]:
     """Release the candidate of a correction as a new model version.
 
-    Raises NotReady for a candidate that fails the gate, unless an `approver` overrides it with a `reason`. Both are
-    stored, and so is the `actor`, by default the user. A release continues during a connection loss; the call waits for
-    it.
+    Reason, approver and actor are stored; the actor is the user by default. A release continues during a connection
+    loss, and the call waits for it. Raises NotReady for a candidate that fails the gate, unless an `approver` overrides
+    it with a `reason`.
     """
     request = pb.ReleaseCorrectionRequest(
         name=names.correction(run_id, correction_id),
@@ -182,7 +189,7 @@ def release(
 def rollback(model_id: str, *, reason: str = "", actor: str | None = None) -> SansIoCall[Release]:
     """Restore the previous version of a model.
 
-    `reason` and `actor`, by default the user, are stored.
+    `reason` and `actor` are stored; the actor is the user by default.
     """
     request = pb.RollbackModelRequest(
         model=names.model(model_id), actor=actor or (yield CurrentUser()), reason=reason, request_id=new_request_id()

@@ -37,11 +37,13 @@ def configure_monitor(
 
     Args:
         model_id: Id of the model.
-        expected_run_length: Observations between two false alarms, in expectation, at least.
+        expected_run_length: Observations between two false alarms, in expectation, at
+            least.
         retention_s: How long observations are stored, in seconds.
         keep: `images`, or `latents` to delete images after their evaluation.
         webhook_url: URL to which alerts are posted.
-        start_runs: Whether an alert about a region starts a run on the images that caused it.
+        start_runs: Whether an alert about a region starts a run on the images that
+            caused it.
     """
     if keep not in {"images", "latents"}:
         raise InvalidInput(f"keep {keep!r} is unknown; use images or latents")

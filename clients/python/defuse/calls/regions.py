@@ -79,9 +79,9 @@ def annotate(
 ) -> SansIoCall[Region]:
     """Annotate a region with a label or another verdict.
 
-    `verdict` is label, invalid, mixed or unsure. A mixed region is split into parts `r3-1`, `r3-2` and so on of `r3`,
-    which `regions` lists. Raises NotReady if it cannot be split; the verdict is stored nevertheless. `annotator` is the
-    user by default.
+    `verdict` is label, invalid, mixed or unsure. A mixed region such as `r3` is split into parts `r3-1`, `r3-2` and so
+    on, which `regions` lists. `annotator` is the user by default. Raises NotReady if the region cannot be split; the
+    verdict is stored nevertheless.
     """
     if verdict not in _VERDICTS:
         raise InvalidInput(f"verdict {verdict!r} is unknown; use one of {', '.join(sorted(_VERDICTS))}")

@@ -38,19 +38,18 @@ class RunSettings:
 
     Each section has deviations from the defaults, by field name of the contract.
 
-    search: radius_sd, draws_per_source, strategy ("adaptive" or "uniform"), noise ("gaussian" or "released"), ...
-
-    vae: latent_dim, epochs, beta, seed; or `encoder` and `decoder`, the paths of two ONNX files.
-
-    validity: min_label_probability, min_neighbour_agreement, min_typicality, max_radius_sd, max_round_trip_sd, and
-    `oracle`, the id of a second, stronger model.
-
+    search: radius_sd, draws_per_source, strategy ("adaptive" or "uniform"), noise
+        ("gaussian" or "released"), ...
+    vae: latent_dim, epochs, beta, seed; or `encoder` and `decoder`, the paths of two
+        ONNX files.
+    validity: min_label_probability, min_neighbour_agreement, min_typicality,
+        max_radius_sd, max_round_trip_sd, and `oracle`, the id of a second, stronger
+        model.
     preflight: declared_accuracy, max_reconstruction_loss.
-
-    mixture: kind ("error_aware" or "plain"), max_components, min_support, fresh_decodes, false_discovery_rate,
-    bootstraps.
-
-    validity_from: id of a run whose annotations advise the thresholds that `validity` leaves out.
+    mixture: kind ("error_aware" or "plain"), max_components, min_support,
+        fresh_decodes, false_discovery_rate, bootstraps.
+    validity_from: id of a run whose annotations advise the thresholds that `validity`
+        leaves out.
     """
 
     model: str
@@ -171,8 +170,9 @@ def cancel_run(run_id: str) -> SansIoCall[Run]:
 def failures(run_id: str, *, resume_token: str = "", cancel_run: bool = False) -> StreamRpc[FailureBatch]:
     """Yield batches of failures while the search finds them.
 
-    A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke; the `resume_token`
-    of a batch does the same in another process. With `cancel_run`, closing the iterator before its end cancels the run.
+    A slow reader slows the stream down, but loses nothing. Lost connections resume where they broke, and the
+    `resume_token` of a batch does the same in another process. With `cancel_run`, closing the iterator before its end
+    cancels the run.
     """
     request = generator_service_pb2.IdentifyRequest(run=names.run(run_id), resume_token=resume_token)
 

@@ -81,7 +81,7 @@ def export(
 ) -> None:
     """Write the regions of a run to a safetensors file, for programs.
 
-    The file holds Gaussians, failures, images and records.
+    The file contains Gaussians, failures, images and records.
     """
     with Client() as client:
         file = client.export_regions(run, out or Path(f"{run}.safetensors"))

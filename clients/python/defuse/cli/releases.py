@@ -1,4 +1,4 @@
-"""`defuse gate`, `release`, `rollback`, `releases` and `trials`: versions of a model."""
+"""`defuse gate`, `release`, `rollback`, `releases` and `trials`: model versions."""
 
 from pathlib import Path
 from typing import Annotated

@@ -87,9 +87,10 @@ class BufferedItem(Protocol):
 class Buffer:
     """A thread-safe queue with bounds on items and bytes.
 
-    A full buffer drops new items. Dropping new items instead of old ones keeps the order: a later truth still finds its
-    observation. It is also cheaper for the caller, who only pays for a few additions under a lock. The lock is
-    reentrant, since a signal handler may run an inference while its thread holds the lock.
+    A full buffer drops new items. Dropping new items instead of old ones keeps the
+    order: a later truth still finds its observation. It is also cheaper for the caller,
+    who only pays for a few additions under a lock. The lock is reentrant, since a
+    signal handler may run an inference while its thread holds the lock.
 
     Items count towards both bounds until `release`. `settle` records the delivery of items that were taken.
     """

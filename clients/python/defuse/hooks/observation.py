@@ -66,7 +66,10 @@ class Sampler:
         return int.from_bytes(digest, "big") < self._below
 
     def may_have_sampled(self, observation_id: str) -> bool:
-        """Return whether an observation, or the request of row `{id}-{row}`, is sampled."""
+        """Return whether an observation or its request is sampled.
+
+        The request of the row `{id}-{row}` has the id `{id}`.
+        """
         request_id, _, row = observation_id.rpartition("-")
         return self.samples(observation_id) or (row.isdecimal() and self.samples(request_id))
 

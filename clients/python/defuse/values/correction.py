@@ -93,9 +93,10 @@ class GateVerdict:
 class CorrectionPoint:
     """One set of weights of a correction, with its figures.
 
-    `method` is one of `defuse.calls.corrections.METHODS`, and `region_weight` is lambda. `share` is the position
-    between the weights before (0) and after (1) the training; it is below 1 only for interpolation. `regions` is the
-    accuracy on the images that decide: held-out failures and newly drawn ones.
+    `method` is one of `defuse.calls.corrections.METHODS`, and `region_weight` is
+    lambda. `share` is the position between the weights before (0) and after (1) the
+    training; it is below 1 only for interpolation. `regions` is the accuracy on the
+    images that decide: held-out failures and newly drawn ones.
     """
 
     method: str

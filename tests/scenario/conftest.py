@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from services.storage.catalog import Catalog
 from services.storage.safetensors import select_group
@@ -46,19 +45,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
             (directory / "planted").mkdir(exist_ok=True)
-            file.write_bytes(pickle.dumps(_planted_on_all_cores(directory / "planted")))
+            file.write_bytes(pickle.dumps(plant(directory / "planted")))
     found: Planted = pickle.loads(file.read_bytes())
     return found
-
-
-def _planted_on_all_cores(directory: Path) -> Planted:
-    """Train on all cores: other processes of the session wait meanwhile."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        return plant(directory)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 from services.triton.client import InferenceClient
 from tests.conftest import ROOT, eventually
+from tests.queues import close_queues
 
 NO_TRITON = "127.0.0.1:9"
 
@@ -66,7 +67,7 @@ class Door:
                 corrections = Corrections(queue, Catalog(self.store), runs, None)  # type: ignore[arg-type]
                 await story(runs, corrections, ReleaseOperations(queue, corrections, _retire))
             finally:
-                await queue.close()
+                await close_queues(queue)
 
         asyncio.run(tell())
 

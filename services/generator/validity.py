@@ -4,9 +4,8 @@ A VAE blurs, and a step can cross a true class boundary: an unreadable decoded i
 The signals of validity need no person, and their thresholds can be fitted to annotations. The signals come from
 labelled training images alone; none of them uses the classifier under test.
 
-Fitting is greedy: each step moves the threshold that most increases the share of
-rejected invalid failures minus that of valid ones. Regions count equally, whatever
-their size: failures of one region are not independent evidence.
+Fitting is greedy: each step moves the threshold that most increases the share of rejected invalid failures minus that
+of valid ones. Regions count equally, whatever their size: failures of one region are not independent evidence.
 """
 
 import functools
@@ -122,10 +121,8 @@ class Reference:
 
     @functools.cached_property
     def _centred(self) -> tuple[Array, Array]:
-        """Return the references' mean (d,) and the centred references.
-
-        Far from the origin, float32 cannot resolve distances.
-        """
+        """Return the references' mean (d,) and the centred references."""
+        # Far from the origin, float32 cannot resolve distances.
         centre = self.latent.mean(axis=0, dtype=np.float64)
         return centre, (self.latent - centre).astype(np.float32)
 

@@ -16,6 +16,7 @@ from services.runtime import telemetry
 from services.runtime.queue import EVENTS, GROUP, MAX_DELIVERIES, PREPARE, Delivery, Queue, StreamState, dead_letters
 from services.runtime.worker import Job, Stage, Worker, cancel_key, report_queue_metrics
 from tests.conftest import ROOT
+from tests.queues import close_queues
 
 Work = work_pb2.PrepareWork
 IDLE_S, LONG_S = 0.05, 600.0
@@ -49,8 +50,7 @@ def story(url: str, tell: Callable[[Queue, Queue], Awaitable[None]], *, idle_s: 
         try:
             await tell(*queues)
         finally:
-            for queue in queues:
-                await queue.close()
+            await close_queues(*queues)
 
     asyncio.run(run())
 

@@ -25,7 +25,7 @@ def test_signature_and_docstring() -> None:
     assert (Client.run.__name__, Client.run.__doc__) == ("run", "Return a run.")
     shown = pydoc.plain(pydoc.render_doc(Client))
     assert "create_run(self, run_id: str, *, model: str, dataset: str, **settings: Any)" in shown
-    assert "Start a run. `settings` are the other fields of `defuse.calls.runs.RunSettings`" in shown
+    assert "`settings` are the other fields of `defuse.calls.runs.RunSettings`" in shown
 
 
 @pytest.mark.parametrize("name", PUBLIC)

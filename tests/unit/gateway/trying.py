@@ -12,6 +12,7 @@ from services.gateway.trials.trials import Trials
 from services.runtime.queue import Queue
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
+from tests.queues import close_queues
 
 Correction, Trial = correction_pb2.Correction, trial_pb2.Trial
 CORRECTION = "runs/first/corrections/c1"
@@ -59,7 +60,6 @@ def with_trials(url: str, store: ArtifactStore, story: Story, *corrections: corr
         try:
             return await asyncio.wait_for(story(one, other), 60)
         finally:
-            for queue in queues:
-                await queue.close()
+            await close_queues(*queues)
 
     return asyncio.run(tell())

@@ -14,6 +14,7 @@ from services.runtime.worker import cancel_key
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
+from tests.queues import close_queues
 
 Correction, Training = correction_pb2.Correction, correction_pb2.Training
 FIRST = "runs/first/corrections/c1"
@@ -151,7 +152,7 @@ def with_corrections(url: str, store: ArtifactStore, story: Callable[[Correction
         try:
             await story(Corrections(queue, Catalog(store), runs, Regions(store)), queue)
         finally:
-            await queue.close()
+            await close_queues(queue)
 
     asyncio.run(tell())
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 from defuse.v1 import monitor_pb2
@@ -14,6 +13,7 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 from tests.monitored import MODEL, plant_model
+from tests.queues import close_queues
 
 HITS = monitor_pb2.Alert.KIND_REGION_HITS
 # Of a webhook that does not answer.
@@ -37,8 +37,6 @@ def with_alerts(url: str, store: ArtifactStore, story: Callable[[Alerts], Awaita
             return await asyncio.wait_for(story(Alerts(queue, store, MonitoredModels(Catalog(store)), webhooks)), 60)
         finally:
             posting.cancel()
-            with suppress(asyncio.CancelledError):
-                await posting
-            await queue.close()
+            await close_queues(queue)
 
     return asyncio.run(tell())

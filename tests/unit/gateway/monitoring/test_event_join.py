@@ -22,6 +22,7 @@ from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 from tests.events import TYPES, request_of, response_of
 from tests.monitored import MODEL, pictures, plant_model, stored_ids, works
+from tests.queues import close_queues
 from tests.unit.gateway.monitoring.listening import nobody
 
 SCORES = [[1, 2, 3]]
@@ -55,7 +56,7 @@ def told(url: str, store: ArtifactStore, story: Callable[[House], Awaitable[None
         try:
             await asyncio.wait_for(story(House(queue, store)), 60)
         finally:
-            await queue.close()
+            await close_queues(queue)
 
     asyncio.run(tell())
 

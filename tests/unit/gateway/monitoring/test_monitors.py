@@ -20,6 +20,7 @@ from services.runtime.queue import Queue
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
+from tests.queues import close_queues
 from tests.unit.gateway.monitoring.test_monitor_state import CLASSES, REGIONS, profile, traffic
 
 MODEL = "models/m"
@@ -101,7 +102,7 @@ def told(world: World, redis_url: str) -> Callable[[Story], Any]:
             try:
                 return await story(Monitors(queue, world.store, subjects, alerts, world.runs), alerts)  # type: ignore[arg-type]
             finally:
-                await queue.close()
+                await close_queues(queue)
 
         return asyncio.run(run())
 

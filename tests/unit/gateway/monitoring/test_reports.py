@@ -22,6 +22,7 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
 from tests.monitored import MODEL, batches_in, observation, plant_model, stored_ids, works
+from tests.queues import close_queues
 from tests.unit.gateway.monitoring.listening import nobody
 
 DAY = timedelta(days=1)
@@ -60,7 +61,7 @@ def told(url: str, store: ArtifactStore, story: Callable[[Taking], Awaitable[Non
         try:
             await asyncio.wait_for(story(Taking(queue, store)), 60)
         finally:
-            await queue.close()
+            await close_queues(queue)
 
     asyncio.run(tell())
 

@@ -12,6 +12,7 @@ from services.gateway.records.events import EventConsumer, _event_key
 from services.runtime.queue import EVENTS, MAX_DELIVERIES, Queue, dead_letters
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
+from tests.queues import close_queues
 from tests.unit.gateway.stories import ADAPTIVE, CANCELLED, NAME, Run, failed, identified, planned, progress
 
 
@@ -72,7 +73,7 @@ def test_an_event_waits_for_space(redis_url: str, tmp_path: Any, monkeypatch: py
                 await asyncio.sleep(0.02)
         task.cancel()
         left = await queue.redis.xlen(dead_letters(EVENTS))
-        await queue.close()
+        await close_queues(queue)
         return len(counted), left
 
     assert asyncio.run(story()) == (1, 0)

@@ -14,6 +14,7 @@ from services.gateway.records import idempotency
 from services.gateway.records.idempotency import IdempotentRequests
 from services.gateway.records.store import RecordStore
 from services.runtime.queue import KEY, Queue
+from tests.queues import close_queues
 
 Ask = Callable[..., Awaitable[pb.CreateRunResponse]]
 ID = "6b1f0e6e-6a53-4f2b-8f0b-0e9b2a6f2a11"
@@ -49,8 +50,7 @@ def told(url: str, story: Callable[[House], Awaitable[None]]) -> None:
         try:
             await asyncio.wait_for(story(House(queues)), 60)
         finally:
-            for queue in queues:
-                await queue.close()
+            await close_queues(*queues)
 
     asyncio.run(tell())
 

@@ -24,6 +24,7 @@ from services.gateway.releases.releases import ReleaseOperations, apply_event
 from services.runtime.queue import PUBLISH, Queue
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog
+from tests.queues import close_queues
 
 Correction, Publication = correction_pb2.Correction, release_pb2.Publication
 ONE, TWO, UNFINISHED = (f"runs/first/corrections/c{number}" for number in (1, 2, 3))
@@ -71,8 +72,7 @@ def told(url: str, store: ArtifactStore, story: Callable[[House], Awaitable[Any]
         try:
             await asyncio.wait_for(story(house), 60)
         finally:
-            for queue in queues:
-                await queue.close()
+            await close_queues(*queues)
 
     asyncio.run(tell())
 

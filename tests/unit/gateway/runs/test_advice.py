@@ -24,6 +24,7 @@ from services.gateway.runs.runs import Runs
 from services.runtime.queue import PREPARE, Queue
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
+from tests.queues import close_queues
 
 Story = Callable[[Runs, "Generator"], Awaitable[Any]]
 CONFIG = run_pb2.RunConfig(model="models/tiny", dataset="datasets/d", validity_from="runs/first")
@@ -108,7 +109,7 @@ def tell(
         try:
             await story(runs, generator)
         finally:
-            await queue.close()
+            await close_queues(queue)
 
     asyncio.run(told())
 

@@ -26,9 +26,9 @@ class Publisher:
 
 
 def publish(publisher: Publisher, work: work_pb2.PublishWork, job: Job) -> work_pb2.Event:
-    """Run the gate on a correction and publish it.
+    """Release a correction that the gate allows, and build its guard.
 
-    A correction that is already published is not published again.
+    A current verdict of the gate is reused. A correction that is already released is not released again.
     """
     release = _published(publisher, work.publication, job)
     job.progress(0.95, "making the guard")
@@ -48,7 +48,7 @@ def succeeded_correction(store: ArtifactStore, name: str) -> correction_pb2.Corr
         return store.read_message(key, correction_pb2.Correction)
     except NotFound as error:
         raise NotReady(
-            f"{name} is not finished, or failed; only a finished correction can be released",
+            f"{name} is not finished, or failed; only a correction that succeeded can be released",
             reason="CORRECTION_NOT_FINISHED",
         ) from error
 

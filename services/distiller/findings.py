@@ -12,8 +12,8 @@ from services.statistics.hypothesis_tests import ErrorRateTest, q_values
 
 # Share of a group's failures that lies inside it.
 _INSIDE = 0.95
-# Members among which the medoid is chosen: bounds memory and time.
-_MOST_CANDIDATES = 2_000
+# Members of a group that are compared: bounds memory and time.
+_MOST_MEMBERS = 2_000
 # Nearest training images of each exemplar that vote on the label.
 _VOTES = 10
 
@@ -89,7 +89,7 @@ def choose_exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -
     The medoid comes first, and the others follow at even ranks up to the farthest one.
     """
     x = latent[members] / sd_agg
-    few = x[np.linspace(0, len(x) - 1, min(len(x), _MOST_CANDIDATES)).astype(int)]
+    few = x[np.linspace(0, len(x) - 1, min(len(x), _MOST_MEMBERS)).astype(int)]
     medoid = few[distances(few, few).sum(axis=1).argmin()]
     outwards = np.argsort(distances(x, medoid[None])[:, 0], kind="stable")
     chosen = np.unique(np.linspace(0, len(x) - 1, min(count, len(x))).round().astype(int))
@@ -100,8 +100,8 @@ def count_controls(group: Group, searched: SearchedImages, count: int) -> tuple[
     """Return the numbers of misclassified and of all controls of a group.
 
     Controls are unperturbed reconstructions of the real images nearest to the group, with its labels in the proportion
-    of its failures. Their number is about `count` at most. Images that the classifier misclassifies before
-    reconstruction are left out, because there the decoder is not the cause.
+    of its failures. There are at most `count`, up to rounding. Images that the classifier misclassifies before
+    reconstruction are left out: every error among the controls is due to the VAE.
     """
     wrong, total = 0, 0
     for label, share in group.label_shares().items():
@@ -119,7 +119,7 @@ def label_of(latents: Array, group: Group, failures: GroupedFailures) -> Array:
     """
     if len(group.label_shares()) == 1:
         return np.full(len(latents), group.true_label)
-    few = group.members[np.linspace(0, len(group.members) - 1, min(len(group.members), _MOST_CANDIDATES)).astype(int)]
+    few = group.members[np.linspace(0, len(group.members) - 1, min(len(group.members), _MOST_MEMBERS)).astype(int)]
     nearest = distances(latents, failures.latent[few]).argmin(axis=1)
     return np.asarray(failures.true_label[few][nearest])
 

@@ -104,7 +104,7 @@ def _round_allocation(context: RunContext, work: work_pb2.IdentifyWork, examined
 
 
 def _count_sources(counts: SearchCounters, examined: SourceMargins) -> None:
-    """Count the unperturbed sources that were classified and left out."""
+    """Count the sources left out, and the calls for all unperturbed sources."""
     counts.sources_wrong_on_image = int((~examined.right_on_image).sum())
     counts.sources_wrong_on_reconstruction = int((examined.right_on_image & ~examined.searchable).sum())
     counts.decodes_again += counts.sources

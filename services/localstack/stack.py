@@ -1,6 +1,6 @@
 """The local stack: Redis, Triton and the services on this machine.
 
-All of them are child processes on free ports.
+By default all of them are child processes on free ports.
 """
 
 import fcntl
@@ -91,7 +91,7 @@ class LocalStack:
     def watch(self) -> None:
         """Restart dead processes, without end.
 
-        A process that cannot be restarted ends the stack.
+        It raises the error of a process that cannot be started at all.
         """
         while True:
             for child in self._children:

@@ -39,8 +39,8 @@ class RecordStore(Generic[R]):
     async def create(self, record: R, works: Sequence[Work], *, lock_key: str | None = None) -> R:
         """Write a new record and enqueue its first work, in one transaction.
 
-        `lock_key` is a key that the record holds until it is released. Raises AlreadyExists for a name in use, and
-        Conflict while another record holds the key.
+        `lock_key` is a key that the record holds until `update` frees it or the record has ended. Raises AlreadyExists
+        for a name in use, and Conflict while another record holds the key.
         """
         name, created = _identity(record)
         key, claim = _key(name), claimed.get()
@@ -104,8 +104,8 @@ class RecordStore(Generic[R]):
     async def update(self, name: str, change: Callable[[R], Sequence[Work]], *, unlock_key: str | None = None) -> R:
         """Change a record and enqueue the resulting work, in one transaction.
 
-        A concurrent change of the record makes it start again. `unlock_key` is a key that is freed when this record
-        holds it.
+        After a concurrent change of the record it calls `change` again. `unlock_key` is a key that is freed when this
+        record holds it.
         """
         key = _key(name)
         while True:
@@ -127,7 +127,10 @@ class RecordStore(Generic[R]):
                 return record
 
     async def watch(self, name: str) -> AsyncIterator[R]:
-        """Yield a record now and after each change, until it has ended."""
+        """Yield a record now and whenever it has changed since the last poll.
+
+        It stops when the record has ended.
+        """
         last = None
         while True:
             record = await self.get(name)

@@ -55,7 +55,7 @@ class Trials:
         correction = await self._corrections.get(wanted.correction)
         if correction.state != correction_pb2.Correction.STATE_SUCCEEDED:
             raise NotReady(
-                f"{correction.name} is not finished, or failed; only a finished correction has a candidate to try",
+                f"{correction.name} is not finished, or failed; only one that succeeded has a candidate to try",
                 reason="CORRECTION_NOT_FINISHED",
             )
         candidate, version = await self._serve(wanted)

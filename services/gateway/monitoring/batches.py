@@ -106,7 +106,9 @@ def _fault(observation: monitor_pb2.Observation, model: model_pb2.Model) -> str:
     if len(observation.version) > LONGEST_VERSION:
         return f"has a version of {len(observation.version)} characters; use at most {LONGEST_VERSION}"
     if observation.truth and observation.truth not in model.classes:
-        return f"shows {observation.truth!r}, which is no class of {names.last(model.name)!r}; name one of its classes"
+        return (
+            f"shows {observation.truth!r}, which is not a class of {names.last(model.name)!r}; name one of its classes"
+        )
     return _image_fault(observation, model) or _scores_fault(observation, model)
 
 

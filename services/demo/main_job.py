@@ -159,7 +159,7 @@ def _cache_key(data: DemoData) -> str:
 
 
 def _upload(client: Client, data: DemoData, display: Display) -> Dataset:
-    with display.stage("handing over the images") as stage:
+    with display.stage("uploading the images") as stage:
         return client.add_dataset(
             data.path, seed=SEED, on_progress=lambda sent, total: stage(sent / total, f"{sent // 1024} KiB")
         )

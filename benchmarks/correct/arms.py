@@ -53,7 +53,7 @@ def corrected(
     """Train in every way that a configuration tries, as the corrector does it; choose and serve if asked for."""
     correction = _correction(search, labelled, name, complete(CorrectionConfig(**config)))
     job = Job(correction.name, lambda _: None)
-    trainer = Trainer(store=stand.store, device=torch.device(stand.bench.device))
+    trainer = Trainer(store=stand.store, device=torch.device(stand.context.device))
     for position in range(len(correction.trainings)):
         event = train(trainer, work_pb2.TrainWork(correction=correction, training=position), job)
         correction.trainings[position].CopyFrom(event.trained.training)

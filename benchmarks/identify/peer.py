@@ -20,13 +20,13 @@ def run_released(
 ) -> released.Pace:
     """Run the released recipe on the sources of a search, with its filters or bare."""
     stand = bench.stand
-    checks = stand.bench.checks(search.run)
+    checks = stand.context.checks(search.run)
     with _torch_threads(threads):
         return released.search(
-            stand.bench.codec(search.run.config),
-            stand.bench.classifier(search.run),
+            stand.context.codec(search.run.config),
+            stand.context.classifier(search.run),
             _sources(bench, search),
-            stand.bench.prepared(search.run).sd_agg,
+            stand.context.prepared(search.run).sd_agg,
             replace(checks, latent=[]) if bare else checks,
             radius_sd_=search.run.config.search.radius_sd,
             limit=CAP,
@@ -58,8 +58,8 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 def _sources(bench: Bench, search: Search) -> tuple[Array, Array]:
     """Return the posterior means and labels of the sources that a search may search around."""
-    index = np.array(bench.stand.bench.prepared(search.run).index)
-    labels = bench.stand.bench.images(search.run, SEARCHED_SPLIT).labels[index]
+    index = np.array(bench.stand.context.prepared(search.run).index)
+    labels = bench.stand.context.images(search.run, SEARCHED_SPLIT).labels[index]
     parts = [read_margins(bench.stand.store, search.run.name, shard) for shard in range(search.shards)]
     searchable = np.concatenate([examined.searchable for examined, _ in parts])
     mu = np.concatenate([mu for _, mu in parts])

@@ -26,7 +26,7 @@ def throughput(bench: Bench) -> dict[str, Any]:
     """Decode alone, classify alone, both in the bare pipeline, and the whole search, each against its limit."""
     search = bench.prepared("throughput", search={"draws_per_source": UNIFORM_DRAWS})
     rates = _rates(bench, search)
-    in_turn = bench.stand.bench.device.type == "cpu"  # shared cores add up, on a GPU the slowest counts
+    in_turn = bench.stand.context.device.type == "cpu"  # shared cores add up, on a GPU the slowest counts
     limit = 1 / (1 / rates["decode"] + 1 / rates["classify"]) if in_turn else min(rates["decode"], rates["classify"])
     searches = [_whole(bench, number) for number in range(bench.sizes.whole_repeats)]
     fractions = [_least_s(whole, rates, in_turn=in_turn) / whole.seconds for whole in searches]
@@ -66,8 +66,8 @@ def _least_s(search: Search, rates: dict[str, float], *, in_turn: bool) -> float
 def _rates(bench: Bench, search: Search) -> dict[str, float]:
     """Return images a second of each kind of work by itself, and of the bare pipeline."""
     config, batches = search.run.config, bench.sizes.batches
-    pair, submit = bench.stand.bench.codec(config), bench.stand.bench.classifier(search.run).submit
-    decoders, size = bench.stand.bench.decoders, config.search.batch_size
+    pair, submit = bench.stand.context.codec(config), bench.stand.context.classifier(search.run).submit
+    decoders, size = bench.stand.context.decoders, config.search.batch_size
     images = as_floats(bench.data.images[SEARCHED_SPLIT][:size])
     z = np.random.default_rng(0).standard_normal((size, pair.latent_dim)).astype(np.float32)
     decoded = pair.decode(z)

@@ -34,7 +34,7 @@ def reconstructions(bench: Bench) -> dict[str, Any]:
     gaps = [1 - one.preflight.reconstruction_accuracy.value for one in (search, second)]
     return {
         "accuracy": search.preflight.accuracy.value,
-        "latent_dim": bench.stand.bench.codec(search.run.config).latent_dim,
+        "latent_dim": bench.stand.context.codec(search.run.config).latent_dim,
         "vae_training_s": round(training_s, 1),
         "reconstruction_accuracy_gap": round(gaps[0], 4),
         "reconstruction_accuracy_gap_independent": round(gaps[1], 4),
@@ -89,11 +89,11 @@ def _false_rejections(bench: Bench, spots: planted.Spots, search: Search) -> dic
     """Return which share of real held-out images of the spots the same filters would throw away."""
     images, labels = bench.data.images["test"], bench.data.labels["test"]
     inside = spots.contain(images, labels)
-    pair, checks = bench.stand.bench.codec(search.run.config), bench.stand.bench.checks(search.run)
+    pair, checks = bench.stand.context.codec(search.run.config), bench.stand.context.checks(search.run)
     mu, _ = pair.encode_stored(images[inside])
     real = Failures.of(source=np.zeros(len(mu)), true_label=labels[inside], latent=mu)
     again = pair.encode(pair.decode(mu))[0]
-    sd_agg = bench.stand.bench.prepared(search.run).sd_agg
+    sd_agg = bench.stand.context.prepared(search.run).sd_agg
     kept = radius_sd(again, mu, sd_agg) <= checks.max_round_trip_sd
     rejected = {"round_trip": float((~kept).mean())}
     for check in checks.latent:

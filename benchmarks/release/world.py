@@ -31,11 +31,11 @@ class World:
 
     def guards(self) -> int:
         """Return how many guards the model has had."""
-        return len(self._stand.bench.catalog.guards(self._guarded.model.name))
+        return len(self._stand.context.catalog.guards(self._guarded.model.name))
 
     def ask_gate(self) -> tuple[float, float]:
         """Have the gate judge the other file; return when it began and ended."""
-        dataset = self._stand.bench.catalog.run(self._guarded.guard.run).config.dataset
+        dataset = self._stand.context.catalog.run(self._guarded.guard.run).config.dataset
         begin = time.monotonic()
         self.client.judge(self.model_id, self.file, dataset=names.last(dataset))
         return begin, time.monotonic()
@@ -43,7 +43,7 @@ class World:
     def correct(self, turn: int) -> tuple[str, str, tuple[str, str]]:
         """Leave a finished correction that passed the gate, its candidate served; return run, id and candidate."""
         store, run = self._stand.store, self._guarded.guard.run
-        model = self._stand.bench.catalog.model(self._guarded.model.name)
+        model = self._stand.context.catalog.model(self._guarded.model.name)
         candidate = self._stand.releases.serve_candidate(model, self.file)
         correction = correction_pb2.Correction(
             name=f"{run}/corrections/turn-{turn}",

@@ -119,7 +119,7 @@ def scaling(sizes: Sizes, device: str) -> dict[str, Any]:
             init_params="k-means++",
         )
         with _unconverged():
-            model.fit(x, check=lambda _, times=times: times.append(time.perf_counter()))  # type: ignore[misc]
+            model.fit(x, check=lambda _, times=times: times.append(time.perf_counter()))
         seconds.append(statistics.median(np.diff(times[1:]).tolist()))
     return {
         "seconds_per_iteration": [round(value, 4) for value in seconds],

@@ -69,7 +69,7 @@ def _pool(guard_model: GuardModel, classifier: Classifier, data: LabelledImages)
 
 
 def _mean_run_length(known: ReferenceProfile, usual: _Pool, streams: int) -> dict[str, float]:
-    """Return the mean time to an alert in calm over the stated one; a stream without one counts with its length."""
+    """Return the mean time to a false alert over the stated one; a stream without one counts with its length."""
     longest = int(_SIMULATED_RUN_LENGTH * _TIMES)
     generator = np.random.default_rng(0)
 

@@ -75,7 +75,7 @@ def build(settings: GatewaySettings) -> Service:
             await connected.close()
         await needs.queue.close()
 
-    folds = {
+    owners = {
         "runs": context.runs.apply,
         "corrections": context.corrections.apply,
         "publications": context.publications.apply,
@@ -92,7 +92,7 @@ def build(settings: GatewaySettings) -> Service:
         register=register,
         checks=needs.checks,
         loops=[
-            *EventConsumer(needs.queue, needs.store, folds).loops,
+            *EventConsumer(needs.queue, needs.store, owners).loops,
             *monitoring.loops,
             routes.run,
             tally.run,

@@ -26,9 +26,9 @@ from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 
 _PENDING = f"{KEY}alerts:pending"
-# Observations that are folded at once, which bounds the memory for many classes.
+# Observations that are applied at once, which bounds the memory for many classes.
 _SLICE = 256
-# How soon an alert is raised after its fold, and how long the gateway that began keeps the claim.
+# How soon an alert is raised after its batch is applied, and how long the gateway that began keeps the claim.
 _RAISE_EVERY_S, _CLAIM_S = 0.2, 120
 State = monitor_pb2.MonitorState
 

@@ -19,18 +19,20 @@ from services.corrector.own_triton import Releases
 from services.datasets import SPLITS, parse_images
 from services.demo import classifier
 from services.gateway.runs.config import complete
-from services.generator import noise, preparation, vae, vae_training, worker
+from services.generator import noise, preparation, run_vae, vae, vae_training, worker
 from services.generator.run_context import DECODER, ENCODER, VAE, RunContext
-from services.latent_space import label_model
+from services.latent_space import image_label_model, label_model
 from services.localstack.servers import ensure_triton, start_triton
 from services.localstack.stack import StackSettings
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
+from services.storage.catalog import settle
 from services.triton.client import InferenceClient
 
 Array = npt.NDArray[Any]
 READY_S = 120.0
+RENDERINGS = (run_pb2.SearchConfig.RENDERING_DECODER, run_pb2.SearchConfig.RENDERING_RESIDUAL)
 # A rough VAE of few images: nothing it finds is valid, and everything counts.
 SMOKE_IMAGES = 1_500
 SMOKE: dict[str, Any] = {
@@ -146,7 +148,7 @@ class Stand:
             begin = time.perf_counter()
             network = vae_training.train_vae(
                 data.images["train"],
-                preparation.vae_config(config.vae, data.images["train"].shape),
+                run_vae.vae_config(config.vae, data.images["train"].shape),
                 seed=config.vae.seed,
                 device=self.context.device,
                 on_epoch=lambda report: print(f"VAE, epoch {report.epoch} of {report.epochs}", flush=True),
@@ -168,6 +170,7 @@ class Stand:
         self.store.write_message(keys.run(run.name), run)
         with self._kept_labels(config):
             event = preparation.prepare(self.context, work_pb2.PrepareWork(run=run), _job(run))
+        run.config.CopyFrom(event.prepared.config)
         shards = -(-event.prepared.source_count // config.search.shard_size)
         return Search(
             stand=self,
@@ -179,19 +182,23 @@ class Stand:
     @contextmanager
     def _kept_labels(self, config: run_pb2.RunConfig) -> Iterator[None]:
         """Take what validity is told from out of the cache, or keep it there: VAE, model, labels and seed decide it."""
-        record_keys = [of(config) for of in (keys.label_model, keys.label_model_onnx, keys.reference)]
+        rendered = [settle(config, rendering) for rendering in RENDERINGS]
+        record_keys = {of(one) for one in rendered for of in (keys.label_model, keys.label_model_onnx)}
+        record_keys.add(keys.reference(config))
         train = self.store.read_arrays(keys.split(config.dataset, "train"))
         identity = self.store.read_bytes(keys.vae(config, VAE)) + train["y"].tobytes() + config.model.encode()
-        identity += str(config.seed).encode() + Path(label_model.__file__).read_bytes()
+        identity += str(config.seed).encode()
+        identity += b"".join(Path(module.__file__).read_bytes() for module in (label_model, image_label_model))
         kept = self.cache / f"labels-{hashlib.sha256(identity).hexdigest()[:16]}"
         files = {key: kept / names.last(key) for key in record_keys}
-        if all(file.exists() for file in files.values()):
-            for key, file in files.items():
+        for key, file in files.items():
+            if file.exists():
                 self.store.create_bytes(key, file.read_bytes())
         yield
         kept.mkdir(exist_ok=True)
         for key, file in files.items():
-            file.write_bytes(self.store.read_bytes(key))
+            if self.store.exists(key):
+                file.write_bytes(self.store.read_bytes(key))
 
 
 @dataclass(kw_only=True)

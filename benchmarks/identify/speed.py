@@ -4,22 +4,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.identify.bench import UNIFORM_DRAWS, Bench
 from benchmarks.identify.peer import better_threads
-from benchmarks.stand import Array, Search
+from benchmarks.stand import Search
 from services.arrays import as_floats
 from services.generator import pipeline
 from services.storage.keys import SEARCHED_SPLIT
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Latents:
-    z: Array
 
 
 def throughput(bench: Bench) -> dict[str, Any]:
@@ -77,7 +71,7 @@ def _rates(bench: Bench, search: Search) -> dict[str, float]:
             answer.result()
 
     def bare() -> None:
-        for _ in pipeline.classified(batches * [_Latents(z=z)], pair.decode, submit, decoders):
+        for _ in pipeline.classified(batches * [z], pair.decode, submit, decoders):
             pass
 
     def side_by_side(action: Callable[[], Any]) -> None:

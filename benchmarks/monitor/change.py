@@ -9,8 +9,7 @@ from defuse.v1 import monitor_pb2
 
 from benchmarks.guarded import Guarded
 from benchmarks.stand import Array, Data, Stand
-from services.distiller.guard_model import GuardModel, top_predictions
-from services.distiller.observation_scoring import reference_profile
+from services.distiller.observation_scoring import GuardModel, reference_profile, top_predictions
 from services.gateway.monitoring.monitor_state import ReferenceProfile, ScoredBatch, restart, update_state
 from services.storage.catalog import LabelledImages
 from services.triton.client import Classifier

@@ -7,7 +7,8 @@ from defuse.v1 import model_pb2, region_pb2
 from benchmarks.regions.distilling import Distilled
 from benchmarks.regions.spots import Planted
 from benchmarks.stand import Search, Stand
-from services.latent_space.autoencoder import read_decoder
+from services.latent_space.rendering import Perturbations
+from services.latent_space.run_images import RunImages
 from services.storage import keys
 
 # Failures of a region that the oracle is asked about.
@@ -45,8 +46,9 @@ def _confusion(region: region_pb2.Region) -> tuple[str, str]:
 
 
 def _is_false(stand: Stand, search: Search, region: region_pb2.Region, oracle: model_pb2.Model) -> bool:
-    latent = stand.store.read_arrays(keys.region_arrays(region.name))["latent"][:_IMAGES]
-    images = read_decoder(stand.store, search.run.config)(latent)
+    arrays = stand.store.read_arrays(keys.region_arrays(region.name))
+    failures = Perturbations(latent=arrays["latent"][:_IMAGES], source=arrays["source"][:_IMAGES])
+    images = RunImages(stand.store, search.run).render(failures)
     truths = stand.inference.classifier(oracle, version=1).classify(images).argmax(axis=1)
     classes = list(oracle.classes)
     return bool((truths == classes.index(region.predicted_label)).mean() > 0.5)

@@ -85,9 +85,9 @@ class Evaluator:
 
 
 def region_images(correction_data: CorrectionData, regions: list[HeldOutRegion]) -> tuple[Array, Array]:
-    """Return the images (n, c, h, w) and labels (n,) of regions' latents."""
-    images = [correction_data.decoded(region.latent) for region in regions]
-    labels = [np.full(len(region.latent), region.label_id, np.int64) for region in regions]
+    """Return the images (n, c, h, w) and labels (n,) of regions' perturbations."""
+    images = [correction_data.rendered(region.perturbations) for region in regions]
+    labels = [np.full(len(region.perturbations), region.label_id, np.int64) for region in regions]
     return np.concatenate(images), np.concatenate(labels)
 
 

@@ -15,7 +15,7 @@ from defuse.v1.correction_pb2 import Training
 from torch import Tensor
 
 from services.arrays import as_floats
-from services.corrector.correction_data import CorrectionData, RegionData, region_latents
+from services.corrector.correction_data import CorrectionData, RegionData, sample_regions
 from services.corrector.distributed import SINGLE_PROCESS, ProcessGroup, TrainingAbandoned
 from services.corrector.evaluation import Evaluator, region_images
 from services.corrector.finetune import (
@@ -37,7 +37,7 @@ from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import LabelledImages
 from services.triton.preprocessing import preprocess
 
-# Bytes of region images that are kept decoded; further ones are decoded again for every batch.
+# Bytes of region images that are kept rendered; further ones are rendered again for every batch.
 _FLOAT_BYTES, _KEPT_BYTES = 4, 1 << 30
 
 
@@ -87,16 +87,15 @@ def _data(correction_data: CorrectionData, wanted: Training) -> TrainingMix:
 def _drawn(correction_data: CorrectionData, regions: Sequence[RegionData], total: int) -> LabelledDataset:
     if not regions:
         return LabelledDataset(fetch=lambda rows: rows, labels=np.zeros(0, np.int64))
-    latent, labels = region_latents(
+    drawn, labels = sample_regions(
+        correction_data.images,
         regions,
         per_region=max(1, total // len(regions)),
-        label_probabilities=correction_data.label_probabilities,
-        min_label_probability=correction_data.run.config.validity.min_label_probability,
         seed=correction_data.correction.config.seed,
     )
-    if len(latent) * np.prod(correction_data.model.image_shape) * _FLOAT_BYTES > _KEPT_BYTES:
-        return LabelledDataset(fetch=lambda rows: correction_data.decode(latent[rows]), labels=labels)
-    images = correction_data.decode(latent)
+    if len(drawn) * np.prod(correction_data.model.image_shape) * _FLOAT_BYTES > _KEPT_BYTES:
+        return LabelledDataset(fetch=lambda rows: correction_data.rendered(drawn.take(rows)), labels=labels)
+    images = correction_data.rendered(drawn)
     return LabelledDataset(fetch=lambda rows: images[rows], labels=labels)
 
 

@@ -70,7 +70,7 @@ class Display:
 
     def regions(self, regions: Sequence[Region]) -> None:
         table = Table(title="misclassification regions, largest score first")
-        for column in ("region", "true", "predicted", "score", "failures", "error rate of fresh decodes", "controls"):
+        for column in ("region", "true", "predicted", "score", "failures", "error rate of fresh images", "controls"):
             table.add_column(column)
         for region in regions:
             score, rate, control = (

@@ -5,6 +5,7 @@ The served classifier tests the groups, and real images describe them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 from defuse import names
@@ -12,11 +13,11 @@ from defuse.v1 import region_pb2, run_pb2
 
 from services.arrays import Array
 from services.distiller import findings, records
-from services.distiller.findings import Finding, RunEvidence
+from services.distiller.findings import Finding, FreshErrors, RunEvidence
 from services.distiller.grouping import Group, GroupedFailures, Grouping, GroupingConfig, Kind
 from services.distiller.records import read_surroundings
-from services.latent_space.autoencoder import read_decoder, read_label_model
-from services.latent_space.label_model import draw_carrying
+from services.latent_space.rendering import Perturbations
+from services.latent_space.run_images import RegionShape, RunImages
 from services.runtime.worker import Job
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -29,7 +30,7 @@ _KINDS: dict[int, Kind] = {
     run_pb2.MixtureConfig.KIND_ERROR_AWARE: "error_aware",
     run_pb2.MixtureConfig.KIND_PLAIN: "plain",
 }
-# Separates the draws of fresh decodes from others of the same seed.
+# Separates the draws of fresh images from others of the same seed.
 _STREAM = 2
 
 
@@ -52,6 +53,7 @@ class RegionAssessor:
     ) -> None:
         self._dependencies, self._run, self._arrays, self._job = dependencies, run, arrays, job
         self._model = Catalog(dependencies.store).model(run.config.model)
+        self._images = RunImages(dependencies.store, run)
         self.failures = GroupedFailures(**{field.name: arrays[field.name] for field in fields(GroupedFailures)})
 
     def config(self) -> GroupingConfig:
@@ -69,7 +71,7 @@ class RegionAssessor:
     def findings(self, groups: Sequence[Group], stable: Array, *, shard_count: int) -> list[Finding]:
         """Test groups, and return the regions among them by descending score.
 
-        `stable` (g,) is the stability of each group. The served classifier classifies fresh decodes of the groups.
+        `stable` (g,) is the stability of each group. The served classifier classifies fresh images of the groups.
         """
         if not groups:
             return []
@@ -77,12 +79,12 @@ class RegionAssessor:
         classifier = self._dependencies.inference.classifier(self._model, version=run.config.model_version)
         report_progress(self._job, 0.6, "classifying training images nearby")
         around = read_surroundings(self._dependencies.store, run, classifier, shard_count)
-        decodes = _Decodes(self._dependencies, run, classifier, self.failures, len(groups), self._job)
+        fresh = _FreshImages(self._images, run, classifier, self.failures, len(groups), self._job)
         return findings.find_regions(
             groups,
             stable,
             RunEvidence(failures=self.failures, around=around, classes=list(self._model.classes)),
-            errors=decodes.errors,
+            errors=fresh.errors,
             controls=mixture.fresh_decodes,
             false_discovery_rate=mixture.false_discovery_rate,
         )
@@ -95,7 +97,7 @@ class RegionAssessor:
         if not found:
             return []
         store, regions = self._dependencies.store, []
-        pictures = records.PictureRenderer.read(store, self._run)
+        pictures = records.PictureRenderer.read(store, self._run, self._images)
         for rank, finding in enumerate(found, start=1):
             name = names.region(names.last(self._run.name), f"{prefix}{rank}")
             store.create_arrays(keys.region_arrays(name), pictures.arrays(finding, self._arrays))
@@ -103,48 +105,44 @@ class RegionAssessor:
         return regions
 
 
-class _Decodes:
-    """Decodes fresh latents of groups, and classifies them through Triton."""
+class _FreshImages:
+    """Draws fresh images of groups, and classifies them through Triton."""
 
     def __init__(
         self,
-        dependencies: DistillerDependencies,
+        images: RunImages,
         run: run_pb2.Run,
         classifier: Classifier,
         failures: GroupedFailures,
         groups: int,
         job: Job,
     ) -> None:
-        self._decode = read_decoder(dependencies.store, run.config)
-        self._label_model = read_label_model(dependencies.store, run.config)
-        self._run, self._classifier, self._failures, self._groups, self._job = run, classifier, failures, groups, job
+        self._images, self._run, self._classifier = images, run, classifier
+        self._failures, self._groups, self._job = failures, groups, job
 
-    def errors(self, number: int, group: Group) -> tuple[int, int]:
-        """Return the numbers of misclassified and of all decodes of a group."""
+    def errors(self, number: int, group: Group) -> FreshErrors:
+        """Count the misclassified ones among fresh images of a group.
+
+        With the rendering `residual`, no two of them share a source, so that each is evidence of its own.
+        """
         self._job.check_cancelled()
         report_progress(self._job, 0.7 + 0.3 * number / self._groups, f"testing group {number + 1} of {self._groups}")
-        z, label = self._drawn(group, np.random.default_rng([self._run.config.seed, _STREAM, number]))
-        if not len(z):
-            return 0, 0
-        answers = self._classifier.classify(self._decode(z)).argmax(axis=1)
-        return int((answers != label).sum()), len(z)
+        drawn = self._images.fresh(
+            RegionShape(gaussian=group.gaussian, sources=self._failures.source[group.members]),
+            partial(self._label_of, group),
+            self._run.config.mixture.fresh_decodes,
+            np.random.default_rng([self._run.config.seed, _STREAM, number]),
+            one_of_each=True,
+        )
+        if not len(drawn):
+            return FreshErrors(errors=0, source=drawn.source)
+        answers = self._classifier.classify(self._images.render(drawn)).argmax(axis=1)
+        return FreshErrors(errors=int((answers != self._label_of(group, drawn)).sum()), source=drawn.source)
 
-    def _drawn(self, group: Group, generator: np.random.Generator) -> tuple[Array, Array]:
-        """Return latents (n, d) of a group, and their labels (n,).
-
-        The latents are drawn from the group's Gaussian. They are kept when the label model gives their label at least
-        the probability that the run's validity requires. Fewer than `fresh_decodes` remain when hardly any draw is
-        kept.
-        """
-        least = self._run.config.validity.min_label_probability
-
-        def carries(z: Array) -> Array:
-            label = findings.label_of(z, group, self._failures)
-            return np.asarray(self._label_model(z)[np.arange(len(z)), label] >= least)
-
-        wanted = self._run.config.mixture.fresh_decodes
-        z = draw_carrying(lambda size: group.gaussian.sample(size, generator), wanted, carries)
-        return z, findings.label_of(z, group, self._failures)
+    def _label_of(self, group: Group, drawn: Perturbations) -> Array:
+        if self._images.is_residual:
+            return self._images.sources.label_of(drawn.source)
+        return findings.label_of(drawn.latent, group, self._failures)
 
 
 def counts(grouping: Grouping, found: Sequence[Finding]) -> region_pb2.GroupCounts:

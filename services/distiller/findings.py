@@ -8,6 +8,7 @@ import numpy as np
 
 from services.arrays import Array
 from services.distiller.grouping import Group, GroupedFailures
+from services.latent_space.rendering import NO_SOURCE
 from services.statistics.hypothesis_tests import ErrorRateTest, q_values
 
 # Share of a group's failures that lies inside it.
@@ -22,6 +23,7 @@ _VOTES = 10
 class SearchedImages:
     """The s searched real images, with the served classifier's answers."""
 
+    row: Array  # (s,) of the searched split, ascending
     latent: Array  # (s, d) posterior means
     label: Array  # (s,) class ids
     wrong_on_image: Array  # (s,) bool
@@ -96,13 +98,26 @@ def choose_exemplars(latent: Array, members: Array, sd_agg: Array, count: int) -
     return np.asarray(members[outwards[chosen]])
 
 
-def count_controls(group: Group, searched: SearchedImages, count: int) -> tuple[int, int]:
+@dataclass(frozen=True, kw_only=True)
+class FreshErrors:
+    """The misclassified ones among the fresh images of a group."""
+
+    errors: int
+    # (n,) sources of all n fresh images, or NO_SOURCE
+    source: Array
+
+
+def count_controls(group: Group, fresh: FreshErrors, searched: SearchedImages, count: int) -> tuple[int, int]:
     """Return the numbers of misclassified and of all controls of a group.
 
-    Controls are unperturbed reconstructions of the real images nearest to the group, with its labels in the proportion
-    of its failures. There are at most `count`, up to rounding. Images that the classifier misclassifies before
-    reconstruction are left out: every error among the controls is due to the VAE.
+    Fresh images that are changes of real ones have these as controls. Otherwise, controls are unperturbed
+    reconstructions of the real images nearest to the group, with its labels in the proportion of its failures. There
+    are at most `count`, up to rounding. Images that the classifier misclassifies before reconstruction are left out:
+    every error among the controls is due to the VAE.
     """
+    if (fresh.source != NO_SOURCE).any():
+        controls = np.searchsorted(searched.row, fresh.source)
+        return int(searched.wrong_on_image[controls].sum()), len(controls)
     wrong, total = 0, 0
     for label, share in group.label_shares().items():
         usable = np.flatnonzero((searched.label == label) & ~searched.wrong_on_image)
@@ -214,14 +229,16 @@ class Finding:
     novelty_sd: float | None
     suggested_label: str
     suggestion_reason: str
+    # Share of the sources with failures from which a small step leads into the group.
+    source_share: float
 
     @property
     def score(self) -> float:
-        """Return the priority of a fix.
+        """Return the priority of a fix, in [0, 1].
 
-        It is the excess of the error rate over the controls', times the typicality.
+        It is the excess of the error rate over the controls', times the share of sources.
         """
-        return self.test.excess * self.real.typicality
+        return self.test.excess * self.source_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,14 +255,14 @@ def find_regions(
     stability: Array,
     known: RunEvidence,
     *,
-    errors: Callable[[int, Group], tuple[int, int]],
+    errors: Callable[[int, Group], FreshErrors],
     controls: int,
     false_discovery_rate: float,
 ) -> list[Finding]:
     """Return the groups that are worse than their controls, by descending score.
 
-    `stability` (g,) is that of each group. `errors(number, group)` decodes fresh latents of a group, and returns the
-    numbers of misclassified and of all decodes. Each group has about `controls` controls.
+    `stability` (g,) is that of each group. `errors(number, group)` classifies fresh images of a group. Each group has
+    about `controls` controls.
     """
     tests = [_test_group(number, group, known, errors, controls) for number, group in enumerate(groups)]
     found = [
@@ -257,16 +274,18 @@ def find_regions(
 
 
 def _test_group(
-    number: int, group: Group, known: RunEvidence, errors: Callable[[int, Group], tuple[int, int]], most_controls: int
+    number: int, group: Group, known: RunEvidence, errors: Callable[[int, Group], FreshErrors], most_controls: int
 ) -> ErrorRateTest:
-    wrong, decodes = errors(number, group)
-    control_errors, control_count = count_controls(group, known.around.searched, most_controls)
-    return ErrorRateTest(errors=wrong, decodes=decodes, control_errors=control_errors, controls=control_count)
+    fresh = errors(number, group)
+    control_errors, control_count = count_controls(group, fresh, known.around.searched, most_controls)
+    return ErrorRateTest(
+        errors=fresh.errors, decodes=len(fresh.source), control_errors=control_errors, controls=control_count
+    )
 
 
 def _make_finding(group: Group, test: ErrorRateTest, q_value: float, stability: float, known: RunEvidence) -> Finding:
     latent, training, sd_agg = known.failures.latent, known.around.training, known.around.sd_agg
-    shown = choose_exemplars(latent, group.members, sd_agg, _EXEMPLARS)
+    shown = choose_exemplars(latent, group.independent_members, sd_agg, _EXEMPLARS)
     misclassified = training.misclassified()
     label, reason = suggest_label(group, latent[shown], training, sd_agg, known.classes)
     return Finding(
@@ -281,4 +300,5 @@ def _make_finding(group: Group, test: ErrorRateTest, q_value: float, stability: 
         novelty_sd=novelty_sd(latent[shown], misclassified, sd_agg),
         suggested_label=label,
         suggestion_reason=reason,
+        source_share=group.source_count / len(np.unique(known.failures.source)),
     )

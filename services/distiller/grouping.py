@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from services.arrays import Array
 from services.distiller.mixture import DirichletProcessMixture
-from services.statistics.gaussian import Gaussian
+from services.statistics.gaussian import Gaussian, center_by_label
 
 Kind = Literal["error_aware", "plain"]
 # Two groups of one confusion that overlap this much are one (Bhattacharyya coefficient).
@@ -49,10 +49,17 @@ class GroupedFailures:
             source=self.source[rows],
         )
 
-    def independent(self) -> "GroupedFailures":
-        """Return the first failure of each source and confusion."""
-        pairs = np.stack([self.source.astype(np.int64), self.confusion()], axis=1)
-        return self.take(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
+    def independent_rows(self) -> Array:
+        """Return the positions of the first failure of each source and confusion, ascending."""
+        return np.sort(np.unique(self._evidence(), axis=0, return_index=True)[1])
+
+    def source_weights(self) -> Array:
+        """Return weights (m,) with which each source of a confusion counts as one failure."""
+        _, position, count = np.unique(self._evidence(), axis=0, return_inverse=True, return_counts=True)
+        return np.asarray(1 / count[position.ravel()])
+
+    def _evidence(self) -> Array:
+        return np.stack([self.source.astype(np.int64), self.confusion()], axis=1)
 
     def residuals(self) -> Array:
         """Return the latents minus the means of their confusions, (m, d)."""
@@ -75,8 +82,15 @@ class Group:
     gaussian: Gaussian
     members: Array
     held_out_members: Array
+    # Members of which no two share their source: each source's member that is nearest to the mean.
+    independent_members: Array
     # (true, predicted) to number of members, most frequent first
     profile: Sequence[tuple[tuple[int, int], int]]
+
+    @property
+    def source_count(self) -> int:
+        """Return the number of different sources of the members."""
+        return len(self.independent_members)
 
     def label_shares(self) -> dict[int, float]:
         """Return the share of members with each true label.
@@ -91,7 +105,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """All groups with enough support, largest first, and counts of the others."""
+    """All groups with enough sources, most sources first, and counts of the others."""
 
     groups: list[Group]
     failures: int
@@ -129,7 +143,7 @@ class Grouper:
         self, failures: GroupedFailures, config: GroupingConfig, check: Callable[[], None] = lambda: None
     ) -> None:
         self._aware = config.kind == "error_aware"
-        fitted = failures.independent()
+        fitted = failures.take(failures.independent_rows())
         dim = fitted.latent.shape[1]
         spread = prior_covariance(fitted.residuals() if self._aware else fitted.latent, config.sd_agg)
         self.prior = config.component_width**2 * spread
@@ -187,9 +201,9 @@ def group_failures(
         for label in members
     ]
     distinct = _merge_duplicates(groups, failures, grouper.prior, check)
-    supported = [one for one in distinct if len(one.members) >= config.min_support]
+    supported = [one for one in distinct if one.source_count >= config.min_support]
     return Grouping(
-        groups=sorted(supported, key=lambda one: (-len(one.members), one.true_label, one.predicted_label)),
+        groups=sorted(supported, key=lambda one: (-one.source_count, one.true_label, one.predicted_label)),
         failures=len(usable),
         group_count=len(groups),
         below_support=len(distinct) - len(supported),
@@ -202,15 +216,6 @@ def _by_label(labels: Array, rows: Array) -> dict[int, Array]:
     order = rows[np.argsort(labels[rows], kind="stable")]
     found, begins = np.unique(labels[order], return_index=True)
     return dict(zip(found.tolist(), np.split(order, begins[1:]), strict=True)) if len(rows) else {}
-
-
-def center_by_label(x: Array, label: Array) -> Array:
-    """Return x (n, d) minus the mean of the rows with the same label."""
-    x = x.astype(np.float64)
-    _, label = np.unique(label, return_inverse=True)
-    means = np.zeros((label.max() + 1, x.shape[1]))
-    np.add.at(means, label, x)
-    return np.asarray(x - (means / np.bincount(label)[:, None])[label])
 
 
 def prior_covariance(x: Array, sd_agg: Array) -> Array:
@@ -230,11 +235,14 @@ def make_group(failures: GroupedFailures, members: Array, held_out_members: Arra
     confusions = zip(failures.true_label[members].tolist(), failures.predicted_label[members].tolist(), strict=True)
     profile = sorted(Counter(confusions).items(), key=lambda item: (-item[1], item[0]))
     (true, predicted), _ = profile[0]
+    outwards = members[np.argsort(distance, kind="stable")]
+    first = np.sort(np.unique(failures.source[outwards], return_index=True)[1])
     return Group(
         true_label=true,
         predicted_label=predicted,
         gaussian=gaussian,
-        members=members[np.argsort(distance, kind="stable")],
+        members=outwards,
+        independent_members=outwards[first],
         held_out_members=held_out_members,
         profile=profile,
     )
@@ -295,16 +303,16 @@ def bootstrap_stability(
 
     It is the group's mean Jaccard index with the most similar group of every bootstrap sample (Hennig, Cluster-wise
     assessment of cluster stability, 2007). Sources are drawn with replacement, each with all its failures, because
-    these are not independent. A source drawn twice counts once, since coincident points would look like a cluster. The
-    fitted mixture then assigns all failures. `check` may raise to stop.
+    these are not independent, and each counts as one failure in the index. A source drawn twice counts once, since
+    coincident points would look like a cluster. The fitted mixture then assigns all failures. `check` may raise to
+    stop.
     """
-    scores = np.zeros((bootstraps, len(groups)))
+    scores, weight = np.zeros((bootstraps, len(groups))), failures.source_weights()
     for number in range(bootstraps if groups else 0):
         drawn = failures.take(_drawn(failures.source, np.random.default_rng([config.seed, _STREAM, number])))
         found = Grouper(drawn, replace(config, seed=config.seed + number), check).components(failures)
         _, labels = np.unique(found, return_inverse=True)
-        sizes = np.bincount(labels)
-        scores[number] = [_most_alike(members, labels, sizes) for members in groups]
+        scores[number] = [_most_alike(members, labels, weight) for members in groups]
     return np.asarray(scores.mean(axis=0))
 
 
@@ -333,7 +341,7 @@ def _drawn(source: Array, generator: np.random.Generator) -> Array:
     return np.flatnonzero(np.isin(source, generator.choice(sources, sample_size)))
 
 
-def _most_alike(members: Array, labels: Array, sizes: Array) -> float:
-    """Return the largest Jaccard index of members with one label's failures."""
-    found, shared = np.unique(labels[members], return_counts=True)
-    return float((shared / (len(members) + sizes[found] - shared)).max())
+def _most_alike(members: Array, labels: Array, weight: Array) -> float:
+    """Return the largest Jaccard index of members with one label's failures, which have weights (m,)."""
+    shared, sizes = np.bincount(labels[members], weight[members], labels.max() + 1), np.bincount(labels, weight)
+    return float((shared / (weight[members].sum() + sizes - shared)).max())

@@ -3,7 +3,7 @@
 It reads failures and the images around them, and writes regions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,7 +12,8 @@ from defuse.v1 import model_pb2, region_pb2, run_pb2, work_pb2
 
 from services.arrays import Array, as_stored
 from services.distiller.findings import Finding, NearestImages, SearchedImages, Surroundings, TrainingImages
-from services.latent_space.autoencoder import read_decoder
+from services.latent_space.rendering import Perturbations
+from services.latent_space.run_images import RunImages
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, estimate
@@ -66,6 +67,7 @@ def _searched(store: ArtifactStore, run: run_pb2.Run, model: model_pb2.Model, sh
     index = store.read_arrays(keys.sources(run.name))["index"]
     labels = Catalog(store).split(run.config.dataset, keys.SEARCHED_SPLIT, model).labels
     return SearchedImages(
+        row=index,
         latent=arrays["mu"],
         label=labels[index],
         wrong_on_image=arrays["image_margin"] <= 0,
@@ -95,6 +97,7 @@ def region_record(
         name=name,
         weight=len(group.members) / total,
         size=len(group.members),
+        source_count=group.source_count,
         held_out_size=len(group.held_out_members),
         true_label=classes[group.true_label],
         predicted_label=classes[group.predicted_label],
@@ -134,22 +137,23 @@ def _real_images(near: NearestImages, classes: Sequence[str]) -> list[region_pb2
 class PictureRenderer:
     """Renders the images that a region shows."""
 
-    decode: Callable[[Array], Array]
+    images: RunImages
     # Stored images (n, h, w, c) of the splits, mapped from disk.
     searched: Array
     train: Array
 
     @classmethod
-    def read(cls, store: ArtifactStore, run: run_pb2.Run) -> Self:
+    def read(cls, store: ArtifactStore, run: run_pb2.Run, images: RunImages) -> Self:
         searched, train = (
             store.map_arrays(keys.split(run.config.dataset, split))["x"] for split in (keys.SEARCHED_SPLIT, "train")
         )
-        return cls(decode=read_decoder(store, run.config), searched=searched, train=train)
+        return cls(images=images, searched=searched, train=train)
 
     def arrays(self, finding: Finding, failures: dict[str, Array]) -> dict[str, Array]:
         """Return the arrays of a region, as they are stored."""
         group, few = finding.group, self._few()
         shown, near, known = finding.exemplars[:few], finding.nearest, finding.nearest_misclassified
+        exemplars = Perturbations(latent=failures["latent"][shown], source=failures["source"][shown])
         return {
             "mean": group.gaussian.mean,
             "covariance": group.gaussian.covariance,
@@ -157,7 +161,7 @@ class PictureRenderer:
             "source": failures["source"][group.members],
             "held_out_latent": failures["latent"][group.held_out_members],
             "held_out_source": failures["source"][group.held_out_members],
-            "exemplars": as_stored(self.decode(failures["latent"][shown])),
+            "exemplars": as_stored(self.images.render(exemplars)),
             "exemplar_sources": self.searched[failures["source"][shown]],
             "nearest": self.train[near.row[:few]],
             "nearest_misclassified": self.train[known.row[:few]],

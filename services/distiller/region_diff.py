@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import chi2
 
 from services.arrays import Array
-from services.latent_space.autoencoder import read_decoder, read_encoder
-from services.onnx_graph.onnx_files import in_batches
+from services.latent_space.rendering import Perturbations
+from services.latent_space.run_images import RunImages
 from services.statistics.gaussian import Gaussian
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -112,14 +112,14 @@ def _chance_sd(one: RegionPlace, other: RegionPlace) -> float:
     return float(np.sqrt(noise * chi2.ppf(_CONFIDENCE, len(one.gaussian.mean))))
 
 
-# Failures of a region that are re-encoded in another latent space, and the batch size.
-_MOST_CARRIED, _BATCH = 2_000, 256
+# Failures of a region that are re-encoded in another latent space: bounds memory and time.
+_MOST_CARRIED = 1_000
 
 
 def diff_regions(store: ArtifactStore, before: str, after: str) -> region_pb2.RegionsDiff:
     """Compare the regions of two distilled runs: new, gone and moved ones.
 
-    When the runs have different VAEs, the second run's failures are decoded, and encoded into the first run's latent
+    When the runs have different VAEs, the second run's failures are rendered, and encoded into the first run's latent
     space. Raises InvalidInput when their images differ in shape, or their models in classes.
     """
     first, second = (_regions(store, name) for name in (before, after))
@@ -176,14 +176,14 @@ def _reencoded(
     carry = _reencode(store, before, after)
     prior = np.mean([gaussian.covariance for gaussian in here], axis=0)
     for region in regions:
-        latent = store.map_arrays(keys.region_arrays(region.name))["latent"]
-        few = np.linspace(0, len(latent) - 1, min(len(latent), _MOST_CARRIED)).astype(int)
-        yield Gaussian.of(carry(np.asarray(latent[few])), prior)
+        arrays = store.map_arrays(keys.region_arrays(region.name))
+        few = np.linspace(0, len(arrays["latent"]) - 1, min(len(arrays["latent"]), _MOST_CARRIED)).astype(int)
+        yield Gaussian.of(carry(Perturbations(latent=arrays["latent"][few], source=arrays["source"][few])), prior)
 
 
-def _reencode(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> Callable[[Array], Array]:
-    decode, encode = read_decoder(store, after.config), read_encoder(store, before.config)
-    return lambda latent: in_batches(lambda part: encode(decode(part)), latent, _BATCH)
+def _reencode(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> Callable[[Perturbations], Array]:
+    images, encode = RunImages(store, after), RunImages(store, before).encode
+    return lambda perturbations: encode(images.render(perturbations))
 
 
 def _check_comparable(store: ArtifactStore, before: run_pb2.Run, after: run_pb2.Run) -> None:

@@ -17,16 +17,16 @@ from services.distiller.grouping import (
     GroupedFailures,
     Grouping,
     GroupingConfig,
-    center_by_label,
     group_failures,
     make_group,
     prior_covariance,
     stability_of,
 )
+from services.statistics.gaussian import center_by_label
 
 # Expected widths of components as shares of the region's width, coarsest parts first.
 _WIDTHS = (1, 1 / 2, 1 / 3, 1 / 4)
-# A part has this share of its region's failures, when that is below the support of a region, and at least two.
+# A part has this share of its region's sources, when that is below the support of a region, and at least two.
 _LEAST_SHARE, _LEAST_SUPPORT = 1 / 4, 2
 # Less stable parts, on average, are cut by chance: one Gaussian cloud is sometimes cut so.
 _LEAST_STABILITY = 0.5
@@ -79,7 +79,7 @@ def _parts_on_line(
     """
     usable = np.flatnonzero(held_out == 0)
     line = replace(_own_classes(failures), latent=(position / (position[usable].std() or 1.0))[:, None])
-    for narrow in _finer_configs(config, line, len(usable)):
+    for narrow in _finer_configs(config, line, len(np.unique(failures.source[usable]))):
         found = group_failures(line, held_out, narrow, check)
         if len(found.groups) > 1:
             stable = stability_of(found, line, held_out, narrow, bootstraps=bootstraps, check=check)
@@ -92,7 +92,8 @@ def _line_positions(failures: GroupedFailures, usable: Array, sd_agg: Array) -> 
 
     The line is the direction of largest spread within confusions.
     """
-    residuals = failures.take(usable).independent().residuals() / sd_agg
+    fitted = failures.take(usable)
+    residuals = fitted.take(fitted.independent_rows()).residuals() / sd_agg
     direction = np.linalg.svd(residuals, full_matrices=False)[2][0]  # (d,)
     return np.asarray(failures.latent / sd_agg @ direction)
 
@@ -104,7 +105,7 @@ def _own_classes(failures: GroupedFailures) -> GroupedFailures:
     return replace(failures, true_label=true, predicted_label=predicted)
 
 
-def _finer_configs(config: GroupingConfig, line: GroupedFailures, usable: int) -> Iterator[GroupingConfig]:
+def _finer_configs(config: GroupingConfig, line: GroupedFailures, sources: int) -> Iterator[GroupingConfig]:
     """Yield grouping configurations with ever narrower components.
 
     Each part has one confusion, even when the run's mixture is plain.
@@ -115,7 +116,7 @@ def _finer_configs(config: GroupingConfig, line: GroupedFailures, usable: int) -
             kind="error_aware",
             classes=1 + int(max(line.true_label.max(), line.predicted_label.max())),
             component_width=width,
-            min_support=max(_LEAST_SUPPORT, min(config.min_support, int(_LEAST_SHARE * usable))),
+            min_support=max(_LEAST_SUPPORT, min(config.min_support, int(_LEAST_SHARE * sources))),
             sd_agg=np.ones(1),
         )
 

@@ -14,8 +14,7 @@ from services.arrays import Array, as_stored
 from services.distiller.assessment import DistillerDependencies
 from services.distiller.region_diff import diff_regions
 from services.distiller.worker import split_region
-from services.latent_space.autoencoder import read_decoder
-from services.statistics.gaussian import Gaussian
+from services.latent_space.run_images import RegionShape, RunImages
 from services.storage import keys
 from services.storage.catalog import Catalog
 
@@ -52,6 +51,5 @@ class DistillerService(pb_grpc.DistillerServiceServicer):
         reader.region(region)
         run = reader.run(names.parent(region))
         arrays = self._dependencies.store.read_arrays(keys.region_arrays(region))
-        gaussian = Gaussian(mean=arrays["mean"], covariance=arrays["covariance"])
-        z = gaussian.sample(count, np.random.default_rng(seed))
-        return as_stored(read_decoder(self._dependencies.store, run.config)(z))
+        images, shape = RunImages(self._dependencies.store, run), RegionShape.of(arrays)
+        return as_stored(images.render(images.unchecked(shape, count, np.random.default_rng(seed))))

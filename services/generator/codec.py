@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from services.arrays import Array, as_floats
-from services.generator.pipeline import Codes, Images
 from services.generator.vae import Vae
+from services.latent_space.rendering import Codes, Images
 
 OnnxFunction = Callable[..., list[Array]]
 # Images of one forward pass, for callers without batches of their own.

@@ -16,7 +16,8 @@ from torch import Tensor
 from services.arrays import Array
 from services.generator import noise
 from services.generator.codec import as_array
-from services.generator.validity import radius_sd
+from services.generator.validity import Thresholds, radius_sd
+from services.latent_space.rendering import SourceImages
 
 # Draws of one slot, of which the most promising one is decoded, once the plan has a direction.
 CANDIDATES = 4
@@ -61,6 +62,12 @@ class Sources:
     mu: Array
     # (n,) bool: kept out of correction
     held_out: Array
+    # (N, h, w, c) uint8, all images of the split
+    images: Array
+
+    @property
+    def source_images(self) -> SourceImages:
+        return SourceImages(row=self.index, mu=self.mu, images=self.images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +203,22 @@ def rebatched(parts: Iterable[PerturbationBatch], size: int) -> Iterator[Perturb
             rest = rest.take(slice(size, None))
     if rest is not None and len(rest.row):
         yield rest
+
+
+def screening_by(thresholds: Thresholds, *, label_probability: Callable[[Tensor, Tensor], Tensor] | None) -> Screening:
+    """Return the test of latents that are worth rendering.
+
+    It uses the label model, the only signal that is both cheap and decisive, and the radius alone when the label model
+    reads images.
+    """
+
+    def passes(z: Tensor, label: Tensor, radius: Tensor) -> Tensor:
+        near = radius <= thresholds.max_radius_sd
+        if label_probability is None:
+            return near
+        return near & (label_probability(z, label) >= thresholds.min_label_probability)
+
+    return passes
 
 
 def first_passing(order: Tensor, passes: Callable[[Tensor], Tensor], *, tested_at_once: int) -> tuple[Tensor, int]:

@@ -7,14 +7,12 @@ import contextvars
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from services.arrays import Array
+from services.latent_space.rendering import Images
 from services.prefetch import prefetch
 
-# Numpy arrays, or torch tensors on the decoder's device.
-Images = Any
-Codes = Any
 # Batches under way for each decoder thread; bounds the memory of a search.
 _AHEAD = 2
 
@@ -25,14 +23,7 @@ class Pending(Protocol):
     def result(self) -> Array: ...
 
 
-class LatentBatch(Protocol):
-    """A batch of latents, with any data of the caller."""
-
-    @property
-    def z(self) -> Codes: ...
-
-
-B = TypeVar("B", bound=LatentBatch)
+B = TypeVar("B")
 T = TypeVar("T")
 
 
@@ -65,17 +56,17 @@ class DecoderPool:
 
 def classified(
     batches: Iterable[B],
-    decode: Callable[[Codes], Images],
+    render: Callable[[B], Images],
     submit: Callable[[Images], Pending],
     decoders: DecoderPool,
 ) -> Iterator[tuple[B, Array]]:
-    """Yield each batch with the logits (n, k) of its decoded latents, in order."""
-    for batch, pending in decoders.prefetch(partial(_sent, batch, decode, submit) for batch in batches):
+    """Yield each batch with the logits (n, k) of its rendered images, in order."""
+    for batch, pending in decoders.prefetch(partial(_sent, batch, render, submit) for batch in batches):
         yield batch, pending.result()
 
 
-def _sent(batch: B, decode: Callable[[Codes], Images], submit: Callable[[Images], Pending]) -> tuple[B, Pending]:
-    return batch, submit(decode(batch.z))
+def _sent(batch: B, render: Callable[[B], Images], submit: Callable[[Images], Pending]) -> tuple[B, Pending]:
+    return batch, submit(render(batch))
 
 
 def rounded(images: Images) -> Images:

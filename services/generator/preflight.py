@@ -1,6 +1,6 @@
 """The preflight: accuracy on real images and on their reconstructions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -26,7 +26,8 @@ class PreflightRefused(Exception):
 class SourceMargins:
     """Margins of n sources, on image and reconstruction.
 
-    A margin is the logit of the label minus the largest other one.
+    A margin is the logit of the label minus the largest other one. With the rendering `residual`, the unperturbed image
+    takes the reconstruction's place.
     """
 
     # (n,) on the real image
@@ -63,7 +64,7 @@ class _ImageBatch:
 def measure_margins(
     images: Array, labels: Array, mu: Array, models: SearchModels, *, batch_size: int, check: Callable[[], None]
 ) -> SourceMargins:
-    """Classify stored images (n, h, w, c) uint8 and their reconstructions.
+    """Classify stored images (n, h, w, c) uint8 and, unless the rendering is `residual`, their reconstructions.
 
     `mu` (n, d) has the posterior means of the images. `check` is called before every batch and may raise to stop.
     """
@@ -77,7 +78,11 @@ def measure_margins(
             yield partial(batch_of, slice(begin, begin + batch_size))
 
     batches = models.decoders.prefetch(makers())
-    answers = pipeline.classified(batches, models.decode, models.submit, models.decoders)
+    answers: Iterable[tuple[_ImageBatch, Array]] = (
+        ((batch, batch.image.result()) for batch in batches)
+        if models.residual
+        else pipeline.classified(batches, lambda batch: models.decode(batch.z), models.submit, models.decoders)
+    )
     parts = [_measure_batch(batch, logits) for batch, logits in answers]
     nothing = {"image_margin": np.zeros(0), "reconstruction_margin": np.zeros(0), "runner_up": np.zeros(0, np.int64)}
     return SourceMargins(**{name: np.concatenate([part[name] for part in [*parts, nothing]]) for name in nothing})
@@ -111,7 +116,7 @@ def check_reconstructions(right: int, images: int, *, allowed_loss: float) -> No
             f"of {images} images that the classifier reads correctly it misreads {lost} ({lost / images:.3f}) as "
             f"unperturbed reconstructions, where {allowed_loss:g} is allowed: their failures would be the VAE's; train "
             "it longer or with more dimensions (vae.epochs, vae.latent_dim), bring an encoder and a decoder of your "
-            "own, or allow the loss (preflight.max_reconstruction_loss)",
+            "own, choose search.rendering `residual`, or allow the loss (preflight.max_reconstruction_loss)",
         )
 
 

@@ -1,41 +1,47 @@
 """The stage `prepare`, and the estimate of a run's cost.
 
-The stage makes the preflight, the VAE, the label model and the reference latents.
+The stage makes the preflight, the VAE, the label model and the reference latents, and chooses the rendering.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from defuse.errors import Cancelled, NotFound, NotReady
-from defuse.v1 import run_pb2, work_pb2
+from defuse.errors import NotReady
+from defuse.v1 import run_pb2, tensor_pb2, work_pb2
 from torch import nn
 
 from services.arrays import Array
 from services.generator import codec, noise, pipeline, vae, vae_training
 from services.generator.codec import Codec, aggregate_sd
+from services.generator.pilot import SOURCES, run_pilot
 from services.generator.preflight import PreflightRefused, check_accuracy, check_reconstructions, measure_margins
-from services.generator.run_context import DECODER, ENCODER, VAE, PreparedRun, RunContext, real_images
+from services.generator.run_context import DECODER, PreparedRun, RunContext, real_images
+from services.generator.run_vae import TRAINING_SHARE, run_codec, vae_config
 from services.generator.validity import MAX_REFERENCES, Reference
 from services.latent_space import label_model
+from services.latent_space.image_label_model import (
+    ImageLabelModel,
+    image_label_model_bytes,
+    read_image_label_model,
+    train_image_label_model,
+)
+from services.latent_space.label_model import LabelModel
 from services.onnx_graph.onnx_files import to_onnx
 from services.runtime.worker import Job
 from services.storage import keys
-from services.storage.catalog import LabelledImages, estimate
+from services.storage.catalog import LabelledImages, estimate, is_open, is_residual, reads_images, settle
 
 # Labelled images of the preflight, and training images for label model and latent scale: bounds time and memory for any
 # size of data set.
 _PREFLIGHT_IMAGES = 2_000
 _TRAINING_LATENTS = 50_000
-CHECKPOINTS = "checkpoints"
-_TRAINING_SHARE = 0.9  # of the progress of `prepare`
 
 
 def prepare(context: RunContext, work: work_pb2.PrepareWork, job: Job) -> work_pb2.Event:
-    """Run the preflight, obtain the VAE, and store the search's inputs."""
+    """Run the preflight, obtain the VAE, choose the rendering, and store the search's inputs."""
     run = work.run
     context.use_all_threads()
     if not context.store.exists(keys.preflight(run.name)):
@@ -46,6 +52,7 @@ def prepare(context: RunContext, work: work_pb2.PrepareWork, job: Job) -> work_p
     event = work_pb2.Event(subject=run.name)
     event.prepared.source_count = len(context.prepared(run).index)
     event.prepared.preflight.CopyFrom(context.store.read_message(keys.preflight(run.name), run_pb2.Preflight))
+    event.prepared.config.CopyFrom(context.store.read_message(keys.settled_config(run.name), run_pb2.RunConfig))
     return event
 
 
@@ -59,29 +66,20 @@ def _prepare(context: RunContext, run: run_pb2.Run, job: Job) -> run_pb2.Preflig
     right = _read_correctly(context, run, searched, sample)
     check_accuracy(right, len(sample), declared=run.config.preflight.declared_accuracy)
     train = context.images(run, "train")
-    pair = _codec(context, run, train, job)
-    _report_note(job, _TRAINING_SHARE, "describing the training images in latent space")
-    sd_agg, trained_model = _store_reference(context, run, pair, train)
+    latents = _TrainingLatents(context=context, run=run, train=train, codec=run_codec(context, run, train, job))
+    _report_note(job, TRAINING_SHARE, "describing the training images in latent space")
+    sd_agg = _store_reference(latents)
+    job.check_cancelled()
+    result = run_pb2.Preflight(accuracy=estimate(right, len(sample)))
+    run = _settled(latents, index, sd_agg, result, job)
+    result.label_model_accuracy = _store_label_model(replace(latents, run=run))
     job.check_cancelled()
     _report_note(job, 0.95, "classifying unperturbed reconstructions")
-    read = measure_margins(
-        real_images(searched, sample),
-        searched.labels[sample],
-        pair.encode_stored(real_images(searched, sample))[0],
-        context.models(run, sd_agg),
-        batch_size=run.config.search.batch_size,
-        check=job.check_cancelled,
-    )
-    kept, of = int(read.searchable.sum()), int(read.right_on_image.sum())
-    check_reconstructions(kept, of, allowed_loss=run.config.preflight.max_reconstruction_loss)
+    result.reconstruction_accuracy.CopyFrom(_check_reconstructions(context, run, sample, sd_agg, job))
     held_out = noise.is_held_out(seed=run.config.seed, source=index, fraction=run.config.search.held_out_fraction)
     prepared = PreparedRun(index=index, sd_agg=sd_agg, held_out=held_out.astype(np.uint8))
     context.store.write_arrays(keys.sources(run.name), prepared.arrays())
-    return run_pb2.Preflight(
-        accuracy=estimate(right, len(sample)),
-        reconstruction_accuracy=estimate(kept, of),
-        label_model_accuracy=trained_model,
-    )
+    return result
 
 
 def _read_correctly(context: RunContext, run: run_pb2.Run, images: LabelledImages, rows: Array) -> int:
@@ -89,133 +87,121 @@ def _read_correctly(context: RunContext, run: run_pb2.Run, images: LabelledImage
     return int((logits.argmax(axis=1) == images.labels[rows]).sum())
 
 
-def _store_reference(context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages) -> tuple[Array, float]:
-    """Store the label model and the reference.
+def _settled(
+    latents: "_TrainingLatents", index: Array, sd_agg: Array, result: run_pb2.Preflight, job: Job
+) -> run_pb2.Run:
+    """Return the run with its rendering, which a pilot chooses when it is open.
 
-    Returns the latent scale (d,) and the label model's held-out accuracy.
+    The choice is stored once: a concurrent worker, or a later one, does not choose again.
     """
-    record_keys = keys.label_model(run.config), keys.reference(run.config)
-    if not all(context.store.exists(key) for key in record_keys):
-        trained_model, reference = _build_reference(context, run, pair, train)
-        context.store.create_bytes(record_keys[0], label_model.to_bytes(trained_model))
-        context.store.create_arrays(record_keys[1], reference.arrays())
-    # All runs use the stored model, also when two workers trained it at once; the VAE likewise.
-    trained_model = label_model.from_bytes(context.store.read_bytes(record_keys[0]))
-    if not context.store.exists(keys.label_model_onnx(run.config)):
-        probabilities = nn.Sequential(trained_model, nn.Softmax(dim=1))
-        file = to_onnx(probabilities, (trained_model.latent_dim,), inputs=["z"], outputs=["probabilities"])
-        context.store.create_bytes(keys.label_model_onnx(run.config), file)
-    return context.store.read_arrays(record_keys[1])["sd_agg"], trained_model.held_out_accuracy
+    context, run = latents.context, latents.run
+    if is_open(run.config):
+        if not context.store.exists(keys.pilot(run.name)):
+            _report_note(job, 0.92, "comparing both renderings on a few images")
+            judged = run_pb2.Run(name=run.name, config=settle(run.config, run_pb2.SearchConfig.RENDERING_RESIDUAL))
+            _store_label_model(replace(latents, run=judged))
+            chosen = run_pilot(context, run, index, sd_agg, job.check_cancelled)
+            context.store.create_bytes(keys.pilot(run.name), chosen.SerializeToString(deterministic=True))
+        result.pilot.CopyFrom(context.store.read_message(keys.pilot(run.name), run_pb2.Pilot))
+        run = run_pb2.Run(name=run.name, config=settle(run.config, result.pilot.rendering))
+    context.store.create_bytes(keys.settled_config(run.name), run.config.SerializeToString(deterministic=True))
+    return run
 
 
-def _build_reference(
-    context: RunContext, run: run_pb2.Run, pair: Codec, train: LabelledImages
-) -> tuple[label_model.LabelModel, Reference]:
-    """Train the label model on labelled training images, and make the reference."""
-    seed = run.config.seed
-    rows = noise.choose_positions(seed=seed, count=len(train.labels), limit=_TRAINING_LATENTS)
-    mu, sigma = pair.encode_stored(train.images[rows])
-    labels, sd_agg = train.labels[rows], aggregate_sd(mu)
-    classes = len(context.model(run).classes)
-    trained_model = label_model.train_label_model(mu, sigma, labels, classes, seed=seed, device=context.device)
-    few = noise.choose_positions(seed=seed ^ 1, count=len(rows), limit=MAX_REFERENCES)
-    return trained_model, Reference.of(mu[few], sigma[few], labels[few], sd_agg, row=rows[few])
+def _check_reconstructions(
+    context: RunContext, run: run_pb2.Run, sample: Array, sd_agg: Array, job: Job
+) -> tensor_pb2.Estimate:
+    """Return the share of images, among those read correctly, that are read correctly as reconstructions.
 
-
-def _codec(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> Codec:
-    """Return the run's codec, uploaded or trained.
-
-    It is made once for all runs that share it.
+    Raises PreflightRefused when too few are, unless the run does not search reconstructions.
     """
-    record_keys = {part: keys.vae(run.config, part) for part in (ENCODER, DECODER, VAE)}
-    if run.config.vae.encoder_digest:
-        if not context.store.exists(record_keys[DECODER]):
-            _take_pair(context, run, record_keys)
-        return context.codec(run.config)
-    if not context.store.exists(record_keys[VAE]):
-        context.store.create_bytes(record_keys[VAE], vae.to_bytes(_train_vae(context, run, train, job)))
-        for key in _checkpoints(context, keys.vae(run.config, CHECKPOINTS)):
-            context.store.remove(key)
-    # All runs use the stored VAE, also when two workers trained it at once.
-    stored = context.store.read_bytes(record_keys[VAE])
-    for part, export in ((ENCODER, vae.encoder_onnx), (DECODER, vae.decoder_onnx)):
-        if not context.store.exists(record_keys[part]):
-            context.store.create_bytes(record_keys[part], export(vae.from_bytes(stored)))
-    return context.codec(run.config)
-
-
-def _take_pair(context: RunContext, run: run_pb2.Run, record_keys: dict[str, str]) -> None:
-    context.uploaded_codec(run.config)  # raises for a pair that does not fit
-    wanted = run.config.vae
-    encoder, decoder = (
-        context.store.read_bytes(keys.file(digest)) for digest in (wanted.encoder_digest, wanted.decoder_digest)
+    searched, residual = context.images(run, keys.SEARCHED_SPLIT), is_residual(run.config)
+    if residual:  # a figure for the reader, which is not worth many calls of a slow classifier
+        sample = sample[noise.choose_positions(seed=run.config.seed, count=len(sample), limit=SOURCES)]
+    images = real_images(searched, sample)
+    read = measure_margins(
+        images,
+        searched.labels[sample],
+        context.codec(run.config).encode_stored(images)[0],
+        replace(context.models(run, sd_agg), residual=False),
+        batch_size=run.config.search.batch_size,
+        check=job.check_cancelled,
     )
-    context.store.create_bytes(record_keys[ENCODER], encoder)
-    context.store.create_bytes(record_keys[DECODER], decoder)
+    kept, of = int(read.searchable.sum()), int(read.right_on_image.sum())
+    if not residual:
+        check_reconstructions(kept, of, allowed_loss=run.config.preflight.max_reconstruction_loss)
+    return estimate(kept, of)
 
 
-def _train_vae(context: RunContext, run: run_pb2.Run, train: LabelledImages, job: Job) -> vae.Vae:
-    """Train the run's VAE, from the last checkpoint if there is one.
+@dataclass(frozen=True, kw_only=True)
+class _TrainingLatents:
+    """Training images of a run, with their posteriors."""
 
-    A worker that died leaves a checkpoint.
-    """
-    prefix = keys.vae(run.config, CHECKPOINTS)
+    context: RunContext
+    run: run_pb2.Run
+    train: LabelledImages
+    codec: Codec
 
-    def on_checkpoint(epoch: int, checkpoint: bytes) -> None:
-        context.store.write_bytes(f"{prefix}/{epoch:05d}", checkpoint)
-        for key in _checkpoints(context, prefix)[:-1]:
-            context.store.remove(key)
+    @cached_property
+    def rows(self) -> Array:
+        """Return the rows (r,) of the training images in use, ascending."""
+        return noise.choose_positions(seed=self.run.config.seed, count=len(self.train.labels), limit=_TRAINING_LATENTS)
 
-    try:
-        return vae_training.train_vae(
-            train.images,
-            vae_config(run.config.vae, train.images.shape),
-            seed=run.config.vae.seed,
-            device=context.device,
-            on_epoch=_report(job),
-            should_stop=job.cancelled,
-            resume=_last_checkpoint(context, prefix),
-            on_checkpoint=on_checkpoint,
+    @cached_property
+    def labels(self) -> Array:
+        return np.asarray(self.train.labels[self.rows])
+
+    @cached_property
+    def posteriors(self) -> tuple[Array, Array]:
+        """Return mu and sigma (r, d)."""
+        return self.codec.encode_stored(self.train.images[self.rows])
+
+
+def _store_reference(latents: _TrainingLatents) -> Array:
+    """Store the training images in latent space, and return the latent scale (d,)."""
+    store, key, seed = latents.context.store, keys.reference(latents.run.config), latents.run.config.seed
+    if not store.exists(key):
+        mu, sigma = latents.posteriors
+        few = noise.choose_positions(seed=seed ^ 1, count=len(latents.rows), limit=MAX_REFERENCES)
+        reference = Reference.of(mu[few], sigma[few], latents.labels[few], aggregate_sd(mu), row=latents.rows[few])
+        store.create_arrays(key, reference.arrays())
+    # All runs use the stored one, also when two workers made it at once.
+    return store.read_arrays(key)["sd_agg"]
+
+
+def _store_label_model(latents: _TrainingLatents) -> float:
+    """Store the label model of a settled run, and return its held-out accuracy."""
+    store, config = latents.context.store, latents.run.config
+    if not store.exists(key := keys.label_model(config)):
+        store.create_bytes(key, _train_label_model(latents))
+    # All runs use the stored model, also when two workers trained it at once; the VAE likewise.
+    file = store.read_bytes(key)
+    model: LabelModel | ImageLabelModel
+    if reads_images(config):
+        model = read_image_label_model(file)
+        shape, given = model.image_shape, "images"
+    else:
+        model = label_model.from_bytes(file)
+        shape, given = (model.latent_dim,), "z"
+    if not store.exists(keys.label_model_onnx(config)):
+        probabilities = nn.Sequential(model, nn.Softmax(dim=1))
+        exported = to_onnx(probabilities, shape, inputs=[given], outputs=["probabilities"])
+        store.create_bytes(keys.label_model_onnx(config), exported)
+    return model.held_out_accuracy
+
+
+def _train_label_model(latents: _TrainingLatents) -> bytes:
+    run, device = latents.run, latents.context.device
+    seed, classes = run.config.seed, len(latents.context.model(run).classes)
+    if reads_images(run.config):
+        images = latents.train.images[latents.rows]
+        return image_label_model_bytes(
+            train_image_label_model(images, latents.labels, classes, seed=seed, device=device)
         )
-    except vae_training.TrainingCancelled as error:
-        raise Cancelled(f"{run.name} was cancelled") from error
-    except FloatingPointError as error:
-        raise NotReady(
-            f"the VAE cannot be trained on these images ({error}); try another vae.beta or vae.latent_dim, or bring an "
-            "encoder and a decoder of your own",
-            reason="VAE_DIVERGED",
-        ) from error
-
-
-def _checkpoints(context: RunContext, prefix: str) -> list[str]:
-    """Return the keys of checkpoints, by ascending epoch.
-
-    Partial ones of a killed worker are left out.
-    """
-    return [key for key in context.store.keys(prefix) if key.rsplit("/", 1)[-1].isdecimal()]
-
-
-def _last_checkpoint(context: RunContext, prefix: str) -> tuple[int, bytes] | None:
-    for key in reversed(_checkpoints(context, prefix)):
-        with suppress(NotFound):  # another run that trains the same VAE went on and removed it
-            return int(key.rsplit("/", 1)[-1]), context.store.read_bytes(key)
-    return None
-
-
-def vae_config(wanted: run_pb2.VaeConfig, images: tuple[int, ...]) -> vae.VaeConfig:
-    """Return the VAE's configuration for training images of shape (n, h, w, c)."""
-    count, height, width, channels = images
-    given = {"latent_dim": wanted.latent_dim, "epochs": wanted.epochs, "beta": wanted.beta}
-    overrides = {name: value for name, value in given.items() if value}
-    return vae.VaeConfig.for_shape((channels, height, width), count, **overrides)
-
-
-def _report(job: Job) -> Callable[[vae_training.EpochReport], None]:
-    def on_epoch(report: vae_training.EpochReport) -> None:
-        note = f"training the VAE, epoch {report.epoch} of {report.epochs}, ELBO {report.elbo:.1f}"
-        _report_note(job, _TRAINING_SHARE * report.epoch / report.epochs, note)
-
-    return on_epoch
+    mu, sigma = latents.posteriors
+    return label_model.to_bytes(
+        label_model.train_label_model(mu, sigma, latents.labels, classes, seed=seed, device=device)
+    )
 
 
 def _report_note(job: Job, share: float, note: str) -> None:
@@ -223,11 +209,6 @@ def _report_note(job: Job, share: float, note: str) -> None:
 
 
 _WARM_UP, _MEASURED = 2, 6  # batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class _LatentBatch:
-    z: Array
 
 
 def estimate_cost(context: RunContext, config: run_pb2.RunConfig) -> run_pb2.CostEstimate:
@@ -271,9 +252,9 @@ def _decodes_per_s(context: RunContext, run: run_pb2.Run, pair: Codec) -> float:
     z = np.random.default_rng(0).standard_normal((size, pair.latent_dim)).astype(np.float32)
 
     submit = context.classifier(run).submit
-    for _ in pipeline.classified(_WARM_UP * [_LatentBatch(z=z)], pair.decode, submit, context.decoders):
+    for _ in pipeline.classified(_WARM_UP * [z], pair.decode, submit, context.decoders):
         pass
     begin = time.perf_counter()
-    for _ in pipeline.classified(_MEASURED * [_LatentBatch(z=z)], pair.decode, submit, context.decoders):
+    for _ in pipeline.classified(_MEASURED * [z], pair.decode, submit, context.decoders):
         pass
     return size * _MEASURED / (time.perf_counter() - begin)

@@ -15,15 +15,16 @@ from defuse.v1 import model_pb2, run_pb2
 from services.arrays import Array
 from services.generator import codec, vae
 from services.generator.codec import Codec, CodecMismatch
-from services.generator.perturbations import NoiseModel, Sources
+from services.generator.perturbations import NoiseModel, Sources, screening_by
 from services.generator.pipeline import DecoderPool
 from services.generator.search import SearchChecks, SearchModels
-from services.generator.validity import Reference, Thresholds, fit_thresholds, latent_checks, screening
+from services.generator.validity import Reference, Thresholds, fit_thresholds, latent_checks
 from services.latent_space import label_model
+from services.latent_space.image_label_model import probability_of_label, read_image_label_model
 from services.onnx_graph.onnx_files import onnx_function
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
-from services.storage.catalog import Catalog, LabelledImages
+from services.storage.catalog import Catalog, LabelledImages, is_residual
 from services.triton.client import Classifier, InferenceClient
 
 # A thread waits for the GPU before it sends a batch to Triton, and before it knows which draws passed; meanwhile the
@@ -108,6 +109,7 @@ class RunContext:
             sd_agg=sd_agg,
             decoders=self.decoders,
             device=self.device,
+            residual=is_residual(run.config),
             oracle=second,
         )
 
@@ -126,12 +128,13 @@ class RunContext:
     def sources(self, run: run_pb2.Run, shard: int, mu: Array) -> Sources:
         """Return the sources of a shard, given their posterior means (n, d)."""
         prepared, part = self.prepared(run), shard_slice(run, shard)
-        index = prepared.index[part]
+        index, searched = prepared.index[part], self.images(run, keys.SEARCHED_SPLIT)
         return Sources(
             index=index,
-            labels=self.images(run, keys.SEARCHED_SPLIT).labels[index],
+            labels=searched.labels[index],
             mu=mu,
             held_out=prepared.held_out[part],
+            images=searched.images,
         )
 
     def _read_images(self, dataset: str, split: str, model: str) -> LabelledImages:
@@ -154,13 +157,18 @@ class RunContext:
 
     def _read_checks(self, label_key: str, reference_key: str, validity: bytes) -> SearchChecks:
         wanted = run_pb2.ValidityConfig.FromString(validity)
-        thresholds = thresholds_of(wanted)
-        labels = label_model.from_bytes(self.store.read_bytes(label_key)).to(self.device).eval()
-        reference = Reference(**self.store.read_arrays(reference_key))
-        probability = functools.partial(label_model.probability_of, labels)
+        thresholds, reads_images = thresholds_of(wanted), wanted.label_model == run_pb2.ValidityConfig.LABEL_MODEL_IMAGE
+        file, reference = self.store.read_bytes(label_key), Reference(**self.store.read_arrays(reference_key))
+        of_latents, of_images = None, None
+        if reads_images:
+            of_images = functools.partial(probability_of_label, read_image_label_model(file).to(self.device))
+        else:
+            of_latents = functools.partial(label_model.probability_of, label_model.from_bytes(file).to(self.device))
         return SearchChecks(
-            latent=latent_checks(thresholds, reference=reference, label_probability=probability, device=self.device),
-            screening=screening(thresholds, label_probability=probability),
+            latent=latent_checks(thresholds, reference=reference, label_probability=of_latents, device=self.device),
+            image_label_probability=of_images,
+            min_label_probability=thresholds.min_label_probability,
+            screening=screening_by(thresholds, label_probability=of_latents),
             max_round_trip_sd=thresholds.max_round_trip_sd,
         )
 

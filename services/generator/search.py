@@ -1,6 +1,6 @@
 """The search around real images for latents whose images are misclassified.
 
-Perturbations are decoded and classified. A misclassified perturbation is a candidate. A candidate that passes every
+Perturbations are rendered and classified. A misclassified perturbation is a candidate. A candidate that passes every
 check, and is confirmed by a second, separate call, is a failure.
 """
 
@@ -26,8 +26,9 @@ from services.generator.perturbations import (
     perturbations,
     rebatched,
 )
-from services.generator.pipeline import Codes, Images, Pending
+from services.generator.pipeline import Pending
 from services.generator.validity import ValidityCheck, radius_sd
+from services.latent_space.rendering import Codes, Images, Renderer
 
 # Logits differ by rounding between batch sizes; an answer this close to the decision is neither failure nor success.
 MARGIN_EPSILON = 1e-3
@@ -51,8 +52,14 @@ class SearchModels:
     decoders: pipeline.DecoderPool
     # Device that decodes, on which perturbations are drawn and screened, too.
     device: torch.device
+    # Whether images are changes of their sources (rendering `residual`).
+    residual: bool = False
     # Like `submit`, of a second classifier.
     oracle: Callable[[Images], Pending] | None = None
+
+    def renderer(self, sources: Sources) -> Renderer:
+        """Return what renders perturbations of some sources."""
+        return Renderer(decode=self.decode, sources=sources.source_images if self.residual else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,10 @@ class SearchChecks:
 
     # Checks of the latent alone.
     latent: Sequence[ValidityCheck]
+    # Images (n, c, h, w) and labels (n,) -> probabilities (n,) that images have their labels; None where the label
+    # model reads latents.
+    image_label_probability: Callable[[Images, Array], Array] | None
+    min_label_probability: float
     # Tests which draws are worth decoding; None decodes all.
     screening: Screening | None
     max_round_trip_sd: float
@@ -68,12 +79,14 @@ class SearchChecks:
 
 @dataclass(frozen=True, kw_only=True)
 class _Confirmation:
-    """A batch of failures that was drawn and decoded again.
+    """A batch of failures that was drawn and rendered again.
 
-    It has the pending logits, and the deviation of the re-encoded images.
+    It has the failures that still have their label, the pending logits, and the deviation of the re-encoded images.
     """
 
     part: Failures
+    # Failures that no longer have their label, according to a label model on images.
+    without_label: int
     answer: Pending
     oracle_answer: Pending | None
     round_trip: Array
@@ -104,7 +117,7 @@ def search(
 ) -> ShardResult:
     """Search one shard in one round, and return its confirmed failures.
 
-    It decodes and classifies the allocated perturbations, and keeps those that are misclassified, valid and confirmed.
+    It renders and classifies the allocated perturbations, and keeps those that are misclassified, valid and confirmed.
     `check` is called after every batch and may raise to stop.
     """
     counts = SearchCounters(sources=len(sources.index) if round_allocation.round_ == 0 else 0)
@@ -113,9 +126,15 @@ def search(
     makers = draw_perturbations(sources, round_allocation, noise_model, models.sd_agg, checks.screening, models.device)
     parts = models.decoders.prefetch(makers)
     batches = rebatched(_counted(parts, counts), noise_model.batch_size)
-    for batch, logits in pipeline.classified(batches, models.decode, models.submit, models.decoders):
+    renderer = models.renderer(sources)
+
+    def render(batch: PerturbationBatch) -> Images:
+        return renderer(batch.z, sources.index[batch.row])
+
+    for batch, logits in pipeline.classified(batches, render, models.submit, models.decoders):
         margin = margins(logits, sources.labels[batch.row])
         counts.decodes += len(batch.row)
+        counts.decodes_again += len(np.unique(batch.row)) if models.residual else 0
         for sum_, value in zip(tally, (np.ones_like(margin), margin, margin**2), strict=True):
             np.add.at(sum_, batch.row, value)
         if round_allocation.screen:
@@ -201,7 +220,10 @@ def _confirm(
     """
     mu = sources.mu[np.searchsorted(sources.index, valid.source)]
     parts = [slice(begin, begin + noise_model.batch_size) for begin in range(0, len(mu), noise_model.batch_size)]
-    makers = (partial(_redecoded, valid.take(part), mu[part], noise_model, models) for part in parts)
+    renderer = models.renderer(sources)
+    makers = (
+        partial(_rendered_again, valid.take(part), mu[part], noise_model, models, checks, renderer) for part in parts
+    )
     kept = [Failures.none(sources.mu.shape[1])]
     for confirmation in models.decoders.prefetch(makers):
         kept.append(_filter_confirmed(confirmation, checks, counts))
@@ -209,7 +231,9 @@ def _confirm(
     return Failures.joined(kept)
 
 
-def _redecoded(part: Failures, mu: Array, noise_model: NoiseModel, models: SearchModels) -> _Confirmation:
+def _rendered_again(
+    part: Failures, mu: Array, noise_model: NoiseModel, models: SearchModels, checks: SearchChecks, renderer: Renderer
+) -> _Confirmation:
     _, z = perturbations(
         noise_model,
         models.sd_agg,
@@ -219,13 +243,24 @@ def _redecoded(part: Failures, mu: Array, noise_model: NoiseModel, models: Searc
         draw=part.draw,
         device=models.device,
     )
-    images = pipeline.rounded(models.decode(z))
+    images, count = pipeline.rounded(renderer(z, part.source)), len(part.source)
+    if checks.image_label_probability:
+        probability = checks.image_label_probability(images, part.true_label)
+        labelled = np.flatnonzero(probability >= checks.min_label_probability)
+        part = part.with_signals(label_probability=probability).take(labelled)
+        images, z = images[labelled], z[labelled]
     return _Confirmation(
         part=part,
+        without_label=count - len(part.source),
         answer=models.submit(images),
         oracle_answer=models.oracle(images) if models.oracle else None,
-        round_trip=radius_sd(models.encode(images)[0], as_array(z), models.sd_agg),
+        round_trip=_round_trip(images, as_array(z), models),
     )
+
+
+def _round_trip(images: Images, z: Array, models: SearchModels) -> Array:
+    """Return the distance (n,) of the images' latents to the latents z (n, d) that they were rendered from."""
+    return radius_sd(models.encode(images)[0], z, models.sd_agg) if len(z) else np.zeros(0)
 
 
 def _filter_confirmed(confirmation: _Confirmation, checks: SearchChecks, counts: SearchCounters) -> Failures:
@@ -235,7 +270,8 @@ def _filter_confirmed(confirmation: _Confirmation, checks: SearchChecks, counts:
     oracle_margin = (
         margins(confirmation.oracle_answer.result(), part.true_label) if confirmation.oracle_answer else np.zeros(count)
     )
-    counts.decodes_again += count
+    counts.reject("label_probability", confirmation.without_label)
+    counts.decodes_again += count + confirmation.without_label
     counts.encodes += count
     counts.classifications += count * (2 if confirmation.oracle_answer else 1)
     reasons = {

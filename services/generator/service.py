@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import numpy as np
 from defuse import names, tensors
-from defuse.errors import InvalidInput
+from defuse.errors import InvalidInput, NotReady
 from defuse.v1 import generator_service_pb2 as pb
 from defuse.v1 import generator_service_pb2_grpc as pb_grpc
 from defuse.v1 import run_pb2, work_pb2
@@ -16,10 +16,12 @@ from services.arrays import Array, as_floats, as_stored
 from services.generator import preparation
 from services.generator.codec import Codec, as_array
 from services.generator.failure_stream import StreamPosition, stream_failures
-from services.generator.run_context import RunContext, fit_run_thresholds
+from services.generator.run_context import RunContext, fit_run_thresholds, real_images
+from services.latent_space.rendering import Renderer, SourceImages
 from services.runtime.queue import EVENTS, Queue
 from services.runtime.worker import CANCEL_MARK_S, cancel_key
 from services.storage import keys
+from services.storage.catalog import is_open, is_residual
 
 MAX_FRAMES = 256
 MAX_IMAGE_BYTES = 1 << 20
@@ -51,7 +53,8 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
 
     async def Decode(self, request: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
         latents = tensors.floats_from_proto(request.latents)
-        images = await asyncio.to_thread(self._decode, request.run, latents)
+        sources = np.array(request.sources, np.int64)
+        images = await asyncio.to_thread(self._decode, request.run, latents, sources)
         return pb.DecodeResponse(images=tensors.images_to_proto(images))
 
     async def Interpolate(self, request: pb.InterpolateRequest, context: Context) -> pb.InterpolateResponse:
@@ -91,15 +94,31 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
         _check_size(len(images), pair)
         return pair.encode_stored(images)
 
-    def _decode(self, run_name: str, latents: Array) -> Array:
-        _, pair = self._opened(run_name)
+    def _decode(self, run_name: str, latents: Array, sources: Array) -> Array:
+        run, pair = self._opened(run_name)
         if latents.ndim != 2 or latents.shape[1] != pair.latent_dim or not np.isfinite(latents).all():
             raise InvalidInput(
                 f"the VAE of {names.last(run_name)!r} takes finite latents of shape (n, {pair.latent_dim}), "
                 f"not {latents.shape}"
             )
         _check_size(len(latents), pair)
-        return as_stored(as_array(pair.decode(latents)))
+        return as_stored(as_array(self._renderer(run, pair, latents, sources)(latents, sources)))
+
+    def _renderer(self, run: run_pb2.Run, pair: Codec, latents: Array, sources: Array) -> Renderer:
+        """Return what renders latents around sources of a run."""
+        if not is_residual(run.config):
+            return Renderer(decode=pair.decode)
+        searched = self._context.images(run, keys.SEARCHED_SPLIT)
+        if len(sources) != len(latents) or (sources < 0).any() or (sources >= len(searched.labels)).any():
+            raise InvalidInput(
+                f"run {names.last(run.name)!r} changes real images: give the source of each of the {len(latents)} "
+                f"latents, as its failures name it, from 0 to {len(searched.labels) - 1}",
+                reason="NO_SOURCE",
+                field="sources",
+            )
+        rows = np.unique(sources)
+        mu, _ = pair.encode_stored(real_images(searched, rows))
+        return Renderer(decode=pair.decode, sources=SourceImages(row=rows, mu=mu, images=searched.images))
 
     def _interpolate(self, run_name: str, ends: Array, frames: int) -> tuple[Array, Array]:
         run, pair = self._opened(run_name)
@@ -110,13 +129,22 @@ class GeneratorService(pb_grpc.GeneratorServiceServicer):
                 f"{frames} frames"
             )
         _check_size(frames, pair)
-        first, last = pair.encode(as_floats(ends))[0]
+        mu, _ = pair.encode(as_floats(ends))
         share = np.linspace(0, 1, frames, dtype=np.float32)[:, None]
-        images = pair.decode((1 - share) * first + share * last)  # (frames, c, h, w)
-        return as_stored(as_array(images)), self._context.classifier(run).classify(images).argmax(axis=1)
+        z = (1 - share) * mu[0] + share * mu[1]
+        if is_residual(run.config):
+            around = Renderer(decode=pair.decode, sources=SourceImages(row=np.arange(2), mu=mu, images=ends))
+            first, last = (as_array(around(z, np.full(frames, end))) for end in (0, 1))
+            images = (1 - share[:, :, None, None]) * first + share[:, :, None, None] * last
+        else:
+            images = as_array(pair.decode(z))  # (frames, c, h, w)
+        return as_stored(images), self._context.classifier(run).classify(images).argmax(axis=1)
 
     def _opened(self, run_name: str) -> tuple[run_pb2.Run, Codec]:
+        """Return a run and its codec; raise NotReady while a pilot has not chosen its rendering."""
         run = self._context.catalog.run(run_name)
+        if is_open(run.config):
+            raise NotReady(f"{run.name} is being prepared; wait until it identifies", reason="NO_VAE")
         return run, self._context.codec(run.config)
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.arrays import read_safetensors_header
+from services.latent_space.rendering import Resize, limited_size
 from services.onnx_graph.onnx_files import to_onnx
 
 _LOG_SIGMA_RANGE = (-6.0, 3.0)  # keeps sigma and the KL finite, far outside the range of trained encoders
@@ -33,7 +34,10 @@ _RANGES = {
     "epochs": (1, 10_000),
     "batch_size": (1, 8192),
     "max_shift": (0, 8),
+    "max_side": (8, 128),
 }
+MAX_SIDE = 64
+"""Default largest side of the copies: the rendering `residual` takes fine detail from the source image."""
 _LIKELIHOODS = ("bernoulli", "gaussian")
 _RANGES_REAL = {"learning_rate": (1e-6, 0.1), "beta": (0.0, 100.0)}
 
@@ -44,8 +48,8 @@ class VaeConfig:
 
     `image_shape` is (channels, height, width) in pixels; `width` is the number of channels at half resolution of a
     32-pixel image; `beta` is the weight of the KL in nats; `likelihood` is that of the pixels, bernoulli or gaussian;
-    `max_shift` is the largest random shift of training images in pixels. Raises ValueError with the field, its value
-    and the range.
+    `max_shift` is the largest random shift of training images in pixels; `max_side` is the largest side in pixels of
+    the copies on which the networks work. Raises ValueError with the field, its value and the range.
     """
 
     image_shape: tuple[int, int, int]
@@ -57,6 +61,7 @@ class VaeConfig:
     beta: float = 0.2
     likelihood: str = "bernoulli"  # the default of files that were written before there was a choice
     max_shift: int = 0
+    max_side: int = 128  # of files that were written before there was a choice
 
     def __post_init__(self) -> None:
         _check_shape(self.image_shape)
@@ -77,14 +82,20 @@ class VaeConfig:
         _check_shape(image_shape)
         if n_images < 1:
             raise ValueError(f"n_images is {n_images}: a VAE needs at least one image")
-        c, h, w = image_shape
+        c = image_shape[0]
+        h, w = limited_size(*image_shape[1:], overrides.get("max_side", MAX_SIDE))
         defaults = _colour_defaults(3 * h * w, n_images) if c == 3 else _gray_defaults(h * w, n_images)
-        return cls(image_shape=(c, h, w), **defaults | overrides)
+        return cls(image_shape=image_shape, **defaults | {"max_side": MAX_SIDE} | overrides)
+
+    @property
+    def copy_size(self) -> tuple[int, int]:
+        """Return height and width of the copies on which the networks work."""
+        return limited_size(*self.image_shape[1:], self.max_side)
 
     @property
     def levels(self) -> int:
         """Return the number of halvings, to at most 8 pixels a side."""
-        return max(2, math.ceil(math.log2(max(self.image_shape[1:]) / 8)))
+        return max(2, math.ceil(math.log2(max(self.copy_size) / 8)))
 
 
 def _gray_defaults(n_pixels: int, n_images: int) -> dict[str, Any]:
@@ -95,9 +106,10 @@ def _gray_defaults(n_pixels: int, n_images: int) -> dict[str, Any]:
 def _colour_defaults(n_values: int, n_images: int) -> dict[str, Any]:
     """Return the defaults for photographs, which vary more than digits.
 
-    They have more dimensions, more steps, and a variance for each image, since lighting varies as well.
+    They have more dimensions, more steps, and a variance for each image, since lighting varies as well. The steps are
+    those that the rendering `residual` needs, which takes detail from the source image.
     """
-    epochs = min(200, 5 + 700_000 // n_images)  # 200 epochs of 3,000 images, 19 of 50,000
+    epochs = min(70, 5 + 200_000 // n_images)  # 70 epochs of 3,000 images, 9 of 50,000
     schedule = {"epochs": epochs, "learning_rate": 4e-3, "max_shift": 1}
     return {"latent_dim": min(128, n_values // 16), "beta": 1.0, "likelihood": "gaussian"} | schedule
 
@@ -105,22 +117,24 @@ def _colour_defaults(n_values: int, n_images: int) -> dict[str, Any]:
 def _check_shape(image_shape: tuple[int, int, int]) -> None:
     if len(image_shape) != 3 or image_shape[0] not in {1, 3}:
         raise ValueError(f"image_shape is {image_shape}: give (channels, height, width) with 1 or 3 channels")
-    if not all(8 <= side <= 128 for side in image_shape[1:]):
-        raise ValueError(f"image_shape is {image_shape}: resize to 8..128 pixels each side")
+    if not all(8 <= side <= 512 for side in image_shape[1:]):
+        raise ValueError(f"image_shape is {image_shape}: resize to 8..512 pixels each side")
 
 
 class Vae(nn.Module):
     """A VAE: encoder q(z|x), and decoder p(x|z) around the decoded image.
 
-    q(z|x) is N(mu, diag(sigma^2)), and the prior is N(0, I). Images are padded to a multiple of 2^levels by repeating
-    the last row and column, and cropped on output. `new_vae` gives seeded weights; the constructor alone gives torch's
-    own.
+    q(z|x) is N(mu, diag(sigma^2)), and the prior is N(0, I). The networks work on copies of at most `max_side` pixels,
+    which are enlarged bilinearly. Copies are padded to a multiple of 2^levels by repeating the last row and column, and
+    cropped on output. `new_vae` gives seeded weights; the constructor alone gives torch's own.
     """
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.config = config
-        c, h, w = config.image_shape
+        c, size = config.image_shape[0], config.image_shape[1:]
+        h, w = config.copy_size
+        self.reduce, self.enlarge = Resize(size, (h, w)), Resize((h, w), size)
         self.grid = (math.ceil(h / 2**config.levels), math.ceil(w / 2**config.levels))
         widths = _widths(config)
         flat = widths[-1] * self.grid[0] * self.grid[1]
@@ -136,27 +150,31 @@ class Vae(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mu and sigma (n, d) of images (n, c, h, w) in [0, 1]."""
-        _, h, w = self.config.image_shape
+        return self.encode_copies(self.reduce(images))
+
+    def encode_copies(self, copies: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mu and sigma (n, d) of copies (n, c, h', w') in [0, 1]."""
+        h, w = self.config.copy_size
         below, right = self.grid[0] * 2**self.config.levels - h, self.grid[1] * 2**self.config.levels - w
-        padded = F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images  # (n, c, H, W)
+        padded = F.pad(copies, (0, right, 0, below), mode="replicate") if below or right else copies  # (n, c, H, W)
         mu, log_sigma = self.encoder(padded).chunk(2, dim=1)  # (n, 2d) -> 2 x (n, d)
         return mu, log_sigma.clamp(*_LOG_SIGMA_RANGE).exp()
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images (n, c, h, w) in [0, 1] of latents z (n, d)."""
         parameters = self.decode_parameters(z)
-        if self.config.likelihood == "bernoulli":
-            return parameters.sigmoid()
-        return gaussian_means(parameters).clamp(0, 1)
+        bernoulli = self.config.likelihood == "bernoulli"
+        images: Tensor = self.enlarge(parameters.sigmoid() if bernoulli else gaussian_means(parameters).clamp(0, 1))
+        return images
 
     def decode_parameters(self, z: Tensor) -> Tensor:
-        """Return the parameters (n, c, h, w) of the pixels' distributions.
+        """Return the parameters (n, c, h', w') of the distributions of a copy's pixels.
 
         They are logits of Bernoulli pixels, or the argument of `gaussian_means`.
         """
-        _, h, w = self.config.image_shape
+        h, w = self.config.copy_size
         parameters: Tensor = self.decoder(z)  # (n, c, H, W)
-        return parameters[:, :, :h, :w]  # (n, c, h, w)
+        return parameters[:, :, :h, :w]  # (n, c, h', w')
 
 
 def gaussian_means(parameters: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ def train_vae(
                 raise TrainingCancelled(f"VAE training was cancelled in epoch {epoch + 1} of {config.epochs}")
             rate = config.learning_rate * one_cycle((epoch + start / len(images)) / config.epochs)
             batch = to_tensor(images[order[start : start + config.batch_size]], device)  # (b, c, h, w)
+            batch = vae.reduce(batch)  # (b, c, h', w')
             batch = random_shift(batch, config.max_shift, generator)
             totals += _step(vae, optimizer, batch, rate, generator)
         if not np.isfinite(totals).all():
@@ -136,7 +137,8 @@ def seconds_per_image(images: npt.NDArray[np.uint8], config: VaeConfig, *, devic
     for position, batch in enumerate([batches[0], *batches]):
         if position == 1:
             begin = time.perf_counter()
-        _step(training.vae, training.optimizer, to_tensor(batch, device), config.learning_rate, training.generator)
+        copies = training.vae.reduce(to_tensor(batch, device))
+        _step(training.vae, training.optimizer, copies, config.learning_rate, training.generator)
         counted += len(batch) if position else 0
     return (time.perf_counter() - begin) / counted
 
@@ -189,12 +191,12 @@ def random_shift(images: Tensor, most: int, generator: torch.Generator) -> Tenso
 def _step(
     vae: Vae, optimizer: torch.optim.Optimizer, images: Tensor, rate: float, generator: torch.Generator
 ) -> npt.NDArray[np.float64]:
-    """Make one training step on images (b, c, h, w).
+    """Make one training step on copies of images (b, c, h', w').
 
     Returns the summed reconstruction loss and KL (2,) in nats.
     """
     optimizer.param_groups[0]["lr"] = rate
-    mu, sigma = vae.encode(images)
+    mu, sigma = vae.encode_copies(images)
     eps = torch.randn(mu.shape, generator=generator).to(mu.device)  # (b, d)
     parameters = vae.decode_parameters(mu + sigma * eps)
     reconstruction = reconstruction_loss(parameters, images, vae.config.likelihood).sum()

@@ -152,17 +152,24 @@ def latent_checks(
     thresholds: Thresholds,
     *,
     reference: Reference,
-    label_probability: Callable[[Array, Array], Array],
+    label_probability: Callable[[Array, Array], Array] | None,
     device: torch.device,
 ) -> list[ValidityCheck]:
-    """Return the checks that need a candidate's latent only, cheap ones first."""
-    return [
-        ValidityCheck(field="radius_sd", measure=lambda c: c.radius_sd, passes=lambda v: v <= thresholds.max_radius_sd),
-        ValidityCheck(
+    """Return the checks that need a candidate's latent only, cheap ones first.
+
+    `label_probability` is None when the label model reads images.
+    """
+    by_label_model = []
+    if label_probability is not None:
+        check = ValidityCheck(
             field="label_probability",
             measure=lambda c: label_probability(c.latent, c.true_label),
             passes=lambda v: v >= thresholds.min_label_probability,
-        ),
+        )
+        by_label_model.append(check)
+    return [
+        ValidityCheck(field="radius_sd", measure=lambda c: c.radius_sd, passes=lambda v: v <= thresholds.max_radius_sd),
+        *by_label_model,
         ValidityCheck(
             field="typicality",
             measure=lambda c: reference.typicality(c.latent),
@@ -174,22 +181,6 @@ def latent_checks(
             passes=lambda v: v >= thresholds.min_neighbour_agreement,
         ),
     ]
-
-
-def screening(
-    thresholds: Thresholds, *, label_probability: Callable[[Tensor, Tensor], Tensor]
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return a function that tests which latents are worth decoding.
-
-    Its arguments are latents (n, d), labels and radii (n,). It uses the label model, the only signal that is both cheap
-    and decisive.
-    """
-
-    def passes(z: Tensor, label: Tensor, radius: Tensor) -> Tensor:
-        likely = label_probability(z, label) >= thresholds.min_label_probability
-        return likely & (radius <= thresholds.max_radius_sd)
-
-    return passes
 
 
 def _posterior(x: Array, noise: Array, least: Array, pooled: Array) -> tuple[Array, Array]:

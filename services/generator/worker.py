@@ -17,6 +17,7 @@ from services.generator.search import ShardResult, search
 from services.runtime import telemetry
 from services.runtime.worker import Job
 from services.storage import keys
+from services.storage.catalog import is_residual
 
 
 def identify(context: RunContext, work: work_pb2.IdentifyWork, job: Job) -> work_pb2.Event:
@@ -67,7 +68,7 @@ def _search_shard(context: RunContext, work: work_pb2.IdentifyWork, job: Job) ->
         check=job.check_cancelled,
     )
     if work.round == 0:
-        _count_sources(result.counts, examined)
+        _count_sources(result.counts, examined, reconstructed=not is_residual(run.config))
     telemetry.DECODES.inc(result.counts.decodes)
     telemetry.FAILURES.inc(result.counts.failures)
     return result
@@ -103,10 +104,12 @@ def _round_allocation(context: RunContext, work: work_pb2.IdentifyWork, examined
     return rounds.planned_allocation(stored, work.run, work.round, work.shard)
 
 
-def _count_sources(counts: SearchCounters, examined: SourceMargins) -> None:
+def _count_sources(counts: SearchCounters, examined: SourceMargins, *, reconstructed: bool) -> None:
     """Count the sources left out, and the calls for all unperturbed sources."""
     counts.sources_wrong_on_image = int((~examined.right_on_image).sum())
     counts.sources_wrong_on_reconstruction = int((examined.right_on_image & ~examined.searchable).sum())
-    counts.decodes_again += counts.sources
     counts.encodes += counts.sources
-    counts.classifications += 2 * counts.sources
+    counts.classifications += counts.sources
+    if reconstructed:
+        counts.decodes_again += counts.sources
+        counts.classifications += counts.sources

@@ -7,7 +7,6 @@ source's label.
 
 import io
 import json
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,12 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.arrays import Array, read_safetensors_header
+from services.arrays import read_safetensors_header
 
 # Arrays on the host, or tensors on the model's device.
 A = TypeVar("A", npt.NDArray[Any], Tensor)
-# Draws for each requested latent, of which those that carry their label are kept.
-MOST_DRAWS = 20
 _WIDTH = 192
 _STEPS = 1200
 _BATCH = 256
@@ -76,7 +73,7 @@ def train_label_model(
     """
     _check(mu, sigma, labels, n_classes)
     generator = torch.Generator().manual_seed(seed)
-    held_out = _held_out(labels, generator)  # (n,) bool
+    held_out = choose_held_out(labels, generator)  # (n,) bool
     kept = [torch.tensor(a[~held_out], device=device) for a in (mu.astype(np.float32), sigma.astype(np.float32))]
     y = torch.tensor(labels[~held_out].astype(np.int64), device=device)
     model = _new_model(kept[0], kept[1], n_classes, generator).to(device)
@@ -96,16 +93,6 @@ def probability_of(model: LabelModel, z: A, labels: A) -> A:
     latents = torch.tensor(z, dtype=torch.float32, device=device)
     ids = torch.tensor(labels, dtype=torch.int64, device=device)
     return probability_of(model, latents, ids).cpu().numpy()
-
-
-def draw_carrying(draw: Callable[[int], Array], count: int, carries: Callable[[Array], Array]) -> Array:
-    """Draw at most `count` latents (n, d) that carry their label.
-
-    They are chosen from `MOST_DRAWS` times as many draws. `draw(m)` returns latents (m, d), and `carries` returns which
-    latents (m, d) carry their label, (m,) bool.
-    """
-    z = draw(MOST_DRAWS * count)
-    return np.asarray(z[carries(z)][:count])
 
 
 def to_bytes(model: LabelModel) -> bytes:
@@ -143,7 +130,7 @@ def _check(
         raise ValueError(f"labels are {labels.min()}..{labels.max()}: give class ids from 0 to {n_classes - 1}")
 
 
-def _held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> npt.NDArray[np.bool_]:
+def choose_held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> npt.NDArray[np.bool_]:
     """Choose a tenth of each class (n,), and at least one image.
 
     Small classes are used for training entirely.
@@ -155,6 +142,12 @@ def _held_out(labels: npt.NDArray[np.integer], generator: torch.Generator) -> np
         chosen[rows[: int(_HELD_OUT * len(rows))]] = True
     chosen[order[0]] |= not chosen.any()
     return chosen
+
+
+def log_class_shares(labels: Tensor, n_classes: int) -> Tensor:
+    """Return the log share (k,) of each class among labels (n,), 0 for one without images."""
+    counts = torch.bincount(labels, minlength=n_classes)  # (k,)
+    return torch.where(counts > 0, counts / len(labels), 1.0).log()
 
 
 def _new_model(mu: Tensor, sigma: Tensor, n_classes: int, generator: torch.Generator) -> LabelModel:
@@ -174,8 +167,7 @@ def _new_model(mu: Tensor, sigma: Tensor, n_classes: int, generator: torch.Gener
 
 
 def _fit(model: LabelModel, mu: Tensor, sigma: Tensor, y: Tensor, generator: torch.Generator) -> None:
-    counts = torch.bincount(y, minlength=model.n_classes)  # (k,)
-    log_prior = torch.where(counts > 0, counts / len(y), 1.0).log()
+    log_prior = log_class_shares(y, model.n_classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=_WEIGHT_DECAY)
     for step in range(_STEPS):
         optimizer.param_groups[0]["lr"] = _RATE * (1 - step / _STEPS)

@@ -9,8 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from defuse.loopback import is_loopback
-from defuse.tls import TlsFiles
+from defuse.tls import TlsFiles, is_loopback
 from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 

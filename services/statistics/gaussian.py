@@ -7,6 +7,15 @@ import numpy as np
 from services.arrays import Array
 
 
+def center_by_label(x: Array, label: Array) -> Array:
+    """Return x (n, d) minus the mean of the rows with the same label."""
+    x = x.astype(np.float64)
+    _, label = np.unique(label, return_inverse=True)
+    means = np.zeros((label.max() + 1, x.shape[1]))
+    np.add.at(means, label, x)
+    return np.asarray(x - (means / np.bincount(label)[:, None])[label])
+
+
 def shrunk_covariance(scatter: Array, count: int, prior: Array) -> Array:
     """Return a covariance (d, d) that is shrunk towards a prior one.
 

@@ -1,4 +1,4 @@
-"""The catalog, which reads the records that several services need."""
+"""The catalog, which reads the records that several services need, and the settled configuration of a run."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -92,20 +92,21 @@ class Catalog:
         return [self.guard(key) for key in sorted(found, key=lambda key: int(names.last(key)))]
 
     def run(self, name: str) -> run_pb2.Run:
-        """Return a run as it was created.
+        """Return a run as it was created, with what its pilot decided.
 
         Raises NotFound for an unknown name.
         """
         try:
-            return self.store.read_message(keys.run(names.check(name, "runs/*")), run_pb2.Run)
+            run = self.store.read_message(keys.run(names.check(name, "runs/*")), run_pb2.Run)
         except NotFound as error:
             raise NotFound(f"there is no run {names.last(name)!r}", reason="RUN_NOT_FOUND") from error
+        return self._settled(run)
 
     def runs_of(self, model_name: str) -> list[run_pb2.Run]:
         """Return the runs of a model as they were created, by name."""
         found = [keys.run(name) for name in self.store.keys("runs")]
         runs = [self.store.read_message(key, run_pb2.Run) for key in found if self.store.exists(key)]
-        return [one for one in runs if one.config.model == model_name]
+        return [self._settled(one) for one in runs if one.config.model == model_name]
 
     def region(self, name: str) -> region_pb2.Region:
         """Return a region or a part of one, without annotations.
@@ -187,6 +188,11 @@ class Catalog:
         table = label_map(self.dataset(dataset_name), model)
         return LabelledImages(images=arrays["x"], labels=table[arrays["y"]])
 
+    def _settled(self, run: run_pb2.Run) -> run_pb2.Run:
+        if self.store.exists(key := keys.settled_config(run.name)):
+            run.config.CopyFrom(self.store.read_message(key, run_pb2.RunConfig))
+        return run
+
     def _with_parts(self, region: region_pb2.Region) -> Iterator[region_pb2.Region]:
         yield self.annotated(region)
         if region.annotation.verdict == annotation_pb2.Annotation.VERDICT_MIXED:
@@ -246,3 +252,47 @@ def estimate(successes: int, trials: int) -> tensor_pb2.Estimate:
     low, high = clopper_pearson(successes, trials)
     value = successes / trials if trials else 0.0
     return tensor_pb2.Estimate(value=value, low=low, high=high, successes=successes, trials=trials)
+
+
+Search, Validity = run_pb2.SearchConfig, run_pb2.ValidityConfig
+# Measurements behind each default: docs/explanation/method.md, "Validity". Of a photograph, the latents hold too little
+# for typicality, neighbours and round trip to tell valid images from others.
+_ANY = 1e6
+_BY_RENDERING = {
+    Search.RENDERING_DECODER: Validity(min_typicality=0.01, min_neighbour_agreement=0.8, max_round_trip_sd=1.0),
+    Search.RENDERING_RESIDUAL: Validity(min_typicality=0.0, min_neighbour_agreement=0.0, max_round_trip_sd=_ANY),
+}
+_BY_LABEL_MODEL = {
+    Validity.LABEL_MODEL_LATENT: Validity(min_label_probability=0.998),
+    Validity.LABEL_MODEL_IMAGE: Validity(min_label_probability=0.97),
+}
+
+
+def is_open(config: run_pb2.RunConfig) -> bool:
+    """Return whether the rendering is left to the pilot."""
+    return bool(config.search.rendering == Search.RENDERING_AUTO)
+
+
+def is_residual(config: run_pb2.RunConfig) -> bool:
+    """Return whether a run's images are changes of their sources."""
+    return bool(config.search.rendering == Search.RENDERING_RESIDUAL)
+
+
+def reads_images(config: run_pb2.RunConfig) -> bool:
+    """Return whether the label model of a run reads images rather than latents."""
+    return bool(config.validity.label_model == Validity.LABEL_MODEL_IMAGE)
+
+
+def settle(config: run_pb2.RunConfig, rendering: run_pb2.SearchConfig.Rendering.ValueType) -> run_pb2.RunConfig:
+    """Return a configuration with a rendering, its label model, and the thresholds that depend on them."""
+    settled = run_pb2.RunConfig()
+    settled.CopyFrom(config)
+    settled.search.rendering = rendering
+    if settled.validity.label_model in {Validity.LABEL_MODEL_UNSPECIFIED, Validity.LABEL_MODEL_AUTO}:
+        residual = rendering == Search.RENDERING_RESIDUAL
+        settled.validity.label_model = Validity.LABEL_MODEL_IMAGE if residual else Validity.LABEL_MODEL_LATENT
+    thresholds = Validity()
+    for defaults in (_BY_RENDERING[rendering], _BY_LABEL_MODEL[settled.validity.label_model], settled.validity):
+        thresholds.MergeFrom(defaults)
+    settled.validity.CopyFrom(thresholds)
+    return settled

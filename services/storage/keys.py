@@ -78,19 +78,25 @@ def vae(config: run_pb2.RunConfig, part: str) -> str:
 
 
 def label_model(config: run_pb2.RunConfig) -> str:
-    """Return the key of the label model.
+    """Return the key of the label model, of latents or of images.
 
     Runs with the same VAE, seed and model classes share it.
     """
-    return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.safetensors")
+    return _label_model(config, "safetensors")
 
 
 def label_model_onnx(config: run_pb2.RunConfig) -> str:
     """Return the key of the label model for other services.
 
-    It maps latents (n, d) to probabilities (n, k).
+    It maps latents (n, d) or images (n, c, h, w) to probabilities (n, k).
     """
-    return vae(config, f"{names.last(config.model)}-{config.seed}/label_model.onnx")
+    return _label_model(config, "onnx")
+
+
+def _label_model(config: run_pb2.RunConfig, suffix: str) -> str:
+    of_images = config.validity.label_model == run_pb2.ValidityConfig.LABEL_MODEL_IMAGE
+    name = "image_label_model" if of_images else "label_model"
+    return vae(config, f"{names.last(config.model)}-{config.seed}/{name}.{suffix}")
 
 
 def reference(config: run_pb2.RunConfig) -> str:
@@ -99,6 +105,15 @@ def reference(config: run_pb2.RunConfig) -> str:
     They are shared as the label model is.
     """
     return vae(config, f"{names.last(config.model)}-{config.seed}/reference.safetensors")
+
+
+def settled_config(run_name: str) -> str:
+    """Return the key of a run's configuration, with what its pilot decided."""
+    return f"{run_name}/config.pb"
+
+
+def pilot(run_name: str) -> str:
+    return f"{run_name}/pilot.pb"
 
 
 def preflight(run_name: str) -> str:

@@ -27,7 +27,7 @@ def client(stack: Stack, subject: dict[str, Any]) -> Iterator[Client]:
         client.create_run(
             RUN,
             **subject,
-            search={"draws_per_source": int(SEARCH[3])},
+            search={"draws_per_source": int(SEARCH[3]), "rendering": "decoder"},
             mixture={"kind": "plain", "max_components": 1, "min_support": 5},
         )
         run = client.wait_for_run(RUN, timeout_s=RUN_TIMEOUT_S)

@@ -27,7 +27,7 @@ def start(local_stack: Stack, planted: Planted, served: str, undisturbed: Any) -
                 name,
                 model=served,
                 dataset=undisturbed["dataset"],
-                search={"draws_per_source": int(SEARCH[3]), "shard_size": 50},
+                search={"draws_per_source": int(SEARCH[3]), "shard_size": 50, "rendering": "decoder"},
                 vae={"epochs": int(SEARCH[1])},
             )
 

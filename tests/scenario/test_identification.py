@@ -12,7 +12,8 @@ from PIL import Image
 from services.generator.perturbations import perturbations
 from services.generator.pipeline import rounded
 from services.generator.run_context import noise_model_of
-from services.latent_space.autoencoder import read_decoder
+from services.latent_space.rendering import Perturbations
+from services.latent_space.run_images import RunImages
 from services.storage import keys
 from services.storage.catalog import Catalog
 from services.triton.client import InferenceClient
@@ -60,14 +61,17 @@ def test_every_failure_is_found_again_from_its_identity(local_stack: Stack) -> N
             draw=found["draw"][rows],
         )
         np.testing.assert_allclose(z, found["latent"][rows], atol=1e-6)
-        logits = classifier.classify(rounded(read_decoder(local_stack.store, run.config)(z.numpy())))
+        images = RunImages(local_stack.store, run).render(Perturbations(latent=z.numpy(), source=source))
+        logits = classifier.classify(rounded(images))
         assert np.array_equal(logits.argmax(axis=1), found["predicted_label"][rows])
     assert len(np.unique(found["round"])) > 1
 
 
 def test_failures_as_they_are_found(client: Client, stack: Stack, subject: dict[str, str]) -> None:
     """The stream of a run that is under way gives every failure once; a resume token gives exactly the rest."""
-    client.create_run("streamed", **subject, search={"draws_per_source": 20, "shard_size": 200}, vae=EPOCHS)
+    client.create_run(
+        "streamed", **subject, search={"draws_per_source": 20, "shard_size": 200, "rendering": "decoder"}, vae=EPOCHS
+    )
     batches = list(client.failures("streamed"))
     got = [(f.source, f.round, f.draw) for batch in batches for f in batch.failures]
     run = client.wait_for_run("streamed", timeout_s=RUN_TIMEOUT_S)
@@ -85,7 +89,7 @@ def test_failures_as_they_are_found(client: Client, stack: Stack, subject: dict[
 
 def test_a_stream_that_is_closed_stops_the_search(client: Client, subject: dict[str, str]) -> None:
     """With `cancel_run`, who stops reading stops the work; the run says so."""
-    client.create_run("abandoned", **subject, search={"draws_per_source": 2000}, vae=EPOCHS)
+    client.create_run("abandoned", **subject, search={"draws_per_source": 2000, "rendering": "decoder"}, vae=EPOCHS)
     stream = client.failures("abandoned", cancel_run=True)
     next(stream)
     stream.close()
@@ -136,7 +140,7 @@ def test_preprocessing_that_is_not_that_of_the_training(
 
 def test_a_vae_that_loses_too_much(client: Client, subject: dict[str, str]) -> None:
     """Reconstructions that the model cannot read would be failures of the VAE: the run fails, with the figures."""
-    client.create_run("coarse", **subject, vae={"epochs": 1, "latent_dim": 2})
+    client.create_run("coarse", **subject, search={"rendering": "decoder"}, vae={"epochs": 1, "latent_dim": 2})
     run = client.wait_for_run("coarse", timeout_s=RUN_TIMEOUT_S)
     assert (run.state, run.error_reason) == ("failed", "VAE_TOO_COARSE")
     assert "where 0.1 is allowed" in run.error
@@ -178,6 +182,7 @@ def test_a_pair_of_ones_own_and_an_oracle(
 def test_uniform_search_and_the_released_noise(client: Client, subject: dict[str, str]) -> None:
     """The method as published stays available: the same draws for each source, noise that is not centred."""
     search = {"draws_per_source": 10, "strategy": "uniform", "noise": "released", "max_failures_per_source": 10}
+    search |= {"rendering": "decoder"}
     client.create_run("released", **subject, search=search, vae=EPOCHS)
     run = client.wait_for_run("released", timeout_s=RUN_TIMEOUT_S)
     assert run.state == "succeeded", run.error

@@ -22,7 +22,7 @@ def test_a_run_is_one_trace(local_stack: Stack, undisturbed: Any) -> None:
             model=undisturbed["model"],
             dataset=undisturbed["dataset"],
             vae={"epochs": int(SEARCH[1])},
-            search={"draws_per_source": 4, "max_sources": 256},
+            search={"draws_per_source": 4, "max_sources": 256, "rendering": "decoder"},
             mixture={"kind": "plain", "max_components": 1, "min_support": 2},
         )
         assert client.wait_for_run(RUN, timeout_s=RUN_TIMEOUT_S).state == "succeeded"

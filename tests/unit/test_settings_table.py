@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from services.settings_table import settings_table
+from docs.settings_table import settings_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
 
 
 def test_the_documented_settings_are_the_settings() -> None:
-    """The list in the documentation is the generated one: `python -m services.settings_table`."""
+    """The list in the documentation is the generated one: `python -m docs.settings_table`."""
     assert settings_table() in PAGE.read_text()

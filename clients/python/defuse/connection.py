@@ -16,8 +16,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from defuse.errors import DeadlineExceeded, InvalidInput, Unavailable, from_rpc_error
-from defuse.loopback import is_loopback
-from defuse.tls import SCHEME, TlsFiles, is_secure, open_channel, target_of
+from defuse.tls import SCHEME, TlsFiles, is_loopback, is_secure, open_channel, target_of
 from defuse.v1 import (
     gateway_service_pb2,
     gateway_service_pb2_grpc,

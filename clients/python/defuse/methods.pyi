@@ -620,8 +620,13 @@ class LatentSpaceMethods:
         `images` is (n, h, w, c) uint8.
         """
 
-    def decode(self, latents: npt.NDArray[np.floating]) -> Images:
-        """Return the images (n, h, w, c) uint8 of latents (n, d)."""
+    def decode(
+        self, latents: npt.NDArray[np.floating], *, sources: Sequence[int] | npt.NDArray[np.integer] = ...
+    ) -> Images:
+        """Return the images (n, h, w, c) uint8 of latents (n, d), rendered as the run does.
+
+        A run with the rendering `residual` needs their `sources`, as `Failure.source`.
+        """
 
     def interpolate(self, first: Images, last: Images, *, frames: int = 30) -> Interpolation:
         """Interpolate between two images in latent space.
@@ -636,8 +641,13 @@ class AsyncLatentSpaceMethods:
         `images` is (n, h, w, c) uint8.
         """
 
-    async def decode(self, latents: npt.NDArray[np.floating]) -> Images:
-        """Return the images (n, h, w, c) uint8 of latents (n, d)."""
+    async def decode(
+        self, latents: npt.NDArray[np.floating], *, sources: Sequence[int] | npt.NDArray[np.integer] = ...
+    ) -> Images:
+        """Return the images (n, h, w, c) uint8 of latents (n, d), rendered as the run does.
+
+        A run with the rendering `residual` needs their `sources`, as `Failure.source`.
+        """
 
     async def interpolate(self, first: Images, last: Images, *, frames: int = 30) -> Interpolation:
         """Interpolate between two images in latent space.

@@ -45,7 +45,7 @@ def region_html(region: Region) -> str:
         "true label": region.true_label,
         "predicted label": region.predicted_label,
         "score": f"{region.score:.3f}",
-        "failures": region.size,
+        "failures": f"{region.size} of {region.source_count} images",
         "error rate": region.error_rate,
         "error rate of controls": region.control_error_rate,
         "real images inside": f"{inside.successes} of {inside.trials} misclassified" if inside.trials else "",

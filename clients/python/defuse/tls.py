@@ -1,5 +1,6 @@
-"""TLS from PEM files, for addresses `grpcs://HOST:PORT`."""
+"""TLS from PEM files, for addresses `grpcs://HOST:PORT`, and loopback addresses, which need none."""
 
+import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,3 +72,24 @@ def is_secure(address: str) -> bool:
 def target_of(address: str) -> str:
     """Return HOST:PORT of an address."""
     return address.removeprefix(SCHEME)
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether HOST or HOST:PORT is a loopback address.
+
+    Unix sockets count as such. Names are not resolved, and only localhost counts.
+    """
+    if address.startswith("unix:"):
+        return True
+    host = host_of(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def host_of(address: str) -> str:
+    """Return the host of HOST or HOST:PORT, also for IPv6 addresses."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address if address.count(":") > 1 else address.partition(":")[0]

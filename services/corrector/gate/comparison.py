@@ -14,11 +14,12 @@ from defuse.v1 import annotation_pb2, model_pb2
 from scipy.special import log_softmax
 
 from services.arrays import Array, as_floats, as_stored
-from services.corrector.correction_data import RegionData, carries_label, fresh_latents
+from services.corrector.correction_data import RegionData, fresh_images, held_out_failures
 from services.corrector.evaluation import LocalVersion
 from services.corrector.gate import checks
 from services.corrector.gate.checks import CheckResult
-from services.latent_space.autoencoder import read_decoder, read_label_model
+from services.latent_space.rendering import Perturbations
+from services.latent_space.run_images import RunImages
 from services.onnx_graph.module import OnnxModule
 from services.statistics.hypothesis_tests import PairedReadings
 from services.storage import keys
@@ -61,8 +62,8 @@ class RegressionBank:
         """Return the images (n, h, w, c) uint8 of a region.
 
         They are always the same, even after the region's run is deleted. Held-out
-        failures come first, then fresh draws from the region's Gaussian that carry the
-        label: no correction was trained on either. No image is repeated, so there are
+        failures come first, then fresh images of the region that carry the label: no
+        correction was trained on either. No image is repeated, so there are
         fewer than `IMAGES` when few draws carry the label.
         """
         key = keys.regression_images(self._model.name, region_name, label)
@@ -73,20 +74,19 @@ class RegressionBank:
     def _drawn(self, region_name: str, label: str) -> Array:
         run = self._catalog.run(names.parent(region_name))
         arrays = self._store.read_arrays(keys.region_arrays(region_name))
-        held_out = arrays["held_out_latent"][:_HELD_OUT]
-        label_id = list(self._model.classes).index(label)
-        least = run.config.validity.min_label_probability
-        region = RegionData(latent=held_out, mean=arrays["mean"], covariance=arrays["covariance"], label=label_id)
-        fresh = fresh_latents(
-            region,
+        held_out = held_out_failures(arrays).take(slice(_HELD_OUT))
+        images, label_id = RunImages(self._store, run), list(self._model.classes).index(label)
+        fresh = fresh_images(
+            images,
+            RegionData.of(arrays, label_id),
             IMAGES - len(held_out),
-            carries_label(read_label_model(self._store, run.config), label_id, least),
             np.random.default_rng([run.config.seed, _STREAM]),
+            of_source=images.sources.held_out if images.is_residual else None,
         )
-        latent = np.concatenate([held_out, fresh])
-        if not len(latent):
+        drawn = Perturbations.joined([held_out, fresh])
+        if not len(drawn):
             return np.zeros((0, *self._model.image_shape), np.uint8)
-        return as_stored(read_decoder(self._store, run.config)(latent))
+        return as_stored(images.render(drawn))
 
 
 class Version(Protocol):

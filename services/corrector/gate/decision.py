@@ -179,7 +179,7 @@ def region_readings(
     The images are held out. Those that took part in the choice are left out.
     """
     return [
-        (region, comparison.region(correction_data.decoded(region.latent), region.label_id))
+        (region, comparison.region(correction_data.rendered(region.perturbations), region.label_id))
         for region in correction_data.held_out_regions(deciding=False)
     ]
 

@@ -23,11 +23,12 @@ from defuse.v1 import (
 )
 
 from services.arrays import Array, as_floats, as_stored
-from services.corrector.correction_data import RegionData, carries_label, sample_region
+from services.corrector.correction_data import RegionData, held_out_failures, sample_region
 from services.corrector.evaluation import LocalVersion
 from services.corrector.external_triton import AnyReleases
 from services.corrector.guard.graph import GaussianMixtures, GuardMixtures, guard_graph
-from services.latent_space.autoencoder import read_decoder, read_encoder, read_label_model
+from services.latent_space.rendering import Perturbations
+from services.latent_space.run_images import RunImages
 from services.onnx_graph.onnx_files import in_batches, onnx_function
 from services.runtime import telemetry
 from services.storage import keys
@@ -36,7 +37,7 @@ from services.storage.catalog import Catalog, LabelledImages, estimate
 from services.triton.preprocessing import preprocess
 
 FALSE_ALARM_RATE = 0.05
-# Latents to which a region's Gaussian is fitted.
+# Images to whose latents a region's Gaussian is fitted.
 _DRAWS = 1_000
 # Real images for calibration and measurement: enough for a rate of one in a thousand.
 _MOST_IMAGES = 10_000
@@ -62,6 +63,7 @@ class GuardBuilder:
         self._store = store
         self._catalog = Catalog(store)
         self._run = run
+        self._images = RunImages(store, run)
         self.model: model_pb2.Model = self._catalog.model(run.config.model)
 
     def build(self, false_alarm_rate: float = FALSE_ALARM_RATE) -> BuiltGuard:
@@ -129,22 +131,15 @@ class GuardBuilder:
     def _encoded(self, region: correction_pb2.LabelledRegion, arrays: dict[str, Array]) -> Array:
         """Return the posterior means (n, d) of a region's images.
 
-        They differ from the latents behind the images, because decoding and encoding moves them closer together.
+        They differ from the latents behind the images, because rendering and encoding moves them closer together.
         """
-        config, label = self._run.config, self._class_id(region.label)
-        data = RegionData(latent=arrays["latent"], mean=arrays["mean"], covariance=arrays["covariance"], label=label)
-        label_probabilities = read_label_model(self._store, config)
-        latent = sample_region(
-            data,
-            _DRAWS,
-            carries_label(label_probabilities, label, config.validity.min_label_probability),
-            np.random.default_rng([config.seed, _STREAM]),
-        )
-        return read_encoder(self._store, config)(self._pictures(latent))
+        data = RegionData.of(arrays, self._class_id(region.label))
+        generator = np.random.default_rng([self._run.config.seed, _STREAM])
+        return self._images.encode(self._pictures(sample_region(self._images, data, _DRAWS, generator)))
 
-    def _pictures(self, latent: Array) -> Array:
-        """Return the images (n, c, h, w) of latents (n, d), rounded to eight bits."""
-        return as_floats(as_stored(read_decoder(self._store, self._run.config)(latent)))
+    def _pictures(self, perturbations: Perturbations) -> Array:
+        """Return the images (n, c, h, w) of n > 0 perturbations, rounded to eight bits."""
+        return as_floats(as_stored(self._images.render(perturbations)))
 
     def _clean_held_out(self) -> Array:
         """Return correctly classified images that no region was fitted to.
@@ -169,10 +164,11 @@ class GuardBuilder:
         found = inside(as_floats(test.images))
         record.measured_false_alarm_rate.CopyFrom(_share(found[right]))
         record.misread_recall.CopyFrom(_share(found[~right]))
-        held_out = np.concatenate(
-            [self._store.read_arrays(keys.region_arrays(one.region))["held_out_latent"] for one in record.regions]
+        held_out = Perturbations.joined(
+            [held_out_failures(self._store.read_arrays(keys.region_arrays(one.region))) for one in record.regions]
         )
-        record.recall.CopyFrom(_share(inside(self._pictures(held_out)) if len(held_out) else held_out))
+        found = inside(self._pictures(held_out)) if len(held_out) else np.zeros(0, bool)
+        record.recall.CopyFrom(_share(found))
 
     def _risk(self, file: bytes) -> Callable[[Array], Array]:
         """Return a function that computes a guard's risks (n,).

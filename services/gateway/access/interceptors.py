@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import grpc
 from defuse.errors import DefuseError, LimitExceeded, Unauthenticated
-from defuse.loopback import host_of
+from defuse.tls import host_of
 
 from services.gateway.access import roles
 from services.gateway.access.roles import Caller

@@ -9,6 +9,7 @@ from defuse.v1 import generator_service_pb2, generator_service_pb2_grpc, run_pb2
 
 from services.gateway.regions.regions import Regions
 from services.runtime.tls import ServiceClient
+from services.storage.catalog import is_open, settle
 
 _SEARCH_DEFAULTS = run_pb2.SearchConfig(
     radius_sd=0.5,
@@ -20,21 +21,17 @@ _SEARCH_DEFAULTS = run_pb2.SearchConfig(
     strategy=run_pb2.SearchConfig.STRATEGY_ADAPTIVE,
     noise=run_pb2.SearchConfig.NOISE_GAUSSIAN,
     rounds=8,
+    rendering=run_pb2.SearchConfig.RENDERING_AUTO,
 )
-# Measurements behind each default: docs/explanation/method.md, "Validity".
-_VALIDITY_DEFAULTS = run_pb2.ValidityConfig(
-    max_radius_sd=1.0,
-    min_typicality=0.01,
-    min_label_probability=0.998,
-    min_neighbour_agreement=0.8,
-    max_round_trip_sd=1.0,
-)
+# The other thresholds depend on the rendering (services.storage.catalog).
+_VALIDITY_DEFAULTS = run_pb2.ValidityConfig(max_radius_sd=1.0, label_model=run_pb2.ValidityConfig.LABEL_MODEL_AUTO)
 _ANY_RADIUS_SD = 1e9
 _PREFLIGHT_DEFAULTS = run_pb2.PreflightConfig(declared_accuracy=0.5, max_reconstruction_loss=0.1)
+_VAE_DEFAULTS = run_pb2.VaeConfig(max_side=64)
 _MIXTURE_DEFAULTS = run_pb2.MixtureConfig(
     kind=run_pb2.MixtureConfig.KIND_ERROR_AWARE,
     max_components=100,
-    min_support=15,
+    min_support=5,
     fresh_decodes=200,
     false_discovery_rate=0.05,
     bootstraps=10,
@@ -51,6 +48,11 @@ _BOUNDS = {
     "search.rounds": (2, 100),
     "search.strategy": (run_pb2.SearchConfig.STRATEGY_ADAPTIVE, run_pb2.SearchConfig.STRATEGY_UNIFORM),
     "search.noise": (run_pb2.SearchConfig.NOISE_GAUSSIAN, run_pb2.SearchConfig.NOISE_RELEASED),
+    "search.rendering": (run_pb2.SearchConfig.RENDERING_AUTO, run_pb2.SearchConfig.RENDERING_RESIDUAL),
+    "validity.label_model": (
+        run_pb2.ValidityConfig.LABEL_MODEL_AUTO,
+        run_pb2.ValidityConfig.LABEL_MODEL_IMAGE,
+    ),
     "validity.max_radius_sd": (0, 1e9),
     "validity.min_typicality": (0, 1),
     "validity.min_label_probability": (0, 1),
@@ -67,13 +69,15 @@ _BOUNDS = {
     "vae.latent_dim": (2, 256),
     "vae.epochs": (1, 10_000),
     "vae.beta": (1e-6, 1e3),
+    "vae.max_side": (8, 128),
 }
 
 
 def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
     """Return a configuration with defaults filled in.
 
-    Raises InvalidInput for a value out of bounds.
+    Thresholds that depend on the rendering stay absent when a pilot is to choose it. Raises InvalidInput for a value
+    out of bounds.
     """
     for path, (least, largest) in _BOUNDS.items():
         section, name = path.split(".")
@@ -85,12 +89,16 @@ def complete(config: run_pb2.RunConfig) -> run_pb2.RunConfig:
                 field=f"config.{path}",
             )
     whole = run_pb2.RunConfig(
-        search=_SEARCH_DEFAULTS, mixture=_MIXTURE_DEFAULTS, validity=_VALIDITY_DEFAULTS, preflight=_PREFLIGHT_DEFAULTS
+        search=_SEARCH_DEFAULTS,
+        vae=_VAE_DEFAULTS,
+        mixture=_MIXTURE_DEFAULTS,
+        validity=_VALIDITY_DEFAULTS,
+        preflight=_PREFLIGHT_DEFAULTS,
     )
     if config.search.noise == run_pb2.SearchConfig.NOISE_RELEASED:
         whole.validity.max_radius_sd = _ANY_RADIUS_SD  # released noise is not in units of the latents' spread
     whole.MergeFrom(config)
-    return whole
+    return whole if is_open(whole) else settle(whole, whole.search.rendering)
 
 
 class ThresholdAdvisor:
@@ -128,10 +136,26 @@ def with_advised_thresholds(
 ) -> run_pb2.RunConfig:
     """Return a configuration with advised thresholds in place of missing ones.
 
-    The radius keeps its default when the other run used another noise model, because its radii have another scale.
+    Rendering and label model are those of the other run, which the thresholds are about, unless the configuration names
+    others: then the thresholds that depend on them keep their defaults. The radius does so when the other run used
+    another noise model, because its radii have another scale.
     """
-    whole = run_pb2.RunConfig(validity=advice.validity)
+    whole = run_pb2.RunConfig()
+    if _agrees(config, whose.config):
+        whole.search.rendering = whose.config.search.rendering
+        whole.validity.CopyFrom(advice.validity)
+        whole.validity.label_model = whose.config.validity.label_model
+    else:
+        whole.validity.max_radius_sd = advice.validity.max_radius_sd
     if complete(config).search.noise != whose.config.search.noise:
         whole.validity.ClearField("max_radius_sd")
     whole.MergeFrom(config)
     return whole
+
+
+def _agrees(config: run_pb2.RunConfig, other: run_pb2.RunConfig) -> bool:
+    """Return whether a configuration leaves open rendering and label model, or names those of another run."""
+    named = complete(config)
+    return named.search.rendering in {run_pb2.SearchConfig.RENDERING_AUTO, other.search.rendering} and (
+        named.validity.label_model in {run_pb2.ValidityConfig.LABEL_MODEL_AUTO, other.validity.label_model}
+    )

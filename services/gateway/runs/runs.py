@@ -196,6 +196,8 @@ def _on_progress(run: run_pb2.Run, progress: work_pb2.StageProgress) -> None:
 def _on_prepared(run: run_pb2.Run, prepared: work_pb2.Prepared) -> list[Work]:
     run.shard_count = math.ceil(prepared.source_count / run.config.search.shard_size)
     run.preflight.CopyFrom(prepared.preflight)
+    if prepared.HasField("config"):
+        run.config.CopyFrom(prepared.config)
     decodes = prepared.source_count * run.config.search.draws_per_source
     _enter(run, run_pb2.Run.STATE_IDENTIFYING, f"up to {decodes} perturbations of {prepared.source_count} images")
     return _shards(run)

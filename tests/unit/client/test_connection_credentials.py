@@ -9,7 +9,7 @@ import grpc
 import pytest
 from defuse import Client, InvalidInput, aio
 from defuse.connection import find_token, token_metadata
-from defuse.loopback import is_loopback
+from defuse.tls import is_loopback
 from defuse.v1 import gateway_service_pb2 as pb
 from defuse.v1 import gateway_service_pb2_grpc as pb_grpc
 

@@ -180,6 +180,7 @@ def _region(store: ArtifactStore, name: str, column: int, random: np.random.Gene
     store.write_arrays(keys.region_arrays(name), arrays)
     return {
         "latent": latent,
+        "source": source,
         "true_label": np.full(60, column, np.int32),
         "held_out": (np.arange(60) >= 40).astype(np.uint8),
     }

@@ -131,7 +131,7 @@ def test_nothing_held_out_is_learned_from(world: World) -> None:
         {
             (region.region, *row)
             for region in correction_data.held_out_regions(deciding=half)
-            for row in region.latent.tolist()
+            for row in region.perturbations.latent.tolist()
         }
         for half in (True, False)
     )
@@ -139,7 +139,7 @@ def test_nothing_held_out_is_learned_from(world: World) -> None:
     assert deciding
     assert reported
     assert not deciding & reported
-    learned = {tuple(row) for region in correction_data.regions() for row in region.latent.tolist()}
+    learned = {tuple(row) for region in correction_data.regions() for row in region.failures.latent.tolist()}
     assert not {row[1:] for row in deciding | reported} & learned
 
 
@@ -149,11 +149,15 @@ def test_what_decides_reaches_beyond_the_failures(world: World) -> None:
     around = correction_data.around_regions()
     assert [found.region for found in around] == list(REGIONS)
     for found, region in zip(around, correction_data.regions(), strict=True):
-        assert len(found.latent) == 256
-        assert (brightest(found.latent) == found.label_id).all()
-        assert found.latent.std(axis=0).mean() > 1.2 * region.latent.std(axis=0).mean()
+        drawn = found.perturbations.latent
+        assert len(drawn) == 256
+        assert (brightest(drawn) == found.label_id).all()
+        assert drawn.std(axis=0).mean() > 1.2 * region.failures.latent.std(axis=0).mean()
     again = CorrectionData(world.store, world.correction(ALL)).around_regions()
-    assert all(np.array_equal(one.latent, other.latent) for one, other in zip(around, again, strict=True))
+    assert all(
+        np.array_equal(one.perturbations.latent, other.perturbations.latent)
+        for one, other in zip(around, again, strict=True)
+    )
 
 
 def test_a_training_is_made_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

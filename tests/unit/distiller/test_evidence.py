@@ -5,11 +5,13 @@ import pytest
 
 from services.arrays import Array
 from services.distiller import findings
-from services.distiller.findings import RealImageCounts, SearchedImages, TrainingImages
+from services.distiller.findings import FreshErrors, RealImageCounts, SearchedImages, TrainingImages
 from services.distiller.grouping import Group, GroupedFailures
+from services.latent_space.rendering import NO_SOURCE
 from services.statistics.gaussian import Gaussian
 
 ONES = np.ones(2)
+UNSOURCED = FreshErrors(errors=0, source=np.full(3, NO_SOURCE))
 
 
 def group(*, members: int = 20, centre: float = 0.0) -> Group:
@@ -19,6 +21,7 @@ def group(*, members: int = 20, centre: float = 0.0) -> Group:
         predicted_label=1,
         gaussian=Gaussian(mean=np.array([centre, 0.0]), covariance=np.eye(2)),
         members=np.arange(members),
+        independent_members=np.arange(members),
         held_out_members=np.zeros(0, int),
         profile=[((0, 1), members)],
     )
@@ -29,6 +32,7 @@ def searched(
 ) -> SearchedImages:
     count = len(latent)
     return SearchedImages(
+        row=10 + np.arange(count),
         latent=latent,
         label=np.broadcast_to(label, count),
         wrong_on_image=np.broadcast_to(image, count),
@@ -66,15 +70,22 @@ def test_controls_are_reconstructions_of_the_nearest_right_images() -> None:
         image=[True, False, False, False, False],
         reconstruction=[True, True, True, False, True],
     )
-    assert findings.count_controls(group(), around, 2) == (1, 2)
-    assert findings.count_controls(group(), around, 10) == (2, 3)
+    assert findings.count_controls(group(), UNSOURCED, around, 2) == (1, 2)
+    assert findings.count_controls(group(), UNSOURCED, around, 10) == (2, 3)
+
+
+def test_controls_of_changed_images_are_their_sources() -> None:
+    """As many as there are fresh images, each unperturbed."""
+    around = searched(np.zeros((5, 2)), image=[False, False, True, False, False])
+    fresh = FreshErrors(errors=1, source=np.array([14, 12, 10]))
+    assert findings.count_controls(group(), fresh, around, 200) == (1, 3)
 
 
 def test_a_mixed_group_has_controls_and_decodes_of_all_its_labels() -> None:
     """Controls come from the classes as the failures do; a decode carries the label of the nearest failure."""
     mixed = replace(group(), profile=[((0, 1), 15), ((2, 1), 5)])
     around = searched(np.zeros((40, 2)), label=np.repeat([0, 2], 20), reconstruction=np.repeat([False, True], 20))
-    assert findings.count_controls(mixed, around, 8) == (2, 8)
+    assert findings.count_controls(mixed, UNSOURCED, around, 8) == (2, 8)
     failures = GroupedFailures(
         latent=np.repeat([[0.0, 0], [9, 0]], 10, axis=0),
         true_label=np.repeat([0, 2], 10),

@@ -73,17 +73,17 @@ def test_held_out_failures_are_never_fitted(grouping: Grouping, truth: Truth) ->
 
 
 def test_what_is_too_small_is_counted() -> None:
-    """A component or a confusion below the least number of failures is no group."""
+    """A component or a confusion below the least number of sources is no group."""
     clusters = (
         Cluster(confusion=(0, 1), centre=(-4, 0), size=130),
         Cluster(confusion=(0, 1), centre=(4, 0), size=12),
         Cluster(confusion=(2, 1), centre=(-4, 0), size=19),
     )
     truth = planted(clusters, held_out_share=0.0)
-    few = group_failures(truth.failures, truth.held_out, replace(CONFIG, min_support=20))
+    few = group_failures(truth.failures, truth.held_out, replace(CONFIG, min_support=11))
     assert [len(found.members) for found in few.groups] == [130]
     assert (few.failures, few.group_count, few.below_support, few.merged) == (161, 3, 2, 0)
-    assert len(group_failures(truth.failures, truth.held_out, replace(CONFIG, min_support=12)).groups) == 3
+    assert len(group_failures(truth.failures, truth.held_out, replace(CONFIG, min_support=6)).groups) == 3
 
 
 def test_a_plain_mixture_knows_places_only(truth: Truth) -> None:
@@ -143,7 +143,7 @@ def test_few_sources_have_a_definite_covariance(sources: int, failures: int, kin
     given = GroupedFailures(
         latent=latent, true_label=0 * ones, predicted_label=ones, source=np.arange(failures) % sources
     )
-    [found] = group_failures(given, 0 * ones, in_dimensions(32, kind=kind, min_support=2)).groups
+    [found] = group_failures(given, 0 * ones, in_dimensions(32, kind=kind, min_support=1)).groups
     assert np.isfinite(found.gaussian.distance_squared(latent)).all()
     assert np.linalg.eigvalsh(found.gaussian.covariance).min() > 1e-4
 
@@ -163,7 +163,7 @@ def test_scales_of_dimensions_do_not_mix() -> None:
 def test_parts_below_support_are_merged_first(monkeypatch: pytest.MonkeyPatch, truth: Truth) -> None:
     """Two parts of one group that are too small each are one that is not."""
     monkeypatch.setattr("services.distiller.grouping.Grouper", halving(truth))
-    smallest = int(((truth.cluster == 2) & (truth.held_out == 0)).sum())
+    smallest = len(np.unique(truth.failures.source[(truth.cluster == 2) & (truth.held_out == 0)]))
     found = group_failures(truth.failures, truth.held_out, replace(CONFIG, min_support=smallest))
     assert [cluster_of(one, truth) for one in found.groups] == [0, 1, 2]
 

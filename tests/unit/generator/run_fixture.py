@@ -132,9 +132,11 @@ class Workshop:
         self.store.write_bytes(keys.file(digest), data)
         return digest
 
-    def new_run(self, run_id: str, *, seed: int = 5, **sections: Any) -> run_pb2.Run:
+    def new_run(self, run_id: str, *, seed: int = 5, rendering: str = "DECODER", **sections: Any) -> run_pb2.Run:
         """Record a run as the gateway would create it; sections of its configuration are dictionaries."""
-        config = complete(run_pb2.RunConfig(model=MODEL, model_version=1, dataset=DATASET, seed=seed, vae=self.pair))
+        config = run_pb2.RunConfig(model=MODEL, model_version=1, dataset=DATASET, seed=seed, vae=self.pair)
+        config.search.rendering = run_pb2.SearchConfig.Rendering.Value(f"RENDERING_{rendering}")
+        config = complete(config)
         for name, values in sections.items():
             for field, value in values.items():
                 setattr(getattr(config, name), field, value)
@@ -147,6 +149,7 @@ class Workshop:
         run = self.new_run(run_id, **sections)
         for key in (keys.sources, keys.preflight):
             self.store.write_bytes(key(run.name), self.store.read_bytes(key("runs/first")))
+        self.store.write_message(keys.settled_config(run.name), run.config)
         return run
 
     def job(self, run: run_pb2.Run) -> Job:

@@ -17,7 +17,7 @@ GOOD, BAD = f"{RUN}/regions/r1", f"{RUN}/regions/r2"
 @pytest.fixture
 def reader(store: ArtifactStore) -> Catalog:
     """Leave a run whose region r2 has half as typical failures as r1; a quarter of both is held out."""
-    config = complete(run_pb2.RunConfig(validity={"max_round_trip_sd": 0.7}))
+    config = complete(run_pb2.RunConfig(search={"rendering": "RENDERING_DECODER"}, validity={"max_round_trip_sd": 0.7}))
     store.write_message(keys.run(RUN), run_pb2.Run(name=RUN, config=config))
     random = np.random.default_rng(0)
     latent = random.standard_normal((80, 3)).astype(np.float32)
@@ -48,7 +48,7 @@ def test_what_verdicts_teach(reader: Catalog) -> None:
     had = reader.run(RUN).config.validity
     assert advice.validity.min_typicality == pytest.approx(0.45)
     assert advice.validity.max_round_trip_sd == 0.7
-    advice.validity.min_typicality = had.min_typicality
+    advice.validity.min_typicality, advice.validity.label_model = had.min_typicality, had.label_model
     assert advice.validity == had
     assert (advice.invalid_rejected, advice.valid_rejected) == pytest.approx((1.0, 0.0))
     assert (advice.invalid_regions, advice.valid_regions) == (1, 1)

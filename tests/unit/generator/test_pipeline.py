@@ -44,9 +44,9 @@ class Models:
         self.lock = threading.Lock()
         self._before = before
 
-    def decode(self, z: Array) -> Array:
-        self._before(z)
-        return 10 * z
+    def render(self, batch: Batch) -> Array:
+        self._before(batch.z)
+        return 10 * batch.z
 
     def submit(self, images: Array) -> Answer:
         with self.lock:
@@ -55,7 +55,7 @@ class Models:
         return Answer(images + 1, self)
 
     def answers(self, batches: list[Batch], decoders: DecoderPool) -> Iterator[tuple[Batch, Array]]:
-        return classified(batches, self.decode, self.submit, decoders)
+        return classified(batches, self.render, self.submit, decoders)
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -97,7 +97,7 @@ def test_decoding_runs_ahead_a_little(decoders: DecoderPool) -> None:
             yield batch
 
     models = Models()
-    ahead = [taken - number for number, _ in enumerate(classified(counted(), models.decode, models.submit, decoders))]
+    ahead = [taken - number for number, _ in enumerate(classified(counted(), models.render, models.submit, decoders))]
     assert taken == models.sent == 100
     assert decoders.count < ahead[0] == max(ahead) <= 4 * decoders.count
 

@@ -7,7 +7,7 @@ import pytest
 from defuse.errors import Cancelled, NotFound
 from defuse.v1 import run_pb2, work_pb2
 
-from services.generator import preparation
+from services.generator import run_vae
 from services.generator.codec import onnx_codec
 from services.generator.vae import to_bytes
 from services.latent_space import label_model
@@ -48,7 +48,7 @@ def new_run(workshop: Workshop, run_id: str, **vae: Any) -> run_pb2.Run:
 def trained(workshop: Workshop, run: run_pb2.Run, job: Job | None = None) -> bytes:
     """Train a run's VAE as a worker would; return its file."""
     train = workshop.context.images(run, "train")
-    return to_bytes(preparation._train_vae(workshop.context, run, train, job or workshop.job(run)))
+    return to_bytes(run_vae._train_vae(workshop.context, run, train, job or workshop.job(run)))
 
 
 def dying_job(workshop: Workshop, run: run_pb2.Run, epochs: int) -> Job:

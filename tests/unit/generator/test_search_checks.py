@@ -60,6 +60,28 @@ def test_a_check_of_latents_rejects_under_its_name(field: str, reason: str) -> N
     assert rejections(result.counts) == {reason: rejected}
 
 
+def test_a_label_model_on_images_reads_what_is_stored() -> None:
+    """It sees rounded images; what it rejects is counted, and no classifier is asked about it again."""
+    asked: list[int] = []
+
+    def answer(images: Array) -> Answered:
+        asked.append(len(images))
+        return Answered(planes(images))
+
+    def probability(images: Array, _: Array) -> Array:
+        np.testing.assert_array_equal(images, rounded(images))
+        return np.where(images.reshape(len(images), -1)[:, 1] > 0, 0.75, 0.25)
+
+    checked = replace(checks(), image_label_probability=probability, min_label_probability=0.5)
+    result = searched(asked=replace(models(), submit=answer), checked=checked)
+    expected = EVERYTHING.take(np.rint(255 * EVERYTHING.latent[:, 1]) > 0)
+    np.testing.assert_array_equal(result.failures.latent, expected.latent)
+    np.testing.assert_array_equal(result.failures.label_probability, 0.75)
+    rejected = len(EVERYTHING.source) - len(expected.source)
+    assert rejections(result.counts) == {"rejected_by_label_model": rejected}
+    assert sum(asked) == result.counts.classifications == 240 + len(expected.source)
+
+
 def test_the_first_check_that_fails_counts() -> None:
     """A candidate that fails several checks is counted under the first of them, and later ones never see it."""
     seen: list[Array] = []

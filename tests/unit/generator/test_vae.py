@@ -39,8 +39,8 @@ def test_new_weights_are_drawn_by_seed() -> None:
     ("overrides", "message"),
     [
         ({"shape": (2, 28, 28)}, "1 or 3 channels"),
-        ({"shape": (1, 7, 28)}, "8..128"),
-        ({"shape": (1, 28, 129)}, "8..128"),
+        ({"shape": (1, 7, 28)}, "8..512"),
+        ({"shape": (1, 28, 513)}, "8..512"),
         ({"latent_dim": 0}, "latent_dim is 0"),
         ({"width": 20}, "width is 20"),
         ({"epochs": 0}, "epochs is 0"),

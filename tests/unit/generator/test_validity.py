@@ -8,6 +8,7 @@ from scipy import stats
 
 from services.generator.codec import SD_FLOOR, aggregate_sd
 from services.generator.failures import Failures
+from services.generator.perturbations import screening_by
 from services.generator.validity import (
     NEIGHBOURS,
     Reference,
@@ -15,7 +16,6 @@ from services.generator.validity import (
     ValidityCheck,
     latent_checks,
     radius_sd,
-    screening,
 )
 
 Array = npt.NDArray[Any]
@@ -229,8 +229,16 @@ def test_thresholds_that_let_everything_pass(reference: Reference) -> None:
 def test_screening_asks_for_label_and_radius() -> None:
     """A draw is decoded when its label is believed and its step is small enough; nothing else is asked."""
     z = np.array([[-2.0, 99.0, 1.0], [2.0, 0.0, 1.0], [-2.0, 0.0, 1.0]], np.float32)
-    passes = screening(
+    passes = screening_by(
         THRESHOLDS, label_probability=lambda z, label: torch.from_numpy(probability(z.numpy(), label.numpy()))
     )
     told = (torch.from_numpy(z), torch.tensor([3, 3, 3]), torch.tensor([1.0, 0.1, 1.01]))
     assert passes(*told).tolist() == [True, False, False]
+    by_radius = screening_by(THRESHOLDS, label_probability=None)
+    assert by_radius(*told).tolist() == [True, True, False]
+
+
+def test_a_label_model_on_images_is_no_check_of_latents(reference: Reference) -> None:
+    """It reads a candidate when that is rendered again."""
+    checks = latent_checks(THRESHOLDS, reference=reference, label_probability=None, device=CPU)
+    assert [check.field for check in checks] == ["radius_sd", "typicality", "neighbour_agreement"]

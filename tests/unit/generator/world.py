@@ -67,7 +67,13 @@ def models(classify: Callable[[Array], Array] = planes, **others: Any) -> Search
 def checks(
     *latent: ValidityCheck, screening: Screening | None = None, max_round_trip_sd: float = np.inf
 ) -> SearchChecks:
-    return SearchChecks(latent=latent, screening=screening, max_round_trip_sd=max_round_trip_sd)
+    return SearchChecks(
+        latent=latent,
+        image_label_probability=None,
+        min_label_probability=0.5,
+        screening=screening,
+        max_round_trip_sd=max_round_trip_sd,
+    )
 
 
 def check(field: str, passes: Callable[[Array], Array]) -> ValidityCheck:
@@ -86,6 +92,7 @@ def planted_sources(count: int = 20) -> Sources:
         labels=np.zeros(count, np.int64),
         mu=mu,
         held_out=np.arange(count) % 3 == 0,
+        images=np.zeros((3 * count + 7, 1, DIM, 1), np.uint8),
     )
 
 
@@ -108,7 +115,7 @@ def round_allocation(sources: Sources, decodes: int | Array = DECODES, **others:
 
 def cut(whole: T, rows: slice) -> T:
     """Return what a shard has of all sources, or of the orders for them."""
-    shared = {"round_", "directions", "screen"}
+    shared = {"round_", "directions", "screen", "images"}
     return replace(whole, **{f.name: getattr(whole, f.name)[rows] for f in fields(whole) if f.name not in shared})
 
 

@@ -1,5 +1,6 @@
 """Calls for regions, annotations and the latent space."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,16 @@ def encode(run_id: str, images: Images) -> SansIoCall[tuple[npt.NDArray[np.float
     return tensors.floats_from_proto(response.mu), tensors.floats_from_proto(response.sigma)
 
 
-def decode(run_id: str, latents: npt.NDArray[np.floating]) -> SansIoCall[Images]:
-    """Return the images (n, h, w, c) uint8 of latents (n, d)."""
-    request = generator_service_pb2.DecodeRequest(run=names.run(run_id), latents=tensors.floats_to_proto(latents))
+def decode(
+    run_id: str, latents: npt.NDArray[np.floating], *, sources: Sequence[int] | npt.NDArray[np.integer] = ()
+) -> SansIoCall[Images]:
+    """Return the images (n, h, w, c) uint8 of latents (n, d), rendered as the run does.
+
+    A run with the rendering `residual` needs their `sources`, as `Failure.source`.
+    """
+    request = generator_service_pb2.DecodeRequest(
+        run=names.run(run_id), latents=tensors.floats_to_proto(latents), sources=[int(source) for source in sources]
+    )
     response = yield Rpc(method="Decode", request=request)
     return tensors.images_from_proto(response.images)
 

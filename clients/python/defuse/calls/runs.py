@@ -38,13 +38,13 @@ class RunSettings:
 
     Each section has deviations from the defaults, by field name of the contract.
 
-    search: radius_sd, draws_per_source, strategy ("adaptive" or "uniform"), noise
-        ("gaussian" or "released"), ...
-    vae: latent_dim, epochs, beta, seed; or `encoder` and `decoder`, the paths of two
-        ONNX files.
-    validity: min_label_probability, min_neighbour_agreement, min_typicality,
-        max_radius_sd, max_round_trip_sd, and `oracle`, the id of a second, stronger
-        model.
+    search: radius_sd, draws_per_source, rendering ("auto", "decoder" or "residual"),
+        strategy ("adaptive" or "uniform"), noise ("gaussian" or "released"), ...
+    vae: latent_dim, epochs, beta, max_side, seed; or `encoder` and `decoder`, the paths
+        of two ONNX files.
+    validity: label_model ("auto", "latent" or "image"), min_label_probability,
+        min_neighbour_agreement, min_typicality, max_radius_sd, max_round_trip_sd, and
+        `oracle`, the id of a second, stronger model.
     preflight: declared_accuracy, max_reconstruction_loss.
     mixture: kind ("error_aware" or "plain"), max_components, min_support,
         fresh_decodes, false_discovery_rate, bootstraps.
@@ -70,7 +70,7 @@ def run_config(settings: RunSettings) -> SansIoCall[run_pb2.RunConfig]:
     for part in ("encoder", "decoder"):
         if path := vae.pop(part, None):
             vae[f"{part}_digest"] = yield from upload_bytes((yield from read_content(path)))
-    validity = dict(settings.validity)
+    validity = _with_enum_names(settings.validity, "label_model")
     if oracle := validity.get("oracle"):
         validity["oracle"] = names.model(oracle)
     return run_pb2.RunConfig(
@@ -78,7 +78,7 @@ def run_config(settings: RunSettings) -> SansIoCall[run_pb2.RunConfig]:
         model_version=settings.model_version,
         dataset=names.dataset(settings.dataset),
         seed=settings.seed,
-        search=build_message(run_pb2.SearchConfig, _with_enum_names(settings.search, "strategy", "noise")),
+        search=build_message(run_pb2.SearchConfig, _with_enum_names(settings.search, "strategy", "noise", "rendering")),
         vae=build_message(run_pb2.VaeConfig, vae),
         validity=build_message(run_pb2.ValidityConfig, validity),
         preflight=build_message(run_pb2.PreflightConfig, settings.preflight),

@@ -139,7 +139,7 @@ def _print_regions(regions: list[Region], *, as_json: bool) -> None:
             f"{region.score:.3f}",
             region.true_label,
             region.predicted_label,
-            region.size,
+            f"{region.size} of {region.source_count} images",
             region.error_rate,
             f"{region.control_error_rate.value:.3f}",
             _ratio(region.real_error_rate),
@@ -162,7 +162,7 @@ def _print_regions(regions: list[Region], *, as_json: bool) -> None:
         "label or suggestion",
         "state",
     )
-    caption = "largest score first; score, 0 to 1: error rate above control x typicality"
+    caption = "largest score first; score, 0 to 1: error rate above control x share of the sources with failures"
     print_table(columns, rows, caption=caption)
 
 

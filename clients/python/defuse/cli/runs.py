@@ -45,12 +45,19 @@ class RunOptions:
     max_sources: Annotated[int, typer.Option(help="Number of source images; 0 takes all.")] = 0
     strategy: Annotated[str, typer.Option(help="Allocation of draws to images: `adaptive` or `uniform`.")] = "adaptive"
     noise: Annotated[str, typer.Option(help="Distribution of perturbations: `gaussian` or `released`.")] = "gaussian"
+    rendering: Annotated[
+        str,
+        typer.Option(help="Images: `decoder`, `residual` (changed real images), or what a pilot chooses, `auto`."),
+    ] = "auto"
     vae_epochs: Annotated[int, typer.Option(help="Epochs of the VAE; 0 chooses them by the size of the data.")] = 0
     encoder: Annotated[Path | None, typer.Option(help="Your own ONNX encoder; needs --decoder.")] = None
     decoder: Annotated[Path | None, typer.Option(help="Your own ONNX decoder; needs --encoder.")] = None
+    label_model: Annotated[
+        str, typer.Option(help="Model of the labels of perturbations: of `latent`s, of `image`s, or `auto`.")
+    ] = "auto"
     min_label_probability: Annotated[
         float | None,
-        typer.Option(help="Least probability of the source's label by the latent label model; default 0.998."),
+        typer.Option(help="Least probability of the source's label by the label model; default 0.998, of images 0.97."),
     ] = None
     validity_from: Annotated[
         str, typer.Option(help="Run whose annotations advise the omitted validity thresholds.")
@@ -63,7 +70,7 @@ class RunOptions:
         float | None,
         typer.Option(help="Refuse the run if the VAE loses a larger share of the images; default 0.1."),
     ] = None
-    min_support: Annotated[int, typer.Option(help="Least failures of a region; 0 takes the default.")] = 0
+    min_support: Annotated[int, typer.Option(help="Least source images of a region; 0 takes the default.")] = 0
     mixture: Annotated[
         str,
         typer.Option(help="`error_aware`: one confusion per region; `plain`: over latents alone, as published."),
@@ -80,9 +87,14 @@ class RunOptions:
                 "max_sources": self.max_sources,
                 "strategy": self.strategy,
                 "noise": self.noise,
+                "rendering": self.rendering,
             },
             "vae": {"epochs": self.vae_epochs, "encoder": self.encoder, "decoder": self.decoder},
-            "validity": {"min_label_probability": self.min_label_probability, "oracle": self.oracle},
+            "validity": {
+                "label_model": self.label_model,
+                "min_label_probability": self.min_label_probability,
+                "oracle": self.oracle,
+            },
             "validity_from": self.validity_from,
             "preflight": {
                 "declared_accuracy": self.declared_accuracy,
@@ -290,6 +302,7 @@ def _print_run(run: Run, *, as_json: bool) -> None:
         "state": run.state,
         "model": f"{run.model} version {run.model_version}",
         "preflight": _preflight(run),
+        "rendering": _rendering(run),
         "failures": run.counts.failures,
         "regions": run.region_count,
         "note": run.error or run.note,
@@ -301,6 +314,17 @@ def _preflight(run: Run) -> str:
     if not run.preflight:
         return "not finished"
     return f"accuracy {run.preflight.accuracy}, on reconstructions {run.preflight.reconstruction_accuracy}"
+
+
+def _rendering(run: Run) -> str:
+    if not run.preflight or not run.preflight.pilot:
+        return run.rendering
+    pilot = run.preflight.pilot
+    return (
+        f"{run.rendering}, by a pilot on {pilot.sources} images: {pilot.reconstructions_lost.value:.1%} lost to "
+        f"reconstruction; valid among misclassified images {pilot.decoder_valid.value:.2f} (decoder), "
+        f"{pilot.residual_valid.value:.2f} (residual)"
+    )
 
 
 def _exit_unless_succeeded(run: Run) -> None:

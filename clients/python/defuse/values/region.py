@@ -69,19 +69,22 @@ class Region:
     weight: float
     # Failures for correction.
     size: int
+    # Different source images of these: failures of one source are one piece of evidence.
+    source_count: int
     # Failures excluded from correction, for figures before and after it.
     held_out_size: int
     true_label: str
     predicted_label: str
     # (true label, predicted label, failures), most frequent first; only one, except with mixture kind `plain`.
     profile: list[tuple[str, str, int]]
-    # Sort key of regions, in [0, 1], larger is worse: error rate above that of the controls, times typicality.
+    # Sort key of regions, in [0, 1], larger is worse: error rate above that of the controls, times its share of the
+    # sources with failures.
     score: float
     # Share of the searched real images of the true label inside the region, in [0, 1].
     typicality: float
-    # Share of misclassified fresh decodes.
+    # Share of misclassified fresh images.
     error_rate: Estimate
-    # Share of misclassified controls: unperturbed reconstructions of the nearest real images.
+    # Share of misclassified controls: unperturbed images of the nearest sources.
     control_error_rate: Estimate
     # Smallest false discovery rate at which the error rate exceeds that of the controls.
     q_value: float
@@ -107,6 +110,7 @@ class Region:
             run=names.last(names.parent(message.name)),
             weight=message.weight,
             size=message.size,
+            source_count=message.source_count,
             held_out_size=message.held_out_size,
             true_label=message.true_label,
             predicted_label=message.predicted_label,

@@ -50,6 +50,33 @@ class SearchCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pilot:
+    """The comparison of both renderings on a few sources, before the search."""
+
+    # The rendering that follows, "decoder" or "residual".
+    rendering: str
+    sources: int
+    # Share of the sources whose unperturbed reconstruction is misclassified.
+    reconstructions_lost: Estimate
+    # Shares of the misclassified perturbations that passed every check.
+    decoder_valid: Estimate
+    residual_valid: Estimate
+    # Of the hypothesis that valid failures are not more frequent with "residual".
+    p_value: float
+
+    @classmethod
+    def from_proto(cls, message: run_pb2.Pilot) -> Self:
+        return cls(
+            rendering=enum_word(run_pb2.SearchConfig.Rendering.Name(message.rendering), "RENDERING"),
+            sources=message.sources,
+            reconstructions_lost=Estimate.from_proto(message.reconstructions_lost),
+            decoder_valid=Estimate.from_proto(message.decoder.valid),
+            residual_valid=Estimate.from_proto(message.residual.valid),
+            p_value=message.p_value,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preflight:
     """Measurements on labelled images before the search."""
 
@@ -57,6 +84,8 @@ class Preflight:
     # Among correctly classified images, the share whose unperturbed reconstruction is classified correctly, too.
     reconstruction_accuracy: Estimate
     label_model_accuracy: float
+    # What decided on the rendering; None when the caller did.
+    pilot: Pilot | None
 
     @classmethod
     def from_proto(cls, message: run_pb2.Preflight) -> Self:
@@ -64,6 +93,7 @@ class Preflight:
             accuracy=Estimate.from_proto(message.accuracy),
             reconstruction_accuracy=Estimate.from_proto(message.reconstruction_accuracy),
             label_model_accuracy=message.label_model_accuracy,
+            pilot=Pilot.from_proto(message.pilot) if message.HasField("pilot") else None,
         )
 
 
@@ -75,11 +105,11 @@ class GroupCounts:
     failures: int
     failures_without_region: int
     groups: int
-    # Groups with too few failures.
+    # Groups whose failures have too few sources.
     below_support: int
     # Groups merged into another one.
     merged: int
-    # Groups whose fresh decodes are no worse than the reconstructions around them.
+    # Groups whose fresh images are no worse than their controls.
     not_worse_than_control: int
 
     @classmethod
@@ -139,6 +169,10 @@ class Run:
     # None until the distillation is finished.
     groups: GroupCounts | None
     config: Mapping[str, Any]
+    # How latents become images: "decoder" or "residual"; "auto" until the pilot has chosen.
+    rendering: str
+    # What reads the labels of perturbations: "latent" or "image"; "auto" until the rendering is known.
+    label_model: str
     # Id of the run whose annotations advised the omitted validity thresholds; empty for none.
     validity_from: str
     # Operation name, for `Client.operation`.
@@ -165,6 +199,8 @@ class Run:
             region_count=message.region_count,
             groups=GroupCounts.from_proto(message.groups) if message.HasField("groups") else None,
             config={section: message_fields(getattr(config, section)) for section in SECTIONS},
+            rendering=enum_word(run_pb2.SearchConfig.Rendering.Name(config.search.rendering), "RENDERING"),
+            label_model=enum_word(run_pb2.ValidityConfig.LabelModel.Name(config.validity.label_model), "LABEL_MODEL"),
             validity_from=names.last(config.validity_from),
             operation=message.operation,
             create_time=to_datetime(message.create_time),
@@ -179,7 +215,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A misclassified decoded perturbation.
+    """A misclassified rendered perturbation.
 
     It is identified by run, source, round and draw.
     """

@@ -14,6 +14,7 @@ from defuse.values import (
     CostEstimate,
     Estimate,
     FailureBatch,
+    Pilot,
     Preflight,
     Run,
     SearchCounts,
@@ -95,7 +96,38 @@ def test_preflight_and_error_reason() -> None:
     run = Run.from_proto(message)
     assert (run.error, run.error_reason) == ("mush", "VAE_TOO_COARSE")
     half = Estimate.from_proto(HALF)
-    assert run.preflight == Preflight(accuracy=half, reconstruction_accuracy=half, label_model_accuracy=0.75)
+    assert run.preflight == Preflight(
+        accuracy=half, reconstruction_accuracy=half, label_model_accuracy=0.75, pilot=None
+    )
+
+
+def test_a_pilot() -> None:
+    """The choice of a rendering comes with its figures."""
+    message = run_pb2.Run(
+        name="runs/first",
+        config={"search": {"rendering": "RENDERING_RESIDUAL"}, "validity": {"label_model": "LABEL_MODEL_IMAGE"}},
+        preflight={
+            "pilot": {
+                "sources": 200,
+                "reconstructions_lost": HALF,
+                "decoder": {"decodes": 10, "valid": HALF},
+                "residual": {"decodes": 10, "valid": HALF},
+                "p_value": 0.25,
+                "rendering": "RENDERING_RESIDUAL",
+            }
+        },
+    )
+    run, half = Run.from_proto(message), Estimate.from_proto(HALF)
+    assert (run.rendering, run.label_model) == ("residual", "image")
+    assert run.preflight
+    assert run.preflight.pilot == Pilot(
+        rendering="residual",
+        sources=200,
+        reconstructions_lost=half,
+        decoder_valid=half,
+        residual_valid=half,
+        p_value=0.25,
+    )
 
 
 def test_failures() -> None:

@@ -12,7 +12,7 @@ import pytest
 from defuse.errors import InvalidInput, NotReady, StoreFull
 from defuse.v1 import dataset_pb2
 
-from services.gateway.datasets import urls
+from services.gateway.datasets import datasets as urls
 from services.gateway.datasets.datasets import Datasets
 from services.gateway.files.files import Files
 from services.localstack.child_process import free_port

@@ -96,7 +96,7 @@ def tell(
     story: Story,
     *,
     state: "run_pb2.Run.State.ValueType" = run_pb2.Run.STATE_SUCCEEDED,
-    **search: Any,
+    **given: Any,
 ) -> None:
     """Tell a story to the runs of a gateway that has the judged run, in some state."""
 
@@ -104,6 +104,7 @@ def tell(
         queue, generator = Queue(url), Generator()
         advice = ThresholdAdvisor(Regions(store), generator)  # type: ignore[arg-type]
         runs = Runs(queue, store, Triton(), advice)  # type: ignore[arg-type]
+        search = {"rendering": "RENDERING_DECODER", **given}
         first = run_pb2.Run(name="runs/first", config=complete(run_pb2.RunConfig(search=search)), state=state)
         await runs.records.create(first, [(PREPARE, work_pb2.PrepareWork())])
         try:
@@ -121,11 +122,18 @@ def config(**sections: Any) -> run_pb2.RunConfig:
 
 
 def test_a_run_takes_what_it_is_advised(redis_url: str, judged: ArtifactStore) -> None:
-    """Every threshold that was left out is the advised one; it is learned from the regions that were judged."""
+    """Every threshold that was left out is the advised one; it is learned from the regions that were judged.
+
+    Rendering and label model are those that the thresholds are about.
+    """
 
     async def story(runs: Runs, generator: Generator) -> None:
         run = await runs.create("second", config())
+        assert run.config.search.rendering == run_pb2.SearchConfig.RENDERING_DECODER
+        assert run.config.validity.label_model == run_pb2.ValidityConfig.LABEL_MODEL_LATENT
+        run.config.validity.ClearField("label_model")
         assert run.config.validity == ADVISED
+        run.config.validity.label_model = run_pb2.ValidityConfig.LABEL_MODEL_LATENT
         assert run.config.validity_from == "runs/first"
         assert (await runs.get("runs/second")).config == run.config
         [asked] = generator.asked
@@ -134,6 +142,18 @@ def test_a_run_takes_what_it_is_advised(redis_url: str, judged: ArtifactStore) -
             [f"{REGIONS}/r1"],
             [f"{REGIONS}/r2"],
         )
+
+    tell(redis_url, judged, story)
+
+
+def test_another_rendering_keeps_its_own_thresholds(redis_url: str, judged: ArtifactStore) -> None:
+    """Thresholds of one rendering say nothing about the other; the radius is in the same units."""
+
+    async def story(runs: Runs, _: Generator) -> None:
+        wanted = config(search={"rendering": "RENDERING_RESIDUAL"})
+        validity = (await runs.create("residual", wanted)).config.validity
+        assert validity.label_model == run_pb2.ValidityConfig.LABEL_MODEL_IMAGE
+        assert (validity.max_radius_sd, validity.min_label_probability, validity.min_typicality) == (0.9, 0.97, 0)
 
     tell(redis_url, judged, story)
 

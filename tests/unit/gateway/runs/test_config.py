@@ -76,8 +76,41 @@ def test_defaults_are_those_that_the_contract_promises() -> None:
 @pytest.mark.parametrize("path", WITH_PRESENCE)
 def test_a_zero_that_was_set_stays(path: str) -> None:
     """0 is a value where the contract says so: it switches a check off or makes it strict, and is no default."""
-    assert value_of(complete(run_pb2.RunConfig()), path) > 0
-    assert value_of(complete(config_with(path, 0)), path) == 0
+    decoder = run_pb2.RunConfig(search={"rendering": "RENDERING_DECODER"})
+    assert value_of(complete(decoder), path) > 0
+    given = config_with(path, 0)
+    given.search.rendering = run_pb2.SearchConfig.RENDERING_DECODER
+    assert value_of(complete(given), path) == 0
+
+
+@pytest.mark.parametrize(
+    ("rendering", "label_model", "expected"),
+    [
+        ("DECODER", "AUTO", ("LATENT", 0.998, 0.01, 0.8, 1)),
+        ("DECODER", "IMAGE", ("IMAGE", 0.97, 0.01, 0.8, 1)),
+        ("RESIDUAL", "AUTO", ("IMAGE", 0.97, 0, 0, 1e6)),
+        ("RESIDUAL", "LATENT", ("LATENT", 0.998, 0, 0, 1e6)),
+    ],
+)
+def test_thresholds_follow_from_the_rendering(rendering: str, label_model: str, expected: tuple[object, ...]) -> None:
+    """Where a caller names the rendering, label model and thresholds are filled in at once."""
+    given = run_pb2.RunConfig(
+        search={"rendering": f"RENDERING_{rendering}"}, validity={"label_model": f"LABEL_MODEL_{label_model}"}
+    )
+    validity = complete(given).validity
+    assert (
+        run_pb2.ValidityConfig.LabelModel.Name(validity.label_model).removeprefix("LABEL_MODEL_"),
+        validity.min_label_probability,
+        validity.min_typicality,
+        validity.min_neighbour_agreement,
+        validity.max_round_trip_sd,
+    ) == expected
+
+
+def test_a_pilot_leaves_thresholds_open() -> None:
+    """What depends on the rendering is absent, unless the caller set it."""
+    validity = complete(run_pb2.RunConfig(validity={"min_typicality": 0.25})).validity
+    assert {field.name for field, _ in validity.ListFields()} == {"max_radius_sd", "min_typicality", "label_model"}
 
 
 @pytest.mark.parametrize("path", ["search.radius_sd", "search.rounds", "mixture.min_support", "search.strategy"])

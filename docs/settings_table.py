@@ -1,4 +1,4 @@
-"""`python -m services.settings_table`: all settings, for docs/reference/settings.md."""
+"""`python -m docs.settings_table`: all settings, for docs/reference/settings.md."""
 
 import sys
 import textwrap

@@ -57,7 +57,7 @@ def code_digest() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSettings:
-    """What decides an arm's result, beside the code."""
+    """The settings of an arm, which decide its result together with the code."""
 
     source: str
     seed: int

@@ -36,7 +36,7 @@ _DECODED_BYTES = 1 << 19
 
 @dataclass(kw_only=True)
 class SessionRecord:
-    """What a user of Defuse got for a classifier and its data."""
+    """The results that a user of Defuse got for a classifier and its data."""
 
     run: Run
     regions: list[RegionReading] = field(default_factory=list)
@@ -57,7 +57,7 @@ class SessionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class UserInputs:
-    """What a user hands over, and the oracle that labels."""
+    """The inputs of a user, and the oracle that labels."""
 
     deployed: TrainedNetwork
     oracle: TrainedNetwork

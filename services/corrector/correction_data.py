@@ -14,7 +14,7 @@ from defuse.v1 import correction_pb2, model_pb2, run_pb2
 
 from services.arrays import Array
 from services.latent_space.rendering import Perturbations
-from services.latent_space.run_images import RegionShape, RunImages
+from services.latent_space.run_images import RegionShape, RunImages, SearchedSources, SourceFilter
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
 from services.storage.catalog import Catalog, LabelledImages
@@ -44,7 +44,7 @@ def fresh_images(
     generator: np.random.Generator,
     *,
     spread: float = 1.0,
-    of_source: Array | None = None,
+    of_source: SourceFilter,
 ) -> Perturbations:
     """Draw at most `count` fresh perturbations of a region that carry its label; see `RunImages.fresh`."""
     if region.shape is None:
@@ -65,8 +65,7 @@ def sample_region(images: RunImages, region: RegionData, count: int, generator: 
     Failures of the region replace missing draws. They are not preferred, because they lie where the search found them,
     next to the boundary and around few sources, and represent the region less well (docs/explanation/method.md).
     """
-    usable = ~images.sources.held_out if images.is_residual else None
-    fresh = fresh_images(images, region, count, generator, of_source=usable)
+    fresh = fresh_images(images, region, count, generator, of_source=lambda sources: ~sources.held_out)
     order = generator.permutation(len(region.failures))
     return Perturbations.joined([fresh, region.failures.take(np.resize(order, count - len(fresh)))])
 
@@ -190,16 +189,18 @@ class CorrectionData:
         """
         count = max(_LEAST_AROUND, min(_AROUND, _AROUND_IN_ALL // len(self.correction.regions)))
         generator = np.random.default_rng([self.run.config.seed, _AROUND_STREAM])
-        of_source = None
-        if self.images.is_residual:
-            sources = self.images.sources
-            of_source = sources.held_out & self._decides[sources.images.row]
+
+        def held_out_deciding(sources: SearchedSources) -> Array:
+            return np.asarray(sources.held_out & self._decides[sources.images.row])
+
         return [
             HeldOutRegion(
                 region=labelled.region,
                 label=labelled.label,
                 label_id=region.label,
-                perturbations=fresh_images(self.images, region, count, generator, spread=_SPREAD, of_source=of_source),
+                perturbations=fresh_images(
+                    self.images, region, count, generator, spread=_SPREAD, of_source=held_out_deciding
+                ),
             )
             for labelled, region in zip(self.correction.regions, self.regions(), strict=True)
         ]

@@ -47,7 +47,7 @@ class _Pilot:
         """Return the margins (n,) of the unperturbed images of a rendering."""
         run = _judged_on_images(self.run, rendering)
         read = measure_margins(
-            real_images(self._searched, self.sources.index),
+            np.array(self.sources.images[self.sources.index]),
             self.sources.labels,
             self.sources.mu,
             self.context.models(run, self.sd_agg),
@@ -75,10 +75,6 @@ class _Pilot:
             check=self.check,
         ).counts
 
-    @property
-    def _searched(self) -> LabelledImages:
-        return self.context.images(self.run, keys.SEARCHED_SPLIT)
-
 
 def run_pilot(
     context: RunContext, run: run_pb2.Run, index: Array, sd_agg: Array, check: Callable[[], None]
@@ -91,9 +87,10 @@ def run_pilot(
     # Some are read wrongly, and take no part.
     rows = index[noise.choose_positions(seed=run.config.seed ^ _STREAM, count=len(index), limit=2 * SOURCES)]
     pilot = _Pilot(context=context, run=run, sources=_sources(context, run, searched, rows), sd_agg=sd_agg, check=check)
-    right = np.flatnonzero(pilot.margins(Search.RENDERING_RESIDUAL) > 0)[:SOURCES]
-    pilot = replace(pilot, sources=_sources(context, run, searched, rows[right]))
-    residual, decoder = (pilot.margins(one) for one in (Search.RENDERING_RESIDUAL, Search.RENDERING_DECODER))
+    residual = pilot.margins(Search.RENDERING_RESIDUAL)
+    right = np.flatnonzero(residual > 0)[:SOURCES]
+    pilot, residual = replace(pilot, sources=_sources(context, run, searched, rows[right])), residual[right]
+    decoder = pilot.margins(Search.RENDERING_DECODER)
     result = run_pb2.Pilot(sources=len(right), reconstructions_lost=estimate(int((decoder <= 0).sum()), len(right)))
     _record(result.residual, pilot.searched(Search.RENDERING_RESIDUAL, residual))
     _record(result.decoder, pilot.searched(Search.RENDERING_DECODER, decoder))

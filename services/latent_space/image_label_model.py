@@ -5,20 +5,22 @@ As the label model on latents, it does not use the classifier under test. It rea
 which a small autoencoder loses (docs/explanation/method.md, "Validity").
 """
 
-import io
-import json
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.arrays import Array, as_floats, read_safetensors_header
-from services.latent_space.label_model import choose_held_out, log_class_shares
+from services.arrays import Array, as_floats
+from services.latent_space.label_model import (
+    check_class_ids,
+    choose_held_out,
+    log_class_shares,
+    module_from_bytes,
+    module_to_bytes,
+)
 from services.latent_space.rendering import Resize, limited_size
 
 # Largest side of the copies that it reads: finer detail costs time, and a rendered image has it from a real one.
@@ -105,9 +107,7 @@ def probability_of_label(model: ImageLabelModel, images: Array | Tensor, labels:
 
 def image_label_model_bytes(model: ImageLabelModel) -> bytes:
     """Return an image label model as one safetensors file."""
-    fields = {name: getattr(model, name) for name in ("image_shape", "n_classes", "held_out_accuracy")}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return safetensors.torch.save(tensors, metadata={"image_label_model": json.dumps(fields)})
+    return module_to_bytes(model, "image_label_model", ("image_shape", "n_classes", "held_out_accuracy"))
 
 
 def read_image_label_model(data: bytes) -> ImageLabelModel:
@@ -115,15 +115,7 @@ def read_image_label_model(data: bytes) -> ImageLabelModel:
 
     Raises ValueError for any other file.
     """
-    try:
-        header, _ = read_safetensors_header(io.BytesIO(data))
-        model = ImageLabelModel(**json.loads(header["__metadata__"]["image_label_model"]))
-        model.load_state_dict(safetensors.torch.load(data))
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(
-            f"these {len(data)} bytes are no image label model ({error}): write one with image_label_model_bytes"
-        ) from error
-    return model.eval()
+    return module_from_bytes(data, "image_label_model", ImageLabelModel)
 
 
 def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -197,5 +189,4 @@ def _check(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer], n_cla
         raise ValueError(
             f"images {images.dtype} {images.shape}, labels {labels.shape}: give uint8 (n, h, w, c), (n,), n > 1"
         )
-    if labels.min() < 0 or labels.max() >= n_classes:
-        raise ValueError(f"labels are {labels.min()}..{labels.max()}: give class ids from 0 to {n_classes - 1}")
+    check_class_ids(labels, n_classes)

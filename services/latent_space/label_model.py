@@ -7,6 +7,7 @@ source's label.
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from services.arrays import read_safetensors_header
 
 # Arrays on the host, or tensors on the model's device.
 A = TypeVar("A", npt.NDArray[Any], Tensor)
+M = TypeVar("M", bound=nn.Module)
 _WIDTH = 192
 _STEPS = 1200
 _BATCH = 256
@@ -100,9 +102,7 @@ def to_bytes(model: LabelModel) -> bytes:
 
     It has weights, standardisation and held-out accuracy.
     """
-    fields = {name: getattr(model, name) for name in ("latent_dim", "n_classes", "held_out_accuracy")}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return safetensors.torch.save(tensors, metadata={"label_model": json.dumps(fields)})
+    return module_to_bytes(model, "label_model", ("latent_dim", "n_classes", "held_out_accuracy"))
 
 
 def from_bytes(data: bytes) -> LabelModel:
@@ -110,15 +110,31 @@ def from_bytes(data: bytes) -> LabelModel:
 
     It is on the CPU, in eval mode. Raises ValueError for any other file.
     """
+    return module_from_bytes(data, "label_model", LabelModel)
+
+
+def module_to_bytes(module: nn.Module, kind: str, fields: Sequence[str]) -> bytes:
+    """Return a network as one safetensors file, with the named fields that its class is called with."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    content = {name: getattr(module, name) for name in fields}
+    return safetensors.torch.save(tensors, metadata={kind: json.dumps(content)})
+
+
+def module_from_bytes(data: bytes, kind: str, build: Callable[..., M]) -> M:
+    """Return the network of a file of `module_to_bytes`, on the CPU and in eval mode.
+
+    `build` is its class. Raises ValueError for any other file.
+    """
     try:
         header, _ = read_safetensors_header(io.BytesIO(data))
-        fields = json.loads(header["__metadata__"]["label_model"])
+        fields = json.loads(header["__metadata__"][kind])
         with torch.device("meta"):
-            model = LabelModel(**fields)
-        model.load_state_dict(safetensors.torch.load(data), assign=True)
+            module = build(**fields)
+        module.load_state_dict(safetensors.torch.load(data), assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"these {len(data)} bytes are no label model ({error}): write one with to_bytes") from error
-    return model.eval()
+        what = kind.replace("_", " ")
+        raise ValueError(f"these {len(data)} bytes are no {what} ({error}): give a file of such a model") from error
+    return module.eval()
 
 
 def _check(
@@ -126,6 +142,11 @@ def _check(
 ) -> None:
     if mu.ndim != 2 or mu.shape != sigma.shape or labels.shape != mu.shape[:1] or len(mu) < 2:
         raise ValueError(f"mu {mu.shape}, sigma {sigma.shape}, labels {labels.shape}: give (n, d), (n, d), (n,), n > 1")
+    check_class_ids(labels, n_classes)
+
+
+def check_class_ids(labels: npt.NDArray[np.integer], n_classes: int) -> None:
+    """Raise ValueError unless all labels (n,) are class ids."""
     if labels.min() < 0 or labels.max() >= n_classes:
         raise ValueError(f"labels are {labels.min()}..{labels.max()}: give class ids from 0 to {n_classes - 1}")
 

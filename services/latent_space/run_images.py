@@ -27,7 +27,7 @@ _NEAR = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class RegionShape:
-    """What fresh images of a region are drawn from."""
+    """The distribution and the sources from which fresh images of a region are drawn."""
 
     gaussian: Gaussian
     # (m,) sources of its failures
@@ -53,6 +53,10 @@ class SearchedSources:
     def label_of(self, source: Array) -> Array:
         """Return the class ids (n,) of sources (n,)."""
         return np.asarray(self.label[np.searchsorted(self.images.row, source)])
+
+
+SourceFilter = Callable[[SearchedSources], Array]
+"""Searched sources (s,) -> which of them may be taken, (s,) bool."""
 
 
 class RunImages:
@@ -118,7 +122,7 @@ class RunImages:
         generator: np.random.Generator,
         *,
         spread: float = 1.0,
-        of_source: Array | None = None,
+        of_source: SourceFilter = lambda sources: sources.right,
         one_of_each: bool = False,
     ) -> Perturbations:
         """Draw at most `count` fresh perturbations of a region that carry their labels.
@@ -126,8 +130,8 @@ class RunImages:
         `label_of` returns the labels (n,) that perturbations must carry. `decoder` draws from the region's Gaussian,
         whose covariance `spread` scales. `residual` moves real images near the region towards such draws, by at most
         the run's largest radius: images of a label of its sources that the classifier reads correctly, the nearest
-        first (Mahalanobis distance). `of_source` (s,) bool restricts them to some of `sources`, and `one_of_each` takes
-        each once. An image without a draw that carries its label, of MOST_DRAWS, is left out.
+        first (Mahalanobis distance). `of_source` restricts them to some of `sources`, and `one_of_each` takes each
+        once. An image without a draw that carries its label, of MOST_DRAWS, is left out.
         """
         gaussian = Gaussian(mean=region.gaussian.mean, covariance=spread * region.gaussian.covariance)
         source = self._source_of_each(region, count, of_source, one_of_each=one_of_each)
@@ -143,23 +147,23 @@ class RunImages:
 
     def unchecked(self, region: RegionShape, count: int, generator: np.random.Generator) -> Perturbations:
         """Draw at most `count` fresh perturbations of a region, whether or not they carry its label."""
-        source = self._source_of_each(region, count, None, one_of_each=False)
+        source = self._source_of_each(region, count, lambda sources: sources.right, one_of_each=False)
         return self._towards(region.gaussian.sample(len(source), generator), source)
 
-    def _source_of_each(self, region: RegionShape, count: int, of_source: Array | None, *, one_of_each: bool) -> Array:
+    def _source_of_each(self, region: RegionShape, count: int, of_source: SourceFilter, *, one_of_each: bool) -> Array:
         """Return the source of each image to draw, (n,)."""
         if not self.is_residual:
             return np.full(count, NO_SOURCE)
         near = self._near(region, of_source)
         return near[:count] if one_of_each else np.resize(near, count if len(near) else 0)
 
-    def _near(self, region: RegionShape, of_source: Array | None) -> Array:
+    def _near(self, region: RegionShape, of_source: SourceFilter) -> Array:
         """Return the sources near a region, the nearest first."""
         known = self.sources
         own = np.searchsorted(known.images.row, np.unique(region.sources))
         distance = region.gaussian.distance_squared(known.images.mu)
-        usable = known.right & np.isin(known.label, known.label[own]) & (distance <= np.quantile(distance[own], _NEAR))
-        rows = np.flatnonzero(usable if of_source is None else usable & of_source)
+        near = distance <= np.quantile(distance[own], _NEAR)
+        rows = np.flatnonzero(near & known.right & np.isin(known.label, known.label[own]) & of_source(known))
         return np.asarray(known.images.row[rows[np.argsort(distance[rows], kind="stable")]])
 
     def _towards(self, latent: Array, source: Array) -> Perturbations:

@@ -3,6 +3,10 @@
 import fcntl
 import os
 import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 from services.storage.catalog import Catalog
 from services.storage.safetensors import select_group
 from services.triton.client import InferenceClient
-from tests.conftest import Stack
+from tests.conftest import ROOT, Stack
 from tests.planted import CLASSES, TRUE, Planted, plant
 
 MODEL = "planted"
@@ -99,6 +103,29 @@ def same_failures(stack: Stack, one: str, other: str) -> bool:
     a, b = failures(stack, one), failures(stack, other)
     identical = all(np.array_equal(a[name], b[name]) for name in ("source", "round", "draw", "predicted_label"))
     return identical and len(a["source"]) > 0 and np.allclose(a["latent"], b["latent"], atol=1e-4)
+
+
+@contextmanager
+def second_generator(stack: Stack) -> Iterator[list[str]]:
+    """Run a second generator beside that of the stack; its log is in the list once the block has ended."""
+    addresses = stack.state["addresses"]
+    environment = {
+        **os.environ,
+        "DEFUSE_REDIS_URL": f"redis://{addresses['redis']}/0",
+        "DEFUSE_TRITON_URL": addresses["triton"],
+        "DEFUSE_STORE_URL": stack.store.url,
+    }
+    log: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "-m", "services.generator"], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as generator:
+        assert generator.stderr
+        assert any('"serving": true' in line for line in generator.stderr)
+        try:
+            yield log
+        finally:  # also after a failed assertion, which would otherwise wait for it for ever
+            generator.terminate()
+            log.extend(generator.stderr)
 
 
 def accuracy(stack: Stack, images: Any, labels: Any, version: int) -> float:

@@ -3,16 +3,14 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Stack, eventually
+from tests.conftest import Stack, eventually
 from tests.planted import Planted
-from tests.scenario.conftest import RUN_TIMEOUT_S, SEARCH, same_failures
+from tests.scenario.conftest import RUN_TIMEOUT_S, SEARCH, same_failures, second_generator
 
 Start = Callable[[str], None]
 
@@ -95,23 +93,10 @@ def test_a_killed_redis(local_stack: Stack, start: Start) -> None:
 
 def test_two_generators_find_what_one_finds(local_stack: Stack, start: Start) -> None:
     """A second generator on the same run takes a part of the shards and changes no failure."""
-    addresses = local_stack.state["addresses"]
-    environment = {
-        **os.environ,
-        "DEFUSE_REDIS_URL": f"redis://{addresses['redis']}/0",
-        "DEFUSE_TRITON_URL": addresses["triton"],
-        "DEFUSE_STORE_URL": local_stack.store.url,
-    }
-    with subprocess.Popen(
-        [sys.executable, "-m", "services.generator"], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as second:
-        assert second.stderr
-        assert any('"serving": true' in line for line in second.stderr)
+    with second_generator(local_stack) as log:
         start("two-generators")
         _finish(local_stack, "two-generators")
-        second.terminate()
-        log = second.stderr.read()
-    assert '"outcome": "done"' in log
+    assert '"outcome": "done"' in "".join(log)
 
 
 def test_a_killed_corrector(local_stack: Stack, undisturbed: Any) -> None:

@@ -1,8 +1,5 @@
 """The whole loop on small colour pictures with the rendering `residual`, disturbed and undisturbed."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,8 @@ from services.latent_space.run_images import RunImages
 from services.storage import keys
 from services.storage.catalog import Catalog
 from services.triton.client import InferenceClient
-from tests.conftest import ROOT, Stack, eventually
-from tests.scenario.conftest import RUN_TIMEOUT_S, failures, same_failures
+from tests.conftest import Stack, eventually
+from tests.scenario.conftest import RUN_TIMEOUT_S, failures, same_failures, second_generator
 
 Array = npt.NDArray[Any]
 SIDE, MODEL, RUN = 20, "shapes", "shapes"
@@ -193,20 +190,8 @@ def test_a_killed_service_changes_nothing(
 def test_two_generators_find_what_one_finds(local_stack: Stack, subject: dict[str, str], searched: str) -> None:
     """A second generator on the same run takes a part of the shards and changes no failure."""
     assert searched == RUN
-    addresses = local_stack.state["addresses"]
-    environment = {
-        **os.environ,
-        "DEFUSE_REDIS_URL": f"redis://{addresses['redis']}/0",
-        "DEFUSE_TRITON_URL": addresses["triton"],
-        "DEFUSE_STORE_URL": local_stack.store.url,
-    }
-    with subprocess.Popen(
-        [sys.executable, "-m", "services.generator"], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as second:
-        assert second.stderr
-        assert any('"serving": true' in line for line in second.stderr)
+    with second_generator(local_stack) as log:
         with local_stack.client() as client:
             start(client, "shapes-two", subject)
         finish(local_stack, "shapes-two")
-        second.terminate()
-        second.stderr.read()
+    assert '"outcome": "done"' in "".join(log)

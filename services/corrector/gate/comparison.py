@@ -81,7 +81,7 @@ class RegressionBank:
             RegionData.of(arrays, label_id),
             IMAGES - len(held_out),
             np.random.default_rng([run.config.seed, _STREAM]),
-            of_source=images.sources.held_out if images.is_residual else None,
+            of_source=lambda sources: sources.held_out,
         )
         drawn = Perturbations.joined([held_out, fresh])
         if not len(drawn):

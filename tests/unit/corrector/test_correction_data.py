@@ -8,7 +8,7 @@ from defuse.v1 import run_pb2
 
 from services.corrector.correction_data import RegionData, fresh_images, sample_region, sample_regions
 from services.latent_space.rendering import Perturbations
-from services.latent_space.run_images import RegionShape, RunImages
+from services.latent_space.run_images import RegionShape, RunImages, SearchedSources
 from services.statistics.gaussian import Gaussian
 from services.storage.artifacts import ArtifactStore
 
@@ -34,6 +34,10 @@ def planted(count: int = 30, centre: float = 0.0, label: int = 1, seed: int = 0)
     failures = Perturbations(latent=np.asarray(spread + centre, np.float32), source=np.arange(count))
     gaussian = Gaussian(mean=np.full(3, centre), covariance=np.diag([1.0, 100.0, 1.0]))
     return RegionData(failures=failures, shape=RegionShape(gaussian=gaussian, sources=np.arange(count)), label=label)
+
+
+def usable(sources: SearchedSources) -> Array:
+    return ~sources.held_out
 
 
 def everything(latent: Array, _: Array) -> Array:
@@ -70,10 +74,11 @@ def test_draws_of_a_wider_gaussian(judging: Judging) -> None:
     """Four times the covariance is twice as wide; draws without the label are left out, not replaced."""
     region = planted()
     narrow, wide = (
-        fresh_images(judging(everything), region, 5000, np.random.default_rng(0), spread=s).latent for s in (1.0, 4.0)
+        fresh_images(judging(everything), region, 5000, np.random.default_rng(0), spread=s, of_source=usable).latent
+        for s in (1.0, 4.0)
     )
     np.testing.assert_allclose(wide.std(axis=0), 2 * narrow.std(axis=0), rtol=1e-3)
-    assert len(fresh_images(judging(nothing), region, 50, np.random.default_rng(0))) == 0
+    assert len(fresh_images(judging(nothing), region, 50, np.random.default_rng(0), of_source=usable)) == 0
 
 
 def test_where_hardly_any_draw_carries_the_label_failures_fill_up(judging: Judging) -> None:

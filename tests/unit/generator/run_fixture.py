@@ -132,6 +132,13 @@ class Workshop:
         self.store.write_bytes(keys.file(digest), data)
         return digest
 
+    def coarse_pair(self) -> dict[str, str]:
+        """Upload a pair whose decoded images are half as bright as they should be."""
+        return {
+            "encoder_digest": self.upload(encoder_file(SHAPE)),
+            "decoder_digest": self.upload(decoder_file(SHAPE, scale=0.5)),
+        }
+
     def new_run(self, run_id: str, *, seed: int = 5, rendering: str = "DECODER", **sections: Any) -> run_pb2.Run:
         """Record a run as the gateway would create it; sections of its configuration are dictionaries."""
         config = run_pb2.RunConfig(model=MODEL, model_version=1, dataset=DATASET, seed=seed, vae=self.pair)

@@ -15,8 +15,7 @@ from services.runtime.queue import IDENTIFY, PREPARE
 from services.storage import keys
 from services.storage.catalog import Catalog, estimate
 from services.storage.keys import SEARCHED_SPLIT
-from tests.unit.generator.onnx_pairs import decoder_file, encoder_file
-from tests.unit.generator.run_fixture import SHAPE, Workshop, weak
+from tests.unit.generator.run_fixture import Workshop, weak
 
 Search = run_pb2.SearchConfig
 
@@ -57,14 +56,6 @@ def prepare(workshop: Workshop, run: run_pb2.Run) -> work_pb2.Prepared:
     return workshop.do(PREPARE, work_pb2.PrepareWork(run=run)).prepared
 
 
-def coarse(workshop: Workshop) -> dict[str, str]:
-    """Upload a pair whose decoded images are half as bright as they should be."""
-    return {
-        "encoder_digest": workshop.upload(encoder_file(SHAPE)),
-        "decoder_digest": workshop.upload(decoder_file(SHAPE, scale=0.5)),
-    }
-
-
 @pytest.mark.usefixtures("_quick")
 def test_a_vae_that_loses_nothing_is_searched_as_published(workshop: Workshop) -> None:
     """The choice, its figures and what follows from it are in the event, and in the run that others read."""
@@ -83,7 +74,7 @@ def test_a_vae_that_loses_nothing_is_searched_as_published(workshop: Workshop) -
 @pytest.mark.usefixtures("_quick")
 def test_a_vae_that_loses_images_changes_real_ones(workshop: Workshop) -> None:
     """Such a run is not refused; every failure is reproduced from its source and its draw."""
-    run = workshop.new_run("lossy", rendering="AUTO", vae=coarse(workshop), search={"draws_per_source": 6})
+    run = workshop.new_run("lossy", rendering="AUTO", vae=workshop.coarse_pair(), search={"draws_per_source": 6})
     state = workshop.play(run)
     assert state.config.search.rendering == Search.RENDERING_RESIDUAL
     assert state.config.validity.label_model == run_pb2.ValidityConfig.LABEL_MODEL_IMAGE
@@ -126,7 +117,7 @@ def test_a_choice_is_made_once(workshop: Workshop, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("_quick")
 def test_a_named_rendering_needs_no_pilot(workshop: Workshop) -> None:
     """With the rendering `residual` nothing is refused for reconstructions, and no image is changed without a step."""
-    run = workshop.new_run("named", rendering="RESIDUAL", vae=coarse(workshop))
+    run = workshop.new_run("named", rendering="RESIDUAL", vae=workshop.coarse_pair())
     done = prepare(workshop, run)
     assert not done.preflight.HasField("pilot")
     assert done.config == run.config

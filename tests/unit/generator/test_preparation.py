@@ -95,18 +95,10 @@ def test_a_classifier_that_reads_something_else_is_refused(workshop: Workshop, m
     assert not workshop.store.exists(keys.label_model(run.config))
 
 
-def coarse(workshop: Workshop) -> dict[str, str]:
-    """Upload a pair whose pictures are half as bright as they should be."""
-    return {
-        "encoder_digest": workshop.upload(encoder_file(SHAPE)),
-        "decoder_digest": workshop.upload(decoder_file(SHAPE, scale=0.5)),
-    }
-
-
 @pytest.mark.usefixtures("_quick")
 def test_a_vae_that_loses_too_much_is_refused(workshop: Workshop) -> None:
     """A VAE whose reconstructions the classifier misreads is refused, and the run has no sources."""
-    run = workshop.new_run("coarse", vae=coarse(workshop))
+    run = workshop.new_run("coarse", vae=workshop.coarse_pair())
     with pytest.raises(NotReady, match=r"misreads \d+ \(.*as unperturbed reconstructions.* 0.1 is allowed") as caught:
         prepare(workshop, run)
     assert caught.value.reason == "VAE_TOO_COARSE"
@@ -116,7 +108,7 @@ def test_a_vae_that_loses_too_much_is_refused(workshop: Workshop) -> None:
 @pytest.mark.usefixtures("_quick")
 def test_what_is_allowed_is_not_refused(workshop: Workshop) -> None:
     """The same VAE is taken by a run that allows the loss."""
-    run = workshop.new_run("allowed", vae=coarse(workshop), preflight={"max_reconstruction_loss": 0.9})
+    run = workshop.new_run("allowed", vae=workshop.coarse_pair(), preflight={"max_reconstruction_loss": 0.9})
     reconstructions = prepare(workshop, run).preflight.reconstruction_accuracy
     assert reconstructions.value < 0.8
 

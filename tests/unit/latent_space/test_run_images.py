@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from services.arrays import as_floats
 from services.latent_space.rendering import NO_SOURCE, Perturbations
-from services.latent_space.run_images import RegionShape, RunImages
+from services.latent_space.run_images import RegionShape, RunImages, SourceFilter
 from services.statistics.gaussian import Gaussian
 from services.storage import keys
 from services.storage.artifacts import ArtifactStore
@@ -173,12 +173,13 @@ def test_fresh_images_of_different_sources(store: ArtifactStore) -> None:
 def test_fresh_images_of_some_sources(store: ArtifactStore) -> None:
     """Sources held out of correction can be left out, or taken alone."""
     images, shape = RunImages(store, run_of("RESIDUAL")), region(store)
-    for wanted in (images.sources.held_out, ~images.sources.held_out):
+    choices: list[SourceFilter] = [lambda sources: sources.held_out, lambda sources: ~sources.held_out]
+    for wanted in choices:
         drawn = images.fresh(shape, label_of, 50, np.random.default_rng(0), of_source=wanted)
         assert len(drawn)
-        assert wanted[np.searchsorted(images.sources.images.row, drawn.source)].all()
-    nobody = np.zeros(COUNT, bool)
-    assert not len(images.fresh(shape, label_of, 50, np.random.default_rng(0), of_source=nobody))
+        assert wanted(images.sources)[np.searchsorted(images.sources.images.row, drawn.source)].all()
+    nobody = images.fresh(shape, label_of, 50, np.random.default_rng(0), of_source=lambda _: np.zeros(COUNT, bool))
+    assert not len(nobody)
 
 
 def test_what_no_draw_carries_is_left_out(store: ArtifactStore) -> None:

@@ -84,7 +84,7 @@ class Preflight:
     # Among correctly classified images, the share whose unperturbed reconstruction is classified correctly, too.
     reconstruction_accuracy: Estimate
     label_model_accuracy: float
-    # What decided on the rendering; None when the caller did.
+    # Comparison that decided on the rendering; None when the caller did.
     pilot: Pilot | None
 
     @classmethod
@@ -171,7 +171,7 @@ class Run:
     config: Mapping[str, Any]
     # How latents become images: "decoder" or "residual"; "auto" until the pilot has chosen.
     rendering: str
-    # What reads the labels of perturbations: "latent" or "image"; "auto" until the rendering is known.
+    # Input of the label model: "latent" or "image"; "auto" until the rendering is known.
     label_model: str
     # Id of the run whose annotations advised the omitted validity thresholds; empty for none.
     validity_from: str

@@ -108,7 +108,7 @@ def test_thresholds_follow_from_the_rendering(rendering: str, label_model: str, 
 
 
 def test_a_pilot_leaves_thresholds_open() -> None:
-    """What depends on the rendering is absent, unless the caller set it."""
+    """Thresholds that depend on the rendering are absent, unless the caller set them."""
     validity = complete(run_pb2.RunConfig(validity={"min_typicality": 0.25})).validity
     assert {field.name for field, _ in validity.ListFields()} == {"max_radius_sd", "min_typicality", "label_model"}
 
